@@ -1,0 +1,31 @@
+"""Torch-free runtime for composed image retrieval: load a bundle, index images, search by reference image and text."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import Bundle as Bundle
+    from .engine import RetrievalEngine as RetrievalEngine
+    from .engine import SearchResult as SearchResult
+    from .index import GalleryIndex as GalleryIndex
+    from .zones import select_zones as select_zones
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `import dqe_engine` pulls in neither ONNX Runtime nor Pillow.
+_LAZY = {
+    "Bundle": ".bundle",
+    "GalleryIndex": ".index",
+    "RetrievalEngine": ".engine",
+    "SearchResult": ".engine",
+    "select_zones": ".zones",
+}
+__all__ = [*_LAZY, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)

@@ -1,0 +1,1 @@
+"""What the three stages agree on: graph, preprocessing, tokenizer, vocabulary and zone specs, and the bundle manifest."""

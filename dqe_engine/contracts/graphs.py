@@ -1,0 +1,73 @@
+"""The exported graphs, declared once: names, dtypes and named axes drive dummy inputs, export, validation and binding.
+
+An axis is a fixed size (int), or a name. Named axes in `DYNAMIC_AXES` stay symbolic in the graph; every other name is a
+size of the model, found in `GraphSizes`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .parsing import Contract
+
+DYNAMIC_AXES = ("batch", "text_length")
+
+
+class GraphSizes(Contract, frozen=True):
+    """Sizes of one model: everything about a graph's shapes that is not dynamic."""
+
+    image_size: int
+    image_tokens: int  # P
+    vision_width: int  # Hv
+    embedding_dim: int  # D
+    target_tokens: int  # M
+    attributes: int  # A
+
+
+class TensorSpec(Contract, frozen=True):
+    name: str
+    dtype: Literal["float32", "int64"]
+    axes: tuple[str | int, ...]
+
+    def shape(self, sizes: GraphSizes, **dynamic: int) -> tuple[int, ...]:
+        """Concrete shape, given the model's sizes and a value per dynamic axis."""
+        return tuple(a if isinstance(a, int) else dynamic[a] if a in DYNAMIC_AXES else int(getattr(sizes, a)) for a in self.axes)
+
+
+class GraphSpec(Contract, frozen=True):
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.onnx"
+
+
+VISION_ENCODER = GraphSpec(
+    name="vision_encoder",
+    inputs=(TensorSpec(name="pixel_values", dtype="float32", axes=("batch", 3, "image_size", "image_size")),),
+    outputs=(TensorSpec(name="image_tokens", dtype="float32", axes=("batch", "image_tokens", "vision_width")),),
+)
+
+QUERY_ENCODER = GraphSpec(
+    name="query_encoder",
+    inputs=(
+        TensorSpec(name="image_tokens", dtype="float32", axes=("batch", "image_tokens", "vision_width")),
+        TensorSpec(name="input_ids", dtype="int64", axes=("batch", "text_length")),
+        TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "text_length")),
+    ),
+    outputs=(
+        TensorSpec(name="base_query", dtype="float32", axes=("batch", "embedding_dim")),
+        TensorSpec(name="sub_queries", dtype="float32", axes=("batch", "attributes", "embedding_dim")),
+        TensorSpec(name="attribute_weights", dtype="float32", axes=("batch", "attributes")),
+    ),
+)
+
+TARGET_ENCODER = GraphSpec(
+    name="target_encoder",
+    inputs=(TensorSpec(name="image_tokens", dtype="float32", axes=("batch", "image_tokens", "vision_width")),),
+    outputs=(TensorSpec(name="target_tokens", dtype="float32", axes=("batch", "target_tokens", "embedding_dim")),),
+)
+
+GRAPHS: tuple[GraphSpec, ...] = (VISION_ENCODER, QUERY_ENCODER, TARGET_ENCODER)

@@ -1,0 +1,101 @@
+"""Pillow and NumPy preprocessing, equal to the bit to transformers' BlipImageProcessor (tests/test_preprocessing.py)."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .contracts.preprocessing import PreprocessingSpec
+from .errors import InputError
+
+ImageLike = Image.Image | str | os.PathLike[str] | bytes
+
+_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def _describe(source: ImageLike) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return "<PIL image>" if isinstance(source, Image.Image) else os.fspath(source)
+
+
+def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
+    """Decode to upright RGB: EXIF orientation applied, 16-bit scaled to 8, alpha composited onto `spec.background`.
+
+    Raises InputError for a missing or unreadable file, a truncated image, or more than `spec.max_pixels` pixels (read
+    from the header, before anything is decoded).
+    """
+    name = _describe(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and an error
+            image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        width, height = image.size
+        if width * height > spec.max_pixels:
+            raise InputError(f"{name}: {width} x {height} pixels, more than the limit of {spec.max_pixels}; scale it down first")
+        if width == 0 or height == 0:
+            raise InputError(f"{name}: an image of {width} x {height} pixels has no content")
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        return _to_rgb(image, spec.background)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such image file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{name}: is a directory, expected an image file") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: more pixels than the limit of {spec.max_pixels}; scale it down first") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{name}: damaged or truncated image ({error})") from error
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, np.float64)
+        if image.mode == "F":
+            scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
+        else:  # "I" holds 16-bit PNGs in Pillow; an 8-bit range would have been opened as "L"
+            scale = 1 / 257.0
+        grey = np.clip(np.nan_to_num(values) * scale, 0, 255).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def fit_image(image: Image.Image, spec: PreprocessingSpec) -> NDArray[np.uint8]:
+    """Pad (where the spec says so) and resize an RGB image to (image_size, image_size, 3) uint8."""
+    if spec.fit == "target_pad":
+        longer, shorter = max(image.size), min(image.size)
+        if longer / shorter > spec.target_ratio:
+            wanted = int(longer / spec.target_ratio)
+            width, height = (max(side, wanted) for side in image.size)
+            canvas = Image.new("RGB", (width, height), spec.background)
+            canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+            image = canvas
+    size = (spec.image_size, spec.image_size)
+    return np.asarray(image if image.size == size else image.resize(size, _RESAMPLE[spec.resample]))
+
+
+def normalise(pixels: NDArray[np.uint8], spec: PreprocessingSpec) -> NDArray[np.float32]:
+    """(..., H, W, 3) uint8 to (..., 3, H, W) float32: scaled to [0, 1], then mean and standard deviation per channel."""
+    scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
+    values = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def preprocess(images: Sequence[ImageLike], spec: PreprocessingSpec) -> NDArray[np.float32]:
+    """Images of any size and mode to `pixel_values`: (B, 3, H, W) float32, C-contiguous. Raises InputError."""
+    if not images:
+        return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
+    return normalise(np.stack([fit_image(open_image(image, spec), spec) for image in images]), spec)
