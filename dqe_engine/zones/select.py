@@ -1,0 +1,75 @@
+"""`select_zones`: the public entry to Δ-score zone selection and exact MaxSim search."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import BackendError, InputError
+
+from .request import F32, I64, Exclusions, ZoneSelection, validated
+
+Backend = Literal["auto", "cpu", "reference", "cuda"]
+
+
+def select_zones(
+    queries: F32,
+    items: NDArray[Any],
+    *,
+    k: int = 0,
+    anchor: I64 | F32 | None = None,
+    zones: ZoneSpec | None = None,
+    picks: int = 0,
+    counts: bool = False,
+    exclude: Exclusions | None = None,
+    backend: Backend = "auto",
+) -> ZoneSelection:
+    """Top-k, zone counts and mid-zone picks of each query over all items, in one sweep.
+
+    queries: (B, D) float32, C-contiguous.
+    items: (N, D) or (N, M, D), float32 or float16, C-contiguous; score s(b, i) = max over m of <q_b, t_im>, higher is
+        better. Other dtypes and strided arrays are refused, never copied. Read-only and memory-mapped arrays are fine.
+    k: how many of the best to return; 0 for none.
+    zones: bounds and pick policy on Δ = anchor - s (float32); needed by `anchor`, `picks` and `counts`. Quantile bounds
+        are each query's own: p means the Δ at rank floor(p * (n - 1)) of its n candidates, best first.
+    anchor: None for the query's own best candidate; int64 (B,) item positions (the target: its Δ is 0, it is excluded
+        only if `exclude` says so); float32 (B,) scores.
+    picks: P items per query out of the mid zone, the top P of the policy's key. Draws depend on the seed, the query's row
+        and the item's position only: not on tiling, threads or backend.
+    exclude: per query, item positions that are no candidates: they neither rank nor count. An excluded item may be
+        the anchor.
+    backend: "cpu" the compiled kernel, "reference" NumPy, "auto" the kernel where it is built; the result says which ran.
+
+    A NaN score or Δ is in no zone, and a NaN score never ranks. Backends agree up to the rounding of the dot products,
+    and exactly given equal scores.
+
+    Raises InputError for arguments that do not fit, BackendError for a backend that this installation does not have.
+    """
+    request = validated(queries, items, k=k, anchor=anchor, zones=zones, picks=picks, counts=counts, exclude=exclude)
+    if _resolve(backend) == "cpu":
+        from . import cpu
+
+        return cpu.select(request)
+    from . import reference
+
+    return reference.select(request)
+
+
+def _resolve(backend: str) -> Literal["cpu", "reference"]:
+    built = find_spec("dqe_engine._kernels") is not None
+    match backend:
+        case "reference":
+            return "reference"
+        case "auto":
+            return "cpu" if built else "reference"
+        case "cpu" if built:
+            return "cpu"
+        case "cpu":
+            raise BackendError("backend='cpu': dqe_engine._kernels is not built; install with pip install -e ., or use 'reference'")
+        case "cuda":
+            raise BackendError("backend='cuda': this build has no CUDA kernels; use 'cpu' or 'auto'")
+        case _:
+            raise InputError(f"backend={backend!r}: expected 'auto', 'cpu', 'reference' or 'cuda'")
