@@ -1,10 +1,9 @@
-"""Pillow and NumPy preprocessing, equal to the bit to transformers' BlipImageProcessor (tests/test_preprocessing.py)."""
+"""Pillow and NumPy preprocessing, equal to the bit to transformers' BlipImageProcessor (tests/engine/test_preprocessing.py)."""
 
 from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,38 +32,41 @@ def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
     """
     name = _describe(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and an error
-            image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        width, height = image.size
-        if width * height > spec.max_pixels:
-            raise InputError(f"{name}: {width} x {height} pixels, more than the limit of {spec.max_pixels}; scale it down first")
-        if width == 0 or height == 0:
-            raise InputError(f"{name}: an image of {width} x {height} pixels has no content")
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image, spec.background)
+        if isinstance(source, Image.Image):
+            return _decode(source, name, spec)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _decode(image, name, spec)
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such image file") from error
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a directory, expected an image file") from error
+    except PermissionError as error:
+        raise InputError(f"{name}: no permission to read it") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image that Pillow can read") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limits, where lower than ours
         raise InputError(f"{name}: more pixels than the limit of {spec.max_pixels}; scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # hostile bytes make Pillow's plugins raise struct.error, IndexError, zlib.error and others
         raise InputError(f"{name}: damaged or truncated image ({error})") from error
+
+
+def _decode(image: Image.Image, name: str, spec: PreprocessingSpec) -> Image.Image:
+    width, height = image.size
+    if width * height > spec.max_pixels:
+        raise InputError(f"{name}: {width} x {height} pixels, more than the limit of {spec.max_pixels}; scale it down first")
+    if width == 0 or height == 0:
+        raise InputError(f"{name}: an image of {width} x {height} pixels has no content")
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image), spec.background)
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, np.float64)
-        if image.mode == "F":
-            scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
-        else:  # "I" holds 16-bit PNGs in Pillow; an 8-bit range would have been opened as "L"
-            scale = 1 / 257.0
+        float_scale = 255.0 if values.max() <= 1.0 else 1.0
+        scale = float_scale if image.mode == "F" else 1 / 257.0  # "I" holds 16-bit PNGs; an 8-bit range would be "L"
         grey = np.clip(np.nan_to_num(values) * scale, 0, 255).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -33,7 +33,7 @@ class GraphParity(Contract, frozen=True):
     shapes: tuple[dict[str, int], ...]
 
 
-class BundleManifest(Contract, frozen=True):
+class BundleManifest(Contract, frozen=True, kw_only=True):
     """`model` is the training configuration's model section, for the record; the runtime reads `sizes`."""
 
     schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,128 @@
+"""A bundle on disk: manifest, graphs and tokenizer, verified before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
+from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, FileEntry
+from .contracts.parsing import parse
+from .contracts.vocabulary import AttributeVocabulary
+from .errors import BundleError
+from .files import sha256_of
+from .sessions import GraphSession, OnnxSession, Provider
+from .text import TextEncoder
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `session` and `text_encoder` load its parts; nothing is kept in between."""
+
+    path: Path
+    manifest: BundleManifest
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Parse `manifest.json` strictly and hold the directory against it: every file present, of its size and SHA-256.
+
+        `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
+        a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents.
+        """
+        root = Path(path)
+        manifest = _read_manifest(root)
+        _check_contents(root / MANIFEST_FILE, manifest)
+        for entry in manifest.files:
+            _check_file(root, entry, hashed=verify)
+        return cls(root, manifest)
+
+    @property
+    def model_hash(self) -> str:
+        return self.manifest.model_hash
+
+    @property
+    def sizes(self) -> GraphSizes:
+        return self.manifest.sizes
+
+    @property
+    def vocabulary(self) -> AttributeVocabulary:
+        return self.manifest.vocabulary
+
+    def session(self, graph: GraphSpec, *, provider: Provider = "auto", threads: int | None = None) -> GraphSession:
+        """Open one of the manifest's graphs. Raises BackendError and BundleError as `OnnxSession` does."""
+        return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads)
+
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder(self.path / self.manifest.tokenizer.file, self.manifest.tokenizer)
+
+
+def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ...]:
+    """Path, size and SHA-256 of every file below `directory` but the manifest, sorted by path.
+
+    Raises BundleError for a link, since what it points at does not travel with the bundle.
+    """
+    root = Path(directory)
+    entries = []
+    for file in sorted(root.rglob("*")):
+        if file.is_symlink():
+            raise BundleError(f"{file}: a bundle cannot hold links; copy the file instead")
+        name = file.relative_to(root).as_posix()
+        if file.is_file() and name != MANIFEST_FILE:
+            entries.append(FileEntry(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
+    return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _read_manifest(root: Path) -> BundleManifest:
+    where = root / MANIFEST_FILE
+    try:
+        data = msgspec.json.decode(where.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{root}: no bundle here ({MANIFEST_FILE} is missing); make one with dqe-export") from error
+    except OSError as error:
+        raise BundleError(f"{where}: cannot be read ({error.strerror})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where}: not valid JSON ({error}); copy the bundle again") from error
+    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(f"{where}: schema_version must be {SCHEMA_VERSION}, got {version!r}; export the bundle again")
+    return parse(BundleManifest, data, where=str(where), error=BundleError)
+
+
+def _check_contents(where: Path, manifest: BundleManifest) -> None:
+    graphs = {graph.name: graph for graph in manifest.graphs}
+    for known in GRAPHS:
+        if graphs.get(known.name) != known:
+            raise BundleError(f"{where}: graph {known.name} is {'not as this version binds it' if known.name in graphs else 'missing'}")
+    paths = [entry.path for entry in manifest.files]
+    if len(set(paths)) != len(paths):
+        raise BundleError(f"{where}: a file is listed twice")
+    for needed in (*(graph.file for graph in manifest.graphs), manifest.tokenizer.file):
+        if needed not in paths:
+            raise BundleError(f"{where}: {needed} is not in the list of files, so it cannot be verified; export the bundle again")
+    sizes, heads = manifest.sizes, len(manifest.vocabulary.attributes)
+    if sizes.attributes != heads:
+        raise BundleError(f"{where}: {sizes.attributes} attribute heads, but {heads} attributes in the vocabulary")
+    if sizes.image_size != manifest.preprocessing.image_size:
+        raise BundleError(f"{where}: graphs take {sizes.image_size} pixels, preprocessing gives {manifest.preprocessing.image_size}")
+    if min(msgspec.structs.astuple(sizes)) < 1:
+        raise BundleError(f"{where}: sizes must be positive, got {sizes}")
+
+
+def _check_file(root: Path, entry: FileEntry, *, hashed: bool) -> None:
+    relative = PurePosixPath(entry.path)
+    plain = entry.path == str(relative) and "\\" not in entry.path and "\0" not in entry.path
+    file = root / relative if plain else root
+    if not plain or relative.is_absolute() or ".." in relative.parts or not file.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root / MANIFEST_FILE}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
+    if not file.is_file():
+        raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
+    if (size := file.stat().st_size) != entry.size:
+        raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
+    if hashed and sha256_of(file) != entry.sha256:
+        raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")

@@ -1,0 +1,164 @@
+"""`dqe-index`: a folder of images into a gallery index; interrupted or killed, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
+
+if TYPE_CHECKING:
+    from dqe_engine.engine import RetrievalEngine
+    from dqe_engine.preprocessing import ImageLike
+    from dqe_engine.results import SkippedImage
+
+SHOWN_SKIPPED = 20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dqe-index",
+        description="Index a folder of images. Run again, it adds what is new; an item's id is its path relative to the folder.",
+    )
+    parser.add_argument("bundle", type=Path, help="the exported model")
+    parser.add_argument("images", type=Path, help="folder, walked recursively: jpg, jpeg, png, webp, bmp, gif, tif, tiff")
+    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index, made or continued")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images per pass (default: 32)")
+    parser.add_argument("--save-every", type=positive, default=512, metavar="N", help="images between two saves (default: 512)")
+    parser.add_argument("--storage", choices=("f32", "f16"), help="precision of the target tokens of a new index (default: f32)")
+    parser.add_argument(
+        "--image-tokens",
+        choices=("f16", "f32", "none"),
+        help="keep image tokens, so that catalogue references need no vision pass (default for a new index: f16)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="go on after images that cannot be read, and list them at the end")
+    parser.add_argument("--prune", action="store_true", help="remove items whose image is gone from the folder")
+    parser.add_argument("--force", action="store_true", help="start anew, replacing an index that is there")
+    add_runtime_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(lambda: _index(args))
+
+
+def _index(args: argparse.Namespace) -> int:
+    from dqe_engine.engine import RetrievalEngine
+    from dqe_engine.image_sources import image_pairs
+
+    pairs = image_pairs(args.images)
+    engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
+    _open_index(engine, args)
+    if args.prune:
+        engine.index.remove(set(engine.index.ids) - {id for id, _ in pairs})
+    engine.save_index(args.out, overwrite=args.force)  # before the work: a folder that cannot be written is an error now
+    present = len(engine.index)
+    todo = [(id, image) for id, image in pairs if id not in engine.index]
+    skipped: list[SkippedImage] = []
+    try:
+        with _interrupts_between_batches() as check_stopped, _progress_bar(len(todo)) as advance_to:
+
+            def progress(done: int) -> None:
+                advance_to(done)
+                check_stopped()
+
+            _add_all(engine, todo, args, skipped, progress)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(engine.index)} images are saved in {args.out}; run the same command to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        for image in skipped[:SHOWN_SKIPPED]:
+            print(f"skipped: {image.reason}", file=sys.stderr)
+        if len(skipped) > SHOWN_SKIPPED:
+            print(f"skipped: {len(skipped) - SHOWN_SKIPPED} more", file=sys.stderr)
+    print(f"{args.out}: {len(engine.index) - present} images added, {len(skipped)} skipped, {len(engine.index)} in the index")
+    return 0
+
+
+def _open_index(engine: RetrievalEngine, args: argparse.Namespace) -> None:
+    """Attach the index in `--out`, or an empty one where there is none or `--force` was given."""
+    from dqe_engine.errors import InputError
+
+    if args.force or not (args.out / "manifest.json").exists():
+        engine.new_index(storage=args.storage or "f32", image_storage=args.image_tokens or "f16")
+        return
+    engine.load_index(args.out)
+    for option, asked, found in (
+        ("--storage", args.storage, engine.index.storage),
+        ("--image-tokens", args.image_tokens, engine.index.image_storage),
+    ):
+        if asked is not None and asked != found:
+            raise InputError(f"{args.out} was made with {option} {found}; leave {option} out, or start anew with --force")
+
+
+def _add_all(
+    engine: RetrievalEngine,
+    todo: Sequence[tuple[str, ImageLike]],
+    args: argparse.Namespace,
+    skipped: list[SkippedImage],
+    progress: Callable[[int], None],
+) -> None:
+    for start in range(0, len(todo), args.save_every):
+
+        def chunk_progress(done: int, _: int, start: int = start) -> None:
+            progress(start + done)
+
+        try:
+            report = engine.index_images(
+                dict(todo[start : start + args.save_every]),
+                batch_size=args.batch_size,
+                progress=chunk_progress,
+                on_error="skip" if args.skip_bad else "raise",
+            )
+            skipped += report.skipped
+        finally:  # what was added before a bad image or Ctrl-C is kept too
+            engine.save_index(args.out)
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A function that moves the bar on stderr to a number of images done; no bar where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("indexing", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
+    """Hold back the first Ctrl-C until the yielded function is called, which then raises KeyboardInterrupt.
+
+    A second Ctrl-C stops at once. Only the main thread receives signals; elsewhere nothing is held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this batch; Ctrl-C again stops at once", file=sys.stderr)
+
+    def check() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

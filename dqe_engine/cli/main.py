@@ -1,0 +1,47 @@
+"""What every command shares: errors as one line, exit codes, and argument types."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from dqe_engine.errors import DQEError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def run(handler: Callable[[], int]) -> int:
+    """Exit code of `handler`: its own, 2 after an error the user can mend (one line on stderr), 130 after Ctrl-C.
+
+    Anything else is our bug and keeps its traceback.
+    """
+    try:
+        code = handler()
+        sys.stdout.flush()
+        return code
+    except DQEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `dqe-search … | head`; the interpreter would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """`--provider` and `--threads`, as `RetrievalEngine.load` takes them."""
+    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="auto", help="what runs the graphs (default: auto)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads per graph (default: ONNX Runtime's choice)")

@@ -1,0 +1,117 @@
+"""`dqe-search`: one composed query against an index, as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .main import add_runtime_options, positive, run
+
+if TYPE_CHECKING:
+    from dqe_engine.results import Hit, SearchResult
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dqe-search", description="Search an index by a reference image and what should differ.")
+    parser.add_argument("bundle", type=Path, help="the exported model")
+    parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
+    parser.add_argument("--image", required=True, metavar="PATH_OR_ID", help="reference image; an id of the index wins over a file")
+    parser.add_argument("--text", required=True, help="what should differ, such as 'in red, with long sleeves'")
+    parser.add_argument("-k", type=positive, default=10, help="how many hits (default: 10)")
+    parser.add_argument(
+        "--weight",
+        type=_weight,
+        action="append",
+        default=[],
+        metavar="ATTRIBUTE=X",
+        help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
+    )
+    parser.add_argument(
+        "--filter", type=_json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
+    )
+    parser.add_argument("--zones", action="store_true", help="tell equally good hits (near) from similar but different ones (mid)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_runtime_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(lambda: _search(args))
+
+
+def _search(args: argparse.Namespace) -> int:
+    from dqe_engine.engine import RetrievalEngine
+
+    engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
+    engine.load_index(args.index)
+    result = engine.search(args.image, args.text, k=args.k, attribute_weights=dict(args.weight), zones=args.zones, filter=args.filter)
+    if args.json:
+        from dqe_engine.contracts.parsing import to_json
+
+        sys.stdout.write(to_json(result).decode())
+    else:
+        _print_tables(result)
+    return 0
+
+
+def _print_tables(result: SearchResult) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if result.zones is None:
+        console.print(_table("hits", result.hits))
+    else:
+        counts = result.zones.counts
+        console.print(_table(f"near: {counts.near} equally good", result.zones.near))
+        console.print(_table(f"mid: {counts.mid} similar but different ({counts.easy} further away)", result.zones.mid))
+    used = ", ".join(f"{name} {value:.3f} (predicted {result.predicted_weights[name]:.3f})" for name, value in result.weights.items())
+    console.print(f"attribute weights: {used}", markup=False, highlight=False)
+    if result.truncated:
+        console.print("the text was longer than the model reads; its end was ignored")
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in result.timings_ms.items())
+    console.print(f"milliseconds: {stages}", highlight=False)
+
+
+def _table(title: str, hits: Sequence[Hit]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("id", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_column("Δ", justify="right")
+    if with_metadata := any(hit.metadata for hit in hits):
+        table.add_column("metadata", overflow="fold")
+    for rank, hit in enumerate(hits, start=1):
+        cells = [Text(hit.id), Text(f"{hit.score:.4f}"), Text(f"{hit.delta:.4f}")]  # Text: an id may look like markup
+        if with_metadata:
+            cells.append(Text(json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else ""))
+        table.add_row(str(rank), *cells)
+    return table
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, separator, value = text.partition("=")
+    try:
+        if not separator or not name:
+            raise ValueError
+        return name, float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=2.0, got {text!r}") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value

@@ -1,0 +1,315 @@
+"""`RetrievalEngine`: a bundle and an index behind two calls, `index_images` and `search`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .compose import apply_overrides, compose_query
+from .contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
+from .contracts.zones import ZoneSpec
+from .errors import BackendError, InputError
+from .image_sources import ImageSource, decode_ahead, image_pairs, open_reference
+from .index import GalleryIndex, ImageStorage, Storage
+from .index.filters import Filter
+from .index.validation import check_count, check_ids
+from .preprocessing import ImageLike, fit_image, normalise, open_image
+from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchResult, SkippedImage, ZoneMembers, build_result_parts
+from .sessions import GraphSession, Provider
+
+Progress = Callable[[int, int], None]
+STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "compose", "search")
+
+__all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "RetrievalEngine", "SearchResult", "SkippedImage", "ZoneMembers"]
+
+
+class RetrievalEngine:
+    """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
+
+    def __init__(
+        self, bundle: Bundle, *, vision: GraphSession, query: GraphSession, target: GraphSession, index: GalleryIndex | None = None
+    ) -> None:
+        """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made."""
+        self.bundle = bundle
+        self._vision, self._query, self._target = vision, query, target
+        self._text = bundle.text_encoder()
+        self._index = GalleryIndex.for_bundle(bundle)
+        if index is not None:
+            self.attach(index)
+
+    @classmethod
+    def load(
+        cls, bundle_path: str | os.PathLike[str], *, provider: Provider = "auto", threads: int | None = None, verify: bool = True
+    ) -> RetrievalEngine:
+        """Verify and open a bundle. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
+        bundle = Bundle.load(bundle_path, verify=verify)
+        vision, query, target = (
+            bundle.session(graph, provider=provider, threads=threads) for graph in (VISION_ENCODER, QUERY_ENCODER, TARGET_ENCODER)
+        )
+        return cls(bundle, vision=vision, query=query, target=target)
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """What runs each graph."""
+        return {session.spec.name: session.provider for session in (self._vision, self._query, self._target)}
+
+    @property
+    def index(self) -> GalleryIndex:
+        return self._index
+
+    def attach(self, index: GalleryIndex) -> None:
+        """Search this index from now on. Raises IndexFormatError when it was made with another model."""
+        index.require_model(self.bundle.model_hash)
+        self._index = index
+
+    def new_index(self, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
+        """Attach an empty index with these storage options (see `GalleryIndex`) and return it."""
+        self._index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
+        return self._index
+
+    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False) -> None:
+        """Attach a saved index; raises as `GalleryIndex.load` does, also for another model's."""
+        self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify)
+
+    def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """See `GalleryIndex.save`."""
+        self._index.save(path, overwrite=overwrite)
+
+    def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> EncodedImages:
+        """Target tokens and image tokens of images of any size and mode. Raises InputError for one that cannot be read."""
+        check_count("batch_size", batch_size, 1)
+        spec = self.bundle.manifest.preprocessing
+        batches = [
+            self._encode_pixels([fit_image(open_image(image, spec), spec) for image in images[start : start + batch_size]])
+            for start in range(0, len(images), batch_size)
+        ] or [self._encode_pixels([])]
+        return EncodedImages(
+            np.concatenate([batch.target_tokens for batch in batches]), np.concatenate([batch.image_tokens for batch in batches])
+        )
+
+    def index_images(
+        self,
+        images: ImageSource,
+        *,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        replace: bool = False,
+        decode_threads: int = 4,
+    ) -> IndexingReport:
+        """Encode images and add them to the index, batch by batch; `save_index` makes them durable.
+
+        images: see `image_pairs`. metadata: by id. progress: called after every batch with (images done, images in all); what
+        it raises stops the work between two batches. on_error: "raise" stops at an image that cannot be read, "skip"
+        goes on and reports it. Existing ids are refused before any work, unless `replace`. Whatever stops it, the batches
+        that were added stay. Raises InputError.
+        """
+        check_count("batch_size", batch_size, 1)
+        check_count("decode_threads", decode_threads, 1)
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error is 'raise' or 'skip', got {on_error!r}")
+        index, skipped = self._index, list[SkippedImage]()
+        pairs = image_pairs(images)
+        if on_error == "skip":
+            pairs = _usable(pairs, skipped)
+        check_ids([id for id, _ in pairs])
+        if not replace and (existing := [id for id, _ in pairs if id in index]):
+            raise InputError(f"{existing[0]!r} and {len(existing) - 1} more ids are in the index already; leave them out, or replace=True")
+        if metadata and (unknown := metadata.keys() - dict(pairs).keys()):
+            raise InputError(f"metadata for {sorted(unknown)[0]!r}, which is not among the images")
+        added: list[str] = []
+        batch: list[tuple[str, NDArray[np.uint8]]] = []
+        decoded = decode_ahead(pairs, self.bundle.manifest.preprocessing, ahead=2 * batch_size, threads=decode_threads)
+        with closing(decoded):
+            for done, (id, pixels) in enumerate(decoded, start=1):
+                if not isinstance(pixels, InputError):
+                    batch.append((id, pixels))
+                elif on_error == "raise":
+                    raise pixels
+                else:
+                    skipped.append(SkippedImage(id, str(pixels)))
+                if len(batch) == batch_size or done == len(pairs):
+                    self._add_batch(index, batch, metadata or {}, replace=replace)
+                    added += [id for id, _ in batch]
+                    batch = []
+                    if progress is not None:
+                        progress(done, len(pairs))
+        return IndexingReport(tuple(added), tuple(skipped))
+
+    def encode_queries(
+        self, references: Sequence[ImageLike], texts: Sequence[str], *, attribute_weights: Mapping[str, float] | None = None
+    ) -> EncodedQueries:
+        """Composed queries, references and texts by pairs; see `search` for what a reference may be."""
+        return self._encode_queries(self._index, references, texts, attribute_weights)
+
+    def _encode_queries(
+        self, index: GalleryIndex, references: Sequence[ImageLike], texts: Sequence[str], attribute_weights: Mapping[str, float] | None
+    ) -> EncodedQueries:
+        if len(references) != len(texts):
+            raise InputError(f"{len(references)} reference images for {len(texts)} modification texts; a composed query needs one of each")
+        timings = dict.fromkeys(STAGES[:-1], 0.0)
+        with _timed(timings, "tokenise"):
+            encoded = self._text.encode(texts)
+        image_tokens = self._reference_tokens(index, references, timings)
+        with _timed(timings, "query"):
+            parts = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
+        with _timed(timings, "compose"):
+            predicted = parts["attribute_weights"]
+            weights = apply_overrides(predicted, self.bundle.vocabulary.names, attribute_weights or {})
+            queries = compose_query(parts["base_query"], parts["sub_queries"], weights)
+            if not np.isfinite(queries).all():
+                raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
+        return EncodedQueries(queries, predicted, weights, encoded.truncated, timings)
+
+    def search(
+        self,
+        reference: ImageLike,
+        text: str,
+        *,
+        k: int = 10,
+        attribute_weights: Mapping[str, float] | None = None,
+        zones: bool | ZoneSpec = False,
+        exclude_reference: bool = True,
+        filter: Filter | None = None,
+    ) -> SearchResult:
+        """The k items that best show the reference image changed as the text says.
+
+        reference: a str that is an id of the index means that item (its cached image tokens are used, no image is read),
+        even if a file of that name exists; any other str, and every `Path`, is an image file; bytes and PIL images work too.
+        attribute_weights: multipliers of the predicted weights, by attribute. zones: also tell near from mid, by the
+        bundle's bounds or by others. exclude_reference: leave out the reference itself where it was given by id.
+        filter: on metadata, see `compile_filter`. Raises InputError; image-only and text-only queries are refused.
+        """
+        return self.search_batch(
+            [reference],
+            [text],
+            k=k,
+            attribute_weights=attribute_weights,
+            zones=zones,
+            exclude_reference=exclude_reference,
+            filter=filter,
+        )[0]
+
+    def search_batch(
+        self,
+        references: Sequence[ImageLike],
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        attribute_weights: Mapping[str, float] | None = None,
+        zones: bool | ZoneSpec = False,
+        exclude_reference: bool = True,
+        exclude: Sequence[Collection[str]] | None = None,
+        filter: Filter | None = None,
+    ) -> tuple[SearchResult, ...]:
+        """`search` for many queries in one pass through the graphs and the index. `exclude`: more ids to leave out, per query.
+
+        The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
+        """
+        check_count("k", k, 1)
+        if exclude is not None and len(exclude) != len(references):
+            raise InputError(f"{len(exclude)} exclusions for {len(references)} queries")
+        index = self._index  # pinned: `attach` may swap it meanwhile
+        encoded = self._encode_queries(index, references, texts, attribute_weights)
+        left_out = [set(ids) for ids in exclude] if exclude is not None else [set[str]() for _ in references]
+        if exclude_reference:
+            for ids, reference in zip(left_out, references, strict=True):
+                if isinstance(reference, str):
+                    ids.add(reference)  # where it is no id, this excludes nothing
+        spec = self._zone_spec(zones)
+        timings = dict(encoded.timings_ms)
+        with _timed(timings, "search"):
+            found = index.search(encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0)
+        names, overrides = self.bundle.vocabulary.names, {name: float(value) for name, value in (attribute_weights or {}).items()}
+        return tuple(
+            SearchResult(
+                hits=hits,
+                weights=dict(zip(names, map(float, encoded.weights[b]), strict=True)),
+                predicted_weights=dict(zip(names, map(float, encoded.predicted_weights[b]), strict=True)),
+                overrides=dict(overrides),
+                truncated=encoded.truncated[b],
+                zones=members,
+                timings_ms=dict(timings),
+            )
+            for b, (hits, members) in enumerate(map(build_result_parts, found))
+        )
+
+    def _zone_spec(self, zones: bool | ZoneSpec) -> ZoneSpec | None:
+        if zones is False:
+            return None
+        spec = self.bundle.manifest.zones if zones is True else zones
+        return msgspec.structs.replace(spec, policy="hardest")  # for people: the best of the mid zone, not a sample of it
+
+    def _encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> EncodedImages:
+        image_tokens = self._vision.run(pixel_values=self._normalised(pixels))["image_tokens"]
+        return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
+
+    def _normalised(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        spec = self.bundle.manifest.preprocessing
+        if not pixels:
+            return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
+        return normalise(np.stack(pixels), spec)
+
+    def _add_batch(
+        self,
+        index: GalleryIndex,
+        batch: Sequence[tuple[str, NDArray[np.uint8]]],
+        metadata: Mapping[str, Mapping[str, Any]],
+        *,
+        replace: bool,
+    ) -> None:
+        encoded = self._encode_pixels([pixels for _, pixels in batch])
+        index.add(
+            [id for id, _ in batch],
+            encoded.target_tokens,
+            None if index.image_storage == "none" else encoded.image_tokens,
+            [metadata.get(id) for id, _ in batch],
+            replace=replace,
+        )
+
+    def _reference_tokens(self, index: GalleryIndex, references: Sequence[ImageLike], timings: dict[str, float]) -> NDArray[np.float32]:
+        """Image tokens of the references, (B, P, Hv) float32: from the cache where they are ids, else by the vision encoder."""
+        sizes, spec = self.bundle.sizes, self.bundle.manifest.preprocessing
+        tokens = np.empty((len(references), sizes.image_tokens, sizes.vision_width), np.float32)
+        rows, images = [], []
+        with _timed(timings, "decode"):
+            for row, reference in enumerate(references):
+                if isinstance(reference, str) and reference in index:
+                    tokens[row] = index.image_tokens(reference)
+                else:
+                    rows.append(row)
+                    images.append(open_reference(reference, spec))
+        if rows:
+            with _timed(timings, "preprocess"):
+                pixel_values = self._normalised([fit_image(image, spec) for image in images])
+            with _timed(timings, "vision"):
+                tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
+        return tokens
+
+
+def _usable(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedImage]) -> list[tuple[str, ImageLike]]:
+    """Pairs whose id can be one; the others (file names that are not Unicode) are added to `skipped`."""
+    usable = []
+    for id, image in pairs:
+        try:
+            check_ids([id])
+            usable.append((id, image))
+        except InputError as error:
+            skipped.append(SkippedImage(id, str(error)))
+    return usable
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = (time.perf_counter() - start) * 1e3

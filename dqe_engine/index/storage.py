@@ -1,0 +1,190 @@
+"""An index on disk: a manifest that is replaced atomically, and the append-only files of which it confirms a prefix.
+
+    manifest.json             sizes and checksums of the confirmed prefixes, model hash, shapes, revision
+    <generation>.catalogue    one JSON line per event: a row added (id, metadata) or a row removed (position)
+    <generation>.targets      raw rows (M, D), little-endian f32 or f16: one file, so that a search maps one array
+    <generation>.images       raw rows (P, Hv), where image tokens are cached
+    lock                      held (flock) while saving
+
+A save appends behind the confirmed prefix, flushes to the disk, then replaces the manifest. Killed before that, the old
+manifest still describes what is there and the next save cuts the rest off. Compaction writes a new generation; files
+that no manifest names are removed by the save after it, so that a reader that just read the manifest still finds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.parsing import Contract, parse, to_json
+from dqe_engine.errors import IndexFormatError
+from dqe_engine.files import atomic_write
+
+Storage = Literal["f32", "f16"]
+ImageStorage = Literal["none", "f16", "f32"]
+DTYPES = {"f32": "<f4", "f16": "<f2"}
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+_DATA_FILE = re.compile(r"[0-9a-f]{8}\.(?:catalogue|targets|images)")
+_TEMPORARY_PREFIX = ".tmp-"  # of files.atomic_write
+_WRITE_BYTES = 1 << 24
+
+
+class FileState(Contract, frozen=True, kw_only=True):
+    """The confirmed prefix of an append-only file."""
+
+    name: str
+    size: int = 0
+    crc32: int = 0
+
+
+class IndexManifest(Contract, frozen=True, kw_only=True):
+    """`revision` changes with every save; a writer that does not know the one on disk is out of date."""
+
+    schema_version: int = SCHEMA_VERSION
+    model_hash: str
+    revision: str
+    rows: int
+    storage: Storage
+    image_storage: ImageStorage
+    target_shape: tuple[int, int]
+    image_shape: tuple[int, int]
+    catalogue: FileState
+    targets: FileState
+    images: FileState | None
+
+    @property
+    def files(self) -> tuple[FileState, ...]:
+        return (self.catalogue, self.targets, *([self.images] if self.images else []))
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A catalogue line: a row added (`id`, optional `metadata`), or the row at position `removed` gone."""
+
+    id: str | None = None
+    metadata: dict[str, Any] | None = None
+    removed: int | None = None
+
+
+def read_manifest(root: Path) -> IndexManifest | None:
+    """The manifest in `root`, or None where there is none. Raises IndexFormatError for one that cannot be used."""
+    where = root / MANIFEST_FILE
+    try:
+        data = msgspec.json.decode(where.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise IndexFormatError(f"{where}: cannot be read ({error.strerror})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IndexFormatError(f"{where}: not valid JSON ({error}); restore it from a copy or index again") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise IndexFormatError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
+    manifest = parse(IndexManifest, data, where=str(where), error=IndexFormatError)
+    for state in manifest.files:
+        if not _DATA_FILE.fullmatch(state.name) or state.size < 0:
+            raise IndexFormatError(f"{where}: {state.name!r} is not a file of an index; do not use this index")
+    return manifest
+
+
+def read_manifest_to_replace(root: Path) -> IndexManifest | None:
+    """The manifest, or None also where it is too damaged to say which files belong to it."""
+    try:
+        return read_manifest(root)
+    except IndexFormatError:
+        return None
+
+
+def write_manifest(root: Path, manifest: IndexManifest) -> None:
+    with atomic_write(root / MANIFEST_FILE) as stream:
+        stream.write(to_json(manifest))
+
+
+def new_revision() -> str:
+    return secrets.token_hex(8)
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Hold the directory's lock, creating the directory where needed. Disk errors leave as IndexFormatError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / "lock", "wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # released by the kernel even when we are killed
+            yield
+    except OSError as error:
+        raise IndexFormatError(f"{root}: the index cannot be written ({error.strerror or error})") from error
+
+
+def remove_orphans(root: Path, keep: IndexManifest | None) -> None:
+    """Remove our files that `keep` does not name: earlier generations and what killed saves left."""
+    named = {state.name for state in keep.files} if keep else set()
+    for file in root.iterdir():
+        if file.name not in named and (_DATA_FILE.fullmatch(file.name) or file.name.startswith(_TEMPORARY_PREFIX)):
+            file.unlink()
+
+
+def extend(root: Path, state: FileState, chunks: Iterable[bytes | NDArray[Any]]) -> FileState:
+    """Append `chunks` behind the confirmed prefix (a file of size 0 is created) and flush; returns the longer prefix."""
+    path, size, crc = root / state.name, state.size, state.crc32
+    if state.size and (not path.is_file() or path.stat().st_size < state.size):
+        raise IndexFormatError(f"{path}: missing or shorter than its confirmed {state.size} bytes; restore it from a copy or index again")
+    with open(path, "r+b" if state.size else "wb") as stream:
+        stream.truncate(size)  # what a killed save left behind
+        stream.seek(size)
+        for chunk in chunks:
+            data = chunk if isinstance(chunk, bytes) else chunk.reshape(-1).view(np.uint8).data
+            stream.write(data)
+            crc = zlib.crc32(data, crc)
+            size += len(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileState(name=state.name, size=size, crc32=crc)
+
+
+def encode_events(events: Sequence[Event]) -> bytes:
+    return msgspec.json.Encoder().encode_lines(events)
+
+
+def read_events(root: Path, state: FileState) -> list[Event]:
+    """The confirmed catalogue, checksum verified. Raises IndexFormatError."""
+    path = root / state.name
+    with open(path, "rb") as stream:
+        raw = stream.read(state.size)
+    if len(raw) != state.size or zlib.crc32(raw) != state.crc32:
+        raise IndexFormatError(f"{path}: the catalogue is damaged (checksum differs); restore it from a copy or index again")
+    try:
+        return msgspec.json.Decoder(Event).decode_lines(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IndexFormatError(f"{path}: the catalogue is damaged ({error}); restore it from a copy or index again") from error
+
+
+def map_rows(root: Path, state: FileState, rows: int, shape: tuple[int, int], storage: str, *, verify: bool) -> NDArray[Any]:
+    """The confirmed rows, memory-mapped read-only: (rows, *shape). `verify` reads them all and holds the checksum."""
+    path, dtype = root / state.name, np.dtype(DTYPES[storage])
+    if state.size != rows * shape[0] * shape[1] * dtype.itemsize:
+        raise IndexFormatError(f"{path}: {state.size} bytes do not make {rows} rows of {shape}; index again")
+    if (found := path.stat().st_size) < state.size:
+        raise IndexFormatError(f"{path}: {found} bytes, of which {state.size} were confirmed; restore it from a copy or index again")
+    if state.size == 0:
+        return np.empty((0, *shape), dtype)
+    array = np.asarray(np.memmap(path, dtype, "r", shape=(rows, *shape)))
+    if verify:
+        crc, flat = 0, array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _WRITE_BYTES):
+            crc = zlib.crc32(flat[start : start + _WRITE_BYTES].data, crc)
+        if crc != state.crc32:
+            raise IndexFormatError(f"{path}: its bytes changed (checksum differs); restore it from a copy or index again")
+    return array

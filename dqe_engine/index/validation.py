@@ -1,0 +1,71 @@
+"""Checks of what callers hand to the index: ids, token rows, metadata, counts. All raise InputError."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.errors import InputError
+
+
+def some(ids: Sequence[str]) -> str:
+    """Up to five ids, for a message."""
+    return ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Non-empty strings that UTF-8 can hold, none twice."""
+    for id in ids:
+        if not isinstance(id, str) or not id:
+            raise InputError(f"ids are non-empty strings, got {id!r}")
+        try:
+            id.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"id {id!r} is not valid Unicode (lone surrogates); rename the item") from error
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        repeated = list(dict.fromkeys(id for id in ids if id in seen or seen.add(id)))  # type: ignore[func-returns-value]
+        raise InputError(f"{len(repeated)} ids are given more than once: {some(repeated)}")
+
+
+def check_no_single_str(name: str, ids: Collection[str]) -> None:
+    if isinstance(ids, str):
+        raise InputError(f"{name}: expected a collection of ids, got a single str; wrap it in a list")
+
+
+def checked_rows(name: str, rows: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """A C-contiguous copy in `dtype`; the rows must be float32 or float16, of that shape, and finite after the cast."""
+    if not isinstance(rows, np.ndarray) or rows.dtype not in (np.float32, np.float16):
+        raise InputError(f"{name}: expected a float32 or float16 array, got {getattr(rows, 'dtype', type(rows).__name__)}")
+    if rows.shape != shape:
+        raise InputError(f"{name}: expected shape {shape}, got {rows.shape}")
+    with np.errstate(over="ignore"):
+        copied = np.array(rows, dtype, order="C")
+    if not np.isfinite(copied).all():
+        cause = "values are NaN or infinite" if not np.isfinite(rows).all() else "values are beyond float16; choose f32 storage"
+        raise InputError(f"{name}: {cause}")
+    return copied
+
+
+def checked_metadata(id: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A deep copy of the entry, which JSON must be able to hold without change (so no NaN, tuples or non-string keys)."""
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping):
+        raise InputError(f"metadata of {id!r}: expected a JSON object, got {type(entry).__name__}")
+    try:
+        copied = msgspec.json.decode(msgspec.json.encode(dict(entry)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"metadata of {id!r} is not JSON ({error})") from error
+    if copied != entry:
+        raise InputError(f"metadata of {id!r} would change in JSON; use strings, finite numbers, bools, null, lists and objects")
+    return dict(copied)

@@ -1,0 +1,161 @@
+"""Graphs that run: one session per graph, bound to its spec by name, dtype and shape, on the provider that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
+from .errors import BackendError, BundleError, InputError
+
+Provider = Literal["auto", "cpu", "cuda"]
+Arrays = dict[str, NDArray[Any]]
+
+_PROVIDER_NAMES: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+class GraphSession(Protocol):
+    """What the engine needs of a graph, whichever runtime executes it. Threads may share one session."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+    @property
+    def provider(self) -> str:
+        """What actually runs the graph, such as "cpu" or "cuda"; never "auto"."""
+        ...
+
+    def run(self, **inputs: NDArray[Any]) -> Arrays:
+        """Every output by name, for all inputs by name. Raises InputError for arrays that do not fit the spec."""
+        ...
+
+
+def bind_inputs(spec: GraphSpec, sizes: GraphSizes, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Sizes of the dynamic axes, after holding the inputs' names, dtypes and shapes against the spec. Raises InputError."""
+    wanted = {tensor.name for tensor in spec.inputs}
+    if inputs.keys() != wanted:
+        raise InputError(f"{spec.name} takes {', '.join(sorted(wanted))}; got {', '.join(sorted(inputs)) or 'nothing'}")
+    dynamic: dict[str, int] = {}
+    for tensor in spec.inputs:
+        array = inputs[tensor.name]
+        if array.dtype != tensor.dtype:
+            raise InputError(f"{spec.name}.{tensor.name}: expected {tensor.dtype}, got {array.dtype}")
+        if array.ndim == len(tensor.axes):
+            for axis, size in zip(tensor.axes, array.shape, strict=True):
+                if axis in DYNAMIC_AXES:
+                    dynamic.setdefault(str(axis), size)
+            if array.shape == tensor.shape(sizes, **dynamic):
+                continue
+        raise InputError(f"{spec.name}.{tensor.name}: expected shape {_describe(tensor, sizes, dynamic)}, got {array.shape}")
+    return dynamic
+
+
+def _describe(tensor: TensorSpec, sizes: GraphSizes, dynamic: Mapping[str, int]) -> str:
+    free = {axis: axis for axis in DYNAMIC_AXES if axis not in dynamic}
+    axes = (str(free[a]) if a in free else str(tensor.shape(sizes, **{n: dynamic.get(n, 0) for n in DYNAMIC_AXES})[i])
+            for i, a in enumerate(tensor.axes))  # fmt: skip
+    return f"({', '.join(axes)})"
+
+
+class OnnxSession:
+    """An ONNX Runtime session bound to `spec`.
+
+    `provider`: "cpu" and "cuda" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
+    takes CUDA where it works, else the CPU, and `self.provider` says which. `threads`: intra-op threads of the CPU
+    provider, None for ONNX Runtime's own choice. Raises BundleError when the file is no graph or not the spec's graph.
+    """
+
+    def __init__(self, path: Path, spec: GraphSpec, sizes: GraphSizes, *, provider: Provider = "auto", threads: int | None = None) -> None:
+        if provider not in ("auto", "cpu", "cuda"):
+            raise InputError(f"unknown provider {provider!r}; choose auto, cpu or cuda")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        self.spec = spec
+        self._sizes = sizes
+        self._session, self.provider = _open_session(path, provider, threads)
+        _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
+        _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
+
+    def run(self, **inputs: NDArray[Any]) -> Arrays:
+        """See `GraphSession.run`. An empty batch gives empty outputs without touching ONNX Runtime.
+
+        Raises BackendError when the runtime fails (out of memory, device lost).
+        """
+        dynamic = bind_inputs(self.spec, self._sizes, inputs)
+        shapes = {tensor.name: tensor.shape(self._sizes, **dynamic) for tensor in self.spec.outputs}
+        if dynamic["batch"] == 0:
+            return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
+        try:
+            values = self._session.run(list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+            raise BackendError(f"{self.spec.name} failed on {self.provider}: {_one_line(error)}") from error
+        outputs = dict(zip(shapes, values, strict=True))
+        for name, array in outputs.items():
+            if array.shape != shapes[name]:
+                raise BundleError(f"{self.spec.name}.{name}: the graph gave shape {array.shape}, its spec says {shapes[name]}")
+        return outputs
+
+
+def _open_session(path: Path, provider: Provider, threads: int | None) -> tuple[Any, str]:
+    ort = _import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: what matters is checked below and raised
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    available = ort.get_available_providers()
+    if provider == "cuda" and _PROVIDER_NAMES["cuda"] not in available:
+        raise BackendError(f"provider 'cuda': this onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead")
+    wants_cuda = provider == "cuda" or (provider == "auto" and _PROVIDER_NAMES["cuda"] in available)
+    names = [_PROVIDER_NAMES["cuda"], _PROVIDER_NAMES["cpu"]] if wants_cuda else [_PROVIDER_NAMES["cpu"]]
+    try:
+        # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().
+        session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
+    except Exception as error:  # as in OnnxSession.run
+        if wants_cuda:
+            if provider == "auto":
+                return _open_session(path, "cpu", threads)
+            raise BackendError(f"{path.name} cannot run on cuda: {_one_line(error)}") from error
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
+    first = session.get_providers()[0]
+    ran = next((short for short, name in _PROVIDER_NAMES.items() if name == first), first)
+    if provider != "auto" and ran != provider:
+        raise BackendError(f"{path.name}: asked for {provider}, ONNX Runtime chose {first}; check the CUDA libraries, or use 'cpu'")
+    return session, ran
+
+
+def _import_onnxruntime() -> Any:
+    remedy = "install exactly one of onnxruntime and onnxruntime-gpu (they overwrite each other: uninstall both, then install one)"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported ({_one_line(error)}); {remedy}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what an uninstalled twin leaves behind is an empty namespace package
+        raise BackendError(f"onnxruntime is installed but broken; {remedy}")
+    return onnxruntime
+
+
+def _check_bound(path: Path, kind: str, tensors: tuple[TensorSpec, ...], found: list[Any], sizes: GraphSizes) -> None:
+    by_name = {argument.name: argument for argument in found}
+    expected = [tensor.name for tensor in tensors]
+    if by_name.keys() != set(expected):
+        raise BundleError(f"{path}: {kind}s are {', '.join(by_name)}, the manifest says {', '.join(expected)}")
+    for tensor in tensors:
+        argument = by_name[tensor.name]
+        if argument.type != _ORT_TYPES[tensor.dtype]:
+            raise BundleError(f"{path}: {kind} {tensor.name} is {argument.type}, the manifest says {tensor.dtype}")
+        if len(argument.shape) != len(tensor.axes):
+            raise BundleError(f"{path}: {kind} {tensor.name} has {len(argument.shape)} axes, the manifest says {len(tensor.axes)}")
+        for axis, size in zip(tensor.axes, argument.shape, strict=True):
+            dynamic = axis in DYNAMIC_AXES
+            wanted = axis if isinstance(axis, int) or dynamic else getattr(sizes, axis)
+            if isinstance(size, int) and (dynamic or size != wanted):
+                raise BundleError(f"{path}: {kind} {tensor.name}: axis {axis!r} is fixed at {size}, expected {wanted}; export again")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,69 @@
+"""Modification texts to token ids: `tokenizer.json` with the truncation and padding that the bundle's spec states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .contracts.tokenizer import TokenizerSpec
+from .errors import BundleError, InputError
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """`input_ids` and `attention_mask`: (B, L) int64; `truncated[b]`: whether text b lost words to `max_length`."""
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    truncated: tuple[bool, ...]
+
+
+class TextEncoder:
+    """Tokenises batches of texts. Immutable after construction, so threads may share it.
+
+    Raises BundleError when the tokenizer file cannot be read or disagrees with the spec about the padding token.
+    """
+
+    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
+            raise BundleError(f"{path}: not a tokenizer file that `tokenizers` can read ({error})") from error
+        if (pad_id := tokenizer.token_to_id(spec.pad_token)) != spec.pad_id:
+            raise BundleError(f"{path}: {spec.pad_token!r} has id {pad_id}, the manifest says {spec.pad_id}; export the bundle again")
+        tokenizer.enable_truncation(spec.max_length)
+        tokenizer.enable_padding(direction="right", pad_id=spec.pad_id, pad_token=spec.pad_token)
+        self._tokenizer = tokenizer
+        self.spec = spec
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Tokenise, truncated to `max_length` (special tokens included) and padded to the longest text of the batch.
+
+        Any Unicode is accepted; lone surrogates become U+FFFD. Raises InputError for anything but a sequence of str,
+        and for a text without a single token, such as an empty or blank one.
+        """
+        if isinstance(texts, str):
+            raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
+        if not texts:
+            return EncodedTexts(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), ())
+        encodings = self._tokenizer.encode_batch([_clean(text) for text in texts])
+        for text, encoding in zip(texts, encodings, strict=True):
+            if all(encoding.special_tokens_mask):
+                raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
+        return EncodedTexts(
+            input_ids=np.array([encoding.ids for encoding in encodings], np.int64),  # (B, L)
+            attention_mask=np.array([encoding.attention_mask for encoding in encodings], np.int64),  # (B, L)
+            truncated=tuple(bool(encoding.overflowing) for encoding in encodings),
+        )
+
+
+def _clean(text: object) -> str:
+    """A str that can be encoded as UTF-8: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    if not isinstance(text, str):
+        raise InputError(f"the modification text must be a str, got {type(text).__name__}; a composed query needs an image and a text")
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
