@@ -1,0 +1,70 @@
+"""The three graphs as modules with plain tensor inputs, one per spec in `dqe_engine.contracts.graphs`."""
+
+from __future__ import annotations
+
+import torch
+from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
+from dqe_training.model import DQEModel
+from torch import Tensor, nn
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, model: DQEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.encode_images(pixel_values)
+
+
+class QueryEncoder(nn.Module):
+    def __init__(self, model: DQEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model.encode_query(image_tokens, input_ids, attention_mask)
+        return output.base_query, output.sub_queries, output.attribute_weights
+
+
+class TargetEncoder(nn.Module):
+    def __init__(self, model: DQEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        return self.model.encode_targets(image_tokens)
+
+
+_MODULES: dict[str, type[VisionEncoder] | type[QueryEncoder] | type[TargetEncoder]] = {
+    "vision_encoder": VisionEncoder,
+    "query_encoder": QueryEncoder,
+    "target_encoder": TargetEncoder,
+}
+
+
+def graph_module(spec: GraphSpec, model: DQEModel) -> nn.Module:
+    """The module whose forward has `spec`'s inputs, by name, and outputs, in order."""
+    return _MODULES[spec.name](model).eval()
+
+
+def random_inputs(spec: GraphSpec, sizes: GraphSizes, vocab_size: int, *, batch: int, text_length: int, seed: int) -> dict[str, Tensor]:
+    """Inputs of one shape: normal floats, token ids of the whole vocabulary, masks with padding on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs: dict[str, Tensor] = {}
+    for tensor in spec.inputs:
+        shape = tensor.shape(sizes, batch=batch, text_length=text_length)
+        if tensor.name == "attention_mask":
+            lengths = torch.randint(1, text_length + 1, (batch, 1), generator=generator)
+            inputs[tensor.name] = (torch.arange(text_length)[None, :] < lengths).to(torch.int64)
+        elif tensor.dtype == "int64":
+            inputs[tensor.name] = torch.randint(0, vocab_size, shape, generator=generator)
+        else:
+            inputs[tensor.name] = torch.randn(shape, generator=generator)
+    return inputs
+
+
+def dynamic_shapes(spec: GraphSpec, max_text_length: int) -> dict[str, dict[int, torch.export.Dim]]:
+    """Per forward argument, its symbolic axes: what `torch.onnx.export(dynamo=True)` takes."""
+    limits = {"batch": torch.export.Dim("batch", min=1), "text_length": torch.export.Dim("text_length", min=2, max=max_text_length)}
+    return {t.name: {i: limits[a] for i, a in enumerate(t.axes) if isinstance(a, str) and a in DYNAMIC_AXES} for t in spec.inputs}

@@ -1,0 +1,174 @@
+"""Checkpoints: a directory of safetensors and JSON, whole or absent, verified before use. No pickle."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dqe_engine.bundle import build_file_entries
+from dqe_engine.contracts.manifest import FileEntry
+from dqe_engine.contracts.parsing import Contract, parse_json, to_json
+from dqe_engine.contracts.tokenizer import TokenizerSpec
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import CheckpointError, InputError
+from dqe_engine.files import atomic_directory, sha256_of
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .config import TrainConfig
+from .model import DQEModel
+
+SCHEMA_VERSION = 1
+_META = "checkpoint.json"
+
+
+class Progress(Contract, frozen=True):
+    """Where training stands. `step_in_epoch` batches of `epoch` are done; `seconds` is time spent training."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class CheckpointMeta(Contract, frozen=True):
+    schema_version: int
+    config: TrainConfig
+    tokenizer: TokenizerSpec
+    data_hash: str
+    progress: Progress
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model and what belongs to it. `state` holds optimiser tensors where they were saved."""
+
+    model: DQEModel
+    tokenizer: Tokenizer
+    meta: CheckpointMeta
+    directory: Path
+
+    @property
+    def vocabulary(self) -> AttributeVocabulary:
+        return self.model.vocabulary
+
+
+def save_checkpoint(
+    directory: Path,
+    model: DQEModel,
+    tokenizer: Tokenizer,
+    *,
+    config: TrainConfig,
+    progress: Progress,
+    data_hash: str = "",
+    state: dict[str, Tensor] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs."""
+    spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
+    with atomic_directory(directory, replace=replace) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.save(str(temporary / spec.file))
+        (temporary / "vocabulary.json").write_bytes(to_json(model.vocabulary))
+        if state is not None:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "state.safetensors")
+        meta = CheckpointMeta(
+            schema_version=SCHEMA_VERSION,
+            config=config,
+            tokenizer=spec,
+            data_hash=data_hash,
+            progress=progress,
+            files=build_file_entries(temporary),
+        )
+        (temporary / _META).write_bytes(to_json(meta))
+
+
+def read_meta(directory: Path) -> CheckpointMeta:
+    """Parse and verify a checkpoint directory: every file present, of the recorded size and SHA-256."""
+    path = directory / _META
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: not a checkpoint (no {_META}); give a directory that dqe-train wrote")
+    meta = parse_json(CheckpointMeta, path.read_bytes(), where=str(path), error=CheckpointError)
+    if meta.schema_version > SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: schema {meta.schema_version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
+    for entry in meta.files:
+        file = directory / entry.path
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing from the checkpoint; restore it or train again")
+        if file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
+            raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {_META}); restore it or train again")
+    return meta
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Load a verified checkpoint to the CPU, in evaluation mode. Raises CheckpointError."""
+    meta = read_meta(directory)
+    vocabulary = parse_json(
+        AttributeVocabulary, (directory / "vocabulary.json").read_bytes(), where=str(directory / "vocabulary.json"), error=CheckpointError
+    )
+    tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
+    model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id)
+    try:
+        model.load_state_dict(load_file(directory / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})") from error
+    return Checkpoint(model.eval(), tokenizer, meta, directory)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest `step-*` checkpoint of a run that verifies; damaged ones are passed over only if an older one is whole."""
+    candidates = sorted(run.glob("step-*"), reverse=True)
+    damage: CheckpointError | None = None
+    for candidate in candidates:
+        try:
+            read_meta(candidate)
+        except (CheckpointError, InputError) as error:
+            damage = damage or CheckpointError(str(error))
+            continue
+        return candidate
+    if damage is not None:
+        raise damage
+    return None
+
+
+def prune_checkpoints(run: Path, keep: int = 2) -> None:
+    """Remove all but the newest `keep` step checkpoints."""
+    for old in sorted(run.glob("step-*"), reverse=True)[keep:]:
+        shutil.rmtree(old)
+
+
+def load_state(directory: Path) -> dict[str, Tensor]:
+    """The tensors that `save_checkpoint(state=...)` wrote."""
+    path = directory / "state.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; this checkpoint can be evaluated and exported, not resumed")
+    return load_file(path)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state, flattened to `optimizer.<parameter position>.<name>`."""
+    return {
+        f"optimizer.{position}.{name}": value
+        for position, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    plain = optimizer.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, position, name = key.split(".")
+            entries.setdefault(int(position), {})[name] = value
+    plain["state"] = entries
+    optimizer.load_state_dict(plain)

@@ -1,0 +1,55 @@
+"""dqe-train: a preset, a dataset, a run directory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dqe_engine.cli.main import run
+from dqe_engine.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dqe-train",
+        description="Train DQE-CIR. Run the same command again to resume after an interruption.",
+        epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
+    parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="preset name or YAML file (default: garments)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data writes it")
+    parser.add_argument("--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}')
+    parser.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
+    parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to RUN/tensorboard")
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ..config import load_config
+    from ..trainer import finish_run
+    from ..workflow import DataSource, train_run
+    from .progress import TrainingProgress
+    from .tensorboard import with_tensorboard
+
+    if (args.data is None) == (args.triplets is None or args.images is None):
+        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
+    config = load_config(args.config, args.overrides)
+    if args.data is not None:
+        source = DataSource.from_directory(args.data)
+    else:
+        source = DataSource(args.triplets, args.images, args.image_labels, args.vocabulary)
+    with TrainingProgress() as progress:
+        listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard else progress
+        train_run(config, source, args.out, listener=listener)
+    finish_run(args.out, args.out / "model", replace=True)
+    print(args.out / "model")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run(lambda: _train(args))

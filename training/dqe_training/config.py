@@ -1,0 +1,166 @@
+"""Training configuration: frozen, typed, read from a preset or YAML file plus `section.key=value` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+from dqe_engine.contracts.parsing import Contract, parse
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import InputError
+
+
+class VisionConfig(Contract, frozen=True):
+    """A `Blip2VisionModel` trained from scratch here; real checkpoints bring their own configuration."""
+
+    hidden_size: int = 128
+    layers: int = 5
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    patch_size: int = 8
+
+
+class QFormerConfig(Contract, frozen=True):
+    """`Blip2QFormerModel` with its text embeddings; D = `embedding_dim`; M = `query_tokens`, or 1 when `pooled`."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    query_tokens: int = 8
+    embedding_dim: int = 64
+    cross_attention_frequency: int = 1
+    max_text_length: int = 32
+    dropout: float = 0.0
+    pooled: bool = False
+
+
+class ModelConfig(Contract, frozen=True):
+    """`attribute_weights` off gives q = q0: the baseline without learnable attribute weights (LAW)."""
+
+    preprocessing: PreprocessingSpec
+    vision: VisionConfig = VisionConfig()
+    qformer: QFormerConfig = QFormerConfig()
+    attribute_weights: bool = True
+
+
+class LossConfig(Contract, frozen=True):
+    """Weights and temperatures; equations in docs/method.md.
+
+    `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline. A weight of 0 turns a part
+    off.
+    """
+
+    objective: Literal["kl", "infonce"] = "kl"
+    temperature: float = 0.07
+    relevance_temperature: float = 0.05
+    relevance_share: float = 0.2
+    relevance_warmup: float = 0.3
+    rank_weight: float = 0.5
+    attribute_weight: float = 0.2
+    attribute_margin: float = 0.2
+    presence_weight: float = 0.2
+
+
+class TRNSConfig(Contract, frozen=True):
+    """Target relative negative sampling. `warmup_epochs` without mined negatives, then a refresh every `interval`."""
+
+    enabled: bool = True
+    warmup_epochs: int = 1
+    interval: int = 1
+    picks: int = 16
+    zones: ZoneSpec = ZoneSpec(lo=0.002, hi=0.02, bounds="quantile", policy="uniform")
+
+
+class OptimConfig(Contract, frozen=True):
+    """AdamW with linear warm-up and cosine decay to `final_share` of the rate.
+
+    `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
+    objectives the same time (and is not repeatable to the bit).
+    """
+
+    epochs: int = 3
+    seconds: float = 0.0
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    vision_learning_rate: float = 0.0
+    weight_decay: float = 0.05
+    warmup_share: float = 0.05
+    final_share: float = 0.01
+    clip_norm: float = 1.0
+    autocast: Literal["off", "bf16"] = "off"
+    checkpoint_every: int = 200
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 (in-batch contrast), got {self.batch_size}")
+        if self.epochs < 1 and self.seconds <= 0:
+            raise ValueError("nothing to train: epochs and seconds are both 0")
+
+
+class TrainConfig(Contract, frozen=True):
+    """`vision_learning_rate` 0 freezes the vision tower: image tokens are then computed once and kept.
+
+    `vision_weights`: a `dqe-pretrain` output directory, "garments" for the one that ships, or empty for random.
+    """
+
+    model: ModelConfig
+    loss: LossConfig = LossConfig()
+    trns: TRNSConfig = TRNSConfig()
+    optim: OptimConfig = OptimConfig()
+    vision_weights: str = ""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("dqe_training.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def _read(source: str) -> Any:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"{path}: no such configuration file")
+        text = path.read_text(encoding="utf-8")
+    elif source in preset_names():
+        text = files("dqe_training.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise InputError(f"{source!r}: no such preset; presets are {', '.join(preset_names())}, or give a .yaml file")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(problem).split())}") from problem
+
+
+def _override(data: dict[str, Any], assignment: str) -> None:
+    key, separator, value = assignment.partition("=")
+    if not separator or not key:
+        raise InputError(f"override {assignment!r}: expected section.key=value, for example optim.epochs=3")
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise InputError(f"override {assignment!r}: {section!r} is a value, not a section")
+    data[last] = yaml.safe_load(value)
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Parse a preset name or YAML path with overrides. Raises InputError naming the key and the valid ones."""
+    data = _read(source)
+    if not isinstance(data, dict):
+        raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
+    for assignment in overrides:
+        _override(data, assignment)
+    return parse(TrainConfig, data, where=source)
+
+
+def replace(config: TrainConfig, **sections: Any) -> TrainConfig:
+    """A copy with whole sections replaced."""
+    return msgspec.structs.replace(config, **sections)

@@ -1,0 +1,129 @@
+"""Writes the `garments` dataset: a folder of JPEGs, image attributes and triplets, the same bytes for the same options."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dqe_engine.contracts.parsing import Contract, parse_json, to_json
+from dqe_engine.errors import InputError
+from dqe_engine.files import atomic_directory
+
+from ..records import ImageRecord, TripletRecord, write_jsonl
+from .catalog import ALL_GARMENTS, Garment, is_held_out, vocabulary
+from .render import render
+from .texts import Modification, modify, satisfies
+
+_CHUNK = 250
+_META = "dataset.json"
+
+
+class GarmentsSpec(Contract, frozen=True):
+    """`train_images` come from combinations that are not held out; the gallery has all of them.
+
+    `val_queries` triplets over `gallery_images`; the reference of each is itself in the gallery.
+    """
+
+    train_images: int = 12_000
+    train_triplets: int = 48_000
+    gallery_images: int = 5_000
+    val_queries: int = 1_000
+    held_out_share: float = 0.15
+    image_size: int = 96
+    seed: int = 0
+
+
+def _render_chunk(job: tuple[str, list[Garment], int, int, int, int]) -> None:
+    """Worker: one chunk of a split. Image i of a split depends on (seed, split, i) alone."""
+    folder, garments, start, size, seed, stream = job
+    for offset, garment in enumerate(garments):
+        index = start + offset
+        image = render(garment, np.random.default_rng([seed, stream, index]), size=size)
+        image.save(f"{folder}/{index:06d}.jpg", quality=92)
+
+
+def _render_split(folder: Path, garments: list[Garment], spec: GarmentsSpec, stream: int, advance: Callable[[int], None]) -> None:
+    folder.mkdir(parents=True)
+    jobs = [
+        (str(folder), garments[start : start + _CHUNK], start, spec.image_size, spec.seed, stream)
+        for start in range(0, len(garments), _CHUNK)
+    ]
+    with ProcessPoolExecutor() as pool:
+        for job, _ in zip(jobs, pool.map(_render_chunk, jobs), strict=True):
+            advance(len(job[1]))
+
+
+def _draw_garments(count: int, choices: list[Garment], rng: np.random.Generator) -> list[Garment]:
+    return [choices[i] for i in rng.integers(len(choices), size=count)]
+
+
+def _triplets(garments: list[Garment], names: list[str], count: int, rng: np.random.Generator, held_out: float) -> list[TripletRecord]:
+    """Triplets whose target is drawn from all the images that satisfy the text, the reference excepted."""
+    by_garment: dict[Garment, list[int]] = defaultdict(list)
+    for index, garment in enumerate(garments):
+        by_garment[garment].append(index)
+    records: list[TripletRecord] = []
+    while len(records) < count:
+        source = int(rng.integers(len(garments)))
+        reference = garments[source]
+        change: Modification = modify(reference, rng)
+        options = [change.allowed.get(name, (getattr(reference, name),)) for name in Garment._fields]
+        valid = [i for values in itertools.product(*options) for i in by_garment.get(Garment(*values), ())]
+        if not valid:
+            continue
+        target = valid[int(rng.integers(len(valid)))]
+        records.append(
+            TripletRecord(
+                reference=names[source],
+                target=names[target],
+                text=change.text,
+                attributes={name: getattr(garments[target], name) for name in change.named},
+                allowed={name: list(values) for name, values in change.allowed.items()},
+                held_out=is_held_out(garments[target], held_out),
+            )
+        )
+    return records
+
+
+def write_garments(directory: Path, spec: GarmentsSpec, *, advance: Callable[[int], None] = lambda n: None) -> Path:
+    """Write the dataset to `directory` (atomically), or return at once when it is there with the same options.
+
+    Raises InputError when `directory` holds something else. `advance(n)` is called as images are done.
+    """
+    if directory.exists():
+        meta = directory / _META
+        if meta.is_file() and parse_json(GarmentsSpec, meta.read_bytes(), where=str(meta)) == spec:
+            return directory
+        raise InputError(f"{directory}: holds another dataset or other files; remove it or choose another folder")
+    rng = np.random.default_rng([spec.seed, 7])
+    seen = [g for g in ALL_GARMENTS if not is_held_out(g, spec.held_out_share)]
+    splits = {
+        "train": _draw_garments(spec.train_images, seen, rng),
+        "gallery": _draw_garments(spec.gallery_images, list(ALL_GARMENTS), rng),
+    }
+    with atomic_directory(directory) as temporary:
+        images: list[ImageRecord] = []
+        for stream, (split, garments) in enumerate(splits.items()):
+            names = [f"{split}/{i:06d}.jpg" for i in range(len(garments))]
+            _render_split(temporary / "images" / split, garments, spec, stream, advance)
+            images += [ImageRecord(image=n, attributes=g._asdict()) for n, g in zip(names, garments, strict=True)]
+            count = spec.train_triplets if split == "train" else spec.val_queries
+            if count and garments:
+                records = _triplets(garments, names, count, np.random.default_rng([spec.seed, 11, stream]), spec.held_out_share)
+                write_jsonl(temporary / ("train.jsonl" if split == "train" else "val.jsonl"), records)
+        write_jsonl(temporary / "images.jsonl", images)
+        (temporary / "vocabulary.json").write_bytes(to_json(vocabulary()))
+        (temporary / _META).write_bytes(to_json(spec))
+    return directory
+
+
+def valid_targets(gallery: dict[str, Garment], triplet: TripletRecord) -> list[str]:
+    """Every gallery image that satisfies the triplet's text, the reference excepted."""
+    reference = gallery[triplet.reference]
+    allowed = {name: tuple(values) for name, values in (triplet.allowed or {}).items()}
+    return [n for n, g in gallery.items() if n != triplet.reference and satisfies(g, reference, allowed)]

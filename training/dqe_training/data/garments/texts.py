@@ -1,0 +1,137 @@
+"""Modification texts for `garments`: what changes, in many wordings, and what the text leaves valid."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .catalog import COLOURS, LENGTHS, LIGHTNESS, LIGHTNESS_STEP, PATTERNS, SHAPES, Garment
+
+_COLOUR_WORDS = {"red": ("red", "scarlet"), "grey": ("grey", "gray"), "teal": ("teal", "turquoise"), "purple": ("purple", "violet")}
+_SHAPE_WORDS = {
+    "t-shirt": ("t-shirt", "tee"),
+    "coat": ("coat", "overcoat"),
+    "kimono": ("kimono", "robe"),
+    "poncho": ("poncho", "cape"),
+    "dress": ("dress", "gown"),
+    "trousers": ("trousers", "pants"),
+    "dungarees": ("dungarees", "overalls"),
+}
+_PATTERN_PHRASES = {
+    "plain": ("is plain", "has no pattern", "is a solid colour", "without any pattern", "make it plain"),
+    "striped": ("is striped", "has stripes", "with stripes", "make it striped", "with a striped pattern"),
+    "dotted": ("is dotted", "has dots", "has polka dots", "with spots on it", "with a dotted pattern"),
+    "checked": ("is checked", "has checks", "with a gingham look", "make it checked", "with a checked pattern"),
+    "zigzag": ("has zigzags", "with a zigzag pattern", "has a chevron pattern", "make it zigzag"),
+}
+_LENGTH_PHRASES = {
+    "cropped": ("is cropped", "make it cropped", "in a cropped cut", "is cut very short"),
+    "regular": ("is regular length", "in a regular cut", "make it mid-length"),
+    "long": ("is long", "is full length", "in a long cut", "make it long", "is maxi"),
+}
+_COLOUR_FORMS = (
+    "is {new}", "in {new}", "make it {new}", "is {new} instead of {old}", "change the colour to {new}", "has a {new} color",
+    "the same but in {new}", "is more {new}", "i want a {new} one", "{new}", "not {old} but {new}",
+)  # fmt: skip
+_SHAPE_FORMS = (
+    "is a {new}", "make it a {new} instead", "is a {new} not a {old}", "turn it into a {new}", "the same look but as a {new}",
+    "i want a {new}", "is a {new} and not a {old}", "as a {new}", "change the {old} to a {new}",
+)  # fmt: skip
+_SHAPE_PLURAL = {"trousers", "pants", "dungarees", "overalls"}
+# Said at times with a single change: names an attribute that stays, so that naming words alone do not mean a change.
+_KEEP = {
+    "colour": ("same colour but {}", "keep the colour, {}"),
+    "shape": ("same shape but {}", "the same kind of garment, {}"),
+    "pattern": ("same pattern but {}", "keep the pattern, {}"),
+    "length": ("same length but {}",),
+}
+_JOIN = ("{} and {}", "{}, {}", "{} and also {}", "{}. {}")
+_JOIN_VERB = (*_JOIN, "{} and it {}")  # where the second phrase starts with a verb of its own
+
+Allowed = dict[str, tuple[str, ...]]
+
+
+class Modification(NamedTuple):
+    """`text`; `allowed` values per attribute (attributes not in it stay as in the reference); `named`: what changes."""
+
+    text: str
+    allowed: Allowed
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(self.allowed)
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _other(rng: np.random.Generator, options: tuple[str, ...], current: str) -> str:
+    return _pick(rng, tuple(option for option in options if option != current))
+
+
+def _colour_change(reference: Garment, rng: np.random.Generator, relative: float) -> tuple[str, tuple[str, ...]]:
+    if rng.uniform() < relative:
+        level = LIGHTNESS[reference.colour]
+        darker = tuple(c for c in COLOURS if LIGHTNESS[c] < level - LIGHTNESS_STEP)
+        lighter = tuple(c for c in COLOURS if LIGHTNESS[c] > level + LIGHTNESS_STEP)
+        word, values = ("darker", darker) if (rng.uniform() < 0.5 or not lighter) and darker else ("lighter", lighter)
+        return _pick(rng, (f"is {word}", f"is {word} in colour", f"in a {word} shade")), values
+    new = _other(rng, tuple(COLOURS), reference.colour)
+    words = {value: _pick(rng, _COLOUR_WORDS.get(value, (value,))) for value in (new, reference.colour)}
+    return _pick(rng, _COLOUR_FORMS).format(new=words[new], old=words[reference.colour]), (new,)
+
+
+def _shape_change(reference: Garment, rng: np.random.Generator, relative: float) -> tuple[str, tuple[str, ...]]:
+    new = _other(rng, SHAPES, reference.shape)
+    words = {value: _pick(rng, _SHAPE_WORDS.get(value, (value,))) for value in (new, reference.shape)}
+    text = _pick(rng, _SHAPE_FORMS).format(new=words[new], old=words[reference.shape])
+    for plural in _SHAPE_PLURAL & set(words.values()):
+        text = text.replace(f"a {plural}", plural)
+    return text, (new,)
+
+
+def _pattern_change(reference: Garment, rng: np.random.Generator, relative: float) -> tuple[str, tuple[str, ...]]:
+    new = _other(rng, PATTERNS, reference.pattern)
+    return _pick(rng, _PATTERN_PHRASES[new]), (new,)
+
+
+def _length_change(reference: Garment, rng: np.random.Generator, relative: float) -> tuple[str, tuple[str, ...]]:
+    if rng.uniform() < relative:
+        rank = LENGTHS.index(reference.length)
+        shorter = rank == len(LENGTHS) - 1 or (rank > 0 and rng.uniform() < 0.5)
+        return ("is shorter", LENGTHS[:rank]) if shorter else ("is longer", LENGTHS[rank + 1 :])
+    new = _other(rng, LENGTHS, reference.length)
+    return _pick(rng, _LENGTH_PHRASES[new]), (new,)
+
+
+_CHANGES = {"colour": _colour_change, "shape": _shape_change, "pattern": _pattern_change, "length": _length_change}
+
+
+def modify(reference: Garment, rng: np.random.Generator, *, two: float = 0.45, relative: float = 0.06) -> Modification:
+    """A modification of `reference`: one attribute, or two with probability `two`.
+
+    `relative` is the share of colour and length changes said as a comparison ("is darker"), which leaves several
+    values valid.
+    """
+    names = [str(name) for name in rng.permutation(list(_CHANGES))]
+    chosen = names[: 2 if rng.uniform() < two else 1]
+    phrases, allowed = [], {}
+    for name in chosen:
+        phrase, allowed[name] = _CHANGES[name](reference, rng, relative)
+        phrases.append(phrase)
+    if len(phrases) == 2:
+        joins = _JOIN_VERB if phrases[1].startswith(("is ", "has ")) else _JOIN
+        return Modification(_pick(rng, joins).format(*phrases), allowed)
+    if rng.uniform() < 0.15:
+        kept = next(name for name in names if name not in chosen)
+        return Modification(_pick(rng, _KEEP[kept]).format(phrases[0]), allowed)
+    return Modification(phrases[0], allowed)
+
+
+def satisfies(candidate: Garment, reference: Garment, allowed: Allowed) -> bool:
+    """Whether `candidate` shows every named change and keeps every other attribute of `reference`."""
+    return all(
+        getattr(candidate, name) in allowed.get(name, (getattr(reference, name),)) for name in Garment._fields
+    )

@@ -1,0 +1,68 @@
+"""The two record types of a CIR dataset on disk, as JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from dqe_engine.contracts.parsing import Contract, parse_json
+from dqe_engine.errors import InputError
+from dqe_engine.files import atomic_write
+
+import msgspec
+
+
+class TripletRecord(Contract, frozen=True, omit_defaults=True):
+    """One training or evaluation triplet. Images are paths relative to the image folder.
+
+    `attributes`: the attributes that the text asks to change, with the target's value (the presence labels of the
+    attribute weights). `allowed`: every value that would satisfy the text, where a dataset knows. `held_out`: the
+    target's attribute combination does not occur in training.
+    """
+
+    reference: str
+    target: str
+    text: str
+    attributes: dict[str, str] | None = None
+    allowed: dict[str, list[str]] | None = None
+    held_out: bool = False
+
+
+class ImageRecord(Contract, frozen=True):
+    """Attribute labels of one image."""
+
+    image: str
+    attributes: dict[str, str]
+
+
+R = TypeVar("R", TripletRecord, ImageRecord)
+
+
+def write_jsonl(path: Path, records: Iterable[msgspec.Struct]) -> None:
+    """One record a line, atomically."""
+    encoder = msgspec.json.Encoder()
+    with atomic_write(path) as stream:
+        for record in records:
+            stream.write(encoder.encode(record) + b"\n")
+
+
+def read_jsonl(path: Path, kind: type[R]) -> list[R]:
+    """Read records; blank lines are skipped. Raises InputError naming the file and line for anything else."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected JSON lines of {kind.__name__}")
+    records: list[R] = []
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                records.append(parse_json(kind, line, where=f"{path}, line {number}"))
+    if not records:
+        raise InputError(f"{path}: holds no records; expected one JSON object a line")
+    return records
+
+
+def check_texts(records: Sequence[TripletRecord], *, where: str) -> None:
+    """Raise InputError for the first triplet whose text is empty or blank."""
+    for number, record in enumerate(records, start=1):
+        if not record.text.strip():
+            raise InputError(f"{where}, record {number}: empty text; remove the triplet or write what changes")

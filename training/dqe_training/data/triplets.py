@@ -1,0 +1,124 @@
+"""A triplet dataset in arrays: what the trainer and the evaluation index into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import InputError
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .records import ImageRecord, TripletRecord, check_texts, read_jsonl
+
+
+@dataclass(frozen=True)
+class TripletData:
+    """T triplets over I images. Image positions index `images`.
+
+    images: names relative to the image folder. reference, target: (T,) int64 image positions.
+    named: (T, A) bool, whether the text names the attribute: from the triplet's `attributes`, else by the vocabulary's
+    word lexicon. labels: (I, A) int64 value positions, -1 unknown.
+    """
+
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    reference: NDArray[np.int64]
+    target: NDArray[np.int64]
+    named: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    records: tuple[TripletRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def _value_index(vocabulary: AttributeVocabulary) -> list[dict[str, int]]:
+    return [{value: i for i, value in enumerate(a.values)} for a in vocabulary.attributes]
+
+
+def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, index: list[dict[str, int]], where: str) -> list[int]:
+    row = []
+    for attribute, values in zip(vocabulary.attributes, index, strict=True):
+        value = attributes.get(attribute.name)
+        if value is not None and values and value not in values:
+            raise InputError(f"{where}: {attribute.name} is {value!r}; the vocabulary has {', '.join(values)}")
+        row.append(-1 if value is None else values.get(value, -1))
+    return row
+
+
+def build_triplets(
+    records: Sequence[TripletRecord], vocabulary: AttributeVocabulary, *, image_records: Sequence[ImageRecord] = (), where: str = "triplets"
+) -> TripletData:
+    """Arrays from records. `image_records` label images (any that no triplet uses are added to the images).
+
+    An image that is only a target takes the labels that its triplets' `attributes` state.
+    """
+    check_texts(records, where=where)
+    names = dict.fromkeys(name for r in records for name in (r.reference, r.target))
+    images = tuple(dict.fromkeys([*names, *(r.image for r in image_records)]))
+    position = {name: i for i, name in enumerate(images)}
+    index = _value_index(vocabulary)
+    labels = np.full((len(images), len(index)), -1, np.int64)
+    named = np.zeros((len(records), len(index)), bool)
+    for row, record in enumerate(records):
+        if record.attributes is None:
+            named[row] = vocabulary.named_in(record.text)
+            continue
+        unknown = set(record.attributes) - set(vocabulary.names)
+        if unknown:
+            raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
+        named[row] = [name in record.attributes for name in vocabulary.names]
+        stated = np.asarray(_label_row(record.attributes, vocabulary, index, f"{where}, target {record.target}"))
+        labels[position[record.target]] = np.where(stated >= 0, stated, labels[position[record.target]])
+    if image_records:
+        labels[[position[r.image] for r in image_records]] = label_images(image_records, vocabulary)
+    return TripletData(
+        images=images,
+        texts=tuple(r.text for r in records),
+        reference=np.asarray([position[r.reference] for r in records], np.int64),
+        target=np.asarray([position[r.target] for r in records], np.int64),
+        named=named,
+        labels=labels,
+        records=tuple(records),
+    )
+
+
+def load_triplets(path: Path, vocabulary: AttributeVocabulary, *, image_labels: Path | None = None, prefix: str = "") -> TripletData:
+    """Read `path` (JSON lines of triplets) and, where given, `image_labels` (JSON lines of image attributes).
+
+    `prefix` keeps only the labelled images whose name starts with it: a split of a dataset.
+    """
+    images = [r for r in read_jsonl(image_labels, ImageRecord) if r.image.startswith(prefix)] if image_labels else []
+    return build_triplets(read_jsonl(path, TripletRecord), vocabulary, image_records=images, where=str(path))
+
+
+def label_images(records: Sequence[ImageRecord], vocabulary: AttributeVocabulary) -> NDArray[np.int64]:
+    """(I, A) int64 value positions of labelled images, -1 where a label is missing. Raises InputError for a foreign value."""
+    index = _value_index(vocabulary)
+    return np.asarray([_label_row(r.attributes, vocabulary, index, f"image {r.image}") for r in records], np.int64).reshape(-1, len(index))
+
+
+class TextBatcher:
+    """Texts tokenised once; `__call__(rows)` gives padded (B, L) int64 ids and mask, L the batch's longest."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, pad_id: int = 0) -> None:
+        tokenizer.enable_truncation(max_length)
+        tokenizer.no_padding()
+        ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
+        width = max((len(i) for i in ids), default=2)
+        self._lengths = torch.tensor([len(i) for i in ids])
+        self._ids = torch.full((len(ids), width), pad_id, dtype=torch.int64)
+        for row, tokens in enumerate(ids):
+            self._ids[row, : len(tokens)] = torch.tensor(tokens)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = self._lengths[rows]
+        width = int(lengths.max())
+        mask = (torch.arange(width)[None, :] < lengths[:, None]).to(torch.int64)
+        return self._ids[rows, :width], mask

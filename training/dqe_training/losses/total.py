@@ -1,0 +1,66 @@
+"""The weighted sum L = L_KL + rank L_rank + attribute L_attr + presence L_presence (docs/method.md, equation 10)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import LossConfig
+from ..model.dqe import QueryOutput, paired_score, score
+from .attribute_margin import attribute_margin_loss
+from .infonce import infonce_loss
+from .kl_relevance import kl_relevance_loss, relevance_distribution, same_target
+from .presence import presence_loss
+from .ranking import ranking_loss
+
+
+class BatchLabels(NamedTuple):
+    """What a batch knows beside its embeddings: target image ids (B,), labels (B, A) int64, named (B, A) bool."""
+
+    target_ids: Tensor
+    labels: Tensor
+    named: Tensor
+
+
+def total_loss(
+    output: QueryOutput,
+    target_tokens: Tensor,
+    labels: BatchLabels,
+    config: LossConfig,
+    *,
+    relevance_share: float,
+    negatives: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its parts (unweighted, detached).
+
+    `target_tokens` (B, M, D). `negatives` is (tokens (B, M, D), valid (B,) bool) of one TRNS negative per row.
+    `relevance_share` 0 makes the KL loss the contrastive one, which is how training starts.
+    """
+    scores = score(output.query, target_tokens)  # (B, B)
+    ignore = same_target(labels.target_ids)
+    parts: dict[str, Tensor] = {}
+    if config.objective == "infonce" or relevance_share == 0:
+        parts[config.objective] = infonce_loss(scores, temperature=config.temperature, ignore=ignore)
+    else:
+        pooled = F.normalize(target_tokens.mean(dim=1), dim=-1)
+        relevance = relevance_distribution(
+            pooled @ pooled.T, share=relevance_share, temperature=config.relevance_temperature, ignore=ignore
+        )
+        parts["kl"] = kl_relevance_loss(scores, relevance, temperature=config.temperature, ignore=ignore)
+    total = parts[config.objective]
+    if negatives is not None and config.rank_weight:
+        tokens, valid = negatives
+        parts["rank"] = ranking_loss(scores.diagonal(), paired_score(output.query, tokens), valid, temperature=config.temperature)
+        total = total + config.rank_weight * parts["rank"]
+    if config.attribute_weight:
+        batch, attributes, width = output.sub_queries.shape
+        sub_scores = score(output.sub_queries.reshape(-1, width), target_tokens).view(batch, attributes, batch)
+        parts["attribute"] = attribute_margin_loss(sub_scores, labels.labels, labels.named, margin=config.attribute_margin)
+        total = total + config.attribute_weight * parts["attribute"]
+    if config.presence_weight:
+        parts["presence"] = presence_loss(output.presence, labels.named)
+        total = total + config.presence_weight * parts["presence"]
+    return total, {name: part.detach() for name, part in parts.items()} | {"total": torch.detach(total)}

@@ -1,0 +1,122 @@
+"""The DQE-CIR model on transformers' BLIP-2 modules: base query, attribute sub-queries and weights, target tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from dqe_engine.contracts.graphs import GraphSizes
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from ..config import ModelConfig
+from .attributes import AttributeHeads, compose
+from .vision import build_vision
+
+
+class QueryOutput(NamedTuple):
+    """`query` (B, D) unit norm is what is searched with; the others explain it. `presence` (B, A) are logits."""
+
+    query: Tensor
+    base_query: Tensor
+    sub_queries: Tensor
+    attribute_weights: Tensor
+    presence: Tensor
+
+
+class DQEModel(nn.Module):
+    """Vision tower, Q-Former with text input, two projections and the attribute heads. Sizes are configuration."""
+
+    def __init__(self, config: ModelConfig, vocabulary: AttributeVocabulary, vocab_size: int, pad_id: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        q = config.qformer
+        qformer_config = Blip2QFormerConfig(
+            vocab_size=vocab_size,
+            hidden_size=q.hidden_size,
+            num_hidden_layers=q.layers,
+            num_attention_heads=q.heads,
+            intermediate_size=int(q.hidden_size * q.mlp_ratio),
+            hidden_dropout_prob=q.dropout,
+            attention_probs_dropout_prob=q.dropout,
+            cross_attention_frequency=q.cross_attention_frequency,
+            encoder_hidden_size=config.vision.hidden_size,
+            max_position_embeddings=max(q.max_text_length, 2),
+            pad_token_id=pad_id,
+            use_qformer_text_input=True,
+            attn_implementation="eager",  # the float mask below is what exports best, and only eager takes it
+        )
+        self.vision_model = build_vision(config)
+        self.embeddings = Blip2TextEmbeddings(qformer_config)
+        self.query_tokens = nn.Parameter(torch.randn(1, q.query_tokens, q.hidden_size) * 0.02)
+        self.qformer = Blip2QFormerModel(qformer_config)
+        self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
+        self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
+        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
+        for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
+            nn.init.normal_(table.weight, std=0.02)
+
+    @property
+    def sizes(self) -> GraphSizes:
+        """What the exported graphs' shapes depend on."""
+        c = self.config
+        return GraphSizes(
+            image_size=c.preprocessing.image_size,
+            image_tokens=1 + (c.preprocessing.image_size // c.vision.patch_size) ** 2,
+            vision_width=c.vision.hidden_size,
+            embedding_dim=c.qformer.embedding_dim,
+            target_tokens=1 if c.qformer.pooled else c.qformer.query_tokens,
+            attributes=len(self.vocabulary.attributes),
+        )
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) to image tokens (B, P, Hv)."""
+        return self.vision_model(pixel_values).last_hidden_state
+
+    def _fuse(self, embedded: Tensor, image_tokens: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Q-Former encoder over (B, Q [+ L], H), cross-attending from the first Q to the image tokens."""
+        hidden = self.qformer.dropout(self.qformer.layernorm(embedded))
+        queries = self.query_tokens.shape[1]
+        bias = None
+        if text_mask is not None:
+            mask = torch.cat([text_mask.new_ones(text_mask.shape[0], queries), text_mask], dim=1)  # (B, Q + L)
+            bias = (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, Q + L)
+        return self.qformer.encoder(
+            hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries
+        ).last_hidden_state
+
+    def encode_targets(self, image_tokens: Tensor) -> Tensor:
+        """Image tokens (B, P, Hv) to target tokens (B, M, D), unit norm each."""
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        tokens = F.normalize(self.vision_projection(self._fuse(queries, image_tokens, None)), dim=-1)  # (B, Q, D)
+        return F.normalize(tokens.mean(dim=1, keepdim=True), dim=-1) if self.config.qformer.pooled else tokens
+
+    def encode_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> QueryOutput:
+        """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 to the composed query."""
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        embedded = self.embeddings(input_ids, query_embeds=queries)  # (B, Q + L, H)
+        fused = self._fuse(embedded, image_tokens, attention_mask)
+        count = self.query_tokens.shape[1]
+        base = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)  # (B, D)
+        mask = torch.cat([attention_mask.new_ones(attention_mask.shape[0], count), attention_mask], dim=1)
+        sub_queries = self.attribute_heads.sub_queries(fused, mask)
+        presence = self.attribute_heads.logits(self.embeddings.word_embeddings(input_ids), attention_mask)
+        weights = self.attribute_heads.weights(presence)
+        if not self.config.attribute_weights:
+            weights = torch.zeros_like(weights)
+        return QueryOutput(compose(base, sub_queries, weights), base, sub_queries, weights, presence)
+
+
+def score(queries: Tensor, target_tokens: Tensor) -> Tensor:
+    """MaxSim of every query against every item: (B, D) and (N, M, D) to (B, N); s = max over m of the inner product."""
+    items, tokens, width = target_tokens.shape
+    return (queries @ target_tokens.reshape(items * tokens, width).T).view(len(queries), items, tokens).amax(dim=-1)
+
+
+def paired_score(queries: Tensor, target_tokens: Tensor) -> Tensor:
+    """MaxSim of query i against item i: (B, D) and (B, M, D) to (B,)."""
+    return torch.einsum("bd,bmd->bm", queries, target_tokens).amax(dim=-1)

@@ -1,0 +1,44 @@
+"""The vision tower: transformers' `Blip2VisionModel`, sized by configuration, with an initialisation that learns."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2VisionConfig, Blip2VisionModel
+
+from ..config import ModelConfig
+
+
+def build_vision(config: ModelConfig) -> Blip2VisionModel:
+    """A randomly initialised tower. `pixel_values` (B, 3, H, W) -> `last_hidden_state` (B, P, Hv), P = 1 + patches."""
+    v = config.vision
+    tower = Blip2VisionModel(
+        Blip2VisionConfig(
+            hidden_size=v.hidden_size,
+            intermediate_size=int(v.hidden_size * v.mlp_ratio),
+            num_hidden_layers=v.layers,
+            num_attention_heads=v.heads,
+            image_size=config.preprocessing.image_size,
+            patch_size=v.patch_size,
+            initializer_range=0.02,  # upstream's default of 1e-10 suits only checkpoints that are loaded over it
+            attn_implementation="sdpa",
+        )
+    )
+    side = config.preprocessing.image_size // v.patch_size
+    with torch.no_grad():
+        # Random position embeddings drown in the patch embeddings; a 2-D sine/cosine start doubles how fast shape is learned.
+        tower.embeddings.position_embedding[0, 1:] = 0.5 * sincos_2d(side, v.hidden_size)
+        tower.embeddings.class_embedding.normal_(std=0.02)
+    return tower
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """(side * side, width) sine/cosine position embeddings: a quarter of the width each for sin/cos of x and y."""
+    quarter = width // 4
+    frequencies = torch.exp(-math.log(1e3) * torch.arange(quarter) / quarter)
+    ys, xs = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (xs, ys)]  # (side * side, quarter)
+    table = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+    return nn.functional.pad(table, (0, width - table.shape[1]))

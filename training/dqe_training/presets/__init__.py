@@ -1,0 +1,1 @@
+"""Training presets, one YAML file each."""

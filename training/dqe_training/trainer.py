@@ -1,0 +1,345 @@
+"""Training: batches, schedule, TRNS refresh, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dqe_engine.errors import CheckpointError, InputError
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from .checkpoint import (
+    Progress,
+    latest_checkpoint,
+    load_state,
+    optimizer_tensors,
+    prune_checkpoints,
+    read_meta,
+    restore_optimizer,
+    save_checkpoint,
+)
+from .config import TrainConfig
+from .data.images import to_pixel_values
+from .data.triplets import TextBatcher, TripletData
+from .losses.total import BatchLabels, total_loss
+from .model import DQEModel
+from .trns import draw_negative, mine_negatives
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def data_hash(data: TripletData) -> str:
+    """Identity of a triplet set: resuming on another is refused."""
+    digest = hashlib.sha256()
+    for array in (data.reference, data.target, data.named, data.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\0".join((*data.images, *data.texts)).encode())
+    return digest.hexdigest()[:32]
+
+
+class Trainer:
+    """Trains `model` on `data` in `run`; `train()` resumes from the newest checkpoint there.
+
+    `pixels` (I, H, W, 3) uint8 are the images of `data.images`, resized. With a frozen vision tower
+    (`vision_learning_rate` 0) their tokens are computed once and kept in float16.
+    """
+
+    def __init__(
+        self,
+        model: DQEModel,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        data: TripletData,
+        pixels: NDArray[np.uint8],
+        run: Path,
+        *,
+        listener: Listener = lambda event: None,
+        image_tokens: Tensor | None = None,
+    ) -> None:
+        if len(data) < 2:
+            raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast")
+        self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
+        self.listener = listener
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(self.device)
+        self.batch_size = min(config.optim.batch_size, len(data))
+        self.steps_per_epoch = len(data) // self.batch_size
+        self.texts = TextBatcher(tokenizer, data.texts, max_length=config.model.qformer.max_text_length)
+        self.frozen = config.optim.vision_learning_rate == 0
+        model.vision_model.requires_grad_(not self.frozen)
+        self._pixels = pixels
+        self._tokens = image_tokens if image_tokens is not None else self._encode_all() if self.frozen else None
+        self._hash = data_hash(data)
+        self.optimizer = self._build_optimizer()
+        self.progress = Progress()
+        self._mined: NDArray[np.int64] | None = None
+        self._bank = torch.full((len(data), config.model.qformer.embedding_dim), float("nan"))
+        self._stop = False
+
+    # -- data -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _encode_all(self) -> Tensor:
+        return encode_image_tokens(self.model, self._pixels, listener=self.listener)
+
+    def _image_tokens(self, rows: NDArray[np.int64]) -> Tensor:
+        if self._tokens is not None:
+            return self._tokens[torch.from_numpy(rows)].to(self.device).float()
+        return self.model.encode_images(to_pixel_values(self._pixels[rows], self.config.model.preprocessing).to(self.device))
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.config.optim.seed, epoch]).permutation(len(self.data))
+
+    # -- schedule ---------------------------------------------------------------------------------------------------
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        o = self.config.optim
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((name.startswith("vision_model."), parameter.ndim >= 2), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": p, "weight_decay": o.weight_decay if decay else 0.0, "peak": o.vision_learning_rate if vision else o.learning_rate}
+                for (vision, decay), p in groups.items()
+            ],
+            lr=o.learning_rate,
+            betas=(0.9, 0.98),
+        )
+
+    def fraction(self) -> float:
+        """How much of the training is done, in [0, 1]."""
+        o = self.config.optim
+        done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.epochs * self.steps_per_epoch)
+        return min(done, 1.0)
+
+    def _set_rate(self, fraction: float) -> float:
+        o = self.config.optim
+        warm = min(1.0, (fraction + 1e-4) / o.warmup_share) if o.warmup_share else 1.0
+        scale = warm * (o.final_share + (1 - o.final_share) * 0.5 * (1 + math.cos(math.pi * fraction)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * scale
+        return o.learning_rate * scale
+
+    # -- TRNS -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_gallery(self) -> NDArray[np.float32]:
+        """Target tokens (I, M, D) float32 of every training image."""
+        rows = np.arange(len(self.data.images))
+        return torch.cat([self.model.encode_targets(self._image_tokens(part)).cpu() for part in np.array_split(rows, max(1, len(rows) // 256))]).numpy()
+
+    @torch.inference_mode()
+    def _fill_bank(self) -> None:
+        """Encode the queries that the last epoch did not see (its remainder); the others keep that epoch's embedding."""
+        missing = torch.isnan(self._bank[:, 0]).nonzero()[:, 0]
+        for rows in missing.split(256):
+            ids, mask = self.texts(rows)
+            tokens = self._image_tokens(self.data.reference[rows.numpy()])
+            self._bank[rows] = self.model.encode_query(tokens, ids.to(self.device), mask.to(self.device)).query.float().cpu()
+
+    def _refresh_negatives(self, epoch: int) -> None:
+        t = self.config.trns
+        if not t.enabled or epoch < t.warmup_epochs or (epoch - t.warmup_epochs) % t.interval:
+            return
+        started = time.perf_counter()
+        self.model.eval()
+        self._fill_bank()
+        zones = type(t.zones)(**{f: getattr(t.zones, f) for f in t.zones.__struct_fields__} | {"seed": t.zones.seed + 1_000_003 * epoch})
+        self._mined = mine_negatives(
+            self._bank.numpy(), self.encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks
+        )
+        self._bank.fill_(float("nan"))
+        self.model.train()
+        self.listener(
+            {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "empty": float((self._mined[:, 0] < 0).mean())}
+        )
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def _step(self, rows: NDArray[np.int64], epoch: int, fraction: float) -> dict[str, float]:
+        config, data = self.config, self.data
+        index = torch.from_numpy(rows)
+        ids, mask = (t.to(self.device) for t in self.texts(index))
+        targets = data.target[rows]
+        negative = draw_negative(self._mined, rows, epoch) if self._mined is not None else None
+        cast = torch.autocast(self.device.type, torch.bfloat16) if config.optim.autocast == "bf16" else nullcontext()
+        with cast:
+            output = self.model.encode_query(self._image_tokens(data.reference[rows]), ids, mask)
+            wanted = targets if negative is None else np.concatenate([targets, np.maximum(negative, 0)])
+            tokens = self.model.encode_targets(self._image_tokens(wanted))
+            labels = BatchLabels(
+                torch.from_numpy(targets).to(self.device),
+                torch.from_numpy(data.labels[targets]).to(self.device),
+                torch.from_numpy(data.named[rows]).to(self.device),
+            )
+            mined = None if negative is None else (tokens[len(rows) :], torch.from_numpy(negative >= 0).to(self.device))
+            share = config.loss.relevance_share if fraction >= config.loss.relevance_warmup else 0.0
+            loss, parts = total_loss(output, tokens[: len(rows)], labels, config.loss, relevance_share=share, negatives=mined)
+        if not torch.isfinite(loss):
+            raise CheckpointError(f"the loss is {loss.item()} at step {self.progress.step}; lower optim.learning_rate or check the data")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+        self.optimizer.step()
+        self._bank[index] = output.query.detach().float().cpu()
+        return {name: value.item() for name, value in parts.items()}
+
+    def train(self) -> DQEModel:
+        """Run to the end of the schedule, resuming where the run directory stands. Returns the model, in eval mode.
+
+        Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        if not self.progress.finished:
+            self.model.train()
+            with self._interruptible(), open(self.run / "metrics.jsonl", "a", encoding="utf-8") as log:
+                epoch = self.progress.epoch
+                while self.fraction() < 1.0:
+                    self._train_epoch(epoch, log)
+                    epoch += 1
+            self.progress = _with(self.progress, finished=True)
+            self._checkpoint()
+        return self.model.eval()
+
+    def _train_epoch(self, epoch: int, log: Any) -> None:
+        o = self.config.optim
+        done = self.progress.step_in_epoch if epoch == self.progress.epoch else 0
+        if done == 0:
+            started = time.perf_counter()
+            self._refresh_negatives(epoch)
+            self.progress = _with(self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + time.perf_counter() - started)
+        order = self._epoch_order(epoch)
+        for position in range(done, self.steps_per_epoch):
+            fraction = self.fraction()
+            if fraction >= 1.0:
+                return
+            started = time.perf_counter()
+            rate = self._set_rate(fraction)
+            parts = self._step(order[position * self.batch_size : (position + 1) * self.batch_size], epoch, fraction)
+            elapsed = time.perf_counter() - started
+            p = self.progress
+            self.progress = _with(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
+            if self.progress.step % o.log_every == 0 or position == 0:
+                event = {"event": "step", "step": self.progress.step, "epoch": epoch, "fraction": round(self.fraction(), 5), "learning_rate": rate}
+                event |= {"triplets_per_second": round(self.batch_size / elapsed, 1), "seconds": round(self.progress.seconds, 3)}
+                event |= {f"loss/{name}": round(value, 5) for name, value in parts.items()}
+                log.write(json.dumps(event) + "\n")
+                log.flush()
+                self.listener(event)
+            if self._stop:
+                self._checkpoint()
+                raise KeyboardInterrupt
+            if self.progress.step % o.checkpoint_every == 0:
+                self._checkpoint()
+        self.progress = _with(self.progress, epoch=epoch + 1, step_in_epoch=0)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        state = optimizer_tensors(self.optimizer) | {"bank": self._bank, "rng": torch.get_rng_state()}
+        if self._mined is not None:
+            state["mined"] = torch.from_numpy(self._mined)
+        save_checkpoint(
+            self.run / f"step-{self.progress.step:08d}", self.model, self.tokenizer, config=self.config, progress=self.progress,
+            data_hash=self._hash, state=state, replace=True,
+        )  # fmt: skip
+        prune_checkpoints(self.run)
+
+    def _resume(self) -> None:
+        newest = latest_checkpoint(self.run)
+        if newest is None:
+            (self.run / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        meta = read_meta(newest)
+        if meta.config != self.config:
+            raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
+        if meta.data_hash != self._hash:
+            raise CheckpointError(f"{newest}: made with other training data; use the same to resume, or another run directory")
+        state = load_state(newest)
+        from safetensors.torch import load_file
+
+        self.model.load_state_dict(load_file(newest / "model.safetensors"))
+        restore_optimizer(self.optimizer, state)
+        torch.set_rng_state(state["rng"].to(torch.uint8))
+        self._bank = state["bank"]
+        self._mined = state["mined"].numpy() if "mined" in state else None
+        self.progress = meta.progress
+        _truncate_log(self.run / "metrics.jsonl", self.progress.step)
+        self.listener({"event": "resume", "step": self.progress.step})
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request(signum: int, frame: Any) -> None:
+            self._stop = True
+
+        previous = signal.signal(signal.SIGINT, request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+@torch.inference_mode()
+def encode_image_tokens(model: DQEModel, pixels: NDArray[np.uint8], *, batch_size: int = 128, listener: Listener = lambda e: None) -> Tensor:
+    """Image tokens (N, P, Hv) float16 on the CPU, from resized (N, H, W, 3) uint8 pixels."""
+    device = model.query_tokens.device
+    sizes = model.sizes
+    tokens = torch.empty(len(pixels), sizes.image_tokens, sizes.vision_width, dtype=torch.float16)
+    training = model.training
+    model.eval()
+    for start in range(0, len(pixels), batch_size):
+        values = to_pixel_values(pixels[start : start + batch_size], model.config.preprocessing).to(device)
+        tokens[start : start + len(values)] = model.encode_images(values).half().cpu()
+        listener({"event": "encode", "done": start + len(values), "total": len(pixels)})
+    model.train(training)
+    return tokens
+
+
+def _with(progress: Progress, **changes: Any) -> Progress:
+    return Progress(**{name: getattr(progress, name) for name in progress.__struct_fields__} | changes)
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Drop log lines after `step`: a killed run had written some that the checkpoint does not have."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break  # the line that the kill cut short
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
+    """Copy a finished run's newest checkpoint without its optimiser state: what dqe-export and dqe-eval take."""
+    from .checkpoint import load_checkpoint
+
+    newest = latest_checkpoint(run)
+    if newest is None:
+        raise CheckpointError(f"{run}: holds no checkpoint")
+    checkpoint = load_checkpoint(newest)
+    if destination.exists() and replace:
+        shutil.rmtree(destination)
+    save_checkpoint(destination, checkpoint.model, checkpoint.tokenizer, config=checkpoint.meta.config, progress=checkpoint.meta.progress)

@@ -1,0 +1,124 @@
+"""What dqe-train, the demo and the tests share: from files on disk to a trained run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from dqe_engine.contracts.parsing import parse, parse_json
+from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
+from dqe_engine.errors import CheckpointError, InputError
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import ModelConfig, TrainConfig
+from .data.images import load_pixels
+from .data.triplets import TripletData, load_triplets
+from .model import DQEModel
+from .tokenizer import build_tokenizer
+from .trainer import Listener, Trainer
+
+SHIPPED_VISION = ("garments",)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where training data lies. `directory` (a dataset folder) or `triplets` + `images` of one's own.
+
+    `image_labels`: JSON lines `{"image", "attributes"}`; `vocabulary`: JSON; both optional. `prefix` keeps a split.
+    """
+
+    triplets: Path
+    images: Path
+    image_labels: Path | None = None
+    vocabulary: Path | None = None
+    prefix: str = ""
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> DataSource:
+        """A dataset folder as `dqe-data garments` writes it."""
+        if not (directory / "train.jsonl").is_file():
+            raise InputError(f"{directory}: no train.jsonl here; make the dataset with dqe-data garments, or give --triplets and --images")
+        return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", directory / "vocabulary.json", "train/")
+
+    def read_vocabulary(self) -> AttributeVocabulary:
+        """The dataset's vocabulary, or the paper's colour and shape."""
+        if self.vocabulary is None:
+            return PAPER_VOCABULARY
+        if not self.vocabulary.is_file():
+            raise InputError(f"{self.vocabulary}: no such vocabulary file")
+        return parse_json(AttributeVocabulary, self.vocabulary.read_bytes(), where=str(self.vocabulary))
+
+    def read(self, vocabulary: AttributeVocabulary) -> TripletData:
+        """The triplets in arrays. Raises InputError."""
+        return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix)
+
+
+def build_model(config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size: int) -> DQEModel:
+    """A model initialised by `optim.seed`, its vision tower from `vision_weights` where that is set."""
+    torch.manual_seed(config.optim.seed)
+    model = DQEModel(config.model, vocabulary, vocab_size)
+    if config.vision_weights:
+        load_vision(model, config.vision_weights)
+    return model
+
+
+def load_vision(model: DQEModel, source: str) -> None:
+    """Load a `dqe-pretrain` tower: a directory, or the name of one that ships. Raises CheckpointError."""
+    if source in SHIPPED_VISION:
+        with as_file(files("dqe_training.weights").joinpath(source)) as directory:
+            _load_vision_directory(model, directory)
+    else:
+        _load_vision_directory(model, Path(source))
+
+
+def _load_vision_directory(model: DQEModel, directory: Path) -> None:
+    weights, record = directory / "vision.safetensors", directory / "vision.json"
+    if not (weights.is_file() and record.is_file()):
+        raise CheckpointError(f"{directory}: no vision tower here; give a dqe-pretrain directory or one of {', '.join(SHIPPED_VISION)}")
+    import msgspec
+
+    made = parse(ModelConfig, msgspec.json.decode(record.read_bytes())["model"], where=str(record), error=CheckpointError)
+    if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
+        raise CheckpointError(f"{directory}: tower is {made.vision} at {made.preprocessing.image_size} px, the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px")
+    try:
+        model.vision_model.load_state_dict({name: p.float() for name, p in load_file(weights).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
+
+
+def train_run(
+    config: TrainConfig,
+    source: DataSource,
+    run: Path,
+    *,
+    listener: Listener = lambda event: None,
+    pixels: NDArray[np.uint8] | None = None,
+    image_tokens: Tensor | None = None,
+) -> Trainer:
+    """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
+
+    `pixels` and `image_tokens` of the source's images may be given where several runs share them.
+    """
+    vocabulary = source.read_vocabulary()
+    data = source.read(vocabulary)
+    if pixels is None:
+        total = len(data.images)
+        loaded = 0
+
+        def advance(count: int) -> None:
+            nonlocal loaded
+            loaded += count
+            listener({"event": "load", "done": loaded, "total": total})
+
+        pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
+    tokenizer = build_tokenizer(data.texts)
+    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
+    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens)
+    trainer.train()
+    return trainer
