@@ -1,30 +1,40 @@
 #include "zones_cpu.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <limits>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace dqe::cpu {
 namespace {
 
-// Below this many scores a tile is not worth waking other threads for.
-constexpr int64_t kMinParallelWork = 1 << 14;
+// Below this many scores a tile is not worth starting threads for (some 20 microseconds each).
+constexpr int64_t kMinParallelWork = 1 << 16;
 
+// Calls row(0) to row(rows - 1), on up to `threads` threads. Plain threads that end with the work: an OpenMP team would go on
+// spinning for a while, and slow down the BLAS call that scores the next tile by up to two times.
 template <typename Row>
 void for_each_row(int64_t rows, int64_t work_per_row, int threads, const Row& row) noexcept {
-#ifdef _OPENMP
-    const int wanted = threads > 0 ? threads : omp_get_max_threads();
-    const int used = rows * work_per_row < kMinParallelWork ? 1 : wanted;
-#pragma omp parallel for schedule(dynamic, 4) num_threads(used) if (used > 1)
-#else
-    (void)work_per_row, (void)threads;
-#endif
-    for (int64_t b = 0; b < rows; ++b) row(b);
+    constexpr int64_t kGrain = 4;
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+        for (int64_t start = next.fetch_add(kGrain); start < rows; start = next.fetch_add(kGrain))
+            for (int64_t b = start; b < std::min(rows, start + kGrain); ++b) row(b);
+    };
+    const int64_t wanted = threads > 0 ? threads : std::thread::hardware_concurrency();
+    const int64_t useful = rows * work_per_row < kMinParallelWork ? 1 : (rows + kGrain - 1) / kGrain;
+    std::vector<std::thread> helpers;
+    try {
+        for (int64_t t = 1; t < std::min(wanted, useful); ++t) helpers.emplace_back(work);
+    } catch (const std::system_error&) {
+        // The system grants no more threads; those there are do all the work.
+    }
+    work();
+    for (std::thread& helper : helpers) helper.join();
 }
 
 BestHeap<float> top_heap(const TopK& state, int64_t b) {

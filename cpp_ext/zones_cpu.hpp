@@ -1,5 +1,5 @@
-// Launchers of the zone kernels on the CPU: raw pointers and sizes, parallel over queries, no allocation, nothing thrown.
-// Rows are independent, so no result depends on `threads` (0: as many as OpenMP would use) or on how items are tiled.
+// Launchers of the zone kernels on the CPU: raw pointers and sizes, parallel over queries, nothing thrown.
+// Rows are independent, so no result depends on `threads` (0: one per processor) or on how items are tiled.
 #pragma once
 
 #include <cstdint>

@@ -43,7 +43,7 @@ def select(request: ZoneRequest) -> ZoneSelection:
     zones = (delta < lo[:, None], mid, delta > hi[:, None])
     picks = pick_scores = None
     if request.picks:
-        pick_scores, picks = _pick(request.zones, scores, mid, request.picks)
+        pick_scores, picks = _pick(request, request.zones, scores, mid)
     return ZoneSelection(
         scores=top_scores,
         ids=top_ids,
@@ -94,13 +94,13 @@ def pick_keys(spec: ZoneSpec, scores: F32, query: int, ids: I64) -> F64:
     return u if spec.policy == "uniform" else scores.astype(np.float64) / spec.temperature + gumbel(u)
 
 
-def _pick(spec: ZoneSpec, scores: F32, mid: NDArray[np.bool_], count: int) -> tuple[F32, I64]:
+def _pick(request: ZoneRequest, spec: ZoneSpec, scores: F32, mid: NDArray[np.bool_]) -> tuple[F32, I64]:
     chosen = []
     for query, inside in enumerate(mid):
         (ids,) = np.nonzero(inside)
-        keys = pick_keys(spec, scores[query, ids], query, ids)
-        chosen.append(ids[np.lexsort((ids, -keys))[:count]])
-    return _padded(scores, chosen, count)
+        keys = pick_keys(spec, scores[query, ids], request.first_query + query, ids)
+        chosen.append(ids[np.lexsort((ids, -keys))[: request.picks]])
+    return _padded(scores, chosen, request.picks)
 
 
 def _padded(scores: F32, chosen: list[I64], width: int) -> tuple[F32, I64]:

@@ -58,6 +58,7 @@ class ZoneRequest:
     counts: bool
     excluded_rows: I64  # (E,), ascending
     excluded_ids: I64  # (E,)
+    first_query: int
 
     @property
     def batch(self) -> int:
@@ -74,6 +75,7 @@ def validated(
     picks: int,
     counts: bool,
     exclude: Exclusions | None,
+    first_query: int = 0,
 ) -> ZoneRequest:
     """Check shapes, dtypes, contiguity and options. Raises InputError; copies nothing the size of an input."""
     _check_array("queries", queries, (np.float32,), (2,))
@@ -85,7 +87,7 @@ def validated(
         raise InputError(f"queries have D={width} and items D={item_width}; both must be the same, at least 1")
     if tokens == 0:
         raise InputError(f"items of shape {items.shape} have no tokens; the middle axis (M) must be at least 1")
-    for name, value in (("k", k), ("picks", picks)):
+    for name, value in (("k", k), ("picks", picks), ("first_query", first_query)):
         if value < 0:
             raise InputError(f"{name}={value}: expected 0 or more")
     if zones is None and (picks or counts or anchor is not None):
@@ -103,6 +105,7 @@ def validated(
         counts=counts,
         excluded_rows=rows,
         excluded_ids=ids,
+        first_query=first_query,
     )
 
 

@@ -25,6 +25,7 @@ def select_zones(
     picks: int = 0,
     counts: bool = False,
     exclude: Exclusions | None = None,
+    first_query: int = 0,
     backend: Backend = "auto",
 ) -> ZoneSelection:
     """Top-k, zone counts and mid-zone picks of each query over all items, in one sweep.
@@ -39,6 +40,7 @@ def select_zones(
         only if `exclude` says so); float32 (B,) scores.
     picks: P items per query out of the mid zone, the top P of the policy's key. Draws depend on the seed, the query's row
         and the item's position only: not on tiling, threads or backend.
+    first_query: the row in the whole batch that row 0 is, where a batch is given in blocks; then the draws are the batch's.
     exclude: per query, item positions that are no candidates: they neither rank nor count. An excluded item may be
         the anchor.
     backend: "cpu" the compiled kernel, "reference" NumPy, "auto" the kernel where it is built; the result says which ran.
@@ -48,7 +50,9 @@ def select_zones(
 
     Raises InputError for arguments that do not fit, BackendError for a backend that this installation does not have.
     """
-    request = validated(queries, items, k=k, anchor=anchor, zones=zones, picks=picks, counts=counts, exclude=exclude)
+    request = validated(
+        queries, items, k=k, anchor=anchor, zones=zones, picks=picks, counts=counts, exclude=exclude, first_query=first_query
+    )
     if _resolve(backend) == "cpu":
         from . import cpu
 
