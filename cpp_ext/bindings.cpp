@@ -34,13 +34,6 @@ ScoreTile tile_of(const Scores& scores, int64_t first_item) {
     return {scores.data(), static_cast<int64_t>(scores.shape(0)), static_cast<int64_t>(scores.shape(1)), first_item};
 }
 
-void max_over_tokens_adapter(Array<const float, 3> dots, Array<float, 2> scores, int threads) {
-    expect("scores", scores, dots.shape(0), dots.shape(1));
-    if (dots.shape(2) == 0) throw std::invalid_argument("dots: no tokens (last axis is 0)");
-    nb::gil_scoped_release release;
-    max_over_tokens(dots.data(), static_cast<int64_t>(scores.size()), static_cast<int64_t>(dots.shape(2)), scores.data(), threads);
-}
-
 TopK top_k_of(const Array<float, 2>& scores, const Array<int64_t, 2>& ids) {
     expect("ids", ids, scores.shape(0), scores.shape(1));
     return {scores.data(), ids.data(), static_cast<int64_t>(scores.shape(1))};
@@ -71,8 +64,9 @@ void update_zones_adapter(Scores tile, int64_t first_item, int64_t first_query, 
     expect("pick_ids", pick_ids, queries, picks);
     expect("pick_scores", pick_scores, queries, picks);
     if (policy < 0 || policy > 2) throw std::invalid_argument("policy: expected 0, 1 or 2, got " + std::to_string(policy));
-    const Zones state = {anchor.data(),   lo.data(),          hi.data(),                   counts.data(), pick_keys.data(),
-                         pick_ids.data(), pick_scores.data(), static_cast<int64_t>(picks), first_query};
+    const Zones state = {anchor.data(),    lo.data(),       hi.data(),          counts.data(),
+                         pick_keys.data(), pick_ids.data(), pick_scores.data(), static_cast<int64_t>(picks),
+                         first_query};
     nb::gil_scoped_release release;
     update_zones(tile_of(tile, first_item), {static_cast<dqe::Policy>(policy), temperature, seed}, state, threads);
 }
@@ -97,8 +91,8 @@ Ranking ranking_of(const Array<float, 2>& buffer, const Array<int64_t, 1>& fill,
     return {buffer.data(), fill.data(), threshold.data(), valid.data(), static_cast<int64_t>(width / 2)};
 }
 
-void update_ranking_adapter(Scores tile, Array<float, 2> buffer, Array<int64_t, 1> fill, Array<float, 1> threshold,
-                            Array<int64_t, 1> valid, int threads) {
+void update_ranking_adapter(Scores tile, Array<float, 2> buffer, Array<int64_t, 1> fill, Array<float, 1> threshold, Array<int64_t, 1> valid,
+                            int threads) {
     expect("buffer", buffer, tile.shape(0), buffer.shape(1));
     const Ranking state = ranking_of(buffer, fill, threshold, valid);
     nb::gil_scoped_release release;
@@ -124,7 +118,6 @@ void score_at_rank_adapter(Array<float, 2> buffer, Array<int64_t, 1> fill, Array
 
 NB_MODULE(_kernels, m) {
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
-    m.def("max_over_tokens", &max_over_tokens_adapter, "dots"_a.noconvert(), "scores"_a.noconvert(), "threads"_a = 0);
     m.def("update_top_k", &update_top_k_adapter, "tile"_a.noconvert(), "first_item"_a, "scores"_a.noconvert(), "ids"_a.noconvert(),
           "threads"_a = 0);
     m.def("sort_top_k", &sort_top_k_adapter, "scores"_a.noconvert(), "ids"_a.noconvert(), "threads"_a = 0);

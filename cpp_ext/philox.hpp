@@ -35,8 +35,8 @@ DQE_HOST_DEVICE inline Words philox4x32(Words counter, uint32_t key0, uint32_t k
 
 // u(seed, b, i) in (0, 1): an odd multiple of 2^-53, so exact, never 0 and never 1.
 DQE_HOST_DEVICE inline double uniform(uint64_t seed, uint64_t query, uint64_t item) {
-    const Words counter = {{static_cast<uint32_t>(item), static_cast<uint32_t>(item >> 32), static_cast<uint32_t>(query),
-                            static_cast<uint32_t>(query >> 32)}};
+    const Words counter = {
+        {static_cast<uint32_t>(item), static_cast<uint32_t>(item >> 32), static_cast<uint32_t>(query), static_cast<uint32_t>(query >> 32)}};
     const Words out = philox4x32(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
     const uint64_t bits = (uint64_t{out.x[1]} << 32 | out.x[0]) >> 12;
     return static_cast<double>(2 * bits + 1) * 0x1p-53;

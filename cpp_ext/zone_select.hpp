@@ -1,4 +1,4 @@
-// Streaming selection over scores that arrive item by item: MaxSim, top-k, zones, pick keys. No Python, no intrinsics, no
+// Streaming selection over scores that arrive item by item: top-k, zones, pick keys. No Python, no intrinsics, no
 // allocation: one row of state per query in memory the caller owns, so that it compiles for host and device alike.
 //
 // The definition is dqe_engine/zones/reference.py. Comparisons with NaN are false throughout, and the code relies on it:
@@ -10,13 +10,6 @@
 #include "philox.hpp"
 
 namespace dqe {
-
-// max over the M tokens of one item; NaN if any of its dot products is.
-DQE_HOST_DEVICE inline float max_sim(const float* dots, int64_t tokens) {
-    float best = dots[0];
-    for (int64_t m = 1; m < tokens; ++m) best = (dots[m] > best || dots[m] != dots[m]) ? dots[m] : best;
-    return best;
-}
 
 // The best `capacity` entries seen: a binary heap over two or three parallel arrays whose root is the worst entry kept.
 // Entries rank by key descending, then id ascending. Unused slots hold key -inf and id -1, which as an unsigned id

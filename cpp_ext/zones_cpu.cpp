@@ -37,9 +37,7 @@ void for_each_row(int64_t rows, int64_t work_per_row, int threads, const Row& ro
     for (std::thread& helper : helpers) helper.join();
 }
 
-BestHeap<float> top_heap(const TopK& state, int64_t b) {
-    return {state.scores + b * state.k, state.ids + b * state.k, nullptr, state.k};
-}
+BestHeap<float> top_heap(const TopK& state, int64_t b) { return {state.scores + b * state.k, state.ids + b * state.k, nullptr, state.k}; }
 
 BestHeap<double> pick_heap(const Zones& state, int64_t b) {
     const int64_t at = b * state.picks;
@@ -47,14 +45,6 @@ BestHeap<double> pick_heap(const Zones& state, int64_t b) {
 }
 
 }  // namespace
-
-void max_over_tokens(const float* dots, int64_t rows, int64_t tokens, float* scores, int threads) noexcept {
-    constexpr int64_t kChunk = 1024;
-    for_each_row((rows + kChunk - 1) / kChunk, kChunk * tokens, threads, [=](int64_t chunk) {
-        const int64_t end = std::min(rows, (chunk + 1) * kChunk);
-        for (int64_t row = chunk * kChunk; row < end; ++row) scores[row] = max_sim(dots + row * tokens, tokens);
-    });
-}
 
 void update_top_k(const ScoreTile& tile, const TopK& state, int threads) noexcept {
     for_each_row(tile.queries, tile.items, threads, [&](int64_t b) {

