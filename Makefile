@@ -1,0 +1,40 @@
+# Everything runs in .venv, which is made when missing and updated when what it is made from changes.
+#   make setup | demo | demo-long | test | lint | clean        PYTHON=python3.12 make setup: another interpreter
+PYTHON ?= python3
+EXTRAS ?= cpu,train,export,dev
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Idle OpenMP threads that spin make PyTorch many times slower on busy cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo demo-long test lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard cpp_ext/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/dqe-demo --out demo
+
+demo-long: $(STAMP)
+	$(BIN)/dqe-demo --long --out demo-long
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
+	$(BIN)/clang-format --dry-run -Werror cpp_ext/*.hpp cpp_ext/*.cpp
+
+# Build outputs and caches; the environment and what the demo wrote stay.
+clean:
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
