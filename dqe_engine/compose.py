@@ -14,15 +14,16 @@ from .errors import InputError
 def compose_query(base_query: NDArray[np.float32], sub_queries: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """unit(q0 + sum_a w_a s_a), summed in float64.
 
-    base_query: (B, D); sub_queries: (B, A, D); weights: (B, A). Returns (B, D) float32, unit norm, or zero where the sum is
-    zero. Raises InputError when the shapes disagree.
+    base_query: (B, D); sub_queries: (B, A, D); weights: (B, A). Returns (B, D) float32, unit norm; zero where the sum is
+    zero, NaN where it is not finite. Raises InputError when the shapes disagree.
     """
     batch, dim = base_query.shape if base_query.ndim == 2 else (-1, -1)
     if batch < 0 or sub_queries.ndim != 3 or sub_queries.shape != (*weights.shape, dim) or weights.shape[0] != batch:
         raise InputError(f"expected (B, D), (B, A, D) and (B, A), got {base_query.shape}, {sub_queries.shape} and {weights.shape}")
     total = base_query.astype(np.float64) + np.einsum("ba,bad->bd", weights, sub_queries, dtype=np.float64)  # (B, D)
     norm = np.linalg.norm(total, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = np.divide(total, norm, out=np.zeros_like(total), where=norm > 0)
+    with np.errstate(invalid="ignore"):  # inf / inf is NaN, which the caller sees
+        unit: NDArray[np.float64] = np.divide(total, norm, out=np.zeros_like(total), where=norm != 0)
     return unit.astype(np.float32)
 
 

@@ -20,7 +20,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 
 SIZES = GraphSizes(image_size=32, image_tokens=16, vision_width=12, embedding_dim=8, target_tokens=3, attributes=2)
 VOCABULARY = AttributeVocabulary(attributes=(Attribute(name="colour", words=("red", "blue")), Attribute(name="shape", words=("round",))))
-WORDS = "the same but in red blue green round square with long short sleeves and more less".split()
+WORDS = ["the", "same", "but", "in", "red", "blue", "green", "round", "square", "with", "long", "short", "sleeves", "and", "more", "less"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 OPSET = 20
 

@@ -1,0 +1,54 @@
+"""Shared fixtures: one tiny bundle for the run, and small noisy images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, for `support`
+
+from support.samples import image_rows, noise_image, target_rows
+from support.tiny_bundle import build_tiny_bundle
+
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.index import GalleryIndex
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def engine(bundle_path: Path) -> RetrievalEngine:
+    """A fresh engine with an empty index, cheap for this bundle."""
+    return RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Twelve images, half of them in a subfolder, and two files that are no images by name."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for seed in range(12):
+        noise_image(seed).save(folder / ("sub" if seed % 2 else "") / f"{seed:02}.png")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    return folder
+
+
+@pytest.fixture
+def make_index() -> Callable[..., GalleryIndex]:
+    """Indexes of M = 2, D = 4, P = 3, Hv = 5; `rows` seeded items named i0, i1, …"""
+
+    def make(rows: int = 0, **options: object) -> GalleryIndex:
+        index = GalleryIndex(model_hash="m" * 32, target_shape=(2, 4), image_shape=(3, 5), **options)
+        if rows:
+            images = image_rows(rows) if index.image_storage != "none" else None
+            index.add([f"i{n}" for n in range(rows)], target_rows(rows), images)
+        return index
+
+    return make

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_bundle import SIZES, build_tiny_bundle
+
+from dqe_engine.bundle import Bundle, build_file_entries
+from dqe_engine.errors import BundleError
+
+
+@pytest.fixture
+def bundle(bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(bundle_path, tmp_path / "copy"))
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def refused(path: Path, message: str, **options: bool) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.load(path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_loads(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    assert loaded.sizes == SIZES
+    assert loaded.vocabulary.names == ("colour", "shape")
+    assert len(loaded.model_hash) == 32
+
+
+def test_the_hash_follows_the_weights(bundle: Path, tmp_path: Path) -> None:
+    again, other = build_tiny_bundle(tmp_path / "again"), build_tiny_bundle(tmp_path / "other", seed=1)
+    assert Bundle.load(again).model_hash == Bundle.load(bundle).model_hash
+    assert Bundle.load(other).model_hash != Bundle.load(bundle).model_hash
+
+
+@pytest.mark.parametrize("name", ["vision_encoder.onnx", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json"])
+def test_a_changed_byte_or_a_missing_or_cut_file(bundle: Path, name: str) -> None:
+    file = bundle / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    refused(bundle, "its bytes changed")
+    assert Bundle.load(bundle, verify=False).path == bundle
+    file.write_bytes(data[:-1])
+    refused(bundle, "bytes, the manifest says", verify=False)
+    file.unlink()
+    refused(bundle, "missing from the bundle", verify=False)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    refused(tmp_path, "no bundle here.*dqe-export")
+    refused(tmp_path / "absent", "no bundle here")
+    (tmp_path / "manifest.json").write_text("{")
+    refused(tmp_path, "not valid JSON")
+    (tmp_path / "manifest.json").write_text("[]")
+    refused(tmp_path, "schema_version")
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
+def test_other_schemas(bundle: Path, version: object) -> None:
+    edit(bundle, lambda manifest: manifest.update(schema_version=version))
+    refused(bundle, "schema_version must be 1")
+
+
+def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(schema_version=2, novelty=1))
+    refused(bundle, "schema version 2 is newer than the supported 1; upgrade")
+
+
+def test_unknown_keys_and_wrong_types(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(novelty=1))
+    refused(bundle, "unknown field `novelty`; valid keys")
+    edit(bundle, lambda manifest: (manifest.pop("novelty"), manifest["sizes"].update(image_size="32")))
+    refused(bundle, r"Expected `int`, got `str`.*sizes.image_size")
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "a/../../outside", "", "a\\b", "./tokenizer.json", "link", "a//b"])
+def test_paths_that_leave_the_bundle(bundle: Path, path: str) -> None:
+    outside = bundle.parent / "outside"
+    outside.write_text("secret")
+    (bundle / "link").symlink_to(outside)
+    edit(bundle, lambda manifest: manifest["files"].append({"path": path, "size": 6, "sha256": "0" * 64}))
+    refused(bundle, "outside the bundle")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["files"].append(m["files"][0]), "listed twice"),
+        (lambda m: m["files"].pop(0), "not in the list of files"),
+        (lambda m: m["graphs"].pop(0), "graph vision_encoder is missing"),
+        (lambda m: m["graphs"][0]["inputs"][0].update(name="pixels"), "graph vision_encoder is not as this version binds it"),
+        (lambda m: m["sizes"].update(attributes=3), "3 attribute heads, but 2 attributes"),
+        (lambda m: m["sizes"].update(image_size=64), "graphs take 64 pixels"),
+        (lambda m: m["sizes"].update(embedding_dim=0), "sizes must be positive"),
+    ],
+)
+def test_contradictions(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(bundle, change)
+    refused(bundle, message)
+
+
+def test_file_entries(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"abc")
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "manifest.json").write_text("{}")
+    entries = build_file_entries(tmp_path)
+    assert [(entry.path, entry.size) for entry in entries] == [("a", 0), ("b/x", 3)]
+    assert entries[1].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    with pytest.raises(BundleError, match="cannot hold links"):
+        build_file_entries(tmp_path)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.samples import noise_image
+from support.tiny_bundle import build_tiny_bundle
+
+from dqe_engine.cli import index as index_command
+from dqe_engine.cli import search as search_command
+from dqe_engine.cli.main import run
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.index import GalleryIndex
+
+
+@pytest.fixture
+def indexed(bundle_path: Path, image_folder: Path, tmp_path: Path) -> list[str]:
+    """The first two arguments of dqe-search."""
+    arguments = [str(bundle_path), str(tmp_path / "index")]
+    assert index_command.main([arguments[0], str(image_folder), "--out", arguments[1], "--provider", "cpu", "--threads", "1"]) == 0
+    return arguments
+
+
+def index(bundle: Path, images: Path, out: Path, *options: str) -> int:
+    return index_command.main([str(bundle), str(images), "--out", str(out), "--batch-size", "2", "--save-every", "4", *options])
+
+
+def test_indexing_goes_on_where_it_stopped(
+    bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    add_batch, calls = RetrievalEngine._add_batch, []
+
+    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+        add_batch(self, *args, **options)
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RetrievalEngine, "_add_batch", interrupted)
+    assert index(bundle_path, image_folder, out) == 130
+    assert "6 images are saved" in capsys.readouterr().err
+    assert len(GalleryIndex.load(out, verify=True)) == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert index(bundle_path, image_folder, out) == 0
+    assert "6 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+    assert len(calls) == 6
+    assert index(bundle_path, image_folder, out) == 0
+    assert "0 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+
+
+def test_prune_and_new_images(bundle_path: Path, image_folder: Path, tmp_path: Path, indexed: list[str]) -> None:
+    (image_folder / "00.png").unlink()
+    noise_image(77).save(image_folder / "new.webp")
+    out = Path(indexed[1])
+    assert index(bundle_path, image_folder, out) == 0
+    assert {"00.png", "new.webp"} <= set(GalleryIndex.load(out).ids)
+    assert index(bundle_path, image_folder, out, "--prune") == 0
+    assert "00.png" not in GalleryIndex.load(out)
+    assert len(GalleryIndex.load(out)) == 12
+
+
+def test_bad_images(bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "sub" / "05.png").write_bytes(b"broken")
+    out = tmp_path / "index"
+    assert index(bundle_path, image_folder, out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    kept = len(GalleryIndex.load(out))
+    assert 0 < kept < 11
+    assert index(bundle_path, image_folder, out, "--skip-bad") == 0
+    captured = capsys.readouterr()
+    assert f"{11 - kept} images added, 1 skipped, 11 in the index" in captured.out
+    assert "05.png: not an image" in captured.err
+
+
+def test_another_models_index_and_force(image_folder: Path, tmp_path: Path, indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    other = build_tiny_bundle(tmp_path / "other", seed=1)
+    assert index(other, image_folder, Path(indexed[1])) == 2
+    assert "this bundle is" in capsys.readouterr().err
+    assert index(other, image_folder, Path(indexed[1]), "--force", "--storage", "f16", "--image-tokens", "none") == 0
+    loaded = GalleryIndex.load(indexed[1])
+    assert (len(loaded), loaded.storage, loaded.image_storage) == (12, "f16", "none")
+    assert index(other, image_folder, Path(indexed[1]), "--storage", "f32") == 2
+    assert "was made with --storage f16" in capsys.readouterr().err
+
+
+def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    options = ["--image", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
+    assert search_command.main([*indexed, *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["hits"]) == 3
+    assert result["hits"][0]["delta"] == 0
+    assert result["overrides"] == {"colour": 2.0, "shape": 0.0}
+    assert sum(result["zones"]["counts"].values()) == 11
+
+
+@pytest.mark.parametrize("zones", [[], ["--zones"]])
+def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture[str], zones: list[str]) -> None:
+    capsys.readouterr()
+    assert search_command.main([*indexed, "--image", "00.png", "--text", "red " * 50, *zones]) == 0
+    out = capsys.readouterr().out
+    assert ".png" in out
+    assert "attribute weights: colour" in out
+    assert "longer than the model reads" in out
+    assert ("equally good" in out) == bool(zones)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "absent.png", "--text", "in red"], "error: 'absent.png' is neither an id of the index nor an image file"),
+        (["--image", "00.png", "--text", " "], "error: the modification text ' ' has no words"),
+        (["--image", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
+        (["--image", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
+        (["--image", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
+    ],
+)
+def test_what_search_refuses(indexed: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    capsys.readouterr()
+    assert search_command.main([*indexed, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("options", [["--weight", "colour"], ["--weight", "=1"], ["-k", "0"], ["--filter", "[1]"], ["--filter", "{"]])
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        search_command.main(["b", "i", "--image", "x", "--text", "y", *options])
+    assert caught.value.code == 2
+    assert "expected" in (error := capsys.readouterr().err) or "not valid JSON" in error
+
+
+def test_the_runner_leaves_bugs_their_traceback() -> None:
+    def bug() -> int:
+        raise RuntimeError("a bug")
+
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError):
+        run(bug)
+    assert run(interrupt) == 130
+
+
+def test_a_real_interrupt_of_a_real_process(bundle_path: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle: exit 130, and what is on the disk is whole and can be continued."""
+    folder, out = tmp_path / "many", tmp_path / "index"
+    folder.mkdir()
+    for seed in range(400):
+        noise_image(seed, (300, 300)).save(folder / f"{seed:03}.png")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+    code = "import sys; from dqe_engine.cli.index import main; sys.exit(main())"
+    arguments = [str(bundle_path), str(folder), "--out", str(out), "--batch-size", "1", "--save-every", "5", "--provider", "cpu"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    while process.poll() is None and len(_saved(out)) < 10:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    watchdog.cancel()
+    assert process.returncode == 130, error
+    assert 10 <= len(_saved(out)) < 400
+    assert f"{len(_saved(out))} images are saved" in error
+    assert GalleryIndex.load(out, verify=True).ids[0] == "000.png"
+
+
+def _saved(out: Path) -> tuple[str, ...]:
+    return GalleryIndex.load(out).ids if (out / "manifest.json").exists() else ()

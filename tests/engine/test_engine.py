@@ -1,0 +1,311 @@
+"""The engine end to end on the tiny bundle: indexing, searching, overrides, zones, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.samples import noise_image
+from support.tiny_bundle import SIZES, build_tiny_bundle
+
+import dqe_engine
+from dqe_engine.compose import compose_query
+from dqe_engine.contracts.graphs import QUERY_ENCODER
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.engine import STAGES, RetrievalEngine
+from dqe_engine.errors import BackendError, BundleError, IndexFormatError, InputError
+from dqe_engine.index import GalleryIndex
+
+IDS = tuple(sorted(f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(12)))
+
+
+@pytest.fixture
+def indexed(engine: RetrievalEngine, image_folder: Path) -> RetrievalEngine:
+    engine.new_index(image_storage="f32")
+    engine.index_images(image_folder, batch_size=5)
+    return engine
+
+
+def test_the_public_names_are_lazy_and_right() -> None:
+    assert dqe_engine.RetrievalEngine is RetrievalEngine
+    assert dqe_engine.GalleryIndex is GalleryIndex
+
+
+def test_encoding_does_not_depend_on_batches(engine: RetrievalEngine) -> None:
+    images = [noise_image(seed) for seed in range(5)]
+    whole, split = engine.encode_images(images), engine.encode_images(images, batch_size=2)
+    assert whole.target_tokens.shape == (5, SIZES.target_tokens, SIZES.embedding_dim)
+    assert whole.image_tokens.shape == (5, SIZES.image_tokens, SIZES.vision_width)
+    np.testing.assert_allclose(split.target_tokens, whole.target_tokens, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(split.image_tokens, whole.image_tokens, rtol=0, atol=1e-6)
+    assert engine.encode_images([]).target_tokens.shape == (0, SIZES.target_tokens, SIZES.embedding_dim)
+
+
+def test_a_folder_is_indexed(engine: RetrievalEngine, image_folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = engine.index_images(image_folder, batch_size=5, progress=lambda done, total: seen.append((done, total)))
+    assert report.added == engine.index.ids == IDS
+    assert report.skipped == ()
+    assert seen == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_mappings_and_paths(engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.index_images({"memory": noise_image(1), "bytes": (image_folder / "00.png").read_bytes()}, metadata={"memory": {"n": 1}})
+    engine.index_images([image_folder / "02.png", str(image_folder / "04.png")])
+    assert engine.index.ids == ("memory", "bytes", (image_folder / "02.png").as_posix(), (image_folder / "04.png").as_posix())
+    assert engine.index_images({}).added == ()
+
+
+def test_bad_images_stop_or_are_reported(engine: RetrievalEngine, image_folder: Path) -> None:
+    (image_folder / "03.png").write_bytes((image_folder / "02.png").read_bytes()[:70])
+    (image_folder / "zz.jpg").write_text("no image")
+    with pytest.raises(InputError, match=r"03\.png: damaged or truncated"):
+        engine.index_images(image_folder, batch_size=2)
+    assert engine.index.ids == ("00.png", "02.png"), "whole batches before the bad image stay"
+    engine.new_index()
+    report = engine.index_images(image_folder, batch_size=2, on_error="skip")
+    assert [skip.id for skip in report.skipped] == ["03.png", "zz.jpg"]
+    assert "damaged" in report.skipped[0].reason
+    assert "not an image" in report.skipped[1].reason
+    assert engine.index.ids == report.added == IDS
+
+
+def test_indexing_that_is_refused_before_any_work(engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.index_images({"a": noise_image(0)})
+    before = engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        ({"a": noise_image(1), "b": noise_image(2)}, {}, "'a' and 0 more ids are in the index already"),
+        ([image_folder / "00.png"] * 2, {}, "given more than once"),
+        ([noise_image(1)], {}, "pass a mapping from id to image"),
+        (image_folder / "absent", {}, "not a folder of images"),
+        (image_folder / "00.png", {}, "not a folder of images"),
+        ({"b": noise_image(1)}, {"on_error": "ignore"}, "on_error is"),
+        ({"b": noise_image(1)}, {"batch_size": 0}, "batch_size must be"),
+        ({"b": noise_image(1)}, {"metadata": {"c": {}}}, "metadata for 'c', which is not among the images"),
+        ({"": noise_image(1)}, {}, "non-empty strings"),
+    ]
+    for images, options, message in cases:
+        with pytest.raises(InputError, match=message):
+            engine.index_images(images, **options)
+    assert engine.index.ids == ("a",)
+    engine.index_images({"a": noise_image(1)}, replace=True)
+    assert engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1) != before
+
+
+def test_file_names_that_are_not_unicode(engine: RetrievalEngine, image_folder: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    noise_image(3).save(image_folder / "03.png")
+    (image_folder / "03.png").rename(image_folder / name)
+    with pytest.raises(InputError, match="not valid Unicode"):
+        engine.index_images(image_folder)
+    report = engine.index_images(image_folder, on_error="skip")
+    assert [skip.id for skip in report.skipped] == [name]
+    assert report.added == IDS
+
+
+def test_an_interrupt_keeps_whole_batches(engine: RetrievalEngine, image_folder: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.index_images(image_folder, batch_size=5, progress=stop)
+    assert engine.index.ids == IDS[:10]
+
+
+def test_search_is_the_composed_query_against_the_gallery(indexed: RetrievalEngine, image_folder: Path) -> None:
+    """Everything by hand, from the graphs' own outputs."""
+    result = indexed.search(image_folder / "00.png", "in red", k=12)
+    encoded = indexed.encode_images([image_folder / id for id in IDS])
+    text = indexed.bundle.text_encoder().encode(["in red"])
+    session = indexed.bundle.session(QUERY_ENCODER, provider="cpu", threads=1)
+    image_tokens = encoded.image_tokens[:1]
+    parts = session.run(image_tokens=image_tokens, input_ids=text.input_ids, attention_mask=text.attention_mask)
+    query = compose_query(parts["base_query"], parts["sub_queries"], parts["attribute_weights"])[0]
+    scores = (encoded.target_tokens @ query).max(axis=1)
+    order = np.argsort(-scores, kind="stable")
+    assert [hit.id for hit in result.hits] == [IDS[n] for n in order]
+    np.testing.assert_allclose([hit.score for hit in result.hits], scores[order], rtol=0, atol=1e-5)
+    np.testing.assert_allclose([hit.delta for hit in result.hits], scores[order[0]] - scores[order], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(list(result.weights.values()), parts["attribute_weights"][0], rtol=0, atol=1e-6)
+    assert set(result.timings_ms) == set(STAGES)
+    assert result.timings_ms["vision"] > 0
+
+
+def test_a_reference_by_id_equals_its_image_and_needs_no_vision(indexed: RetrievalEngine, image_folder: Path) -> None:
+    by_id = indexed.search("00.png", "in red", exclude_reference=False)
+    by_path = indexed.search(image_folder / "00.png", "in red")
+    assert [hit.id for hit in by_id.hits] == [hit.id for hit in by_path.hits]
+    np.testing.assert_allclose([hit.score for hit in by_id.hits], [hit.score for hit in by_path.hits], rtol=0, atol=1e-6)
+    assert by_id.timings_ms["vision"] == by_id.timings_ms["preprocess"] == 0
+
+
+def test_float16_image_tokens_move_the_scores_little(engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.new_index(image_storage="f16")
+    engine.index_images(image_folder)
+    cached = {hit.id: hit.score for hit in engine.search("00.png", "in red", k=12, exclude_reference=False).hits}
+    exact = {hit.id: hit.score for hit in engine.search(image_folder / "00.png", "in red", k=12).hits}
+    differences = [abs(cached[id] - exact[id]) for id in IDS]
+    assert 0 < max(differences) < 2e-3
+
+
+def test_an_id_wins_over_a_file(indexed: RetrievalEngine, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image_folder)
+    Image.new("RGB", (9, 9), "white").save("00.png")
+    other = indexed.search(Path("00.png"), "in red", k=1).hits[0].score
+    assert indexed.search("00.png", "in red", k=1, exclude_reference=False).hits[0].score != pytest.approx(other, abs=1e-4)
+    assert indexed.search("./00.png", "in red", k=1).hits[0].score == pytest.approx(other, abs=1e-6)
+
+
+def test_the_reference_is_left_out_unless_wanted(indexed: RetrievalEngine) -> None:
+    assert {hit.id for hit in indexed.search("00.png", "in red", k=99).hits} == set(IDS) - {"00.png"}
+    assert {hit.id for hit in indexed.search("00.png", "in red", k=99, exclude_reference=False).hits} == set(IDS)
+
+
+def test_batches_equal_single_searches(indexed: RetrievalEngine, image_folder: Path) -> None:
+    references = ["00.png", image_folder / "02.png", "sub/01.png", noise_image(7)]
+    texts = ["in red", "the same but round with long sleeves", "🙂", "less " * 100]
+    excluded = [["02.png"], [], ["02.png", "04.png"], []]
+    batch = indexed.search_batch(references, texts, k=4, exclude=excluded, attribute_weights={"shape": 0.5})
+    assert [result.truncated for result in batch] == [False, False, False, True]
+    for result, reference, text, left_out in zip(batch, references, texts, excluded, strict=True):
+        (alone,) = indexed.search_batch([reference], [text], k=4, exclude=[left_out], attribute_weights={"shape": 0.5})
+        assert [hit.id for hit in result.hits] == [hit.id for hit in alone.hits]
+        np.testing.assert_allclose([hit.score for hit in result.hits], [hit.score for hit in alone.hits], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(list(result.weights.values()), list(alone.weights.values()), rtol=0, atol=1e-6)
+        assert not {hit.id for hit in result.hits} & set(left_out)
+    assert indexed.search_batch([], []) == ()
+
+
+def test_overrides_are_applied_and_told(indexed: RetrievalEngine) -> None:
+    plain = indexed.search("00.png", "in red")
+    off = indexed.search("00.png", "in red", attribute_weights={"colour": 0, "shape": 3.0})
+    assert plain.overrides == {}
+    assert plain.weights == plain.predicted_weights == off.predicted_weights
+    assert off.overrides == {"colour": 0.0, "shape": 3.0}
+    assert off.weights["colour"] == 0
+    assert off.weights["shape"] == pytest.approx(3 * plain.weights["shape"], rel=1e-6)
+    assert [hit.score for hit in off.hits] != [hit.score for hit in plain.hits]
+    with pytest.raises(InputError, match="this model has colour, shape"):
+        indexed.search("00.png", "in red", attribute_weights={"color": 2})
+
+
+def test_zones(indexed: RetrievalEngine) -> None:
+    spec = ZoneSpec(lo=0.15, hi=0.4, policy="uniform")
+    result = indexed.search("00.png", "in red", k=11, zones=spec)
+    assert result.zones is not None
+    deltas = {hit.id: hit.delta for hit in result.hits}
+    near, mid = [id for id, d in deltas.items() if d < 0.15], [id for id, d in deltas.items() if 0.15 <= d <= 0.4]
+    assert near
+    assert mid
+    assert [hit.id for hit in result.zones.near] == near
+    assert [hit.id for hit in result.zones.mid] == mid
+    assert (result.zones.counts.near, result.zones.counts.mid, result.zones.counts.easy) == (len(near), len(mid), 11 - len(near) - len(mid))
+    short = indexed.search("00.png", "in red", k=1, zones=spec)
+    assert short.zones is not None
+    assert short.zones.counts == result.zones.counts
+    assert [hit.id for hit in short.zones.mid] == mid[:1]
+    assert indexed.search("00.png", "in red").zones is None
+    assert indexed.search("00.png", "in red", zones=True).zones is not None
+
+
+def test_filters(engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.index_images(image_folder, metadata={id: {"n": n} for n, id in enumerate(IDS)})
+    hits = engine.search("00.png", "in red", filter={"n": {">=": 3, "<": 6}}).hits
+    assert {hit.id for hit in hits} == set(IDS[3:6])
+    assert all(hit.metadata == {"n": IDS.index(hit.id)} for hit in hits)
+    assert engine.search("00.png", "in red", filter={"n": -1}).hits == ()
+
+
+def test_an_empty_gallery(engine: RetrievalEngine) -> None:
+    result = engine.search(noise_image(0), "in red", zones=True)
+    assert result.hits == ()
+    assert result.zones is not None
+    assert result.zones.counts.near == 0
+
+
+@pytest.mark.parametrize("text", ["", "   ", None, b"red", ["red"]])
+def test_image_only_queries_are_refused(indexed: RetrievalEngine, text: Any) -> None:
+    with pytest.raises(InputError, match=r"no words|needs an image and a text"):
+        indexed.search("00.png", text)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (None, "got NoneType; a composed query needs an image and a text"),
+        (np.zeros((4, 4, 3), np.uint8), "got ndarray"),
+        ("absent.png", "'absent.png' is neither an id of the index nor an image file"),
+        (Path("absent.png"), "absent.png: no such image file"),
+        ("", "neither an id|is a directory|no such"),
+        (b"", "not an image"),
+        ("a\0b", "a\0b"),
+    ],
+)
+def test_references_that_are_refused(indexed: RetrievalEngine, reference: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        indexed.search(reference, "in red")
+
+
+def test_batches_that_do_not_pair(indexed: RetrievalEngine) -> None:
+    with pytest.raises(InputError, match="2 reference images for 1 modification texts"):
+        indexed.search_batch(["00.png", "02.png"], ["in red"])
+    with pytest.raises(InputError, match="1 exclusions for 2 queries"):
+        indexed.search_batch(["00.png", "02.png"], ["in red"] * 2, exclude=[[]])
+    with pytest.raises(InputError, match="k must be"):
+        indexed.search("00.png", "in red", k=0)
+
+
+def test_an_index_that_keeps_no_image_tokens(engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.new_index(image_storage="none")
+    engine.index_images(image_folder)
+    assert engine.search(image_folder / "00.png", "in red", k=3).hits
+    with pytest.raises(InputError, match="pass its image instead"):
+        engine.search("00.png", "in red")
+
+
+def test_an_index_of_another_model(indexed: RetrievalEngine, tmp_path: Path) -> None:
+    other = RetrievalEngine.load(build_tiny_bundle(tmp_path / "other", seed=1), provider="cpu")
+    indexed.save_index(tmp_path / "index")
+    with pytest.raises(IndexFormatError, match="this bundle is"):
+        other.load_index(tmp_path / "index")
+    with pytest.raises(IndexFormatError, match="this bundle is"):
+        other.attach(indexed.index)
+    other_engine = RetrievalEngine.load(indexed.bundle.path, provider="cpu")
+    other_engine.load_index(tmp_path / "index", verify=True)
+    assert other_engine.search("00.png", "in red").hits == indexed.search("00.png", "in red").hits
+
+
+def test_bundles_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle here"):
+        RetrievalEngine.load(tmp_path)
+
+
+def test_a_query_encoder_that_gives_nan(indexed: RetrievalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = indexed._query.run
+    monkeypatch.setattr(indexed._query, "run", lambda **inputs: {k: np.full_like(v, np.nan) for k, v in run(**inputs).items()})
+    with pytest.raises(BackendError, match="not finite"):
+        indexed.search("00.png", "in red")
+
+
+def test_concurrent_searches_do_not_disturb_each_other(indexed: RetrievalEngine, image_folder: Path) -> None:
+    cases = [(IDS[n], text, {"colour": float(n)}) for n, text in enumerate(["in red", "in blue", "round", "more square", "less"])]
+    expected = [indexed.search(id, text, attribute_weights=weights).hits for id, text, weights in cases]
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            for (id, text, weights), hits in zip(cases, expected, strict=True):
+                if indexed.search(id, text, attribute_weights=weights).hits != hits:
+                    wrong.append(id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

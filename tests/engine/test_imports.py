@@ -1,0 +1,50 @@
+"""What the runtime loads, in fresh processes: never a training library, and nothing heavy for `--help`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TRAINING = {"torch", "transformers", "onnx", "onnxscript", "safetensors", "dqe_training", "dqe_export"}
+HEAVY = TRAINING | {"onnxruntime", "numpy", "PIL", "tokenizers", "rich", "msgspec", "faiss"}
+
+
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Top-level modules that are loaded once `code` has run."""
+    roots = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    script = f"{code}\nimport sys\nprint()\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(roots)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    assert not loaded_by("import dqe_engine; dqe_engine.__version__") & HEAVY
+
+
+@pytest.mark.parametrize("command", ["index", "search"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = f"from dqe_engine.cli.{command} import main\ntry: main(['--help'])\nexcept SystemExit as done: assert done.code == 0"
+    assert not loaded_by(code) & HEAVY
+
+
+def test_a_whole_search_loads_no_training_library(bundle_path: Path, image_folder: Path) -> None:
+    code = """
+import sys
+import dqe_engine
+engine = dqe_engine.RetrievalEngine.load(sys.argv[1], provider="cpu")
+engine.index_images(sys.argv[2])
+assert len(engine.search("00.png", "in red", k=3, zones=True).hits) == 3
+"""
+    loaded = loaded_by(code, str(bundle_path), str(image_folder))
+    assert not loaded & TRAINING
+    assert {"onnxruntime", "numpy", "PIL", "tokenizers"} <= loaded, "the check must be able to see what was loaded"

@@ -1,0 +1,247 @@
+"""The index on disk: what a save confirmed is there after any kill, and damage is told from data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.samples import query_rows, target_rows
+
+from dqe_engine.errors import IndexFormatError
+from dqe_engine.index import GalleryIndex
+from dqe_engine.index import storage as disk
+
+MakeIndex = Callable[..., GalleryIndex]
+
+
+def data_files(path: Path) -> set[str]:
+    return {file.name for file in path.iterdir()} - {"manifest.json", "lock"}
+
+
+@pytest.mark.parametrize("options", [{}, {"storage": "f16", "image_storage": "f16"}, {"image_storage": "f32"}])
+def test_round_trip(make_index: MakeIndex, tmp_path: Path, options: dict[str, str]) -> None:
+    index, path = make_index(19, **options), tmp_path / "deep" / "index"
+    before = index.search(query_rows(3), 19)
+    index.save(path)
+    loaded = GalleryIndex.load(path, model_hash="m" * 32, verify=True)
+    assert loaded.ids == index.ids
+    assert loaded.search(query_rows(3), 19) == index.search(query_rows(3), 19) == before
+    assert (loaded.storage, loaded.image_storage) == (index.storage, index.image_storage)
+    if loaded.image_storage != "none":
+        np.testing.assert_array_equal(loaded.image_tokens("i7"), index.image_tokens("i7"))
+
+
+def test_metadata_and_odd_ids_survive(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(), tmp_path / "index"
+    ids, metadata = ["a/b c.png", "größe\n", "🙂", "\0"], [{"price": 1.5, "tags": ["x", None]}, None, {}, {"n": 2**70}]
+    index.add(ids, target_rows(4), metadata=metadata)
+    index.save(path)
+    found = GalleryIndex.load(path).search(query_rows(1), 4)[0].matches
+    assert {match.id: match.metadata for match in found} == dict(zip(ids, metadata, strict=True))
+
+
+def test_an_empty_index(make_index: MakeIndex, tmp_path: Path) -> None:
+    make_index(image_storage="f16").save(tmp_path / "index")
+    loaded = GalleryIndex.load(tmp_path / "index", verify=True)
+    assert len(loaded) == 0
+    assert loaded.search(query_rows(1), 3)[0].matches == ()
+
+
+def test_saving_again_appends_what_is_new(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(10), tmp_path / "index"
+    index.save(path)
+    files = {name: (path / name).read_bytes() for name in data_files(path)}
+    index.add(["new"], target_rows(1, 5))
+    index.remove(["i3"])
+    index.save(path)
+    for name, before in files.items():
+        now = (path / name).read_bytes()
+        assert now.startswith(before)
+        assert len(now) > len(before)
+    assert data_files(path) == set(files)
+    assert GalleryIndex.load(path, verify=True).ids == index.ids
+
+
+def test_saving_nothing_new_writes_nothing(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(3), tmp_path / "index"
+    index.save(path)
+    before = (path / "manifest.json").stat().st_mtime_ns
+    index.save(path)
+    assert (path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_compaction_and_collection_of_orphans(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(10, image_storage="f32"), tmp_path / "index"
+    index.save(path)
+    first = data_files(path)
+    expected = index.image_tokens("i9")
+    index.remove([f"i{n}" for n in range(6)])
+    index.save(path)
+    assert data_files(path) > first, "a reader that has just read the old manifest still finds its files"
+    (path / ".tmp-left-by-a-kill").write_bytes(b"x")
+    (path / "readme.txt").write_text("not ours")
+    index.add(["new"], target_rows(1), np.zeros((1, 3, 5), np.float32))
+    index.save(path)
+    assert data_files(path).isdisjoint(first)
+    assert data_files(path) & {".tmp-left-by-a-kill", "readme.txt"} == {"readme.txt"}
+    loaded = GalleryIndex.load(path, verify=True)
+    assert loaded.ids == ("i6", "i7", "i8", "i9", "new")
+    assert disk.read_manifest(path).rows == 5
+    np.testing.assert_array_equal(loaded.image_tokens("i9"), expected)
+
+
+def test_two_writers(make_index: MakeIndex, tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    make_index(3).save(path)
+    first, second = GalleryIndex.load(path), GalleryIndex.load(path)
+    first.add(["first"], target_rows(1))
+    second.add(["second"], target_rows(1))
+    first.save(path)
+    with pytest.raises(IndexFormatError, match="changed by another writer: load it again"):
+        second.save(path)
+    with pytest.raises(IndexFormatError, match="holds another index"):
+        make_index(1).save(path)
+    assert GalleryIndex.load(path, verify=True).ids == ("i0", "i1", "i2", "first")
+    second.save(path, overwrite=True)
+    assert GalleryIndex.load(path, verify=True).ids == ("i0", "i1", "i2", "second")
+    second.save(tmp_path / "elsewhere")
+    assert GalleryIndex.load(tmp_path / "elsewhere", verify=True).ids == ("i0", "i1", "i2", "second")
+
+
+def test_another_models_index(make_index: MakeIndex, tmp_path: Path) -> None:
+    make_index(1).save(tmp_path / "index")
+    with pytest.raises(IndexFormatError, match="made with model mmmmmmmmmmmm, this bundle is nnnnnnnnnnnn"):
+        GalleryIndex.load(tmp_path / "index", model_hash="n" * 32)
+
+
+def test_no_index(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(IndexFormatError, match=r"no index here.*dqe-index"):
+            GalleryIndex.load(path)
+
+
+def test_places_that_cannot_be_written(make_index: MakeIndex, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(IndexFormatError, match="cannot be written"):
+        make_index(1).save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("suffix", ["catalogue", "targets", "images"])
+def test_damage_is_found(make_index: MakeIndex, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "index"
+    make_index(5, image_storage="f16").save(path)
+    (file,) = path.glob(f"*.{suffix}")
+    good = file.read_bytes()
+    file.write_bytes(good + b"what a killed save left")
+    assert GalleryIndex.load(path, verify=True).ids == ("i0", "i1", "i2", "i3", "i4")
+    file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(IndexFormatError, match="checksum differs"):
+        GalleryIndex.load(path, verify=True)
+    file.write_bytes(good[:-1])
+    with pytest.raises(IndexFormatError, match=r"confirmed|checksum differs"):
+        GalleryIndex.load(path)
+    file.unlink()
+    with pytest.raises(IndexFormatError, match="cannot be read"):
+        GalleryIndex.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2, "novelty": 1}, "schema version 2 is newer than the supported 1; upgrade"),
+        ({"novelty": 1}, "unknown field `novelty`"),
+        ({"rows": 4}, "disagree"),
+        ({"storage": "f16"}, "bytes do not make 5 rows"),
+        ({"image_storage": "f16"}, "disagree"),
+        ({"targets": {"name": "../../etc/passwd", "size": 0, "crc32": 0}}, "not a file of an index"),
+    ],
+)
+def test_manifests_that_are_refused(make_index: MakeIndex, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "index"
+    make_index(5).save(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(IndexFormatError, match=message) as caught:
+        GalleryIndex.load(path)
+    assert "\n" not in str(caught.value)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(IndexFormatError, match="not valid JSON"):
+        GalleryIndex.load(path)
+
+
+def test_a_catalogue_that_contradicts_itself(make_index: MakeIndex, tmp_path: Path) -> None:
+    path, root = tmp_path / "index", tmp_path / "index"
+    make_index(2).save(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for events in ([disk.Event(id="a"), disk.Event(id="a")], [disk.Event(id="a"), disk.Event(removed=1)], [disk.Event()]):
+        state = disk.extend(root, disk.FileState(name="00000000.catalogue"), [disk.encode_events(events)])
+        changed = manifest | {"catalogue": {"name": state.name, "size": state.size, "crc32": state.crc32}}
+        (path / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(IndexFormatError, match="contradicts itself"):
+            GalleryIndex.load(path)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from support.samples import image_rows, target_rows
+from dqe_engine.index import GalleryIndex
+
+path, start = sys.argv[1], int(sys.argv[2])
+if (Path(path) / "manifest.json").exists():
+    index = GalleryIndex.load(path, verify=True)
+else:
+    index = GalleryIndex(model_hash="m", target_shape=(2, 4), image_shape=(3, 5), image_storage="f16")
+print("ready", flush=True)
+for n in range(start, start + 100_000):
+    index.add([f"k{n}"], target_rows(1, n), image_rows(1, n), [{"n": n}])
+    if n % 3 == 2:
+        index.remove([f"k{n - 1}"])
+    if n % 40 == 39:  # more than half gone: the next save compacts
+        index.remove(list(index.ids)[:-5])
+    index.save(path)
+    print(n, ",".join(index.ids), flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_loses_nothing_confirmed(tmp_path: Path) -> None:
+    """Ten writers in a row are killed in the middle of adding and saving; each goes on with what the one before left."""
+    path, rng, start = tmp_path / "index", random.Random(0), 0
+    roots = [Path(__file__).parents[1], Path(__file__).parents[2]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])}
+    total = 0
+    for _ in range(10):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(start)], stdout=subprocess.PIPE, text=True, env=environment)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.05, 0.4))
+        writer.send_signal(signal.SIGKILL)
+        lines = [line for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        writer.wait()
+        if not lines and start == 0:
+            continue  # killed before the first save: there may be no index yet
+        if lines:
+            number, _, confirmed = lines[-1].strip().partition(" ")
+            start, total = int(number) + 1, total + len(lines)
+            expected = confirmed.split(",")
+        loaded = GalleryIndex.load(path, verify=True)
+        found = loaded.search(query_rows(1), 10_000)[0].matches
+        assert {match.id for match in found} == set(loaded.ids)
+        assert all(match.metadata == {"n": int(match.id[1:])} for match in found)
+        if list(loaded.ids) != expected:  # the save after the last confirmed one landed, and nothing else
+            following = f"k{start}"
+            assert loaded.ids[-1] == following
+            assert set(loaded.ids) - {following} <= set(expected)
+            assert set(expected) - set(loaded.ids) <= ({f"k{start - 1}"} if start % 40 != 39 else set(expected))
+            start += 1
+            expected = list(loaded.ids)
+    assert total > 20, "the writers must have got somewhere for this to mean anything"

@@ -1,0 +1,167 @@
+"""Preprocessing: equal to the bit to transformers' BlipImageProcessor, and every odd image ends in pixels or one clear line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.samples import noise_image
+
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
+from dqe_engine.errors import InputError
+from dqe_engine.preprocessing import fit_image, open_image, preprocess
+
+SPEC = PreprocessingSpec(image_size=32)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is that large, and ends before its first row."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 97), (31, 33), (32, 32), (33, 31), (257, 19), (640, 480)])
+def test_equal_to_the_bit_to_transformers(size: tuple[int, int]) -> None:
+    import transformers
+
+    kind = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
+    processor = kind(size={"height": 32, "width": 32})
+    noise = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    expected = np.asarray(processor(images=image, return_tensors="np")["pixel_values"])
+    got = preprocess([image], SPEC)
+    assert got.dtype == expected.dtype == np.float32
+    assert got.shape == expected.shape == (1, 3, 32, 32)
+    assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image"),
+        (b"hello, this is text", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
+        (encoded(noise_image(0), "JPEG")[:400], "damaged or truncated"),
+        (encoded(noise_image(0), "PNG")[:60], "damaged or truncated"),
+        (png_header(30_000, 30_000), "30000 x 30000 pixels, more than the limit"),
+        (png_header(12_000, 12_000), "12000 x 12000 pixels, more than the limit"),
+        (png_header(9_000, 9_000), "9000 x 9000 pixels, more than the limit"),
+    ],
+    ids=["empty", "text", "signature", "jpeg cut", "png cut", "bomb", "bomb below Pillow's error", "bomb below Pillow's warning"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_refused_in_one_line(data: bytes, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_image(data, SPEC)
+    assert "\n" not in str(caught.value)
+    if "30000" in message:  # beyond twice Pillow's own limit, Pillow answers first
+        message = "more pixels than the limit"
+    assert message in str(caught.value)
+
+
+def test_limit_is_the_specs_own() -> None:
+    image = noise_image(0, (20, 20))
+    assert open_image(image, PreprocessingSpec(image_size=32, max_pixels=400)).size == (20, 20)
+    with pytest.raises(InputError, match="20 x 20 pixels"):
+        open_image(image, PreprocessingSpec(image_size=32, max_pixels=399))
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such image file"):
+        open_image(tmp_path / "absent.png", SPEC)
+    with pytest.raises(InputError, match="is a directory"):
+        open_image(tmp_path, SPEC)
+    with pytest.raises(InputError):
+        open_image("a\0b.png", SPEC)
+
+
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_corrupted_bytes_never_escape_as_another_error(position: int, value: int, cut: int) -> None:
+    for data in (TIFF, GIF, WEBP):
+        broken = bytearray(data)
+        broken[position % len(broken)] = value
+        try:
+            assert open_image(bytes(broken[: cut % len(broken) + 1]), SPEC).mode == "RGB"
+        except InputError:
+            continue
+
+
+TIFF = encoded(noise_image(1), "TIFF", compression="tiff_lzw")
+GIF = encoded(noise_image(1), "GIF")
+WEBP = encoded(noise_image(1), "WEBP")
+
+
+def test_one_pixel() -> None:
+    pixels = fit_image(open_image(encoded(Image.new("RGB", (1, 1), (10, 20, 30))), SPEC), SPEC)
+    assert (pixels == (10, 20, 30)).all()
+    assert pixels.shape == (32, 32, 3)
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    image = open_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SPEC)
+    red, green, blue = image.getpixel((4, 4))
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.array([[0, 257, 32896, 65535]], np.uint16)
+    assert [pixel[0] for pixel in np.asarray(open_image(encoded(Image.fromarray(ramp)), SPEC))[0]] == [0, 1, 128, 255]
+
+
+def test_palette_transparency_is_composited_onto_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    pixels = np.asarray(open_image(encoded(image, "PNG", transparency=0), SPEC))
+    assert pixels.tolist() == [[[255, 255, 255], [0, 0, 255]]]
+
+
+def test_alpha_is_composited_onto_the_background() -> None:
+    half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
+    assert open_image(half, SPEC).getpixel((0, 0)) == (127, 127, 127)
+    assert open_image(half, PreprocessingSpec(image_size=32, background=(0, 0, 0))).getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "I;16", "F", "YCbCr", "HSV"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    assert open_image(Image.new(mode, (3, 2)), SPEC).mode == "RGB"
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (29, 9)), (6, (9, 0)), (8, (0, 29))])
+def test_exif_orientation_is_applied(orientation: int, corner: tuple[int, int]) -> None:
+    image = Image.new("RGB", (30, 10), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = open_image(encoded(image, "PNG", exif=exif), SPEC)
+    assert upright.size == ((30, 10) if orientation in (1, 3) else (10, 30))
+    assert upright.getpixel(corner) == (255, 255, 255)
+
+
+def test_target_pad_keeps_the_aspect_ratio_within_bounds() -> None:
+    spec = PreprocessingSpec(image_size=32, fit="target_pad", target_ratio=1.0, background=(255, 255, 255))
+    pixels = fit_image(Image.new("RGB", (64, 16), "black"), spec)
+    assert (pixels[0] == 255).all()
+    assert (pixels[16] == 0).all()
+
+
+def test_empty_batch() -> None:
+    assert preprocess([], SPEC).shape == (0, 3, 32, 32)

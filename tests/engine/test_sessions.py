@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from support.tiny_bundle import SIZES
+
+from dqe_engine.contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
+from dqe_engine.errors import BackendError, BundleError, InputError
+from dqe_engine.sessions import OnnxSession
+
+
+def query_inputs(batch: int, length: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image_tokens": rng.standard_normal((batch, SIZES.image_tokens, SIZES.vision_width)).astype(np.float32),
+        "input_ids": rng.integers(0, 20, (batch, length)),
+        "attention_mask": np.ones((batch, length), np.int64),
+    }
+
+
+@pytest.fixture(scope="module")
+def query_session(bundle_path: Path) -> OnnxSession:
+    return OnnxSession(bundle_path / QUERY_ENCODER.file, QUERY_ENCODER, SIZES, provider="cpu", threads=1)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 4), (1, 2), (3, 7)])
+def test_outputs_by_name(query_session: OnnxSession, batch: int, length: int) -> None:
+    outputs = query_session.run(**query_inputs(batch, length))
+    assert {name: array.shape for name, array in outputs.items()} == {
+        "base_query": (batch, 8),
+        "sub_queries": (batch, 2, 8),
+        "attribute_weights": (batch, 2),
+    }
+    assert all(array.dtype == np.float32 for array in outputs.values())
+
+
+def test_rows_do_not_depend_on_their_batch(query_session: OnnxSession) -> None:
+    inputs = query_inputs(5)
+    together = query_session.run(**inputs)
+    alone = query_session.run(**{name: array[2:3] for name, array in inputs.items()})
+    for name, array in alone.items():
+        np.testing.assert_allclose(array[0], together[name][2], rtol=0, atol=1e-6)
+
+
+def test_strided_inputs(query_session: OnnxSession) -> None:
+    inputs = query_inputs(4)
+    strided = {name: np.repeat(array, 2, axis=0)[::2] for name, array in inputs.items()}
+    np.testing.assert_array_equal(query_session.run(**strided)["base_query"], query_session.run(**inputs)["base_query"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": None}, "query_encoder takes attention_mask, image_tokens, input_ids"),
+        ({"extra": np.zeros(1)}, "query_encoder takes"),
+        ({"input_ids": np.zeros((3, 4), np.int32)}, "input_ids: expected int64, got int32"),
+        ({"image_tokens": np.zeros((3, 16, 12))}, "image_tokens: expected float32, got float64"),
+        ({"image_tokens": np.zeros((3, 16, 11), np.float32)}, r"image_tokens: expected shape \(3, 16, 12\), got \(3, 16, 11\)"),
+        ({"input_ids": np.zeros((2, 4), np.int64)}, r"input_ids: expected shape \(3, 4\), got \(2, 4\)"),
+        ({"attention_mask": np.zeros((3, 5), np.int64)}, r"attention_mask: expected shape \(3, 4\), got \(3, 5\)"),
+        ({"input_ids": np.zeros(3, np.int64)}, r"input_ids: expected shape \(3, text_length\), got \(3,\)"),
+    ],
+)
+def test_inputs_that_do_not_fit(query_session: OnnxSession, change: dict[str, Any], message: str) -> None:
+    inputs = {name: array for name, array in (query_inputs(3) | change).items() if array is not None}
+    with pytest.raises(InputError, match=message):
+        query_session.run(**inputs)
+
+
+def test_what_the_runtime_refuses_is_a_backend_error(query_session: OnnxSession) -> None:
+    inputs = query_inputs(1)
+    inputs["input_ids"][:] = 10_000  # no such embedding
+    with pytest.raises(BackendError, match="query_encoder failed on cpu"):
+        query_session.run(**inputs)
+
+
+def test_providers(bundle_path: Path) -> None:
+    path = bundle_path / VISION_ENCODER.file
+    assert OnnxSession(path, VISION_ENCODER, SIZES, provider="cpu").provider == "cpu"
+    assert OnnxSession(path, VISION_ENCODER, SIZES, provider="auto").provider in ("cpu", "cuda")
+    with pytest.raises(InputError, match="unknown provider 'gpu'"):
+        OnnxSession(path, VISION_ENCODER, SIZES, provider="gpu")
+    with pytest.raises(InputError, match="threads"):
+        OnnxSession(path, VISION_ENCODER, SIZES, threads=0)
+
+
+def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, *, raises: bool) -> None:
+    """An ONNX Runtime that lists CUDA, and cannot run it: by an error, or by taking the CPU without a word."""
+    import onnxruntime
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+            assert enable_fallback == 0
+            if raises and "CUDAExecutionProvider" in providers:
+                raise RuntimeError("CUDA failure 35:\n no driver")
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+    fake = types.SimpleNamespace(
+        InferenceSession=Session,
+        SessionOptions=onnxruntime.SessionOptions,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_cuda_that_does_not_run_is_an_error_and_auto_says_cpu(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
+    fake_onnxruntime(monkeypatch, raises=raises)
+    path = bundle_path / VISION_ENCODER.file
+    with pytest.raises(BackendError, match="cannot run on cuda: CUDA failure 35: no driver" if raises else "asked for cuda"):
+        OnnxSession(path, VISION_ENCODER, SIZES, provider="cuda")
+    assert OnnxSession(path, VISION_ENCODER, SIZES, provider="auto").provider == "cpu"
+
+
+def test_cuda_that_is_not_in_the_build(bundle_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(BackendError, match="install onnxruntime-gpu"):
+        OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES, provider="cuda")
+
+
+@pytest.mark.parametrize("module", [None, types.ModuleType("onnxruntime")])
+def test_missing_or_broken_onnxruntime(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    with pytest.raises(BackendError, match="exactly one of onnxruntime and onnxruntime-gpu"):
+        OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES)
+
+
+def test_files_that_are_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    for name in ("broken.onnx", "absent.onnx"):
+        with pytest.raises(BundleError, match="cannot load it"):
+            OnnxSession(tmp_path / name, VISION_ENCODER, SIZES, provider="cpu")
+
+
+def test_graphs_that_are_not_the_specs(bundle_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="inputs are pixel_values, the manifest says image_tokens"):
+        OnnxSession(bundle_path / VISION_ENCODER.file, TARGET_ENCODER, SIZES, provider="cpu")
+    with pytest.raises(BundleError, match="output target_tokens: axis 'embedding_dim' is fixed at 8, expected 9"):
+        OnnxSession(bundle_path / TARGET_ENCODER.file, TARGET_ENCODER, msgspec.structs.replace(SIZES, embedding_dim=9), provider="cpu")
+    model = onnx.load(bundle_path / VISION_ENCODER.file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1  # what an export with an example batch of 1 leaves
+    onnx.save(model, tmp_path / "baked.onnx")
+    with pytest.raises(BundleError, match="axis 'batch' is fixed at 1"):
+        OnnxSession(tmp_path / "baked.onnx", VISION_ENCODER, SIZES, provider="cpu")
+
+
+def test_graph_next_to_spaces_and_unicode(bundle_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "größe 1" / "vision_encoder.onnx"
+    path.parent.mkdir()
+    shutil.copy(bundle_path / "vision_encoder.onnx", path)
+    assert OnnxSession(path, VISION_ENCODER, SIZES, provider="cpu").provider == "cpu"
