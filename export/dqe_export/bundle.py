@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+
 from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.graphs import GRAPHS
 from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_training.model import DQEModel
-from torch import Tensor, nn
 
 
 class VisionEncoder(nn.Module):

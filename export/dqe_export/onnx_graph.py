@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import torch
+
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSpec
 from dqe_engine.errors import ExportError
 from dqe_training.model import DQEModel

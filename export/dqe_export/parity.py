@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import GraphParity
 from dqe_engine.errors import ExportError
@@ -40,7 +41,8 @@ def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: str
             error = (torch.from_numpy(found[tensor.name]) - reference).abs().max().item()
             if not error <= tolerance:  # NaN fails too
                 raise ExportError(
-                    f"{spec.name}: {tensor.name} differs from PyTorch by {error:.2e} at {shape}, more than {tolerance:.0e}; nothing was written"
+                    f"{spec.name}: {tensor.name} differs from PyTorch by {error:.2e} at {shape}, "
+                    f"more than {tolerance:.0e}; nothing was written"
                 )
             worst[tensor.name] = max(worst[tensor.name], error)
     return GraphParity(graph=spec.name, max_abs_error=worst, tolerance=tolerance, shapes=shapes)

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import Contract, parse_json, to_json
@@ -14,10 +19,6 @@ from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, sha256_of
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from .config import TrainConfig
 from .model import DQEModel
@@ -119,7 +120,9 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     try:
         model.load_state_dict(load_file(directory / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})") from error
+        raise CheckpointError(
+            f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
+        ) from error
     return Checkpoint(model.eval(), tokenizer, meta, directory)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 import yaml
+
 from dqe_engine.contracts.parsing import Contract, parse
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.zones import ZoneSpec
@@ -148,7 +149,7 @@ def _override(data: dict[str, Any], assignment: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise InputError(f"override {assignment!r}: {section!r} is a value, not a section")
-    data[last] = yaml.safe_load(value)
+    data[last] = yaml.safe_load(value) if value else ""
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from dqe_engine.contracts.parsing import Contract, to_json
-from dqe_engine.contracts.vocabulary import AttributeVocabulary
-from dqe_engine.files import atomic_directory
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dqe_engine.contracts.parsing import Contract, to_json
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.files import atomic_directory
+
 from .config import ModelConfig
+from .data.images import load_pixels
+from .data.records import ImageRecord, read_jsonl
+from .data.triplets import label_images, read_vocabulary
 from .model.vision import build_vision
 
 
@@ -59,7 +64,7 @@ def pretrain(
     vocabulary: AttributeVocabulary,
     config: PretrainConfig,
     *,
-    on_step: Callable[[dict[str, float]], None] = lambda m: None,
+    listener: Callable[[dict[str, Any]], None] = lambda event: None,
     validation: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
 ) -> tuple[AttributeClassifier, dict[str, float]]:
     """Train on `pixels` (N, H, W, 3) uint8 (resized already) and `labels` (N, A), -1 where unknown.
@@ -88,18 +93,28 @@ def pretrain(
                 group["lr"] = rate
             batch = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
             logits = classifier(augment((batch - mean) / std, generator))
-            loss = sum((F.cross_entropy(z, targets[rows, a], ignore_index=-1, label_smoothing=0.02) for a, z in enumerate(logits)), torch.zeros(()))
+            losses = [F.cross_entropy(z, targets[rows, a], ignore_index=-1, label_smoothing=0.02) for a, z in enumerate(logits)]
+            loss = torch.stack(losses).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
             optimizer.step()
             step += 1
-            on_step({"epoch": epoch, "step": step, "steps": steps, "loss": loss.item(), "images_per_second": step * config.batch_size / (time.perf_counter() - started)})
+            if step % 10 == 0 or step == steps:
+                rate = step * config.batch_size / (time.perf_counter() - started)
+                event = {"event": "step", "step": step, "epoch": epoch, "fraction": step / steps, "loss/total": loss.item()}
+                listener(event | {"triplets_per_second": rate})
     return classifier, accuracy(classifier, *validation, model, vocabulary) if validation else {}
 
 
 @torch.inference_mode()
-def accuracy(classifier: AttributeClassifier, pixels: NDArray[np.uint8], labels: NDArray[np.int64], model: ModelConfig, vocabulary: AttributeVocabulary) -> dict[str, float]:
+def accuracy(
+    classifier: AttributeClassifier,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    model: ModelConfig,
+    vocabulary: AttributeVocabulary,
+) -> dict[str, float]:
     """Share of right labels per attribute."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
     hits: list[Tensor] = []
@@ -111,20 +126,38 @@ def accuracy(classifier: AttributeClassifier, pixels: NDArray[np.uint8], labels:
     return dict(zip(vocabulary.names, share.tolist(), strict=True))
 
 
-def save_vision(
+def pretrain_from_dataset(
     directory: Path,
-    trained: tuple[AttributeClassifier, dict[str, float]],
+    out: Path,
     model: ModelConfig,
     config: PretrainConfig,
     *,
-    images: int,
+    listener: Callable[[dict[str, Any]], None] = lambda event: None,
     replace: bool = False,
-) -> tuple[AttributeClassifier, dict[str, float]]:
-    """Write `vision.safetensors` (float16) and `vision.json` (configuration, how it was made), atomically."""
-    classifier, figures = trained
-    with atomic_directory(directory, replace=replace) as temporary:
+) -> dict[str, float]:
+    """Pretrain on a dataset folder's labels and write `vision.safetensors` (float16) and `vision.json` to `out`.
+
+    Images whose name starts with `gallery/` are held back; the returned accuracy per attribute is theirs.
+    """
+    vocabulary = read_vocabulary(directory / "vocabulary.json")
+    records = read_jsonl(directory / "images.jsonl", ImageRecord)
+    labels = label_images(records, vocabulary)
+    loaded = 0
+
+    def advance(count: int) -> None:
+        nonlocal loaded
+        loaded += count
+        listener({"event": "load", "done": loaded, "total": len(records)})
+
+    pixels = load_pixels(directory / "images", [r.image for r in records], model.preprocessing, advance=advance)
+    held_back = np.asarray([r.image.startswith("gallery/") for r in records])
+    validation = (pixels[held_back], labels[held_back]) if held_back.any() else None
+    classifier, figures = pretrain(
+        pixels[~held_back], labels[~held_back], model, vocabulary, config, listener=listener, validation=validation
+    )
+    with atomic_directory(out, replace=replace) as temporary:
         state = {name: p.detach().half().contiguous() for name, p in classifier.vision.state_dict().items()}
         save_file(state, temporary / "vision.safetensors")
-        record = {"model": model, "pretraining": config, "images": images, "accuracy": figures}
+        record = {"model": model, "pretraining": config, "images": int((~held_back).sum()), "accuracy": figures}
         (temporary / "vision.json").write_bytes(to_json(record))
-    return trained
+    return figures

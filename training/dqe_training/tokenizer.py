@@ -23,7 +23,5 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Tokenize
     pieces = [f"a{c}" for c in string.ascii_lowercase + string.digits]  # so that every letter has its continuing piece
     tokenizer.train_from_iterator([*texts, *pieces], trainer)
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)])
     return tokenizer

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dqe_engine.errors import CheckpointError, InputError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+
+from dqe_engine.errors import CheckpointError, InputError
 
 from .checkpoint import (
     Progress,
@@ -113,7 +114,11 @@ class Trainer:
                 groups.setdefault((name.startswith("vision_model."), parameter.ndim >= 2), []).append(parameter)
         return torch.optim.AdamW(
             [
-                {"params": p, "weight_decay": o.weight_decay if decay else 0.0, "peak": o.vision_learning_rate if vision else o.learning_rate}
+                {
+                    "params": p,
+                    "weight_decay": o.weight_decay if decay else 0.0,
+                    "peak": o.vision_learning_rate if vision else o.learning_rate,
+                }
                 for (vision, decay), p in groups.items()
             ],
             lr=o.learning_rate,
@@ -140,7 +145,9 @@ class Trainer:
     def encode_gallery(self) -> NDArray[np.float32]:
         """Target tokens (I, M, D) float32 of every training image."""
         rows = np.arange(len(self.data.images))
-        return torch.cat([self.model.encode_targets(self._image_tokens(part)).cpu() for part in np.array_split(rows, max(1, len(rows) // 256))]).numpy()
+        return torch.cat(
+            [self.model.encode_targets(self._image_tokens(part)).cpu() for part in np.array_split(rows, max(1, len(rows) // 256))]
+        ).numpy()
 
     @torch.inference_mode()
     def _fill_bank(self) -> None:
@@ -159,9 +166,7 @@ class Trainer:
         self.model.eval()
         self._fill_bank()
         zones = type(t.zones)(**{f: getattr(t.zones, f) for f in t.zones.__struct_fields__} | {"seed": t.zones.seed + 1_000_003 * epoch})
-        self._mined = mine_negatives(
-            self._bank.numpy(), self.encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks
-        )
+        self._mined = mine_negatives(self._bank.numpy(), self.encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks)
         self._bank.fill_(float("nan"))
         self.model.train()
         self.listener(
@@ -222,7 +227,9 @@ class Trainer:
         if done == 0:
             started = time.perf_counter()
             self._refresh_negatives(epoch)
-            self.progress = _with(self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + time.perf_counter() - started)
+            self.progress = _with(
+                self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + time.perf_counter() - started
+            )
         order = self._epoch_order(epoch)
         for position in range(done, self.steps_per_epoch):
             fraction = self.fraction()
@@ -235,7 +242,13 @@ class Trainer:
             p = self.progress
             self.progress = _with(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
             if self.progress.step % o.log_every == 0 or position == 0:
-                event = {"event": "step", "step": self.progress.step, "epoch": epoch, "fraction": round(self.fraction(), 5), "learning_rate": rate}
+                event = {
+                    "event": "step",
+                    "step": self.progress.step,
+                    "epoch": epoch,
+                    "fraction": round(self.fraction(), 5),
+                    "learning_rate": rate,
+                }
                 event |= {"triplets_per_second": round(self.batch_size / elapsed, 1), "seconds": round(self.progress.seconds, 3)}
                 event |= {f"loss/{name}": round(value, 5) for name, value in parts.items()}
                 log.write(json.dumps(event) + "\n")
@@ -299,16 +312,23 @@ class Trainer:
 
 
 @torch.inference_mode()
-def encode_image_tokens(model: DQEModel, pixels: NDArray[np.uint8], *, batch_size: int = 128, listener: Listener = lambda e: None) -> Tensor:
-    """Image tokens (N, P, Hv) float16 on the CPU, from resized (N, H, W, 3) uint8 pixels."""
+def encode_image_tokens(
+    model: DQEModel,
+    pixels: NDArray[np.uint8],
+    *,
+    dtype: torch.dtype = torch.float16,
+    batch_size: int = 128,
+    listener: Listener = lambda e: None,
+) -> Tensor:
+    """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels."""
     device = model.query_tokens.device
     sizes = model.sizes
-    tokens = torch.empty(len(pixels), sizes.image_tokens, sizes.vision_width, dtype=torch.float16)
+    tokens = torch.empty(len(pixels), sizes.image_tokens, sizes.vision_width, dtype=dtype)
     training = model.training
     model.eval()
     for start in range(0, len(pixels), batch_size):
         values = to_pixel_values(pixels[start : start + batch_size], model.config.preprocessing).to(device)
-        tokens[start : start + len(values)] = model.encode_images(values).half().cpu()
+        tokens[start : start + len(values)] = model.encode_images(values).to(dtype).cpu()
         listener({"event": "encode", "done": start + len(values), "total": len(pixels)})
     model.train(training)
     return tokens

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import select_zones
-from numpy.typing import NDArray
 
 QUERY_BLOCK = 1024
 

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
-from dqe_engine.contracts.parsing import parse, parse_json
-from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
-from dqe_engine.errors import CheckpointError, InputError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dqe_engine.contracts.parsing import parse
+from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
+from dqe_engine.errors import CheckpointError, InputError
+
 from .config import ModelConfig, TrainConfig
 from .data.images import load_pixels
-from .data.triplets import TripletData, load_triplets
+from .data.triplets import TripletData, load_triplets, read_vocabulary
 from .model import DQEModel
 from .tokenizer import build_tokenizer
 from .trainer import Listener, Trainer
@@ -48,11 +50,7 @@ class DataSource:
 
     def read_vocabulary(self) -> AttributeVocabulary:
         """The dataset's vocabulary, or the paper's colour and shape."""
-        if self.vocabulary is None:
-            return PAPER_VOCABULARY
-        if not self.vocabulary.is_file():
-            raise InputError(f"{self.vocabulary}: no such vocabulary file")
-        return parse_json(AttributeVocabulary, self.vocabulary.read_bytes(), where=str(self.vocabulary))
+        return PAPER_VOCABULARY if self.vocabulary is None else read_vocabulary(self.vocabulary)
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
@@ -81,11 +79,12 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
     weights, record = directory / "vision.safetensors", directory / "vision.json"
     if not (weights.is_file() and record.is_file()):
         raise CheckpointError(f"{directory}: no vision tower here; give a dqe-pretrain directory or one of {', '.join(SHIPPED_VISION)}")
-    import msgspec
-
     made = parse(ModelConfig, msgspec.json.decode(record.read_bytes())["model"], where=str(record), error=CheckpointError)
     if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
-        raise CheckpointError(f"{directory}: tower is {made.vision} at {made.preprocessing.image_size} px, the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px")
+        raise CheckpointError(
+            f"{directory}: the tower is {made.vision} at {made.preprocessing.image_size} px, "
+            f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px"
+        )
     try:
         model.vision_model.load_state_dict({name: p.float() for name, p in load_file(weights).items()})
     except (SafetensorError, RuntimeError) as error:

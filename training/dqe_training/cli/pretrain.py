@@ -27,48 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    import numpy as np
-
     from ..config import load_config
-    from ..data.images import load_pixels
-    from ..data.records import ImageRecord, read_jsonl
-    from ..data.triplets import label_images
-    from ..pretrain import PretrainConfig, pretrain, save_vision
-    from ..workflow import DataSource
-    from .progress import simple_progress
+    from ..pretrain import PretrainConfig, pretrain_from_dataset
+    from .progress import TrainingProgress
 
     if args.out.exists() and not args.force:
         raise InputError(f"{args.out}: exists already; choose another folder, or replace it with --force")
     model = load_config(args.config).model
-    vocabulary = DataSource(args.data, args.data, vocabulary=args.data / "vocabulary.json").read_vocabulary()
-    records = read_jsonl(args.data / "images.jsonl", ImageRecord)
-    labels = label_images(records, vocabulary)
-    held_back = np.asarray([r.image.startswith("gallery/") for r in records])
     config = PretrainConfig(epochs=args.epochs, learning_rate=args.learning_rate, seed=args.seed)
-    with simple_progress() as progress:
-        task = progress.add_task("loading images", total=len(records))
-        pixels = load_pixels(
-            args.data / "images", [r.image for r in records], model.preprocessing, advance=lambda n: progress.advance(task, n)
-        )
-        bar = progress.add_task("pretraining", total=None)
-        _, figures = save_vision(
-            args.out,
-            pretrain(
-                pixels[~held_back],
-                labels[~held_back],
-                model,
-                vocabulary,
-                config,
-                on_step=lambda m: progress.update(
-                    bar, completed=m["step"], total=m["steps"], description=f"loss {m['loss']:.3f}, {m['images_per_second']:.0f} images/s"
-                ),
-                validation=(pixels[held_back], labels[held_back]) if held_back.any() else None,
-            ),
-            model,
-            config,
-            images=int((~held_back).sum()),
-            replace=args.force,
-        )
+    with TrainingProgress("pretraining", unit="images") as progress:
+        figures = pretrain_from_dataset(args.data, args.out, model, config, listener=progress, replace=args.force)
     for name, value in figures.items():
         print(f"{name:12} {value:.4f}")
     return 0

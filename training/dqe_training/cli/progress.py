@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 class TrainingProgress:
     """A trainer's listener: `with TrainingProgress() as listener: train_run(..., listener=listener)`."""
 
-    def __init__(self, label: str = "training", console: Console | None = None) -> None:
-        self.label = label
+    def __init__(self, label: str = "training", *, unit: str = "triplets", console: Console | None = None) -> None:
+        self.label, self.unit = label, unit
         self._console = console or Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f}%"),
@@ -37,10 +37,12 @@ class TrainingProgress:
         match event["event"]:
             case "load" | "encode":
                 name = "loading images" if event["event"] == "load" else "encoding images"
-                self._progress.update(self._task(name), completed=event["done"] / event["total"], note=f"{event['done']} of {event['total']}")
+                self._progress.update(
+                    self._task(name), completed=event["done"] / event["total"], note=f"{event['done']} of {event['total']}"
+                )
             case "step":
                 parts = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in event.items() if k.startswith("loss/"))
-                note = f"epoch {event['epoch']} · {event['triplets_per_second']:.0f} triplets/s · {parts}"
+                note = f"epoch {event['epoch']} · {event['triplets_per_second']:.0f} {self.unit}/s · {parts}"
                 self._progress.update(self._task(self.label), completed=event["fraction"], note=note)
             case "refresh":
                 self._progress.console.print(f"negatives mined for epoch {event['epoch']} in {event['seconds']:.1f} s")

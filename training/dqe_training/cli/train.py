@@ -19,7 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
     parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="preset name or YAML file (default: garments)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data writes it")
-    parser.add_argument("--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}')
+    parser.add_argument(
+        "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import fit_image, open_image
-from numpy.typing import NDArray
-from torch import Tensor
 
 _CHUNK = 256
 

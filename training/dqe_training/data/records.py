@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from dqe_engine.contracts.parsing import Contract, parse_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_write
-
-import msgspec
 
 
 class TripletRecord(Contract, frozen=True, omit_defaults=True):

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dqe_engine.contracts.vocabulary import AttributeVocabulary
-from dqe_engine.errors import InputError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dqe_engine.contracts.parsing import parse_json
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import InputError
+
 from .records import ImageRecord, TripletRecord, check_texts, read_jsonl
+
+
+def read_vocabulary(path: Path) -> AttributeVocabulary:
+    """An attribute vocabulary from JSON. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such vocabulary file")
+    return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path))
 
 
 @dataclass(frozen=True)

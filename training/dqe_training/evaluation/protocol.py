@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
-from numpy.typing import NDArray
 
 from ..data.records import ImageRecord, TripletRecord, check_texts, read_jsonl
 from .metrics import bootstrap_interval, mean_average_precision_at_k, precision_at_k, recall_at_k, roc_auc
@@ -31,6 +32,17 @@ class EvaluationSet:
     target: NDArray[np.int64]
     relevant: tuple[tuple[int, ...], ...] | None
     held_out: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What an evaluation computed: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings (Q, <= 50)."""
+
+    queries: NDArray[np.float32]
+    target_tokens: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    ranked: NDArray[np.int64]
+    scores: NDArray[np.float32]
 
 
 class Report(Contract, frozen=True):
@@ -55,7 +67,7 @@ class Report(Contract, frozen=True):
     attribute_precision_at_10: float | None = None
     attainable_precision_at_10: float | None = None
     attainable_recall_at_1: float | None = None
-    weight_auc: dict[str, float] = {}
+    weight_auc: dict[str, float] | None = None
 
 
 def load_evaluation_set(directory: Path, *, triplets: str = "val.jsonl", gallery_prefix: str = "gallery/") -> EvaluationSet:
@@ -92,9 +104,7 @@ def evaluation_set(records: Sequence[TripletRecord], images: Sequence[ImageRecor
 def _relevant(record: TripletRecord, images: Sequence[ImageRecord], reference: int) -> tuple[int, ...]:
     kept = images[reference].attributes
     allowed = {name: {value} for name, value in kept.items()} | {name: set(v) for name, v in (record.allowed or {}).items()}
-    return tuple(
-        i for i, image in enumerate(images) if i != reference and all(image.attributes.get(n) in v for n, v in allowed.items())
-    )
+    return tuple(i for i, image in enumerate(images) if i != reference and all(image.attributes.get(n) in v for n, v in allowed.items()))
 
 
 def summarise(
@@ -124,5 +134,8 @@ def summarise(
             for a, name in enumerate(attributes)
         }
     return Report(
-        queries=len(target), gallery=len(evaluation.gallery), recall_at_10_interval=bootstrap_interval(hits.astype(float)), **figures,  # type: ignore[arg-type]
+        queries=len(target),
+        gallery=len(evaluation.gallery),
+        recall_at_10_interval=bootstrap_interval(hits.astype(float)),
+        **figures,  # type: ignore[arg-type]
     )

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
-from dqe_engine.zones import select_zones
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dqe_engine.zones import select_zones
+
+from ..data.images import load_pixels
 from ..data.triplets import TextBatcher
 from ..model import DQEModel
-from .protocol import DEPTH, EvaluationSet, Report, summarise
+from ..trainer import encode_image_tokens
+from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """What an evaluation computed: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings (Q, <= 50)."""
-
-    queries: NDArray[np.float32]
-    target_tokens: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    ranked: NDArray[np.int64]
-    scores: NDArray[np.float32]
+def encode_gallery_images(
+    model: DQEModel, images: Path, evaluation: EvaluationSet, *, advance: Callable[[int], None] = lambda n: None
+) -> Tensor:
+    """Image tokens (G, P, Hv) float32 of the gallery, from the image folder."""
+    pixels = load_pixels(images, evaluation.gallery, model.config.preprocessing, advance=advance)
+    return encode_image_tokens(model, pixels, dtype=torch.float32)
 
 
 @torch.inference_mode()

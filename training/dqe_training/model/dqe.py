@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from dqe_engine.contracts.graphs import GraphSizes
-from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from dqe_engine.contracts.graphs import GraphSizes
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
 
 from ..config import ModelConfig
 from .attributes import AttributeHeads, compose
@@ -85,9 +86,7 @@ class DQEModel(nn.Module):
         if text_mask is not None:
             mask = torch.cat([text_mask.new_ones(text_mask.shape[0], queries), text_mask], dim=1)  # (B, Q + L)
             bias = (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, Q + L)
-        return self.qformer.encoder(
-            hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries
-        ).last_hidden_state
+        return self.qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
 
     def encode_targets(self, image_tokens: Tensor) -> Tensor:
         """Image tokens (B, P, Hv) to target tokens (B, M, D), unit norm each."""

@@ -68,6 +68,4 @@ def vocabulary() -> AttributeVocabulary:
         "pattern": (*PATTERNS, "stripes", "dots", "spots", "polka", "checks", "gingham", "zigzags", "chevron", "solid", "pattern"),
         "length": (*LENGTHS, "shorter", "longer", "short", "length", "maxi", "mid-length"),
     }  # fmt: skip
-    return AttributeVocabulary(
-        attributes=tuple(Attribute(name=name, values=values, words=words[name]) for name, values in VALUES.items())
-    )
+    return AttributeVocabulary(attributes=tuple(Attribute(name=name, values=values, words=words[name]) for name, values in VALUES.items()))

@@ -132,6 +132,4 @@ def modify(reference: Garment, rng: np.random.Generator, *, two: float = 0.45, r
 
 def satisfies(candidate: Garment, reference: Garment, allowed: Allowed) -> bool:
     """Whether `candidate` shows every named change and keeps every other attribute of `reference`."""
-    return all(
-        getattr(candidate, name) in allowed.get(name, (getattr(reference, name),)) for name in Garment._fields
-    )
+    return all(getattr(candidate, name) in allowed.get(name, (getattr(reference, name),)) for name in Garment._fields)

@@ -1,0 +1,60 @@
+"""dqe-demo: the whole way from nothing to a page of retrieved images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dqe_engine.cli.main import positive, run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dqe-demo",
+        description="Draw the garments dataset, train DQE-CIR and a baseline for the same time, export to ONNX, index, search, evaluate, "
+        "and write report.html and metrics.json. Run again to resume after an interruption.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where everything goes (default: demo)")
+    parser.add_argument("--long", action="store_true", help="train longer on more triplets (up to 40 minutes on two cores)")
+    parser.add_argument("--from-scratch", action="store_true", help="train the vision tower too, instead of the one that ships")
+    parser.add_argument("--seeds", type=positive, default=1, help="train each model this often and average (default: 1)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the training configuration")
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    import msgspec
+    from rich.console import Console
+
+    from dqe_engine.contracts.parsing import to_json
+    from dqe_engine.files import atomic_write
+    from dqe_training.cli.progress import TrainingProgress
+
+    from ..demo.collect import collect, metrics
+    from ..demo.pipeline import LONG, SHORT, run_demo
+    from ..demo.report import render_report
+
+    console = Console(stderr=True)
+    options = msgspec.structs.replace(
+        LONG if args.long else SHORT, from_scratch=args.from_scratch, seeds=args.seeds, overrides=tuple(args.overrides)
+    )
+    command = " ".join(["dqe-demo", *(["--long"] if args.long else []), *(["--from-scratch"] if args.from_scratch else []),
+                        *([f"--seeds {args.seeds}"] if args.seeds > 1 else []), *args.overrides])  # fmt: skip
+    demo = run_demo(
+        args.out, options, listener=lambda label: TrainingProgress(label, console=console), announce=lambda s: console.print(f"[bold]{s}")
+    )
+    data = collect(demo, command=command)
+    with atomic_write(args.out / "metrics.json") as stream:
+        stream.write(to_json(metrics(data)))
+    render_report(data, args.out / "report.html")
+    ours, baseline = data.models[0].reports, data.models[1].reports
+    for name, reports in (("DQE-CIR", ours), ("baseline", baseline)):
+        print(f"{name:10} R@10 {sum(r.recall_at_10 for r in reports) / len(reports):.1%}")
+    print(args.out / "report.html")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run(lambda: _demo(args))

@@ -1,0 +1,192 @@
+"""The demo: draw the dataset, train, train the baseline as long, export, index, search, evaluate. One folder, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqe_engine.bundle import Bundle
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.errors import DQEError
+from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.config import TrainConfig, load_config
+from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
+from dqe_training.data.images import load_pixels
+from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, Report, load_evaluation_set
+from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
+from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
+from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
+from dqe_training.trainer import Listener, encode_image_tokens, finish_run
+from dqe_training.workflow import DataSource, build_model, train_run
+
+from ..bundle import export_bundle
+
+Announce = Callable[[str], None]
+
+
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`config` is a training preset; `dataset` the garments to draw. `from_scratch` trains the vision tower too."""
+
+    config: str = "garments"
+    dataset: GarmentsSpec = GarmentsSpec()
+    pretraining_dataset: GarmentsSpec = GarmentsSpec(train_images=60_000, train_triplets=0, gallery_images=2_000, val_queries=0, seed=1000)
+    from_scratch: bool = False
+    seeds: int = 1
+    overrides: tuple[str, ...] = ()
+
+
+SHORT = DemoOptions()
+LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=96_000))
+
+
+@dataclass
+class TrainedModel:
+    """One objective's runs: a checkpoint per seed, with its evaluation in PyTorch."""
+
+    name: str
+    checkpoints: list[Path] = field(default_factory=list)
+    evaluations: list[tuple[Report, Embeddings]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class DemoRun:
+    """Everything the report shows. `engine` has the gallery indexed; `runtime` is its evaluation."""
+
+    directory: Path
+    options: DemoOptions
+    evaluation: EvaluationSet
+    dqe: TrainedModel
+    baseline: TrainedModel
+    engine: RetrievalEngine
+    runtime: tuple[Report, Embeddings]
+    seconds: dict[str, float]
+    parameters: int
+
+
+def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
+    """The same model, data and time with plain InfoNCE: no attribute weights, no TRNS, no auxiliary losses."""
+    loss = msgspec.structs.replace(config.loss, objective="infonce", rank_weight=0.0, attribute_weight=0.0, presence_weight=0.0)
+    return msgspec.structs.replace(
+        config,
+        model=msgspec.structs.replace(config.model, attribute_weights=False),
+        loss=loss,
+        trns=msgspec.structs.replace(config.trns, enabled=False),
+        optim=msgspec.structs.replace(config.optim, seconds=seconds),
+    )
+
+
+def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
+    """Run all stages in `directory`; what a killed run finished is kept. `listener(label)` makes a progress listener."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        announce(name)
+        started = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - started, 2)
+
+    dataset = directory / "garments"
+    with stage("drawing the dataset"), listener_scope(listener("drawing garments")) as events:
+        total = options.dataset.train_images + options.dataset.gallery_images
+        write_garments(dataset, options.dataset, advance=_counter(events, total))
+    config = load_config(options.config, options.overrides)
+    if options.from_scratch:
+        with stage("pretraining the vision tower"), listener_scope(listener("pretraining")) as events:
+            weights = directory / "vision"
+            if not weights.exists():
+                write_garments(directory / "garments-pretrain", options.pretraining_dataset)
+                pretrain_from_dataset(directory / "garments-pretrain", weights, config.model, PretrainConfig(epochs=4), listener=events)
+            config = msgspec.structs.replace(config, vision_weights=str(weights))
+    source = DataSource.from_directory(dataset)
+    evaluation = load_evaluation_set(dataset)
+    with stage("encoding the images"), listener_scope(listener("encoding")) as events:
+        tokens, gallery, pixels = _encode(config, source, evaluation, dataset / "images", events)
+    dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline")
+    for seed in range(options.seeds):
+        seeded = msgspec.structs.replace(config, optim=msgspec.structs.replace(config.optim, seed=seed))
+        for model, label in ((dqe, "training DQE-CIR"), (baseline, "training the baseline")):
+            name = "dqe" if model is dqe else "baseline"
+            suffix = f", seed {seed}" if options.seeds > 1 else ""
+            with stage(label + suffix), listener_scope(listener(label + suffix)) as events:
+                wanted = seeded if model is dqe else baseline_config(seeded, dqe.seconds[seed])
+                run = directory / "runs" / f"{name}-{seed}"
+                trainer = train_run(wanted, source, run, listener=events, pixels=pixels, image_tokens=tokens)
+                finish_run(run, run / "model", replace=True)
+                model.checkpoints.append(run / "model")
+                model.seconds.append(trainer.progress.seconds)
+    bundle = directory / "bundle"
+    with stage("exporting to ONNX"):
+        checkpoint = load_checkpoint(dqe.checkpoints[0])
+        _export(checkpoint, bundle, announce)
+    with stage("indexing the gallery in the runtime"), listener_scope(listener("indexing")) as events:
+        engine = RetrievalEngine.load(bundle)
+        index_gallery(
+            engine, dataset / "images", evaluation, progress=lambda done, total: events({"event": "encode", "done": done, "total": total})
+        )
+        engine.save_index(directory / "index", overwrite=True)
+    with stage("evaluating"):
+        runtime = evaluate_engine(engine, evaluation)
+        for model in (dqe, baseline):
+            for path in model.checkpoints:
+                loaded = load_checkpoint(path)
+                model.evaluations.append(evaluate_model(loaded.model, loaded.tokenizer, evaluation, gallery))
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    return DemoRun(directory, options, evaluation, dqe, baseline, engine, runtime, seconds, parameters)
+
+
+def _encode(
+    config: TrainConfig, source: DataSource, evaluation: EvaluationSet, images: Path, events: Listener
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Training image tokens (f16), gallery image tokens (f32) and training pixels: the vision tower is frozen, so all
+    runs share them."""
+    vocabulary = source.read_vocabulary()
+    names = source.read(vocabulary).images
+    pixels = load_pixels(images, names, config.model.preprocessing, advance=_counter(events, len(names)))
+    model = build_model(config, vocabulary, vocab_size=8).eval()
+    with torch.inference_mode():
+        tokens = encode_image_tokens(model, pixels, listener=events)
+        gallery = encode_gallery_images(model, images, evaluation)
+    return tokens, gallery, pixels
+
+
+def _export(checkpoint: Checkpoint, bundle: Path, announce: Announce) -> None:
+    """Export, unless a whole bundle newer than the checkpoint is there."""
+    made = checkpoint.directory / "checkpoint.json"
+    if bundle.exists() and (bundle / "manifest.json").stat().st_mtime > made.stat().st_mtime:
+        try:
+            Bundle.load(bundle)
+            return
+        except DQEError as error:
+            announce(f"exporting again: {error}")
+    export_bundle(checkpoint, bundle, name="garments", force=True)
+
+
+@contextmanager
+def listener_scope(listener: Listener) -> Iterator[Listener]:
+    """Enter the listener where it is a context manager (a progress bar), else just pass it on."""
+    if hasattr(listener, "__enter__"):
+        with listener as entered:
+            yield entered
+    else:
+        yield listener
+
+
+def _counter(events: Listener, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        events({"event": "load", "done": done, "total": total})
+
+    return advance
