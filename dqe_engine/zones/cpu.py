@@ -71,17 +71,19 @@ def select(
     `threads`: of the selection kernels, 0 for one per processor; BLAS has its own. Neither it nor the three sizes change
     what is selected from given scores (they can change a score's last bit, through the order in which BLAS adds).
     """
-    zones, size = request.zones, len(request.items)
-    capacity = _ranking_capacity(request)
+    zones = request.zones
     depends = zones is not None and (request.anchor_scores is None or zones.bounds == "quantile")
-    step = max(1, min(block_queries, kept_bytes // (8 * capacity)))  # the ranking holds 2 * capacity float32 per query
-    if depends and kept_bytes // (4 * max(size, 1)) >= min(SMALLEST_KEPT_BLOCK, request.batch):
-        step = min(step, kept_bytes // (4 * max(size, 1)))
+    capacity = _ranking_capacity(request)
+    row_bytes = 4 * max(len(request.items), 1)
+    step = min(block_queries, kept_bytes // (8 * capacity))  # the ranking holds 2 * capacity float32 per query
+    if depends and kept_bytes // row_bytes >= SMALLEST_KEPT_BLOCK:
+        step = min(step, kept_bytes // row_bytes)
+    step = max(step, 1)
     out = _Buffers.empty(request.batch, request.k, request.picks)
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
         block = _Block(request, start, stop, out.rows(start, stop), tile_dots, threads)
-        kept = list(block.tiles()) if depends and 4 * (stop - start) * size <= kept_bytes else None
+        kept = list(block.tiles()) if depends and (stop - start) * row_bytes <= kept_bytes else None
         if zones is not None:
             block.resolve(zones, (kept or block.tiles()) if depends else (), capacity)
         block.select(kept or block.tiles())

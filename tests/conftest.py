@@ -1,0 +1,55 @@
+"""Shared fixtures: fixed seeds, the public datasets' files, and skipping with the reason where a machine lacks something."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _realdata_folder() -> Path:
+    return Path(os.environ.get("DQE_REALDATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@cache
+def _cuda_devices() -> int:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if found else 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("realdata") and not _realdata_folder().is_dir():
+        pytest.skip(f"no public dataset files at {_realdata_folder()}; set DQE_REALDATA")
+    if item.get_closest_marker("gpu") and _cuda_devices() == 0:
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def realdata() -> Path:
+    """The folder of the public datasets' files; use it with the marker of the same name."""
+    return _realdata_folder()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
