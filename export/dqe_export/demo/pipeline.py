@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -174,10 +174,7 @@ def _export(checkpoint: Checkpoint, bundle: Path, announce: Announce) -> None:
 @contextmanager
 def listener_scope(listener: Listener) -> Iterator[Listener]:
     """Enter the listener where it is a context manager (a progress bar), else just pass it on."""
-    if hasattr(listener, "__enter__"):
-        with listener as entered:
-            yield entered
-    else:
+    with listener if isinstance(listener, AbstractContextManager) else nullcontext():
         yield listener
 
 

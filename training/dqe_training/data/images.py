@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,21 +39,17 @@ def load_pixels(
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     load = partial(_load_chunk, spec=spec)
     filled = 0
-    # Threads of torch do not survive a fork, so workers start fresh; a small set is not worth starting them for.
-    if len(chunks) <= 2:
-        results = map(load, chunks)
-        pool = None
-    else:
-        pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(chunks)), mp_context=get_context("forkserver"))
-        results = pool.map(load, chunks)
-    try:
+    with ExitStack() as stack:
+        results: Iterator[NDArray[np.uint8]] = map(load, chunks)
+        if len(chunks) > 2:  # a small set is not worth starting workers for
+            # torch's threads do not survive a fork, so workers start from a clean server process
+            pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(chunks)), mp_context=get_context("forkserver"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(load, chunks)
         for chunk in results:
             pixels[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
             advance(len(chunk))
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
     return pixels
 
 

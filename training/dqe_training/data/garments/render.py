@@ -157,7 +157,7 @@ def render(garment: Garment, rng: np.random.Generator, *, size: int = 96) -> Ima
         draw.line(to_pixels(line), fill=255, width=max(2, side // 80), joint="curve")
     for part in parts.get("belt", []):
         draw.polygon(to_pixels(part), fill=255)
-    mask = np.asarray(mask_image.reduce(2), np.float32)[..., None] / 255  # (size, size, 1)
+    mask = np.asarray(mask_image.reduce(2), np.float32)[..., None] / np.float32(255)  # (size, size, 1)
     detail = np.asarray(detail_image.reduce(2), np.float32)[..., None] / 255 * mask
 
     # Garment coordinates of every fine pixel, slightly tilted for the cloth.
@@ -171,14 +171,14 @@ def render(garment: Garment, rng: np.random.Generator, *, size: int = 96) -> Ima
     base = np.clip(base * rng.uniform(0.92, 1.08) + rng.uniform(-8, 8, 3), 0, 255).astype(np.float32)
     second = _pattern_mask(garment.pattern, u, v, rng)
     if second is None:
-        cloth = np.broadcast_to(base, (size, size, 3))
+        cloth: NDArray[np.float32] = np.broadcast_to(base, (size, size, 3))
     else:
         luma = float(base @ np.asarray((0.299, 0.587, 0.114)))
         light_trim = rng.uniform() < (0.8 if luma < 150 else 0.12)  # mostly the tone that contrasts
         mix = rng.uniform(0.62, 0.85)
         trim = (base * (1 - mix) + (245.0 if light_trim else 22.0) * mix).astype(np.float32)
         cloth = base + (trim - base) * _half(second)
-    cloth = cloth * (1 - 0.45 * detail) if base.mean() > 60 else cloth + 70 * detail
+    cloth = (cloth * (1 - 0.45 * detail) if base.mean() > 60 else cloth + 70 * detail).astype(np.float32)
 
     # Backdrop: a muted wall with a gradient, at times a floor; then the garment's shadow, the light and the noise.
     xs = np.linspace(-0.5, 0.5, size, dtype=np.float32)[None, :, None]
