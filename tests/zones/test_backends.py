@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Policy, ZoneSpec
 from dqe_engine.zones import ZoneSelection, cpu, reference, select_zones
 from dqe_engine.zones.request import ZoneRequest, validated
@@ -145,6 +146,18 @@ def test_the_seed_and_the_row_decide_the_picks() -> None:
         for dataclass_seed in (EVERYTHING, ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=1))
     }
     assert len(picks) == 4
+
+
+@pytest.mark.parametrize("policy", ["hardest", "uniform", "softmax"])
+def test_pick_keys_are_equal_to_the_bit(policy: Policy, rng: np.random.Generator) -> None:
+    scores = rng.standard_normal(4097).astype(np.float32)
+    spec = ZoneSpec(lo=-math.inf, hi=math.inf, policy=policy, seed=2**64 - 1, temperature=0.07)
+    anchor, lo, hi = (np.full(1, value, np.float32) for value in (0.0, -math.inf, math.inf))
+    keys, ids, pick_scores = np.full((1, 4097), -math.inf), np.full((1, 4097), -1), np.full((1, 4097), -math.inf, np.float32)
+    rule = (cpu._POLICIES[policy], spec.temperature, spec.seed)
+    _kernels.update_zones(scores[None], 0, 5, anchor, lo, hi, *rule, np.zeros((1, 3), np.int64), keys, ids, pick_scores)
+    np.testing.assert_array_equal(keys[0], reference.pick_keys(spec, scores[ids[0]], 5, ids[0]))
+    np.testing.assert_array_equal(np.sort(ids[0]), np.arange(4097))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
