@@ -151,9 +151,8 @@ def _check_bound(path: Path, kind: str, tensors: tuple[TensorSpec, ...], found: 
         if len(argument.shape) != len(tensor.axes):
             raise BundleError(f"{path}: {kind} {tensor.name} has {len(argument.shape)} axes, the manifest says {len(tensor.axes)}")
         for axis, size in zip(tensor.axes, argument.shape, strict=True):
-            dynamic = axis in DYNAMIC_AXES
-            wanted = axis if isinstance(axis, int) or dynamic else getattr(sizes, axis)
-            if isinstance(size, int) and (dynamic or size != wanted):
+            wanted = axis if isinstance(axis, int) or axis in DYNAMIC_AXES else getattr(sizes, axis)
+            if isinstance(size, int) and size != wanted:  # a dynamic axis equals no size: it must be symbolic
                 raise BundleError(f"{path}: {kind} {tensor.name}: axis {axis!r} is fixed at {size}, expected {wanted}; export again")
 
 
