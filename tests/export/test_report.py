@@ -16,7 +16,7 @@ from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
 from dqe_export.demo.comparison import compare, verdict
 from dqe_export.demo.picture import write_picture
-from dqe_export.demo.report import duration, outcome, percent, render_report, report_html, scientific
+from dqe_export.demo.report import duration, outcome, percent, render_report, report_html, scientific, sentence
 from dqe_export.demo.report_data import (
     Agreement,
     DatasetSizes,
@@ -298,6 +298,7 @@ def test_formats() -> None:
     assert [duration(s) for s in (0.42, 42, 59.6, 252, 4000)] == ["0.42 s", "42 s", "1:00 min", "4:12 min", "1:06 h"]
     assert [percent(v) for v in (0.6434, 1.0, 0.0, 0.0002, None, math.nan)] == ["64.3", "100.0", "0.0", "0.02", "–", "–"]
     assert [scientific(v) for v in (3.14e-6, 0.0, 12.0)] == ["3.1 × 10⁻⁶", "0", "1.2 × 10¹"]
+    assert [sentence(t) for t in ("bounds at 1", "Done.")] == ["Bounds at 1.", "Done."]
     assert outcome(query(target=None)) == "3 of 10 valid, labelled target not in the top 10"
 
 

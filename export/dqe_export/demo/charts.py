@@ -122,6 +122,8 @@ def auc_chart(auc: dict[str, float], *, width: int = 560) -> str:
 def delta_chart(histogram: DeltaHistogram, *, width: int = 560) -> str:
     """Bars coloured by zone, zones shaded, bounds marked."""
     h = histogram
+    filled = [i for i, count in enumerate(h.counts) if count] or [0]
+    first, last = h.edges[filled[0]], h.edges[filled[-1] + 1]  # empty bins at both ends are not drawn
 
     def zone(middle: float) -> str:
         return "near" if middle < h.lo else "mid" if middle <= h.hi else "easy"
@@ -144,7 +146,7 @@ def delta_chart(histogram: DeltaHistogram, *, width: int = 560) -> str:
                 ha=side,
                 fontsize=11,
             )
-        axes.set_xlim(h.edges[0], h.edges[-1])
+        axes.set_xlim(min(first, h.lo), max(last, h.hi))
         axes.set_ylim(0, top * 1.16)
         axes.yaxis.set_major_formatter(_short)
         axes.set_ylabel("pairs")
@@ -198,7 +200,7 @@ def latency_chart(profiles: Sequence[LatencyProfile], *, width: int = 1200) -> s
         longest = max((max(p.total.p95_ms, p.total.p50_ms, sum(s.p50_ms for s in p.stages)) for p in profiles), default=1.0) or 1.0
         for y, profile in enumerate(profiles):
             start = 0.0
-            for stage in profile.stages:
+            for stage in (s for s in profile.stages if s.p50_ms > 0):
                 axes.barh(
                     y, stage.p50_ms, left=start, height=0.46, color=stage_colour(stages, stage.stage), edgecolor="white", linewidth=0.8
                 )

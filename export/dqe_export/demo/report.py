@@ -43,13 +43,20 @@ def report_html(data: ReportData) -> str:
     from .thumbnails import data_uri
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dqe_export.demo", package_path="."),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "number": number, "size": size, "scientific": scientific}
+    environment.filters |= {
+        "percent": percent,
+        "duration": duration,
+        "number": number,
+        "size": size,
+        "scientific": scientific,
+        "sentence": sentence,
+    }
     stages = charts.stage_names(data.latency)
     auc = weight_auc(data.models[0])
     drawn = {
@@ -202,6 +209,12 @@ def number(value: float) -> str:
 def size(count: int) -> str:
     """Bytes in MB: 16_912_334 → "16.9 MB"."""
     return f"{count / 1e6:.1f} MB"
+
+
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def scientific(value: float) -> str:
