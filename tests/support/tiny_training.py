@@ -1,0 +1,105 @@
+"""The smallest model and dataset that train: 16 x 16 px garments, one layer, seconds on one core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_training.config import LossConfig, ModelConfig, OptimConfig, QFormerConfig, TrainConfig, TRNSConfig, VisionConfig
+from dqe_training.data.garments.catalog import vocabulary
+from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
+from dqe_training.data.images import load_pixels
+from dqe_training.data.triplets import TripletData
+from dqe_training.model import DQEModel
+from dqe_training.tokenizer import build_tokenizer
+from dqe_training.trainer import Trainer
+from dqe_training.workflow import DataSource, build_model
+
+IMAGE_SIZE = 16
+SPEC = GarmentsSpec(train_images=64, train_triplets=40, gallery_images=60, val_queries=24, image_size=IMAGE_SIZE)
+# The same as YAML overrides of the shipped preset, for the command lines.
+OVERRIDES = (
+    "vision_weights=", f"model.preprocessing.image_size={IMAGE_SIZE}", "model.vision.hidden_size=16", "model.vision.layers=1",
+    "model.vision.heads=2", "model.qformer.hidden_size=16", "model.qformer.layers=1", "model.qformer.heads=2",
+    "model.qformer.query_tokens=3", "model.qformer.embedding_dim=8", "optim.batch_size=8", "optim.epochs=2",
+)  # fmt: skip
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def model_config(*, attribute_weights: bool = True, **qformer: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {"hidden_size": 16, "layers": 1, "heads": 2, "query_tokens": 3, "embedding_dim": 8}
+    return ModelConfig(
+        preprocessing=PreprocessingSpec(image_size=IMAGE_SIZE),
+        vision=VisionConfig(hidden_size=16, layers=1, heads=2, patch_size=8),
+        qformer=QFormerConfig(**sizes | qformer),
+        attribute_weights=attribute_weights,
+    )
+
+
+def train_config(model: ModelConfig | None = None, *, loss: LossConfig | None = None, trns: TRNSConfig | None = None, **optim: Any) -> TrainConfig:
+    """Five steps an epoch over `SPEC`; negatives from the second epoch on; a checkpoint every third step."""
+    plan: dict[str, Any] = {"epochs": 3, "batch_size": 8, "checkpoint_every": 3, "log_every": 1}
+    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="uniform")
+    return TrainConfig(
+        model=model or model_config(),
+        loss=loss or LossConfig(),
+        trns=trns or TRNSConfig(warmup_epochs=1, interval=1, picks=4, zones=zones),
+        optim=OptimConfig(**plan | optim),
+    )
+
+
+def make_model(config: ModelConfig | None = None, *, vocab: AttributeVocabulary | None = None, vocab_size: int = 200, seed: int = 0) -> DQEModel:
+    """Random weights, with the attribute gains away from their common start, in eval mode."""
+    torch.manual_seed(seed)
+    model = DQEModel(config or model_config(), vocab or vocabulary(), vocab_size)
+    with torch.no_grad():
+        model.attribute_heads.gain.normal_()
+        model.embeddings.word_embeddings.weight.mul_(20)  # so that texts differ by more than rounding
+        model.query_tokens.mul_(20)
+    return model.eval()
+
+
+def query_inputs(model: DQEModel, batch: int, length: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Image tokens, ids and mask of texts of different lengths, at least 2 and one of `length`."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = model.sizes
+    tokens = torch.randn(batch, sizes.image_tokens, sizes.vision_width, generator=generator)
+    ids = torch.randint(4, model.embeddings.word_embeddings.num_embeddings, (batch, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (batch, 1), generator=generator)
+    lengths[0] = length
+    mask = (torch.arange(length)[None, :] < lengths).to(torch.int64)
+    return tokens, ids * mask, mask
+
+
+def write_tiny_garments(directory: Path) -> Path:
+    return write_garments(directory, SPEC)
+
+
+def load_tiny(directory: Path) -> tuple[TripletData, NDArray[np.uint8], DataSource]:
+    source = DataSource.from_directory(directory)
+    data = source.read(source.read_vocabulary())
+    return data, load_pixels(source.images, data.images, PreprocessingSpec(image_size=IMAGE_SIZE)), source
+
+
+def make_trainer(
+    config: TrainConfig, data: TripletData, pixels: NDArray[np.uint8], run: Path, *, listener: Listener = lambda event: None
+) -> Trainer:
+    tokenizer = build_tokenizer(data.texts)
+    model = build_model(config, vocabulary(), tokenizer.get_vocab_size())
+    return Trainer(model, tokenizer, config, data, pixels, run, listener=listener)
+
+
+def flip_byte(path: Path, position: int = -1) -> None:
+    """Change one byte; by default the middle one."""
+    content = bytearray(path.read_bytes())
+    content[position if position >= 0 else len(content) // 2] ^= 0x01
+    path.write_bytes(bytes(content))
