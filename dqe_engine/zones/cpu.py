@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,12 @@ from .request import F32, I64, ZoneRequest, ZoneSelection
 BLOCK_QUERIES = 1024
 SMALLEST_KEPT_BLOCK = 64
 """Blocks of fewer queries waste more of BLAS's speed than scoring twice would."""
-TILE_DOTS = 8192
-"""Items x tokens per tile; with the block above, 32 MiB of dot products."""
+TILE_DOTS = 8 << 20
+"""Queries x items x tokens per tile: 32 MiB of dot products."""
+TILE_TOKENS = 1 << 17
+"""Items x tokens per tile at most, however few the queries: a float16 tile is converted."""
+TRANSPOSE_FROM = 32
+"""Queries from which on it pays to copy a tile token by token (see `_max_sim`)."""
 KEPT_BYTES = 256 << 20
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
@@ -106,6 +112,23 @@ def _ranking_capacity(request: ZoneRequest) -> int:
     return 1 + math.floor(largest * max(len(request.items) - 1, 0))
 
 
+def _max_sim(queries: F32, tile: NDArray[Any]) -> F32:
+    """(b, D) and (n, M, D) to (b, n) float32; NaN in any token makes the score NaN.
+
+    A maximum over M neighbours is slow. Many queries: order the tile token by token, then the maximum runs over whole rows.
+    Few queries: the copy would cost more than the product; fold the M strided columns.
+    """
+    (count, tokens, width), batch = tile.shape, len(queries)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if batch < TRANSPOSE_FROM or tokens == 1:
+            dots = (queries @ tile.astype(np.float32, copy=False).reshape(-1, width).T).reshape(batch, count, tokens)
+            return reduce(np.maximum, (dots[..., m] for m in range(tokens)))
+        by_token = np.ascontiguousarray(tile.swapaxes(0, 1), np.float32)  # (M, n, D)
+        dots = (queries @ by_token.reshape(-1, width).T).reshape(batch, tokens, count)
+        scores: F32 = dots.max(axis=1)
+        return scores
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
     """The queries from `start` to `stop`, and their rows of the buffers."""
@@ -120,17 +143,13 @@ class _Block:
     def tiles(self) -> Iterator[Tile]:
         """Score the block against all items. Anchors given by id are noted in `rows.anchor` as their tile passes."""
         queries, items = self.request.queries[self.start : self.stop], self.request.items
-        size, tokens, width = items.shape
-        step = max(1, self.tile_dots // tokens)
+        size, tokens, _ = items.shape
+        step = max(1, min(self.tile_dots // len(queries), TILE_TOKENS) // tokens)
         inside = slice(*np.searchsorted(self.request.excluded_rows, (self.start, self.stop)))
         excluded_rows, excluded_ids = self.request.excluded_rows[inside] - self.start, self.request.excluded_ids[inside]
         anchor_ids = None if self.request.anchor_ids is None else self.request.anchor_ids[self.start : self.stop]
         for first in range(0, size, step):
-            # Token by token, so that the maximum runs over long contiguous rows: ten times as fast as over M neighbours.
-            tile = np.ascontiguousarray(items[first : first + step].swapaxes(0, 1), np.float32)  # (M, n, D)
-            with np.errstate(invalid="ignore", over="ignore"):
-                dots = queries @ tile.reshape(-1, width).T  # (b, M * n)
-                scores = dots.reshape(len(queries), tokens, -1).max(axis=1)  # (b, n)
+            scores = _max_sim(queries, items[first : first + step])
             if anchor_ids is not None:
                 (hit,) = np.nonzero((anchor_ids >= first) & (anchor_ids < first + step))
                 self.rows.anchor[hit] = scores[hit, anchor_ids[hit] - first]
