@@ -45,7 +45,9 @@ def model_config(*, attribute_weights: bool = True, **qformer: Any) -> ModelConf
     )
 
 
-def train_config(model: ModelConfig | None = None, *, loss: LossConfig | None = None, trns: TRNSConfig | None = None, **optim: Any) -> TrainConfig:
+def train_config(
+    model: ModelConfig | None = None, *, loss: LossConfig | None = None, trns: TRNSConfig | None = None, **optim: Any
+) -> TrainConfig:
     """Five steps an epoch over `SPEC`; negatives from the second epoch on; a checkpoint every third step."""
     plan: dict[str, Any] = {"epochs": 3, "batch_size": 8, "checkpoint_every": 3, "log_every": 1}
     zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="uniform")
@@ -57,14 +59,17 @@ def train_config(model: ModelConfig | None = None, *, loss: LossConfig | None = 
     )
 
 
-def make_model(config: ModelConfig | None = None, *, vocab: AttributeVocabulary | None = None, vocab_size: int = 200, seed: int = 0) -> DQEModel:
-    """Random weights, with the attribute gains away from their common start, in eval mode."""
+def make_model(
+    config: ModelConfig | None = None, *, vocab: AttributeVocabulary | None = None, vocab_size: int = 200, seed: int = 0
+) -> DQEModel:
+    """Random weights, larger than an initialisation's, so that everything matters by more than rounding; in eval mode."""
     torch.manual_seed(seed)
     model = DQEModel(config or model_config(), vocab or vocabulary(), vocab_size)
     with torch.no_grad():
         model.attribute_heads.gain.normal_()
-        model.embeddings.word_embeddings.weight.mul_(20)  # so that texts differ by more than rounding
-        model.query_tokens.mul_(20)
+        for parameter in (*model.qformer.parameters(), *model.embeddings.parameters(), model.query_tokens):
+            if parameter.ndim >= 2:
+                parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
     return model.eval()
 
 

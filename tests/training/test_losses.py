@@ -255,9 +255,16 @@ def test_gradients_are_the_derivatives() -> None:
     batch = 4
     ignore = same_target(torch.tensor([0, 1, 0, 2]))
     relevance = relevance_distribution(cosines(batch, batch), share=0.2, temperature=0.1, ignore=ignore)
-    scores, positive, negative = cosines(batch, batch).requires_grad_(), cosines(batch).requires_grad_(), cosines(batch, seed=3).requires_grad_()
+    scores, positive, negative = (
+        cosines(batch, batch).requires_grad_(),
+        cosines(batch).requires_grad_(),
+        cosines(batch, seed=3).requires_grad_(),
+    )
     sub_scores, logits = cosines(batch, 2, batch, seed=4).requires_grad_(), cosines(batch, 2, seed=5).requires_grad_()
-    labels, named = torch.tensor([[0, 1], [1, 1], [2, -1], [0, 0]]), torch.tensor([[True, True], [True, False], [False, True], [True, True]])
+    labels, named = (
+        torch.tensor([[0, 1], [1, 1], [2, -1], [0, 0]]),
+        torch.tensor([[True, True], [True, False], [False, True], [True, True]]),
+    )
     valid = torch.tensor([True, False, True, True])
     assert gradcheck(lambda s: kl_relevance_loss(s, relevance, temperature=0.3, ignore=ignore), (scores,))
     assert gradcheck(lambda s: infonce_loss(s, temperature=0.3, ignore=ignore), (scores,))
@@ -303,7 +310,9 @@ def reference_parts(config: LossConfig, share: float, valid: np.ndarray | None) 
     sub_scores = np.array([[[max(s @ t for t in item) for item in targets] for s in row] for row in sub])
     relevance = reference_relevance(pooled @ pooled.T, share, config.relevance_temperature, ignore)
     parts = {
-        "kl": reference_kl(scores, relevance, config.temperature, ignore) if share else reference_infonce(scores, config.temperature, ignore),
+        "kl": reference_kl(scores, relevance, config.temperature, ignore)
+        if share
+        else reference_infonce(scores, config.temperature, ignore),
         "infonce": reference_infonce(scores, config.temperature, ignore),
         "attribute": reference_attribute_margin(sub_scores, labels.labels.numpy(), labels.named.numpy(), config.attribute_margin),
         "presence": reference_presence(output.presence.detach().numpy(), labels.named.numpy()),

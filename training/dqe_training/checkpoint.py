@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import Contract, parse_json, to_json
+from dqe_engine.contracts.parsing import Contract, parse, parse_json, to_json
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_directory, sha256_of
+from dqe_engine.files import atomic_directory, remove_stale_temporaries, sha256_of
 
 from .config import TrainConfig
 from .model import DQEModel
@@ -71,7 +72,28 @@ def save_checkpoint(
     state: dict[str, Tensor] | None = None,
     replace: bool = False,
 ) -> None:
-    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs."""
+    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs.
+
+    Raises CheckpointError when it cannot be written (no space, no permission, exists without `replace`).
+    """
+    try:
+        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, state, replace)
+    except FileExistsError as error:
+        raise CheckpointError(f"{directory}: exists already; choose another folder") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
+def _write_checkpoint(
+    directory: Path,
+    model: DQEModel,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    progress: Progress,
+    data_hash: str,
+    state: dict[str, Tensor] | None,
+    replace: bool,
+) -> None:
     spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
     with atomic_directory(directory, replace=replace) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
@@ -97,9 +119,19 @@ def read_meta(directory: Path) -> CheckpointMeta:
     path = directory / _META
     if not path.is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (no {_META}); give a directory that dqe-train wrote")
-    meta = parse_json(CheckpointMeta, path.read_bytes(), where=str(path), error=CheckpointError)
-    if meta.schema_version > SCHEMA_VERSION:
-        raise CheckpointError(f"{path}: schema {meta.schema_version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); restore it or train again") from error
+    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
+    meta = parse(CheckpointMeta, data, where=str(path), error=CheckpointError)
+    listed = {entry.path for entry in meta.files}
+    for needed in ("model.safetensors", "vocabulary.json", meta.tokenizer.file):
+        if needed not in listed:
+            raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
     for entry in meta.files:
         file = directory / entry.path
         if not file.is_file():
@@ -116,10 +148,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         AttributeVocabulary, (directory / "vocabulary.json").read_bytes(), where=str(directory / "vocabulary.json"), error=CheckpointError
     )
     tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
-    model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id)
     try:
+        model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id)
         model.load_state_dict(load_file(directory / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
         ) from error
@@ -140,6 +172,12 @@ def latest_checkpoint(run: Path) -> Path | None:
     if damage is not None:
         raise damage
     return None
+
+
+def clean_run(run: Path) -> None:
+    """Remove what killed writers left in a run; put back a checkpoint whose replacement never landed."""
+    for name in {temporary.name.split(".")[1].removeprefix("tmp-") for temporary in run.glob(".tmp-step-*")}:
+        remove_stale_temporaries(run / name)
 
 
 def prune_checkpoints(run: Path, keep: int = 2) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,17 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
 
+def _check(config: msgspec.Struct, minimum: float, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= minimum:  # NaN fails too
+            raise ValueError(f"{name} must be at least {minimum}, got {getattr(config, name)}")
+
+
+def _check_heads(config: VisionConfig | QFormerConfig) -> None:
+    if config.hidden_size % config.heads:
+        raise ValueError(f"hidden_size must be a multiple of heads, got {config.hidden_size} and {config.heads}")
+
+
 class VisionConfig(Contract, frozen=True):
     """A `Blip2VisionModel` trained from scratch here; real checkpoints bring their own configuration."""
 
@@ -24,6 +36,10 @@ class VisionConfig(Contract, frozen=True):
     heads: int = 4
     mlp_ratio: float = 4.0
     patch_size: int = 8
+
+    def __post_init__(self) -> None:
+        _check(self, 1, "hidden_size", "layers", "heads", "patch_size")
+        _check_heads(self)
 
 
 class QFormerConfig(Contract, frozen=True):
@@ -40,6 +56,13 @@ class QFormerConfig(Contract, frozen=True):
     dropout: float = 0.0
     pooled: bool = False
 
+    def __post_init__(self) -> None:
+        _check(self, 1, "hidden_size", "layers", "heads", "query_tokens", "embedding_dim", "cross_attention_frequency")
+        _check(self, 3, "max_text_length")  # two special tokens and a word
+        _check_heads(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
 
 class ModelConfig(Contract, frozen=True):
     """`attribute_weights` off gives q = q0: the baseline without learnable attribute weights (LAW)."""
@@ -48,6 +71,10 @@ class ModelConfig(Contract, frozen=True):
     vision: VisionConfig = VisionConfig()
     qformer: QFormerConfig = QFormerConfig()
     attribute_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if self.preprocessing.image_size < self.vision.patch_size:
+            raise ValueError(f"image_size {self.preprocessing.image_size} holds no patch of {self.vision.patch_size}")
 
 
 class LossConfig(Contract, frozen=True):
@@ -67,6 +94,12 @@ class LossConfig(Contract, frozen=True):
     attribute_margin: float = 0.2
     presence_weight: float = 0.2
 
+    def __post_init__(self) -> None:
+        _check(self, 1e-4, "temperature", "relevance_temperature")
+        _check(self, 0, "relevance_warmup", "rank_weight", "attribute_weight", "presence_weight")
+        if not 0 <= self.relevance_share < 0.5:
+            raise ValueError(f"relevance_share must lie in [0, 0.5), so that the ground truth counts most, got {self.relevance_share}")
+
 
 class TRNSConfig(Contract, frozen=True):
     """Target relative negative sampling. `warmup_epochs` without mined negatives, then a refresh every `interval`."""
@@ -76,6 +109,10 @@ class TRNSConfig(Contract, frozen=True):
     interval: int = 1
     picks: int = 16
     zones: ZoneSpec = ZoneSpec(lo=0.002, hi=0.02, bounds="quantile", policy="uniform")
+
+    def __post_init__(self) -> None:
+        _check(self, 1, "interval", "picks")
+        _check(self, 0, "warmup_epochs")
 
 
 class OptimConfig(Contract, frozen=True):
@@ -104,6 +141,8 @@ class OptimConfig(Contract, frozen=True):
             raise ValueError(f"batch_size must be at least 2 (in-batch contrast), got {self.batch_size}")
         if self.epochs < 1 and self.seconds <= 0:
             raise ValueError("nothing to train: epochs and seconds are both 0")
+        _check(self, 1, "checkpoint_every", "log_every")
+        _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "weight_decay", "warmup_share", "clip_norm")
 
 
 class TrainConfig(Contract, frozen=True):
@@ -124,20 +163,44 @@ def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files("dqe_training.presets").iterdir() if p.name.endswith(".yaml"))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: in PyYAML's 1.1, `1e-3` is text and `off` is a boolean."""
+
+
+_REPLACED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_REPLACED[0], re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _REPLACED[1],
+    re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date such as 2024-13-45
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(problem).split())}") from problem
+
+
 def _read(source: str) -> Any:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"{path}: no such configuration file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     elif source in preset_names():
         text = files("dqe_training.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise InputError(f"{source!r}: no such preset; presets are {', '.join(preset_names())}, or give a .yaml file")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(problem).split())}") from problem
+    return _parse_yaml(text, source)
 
 
 def _override(data: dict[str, Any], assignment: str) -> None:
@@ -149,7 +212,19 @@ def _override(data: dict[str, Any], assignment: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise InputError(f"override {assignment!r}: {section!r} is a value, not a section")
-    data[last] = yaml.safe_load(value) if value else ""
+    data[last] = _parse_yaml(value, f"override {assignment!r}") if value else ""
+
+
+def _check_keys(kind: type[msgspec.Struct], data: dict[Any, Any], where: str, section: str = "") -> None:
+    """Raise InputError for a key that `kind` does not have, at any depth, with those that it has."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in data.items():
+        if key not in fields:
+            what = f"keys of {section}" if section else "sections"
+            raise InputError(f"{where}: unknown key {f'{section}.' if section else ''}{key}; {what} are {', '.join(fields)}")
+        nested = fields[key]
+        if isinstance(value, dict) and isinstance(nested, type) and issubclass(nested, msgspec.Struct):
+            _check_keys(nested, value, where, f"{section}.{key}" if section else key)
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -159,6 +234,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
     for assignment in overrides:
         _override(data, assignment)
+    _check_keys(TrainConfig, data, source)
     return parse(TrainConfig, data, where=source)
 
 

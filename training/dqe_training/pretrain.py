@@ -80,12 +80,13 @@ def pretrain(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
-    steps = config.epochs * (len(pixels) // config.batch_size)
+    batch_size = min(config.batch_size, len(pixels))
+    steps = config.epochs * (len(pixels) // batch_size)
     targets = torch.from_numpy(labels)
     step, started = 0, time.perf_counter()
     for epoch in range(config.epochs):
         order = torch.randperm(len(pixels), generator=generator)
-        for rows in order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size):
+        for rows in order[: len(order) // batch_size * batch_size].split(batch_size):
             progress = step / steps
             warm = min(1.0, progress / config.warmup_share) if config.warmup_share else 1.0
             rate = config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
@@ -101,7 +102,7 @@ def pretrain(
             optimizer.step()
             step += 1
             if step % 10 == 0 or step == steps:
-                rate = step * config.batch_size / (time.perf_counter() - started)
+                rate = step * batch_size / (time.perf_counter() - started)
                 event = {"event": "step", "step": step, "epoch": epoch, "fraction": step / steps, "loss/total": loss.item()}
                 listener(event | {"triplets_per_second": rate})
     return classifier, accuracy(classifier, *validation, model, vocabulary) if validation else {}

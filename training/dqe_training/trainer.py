@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import signal
 import threading
 import time
@@ -21,9 +20,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from dqe_engine.errors import CheckpointError, InputError
+from dqe_engine.files import atomic_write
 
 from .checkpoint import (
     Progress,
+    clean_run,
     latest_checkpoint,
     load_state,
     optimizer_tensors,
@@ -153,7 +154,7 @@ class Trainer:
     def _fill_bank(self) -> None:
         """Encode the queries that the last epoch did not see (its remainder); the others keep that epoch's embedding."""
         missing = torch.isnan(self._bank[:, 0]).nonzero()[:, 0]
-        for rows in missing.split(256):
+        for rows in missing.split(256) if len(missing) else ():
             ids, mask = self.texts(rows)
             tokens = self._image_tokens(self.data.reference[rows.numpy()])
             self._bank[rows] = self.model.encode_query(tokens, ids.to(self.device), mask.to(self.device)).query.float().cpu()
@@ -208,7 +209,10 @@ class Trainer:
 
         Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt.
         """
-        self.run.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror})") from error
         self._resume()
         if not self.progress.finished:
             self.model.train()
@@ -274,6 +278,7 @@ class Trainer:
         prune_checkpoints(self.run)
 
     def _resume(self) -> None:
+        clean_run(self.run)
         newest = latest_checkpoint(self.run)
         if newest is None:
             (self.run / "metrics.jsonl").unlink(missing_ok=True)
@@ -283,6 +288,8 @@ class Trainer:
             raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
         if meta.data_hash != self._hash:
             raise CheckpointError(f"{newest}: made with other training data; use the same to resume, or another run directory")
+        if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
+            raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state = load_state(newest)
         from safetensors.torch import load_file
 
@@ -349,17 +356,23 @@ def _truncate_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             break  # the line that the kill cut short
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    with atomic_write(path, "w") as stream:
+        stream.write("".join(line + "\n" for line in kept))
 
 
 def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
-    """Copy a finished run's newest checkpoint without its optimiser state: what dqe-export and dqe-eval take."""
+    """Copy a finished run's newest checkpoint without its optimiser state: what dqe-export and dqe-eval take.
+
+    Raises CheckpointError when the run holds none, or when `destination` exists without `replace`.
+    """
     from .checkpoint import load_checkpoint
 
     newest = latest_checkpoint(run)
     if newest is None:
         raise CheckpointError(f"{run}: holds no checkpoint")
     checkpoint = load_checkpoint(newest)
-    if destination.exists() and replace:
-        shutil.rmtree(destination)
-    save_checkpoint(destination, checkpoint.model, checkpoint.tokenizer, config=checkpoint.meta.config, progress=checkpoint.meta.progress)
+    meta = checkpoint.meta
+    save_checkpoint(
+        destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,
+        replace=replace,
+    )  # fmt: skip

@@ -25,8 +25,8 @@ def mine_negatives(
 ) -> NDArray[np.int64]:
     """Mid-zone picks (T, picks) per query, padded with -1.
 
-    `queries` (T, D), `target_tokens` (I, M, D) of the whole gallery. The target and the reference are excluded. The
-    seed of `zones` is advanced by the block's first row, so that a pick depends on the query's row, not on the block.
+    `queries` (T, D), `target_tokens` (I, M, D) of the whole gallery. The target and the reference are excluded. A pick
+    depends on the seed of `zones` and the query's row, not on the block.
     """
     found = np.full((len(queries), picks), -1, np.int64)
     for start in range(0, len(queries), QUERY_BLOCK):
@@ -36,18 +36,15 @@ def mine_negatives(
             queries[rows],
             target_tokens,
             anchor=target_ids[rows],
-            zones=_with_seed(zones, zones.seed + start),
+            zones=zones,
             picks=picks,
             exclude=list(exclude),
+            first_query=start,
         )
         assert result.picks is not None
         found[rows] = result.picks
         advance(len(exclude))
     return found
-
-
-def _with_seed(zones: ZoneSpec, seed: int) -> ZoneSpec:
-    return ZoneSpec(lo=zones.lo, hi=zones.hi, bounds=zones.bounds, policy=zones.policy, temperature=zones.temperature, seed=seed)
 
 
 def draw_negative(mined: NDArray[np.int64], rows: NDArray[np.int64], epoch_seed: int) -> NDArray[np.int64]:

@@ -79,7 +79,10 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
     weights, record = directory / "vision.safetensors", directory / "vision.json"
     if not (weights.is_file() and record.is_file()):
         raise CheckpointError(f"{directory}: no vision tower here; give a dqe-pretrain directory or one of {', '.join(SHIPPED_VISION)}")
-    made = parse(ModelConfig, msgspec.json.decode(record.read_bytes())["model"], where=str(record), error=CheckpointError)
+    try:
+        made = parse(ModelConfig, msgspec.json.decode(record.read_bytes(), type=dict)["model"], where=str(record), error=CheckpointError)
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+        raise CheckpointError(f"{record}: damaged, it does not say what the tower is; copy it again or run dqe-pretrain") from error
     if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
         raise CheckpointError(
             f"{directory}: the tower is {made.vision} at {made.preprocessing.image_size} px, "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dqe_engine.cli.main import positive, run
+from dqe_engine.errors import InputError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,10 +28,13 @@ def _garments(args: argparse.Namespace) -> int:
     from ..data.garments.dataset import GarmentsSpec, write_garments
     from .progress import simple_progress
 
-    spec = GarmentsSpec(
-        train_images=args.train_images, train_triplets=args.train_triplets, gallery_images=args.gallery_images,
-        val_queries=args.val_queries, image_size=args.image_size, seed=args.seed,
-    )  # fmt: skip
+    try:
+        spec = GarmentsSpec(
+            train_images=args.train_images, train_triplets=args.train_triplets, gallery_images=args.gallery_images,
+            val_queries=args.val_queries, image_size=args.image_size, seed=args.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from error
     with simple_progress() as progress:
         task = progress.add_task("drawing garments", total=spec.train_images + spec.gallery_images)
         write_garments(args.out, spec, advance=lambda n: progress.advance(task, n))

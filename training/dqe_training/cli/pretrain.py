@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import run
+from dqe_engine.cli.main import positive, run
 from dqe_engine.errors import InputError
 
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, metavar="DIR", help="dataset folder with images/, images.jsonl and vocabulary.json")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="vision.safetensors and vision.json go here")
     parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="where the tower's size comes from")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=positive, default=4)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="replace --out when it exists")

@@ -32,14 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> int:
     from ..config import load_config
-    from ..trainer import finish_run
-    from ..workflow import DataSource, train_run
-    from .progress import TrainingProgress
-    from .tensorboard import with_tensorboard
 
     if (args.data is None) == (args.triplets is None or args.images is None):
         raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
     config = load_config(args.config, args.overrides)
+    from ..trainer import finish_run  # imports torch: a mistake above is told before that
+    from ..workflow import DataSource, train_run
+    from .progress import TrainingProgress
+    from .tensorboard import with_tensorboard
+
     if args.data is not None:
         source = DataSource.from_directory(args.data)
     else:

@@ -55,6 +55,6 @@ def load_pixels(
 
 def to_pixel_values(pixels: NDArray[np.uint8], spec: PreprocessingSpec) -> Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float32, normalised: torch's twin of `dqe_engine.preprocessing.normalise`."""
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() * (1 / 255)
+    values = (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().double() * (1 / 255)).float()  # as there: equal to the bit
     mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (spec.mean, spec.std))
     return (values - mean) / std

@@ -66,7 +66,7 @@ def build_triplets(
 ) -> TripletData:
     """Arrays from records. `image_records` label images (any that no triplet uses are added to the images).
 
-    An image that is only a target takes the labels that its triplets' `attributes` state.
+    What `image_records` do not say of a target, its triplets' `attributes` do.
     """
     check_texts(records, where=where)
     names = dict.fromkeys(name for r in records for name in (r.reference, r.target))
@@ -86,7 +86,9 @@ def build_triplets(
         stated = np.asarray(_label_row(record.attributes, vocabulary, index, f"{where}, target {record.target}"))
         labels[position[record.target]] = np.where(stated >= 0, stated, labels[position[record.target]])
     if image_records:
-        labels[[position[r.image] for r in image_records]] = label_images(image_records, vocabulary)
+        rows = [position[r.image] for r in image_records]
+        given = label_images(image_records, vocabulary)
+        labels[rows] = np.where(given >= 0, given, labels[rows])
     return TripletData(
         images=images,
         texts=tuple(r.text for r in records),

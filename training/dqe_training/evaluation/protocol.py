@@ -124,9 +124,9 @@ def summarise(
         figures |= {
             "map_at_10": mean_average_precision_at_k(ranked, evaluation.relevant, 10),
             "map_at_50": mean_average_precision_at_k(ranked, evaluation.relevant, 50),
-            "attribute_precision_at_10": found / attainable,
+            "attribute_precision_at_10": found / attainable if attainable else float("nan"),
             "attainable_precision_at_10": attainable,
-            "attainable_recall_at_1": float(np.mean([1 / len(r) for r in evaluation.relevant])),
+            "attainable_recall_at_1": float(np.mean([1 / max(len(r), 1) for r in evaluation.relevant])),
         }
     if weights is not None and all(r.attributes is not None for r in evaluation.records):
         figures["weight_auc"] = {

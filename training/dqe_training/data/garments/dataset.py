@@ -37,6 +37,14 @@ class GarmentsSpec(Contract, frozen=True):
     image_size: int = 96
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.train_images, self.train_triplets, self.gallery_images, self.val_queries, self.seed) < 0:
+            raise ValueError("counts and the seed must not be negative")
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share must lie in [0, 1), got {self.held_out_share}")
+        if self.image_size < 8:
+            raise ValueError(f"image_size must be at least 8, got {self.image_size}")
+
 
 def _render_chunk(job: tuple[str, list[Garment], int, int, int, int]) -> None:
     """Worker: one chunk of a split. Image i of a split depends on (seed, split, i) alone."""
@@ -68,7 +76,11 @@ def _triplets(garments: list[Garment], names: list[str], count: int, rng: np.ran
     for index, garment in enumerate(garments):
         by_garment[garment].append(index)
     records: list[TripletRecord] = []
+    attempts = 0
     while len(records) < count:
+        attempts += 1
+        if attempts > 200 * (len(records) + 50):
+            raise InputError(f"{len(garments)} images are too few to find {count} triplets among; draw more images, or ask for 0 triplets")
         source = int(rng.integers(len(garments)))
         reference = garments[source]
         change: Modification = modify(reference, rng)
