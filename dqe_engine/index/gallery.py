@@ -95,6 +95,13 @@ class GalleryIndex:
                 raise InputError(f"the index keeps no image tokens, so {id!r} cannot be a reference by id; pass its image instead")
             return self._images[self._positions[id]].astype(np.float32)
 
+    def target_tokens(self, id: str) -> F32:
+        """The item's target tokens as they are searched: (M, D) float32. Raises InputError for an unknown id."""
+        with self._state:
+            if id not in self._positions:
+                raise InputError(f"{id!r} is not in the index")
+            return self._targets[self._positions[id]].astype(np.float32)
+
     def add(
         self,
         ids: Sequence[str],

@@ -32,6 +32,7 @@ def _demo(args: argparse.Namespace) -> int:
     from dqe_training.cli.progress import TrainingProgress
 
     from ..demo.collect import collect, metrics
+    from ..demo.picture import write_picture
     from ..demo.pipeline import LONG, SHORT, run_demo
     from ..demo.report import render_report
 
@@ -48,6 +49,7 @@ def _demo(args: argparse.Namespace) -> int:
     with atomic_write(args.out / "metrics.json") as stream:
         stream.write(to_json(metrics(data)))
     render_report(data, args.out / "report.html")
+    write_picture(data, args.out / "picture.jpg")
     ours, baseline = data.models[0].reports, data.models[1].reports
     for name, reports in (("DQE-CIR", ours), ("baseline", baseline)):
         print(f"{name:10} R@10 {sum(r.recall_at_10 for r in reports) / len(reports):.1%}")

@@ -43,8 +43,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     overrides: tuple[str, ...] = ()
 
 
-SHORT = DemoOptions()
-LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=96_000))
+SHORT = DemoOptions(dataset=GarmentsSpec(train_triplets=32_000))
+LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=64_000))
 
 
 @dataclass
