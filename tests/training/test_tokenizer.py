@@ -85,7 +85,7 @@ def test_ids_are_those_of_the_runtime(tokenizer: Tokenizer, tmp_path: Path) -> N
 @pytest.mark.realdata
 def test_all_fashioniq_captions_pass_the_text_path(realdata: Path) -> None:
     """Both captions of every train triplet: those with words tokenise and encode to finite queries, the others are errors."""
-    texts, empty = [], 0
+    texts, refused = [], []
     for category, triplets in (("dress", 5985), ("shirt", 5988), ("toptee", 6027)):
         records = json.loads((realdata / "fashioniq" / "captions" / f"cap.{category}.train.json").read_text())
         assert len(records) == triplets
@@ -95,10 +95,8 @@ def test_all_fashioniq_captions_pass_the_text_path(realdata: Path) -> None:
                     check_texts([TripletRecord(reference=record["candidate"], target=record["target"], text=caption)], where=category)
                     texts.append(caption)
                 except InputError as error:
-                    assert not caption.strip()
-                    assert str(error).startswith(f"{category}, record 1: empty text")
-                    empty += 1
-    assert empty == 12
+                    refused.append((caption.strip(), str(error)))
+    assert refused == [("", "toptee, record 1: empty text; remove the triplet or write what changes")] * 12
     tokenizer = build_tokenizer(texts)
     unknown = tokenizer.token_to_id("[UNK]")
     batcher = TextBatcher(tokenizer, texts, max_length=32)

@@ -232,10 +232,15 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
     data = _read(source)
     if not isinstance(data, dict):
         raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
-    for assignment in overrides:
-        _override(data, assignment)
     _check_keys(TrainConfig, data, source)
-    return parse(TrainConfig, data, where=source)
+    config = parse(TrainConfig, data, where=source)
+    if overrides:
+        data = msgspec.to_builtins(config)  # so that a section's other keys keep the defaults that it had without the override
+        for assignment in overrides:
+            _override(data, assignment)
+        _check_keys(TrainConfig, data, source)
+        config = parse(TrainConfig, data, where=source)
+    return config
 
 
 def replace(config: TrainConfig, **sections: Any) -> TrainConfig:

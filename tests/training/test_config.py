@@ -1,0 +1,111 @@
+"""Configuration: presets, YAML and overrides; every mistake is one line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dqe_engine.contracts.parsing import parse_json, to_json
+from dqe_engine.errors import InputError
+from dqe_training.config import TrainConfig, load_config, preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_parse_and_survive_json(name: str) -> None:
+    config = load_config(name)
+    assert parse_json(TrainConfig, to_json(config), where="") == config
+
+
+def test_the_garments_preset_ships() -> None:
+    assert "garments" in preset_names()
+
+
+def test_overrides_change_single_values() -> None:
+    config = load_config(
+        "garments",
+        ["optim.epochs=7", "optim.learning_rate=1e-3", "optim.autocast=off", "model.qformer.pooled=true", "loss.objective=infonce",
+         "trns.zones.lo=0", "vision_weights=", "optim.weight_decay=.5", "loss.rank_weight=2"],
+    )  # fmt: skip
+    assert (config.optim.epochs, config.optim.learning_rate, config.optim.autocast) == (7, 1e-3, "off")
+    assert config.model.qformer.pooled is True
+    assert (config.loss.objective, config.loss.rank_weight, config.trns.zones.lo) == ("infonce", 2, 0)
+    assert (config.vision_weights, config.optim.weight_decay) == ("", 0.5)
+    assert config.optim.batch_size == load_config("garments").optim.batch_size
+
+
+def test_a_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {preprocessing: {image_size: 32}}\noptim:\n  learning_rate: 3e-4\n  autocast: off\n  seed: 0x10\n")
+    config = load_config(str(path), ["optim.epochs=2"])
+    assert (config.optim.learning_rate, config.optim.autocast, config.optim.seed, config.optim.epochs) == (3e-4, "off", 16, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.epoch=3", "unknown key optim.epoch; keys of optim are epochs, seconds, batch_size"),
+        ("optimiser.epochs=3", "unknown key optimiser; sections are model, loss, trns, optim, vision_weights"),
+        ("model.qformer.depth=3", "unknown key model.qformer.depth; keys of model.qformer are hidden_size"),
+        ("trns.zones.low=3", "keys of trns.zones are lo, hi"),
+        ("optim.epochs=many", "`int`, got `str`"),
+        ("optim.epochs=1.5", "`int`"),
+        ("optim.learning_rate=fast", "`float`"),
+        ("model.qformer.pooled=maybe", "`bool`"),
+        ("loss.objective=triplet", "triplet"),
+        ("optim=3", "object"),
+        ("optim.epochs", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("vision_weights.path=x", "'vision_weights' is a value, not a section"),
+        ("optim.epochs=[1", "not valid YAML"),
+        ("optim.epochs=", "`int`"),
+        ("optim.batch_size=1", "at least 2"),
+        ("optim.epochs=0", "nothing to train"),
+        ("optim.log_every=0", "log_every must be at least 1"),
+        ("optim.checkpoint_every=-1", "checkpoint_every must be at least 1"),
+        ("trns.interval=0", "interval must be at least 1"),
+        ("trns.zones.lo=0.5", "lo <= hi"),
+        ("model.qformer.heads=7", "hidden_size must be a multiple of heads"),
+        ("model.vision.layers=0", "layers must be at least 1"),
+        ("model.vision.patch_size=999", "holds no patch"),
+        ("model.qformer.max_text_length=2", "max_text_length must be at least 3"),
+        ("loss.temperature=0", "temperature must be at least"),
+        ("loss.temperature=.nan", "temperature must be at least"),
+        ("loss.relevance_share=0.5", "relevance_share must lie in"),
+        ("model.preprocessing.image_size=0", "image_size must be at least 1"),
+    ],
+)
+def test_a_bad_override_is_one_line(override: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("garments", [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected a mapping"),
+        (b"- 1\n- 2\n", "expected a mapping of sections, got list"),
+        (b"model: [", "not valid YAML"),
+        (b"optim: {epochs: 3}\n", "model"),
+        (b"model: {preprocessing: {image_size: 32, crop: 1}}", "keys of model.preprocessing are image_size"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"model: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"1: 2\nmodel: {preprocessing: {image_size: 32}}", "unknown key 1"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.yaml") as caught:
+        load_config(str(path))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_lists_those_that_ship() -> None:
+    with pytest.raises(InputError, match=r"'shoes': no such preset; presets are .*garments"):
+        load_config("shoes")
+    with pytest.raises(InputError, match="no such configuration file"):
+        load_config("shoes.yaml")
