@@ -155,7 +155,8 @@ def test_valid_targets_equal_brute_force(folder: Path, shown: dict[str, Garment]
 SYNONYMS = {
     "red": ("scarlet",), "grey": ("gray",), "teal": ("turquoise",), "purple": ("violet",), "t-shirt": ("tee",), "coat": ("overcoat",),
     "kimono": ("robe",), "poncho": ("cape",), "dress": ("gown",), "trousers": ("pants",), "dungarees": ("overalls",),
-    "plain": ("no pattern", "solid", "without any pattern"), "striped": ("stripes",), "dotted": ("dots", "spots"), "checked": ("checks", "gingham"),
+    "plain": ("no pattern", "solid", "without any pattern"), "striped": ("stripes",), "dotted": ("dots", "spots"),
+    "checked": ("checks", "gingham"),
     "zigzag": ("chevron",), "cropped": ("short",), "regular": ("mid-length",), "long": ("full length", "maxi"),
 }  # fmt: skip
 

@@ -76,10 +76,10 @@ def save_checkpoint(
 
     Raises CheckpointError when it cannot be written (no space, no permission, exists without `replace`).
     """
+    if directory.exists() and not replace:
+        raise CheckpointError(f"{directory}: exists already; choose another folder")
     try:
         _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, state, replace)
-    except FileExistsError as error:
-        raise CheckpointError(f"{directory}: exists already; choose another folder") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 

@@ -1,0 +1,362 @@
+"""Training: it learns, and what was interrupted ends as if it had not been, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_training import flip_byte, make_trainer, model_config, train_config
+
+from dqe_engine.errors import CheckpointError, InputError
+from dqe_training import trainer as trainer_module
+from dqe_training.checkpoint import load_checkpoint
+from dqe_training.config import LossConfig, TrainConfig, TRNSConfig, replace
+from dqe_training.data.triplets import TripletData, build_triplets
+from dqe_training.trainer import data_hash, finish_run
+
+Tiny = tuple[TripletData, np.ndarray]
+Event = dict[str, Any]
+
+# Everything that has state: negatives from the second epoch on, dropout's random numbers, a vision tower that trains.
+CONFIGS = {
+    "frozen": train_config(),
+    "dropout": train_config(model_config(dropout=0.1)),
+    "vision": train_config(vision_learning_rate=1e-4),
+    "odd batch": train_config(batch_size=7),  # queries that an epoch does not reach
+    "infonce": train_config(model_config(attribute_weights=False), loss=LossConfig(objective="infonce"), trns=TRNSConfig(enabled=False)),
+}
+STEPS = 15
+
+
+def events_of(run: Path) -> list[Event]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(events: list[Event]) -> list[Event]:
+    return [{k: v for k, v in e.items() if k not in ("triplets_per_second", "seconds")} for e in events]
+
+
+def train(config: TrainConfig, tiny: Tiny, run: Path, **options: Any) -> dict[str, torch.Tensor]:
+    return make_trainer(config, *tiny, run, **options).train().state_dict()
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_data: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, torch.Tensor], list[Event]]]:
+    """Uninterrupted runs, by configuration: final parameters and logged events."""
+    torch.set_num_threads(1)
+    made = {}
+    for name, config in CONFIGS.items():
+        run = tmp_path_factory.mktemp("straight")
+        made[name] = train(config, tiny_data, run), events_of(run)
+    return made
+
+
+class StopError(Exception):
+    """Raised by a listener: as abrupt as an error inside the step."""
+
+
+def stopper(step: int, action: Any) -> Any:
+    def listen(event: Event) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            action()
+
+    return listen
+
+
+def fail() -> None:
+    raise StopError
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# -- learning --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_triplets_are_learnt_by_heart(tiny_data: Tiny, tmp_path: Path) -> None:
+    config = train_config(epochs=30, learning_rate=1e-2, checkpoint_every=10_000)
+    train(config, tiny_data, tmp_path)
+    losses = [e["loss/total"] for e in events_of(tmp_path)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_what_is_logged(straight: dict[str, Any]) -> None:
+    _, events = straight["frozen"]
+    assert [e["step"] for e in events] == list(range(1, STEPS + 1))
+    assert [e["epoch"] for e in events] == [0] * 5 + [1] * 5 + [2] * 5
+    assert all("loss/rank" not in e for e in events[:5])
+    assert all("loss/rank" in e for e in events[5:])  # negatives are there from the second epoch on
+    assert {"loss/kl", "loss/attribute", "loss/presence", "loss/total"} <= events[0].keys()
+    fractions = [e["fraction"] for e in events]
+    assert fractions == pytest.approx([step / STEPS for step in range(1, STEPS + 1)], abs=1e-5)
+    rates = [e["learning_rate"] for e in events]
+    assert rates[0] < max(rates) <= 1e-3
+    assert rates[-1] < 0.1 * max(rates)
+    assert max(rates) in rates[:3]
+    assert "loss/infonce" in straight["infonce"][1][0]
+
+
+def test_only_what_should_train_trains(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    start = make_trainer(train_config(), *tiny_data, tmp_path).model.state_dict()
+    changed = {name for name, value in straight["frozen"][0].items() if not torch.equal(value, start[name])}
+    assert not any(name.startswith("vision_model.") for name in changed)
+    assert any(name.startswith("qformer.") for name in changed)
+    assert any(name.startswith("attribute_heads.") for name in changed)
+    changed = {name for name, value in straight["vision"][0].items() if not torch.equal(value, start[name])}
+    assert any(name.startswith("vision_model.") for name in changed)
+
+
+def test_training_by_the_clock_ends(tiny_data: Tiny, tmp_path: Path) -> None:
+    trainer = make_trainer(train_config(seconds=0.3, epochs=1), *tiny_data, tmp_path)
+    trainer.train()
+    assert trainer.progress.finished
+    assert 0.3 <= trainer.progress.seconds < 3
+    assert events_of(tmp_path)[-1]["fraction"] <= 1
+
+
+def test_a_finished_run_is_left_alone(tiny_data: Tiny, tmp_path: Path) -> None:
+    config = train_config(epochs=1)
+    first = train(config, tiny_data, tmp_path)
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    events: list[Event] = []
+    assert_same(train(config, tiny_data, tmp_path, listener=events.append), first)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+    assert [e["event"] for e in events if e["event"] != "encode"] == ["resume"]
+
+
+def test_two_checkpoints_are_kept(tiny_data: Tiny, tmp_path: Path) -> None:
+    train(train_config(), tiny_data, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "step-00000012", "step-00000015"]
+
+
+def test_finishing_leaves_out_what_only_resuming_needs(tiny_data: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        finish_run(tmp_path, tmp_path / "model")
+    final = train(train_config(epochs=1), tiny_data, tmp_path)
+    finish_run(tmp_path, tmp_path / "model")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert_same(loaded.model.state_dict(), final)
+    assert not (tmp_path / "model" / "state.safetensors").exists()
+    assert loaded.meta.progress.finished
+    with pytest.raises(CheckpointError, match="exists already"):
+        finish_run(tmp_path, tmp_path / "model")
+    finish_run(tmp_path, tmp_path / "model", replace=True)
+    with pytest.raises(CheckpointError, match="not resumed"):
+        trainer_module.load_state(tmp_path / "model")
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("step", [8, 10])  # within the epoch that has negatives; at its end
+def test_a_failed_run_resumes_exactly(name: str, step: int, tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    with pytest.raises(StopError):
+        train(config, tiny_data, tmp_path, listener=stopper(step, fail))
+    torch.manual_seed(99)  # another process has another random state
+    events: list[Event] = []
+    parameters = train(config, tiny_data, tmp_path, listener=events.append)
+    assert [e["step"] for e in events if e["event"] == "resume"] == [step // 3 * 3]
+    assert_same(parameters, straight[name][0])
+    assert without_times(events_of(tmp_path)) == without_times(straight[name][1])
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 15])
+def test_an_interrupted_run_resumes_exactly(step: int, tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIGS["dropout"], tiny_data, tmp_path, listener=stopper(step, interrupt))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (tmp_path / f"step-{step:08d}").is_dir()  # where it was stopped, not at the last third step
+    torch.manual_seed(99)
+    assert_same(train(CONFIGS["dropout"], tiny_data, tmp_path), straight["dropout"][0])
+    assert without_times(events_of(tmp_path)) == without_times(straight["dropout"][1])
+
+
+def test_many_interruptions(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    for step in range(2, STEPS, 2):
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIGS["odd batch"], tiny_data, tmp_path, listener=stopper(step, interrupt))
+    assert_same(train(CONFIGS["odd batch"], tiny_data, tmp_path), straight["odd batch"][0])
+    assert without_times(events_of(tmp_path)) == without_times(straight["odd batch"][1])
+
+
+def test_training_in_a_thread(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    """Signals are the main thread's; elsewhere training works without them."""
+    results: list[dict[str, torch.Tensor]] = []
+    thread = threading.Thread(target=lambda: results.append(train(CONFIGS["frozen"], tiny_data, tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same(results[0], straight["frozen"][0])
+
+
+def stopped_run(tiny: Tiny, run: Path, step: int = 8) -> Path:
+    with pytest.raises(StopError):
+        train(CONFIGS["frozen"], tiny, run, listener=stopper(step, fail))
+    return run
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    run = stopped_run(tiny_data, tmp_path)
+    assert {p.name for p in run.glob("step-*")} == {"step-00000003", "step-00000006"}
+    flip_byte(run / "step-00000006" / "state.safetensors")
+    events: list[Event] = []
+    assert_same(train(CONFIGS["frozen"], tiny_data, run, listener=events.append), straight["frozen"][0])
+    assert [e["step"] for e in events if e["event"] == "resume"] == [3]
+    assert without_times(events_of(run)) == without_times(straight["frozen"][1])
+
+
+def test_when_all_are_damaged_nothing_is_lost(tiny_data: Tiny, tmp_path: Path) -> None:
+    run = stopped_run(tiny_data, tmp_path)
+    for checkpoint in run.glob("step-*"):
+        flip_byte(checkpoint / "model.safetensors")
+    log = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="step-00000006"):
+        train(CONFIGS["frozen"], tiny_data, run)
+    assert (run / "metrics.jsonl").read_bytes() == log
+    assert len(list(run.glob("step-*"))) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100_000])
+def test_a_log_cut_short_is_mended(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path, cut: int) -> None:
+    run = stopped_run(tiny_data, tmp_path)
+    log = run / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 8
+    log.write_bytes(b"".join(lines[:-1]) + lines[-1][:-cut])
+    train(CONFIGS["frozen"], tiny_data, run)
+    assert without_times(events_of(run)) == without_times(straight["frozen"][1])
+
+
+def test_a_log_without_a_checkpoint_starts_anew(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    stopped_run(tiny_data, tmp_path, step=2)
+    assert len(events_of(tmp_path)) == 2
+    train(CONFIGS["frozen"], tiny_data, tmp_path)
+    assert without_times(events_of(tmp_path)) == without_times(straight["frozen"][1])
+
+
+def test_other_settings_are_refused(tiny_data: Tiny, tmp_path: Path) -> None:
+    run = stopped_run(tiny_data, tmp_path)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(train_config(learning_rate=2e-3), tiny_data, run)
+    data, pixels = tiny_data
+    fewer = build_triplets(data.records[:-1], make_trainer(train_config(), *tiny_data, run).model.vocabulary)
+    with pytest.raises(CheckpointError, match="other training data"):
+        train(CONFIGS["frozen"], (fewer, pixels[: len(fewer.images)]), run)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_another_tokenizer_is_refused(tiny_data: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights belong to the ids of one vocabulary; another order of the same words would scramble them in silence."""
+    run = stopped_run(tiny_data, tmp_path)
+    trainer = make_trainer(CONFIGS["frozen"], *tiny_data, run)
+    other = json.loads(trainer.tokenizer.to_str())
+    vocab = other["model"]["vocab"]
+    words = sorted(vocab, key=vocab.__getitem__)
+    vocab[words[-1]], vocab[words[-2]] = vocab[words[-2]], vocab[words[-1]]
+    trainer.tokenizer = type(trainer.tokenizer).from_str(json.dumps(other))
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        trainer.train()
+
+
+def test_the_data_hash_sees_every_part(tiny_data: Tiny) -> None:
+    data, _ = tiny_data
+    changes = {
+        "images": (*data.images[:-1], "other.jpg"), "texts": (*data.texts[:-1], "in teal"), "reference": data.reference[::-1],
+        "target": data.target[::-1], "named": ~data.named, "labels": data.labels[::-1],
+    }  # fmt: skip
+    hashes = {data_hash(data)} | {data_hash(TripletData(**{**vars(data), name: value})) for name, value in changes.items()}
+    assert len(hashes) == 7
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tiny_data: Tiny, tmp_path: Path) -> None:
+    trainer = make_trainer(train_config(), *tiny_data, tmp_path)
+    with torch.no_grad():
+        trainer.model.query_tokens[0, 0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"the loss is nan at step 0; lower optim\.learning_rate"):
+        trainer.train()
+    assert list(tmp_path.glob("step-*")) == []
+
+
+def test_one_triplet_is_too_few(tiny_data: Tiny, tmp_path: Path) -> None:
+    data, pixels = tiny_data
+    one = build_triplets(data.records[:1], make_trainer(train_config(), *tiny_data, tmp_path).model.vocabulary)
+    with pytest.raises(InputError, match="at least 2"):
+        make_trainer(train_config(), one, pixels[:2], tmp_path)
+
+
+def test_a_batch_larger_than_the_data_is_the_data(tiny_data: Tiny, tmp_path: Path) -> None:
+    trainer = make_trainer(train_config(batch_size=1000, epochs=1), *tiny_data, tmp_path)
+    assert (trainer.batch_size, trainer.steps_per_epoch) == (40, 1)
+    trainer.train()
+
+
+def test_a_run_directory_that_cannot_be(tiny_data: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be the run directory"):
+        train(train_config(), tiny_data, tmp_path / "file")
+
+
+# -- negatives -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warmup", "interval", "enabled", "expected"),
+    [(1, 1, True, [1, 2, 3, 4]), (2, 2, True, [2, 4]), (0, 3, True, [0, 3]), (0, 1, False, [])],
+)
+def test_negatives_are_mined_after_warm_up_at_intervals(
+    warmup: int, interval: int, enabled: bool, expected: list[int], tiny_data: Tiny, tmp_path: Path
+) -> None:
+    config = train_config(epochs=5)
+    trns = TRNSConfig(enabled=enabled, warmup_epochs=warmup, interval=interval, picks=4, zones=config.trns.zones)
+    events: list[Event] = []
+    train(replace(config, trns=trns), tiny_data, tmp_path, listener=events.append)
+    refreshes = [e for e in events if e["event"] == "refresh"]
+    assert [e["epoch"] for e in refreshes] == expected
+    assert all(0 <= e["empty"] < 1 for e in refreshes)
+    ranked = {e["epoch"] for e in events if e["event"] == "step" and "loss/rank" in e}
+    assert ranked == (set(range(warmup, 5)) if enabled else set())
+
+
+def test_mining_sees_every_query_and_the_whole_gallery(tiny_data: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = tiny_data
+    calls: list[tuple[np.ndarray, ...]] = []
+    seeds: list[int] = []
+    mine = trainer_module.mine_negatives
+
+    def spy(queries: np.ndarray, tokens: np.ndarray, targets: np.ndarray, references: np.ndarray, zones: Any, **options: Any) -> np.ndarray:
+        calls.append((queries.copy(), tokens, targets, references))
+        seeds.append(zones.seed)
+        mined = mine(queries, tokens, targets, references, zones, **options)
+        assert not (mined == targets[:, None]).any()
+        assert not (mined == references[:, None]).any()
+        return mined
+
+    monkeypatch.setattr(trainer_module, "mine_negatives", spy)
+    train(train_config(batch_size=7, epochs=4), tiny_data, tmp_path)
+    assert len(calls) == 3
+    assert len(set(seeds)) == 3
+    for queries, tokens, targets, references in calls:
+        assert tokens.shape == (len(data.images), 3, 8)
+        assert np.isfinite(queries).all()  # the remainder of an epoch, too
+        np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
+        assert targets is data.target
+        assert references is data.reference
