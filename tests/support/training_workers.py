@@ -1,0 +1,46 @@
+"""The process whose workers train and are killed (tests/training/test_kill.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from support.fork_server import serve
+from support.tiny_training import load_tiny, make_trainer, train_config
+
+from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.trainer import finish_run
+
+CONFIG = train_config(epochs=12, checkpoint_every=1)
+
+
+def train(data: str, run: str, model: str) -> None:
+    """What dqe-train does: train, resuming what is there, then put the finished model in its place."""
+    triplets, pixels, _ = load_tiny(Path(data))
+    make_trainer(CONFIG, triplets, pixels, Path(run)).train()
+    finish_run(Path(run), Path(model), replace=True)
+
+
+def replace_and_die(checkpoint: str, die_before: int) -> None:
+    """Replace a checkpoint, and die by SIGKILL just before the n-th rename of it."""
+    loaded = load_checkpoint(Path(checkpoint))
+    rename, count = os.replace, 0
+
+    def counting(source: str, target: str) -> None:
+        nonlocal count
+        count += 1
+        if count == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = counting
+    progress = Progress(step=loaded.meta.progress.step, finished=True)
+    save_checkpoint(Path(checkpoint), loaded.model, loaded.tokenizer, config=loaded.meta.config, progress=progress, replace=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    serve({"train": train, "replace_and_die": replace_and_die})
