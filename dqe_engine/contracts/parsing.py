@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import re
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -23,8 +24,19 @@ def parse(kind: type[T], data: Any, *, where: str, error: type[DQEError] = Input
     except msgspec.ValidationError as problem:
         message = str(problem)
         if "unknown field" in message:
-            message += f"; valid keys of {kind.__name__}: {', '.join(kind.__struct_fields__)}" if "at `$." not in message else ""
+            struct = _struct_at(kind, message)
+            message += f"; valid keys of {struct.__name__}: {', '.join(struct.__struct_fields__)}"
         raise error(f"{where}: {message}") from problem
+
+
+def _struct_at(kind: type[msgspec.Struct], message: str) -> Any:
+    """The struct type that a message's path (like "at `$.model.vision`") points at."""
+    path = re.search(r"at `\$(.*)`", message)
+    current: Any = kind
+    for key in re.findall(r"\.(\w+)", path.group(1)) if path else ():
+        current = {field.name: field.type for field in msgspec.structs.fields(current)}[key]
+        current = next((t for t in (current, *get_args(current)) if isinstance(t, type) and issubclass(t, msgspec.Struct)), current)
+    return current
 
 
 def parse_json(kind: type[T], raw: bytes, *, where: str, error: type[DQEError] = InputError) -> T:

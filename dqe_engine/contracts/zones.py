@@ -30,7 +30,7 @@ class ZoneSpec(Contract, frozen=True):
             raise ValueError(f"zone bounds must satisfy lo <= hi, got lo={self.lo}, hi={self.hi}")
         if self.bounds == "quantile" and not 0 <= self.lo <= self.hi <= 1:
             raise ValueError(f"quantile bounds must lie in [0, 1], got lo={self.lo}, hi={self.hi}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must fit 64 bits unsigned, got {self.seed}")

@@ -38,6 +38,7 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     config: str = "garments"
     dataset: GarmentsSpec = GarmentsSpec()
     pretraining_dataset: GarmentsSpec = GarmentsSpec(train_images=60_000, train_triplets=0, gallery_images=2_000, val_queries=0, seed=1000)
+    pretraining: PretrainConfig = PretrainConfig(epochs=4)
     from_scratch: bool = False
     seeds: int = 1
     overrides: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
             weights = directory / "vision"
             if not weights.exists():
                 write_garments(directory / "garments-pretrain", options.pretraining_dataset)
-                pretrain_from_dataset(directory / "garments-pretrain", weights, config.model, PretrainConfig(epochs=4), listener=events)
+                pretrain_from_dataset(directory / "garments-pretrain", weights, config.model, options.pretraining, listener=events)
             config = msgspec.structs.replace(config, vision_weights=str(weights))
     source = DataSource.from_directory(dataset)
     evaluation = load_evaluation_set(dataset)

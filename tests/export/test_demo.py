@@ -1,0 +1,104 @@
+"""The demo's pipeline end to end at toy size, vision tower from scratch: files, figures, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from dqe_engine.contracts.parsing import to_json
+from dqe_engine.engine import RetrievalEngine
+from dqe_export.demo.collect import collect, metrics, pick_examples
+from dqe_export.demo.pipeline import DemoOptions, DemoRun, run_demo
+from dqe_export.demo.report import render_report
+from dqe_training.data.garments.dataset import GarmentsSpec
+from dqe_training.pretrain import PretrainConfig
+
+OPTIONS = DemoOptions(
+    dataset=GarmentsSpec(train_images=300, train_triplets=400, gallery_images=220, val_queries=40, image_size=40),
+    pretraining_dataset=GarmentsSpec(train_images=200, train_triplets=0, gallery_images=50, val_queries=0, image_size=40, seed=9),
+    pretraining=PretrainConfig(epochs=1),
+    from_scratch=True,
+    overrides=(
+        "model.preprocessing.image_size=32", "model.vision.hidden_size=32", "model.vision.layers=1", "model.qformer.hidden_size=32",
+        "model.qformer.layers=1", "model.qformer.query_tokens=2", "model.qformer.embedding_dim=16", "optim.batch_size=50",
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoRun, list[str]]:
+    announced: list[str] = []
+    run = run_demo(tmp_path_factory.mktemp("demo") / "out", OPTIONS, listener=lambda label: lambda event: None, announce=announced.append)
+    return run, announced
+
+
+@pytest.fixture(scope="module")
+def figures(finished: tuple[DemoRun, list[str]]) -> dict[str, Any]:
+    data = collect(finished[0], command="dqe-demo")
+    render_report(data, finished[0].directory / "report.html")
+    return json.loads(to_json(metrics(data)))
+
+
+def test_every_stage_is_announced_and_timed(finished: tuple[DemoRun, list[str]]) -> None:
+    run, announced = finished
+    assert list(run.seconds) == announced
+    assert "pretraining the vision tower" in announced
+
+
+def test_metrics_have_the_plain_keys(figures: dict[str, Any]) -> None:
+    for part in (figures, figures["baseline"]):
+        for key in ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "attribute_precision_at_10", "heldout_recall_at_10"):
+            assert 0 <= part[key] <= 1
+    assert set(figures["weight_auc"]) == {"colour", "shape", "pattern", "length"}
+    assert figures["recall_at_1"] <= figures["recall_at_5"] <= figures["recall_at_10"] <= figures["recall_at_50"]
+    assert figures["attainable"]["recall_at_50"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_runtime_agrees_with_pytorch(figures: dict[str, Any]) -> None:
+    assert figures["runtime_top10_agreement"] >= 0.975  # of 40 queries
+    assert figures["embedding_max_abs_diff"] <= 1e-4
+
+
+def test_baseline_has_neither_weights_nor_negatives_and_the_same_time(finished: tuple[DemoRun, list[str]]) -> None:
+    run, _ = finished
+    from dqe_training.checkpoint import load_checkpoint
+
+    config = load_checkpoint(run.baseline.checkpoints[0]).meta.config
+    assert config.loss.objective == "infonce"
+    assert not config.model.attribute_weights
+    assert not config.trns.enabled
+    assert run.baseline.seconds[0] == pytest.approx(run.dqe.seconds[0], rel=0.5, abs=2.0)
+    assert run.baseline.evaluations[0][0].weight_auc is None
+
+
+def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures: dict[str, Any]) -> None:
+    run, _ = finished
+    page = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert f"{figures['recall_at_10'] * 100:.1f}" in page
+    engine = RetrievalEngine.load(run.directory / "bundle")
+    engine.load_index(run.directory / "index")
+    record = run.evaluation.records[0]
+    assert len(engine.search(record.reference, record.text, k=5).hits) == 5
+
+
+def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> None:
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (run.directory / "runs").glob("*/step-*")}
+    again = run_demo(run.directory, OPTIONS, listener=lambda label: lambda event: None, announce=lambda stage: None)
+    assert {path: path.stat().st_mtime_ns for path in (run.directory / "runs").glob("*/step-*")} == before
+    assert again.dqe.evaluations[0][0] == run.dqe.evaluations[0][0]
+
+
+def test_examples_are_chosen_before_the_search(finished: tuple[DemoRun, list[str]]) -> None:
+    records = finished[0].evaluation.records
+    chosen = pick_examples(records, count=5)
+    assert len(chosen) == len(set(chosen_key(r) for r in chosen)) == 5
+    assert chosen[0] == records[0]
+    assert not math.isnan(finished[0].dqe.seconds[0])
+
+
+def chosen_key(record: Any) -> tuple[str, ...]:
+    return tuple(sorted(record.attributes))
