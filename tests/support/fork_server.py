@@ -44,6 +44,7 @@ class ForkServer:
     def __init__(self, script: Path) -> None:
         tests = Path(__file__).parents[1]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
         self._process = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )

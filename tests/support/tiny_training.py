@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_training.checkpoint import Progress, save_checkpoint
 from dqe_training.config import LossConfig, ModelConfig, OptimConfig, QFormerConfig, TrainConfig, TRNSConfig, VisionConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
@@ -85,6 +89,15 @@ def query_inputs(model: DQEModel, batch: int, length: int, *, seed: int = 0) -> 
     return tokens, ids * mask, mask
 
 
+def write_checkpoint(path: Path, model: ModelConfig | None = None) -> Path:
+    """A checkpoint of `make_model`, whose tokenizer knows the words of garments."""
+    texts = [word for attribute in vocabulary().attributes for word in attribute.words]
+    tokenizer = build_tokenizer(texts)
+    config = train_config(model)
+    save_checkpoint(path, make_model(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, config=config, progress=Progress())
+    return path
+
+
 def write_tiny_garments(directory: Path) -> Path:
     return write_garments(directory, SPEC)
 
@@ -101,6 +114,28 @@ def make_trainer(
     tokenizer = build_tokenizer(data.texts)
     model = build_model(config, vocabulary(), tokenizer.get_vocab_size())
     return Trainer(model, tokenizer, config, data, pixels, run, listener=listener)
+
+
+@contextmanager
+def one_cpu_thread() -> Iterator[None]:
+    """Sums that repeat to the bit, whatever the machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def files_of_at_most(limit: int) -> Iterator[None]:
+    """As on a full disk: writing more than `limit` bytes to a file is an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def flip_byte(path: Path, position: int = -1) -> None:

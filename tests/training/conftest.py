@@ -1,4 +1,4 @@
-"""Shared fixtures of the training tests: one thread, and one tiny garments dataset for the run."""
+"""Shared fixtures of the training tests: one CPU thread, and one tiny garments dataset for the run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from support.tiny_training import load_tiny, write_tiny_garments
+from support.tiny_training import load_tiny, one_cpu_thread, write_tiny_garments
 
 from dqe_training.data.triplets import TripletData
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bit-for-bit repeatable sums, whatever the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def _one_cpu_thread() -> Iterator[None]:
+    with one_cpu_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_training import flip_byte, make_model, train_config
+from support.tiny_training import files_of_at_most, flip_byte, make_model, train_config
 
 from dqe_engine.errors import CheckpointError
 from dqe_training.checkpoint import (
@@ -175,6 +175,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         write(tmp_path / "file" / "step-00000001")
     one_line(caught, "cannot be written")
+
+
+def test_no_space_left_is_one_line_and_loses_nothing(checkpoint: Path) -> None:
+    before = {f.name: f.read_bytes() for f in checkpoint.iterdir()}
+    with files_of_at_most(20_000), pytest.raises(CheckpointError) as caught:
+        write(checkpoint, replace=True)
+    one_line(caught, "cannot be written")
+    assert {f.name: f.read_bytes() for f in checkpoint.iterdir()} == before
+    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,6 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 @pytest.fixture(scope="module")
 def straight(tiny_data: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, torch.Tensor], list[Event]]]:
     """Uninterrupted runs, by configuration: final parameters and logged events."""
-    torch.set_num_threads(1)
     made = {}
     for name, config in CONFIGS.items():
         run = tmp_path_factory.mktemp("straight")

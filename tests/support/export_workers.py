@@ -1,0 +1,44 @@
+"""The process whose workers export and are killed (tests/export/test_kill.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from support.fork_server import serve
+from support.replayed_export import replay
+
+from dqe_export.bundle import export_bundle
+from dqe_training.checkpoint import load_checkpoint
+
+
+def export_forever(checkpoint: str, out: str, traced: str) -> None:
+    """Export over and over, each time replacing the bundle."""
+    torch.onnx.export = replay(Path(traced))
+    loaded = load_checkpoint(Path(checkpoint))
+    while True:
+        export_bundle(loaded, Path(out), force=True)
+
+
+def export_once(checkpoint: str, out: str, traced: str, die_before: int = 0) -> None:
+    """Export and replace; with `die_before`, die by SIGKILL just before the n-th rename."""
+    torch.onnx.export = replay(Path(traced))
+    rename, count = os.replace, 0
+
+    def counting(source: str, target: str) -> None:
+        nonlocal count
+        count += 1
+        if count == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = counting
+    export_bundle(load_checkpoint(Path(checkpoint)), Path(out), force=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    serve({"export_forever": export_forever, "export_once": export_once})
