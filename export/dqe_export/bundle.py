@@ -49,7 +49,7 @@ def export_bundle(
                 preprocessing=checkpoint.meta.config.model.preprocessing,
                 tokenizer=checkpoint.meta.tokenizer,
                 vocabulary=checkpoint.vocabulary,
-                zones=checkpoint.meta.config.trns.zones,
+                zones=checkpoint.meta.serving_zones,
                 parity=tuple(parity),
                 files=build_file_entries(temporary),
             )

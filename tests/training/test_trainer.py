@@ -274,13 +274,14 @@ def test_another_tokenizer_is_refused(tiny_data: Tiny, tmp_path: Path, monkeypat
 
 
 def test_the_data_hash_sees_every_part(tiny_data: Tiny) -> None:
-    data, _ = tiny_data
+    data, pixels = tiny_data
     changes = {
         "images": (*data.images[:-1], "other.jpg"), "texts": (*data.texts[:-1], "in teal"), "reference": data.reference[::-1],
         "target": data.target[::-1], "named": ~data.named, "labels": data.labels[::-1],
     }  # fmt: skip
-    hashes = {data_hash(data)} | {data_hash(TripletData(**{**vars(data), name: value})) for name, value in changes.items()}
-    assert len(hashes) == 7
+    hashes = {data_hash(data, pixels), data_hash(data, 255 - pixels)}
+    hashes |= {data_hash(TripletData(**{**vars(data), name: value}), pixels) for name, value in changes.items()}
+    assert len(hashes) == 8
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import Contract, parse, parse_json, to_json
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, sha256_of
 
@@ -26,6 +27,10 @@ from .model import DQEModel
 
 SCHEMA_VERSION = 1
 _META = "checkpoint.json"
+
+
+UNCALIBRATED_ZONES = ZoneSpec(lo=0.05, hi=0.2, policy="hardest")
+"""What a checkpoint of unfinished training says; `Trainer` reads better ones off the training set at the end."""
 
 
 class Progress(Contract, frozen=True):
@@ -44,6 +49,7 @@ class CheckpointMeta(Contract, frozen=True):
     tokenizer: TokenizerSpec
     data_hash: str
     progress: Progress
+    serving_zones: ZoneSpec
     files: tuple[FileEntry, ...]
 
 
@@ -69,6 +75,7 @@ def save_checkpoint(
     config: TrainConfig,
     progress: Progress,
     data_hash: str = "",
+    serving_zones: ZoneSpec = UNCALIBRATED_ZONES,
     state: dict[str, Tensor] | None = None,
     replace: bool = False,
 ) -> None:
@@ -79,7 +86,7 @@ def save_checkpoint(
     if directory.exists() and not replace:
         raise CheckpointError(f"{directory}: exists already; choose another folder")
     try:
-        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, state, replace)
+        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, replace)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 
@@ -91,6 +98,7 @@ def _write_checkpoint(
     config: TrainConfig,
     progress: Progress,
     data_hash: str,
+    serving_zones: ZoneSpec,
     state: dict[str, Tensor] | None,
     replace: bool,
 ) -> None:
@@ -109,6 +117,7 @@ def _write_checkpoint(
             tokenizer=spec,
             data_hash=data_hash,
             progress=progress,
+            serving_zones=serving_zones,
             files=build_file_entries(temporary),
         )
         (temporary / _META).write_bytes(to_json(meta))

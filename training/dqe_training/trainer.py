@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
 from .checkpoint import (
+    UNCALIBRATED_ZONES,
     Progress,
     clean_run,
     latest_checkpoint,
+    load_checkpoint,
     load_state,
     optimizer_tensors,
     prune_checkpoints,
@@ -36,18 +40,21 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data.images import to_pixel_values
 from .data.triplets import TextBatcher, TripletData
+from .encoding import Listener, encode_image_tokens, encode_target_tokens, evaluating
 from .losses.total import BatchLabels, total_loss
-from .model import DQEModel
+from .model import DQEModel, QueryOutput
+from .optim import build_optimizer, set_rate
+from .serving_zones import calibrate_zones
 from .trns import draw_negative, mine_negatives
 
-Listener = Callable[[dict[str, Any]], None]
+_CALIBRATION_QUERIES = 2_000
 
 
-def data_hash(data: TripletData) -> str:
-    """Identity of a triplet set: resuming on another is refused."""
+def data_hash(data: TripletData, pixels: NDArray[np.uint8]) -> str:
+    """Identity of a triplet set and its images: resuming on another is refused."""
     digest = hashlib.sha256()
-    for array in (data.reference, data.target, data.named, data.labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for array in (pixels, data.reference, data.target, data.named, data.labels):
+        digest.update(np.ascontiguousarray(array).data)
     digest.update("\0".join((*data.images, *data.texts)).encode())
     return digest.hexdigest()[:32]
 
@@ -71,6 +78,9 @@ class Trainer:
         listener: Listener = lambda event: None,
         image_tokens: Tensor | None = None,
     ) -> None:
+        frozen = config.optim.vision_learning_rate == 0
+        if image_tokens is not None and not frozen:
+            raise InputError(f"image_tokens are of a frozen tower, but optim.vision_learning_rate is {config.optim.vision_learning_rate}")
         if len(data) < 2:
             raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast")
         self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
@@ -80,25 +90,26 @@ class Trainer:
         self.batch_size = min(config.optim.batch_size, len(data))
         self.steps_per_epoch = len(data) // self.batch_size
         self.texts = TextBatcher(tokenizer, data.texts, max_length=config.model.qformer.max_text_length)
-        self.frozen = config.optim.vision_learning_rate == 0
-        model.vision_model.requires_grad_(not self.frozen)
+        self.frozen = frozen
+        model.vision_model.requires_grad_(not frozen)
         self._pixels = pixels
-        self._tokens = image_tokens if image_tokens is not None else self._encode_all() if self.frozen else None
-        self._hash = data_hash(data)
-        self.optimizer = self._build_optimizer()
+        self._tokens = image_tokens
+        self._hash = data_hash(data, pixels)
+        self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self._mined: NDArray[np.int64] | None = None
-        self._bank = torch.full((len(data), config.model.qformer.embedding_dim), float("nan"))
+        # Query embeddings of the running epoch for TRNS, and the step that made each (-1: none).
+        self._bank = torch.zeros(len(data), config.model.qformer.embedding_dim)
+        self._bank_step = torch.full((len(data),), -1, dtype=torch.int64)
+        self.serving_zones = UNCALIBRATED_ZONES
         self._stop = False
 
     # -- data -------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _encode_all(self) -> Tensor:
-        return encode_image_tokens(self.model, self._pixels, listener=self.listener)
-
     def _image_tokens(self, rows: NDArray[np.int64]) -> Tensor:
-        if self._tokens is not None:
+        if self.frozen:
+            if self._tokens is None:  # not before resuming, which may bring the tower
+                self._tokens = encode_image_tokens(self.model, self._pixels, listener=self.listener)
             return self._tokens[torch.from_numpy(rows)].to(self.device).float()
         return self.model.encode_images(to_pixel_values(self._pixels[rows], self.config.model.preprocessing).to(self.device))
 
@@ -107,72 +118,47 @@ class Trainer:
 
     # -- schedule ---------------------------------------------------------------------------------------------------
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        o = self.config.optim
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault((name.startswith("vision_model."), parameter.ndim >= 2), []).append(parameter)
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": p,
-                    "weight_decay": o.weight_decay if decay else 0.0,
-                    "peak": o.vision_learning_rate if vision else o.learning_rate,
-                }
-                for (vision, decay), p in groups.items()
-            ],
-            lr=o.learning_rate,
-            betas=(0.9, 0.98),
-        )
-
     def fraction(self) -> float:
         """How much of the training is done, in [0, 1]."""
         o = self.config.optim
         done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.epochs * self.steps_per_epoch)
         return min(done, 1.0)
 
-    def _set_rate(self, fraction: float) -> float:
-        o = self.config.optim
-        warm = min(1.0, (fraction + 1e-4) / o.warmup_share) if o.warmup_share else 1.0
-        scale = warm * (o.final_share + (1 - o.final_share) * 0.5 * (1 + math.cos(math.pi * fraction)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
-        return o.learning_rate * scale
-
     # -- TRNS -------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def encode_gallery(self) -> NDArray[np.float32]:
-        """Target tokens (I, M, D) float32 of every training image."""
-        rows = np.arange(len(self.data.images))
-        return torch.cat(
-            [self.model.encode_targets(self._image_tokens(part)).cpu() for part in np.array_split(rows, max(1, len(rows) // 256))]
-        ).numpy()
+    def _encode_queries(self, rows: NDArray[np.int64]) -> Tensor:
+        """Composed queries (B, D) of some triplets with the model as it is."""
+        with evaluating(self.model):
+            parts = []
+            for part in np.array_split(rows, -(-len(rows) // 256) or 1):
+                ids, mask = (t.to(self.device) for t in self.texts(torch.from_numpy(part)))
+                parts.append(self.model.encode_query(self._image_tokens(self.data.reference[part]), ids, mask).query.float().cpu())
+            return torch.cat(parts)
 
-    @torch.inference_mode()
-    def _fill_bank(self) -> None:
-        """Encode the queries that the last epoch did not see (its remainder); the others keep that epoch's embedding."""
-        missing = torch.isnan(self._bank[:, 0]).nonzero()[:, 0]
-        for rows in missing.split(256) if len(missing) else ():
-            ids, mask = self.texts(rows)
-            tokens = self._image_tokens(self.data.reference[rows.numpy()])
-            self._bank[rows] = self.model.encode_query(tokens, ids.to(self.device), mask.to(self.device)).query.float().cpu()
+    def _encode_gallery(self) -> NDArray[np.float32]:
+        return encode_target_tokens(self.model, self._image_tokens, len(self.data.images))
 
     def _refresh_negatives(self, epoch: int) -> None:
+        """Mine for every query. Embeddings of the last half epoch are used as they are, older ones are made again: early in
+        training, a query of an epoch ago says little about the model's mistakes now."""
         t = self.config.trns
         if not t.enabled or epoch < t.warmup_epochs or (epoch - t.warmup_epochs) % t.interval:
             return
         started = time.perf_counter()
-        self.model.eval()
-        self._fill_bank()
-        zones = type(t.zones)(**{f: getattr(t.zones, f) for f in t.zones.__struct_fields__} | {"seed": t.zones.seed + 1_000_003 * epoch})
-        self._mined = mine_negatives(self._bank.numpy(), self.encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks)
-        self._bank.fill_(float("nan"))
-        self.model.train()
-        self.listener(
-            {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "empty": float((self._mined[:, 0] < 0).mean())}
+        stale = (self._bank_step < max(self.progress.step - self.steps_per_epoch // 2, 0)).nonzero()[:, 0]
+        if len(stale):
+            self._bank[stale] = self._encode_queries(stale.numpy())
+        zones = msgspec.structs.replace(t.zones, seed=(t.zones.seed + 1_000_003 * epoch) % 2**64)
+        self._mined = mine_negatives(
+            self._bank.numpy(), self._encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks
         )
+        event = {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "encoded_again": len(stale)}
+        self.listener(event | {"empty": float((self._mined[:, 0] < 0).mean())})
+
+    def _calibrate(self) -> ZoneSpec:
+        rows = np.random.default_rng(self.config.optim.seed).permutation(len(self.data))[:_CALIBRATION_QUERIES]
+        queries = self._encode_queries(rows).numpy()
+        return calibrate_zones(queries, self._encode_gallery(), self.data.target[rows], self.data.reference[rows])
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -187,14 +173,15 @@ class Trainer:
             output = self.model.encode_query(self._image_tokens(data.reference[rows]), ids, mask)
             wanted = targets if negative is None else np.concatenate([targets, np.maximum(negative, 0)])
             tokens = self.model.encode_targets(self._image_tokens(wanted))
-            labels = BatchLabels(
-                torch.from_numpy(targets).to(self.device),
-                torch.from_numpy(data.labels[targets]).to(self.device),
-                torch.from_numpy(data.named[rows]).to(self.device),
-            )
-            mined = None if negative is None else (tokens[len(rows) :], torch.from_numpy(negative >= 0).to(self.device))
-            share = config.loss.relevance_share if fraction >= config.loss.relevance_warmup else 0.0
-            loss, parts = total_loss(output, tokens[: len(rows)], labels, config.loss, relevance_share=share, negatives=mined)
+        output, tokens = QueryOutput(*(part.float() for part in output)), tokens.float()  # losses in float32, whatever the cast
+        labels = BatchLabels(
+            torch.from_numpy(targets).to(self.device),
+            torch.from_numpy(data.labels[targets]).to(self.device),
+            torch.from_numpy(data.named[rows]).to(self.device),
+        )
+        mined = None if negative is None else (tokens[len(rows) :], torch.from_numpy(negative >= 0).to(self.device))
+        share = config.loss.relevance_share if fraction >= config.loss.relevance_warmup else 0.0
+        loss, parts = total_loss(output, tokens[: len(rows)], labels, config.loss, relevance_share=share, negatives=mined)
         if not torch.isfinite(loss):
             raise CheckpointError(f"the loss is {loss.item()} at step {self.progress.step}; lower optim.learning_rate or check the data")
         self.optimizer.zero_grad(set_to_none=True)
@@ -202,6 +189,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         self.optimizer.step()
         self._bank[index] = output.query.detach().float().cpu()
+        self._bank_step[index] = self.progress.step
         return {name: value.item() for name, value in parts.items()}
 
     def train(self) -> DQEModel:
@@ -221,7 +209,8 @@ class Trainer:
                 while self.fraction() < 1.0:
                     self._train_epoch(epoch, log)
                     epoch += 1
-            self.progress = _with(self.progress, finished=True)
+            self.progress = msgspec.structs.replace(self.progress, finished=True)
+            self.serving_zones = self._calibrate()
             self._checkpoint()
         return self.model.eval()
 
@@ -231,7 +220,7 @@ class Trainer:
         if done == 0:
             started = time.perf_counter()
             self._refresh_negatives(epoch)
-            self.progress = _with(
+            self.progress = msgspec.structs.replace(
                 self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + time.perf_counter() - started
             )
         order = self._epoch_order(epoch)
@@ -240,11 +229,11 @@ class Trainer:
             if fraction >= 1.0:
                 return
             started = time.perf_counter()
-            rate = self._set_rate(fraction)
+            rate = set_rate(self.optimizer, o, fraction)
             parts = self._step(order[position * self.batch_size : (position + 1) * self.batch_size], epoch, fraction)
             elapsed = time.perf_counter() - started
             p = self.progress
-            self.progress = _with(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
+            self.progress = msgspec.structs.replace(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
             if self.progress.step % o.log_every == 0 or position == 0:
                 event = {
                     "event": "step",
@@ -263,17 +252,19 @@ class Trainer:
                 raise KeyboardInterrupt
             if self.progress.step % o.checkpoint_every == 0:
                 self._checkpoint()
-        self.progress = _with(self.progress, epoch=epoch + 1, step_in_epoch=0)
+        self.progress = msgspec.structs.replace(self.progress, epoch=epoch + 1, step_in_epoch=0)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        state = optimizer_tensors(self.optimizer) | {"bank": self._bank, "rng": torch.get_rng_state()}
+        state = optimizer_tensors(self.optimizer) | {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         if self._mined is not None:
             state["mined"] = torch.from_numpy(self._mined)
         save_checkpoint(
             self.run / f"step-{self.progress.step:08d}", self.model, self.tokenizer, config=self.config, progress=self.progress,
-            data_hash=self._hash, state=state, replace=True,
+            data_hash=self._hash, serving_zones=self.serving_zones, state=state, replace=True,
         )  # fmt: skip
         prune_checkpoints(self.run)
 
@@ -291,14 +282,14 @@ class Trainer:
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state = load_state(newest)
-        from safetensors.torch import load_file
-
         self.model.load_state_dict(load_file(newest / "model.safetensors"))
         restore_optimizer(self.optimizer, state)
         torch.set_rng_state(state["rng"].to(torch.uint8))
-        self._bank = state["bank"]
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"].to(torch.uint8), self.device)
+        self._bank, self._bank_step = state["bank"], state["bank_step"]
         self._mined = state["mined"].numpy() if "mined" in state else None
-        self.progress = meta.progress
+        self.progress, self.serving_zones = meta.progress, meta.serving_zones
         _truncate_log(self.run / "metrics.jsonl", self.progress.step)
         self.listener({"event": "resume", "step": self.progress.step})
 
@@ -316,33 +307,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-@torch.inference_mode()
-def encode_image_tokens(
-    model: DQEModel,
-    pixels: NDArray[np.uint8],
-    *,
-    dtype: torch.dtype = torch.float16,
-    batch_size: int = 128,
-    listener: Listener = lambda e: None,
-) -> Tensor:
-    """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels."""
-    device = model.query_tokens.device
-    sizes = model.sizes
-    tokens = torch.empty(len(pixels), sizes.image_tokens, sizes.vision_width, dtype=dtype)
-    training = model.training
-    model.eval()
-    for start in range(0, len(pixels), batch_size):
-        values = to_pixel_values(pixels[start : start + batch_size], model.config.preprocessing).to(device)
-        tokens[start : start + len(values)] = model.encode_images(values).to(dtype).cpu()
-        listener({"event": "encode", "done": start + len(values), "total": len(pixels)})
-    model.train(training)
-    return tokens
-
-
-def _with(progress: Progress, **changes: Any) -> Progress:
-    return Progress(**{name: getattr(progress, name) for name in progress.__struct_fields__} | changes)
 
 
 def _truncate_log(path: Path, step: int) -> None:
@@ -365,8 +329,6 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
 
     Raises CheckpointError when the run holds none, or when `destination` exists without `replace`.
     """
-    from .checkpoint import load_checkpoint
-
     newest = latest_checkpoint(run)
     if newest is None:
         raise CheckpointError(f"{run}: holds no checkpoint")
@@ -374,5 +336,5 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     meta = checkpoint.meta
     save_checkpoint(
         destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,
-        replace=replace,
+        serving_zones=meta.serving_zones, replace=replace,
     )  # fmt: skip

@@ -21,9 +21,10 @@ from dqe_engine.errors import CheckpointError, InputError
 from .config import ModelConfig, TrainConfig
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
+from .encoding import Listener
 from .model import DQEModel
 from .tokenizer import build_tokenizer
-from .trainer import Listener, Trainer
+from .trainer import Trainer
 
 SHIPPED_VISION = ("garments",)
 

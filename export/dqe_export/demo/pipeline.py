@@ -20,11 +20,12 @@ from dqe_training.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
+from dqe_training.encoding import Listener, encode_image_tokens
 from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, Report, load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
-from dqe_training.trainer import Listener, encode_image_tokens, finish_run
+from dqe_training.trainer import finish_run
 from dqe_training.workflow import DataSource, build_model, train_run
 
 from ..bundle import export_bundle

@@ -7,7 +7,7 @@ from typing import Any
 
 from dqe_engine.errors import BackendError
 
-from ..trainer import Listener
+from ..encoding import Listener
 
 
 def with_tensorboard(listener: Listener, directory: Path) -> Listener:

@@ -13,8 +13,8 @@ from dqe_engine.zones import select_zones
 
 from ..data.images import load_pixels
 from ..data.triplets import TextBatcher
+from ..encoding import encode_image_tokens
 from ..model import DQEModel
-from ..trainer import encode_image_tokens
 from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
 
 

@@ -1,0 +1,40 @@
+"""AdamW with a vision rate of its own, and the warm-up and cosine schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .config import OptimConfig
+from .model import DQEModel
+
+
+def build_optimizer(model: DQEModel, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed. Group key `peak` is the full rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("vision_model."), parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "peak": config.vision_learning_rate if vision else config.learning_rate,
+            }
+            for (vision, decayed), parameters in groups.items()
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, fraction: float) -> float:
+    """Set every group's rate for `fraction` of the training done, in [0, 1]; returns the main one."""
+    warm = min(1.0, (fraction + 1e-4) / config.warmup_share) if config.warmup_share else 1.0
+    scale = warm * (config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * fraction)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * scale
+    return config.learning_rate * scale
