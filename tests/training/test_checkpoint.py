@@ -212,7 +212,7 @@ def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
 
 def test_a_replacement_that_never_landed_is_undone(tmp_path: Path, original: Path) -> None:
     """What a kill between the two renames of a replacement leaves: the old one moved aside, the new one unnamed."""
-    aside, new = tmp_path / ".tmp-step-00000003.abc", tmp_path / ".tmp-step-00000003.def"
+    aside, new = tmp_path / ".tmp-step-00000003.abcdefgh", tmp_path / ".tmp-step-00000003.ijklmnop"
     shutil.copytree(original, aside / "old")
     new.mkdir()
     (tmp_path / ".tmp-other.txt").write_text("not a checkpoint")

@@ -95,7 +95,7 @@ def test_data_and_pretraining(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "said"),
     [
         (["--config", "shoes"], "'shoes': no such preset"),
-        (["optim.epoch=1"], "unknown key optim.epoch; keys of optim are epochs"),
+        (["optim.epoch=1"], "valid keys of OptimConfig: epochs"),
         (["optim.epochs=many"], "`int`"),
         (["optim.epochs"], "expected section.key=value"),
         (["vision_weights=/nowhere"], "no vision tower here"),

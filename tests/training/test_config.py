@@ -44,10 +44,10 @@ def test_a_yaml_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optim.epoch=3", "unknown key optim.epoch; keys of optim are epochs, seconds, batch_size"),
-        ("optimiser.epochs=3", "unknown key optimiser; sections are model, loss, trns, optim, vision_weights"),
-        ("model.qformer.depth=3", "unknown key model.qformer.depth; keys of model.qformer are hidden_size"),
-        ("trns.zones.low=3", "keys of trns.zones are lo, hi"),
+        ("optim.epoch=3", "unknown field `epoch` - at `$.optim`; valid keys of OptimConfig: epochs, seconds, batch_size"),
+        ("optimiser.epochs=3", "unknown field `optimiser`; valid keys of TrainConfig: model, loss, trns, optim, vision_weights"),
+        ("model.qformer.depth=3", "unknown field `depth` - at `$.model.qformer`; valid keys of QFormerConfig: hidden_size"),
+        ("trns.zones.low=3", "valid keys of ZoneSpec: lo, hi"),
         ("optim.epochs=many", "`int`, got `str`"),
         ("optim.epochs=1.5", "`int`"),
         ("optim.learning_rate=fast", "`float`"),
@@ -89,10 +89,10 @@ def test_a_bad_override_is_one_line(override: str, said: str) -> None:
         (b"- 1\n- 2\n", "expected a mapping of sections, got list"),
         (b"model: [", "not valid YAML"),
         (b"optim: {epochs: 3}\n", "model"),
-        (b"model: {preprocessing: {image_size: 32, crop: 1}}", "keys of model.preprocessing are image_size"),
+        (b"model: {preprocessing: {image_size: 32, crop: 1}}", "valid keys of PreprocessingSpec: image_size"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"model: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        (b"1: 2\nmodel: {preprocessing: {image_size: 32}}", "unknown key 1"),
+        (b"1: 2\nmodel: {preprocessing: {image_size: 32}}", "`str`"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:

@@ -145,9 +145,14 @@ def test_image_labels_do_not_erase_what_triplets_state() -> None:
 
 
 def test_values_are_free_where_the_vocabulary_lists_none() -> None:
-    data = build_triplets([triplet(attributes={"colour": "mauve"})], PAPER_VOCABULARY)
-    assert (data.labels == -1).all()
-    assert data.named.tolist() == [[True, False]]
+    records = [
+        triplet(target=name, attributes={"colour": colour}) for name, colour in (("b.png", "mauve"), ("c.png", "ecru"), ("d.png", "mauve"))
+    ]
+    data = build_triplets(records, PAPER_VOCABULARY)
+    b, c, d = (data.labels[data.images.index(name)].tolist() for name in ("b.png", "c.png", "d.png"))
+    assert b == d != c  # comparable: what the attribute margin needs
+    assert b[1] == -1
+    assert data.named.tolist() == [[True, False]] * 3
 
 
 def test_the_paper_vocabulary_hears_its_words() -> None:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from support.tiny_training import flip_byte, make_trainer, model_config, train_c
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_training import trainer as trainer_module
 from dqe_training.checkpoint import load_checkpoint
-from dqe_training.config import LossConfig, TrainConfig, TRNSConfig, replace
+from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
 from dqe_training.trainer import data_hash, finish_run
 
@@ -328,7 +329,7 @@ def test_negatives_are_mined_after_warm_up_at_intervals(
     config = train_config(epochs=5)
     trns = TRNSConfig(enabled=enabled, warmup_epochs=warmup, interval=interval, picks=4, zones=config.trns.zones)
     events: list[Event] = []
-    train(replace(config, trns=trns), tiny_data, tmp_path, listener=events.append)
+    train(msgspec.structs.replace(config, trns=trns), tiny_data, tmp_path, listener=events.append)
     refreshes = [e for e in events if e["event"] == "refresh"]
     assert [e["epoch"] for e in refreshes] == expected
     assert all(0 <= e["empty"] < 1 for e in refreshes)

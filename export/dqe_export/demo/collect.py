@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -109,12 +108,11 @@ def _mean_dict(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _result(model: TrainedModel) -> ModelResult:
-    events = (model.checkpoints[0].parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return ModelResult(
         name=model.name,
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
-        steps=int(json.loads(events[-1])["step"]),
+        steps=round(float(np.mean(model.steps))),
         note="no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
 
@@ -175,15 +173,11 @@ def _example(
 
 
 def _overrides(run: DemoRun, attributes: Attributes, factor: float = 4.0) -> tuple[OverrideExample, ...]:
-    """The first query of two named attributes, once with each of the two turned up."""
+    """The first query that names colour and shape, as predicted and with the colour turned up."""
     record = next(r for r in run.evaluation.records if set(r.attributes or {}) == {"colour", "shape"})
     predicted = _example(run, record, attributes)
-    return tuple(
-        OverrideExample(
-            attribute=name, factor=factor, predicted=predicted, overridden=_example(run, record, attributes, overrides={name: factor})
-        )
-        for name in ("colour", "shape")
-    )
+    overridden = _example(run, record, attributes, overrides={"colour": factor})
+    return (OverrideExample(attribute="colour", factor=factor, predicted=predicted, overridden=overridden),)
 
 
 # -- measurements -------------------------------------------------------------------------------------------------------
@@ -228,7 +222,8 @@ def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
         queries, targets = embeddings.queries[rows], evaluation.target[rows]
         scores = (queries @ flat.T).reshape(len(queries), len(evaluation.gallery), -1).max(axis=2)
         delta = scores[np.arange(len(queries)), targets][:, None] - scores
-        counts += np.histogram(np.clip(delta, edges[0], edges[-1]), edges)[0]
+        delta[np.arange(len(queries))[:, None], np.stack([targets, evaluation.reference[rows]], axis=1)] = np.nan
+        counts += np.histogram(np.clip(delta[~np.isnan(delta)], edges[0], edges[-1]), edges)[0]
     near, mid, easy = (found.counts.sum(axis=0) / found.counts.sum()).tolist()
     return DeltaHistogram(
         edges=tuple(edges.tolist()), counts=tuple(counts.tolist()), lo=float(np.median(found.lo)), hi=float(np.median(found.hi)),

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import DQEError
+from dqe_engine.files import atomic_write
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
@@ -57,6 +59,7 @@ class TrainedModel:
     checkpoints: list[Path] = field(default_factory=list)
     evaluations: list[tuple[Report, Embeddings]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -88,14 +91,17 @@ def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
 
 def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
     """Run all stages in `directory`; what a killed run finished is kept. `listener(label)` makes a progress listener."""
-    seconds: dict[str, float] = {}
+    clock = directory / "seconds.json"  # per stage, over all the runs that it took
+    seconds: dict[str, float] = msgspec.json.decode(clock.read_bytes(), type=dict[str, float]) if clock.is_file() else {}
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
         announce(name)
         started = time.perf_counter()
         yield
-        seconds[name] = round(time.perf_counter() - started, 2)
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+        with atomic_write(clock) as stream:
+            stream.write(to_json(seconds))
 
     dataset = directory / "garments"
     with stage("drawing the dataset"), listener_scope(listener("drawing garments")) as events:
@@ -126,6 +132,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
                 finish_run(run, run / "model", replace=True)
                 model.checkpoints.append(run / "model")
                 model.seconds.append(trainer.progress.seconds)
+                model.steps.append(trainer.progress.step)
     bundle = directory / "bundle"
     with stage("exporting to ONNX"):
         checkpoint = load_checkpoint(dqe.checkpoints[0])

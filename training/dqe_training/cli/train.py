@@ -36,6 +36,8 @@ def _train(args: argparse.Namespace) -> int:
     if (args.data is None) == (args.triplets is None or args.images is None):
         raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
     config = load_config(args.config, args.overrides)
+    if not config.vision_weights and config.optim.vision_learning_rate == 0:
+        raise InputError("the vision tower would stay random: set vision_weights=garments, or optim.vision_learning_rate above 0")
     from ..trainer import finish_run  # imports torch: a mistake above is told before that
     from ..workflow import DataSource, train_run
     from .progress import TrainingProgress

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -51,6 +52,16 @@ def _value_index(vocabulary: AttributeVocabulary) -> list[dict[str, int]]:
     return [{value: i for i, value in enumerate(a.values)} for a in vocabulary.attributes]
 
 
+def _with_observed_values(vocabulary: AttributeVocabulary, attributes: Sequence[dict[str, str]]) -> AttributeVocabulary:
+    """The vocabulary, with the values that occur filled in for attributes that list none: labels are then comparable."""
+    return AttributeVocabulary(
+        attributes=tuple(
+            a if a.values else msgspec.structs.replace(a, values=tuple(sorted({row[a.name] for row in attributes if a.name in row})))
+            for a in vocabulary.attributes
+        )
+    )
+
+
 def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, index: list[dict[str, int]], where: str) -> list[int]:
     row = []
     for attribute, values in zip(vocabulary.attributes, index, strict=True):
@@ -69,6 +80,7 @@ def build_triplets(
     What `image_records` do not say of a target, its triplets' `attributes` do.
     """
     check_texts(records, where=where)
+    vocabulary = _with_observed_values(vocabulary, [*(r.attributes or {} for r in records), *(r.attributes for r in image_records)])
     names = dict.fromkeys(name for r in records for name in (r.reference, r.target))
     images = tuple(dict.fromkeys([*names, *(r.image for r in image_records)]))
     position = {name: i for i, name in enumerate(images)}

@@ -23,7 +23,6 @@ class EvaluationSet:
     """Queries over a gallery. The reference, where the gallery holds it, is left out of its own ranking.
 
     relevant: per query, positions of every valid gallery image; None where a dataset knows only the labelled target.
-    named: (Q, A) bool, which attributes the texts ask to change; None where unknown.
     """
 
     gallery: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The weighted sum L = L_KL + rank L_rank + attribute L_attr + presence L_presence (docs/method.md, equation 10)."""
+"""The weighted sum L = L_KL + rank L_rank + attribute L_attr + presence L_presence (docs/method.md, equation 11)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class AttributeHeads(nn.Module):
-    """Sub-queries s_a and weights w_a for A attributes (docs/method.md, equations 3 and 4).
+    """Sub-queries s_a and weights w_a for A attributes (docs/method.md, equations 4 to 6).
 
     The weights see only the word embeddings, so explaining or overriding them costs no image pass; a presence loss on
     `logits` is what makes them track the text (losses/presence.py).

@@ -101,12 +101,13 @@ class DQEModel(nn.Module):
         fused = self._fuse(embedded, image_tokens, attention_mask)
         count = self.query_tokens.shape[1]
         base = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)  # (B, D)
+        if not self.config.attribute_weights:  # the baseline: the heads are neither used nor paid for
+            absent = base.new_zeros(base.shape[0], len(self.vocabulary.attributes), base.shape[1])
+            return QueryOutput(base, base, absent, absent[:, :, 0], absent[:, :, 0])
         mask = torch.cat([attention_mask.new_ones(attention_mask.shape[0], count), attention_mask], dim=1)
         sub_queries = self.attribute_heads.sub_queries(fused, mask)
         presence = self.attribute_heads.logits(self.embeddings.word_embeddings(input_ids), attention_mask)
         weights = self.attribute_heads.weights(presence)
-        if not self.config.attribute_weights:
-            weights = torch.zeros_like(weights)
         return QueryOutput(compose(base, sub_queries, weights), base, sub_queries, weights, presence)
 
 

@@ -17,7 +17,7 @@ from dqe_engine.files import atomic_directory
 from ..records import ImageRecord, TripletRecord, write_jsonl
 from .catalog import ALL_GARMENTS, Garment, is_held_out, vocabulary
 from .render import render
-from .texts import Modification, modify, satisfies
+from .texts import Modification, modify
 
 _CHUNK = 250
 _META = "dataset.json"
@@ -132,10 +132,3 @@ def write_garments(directory: Path, spec: GarmentsSpec, *, advance: Callable[[in
         (temporary / "vocabulary.json").write_bytes(to_json(vocabulary()))
         (temporary / _META).write_bytes(to_json(spec))
     return directory
-
-
-def valid_targets(gallery: dict[str, Garment], triplet: TripletRecord) -> list[str]:
-    """Every gallery image that satisfies the triplet's text, the reference excepted."""
-    reference = gallery[triplet.reference]
-    allowed = {name: tuple(values) for name, values in (triplet.allowed or {}).items()}
-    return [n for n, g in gallery.items() if n != triplet.reference and satisfies(g, reference, allowed)]

@@ -128,8 +128,3 @@ def modify(reference: Garment, rng: np.random.Generator, *, two: float = 0.45, r
         kept = next(name for name in names if name not in chosen)
         return Modification(_pick(rng, _KEEP[kept]).format(phrases[0]), allowed)
     return Modification(phrases[0], allowed)
-
-
-def satisfies(candidate: Garment, reference: Garment, allowed: Allowed) -> bool:
-    """Whether `candidate` shows every named change and keeps every other attribute of `reference`."""
-    return all(getattr(candidate, name) in allowed.get(name, (getattr(reference, name),)) for name in Garment._fields)
