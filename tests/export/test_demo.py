@@ -95,7 +95,7 @@ def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> Non
 def test_examples_are_chosen_before_the_search(finished: tuple[DemoRun, list[str]]) -> None:
     records = finished[0].evaluation.records
     chosen = pick_examples(records, count=5)
-    assert len(chosen) == len(set(chosen_key(r) for r in chosen)) == 5
+    assert len(chosen) == len({chosen_key(r) for r in chosen}) == 5
     assert chosen[0] == records[0]
     assert not math.isnan(finished[0].dqe.seconds[0])
 

@@ -34,6 +34,7 @@ OVERRIDES = (
     "vision_weights=", f"model.preprocessing.image_size={IMAGE_SIZE}", "model.vision.hidden_size=16", "model.vision.layers=1",
     "model.vision.heads=2", "model.qformer.hidden_size=16", "model.qformer.layers=1", "model.qformer.heads=2",
     "model.qformer.query_tokens=3", "model.qformer.embedding_dim=8", "optim.batch_size=8", "optim.epochs=2",
+    "optim.vision_learning_rate=1e-3",
 )  # fmt: skip
 
 Listener = Callable[[dict[str, Any]], None]

@@ -145,11 +145,10 @@ def test_image_labels_do_not_erase_what_triplets_state() -> None:
 
 
 def test_values_are_free_where_the_vocabulary_lists_none() -> None:
-    records = [
-        triplet(target=name, attributes={"colour": colour}) for name, colour in (("b.png", "mauve"), ("c.png", "ecru"), ("d.png", "mauve"))
-    ]
+    colours = {"b.png": "mauve", "c.png": "ecru", "d.png": "mauve"}
+    records = [triplet(target=name, attributes={"colour": colour}) for name, colour in colours.items()]
     data = build_triplets(records, PAPER_VOCABULARY)
-    b, c, d = (data.labels[data.images.index(name)].tolist() for name in ("b.png", "c.png", "d.png"))
+    b, c, d = (data.labels[data.images.index(name)].tolist() for name in colours)
     assert b == d != c  # comparable: what the attribute margin needs
     assert b[1] == -1
     assert data.named.tolist() == [[True, False]] * 3

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dqe_engine.cli.main import positive, run
+from dqe_engine.cli.main import positive
+from dqe_training.cli.runner import run_torch
+
+if TYPE_CHECKING:
+    from ..demo.report_data import Agreement
+
+LEAST_AGREEMENT = 0.995  # share of queries with the same top 10 in the same order
+MOST_DIFFERENCE = 1e-4  # of any element of a query or target embedding
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,9 +63,24 @@ def _demo(args: argparse.Namespace) -> int:
     for name, reports in (("DQE-CIR", ours), ("baseline", baseline)):
         print(f"{name:10} R@10 {sum(r.recall_at_10 for r in reports) / len(reports):.1%}")
     print(args.out / "report.html")
-    return 0
+    return _judge(data.agreement)
+
+
+def _judge(agreement: Agreement | None) -> int:
+    """1 where the runtime is not the model that was trained; the page is there to look into it."""
+    if (
+        agreement is not None
+        and agreement.runtime_top10_agreement >= LEAST_AGREEMENT
+        and agreement.embedding_max_abs_diff <= MOST_DIFFERENCE
+    ):
+        return 0
+    print(
+        f"error: runtime and PyTorch disagree: {agreement}; expected the same top 10 for {LEAST_AGREEMENT:.1%} of the queries",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _demo(args))
+    return run_torch(lambda: _demo(args))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import run
+from dqe_training.cli.runner import run_torch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,4 +45,4 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _export(args))
+    return run_torch(lambda: _export(args))

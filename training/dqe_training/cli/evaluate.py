@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import run
 from dqe_engine.errors import InputError
+
+from .runner import run_torch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,4 +75,4 @@ def _print(report: object, *, as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _evaluate(args))
+    return run_torch(lambda: _evaluate(args))

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import positive, run
+from dqe_engine.cli.main import positive
 from dqe_engine.errors import InputError
+
+from .runner import run_torch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,4 +46,4 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _pretrain(args))
+    return run_torch(lambda: _pretrain(args))

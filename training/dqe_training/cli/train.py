@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import run
 from dqe_engine.errors import InputError
+
+from .runner import run_torch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="preset name or YAML file (default: garments)")
+    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments; own-data with --triplets)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data writes it")
     parser.add_argument(
         "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
@@ -35,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
 
     if (args.data is None) == (args.triplets is None or args.images is None):
         raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config or ("garments" if args.data else "own-data"), args.overrides)
     if not config.vision_weights and config.optim.vision_learning_rate == 0:
         raise InputError("the vision tower would stay random: set vision_weights=garments, or optim.vision_learning_rate above 0")
     from ..trainer import finish_run  # imports torch: a mistake above is told before that
@@ -57,4 +58,4 @@ def _train(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _train(args))
+    return run_torch(lambda: _train(args))
