@@ -299,7 +299,8 @@ def test_formats() -> None:
     assert [percent(v) for v in (0.6434, 1.0, 0.0, 0.0002, None, math.nan)] == ["64.3", "100.0", "0.0", "0.02", "–", "–"]
     assert [scientific(v) for v in (3.14e-6, 0.0, 12.0)] == ["3.1 × 10⁻⁶", "0", "1.2 × 10¹"]
     assert [sentence(t) for t in ("bounds at 1", "Done.")] == ["Bounds at 1.", "Done."]
-    assert outcome(query(target=None)) == "3 of 10 valid, labelled target not in the top 10"
+    assert outcome(query(target=None)) == "3 of 10 valid images found, labelled target not in the top 10"
+    assert outcome(msgspec.structs.replace(query(target=None), valid_images=4)).startswith("3 of 4 valid images found")
 
 
 def test_data_survives_json(full: ReportData) -> None:

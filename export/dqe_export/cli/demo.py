@@ -75,7 +75,8 @@ def _judge(agreement: Agreement | None) -> int:
     ):
         return 0
     print(
-        f"error: runtime and PyTorch disagree: {agreement}; expected the same top 10 for {LEAST_AGREEMENT:.1%} of the queries",
+        f"error: runtime and PyTorch disagree, {agreement}; expected at least {LEAST_AGREEMENT:.1%} equal top tens "
+        f"and embeddings within {MOST_DIFFERENCE:.0e}",
         file=sys.stderr,
     )
     return 1

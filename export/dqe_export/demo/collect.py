@@ -167,6 +167,7 @@ def _example(
         named=tuple(record.attributes or {}),
         held_out=record.held_out,
         target_rank=ranks.get(record.target),
+        valid_images=sum(not misfit(image) for image in run.evaluation.gallery if image != record.reference),
         reference_label=_describe(attributes[record.reference]),
         target_label=_describe(attributes[record.target]),
     )  # fmt: skip

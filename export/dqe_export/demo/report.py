@@ -153,19 +153,23 @@ def _mean(values: list[float]) -> float:
 
 def wall_summary(examples: tuple[ExampleQuery, ...]) -> dict[str, Any]:
     """Counts over the queries shown, so that the wall says how it did instead of looking good."""
-    shown = sum(len(q.hits) for q in examples)
     return {
         "queries": len(examples),
         "found": sum(any(h.is_target for h in q.hits) for q in examples),
         "valid": sum(h.valid for q in examples for h in q.hits),
-        "shown": shown,
+        "possible": sum(_possible(q) for q in examples),
         "held_out": sum(q.held_out for q in examples),
     }
 
 
+def _possible(query: ExampleQuery) -> int:
+    """How many of the hits could be valid: the gallery may hold fewer such images than there are hits."""
+    return len(query.hits) if query.valid_images is None else min(query.valid_images, len(query.hits))
+
+
 def outcome(query: ExampleQuery) -> str:
-    """How one query went: "8 of 10 valid, labelled target at rank 2"."""
-    valid = f"{sum(h.valid for h in query.hits)} of {len(query.hits)} valid"
+    """How one query went: "2 of 3 valid images found, labelled target at rank 2"."""
+    valid = f"{sum(h.valid for h in query.hits)} of {_possible(query)} valid images found"
     places = [i for i, hit in enumerate(query.hits, start=1) if hit.is_target]
     rank = places[0] if places else query.target_rank
     if rank is None:

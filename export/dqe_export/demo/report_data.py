@@ -48,6 +48,7 @@ class ExampleQuery(Contract, frozen=True):
     """A query and what came back. `weights`: those that composed the query, per attribute, in vocabulary order.
 
     `named`: the attributes that the text truly asks to change (their bars are coloured); None where unknown.
+    `valid_images`: how many of the gallery are valid; None where unknown.
     `target_rank`: 1-based rank of the labelled target in the whole gallery; None where unknown.
     """
 
@@ -59,6 +60,7 @@ class ExampleQuery(Contract, frozen=True):
     named: tuple[str, ...] | None = None
     held_out: bool = False
     target_rank: int | None = None
+    valid_images: int | None = None
     reference_label: str = ""
     target_label: str = ""
 
