@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 NAMES = [f"sub/{seed}.png" if seed % 2 else f"{seed}.png" for seed in range(7)]
 
 
-@pytest.mark.parametrize("chunk", [256, 2])  # in this process, and in worker processes
+@pytest.mark.parametrize("chunk", [64, 2])
 def test_images_come_in_the_order_asked_for_as_the_runtime_sees_them(folder: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(images, "_CHUNK", chunk)
     names = NAMES[::-1]
@@ -61,7 +61,7 @@ def test_missing_images_are_named_and_counted(folder: Path) -> None:
         load_pixels(folder, ["0.png", "sub/1.png", "a.png", "b.png", "c.png", "d.png", "e.png"], SPEC)
 
 
-@pytest.mark.parametrize("chunk", [256, 2])
+@pytest.mark.parametrize("chunk", [64, 2])
 def test_an_unreadable_image_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(images, "_CHUNK", chunk)
     Image.new("RGB", (9, 9)).save(folder / "4.png")

@@ -1,13 +1,11 @@
-"""Images of a dataset as arrays: decoded and resized once by worker processes, in the order asked for."""
+"""Images of a dataset as arrays: decoded and resized once by threads, in the order asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import fit_image, open_image
 
-_CHUNK = 256
+_CHUNK = 64
 
 
 def _load_chunk(paths: Sequence[Path], spec: PreprocessingSpec) -> NDArray[np.uint8]:
@@ -37,19 +35,17 @@ def load_pixels(
     pixels = np.empty((len(names), spec.image_size, spec.image_size, 3), np.uint8)
     paths = [directory / name for name in names]
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    load = partial(_load_chunk, spec=spec)
     filled = 0
-    with ExitStack() as stack:
-        results: Iterator[NDArray[np.uint8]] = map(load, chunks)
-        if len(chunks) > 2:  # a small set is not worth starting workers for
-            # torch's threads do not survive a fork, so workers start from a clean server process
-            pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(chunks)), mp_context=get_context("forkserver"))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(load, chunks)
-        for chunk in results:
+    # Pillow decodes and resizes without the interpreter's lock. Worker processes would each import torch first, and break
+    # in scripts without a `__main__` guard.
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        for chunk in pool.map(partial(_load_chunk, spec=spec), chunks):
             pixels[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
             advance(len(chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return pixels
 
 
