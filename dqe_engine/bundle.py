@@ -13,7 +13,7 @@ from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, F
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BundleError
-from .files import sha256_of
+from .files import recover_directory, sha256_of
 from .sessions import GraphSession, OnnxSession, Provider
 from .text import TextEncoder
 
@@ -30,9 +30,16 @@ class Bundle:
         """Parse `manifest.json` strictly and hold the directory against it: every file present, of its size and SHA-256.
 
         `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
-        a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents.
+        a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents. A bundle
+        that a killed replacement moved aside is put back.
         """
         root = Path(path)
+        try:
+            recover_directory(root)
+        except OSError as error:
+            raise BundleError(
+                f"{root}: a killed replacement left the old bundle at {error.filename} ({error.strerror}); rename that to {root.name}"
+            ) from error
         manifest = _read_manifest(root)
         _check_contents(root / MANIFEST_FILE, manifest)
         for entry in manifest.files:

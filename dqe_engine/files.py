@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _TEMPORARY_PREFIX = ".tmp-"
+_OLD = "old"  # within a temporary: what is being replaced
 
 
 def sha256_of(path: Path) -> str:
@@ -50,39 +53,136 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replace: bool = False, marker: str | None = None) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path` that becomes `path` when the block ends.
 
-    With `replace`, an existing directory is moved aside just before the rename and removed after it. Raises
-    `FileExistsError` at once when `path` exists and `replace` is false. Remains of killed runs are removed.
+    With `replace`, an existing directory is moved aside just before the rename and removed after it; should the rename
+    fail, it is put back, and killed in between, `recover_directory` puts it back. `marker`: a file that every directory
+    of this kind has; what is neither empty nor has it is never replaced, as it is something else under a mistaken name.
+    Raises `FileExistsError`, at once, when `path` exists and may not be replaced. Remains of killed runs are removed.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_temporaries(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{path.name}.", dir=path.parent))
-    try:
+    recover_directory(path)
+    _check_free(path, replace, marker)
+    with scratch_directory(path) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             fsync_path(file)
         temporary.chmod(0o755)
-        if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{path.name}.", dir=path.parent))
-            os.replace(path, aside / "old")
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
+        fsync_path(temporary)
+        _check_free(path, replace, marker)  # the block may have taken hours
+        if os.path.lexists(path):
+            _replace(path, temporary)
         else:
             os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     fsync_path(path.parent)
 
 
+@contextlib.contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`, for what is to become `path`; removed when the block ends.
+
+    Its lock tells it from the remains of killed runs, which are removed first: see `remove_stale_temporaries`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(path)
+    with _locked_temporary(path) as temporary:
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_directory(path: Path) -> None:
+    """Where `path` is missing because a replacement was killed between its two renames, put the old one back.
+
+    Costs nothing where `path` exists, so readers call it before they say that something is missing. A living writer
+    between its renames is waited for. Raises OSError, its `filename` the old directory, when it cannot be put back.
+    """
+    if os.path.lexists(path):
+        return
+    for old in (aside / _OLD for aside in _temporaries(path) if (aside / _OLD).exists()):
+        with contextlib.suppress(FileNotFoundError), _lock(old.parent):  # not found: its writer has ended meanwhile
+            if old.exists() and not os.path.lexists(path):
+                os.replace(old, path)
+
+
 def remove_stale_temporaries(path: Path) -> None:
-    """Remove what killed writers of the directory `path` left beside it; restore a replaced copy that never landed."""
-    for stale in path.parent.glob(f"{_TEMPORARY_PREFIX}{path.name}.*"):
-        if not path.exists() and (stale / "old").is_dir():
-            os.replace(stale / "old", path)
-        shutil.rmtree(stale, ignore_errors=True)
+    """Remove what killed writers of the directory `path` left beside it; restore a replaced copy that never landed.
+
+    A writer holds a lock (flock) on its temporary directory that the kernel drops when it dies, so the temporaries of
+    living writers stay. Such a lock is not seen from other machines: on a shared file system, one machine at a time
+    may write to a name.
+    """
+    recover_directory(path)
+    for stale in _temporaries(path):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), _lock(stale, fcntl.LOCK_NB):
+            if os.path.lexists(path) or not (stale / _OLD).exists():
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _check_free(path: Path, replace: bool, marker: str | None) -> None:
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise FileExistsError(f"{path} exists already")
+    if marker is None or (path / marker).is_file():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is not a directory, so it is not replaced; choose another name, or remove it yourself")
+    if any(path.iterdir()):
+        raise FileExistsError(
+            f"{path} holds files but no {marker}, so it is something else and not replaced; choose another name, or remove it yourself"
+        )
+
+
+def _replace(path: Path, new: Path) -> None:
+    with _locked_temporary(path) as aside:
+        old = aside / _OLD
+        try:
+            os.replace(path, old)
+            os.replace(new, path)
+            fsync_path(path.parent)
+        finally:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                os.replace(old, path)
+            shutil.rmtree(aside, ignore_errors=True)  # not reached where the old one could not be put back
+
+
+def _temporaries(path: Path) -> list[Path]:
+    """The temporary directories of `path` and of no other name: a name may hold dots, and what is special in a glob."""
+    pattern = re.compile(re.escape(f"{_TEMPORARY_PREFIX}{path.name}.") + "[a-z0-9_]{8}")  # the suffix of tempfile.mkdtemp
+    try:
+        found = [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # no folder, or one that hides what is in it
+        return []
+    # What another user made and keeps to himself is not ours to look after.
+    return [entry for entry in found if entry.is_dir() and not entry.is_symlink() and os.access(entry, os.R_OK | os.X_OK)]
+
+
+@contextlib.contextmanager
+def _locked_temporary(path: Path) -> Iterator[Path]:
+    """A new temporary directory of `path`, locked while the block runs."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{path.name}.", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if temporary.exists():
+                break
+            os.close(descriptor)
+        # Before it was locked, another writer took it for the remains of a killed run.
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _lock(directory: Path, flags: int = 0) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)

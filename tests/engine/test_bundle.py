@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +59,21 @@ def test_a_changed_byte_or_a_missing_or_cut_file(bundle: Path, name: str) -> Non
     refused(bundle, "bytes, the manifest says", verify=False)
     file.unlink()
     refused(bundle, "missing from the bundle", verify=False)
+
+
+def test_a_bundle_that_a_killed_replacement_moved_aside(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = bundle.parent / ".tmp-copy.abcdefgh"
+    aside.mkdir()
+    bundle.rename(aside / "old")
+    with monkeypatch.context() as patch:
+
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(source))
+
+        patch.setattr(os, "replace", refuse)
+        refused(bundle, "left the old bundle at .*copy.abcdefgh/old .Read-only file system.; rename that to copy")
+    assert Bundle.load(bundle).path == bundle
+    assert (bundle / "manifest.json").is_file()
 
 
 def test_no_bundle(tmp_path: Path) -> None:
