@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--skip-bad", action="store_true", help="go on after images that cannot be read, and list them at the end")
     parser.add_argument("--prune", action="store_true", help="remove items whose image is gone from the folder")
-    parser.add_argument("--force", action="store_true", help="start anew, replacing an index that is there")
+    parser.add_argument("--force", action="store_true", help="start anew; the index that is there is replaced when the new one is complete")
     add_runtime_options(parser)
     return parser
 
@@ -53,43 +53,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
-    from dqe_engine.image_sources import image_pairs
+    from dqe_engine.errors import InputError
+    from dqe_engine.image_sources import IMAGE_SUFFIXES, image_pairs
 
     pairs = image_pairs(args.images)
+    if not pairs:
+        raise InputError(f"{args.images}: no images in this folder; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
-    _open_index(engine, args)
-    if args.prune:
-        engine.index.remove(set(engine.index.ids) - {id for id, _ in pairs})
-    engine.save_index(args.out, overwrite=args.force)  # before the work: a folder that cannot be written is an error now
-    present = len(engine.index)
-    todo = [(id, image) for id, image in pairs if id not in engine.index]
     skipped: list[SkippedImage] = []
+    fill = _replace_index if args.force and (args.out / "manifest.json").exists() else _continue_index
     try:
-        with _interrupts_between_batches() as check_stopped, _progress_bar(len(todo)) as advance_to:
-
-            def progress(done: int) -> None:
-                advance_to(done)
-                check_stopped()
-
-            _add_all(engine, todo, args, skipped, progress)
-    except KeyboardInterrupt:
-        print(f"interrupted: {len(engine.index)} images are saved in {args.out}; run the same command to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        added = fill(engine, pairs, args, skipped)
     finally:
         for image in skipped[:SHOWN_SKIPPED]:
             print(f"skipped: {image.reason}", file=sys.stderr)
         if len(skipped) > SHOWN_SKIPPED:
             print(f"skipped: {len(skipped) - SHOWN_SKIPPED} more", file=sys.stderr)
-    print(f"{args.out}: {len(engine.index) - present} images added, {len(skipped)} skipped, {len(engine.index)} in the index")
+    if added is None:
+        return EXIT_INTERRUPTED
+    print(f"{args.out}: {added} images added, {len(skipped)} skipped, {len(engine.index)} in the index")
     return 0
 
 
+def _continue_index(
+    engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
+) -> int | None:
+    """Add what is new to the index in `--out`, saving as it goes. How many images were added, None after Ctrl-C."""
+    _open_index(engine, args)
+    if args.prune:
+        engine.index.remove(set(engine.index.ids) - {id for id, _ in pairs})
+    engine.save_index(args.out)  # before the work: a folder that cannot be written is an error now
+    present = len(engine.index)
+    try:
+        _add_all(engine, [(id, image) for id, image in pairs if id not in engine.index], args, skipped, args.out)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(engine.index)} images are saved in {args.out}; run the same command to go on", file=sys.stderr)
+        return None
+    return len(engine.index) - present
+
+
+def _replace_index(
+    engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
+) -> int | None:
+    """Build anew beside `--out` and put that in the old index's place when it is complete; until then the old one stays."""
+    from dqe_engine.errors import InputError
+    from dqe_engine.files import scratch_directory
+    from dqe_engine.index.storage import writing
+
+    with writing(args.out):  # before the work, as above
+        pass
+    with scratch_directory(args.out) as place:
+        _new_index(engine, args)
+        try:
+            _add_all(engine, pairs, args, skipped, place)
+        except KeyboardInterrupt:
+            print(f"interrupted: {args.out} is as it was; run the same command to start again", file=sys.stderr)
+            return None
+        if not len(engine.index):
+            raise InputError(f"{args.images}: none of the images can be read; {args.out} is as it was")
+        engine.save_index(args.out, overwrite=True)
+    return len(engine.index)
+
+
 def _open_index(engine: RetrievalEngine, args: argparse.Namespace) -> None:
-    """Attach the index in `--out`, or an empty one where there is none or `--force` was given."""
+    """Attach the index in `--out`, or an empty one where there is none."""
     from dqe_engine.errors import InputError
 
-    if args.force or not (args.out / "manifest.json").exists():
-        engine.new_index(storage=args.storage or "f32", image_storage=args.image_tokens or "f16")
+    if not (args.out / "manifest.json").exists():
+        _new_index(engine, args)
         return
     engine.load_index(args.out)
     for option, asked, found in (
@@ -100,28 +131,31 @@ def _open_index(engine: RetrievalEngine, args: argparse.Namespace) -> None:
             raise InputError(f"{args.out} was made with {option} {found}; leave {option} out, or start anew with --force")
 
 
+def _new_index(engine: RetrievalEngine, args: argparse.Namespace) -> None:
+    engine.new_index(storage=args.storage or "f32", image_storage=args.image_tokens or "f16")
+
+
 def _add_all(
-    engine: RetrievalEngine,
-    todo: Sequence[tuple[str, ImageLike]],
-    args: argparse.Namespace,
-    skipped: list[SkippedImage],
-    progress: Callable[[int], None],
+    engine: RetrievalEngine, todo: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage], place: Path
 ) -> None:
-    for start in range(0, len(todo), args.save_every):
+    """Encode and add images, saving to `place` every `--save-every`. Raises KeyboardInterrupt between two batches."""
+    with _interrupts_between_batches() as check_stopped, _progress_bar(len(todo)) as advance_to:
+        for start in range(0, len(todo), args.save_every):
 
-        def chunk_progress(done: int, _: int, start: int = start) -> None:
-            progress(start + done)
+            def progress(done: int, _: int, start: int = start) -> None:
+                advance_to(start + done)
+                check_stopped()
 
-        try:
-            report = engine.index_images(
-                dict(todo[start : start + args.save_every]),
-                batch_size=args.batch_size,
-                progress=chunk_progress,
-                on_error="skip" if args.skip_bad else "raise",
-            )
-            skipped += report.skipped
-        finally:  # what was added before a bad image or Ctrl-C is kept too
-            engine.save_index(args.out)
+            try:
+                report = engine.index_images(
+                    dict(todo[start : start + args.save_every]),
+                    batch_size=args.batch_size,
+                    progress=progress,
+                    on_error="skip" if args.skip_bad else "raise",
+                )
+                skipped += report.skipped
+            finally:  # what was added before a bad image or Ctrl-C is kept too
+                engine.save_index(place)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--filter", type=_json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
     )
     parser.add_argument("--zones", action="store_true", help="tell equally good hits (near) from similar but different ones (mid)")
+    parser.add_argument("--no-verify", action="store_true", help="do not hold the index's tokens against their checksums: faster if large")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_runtime_options(parser)
     return parser
@@ -47,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _search(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
+    from dqe_engine.errors import InputError
 
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
-    engine.load_index(args.index)
+    engine.load_index(args.index, verify=not args.no_verify)
+    if not len(engine.index):
+        raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
     result = engine.search(args.image, args.text, k=args.k, attribute_weights=dict(args.weight), zones=args.zones, filter=args.filter)
     if args.json:
         from dqe_engine.contracts.parsing import to_json

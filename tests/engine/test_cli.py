@@ -93,6 +93,81 @@ def test_another_models_index_and_force(image_folder: Path, tmp_path: Path, inde
     assert "was made with --storage f16" in capsys.readouterr().err
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+
+
+def test_force_keeps_the_old_index_until_the_new_one_is_complete(
+    bundle_path: Path, image_folder: Path, indexed: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(indexed[1])
+    before, entries = contents(out), sorted(os.listdir(out.parent))
+    good, add_batch = (image_folder / "sub" / "05.png").read_bytes(), RetrievalEngine._add_batch
+
+    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+        assert contents(out) == before, "the new index took the old one's place before it was complete"
+        add_batch(self, *args, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    for bad in ("00.png", "sub/05.png"):  # the first one, and one after some saves
+        content = (image_folder / bad).read_bytes()
+        (image_folder / bad).write_bytes(b"broken")
+        assert index(bundle_path, image_folder, out, "--force") == 2
+        assert contents(out) == before
+        (image_folder / bad).write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalEngine, "_add_batch", interrupted)
+        capsys.readouterr()
+        assert index(bundle_path, image_folder, out, "--force") == 130
+    assert f"interrupted: {out} is as it was" in capsys.readouterr().err
+    assert contents(out) == before
+    for image in image_folder.rglob("*.png"):
+        image.write_bytes(b"broken")
+    assert index(bundle_path, image_folder, out, "--force", "--skip-bad") == 2
+    assert f"none of the images can be read; {out} is as it was" in capsys.readouterr().err
+    assert contents(out) == before
+    assert sorted(os.listdir(out.parent)) == entries, "something was left beside the index"
+    (image_folder / "sub" / "05.png").write_bytes(good)
+    assert index(bundle_path, image_folder, out, "--force", "--skip-bad") == 0
+    assert "1 images added, 11 skipped, 1 in the index" in capsys.readouterr().out
+    assert GalleryIndex.load(out, verify=True).ids == ("sub/05.png",)
+    assert sorted(os.listdir(out.parent)) == entries
+
+
+def test_a_folder_without_images(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "notes.txt").write_text("not an image")
+    assert index(bundle_path, tmp_path / "papers", tmp_path / "index") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'papers'}: no images")
+    assert ".jpeg, .jpg, .png" in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["papers"]
+
+
+def test_search_of_an_index_without_items(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RetrievalEngine.load(bundle_path, provider="cpu", threads=1).save_index(tmp_path / "index")
+    noise_image(0).save(tmp_path / "image.png")
+    assert search_command.main([str(bundle_path), str(tmp_path / "index"), "--image", str(tmp_path / "image.png"), "--text", "red"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'index'}: there are no images in this index")
+    assert error.count("\n") == 1
+
+
+def test_search_finds_a_flipped_byte(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (targets,) = Path(indexed[1]).glob("*.targets")
+    data = bytearray(targets.read_bytes())
+    data[len(data) // 2] ^= 1
+    targets.write_bytes(data)
+    capsys.readouterr()
+    options = ["--image", "00.png", "--text", "in red"]
+    assert search_command.main([*indexed, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {targets}: its bytes changed")
+    assert error.count("\n") == 1
+    assert search_command.main([*indexed, *options, "--no-verify"]) == 0
+
+
 def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     options = ["--image", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
