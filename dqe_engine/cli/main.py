@@ -13,11 +13,18 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml"), ("train",)),
+    **dict.fromkeys(("onnx", "onnxscript", "jinja2", "matplotlib"), ("export",)),
+    "onnxruntime": ("cpu", "gpu"),
+}
+"""Optional packages by the name they are imported as, and the extras of which one brings them."""
+
 
 def run(handler: Callable[[], int]) -> int:
     """Exit code of `handler`: its own, 2 after an error the user can mend (one line on stderr), 130 after Ctrl-C.
 
-    Anything else is our bug and keeps its traceback.
+    An optional package that is missing is such an error too. Anything else is our bug and keeps its traceback.
     """
     try:
         code = handler()
@@ -25,6 +32,12 @@ def run(handler: Callable[[], int]) -> int:
         return code
     except DQEError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        if not (extras := _EXTRAS.get((error.name or "").partition(".")[0])):
+            raise
+        remedy = " or ".join(f"pip install 'dqe-engine[{extra}]'" for extra in extras)
+        print(f"error: {error.name} is not installed; {remedy}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -229,6 +229,34 @@ def test_the_runner_leaves_bugs_their_traceback() -> None:
     assert run(interrupt) == 130
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("torch", "pip install 'dqe-engine[train]'"),
+        ("transformers.models", "pip install 'dqe-engine[train]'"),
+        ("yaml", "pip install 'dqe-engine[train]'"),
+        ("matplotlib.pyplot", "pip install 'dqe-engine[export]'"),
+        ("onnxscript", "pip install 'dqe-engine[export]'"),
+        ("onnxruntime", "pip install 'dqe-engine[cpu]' or pip install 'dqe-engine[gpu]'"),
+    ],
+)
+def test_a_missing_optional_package_is_one_line(capsys: pytest.CaptureFixture[str], name: str, remedy: str) -> None:
+    def handler() -> int:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert run(handler) == 2
+    assert capsys.readouterr().err == f"error: {name} is not installed; {remedy}\n"
+
+
+@pytest.mark.parametrize("name", [None, "dqe_engine.absent", "torchvision", "numpy"])
+def test_another_missing_module_is_a_bug(name: str | None) -> None:
+    def handler() -> int:
+        raise ModuleNotFoundError("No such module", name=name)
+
+    with pytest.raises(ModuleNotFoundError):
+        run(handler)
+
+
 def test_a_real_interrupt_of_a_real_process(bundle_path: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle: exit 130, and what is on the disk is whole and can be continued."""
     folder, out = tmp_path / "many", tmp_path / "index"
