@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import cached_property
 
-from .parsing import Contract, to_json
+from .parsing import Contract
 
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
@@ -47,11 +46,6 @@ class AttributeVocabulary(Contract, frozen=True, dict=True):
         """For each attribute, whether `text` contains one of its words: the presence signal where labels are missing."""
         lowered = " ".join(_WORD.findall(text.lower()))
         return tuple(pattern is not None and pattern.search(lowered) is not None for pattern in self._patterns)
-
-    @property
-    def sha256(self) -> str:
-        """Identity of the vocabulary: bundles, heads and label files that belong together agree on it."""
-        return hashlib.sha256(to_json(self)).hexdigest()
 
 
 PAPER_VOCABULARY = AttributeVocabulary(

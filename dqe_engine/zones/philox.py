@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 U32 = NDArray[np.uint32]
-U64 = NDArray[np.uint64]
 F64 = NDArray[np.float64]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, for `support`
-
 from support.samples import image_rows, noise_image, target_rows
 from support.tiny_bundle import build_tiny_bundle
 
