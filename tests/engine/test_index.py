@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,25 @@ def test_image_tokens(make_index: MakeIndex) -> None:
         index.add(["a"], target_rows(1), np.full((1, 3, 5), 1e5, np.float32))
     with pytest.raises(InputError, match="pass its image instead"):
         make_index(1).image_tokens("i0")
+
+
+@pytest.mark.parametrize("storage", ["f32", "f16"])
+def test_target_tokens(make_index: MakeIndex, tmp_path: Path, storage: str) -> None:
+    index, rows = make_index(3, storage=storage), target_rows(3)
+    stored = rows.astype(np.float16).astype(np.float32) if storage == "f16" else rows
+    assert index.target_tokens("i1").dtype == np.float32
+    np.testing.assert_array_equal(index.target_tokens("i1"), stored[1])
+    index.add(["i1"], rows[:1], replace=True)
+    index.remove(["i0"])
+    index.save(tmp_path / "index")
+    loaded = GalleryIndex.load(tmp_path / "index")
+    np.testing.assert_array_equal(loaded.target_tokens("i1"), stored[0])
+    np.testing.assert_array_equal(loaded.target_tokens("i2"), stored[2])
+    loaded.target_tokens("i2")[:] = 7  # a copy: the index is not changed through it
+    np.testing.assert_array_equal(loaded.target_tokens("i2"), stored[2])
+    for absent in ("absent", "i0"):
+        with pytest.raises(InputError, match=f"'{absent}' is not in the index"):
+            loaded.target_tokens(absent)
 
 
 def test_the_caller_may_reuse_its_arrays(make_index: MakeIndex) -> None:
