@@ -16,6 +16,7 @@ from support.tiny_training import files_of_at_most, flip_byte, make_model, model
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ExportError
 from dqe_export import onnx_graph
@@ -44,7 +45,7 @@ def test_the_bundle_is_complete(bundle_path: Path, checkpoint_path: Path) -> Non
     assert manifest.sizes == checkpoint.model.sizes
     assert manifest.vocabulary == checkpoint.vocabulary
     assert manifest.preprocessing == checkpoint.meta.config.model.preprocessing
-    assert manifest.zones == checkpoint.meta.config.trns.zones
+    assert manifest.zones == checkpoint.meta.serving_zones == ZoneSpec(lo=0.03, hi=0.25, policy="hardest")
     assert (bundle_path / "tokenizer.json").read_bytes() == (checkpoint_path / "tokenizer.json").read_bytes()
 
 

@@ -95,7 +95,10 @@ def write_checkpoint(path: Path, model: ModelConfig | None = None) -> Path:
     texts = [word for attribute in vocabulary().attributes for word in attribute.words]
     tokenizer = build_tokenizer(texts)
     config = train_config(model)
-    save_checkpoint(path, make_model(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, config=config, progress=Progress())
+    save_checkpoint(
+        path, make_model(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, config=config, progress=Progress(),
+        serving_zones=ZoneSpec(lo=0.03, hi=0.25, policy="hardest"),
+    )  # fmt: skip
     return path
 
 

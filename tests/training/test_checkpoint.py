@@ -243,3 +243,12 @@ def test_optimiser_state_survives() -> None:
     run(optimizer, straight, 2)
     run(again, resumed, 2)
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_nothing_but_a_checkpoint_is_replaced(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match=r"holds files but no checkpoint\.json"):
+        write(photos, replace=True)
+    assert [path.name for path in photos.iterdir()] == ["holiday.jpg"]

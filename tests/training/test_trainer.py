@@ -20,7 +20,7 @@ from dqe_training import trainer as trainer_module
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
-from dqe_training.trainer import data_hash, finish_run
+from dqe_training.trainer import Trainer, data_hash, finish_run
 
 Tiny = tuple[TripletData, np.ndarray]
 Event = dict[str, Any]
@@ -314,6 +314,12 @@ def test_a_run_directory_that_cannot_be(tiny_data: Tiny, tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be the run directory"):
         train(train_config(), tiny_data, tmp_path / "file")
+
+
+def test_tokens_of_a_tower_that_trains_are_refused(tiny_data: Tiny, tmp_path: Path) -> None:
+    trainer = make_trainer(train_config(), *tiny_data, tmp_path)
+    with pytest.raises(InputError, match="frozen tower"):
+        Trainer(trainer.model, trainer.tokenizer, CONFIGS["vision"], *tiny_data, tmp_path, image_tokens=torch.zeros(64, 5, 16))
 
 
 # -- negatives -------------------------------------------------------------------------------------------------------------

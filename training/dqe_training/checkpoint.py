@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_directory, remove_stale_temporaries, sha256_of
+from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory, sha256_of
 
 from .config import TrainConfig
 from .model import DQEModel
@@ -103,7 +103,7 @@ def _write_checkpoint(
     replace: bool,
 ) -> None:
     spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
-    with atomic_directory(directory, replace=replace) as temporary:
+    with atomic_directory(directory, replace=replace, marker=_META) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -126,6 +126,7 @@ def _write_checkpoint(
 def read_meta(directory: Path) -> CheckpointMeta:
     """Parse and verify a checkpoint directory: every file present, of the recorded size and SHA-256."""
     path = directory / _META
+    recover_directory(directory)
     if not path.is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (no {_META}); give a directory that dqe-train wrote")
     try:
@@ -190,9 +191,10 @@ def clean_run(run: Path) -> None:
 
 
 def prune_checkpoints(run: Path, keep: int = 2) -> None:
-    """Remove all but the newest `keep` step checkpoints."""
+    """Remove all but the newest `keep` step checkpoints. A kill meanwhile leaves none of them half removed."""
     for old in sorted(run.glob("step-*"), reverse=True)[keep:]:
-        shutil.rmtree(old)
+        with scratch_directory(old) as trash:
+            os.replace(old, trash / "pruned")
 
 
 def load_state(directory: Path) -> dict[str, Tensor]:
