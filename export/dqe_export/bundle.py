@@ -31,7 +31,7 @@ def export_bundle(
         raise ExportError(f"{out}: exists already; choose another name, or replace it with --force")
     model = checkpoint.model.eval()
     try:
-        with atomic_directory(out, replace=force) as temporary:
+        with atomic_directory(out, replace=force, marker=MANIFEST_FILE) as temporary:
             parity = []
             for spec in GRAPHS:
                 advance(f"exporting {spec.name}")
@@ -56,6 +56,8 @@ def export_bundle(
             (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
             advance("verifying")
             Bundle.load(temporary)
+    except FileExistsError as error:
+        raise ExportError(str(error)) from error
     except OSError as error:
         raise ExportError(f"{out}: cannot be written ({error.strerror})") from error
     return manifest

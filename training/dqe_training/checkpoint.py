@@ -20,7 +20,7 @@ from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory, sha256_of
+from dqe_engine.files import atomic_directory, recover_directory, remove_stale_temporaries, scratch_directory, sha256_of
 
 from .config import TrainConfig
 from .model import DQEModel

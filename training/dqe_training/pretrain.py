@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dqe_engine.contracts.parsing import Contract, to_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import CheckpointError
 from dqe_engine.files import atomic_directory
 
 from .config import ModelConfig
@@ -156,9 +157,12 @@ def pretrain_from_dataset(
     classifier, figures = pretrain(
         pixels[~held_back], labels[~held_back], model, vocabulary, config, listener=listener, validation=validation
     )
-    with atomic_directory(out, replace=replace) as temporary:
-        state = {name: p.detach().half().contiguous() for name, p in classifier.vision.state_dict().items()}
-        save_file(state, temporary / "vision.safetensors")
-        record = {"model": model, "pretraining": config, "images": int((~held_back).sum()), "accuracy": figures}
-        (temporary / "vision.json").write_bytes(to_json(record))
+    try:
+        with atomic_directory(out, replace=replace, marker="vision.json") as temporary:
+            state = {name: p.detach().half().contiguous() for name, p in classifier.vision.state_dict().items()}
+            save_file(state, temporary / "vision.safetensors")
+            record = {"model": model, "pretraining": config, "images": int((~held_back).sum()), "accuracy": figures}
+            (temporary / "vision.json").write_bytes(to_json(record))
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error.strerror or error})") from error
     return figures
