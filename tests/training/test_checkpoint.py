@@ -210,6 +210,19 @@ def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "step-00000010", "step-00000100"]
 
 
+def test_what_is_pruned_goes_at_once(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while files are being removed must not leave part of a checkpoint under its name."""
+    for step in (1, 2, 3):
+        shutil.copytree(original, tmp_path / f"step-{step:08d}")
+    seen: list[bool] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: seen.append((tmp_path / "step-00000001").exists()))
+    prune_checkpoints(tmp_path)
+    assert seen == [False]
+    monkeypatch.undo()
+    clean_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
 def test_a_replacement_that_never_landed_is_undone(tmp_path: Path, original: Path) -> None:
     """What a kill between the two renames of a replacement leaves: the old one moved aside, the new one unnamed."""
     aside, new = tmp_path / ".tmp-step-00000003.abcdefgh", tmp_path / ".tmp-step-00000003.ijklmnop"

@@ -126,7 +126,10 @@ def _write_checkpoint(
 def read_meta(directory: Path) -> CheckpointMeta:
     """Parse and verify a checkpoint directory: every file present, of the recorded size and SHA-256."""
     path = directory / _META
-    recover_directory(directory)
+    try:
+        recover_directory(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: its replacement was interrupted; rename {error.filename} to it") from error
     if not path.is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (no {_META}); give a directory that dqe-train wrote")
     try:
