@@ -56,8 +56,6 @@ def export_bundle(
             (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
             advance("verifying")
             Bundle.load(temporary)
-    except FileExistsError as error:
-        raise ExportError(str(error)) from error
-    except OSError as error:
-        raise ExportError(f"{out}: cannot be written ({error.strerror})") from error
+    except OSError as error:  # without an error number: `atomic_directory` says why it does not replace what is there
+        raise ExportError(f"{out}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
     return manifest

@@ -259,6 +259,13 @@ def test_an_existing_bundle_needs_force(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_force_replaces_bundles_alone(quick: None, checkpoint_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"precious")
+    refused([checkpoint_path, tmp_path / "photos", "--force"], capsys, "photos holds files but no manifest.json")
+    assert (tmp_path / "photos" / "one.jpg").read_bytes() == b"precious"
+
+
 def test_no_space_left(quick: None, checkpoint_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files_of_at_most(20_000):
         refused([checkpoint_path, tmp_path / "out"], capsys, "out: cannot be written", "File too large")
