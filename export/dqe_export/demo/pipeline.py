@@ -47,8 +47,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     overrides: tuple[str, ...] = ()
 
 
-SHORT = DemoOptions(dataset=GarmentsSpec(train_triplets=32_000))
-LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=64_000))
+SHORT = DemoOptions(dataset=GarmentsSpec(train_triplets=24_000))
+LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=48_000))
 
 
 @dataclass
