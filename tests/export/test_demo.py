@@ -70,7 +70,7 @@ def test_baseline_has_neither_weights_nor_negatives_and_the_same_time(finished: 
     assert config.loss.objective == "infonce"
     assert not config.model.attribute_weights
     assert not config.trns.enabled
-    assert run.baseline.seconds[0] == pytest.approx(run.dqe.seconds[0], rel=0.5, abs=2.0)
+    assert config.optim.seconds == run.dqe.seconds[0] <= run.baseline.seconds[0]
     assert run.baseline.evaluations[0][0].weight_auc is None
 
 
