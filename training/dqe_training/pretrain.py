@@ -20,7 +20,7 @@ from dqe_engine.errors import CheckpointError
 from dqe_engine.files import atomic_directory
 
 from .config import ModelConfig
-from .data.images import load_pixels
+from .data.images import load_pixels, to_pixel_values
 from .data.records import ImageRecord, read_jsonl
 from .data.triplets import label_images, read_vocabulary
 from .model.vision import build_vision
@@ -80,7 +80,6 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
     batch_size = min(config.batch_size, len(pixels))
     steps = config.epochs * (len(pixels) // batch_size)
     targets = torch.from_numpy(labels)
@@ -93,8 +92,7 @@ def pretrain(
             rate = config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
-            logits = classifier(augment((batch - mean) / std, generator))
+            logits = classifier(augment(to_pixel_values(pixels[rows.numpy()], model.preprocessing), generator))
             losses = [F.cross_entropy(z, targets[rows, a], ignore_index=-1, label_smoothing=0.02) for a, z in enumerate(logits)]
             loss = torch.stack(losses).sum()
             optimizer.zero_grad(set_to_none=True)
@@ -118,11 +116,10 @@ def accuracy(
     vocabulary: AttributeVocabulary,
 ) -> dict[str, float]:
     """Share of right labels per attribute."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
     hits: list[Tensor] = []
     for start in range(0, len(pixels), 256):
-        batch = torch.from_numpy(pixels[start : start + 256]).permute(0, 3, 1, 2).float() / 255
-        predicted = torch.stack([z.argmax(1) for z in classifier((batch - mean) / std)], dim=1)
+        logits = classifier(to_pixel_values(pixels[start : start + 256], model.preprocessing))
+        predicted = torch.stack([z.argmax(1) for z in logits], dim=1)
         hits.append(predicted == torch.from_numpy(labels[start : start + 256]))
     share = torch.cat(hits).double().mean(0)
     return dict(zip(vocabulary.names, share.tolist(), strict=True))
