@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import DQEError
 from dqe_engine.files import atomic_write
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
@@ -136,7 +134,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
     bundle = directory / "bundle"
     with stage("exporting to ONNX"):
         checkpoint = load_checkpoint(dqe.checkpoints[0])
-        _export(checkpoint, bundle, announce)
+        export_bundle(checkpoint, bundle, name="garments", force=True)
     with stage("indexing the gallery in the runtime"), listener_scope(listener("indexing")) as events:
         engine = RetrievalEngine.load(bundle)
         index_gallery(
@@ -166,18 +164,6 @@ def _encode(
         tokens = encode_image_tokens(model, pixels, listener=events)
         gallery = encode_gallery_images(model, images, evaluation)
     return tokens, gallery, pixels
-
-
-def _export(checkpoint: Checkpoint, bundle: Path, announce: Announce) -> None:
-    """Export, unless a whole bundle newer than the checkpoint is there."""
-    made = checkpoint.directory / "checkpoint.json"
-    if bundle.exists() and (bundle / "manifest.json").stat().st_mtime > made.stat().st_mtime:
-        try:
-            Bundle.load(bundle)
-            return
-        except DQEError as error:
-            announce(f"exporting again: {error}")
-    export_bundle(checkpoint, bundle, name="garments", force=True)
 
 
 @contextmanager
