@@ -1,0 +1,1 @@
+"""Benchmarks of the engine: run as modules from the repository root, see README.md."""

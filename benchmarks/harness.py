@@ -1,0 +1,219 @@
+"""Timing of contenders: answers compared first, rounds interleaved, the better of shared and own process counted.
+
+A benchmark describes its work as cases (`Case`), each with its inputs, its contenders and a check of their answers. Nothing
+here knows what is being measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+
+SETTLE_SECONDS = 0.01
+"""Pause between two contenders, in which the idle threads of the last one's pool stop spinning."""
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to do a case's work.
+
+    `prepare` turns the case's inputs into the call to be timed (building an index, converting, uploading: not timed) and is
+    where the library is imported. `answer` turns what that call returned into what the case's check takes (not timed).
+    """
+
+    name: str
+    prepare: Callable[[Any], Callable[[], Any]]
+    answer: Callable[[Any], Any] = lambda raw: raw
+    package: str | None = None
+    """The module that must be importable; None where nothing but this project is needed."""
+    synchronize: Callable[[], None] = lambda: None
+    """Wait until a device is idle; called before the clock is read."""
+
+    @property
+    def installed(self) -> bool:
+        return self.package is None or find_spec(self.package) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How an answer compares with the truth of its case."""
+
+    ok: bool
+    max_error: float
+    """Largest absolute error of a score."""
+    same_ids: float
+    """Share of the true ids that were returned; below 1 where rounding swaps neighbours at the end of the list."""
+    detail: str = ""
+    notes: dict[str, float] = field(default_factory=dict)
+    """Figures that the answer itself reports."""
+
+
+class Case(Protocol):
+    """Picklable, so that a process of its own can build the same inputs again."""
+
+    @property
+    def label(self) -> str: ...
+    def describe(self) -> dict[str, Any]: ...
+    def inputs(self) -> Any: ...
+    def contenders(self) -> Sequence[Contender]: ...
+    def checker(self, inputs: Any) -> Callable[[Any], Agreement]: ...
+
+
+class AnswerMismatchError(Exception):
+    """A contender's answer is wrong, so its time means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Each contender runs `minimum` times, and on until it has spent `seconds` or run `maximum` times."""
+
+    minimum: int = 7
+    maximum: int = 60
+    seconds: float = 2.0
+
+    def wants(self, samples: Sequence[float]) -> bool:
+        return len(samples) < self.minimum or (len(samples) < self.maximum and sum(samples) < self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of each run."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.samples))
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "median_s": self.median,
+            "p95_s": float(np.percentile(self.samples, 95)),
+            "min_s": min(self.samples),
+            "rounds": len(self.samples),
+            "samples_s": [round(sample, 7) for sample in self.samples],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of resident memory, measured in a process of the contender's own."""
+
+    prepared: int
+    """Kept by what `prepare` built, beyond the inputs."""
+    peak_extra: int
+    """Peak of the first timed call, beyond what was resident before it."""
+    exact: bool
+    """False: the peak counter could not be reset, so an earlier, higher peak may hide this one."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What was measured of one contender in one case."""
+
+    name: str
+    status: str = "ok"
+    agreement: Agreement | None = None
+    interleaved: Timing | None = None
+    alone: Timing | None = None
+    memory: Memory | None = None
+
+    @property
+    def best(self) -> Timing | None:
+        """The timing that counts: the one with the smaller median."""
+        return min((t for t in (self.interleaved, self.alone) if t), key=lambda t: t.median, default=None)
+
+    def record(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"name": self.name, "status": self.status}
+        for name in ("interleaved", "alone"):
+            timing = getattr(self, name)
+            out[name] = timing.record() if timing else None
+        best = self.best
+        out["median_s"] = best.median if best else None
+        out["counted"] = None if best is None else "interleaved" if best is self.interleaved else "alone"
+        if self.agreement:
+            a = self.agreement
+            out["answer"] = {"max_score_error": a.max_error, "same_ids": a.same_ids, "detail": a.detail} | a.notes
+        if self.memory:
+            m = self.memory
+            out["memory"] = {"prepared_bytes": m.prepared, "peak_extra_bytes": m.peak_extra, "exact": m.exact}
+        return out
+
+
+def timed(contender: Contender, run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, and what it returned."""
+    contender.synchronize()
+    started = time.perf_counter()
+    raw = run()
+    contender.synchronize()
+    return time.perf_counter() - started, raw
+
+
+def check(case: Case, contender: Contender, run: Callable[[], Any], checker: Callable[[Any], Agreement]) -> Agreement:
+    """Run once, untimed, and hold the answer against the truth. Raises AnswerMismatchError."""
+    _, raw = timed(contender, run)
+    agreement = checker(contender.answer(raw))
+    if not agreement.ok:
+        raise AnswerMismatchError(f"{case.label}: {contender.name}: {agreement.detail}")
+    return agreement
+
+
+def interleave(
+    case: Case,
+    rounds: Rounds,
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+    skip: Callable[[str], str | None] = lambda name: None,
+    on_step: Callable[[str], None] = lambda text: None,
+    prepared: Callable[[], None] = lambda: None,
+    between: Callable[[], None] = lambda: None,
+) -> list[Result]:
+    """Measure all contenders of a case in this process, taking turns.
+
+    `skip` gives a reason not to run a contender (memory), which becomes its status; `prepared` is called once every library
+    is loaded, `between` once a round.
+    """
+    inputs = case.inputs()
+    checker = case.checker(inputs)
+    results: list[Result] = []
+    ready: list[tuple[Contender, Callable[[], Any], list[float], Result]] = []
+    for contender in case.contenders():
+        if not wanted(contender.name):
+            continue
+        reason = skip(contender.name) if contender.installed else "not installed"
+        result = Result(contender.name, status=reason or "ok")
+        results.append(result)
+        if reason:
+            continue
+        on_step(f"{case.label}: checking {contender.name}")
+        run = contender.prepare(inputs)
+        result.agreement = check(case, contender, run, checker)
+        ready.append((contender, run, [], result))
+    prepared()
+    for contender, run, _, _ in ready:  # warm caches and pools, now that every library has been loaded
+        timed(contender, run)
+    while any(rounds.wants(samples) for _, _, samples, _ in ready):
+        on_step(f"{case.label}: round {1 + max(len(samples) for _, _, samples, _ in ready)}")
+        between()
+        for contender, run, samples, _ in ready:
+            if rounds.wants(samples):
+                time.sleep(SETTLE_SECONDS)
+                samples.append(timed(contender, run)[0])
+    for _, _, samples, result in ready:
+        result.interleaved = Timing(tuple(samples))
+    return results
+
+
+def ratio(slow: Timing, fast: Timing, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """How many times faster: the ratio of medians, and the ends of its percentile bootstrap interval."""
+    rng = np.random.default_rng(0)
+    medians = [np.median(rng.choice(t.samples, (_RESAMPLES, len(t.samples))), axis=1) for t in (slow, fast)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(medians[0] / medians[1], (tail, 1 - tail))
+    return slow.median / fast.median, float(low), float(high)

@@ -1,0 +1,97 @@
+"""Contenders in processes of their own: times undisturbed by other libraries' thread pools, and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import multiprocessing
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .harness import SETTLE_SECONDS, Case, Contender, Memory, Rounds, Timing, check, timed
+from .machine import limit_threads
+
+T = TypeVar("T")
+
+
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """Call in a fresh interpreter; its exceptions are raised here."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
+    """The contender's times in each of the cases, in one process that runs nothing else."""
+    return in_own_process(_times, list(cases), name, rounds, threads)
+
+
+def peak_memory(case: Case, name: str, threads: int) -> Memory:
+    """What the contender's preparation keeps and its first call needs at its peak."""
+    return in_own_process(_memory, case, name, threads)
+
+
+def _contender(case: Case, name: str) -> Contender:
+    return next(contender for contender in case.contenders() if contender.name == name)
+
+
+def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
+    out = []
+    for case in cases:
+        contender, inputs = _contender(case, name), case.inputs()
+        run = contender.prepare(inputs)
+        limit_threads(threads)
+        check(case, contender, run, case.checker(inputs))
+        timed(contender, run)
+        samples: list[float] = []
+        while rounds.wants(samples):
+            time.sleep(SETTLE_SECONDS)
+            samples.append(timed(contender, run)[0])
+        out.append(Timing(tuple(samples)))
+    return out
+
+
+def _memory(case: Case, name: str, threads: int) -> Memory:
+    contender = _contender(case, name)
+    if contender.package:
+        importlib.import_module(contender.package)  # the library itself is not what the work needs
+    limit_threads(threads)
+    inputs = case.inputs()
+    gc.collect()
+    without = _status_bytes("VmRSS")
+    run = contender.prepare(inputs)
+    gc.collect()
+    exact = _reset_peak()
+    before = _status_bytes("VmRSS") if exact else _status_bytes("VmHWM")
+    raw = run()
+    peak = _status_bytes("VmHWM")
+    del raw
+    return Memory(
+        prepared=max(_status_bytes("VmRSS") - without, 0) if not exact else max(before - without, 0),
+        peak_extra=max(peak - before, 0),
+        exact=exact,
+    )
+
+
+def _reset_peak() -> bool:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
+        return True
+    return False
+
+
+def _status_bytes(name: str) -> int:
+    """A memory figure of this process. VmHWM and not `ru_maxrss`: the latter inherits the parent's peak through exec."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

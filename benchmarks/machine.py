@@ -1,0 +1,132 @@
+"""What a measurement ran on: processor, load, versions, commit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+)
+_ENVIRONMENT = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_")
+_ROOT = Path(__file__).parent.parent
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    text = _read("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug() -> str:
+    """A folder name for results of this kind of machine: `amd-epyc-2-cores`."""
+    name = re.sub(r"\(r\)|\(tm\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", cpu_model().lower())
+    return re.sub(r"[^a-z0-9]+", "-", f"{name} {cores()} cores").strip("-")
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping; a large number where the system does not say."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 1 << 62
+
+
+def load_average() -> list[float]:
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def limit_threads(threads: int) -> None:
+    """Give every loaded BLAS and OpenMP pool this many threads. Call when all libraries are loaded."""
+    if threads == cores():
+        return  # what they take by themselves
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(limits=threads)
+
+
+def describe(packages: tuple[str, ...]) -> dict[str, Any]:
+    """The record that stands beside every result."""
+    info, flags = _read("/proc/cpuinfo"), set()
+    if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE):
+        flags = set(found[1].split())
+    meminfo = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "mhz": [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", info, re.MULTILINE)],
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "caches": _caches(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "virtual": "hypervisor" in flags,
+        "memory_bytes": int(meminfo[1]) * 1024 if meminfo else None,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__} | {name: _version(name) for name in packages},
+        "thread_pools": _thread_pools(),
+        **_git(),
+    }
+
+
+def _thread_pools() -> list[dict[str, Any]]:
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    wanted = ("internal_api", "version", "threading_layer", "architecture", "num_threads")
+    return [{name: pool[name] for name in wanted if name in pool} for pool in threadpool_info()]
+
+
+def _caches() -> dict[str, str]:
+    out = {}
+    for entry in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (kind := _read(entry / "type").strip()) != "Instruction":
+            out[f"L{_read(entry / 'level').strip()}{'d' if kind == 'Data' else ''}"] = _read(entry / "size").strip()
+    return out
+
+
+def _git() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    with contextlib.suppress(OSError):
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    return {"commit": None, "dirty": None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str | Path) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace")
+    return ""

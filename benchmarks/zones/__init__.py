@@ -1,0 +1,1 @@
+"""What `bench_zones` measures: cases, contenders, checks, targets and plots."""

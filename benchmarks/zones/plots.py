@@ -1,0 +1,124 @@
+"""The scaling and roofline plots."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqe_engine.files import atomic_write
+
+_COLOURS = {
+    "ours f16": "#c1272d",
+    "ours": "#7a0c12",
+    "ours screened": "#e8853b",
+    "PyTorch matmul + topk": "#3566a8",
+    "FAISS flat, BLAS forced": "#2f7d4f",
+    "FAISS flat, default": "#8fbf9f",
+    "FAISS f16": "#7c6aa8",
+}
+_MARKERS = {"ours f16": "o", "ours": "o", "ours screened": "D"}
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.dpi": 150,
+}
+
+
+def draw(sections: dict[str, Any], folder: Path) -> list[Path]:
+    """Plots of the sections that are there; the paths written."""
+    drawn = {"scaling": _scaling, "roofline": _roofline}
+    return [drawn[name](sections[name], folder / f"zones-{name}.png") for name in drawn if name in sections]
+
+
+def _scaling(section: dict[str, Any], path: Path) -> Path:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        base = section["items"]
+        views = ((left, "items", "items N", "16 queries", {"batch": 16}), (right, "batch", "queries B", f"{base:,} items", {"items": base}))
+        for axes, axis, label, title, fixed in views:
+            for name, points in _series(section["cases"], axis, fixed).items():
+                x, y = zip(*sorted(points), strict=True)
+                thick = 2.2 if name.startswith("ours") else 1.3
+                axes.plot(x, np.array(y) * 1e3, marker=_MARKERS.get(name, "s"), ms=4, lw=thick, color=_COLOURS.get(name), label=name)
+            axes.set(xscale="log", yscale="log", xlabel=label, title=title)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        right.set_xscale("log", base=2)
+        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.set_ylabel("milliseconds (median)")
+        handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+        return _save(figure, path)
+
+
+def _series(cases: list[dict[str, Any]], axis: str, fixed: dict[str, int]) -> dict[str, list[tuple[int, float]]]:
+    out: dict[str, list[tuple[int, float]]] = {}
+    for case in cases:
+        if all(case["case"][name] == value for name, value in fixed.items()):
+            for c in case["contenders"]:
+                if c["status"] == "ok":
+                    out.setdefault(c["name"], []).append((case["case"][axis], c["median_s"]))
+    return out
+
+
+def _roofline(section: dict[str, Any], path: Path) -> Path:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    peaks, points = section["peaks"], section["points"]
+    intensity = np.array([p["flops"] / p["bytes"] for p in points])
+    reached = np.array([p["flops"] / p["median_s"] / 1e9 for p in points])
+    x = np.geomspace(intensity.min() / 2, intensity.max() * 3, 200)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+        axes = figure.subplots()
+        top = peaks["fma_flops"] / 1e9
+        for name, rate, style in (("read", peaks["read_bytes"], "-"), ("copy", peaks["copy_bytes"], "--")):
+            axes.plot(x, np.minimum(rate / 1e9 * x, top), style, color="#444444", lw=1.3, label=f"plain {name}, {rate / 1e9:.1f} GB/s")
+        for name, rate, style in (
+            ("multiply-adds in registers", top, "-"),
+            (f"plain matrix product ({peaks['gemm_by']})", peaks["gemm_flops"] / 1e9, ":"),
+        ):
+            axes.axhline(rate, ls=style, color="#9a6a00", lw=1.3, label=f"{name}, {rate:.0f} GFLOP/s")
+        for name in dict.fromkeys(p["name"] for p in points):
+            mine = [i for i, p in enumerate(points) if p["name"] == name]
+            axes.scatter(intensity[mine], reached[mine], s=42, color=_COLOURS[name], label=name, zorder=3, edgecolor="white", lw=0.6)
+            for i in mine:
+                text = f"B={points[i]['batch']}" + (f", M={points[i]['tokens']}" if points[i]["tokens"] > 1 else "")
+                below = name == "ours"
+                axes.annotate(
+                    text,
+                    (intensity[i], reached[i]),
+                    xytext=(0, -7 if below else 7),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top" if below else "bottom",
+                    fontsize=8,
+                    color=_COLOURS[name],
+                )
+        axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of items, read once", ylabel="GFLOP/s")
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(min(reached.min(), top) / 3, top * 2)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.legend(loc="lower right", fontsize=8, frameon=True)
+        return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with atomic_write(path) as stream:
+        stream.write(buffer.getvalue())
+    return path
