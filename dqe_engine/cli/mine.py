@@ -106,9 +106,9 @@ def _mine(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     plan = outcome.manifest.plan
     if outcome.damaged_blocks:
-        print(f"{outcome.damaged_blocks} blocks of the interrupted run were damaged, and mined again", file=sys.stderr)
+        print(f"damaged blocks of the interrupted run, mined again: {outcome.damaged_blocks}", file=sys.stderr)
     for name, count in plan.nonfinite.items():
-        print(f"{name}: {count} rows with NaN or infinities", file=sys.stderr)
+        print(f"rows with NaN or infinities in {name}: {count:,}", file=sys.stderr)
     _, mined = read_mined(args.out, verify=False)
     rate = f" ({outcome.mined / seconds:,.0f} queries/s)" if outcome.mined else ""
     print(f"gallery          {plan.items:,} items × {plan.tokens} × {plan.width}, shards: {len(job.shards)}")
@@ -134,7 +134,7 @@ def _show(args: argparse.Namespace) -> int:
     print(f"gallery          {plan.items:,} items × {plan.tokens} × {plan.width}; backend {plan.backend}")
     print(f"zones            {zones.bounds} {zones.lo} to {zones.hi}; {plan.picks} picks, {zones.policy}{softmax}, seed {zones.seed}")
     for name, count in plan.nonfinite.items():
-        print(f"{name:16} {count:,} rows with NaN or infinities")
+        print(f"not finite       rows of {name}: {count:,}")
     print(f"queries          {plan.queries:,}")
     summary = summarise(mined)
     _print_summary(summary, plan.picks)

@@ -137,6 +137,7 @@ class MiningJob:
             counts=True,
             exclude=[ids[ids >= 0] for ids in np.concatenate(hidden, axis=1)] if hidden else None,
             first_query=start,
+            threads=self.threads,
             backend=self.backend,
         )
         arrays = {name: getattr(found, name) for name in ARRAYS}

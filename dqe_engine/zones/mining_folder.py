@@ -378,5 +378,5 @@ def _disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, FileExistsError) and error.strerror is None:  # of atomic_directory, with its own advice
-            raise InputError(f"{error}; nothing was mined") from error
+            raise InputError(f"{error}; choose another folder") from error
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); finished blocks stay, run again to go on") from error

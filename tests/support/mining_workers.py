@@ -1,0 +1,57 @@
+"""A mining problem whose dot products are exact, and the process whose workers mine it and are killed (tests/zones/test_mining.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.fork_server import serve
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones.mining import MiningJob
+from dqe_engine.zones.mining_folder import mine_to_folder
+
+GALLERY, QUERIES, TOKENS, WIDTH, PICKS, BLOCK = 40, 23, 2, 8, 5, 7
+ZONES = ZoneSpec(lo=0.0, hi=0.9, bounds="quantile", policy="uniform", seed=3)
+
+
+def problem(seed: int = 0) -> dict[str, Any]:
+    """Queries, items, targets and exclude. Values are multiples of 1/8: every inner product is exact."""
+    rng = np.random.default_rng(seed)
+    queries = (rng.integers(-8, 9, (QUERIES, WIDTH)) / 8).astype(np.float32)
+    items = (rng.integers(-8, 9, (GALLERY, TOKENS, WIDTH)) / 8).astype(np.float32)
+    targets, references = rng.integers(0, GALLERY, (2, QUERIES))
+    references[:3] = targets[:3]
+    return {"queries": queries, "items": items, "targets": targets, "exclude": references[:, None]}
+
+
+def job(*, lo: float = ZONES.lo) -> MiningJob:
+    zones = ZoneSpec(lo=lo, hi=ZONES.hi, bounds=ZONES.bounds, policy=ZONES.policy, seed=ZONES.seed)
+    return MiningJob(**problem(), zones=zones, picks=PICKS, block=BLOCK, threads=1)
+
+
+def mine_and_die(out: str, die_before: int, lo: float, force: bool) -> None:
+    """Mine to a folder, and die by SIGKILL just before the n-th change of what is on the disk."""
+    count = 0
+
+    def mortal(change: Any) -> Any:
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == die_before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*args, **options)
+
+        return counting
+
+    for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
+        setattr(os, name, mortal(getattr(os, name)))
+    mine_to_folder(Path(out), job(lo=lo), force=force)
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    serve({"mine_and_die": mine_and_die})

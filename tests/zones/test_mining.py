@@ -1,0 +1,496 @@
+"""Mining: the picks against brute force and the reference, whatever the blocks; folders that survive kills at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import mining_workers
+from support.fork_server import ForkServer
+from support.mining_workers import BLOCK, GALLERY, PICKS, QUERIES, ZONES, job, problem
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import InputError
+from dqe_engine.files import recover_directory
+from dqe_engine.zones import mining, mining_folder
+from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives, summarise
+from dqe_engine.zones.mining_folder import MANIFEST_FILE, MiningOutcome, mine_to_folder, read_mined
+
+
+def mine(*, zones: ZoneSpec = ZONES, picks: int = PICKS, **options: Any) -> MinedNegatives:
+    inputs = problem()
+    inputs |= {name: options.pop(name) for name in tuple(inputs) if name in options}
+    return mine_negatives(inputs.pop("queries"), inputs.pop("items"), inputs.pop("targets"), zones=zones, picks=picks, **inputs, **options)
+
+
+def assert_same(a: MinedNegatives, b: MinedNegatives) -> None:
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        assert getattr(a, name).dtype == getattr(b, name).dtype
+
+
+# -- what is picked ----------------------------------------------------------------------------------------------------
+
+
+def brute_force(row: int, zones: ZoneSpec) -> tuple[dict[int, float], float, float, float]:
+    """Δ of every candidate (target and reference left out), lo, hi and the target's score."""
+    inputs = problem()
+    target, reference = inputs["targets"][row], inputs["exclude"][row, 0]
+    score = [
+        max(sum(float(a) * float(b) for a, b in zip(inputs["queries"][row], token, strict=True)) for token in item)
+        for item in inputs["items"]
+    ]
+    delta = {i: score[target] - score[i] for i in range(GALLERY) if i not in (target, reference)}
+    lo, hi = zones.lo, zones.hi
+    if zones.bounds == "quantile":
+        ordered = sorted(delta.values())
+        lo, hi = (ordered[math.floor(p * (len(ordered) - 1))] for p in (lo, hi))
+    return delta, lo, hi, score[target]
+
+
+SPECS = [
+    ZoneSpec(lo=0.25, hi=1.5),
+    ZoneSpec(lo=-1.0, hi=0.5, policy="hardest"),
+    ZoneSpec(lo=0.1, hi=0.4, bounds="quantile", policy="uniform", seed=5),
+    ZoneSpec(lo=0.0, hi=0.9, bounds="quantile", policy="softmax", temperature=0.5, seed=7),
+    ZoneSpec(lo=1000, hi=2000),  # nothing is that far
+]
+
+
+@pytest.mark.parametrize("zones", SPECS, ids=lambda z: f"{z.bounds}-{z.policy}-{z.lo}")
+@pytest.mark.parametrize("picks", [1, 4, GALLERY])
+def test_mined_equals_brute_force(zones: ZoneSpec, picks: int) -> None:
+    mined = mine(zones=zones, picks=picks)
+    assert mined.picks.shape == (QUERIES, picks)
+    for row, found in enumerate(mined.picks.tolist()):
+        delta, lo, hi, anchor = brute_force(row, zones)
+        mid = {i for i, d in delta.items() if lo <= d <= hi}
+        chosen = [i for i in found if i >= 0]
+        assert len(chosen) == len(set(chosen)) == min(picks, len(mid))
+        assert found == chosen + [-1] * (picks - len(chosen))
+        assert set(chosen) <= mid
+        assert (mined.lo[row], mined.hi[row], mined.anchor_scores[row]) == (lo, hi, anchor)
+        assert mined.counts[row].tolist() == [sum(d < lo for d in delta.values()), len(mid), sum(d > hi for d in delta.values())]
+        assert [anchor - s for s in mined.pick_scores[row, : len(chosen)]] == [delta[i] for i in chosen]
+        assert (mined.pick_scores[row, len(chosen) :] == -math.inf).all()
+        if zones.policy == "hardest":
+            assert chosen == sorted(mid, key=lambda i: (delta[i], i))[:picks]
+
+
+@pytest.mark.parametrize("zones", SPECS, ids=lambda z: f"{z.bounds}-{z.policy}-{z.lo}")
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_neither_blocks_nor_shards_nor_threads_change_anything(zones: ZoneSpec, shards: int) -> None:
+    expected = mine(zones=zones, backend="reference")
+    assert expected.backend == "reference"
+    items = problem()["items"]
+    cuts = np.array_split(items, shards) if shards < 5 else [items[:0], items[:1], items[1:1], items[1:30], items[30:]]
+    for block in (1, 7, 1000):
+        for threads in (0, 1, 2):
+            assert_same(mine(zones=zones, items=cuts, block=block, threads=threads), expected)
+
+
+def test_half_precision_items() -> None:
+    assert_same(mine(items=problem()["items"].astype(np.float16)), mine())  # eighths are exact there
+
+
+def test_the_gallery_may_be_plain_vectors() -> None:
+    items = problem()["items"][:, :1]
+    assert_same(mine(items=np.ascontiguousarray(items[:, 0])), mine(items=np.ascontiguousarray(items)))
+
+
+def test_scores_as_targets() -> None:
+    """The same Δ from scores; but then the target is a candidate like any other."""
+    by_id = mine(zones=ZoneSpec(lo=0.125, hi=1.0), picks=GALLERY)
+    by_score = mine(zones=ZoneSpec(lo=0.125, hi=1.0), picks=GALLERY, targets=by_id.anchor_scores)
+    np.testing.assert_array_equal(np.sort(by_score.picks), np.sort(by_id.picks))  # the target, at Δ = 0, is near
+    excluded_anyway = problem()["targets"] == problem()["exclude"][:, 0]
+    np.testing.assert_array_equal(by_score.counts - by_id.counts, np.outer(~excluded_anyway, [1, 0, 0]))
+
+
+def test_exclusions_are_padded() -> None:
+    everything = ZoneSpec(lo=-1000, hi=1000)
+    exclude = np.full((QUERIES, 4), -1)
+    exclude[2] = [5, 5, -1, 6]
+    exclude[5] = [0, 1, 2, 3]
+    mined = mine(zones=everything, picks=GALLERY, exclude=exclude)
+    targets = problem()["targets"]
+    for row, found in enumerate(mined.picks.tolist()):
+        assert set(found) - {-1} == set(range(GALLERY)) - {targets[row], *exclude[row].tolist()}
+    alone = mine(zones=everything, picks=GALLERY, exclude=None)
+    assert ((alone.picks >= 0).sum(axis=1) == GALLERY - 1).all()
+    by_score = mine(zones=everything, picks=GALLERY, exclude=None, targets=alone.anchor_scores)
+    assert (by_score.picks >= 0).all()
+
+
+def test_without_queries_or_items() -> None:
+    nobody = {"queries": np.zeros((0, 8), np.float32), "targets": np.zeros(0, np.int64), "exclude": np.zeros((0, 1), np.int64)}
+    mined = mine(**nobody)
+    assert mined.picks.shape == (0, PICKS)
+    assert summarise(mined).quantiles == {}
+    nothing = mine(items=np.zeros((0, 2, 8), np.float32), targets=np.zeros(QUERIES, np.float32), exclude=None)
+    assert (nothing.picks == -1).all()
+    assert not nothing.counts.any()
+    assert summarise(nothing).empty == QUERIES
+
+
+def test_a_query_without_scores_gets_no_picks() -> None:
+    queries = problem()["queries"]
+    queries[4, 0] = np.nan
+    mined = mine(queries=queries)
+    assert (mined.picks[4] == -1).all()
+    assert not mined.counts[4].any()
+    assert (mined.picks[5] >= 0).all()
+
+
+def test_the_seed_changes_uniform_picks() -> None:
+    draws = [mine(zones=ZoneSpec(lo=-1000, hi=1000, seed=seed)).picks for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).mean() > 0.5
+
+
+def test_progress_is_told_after_every_block() -> None:
+    told: list[tuple[int, int]] = []
+    mine(block=7, progress=lambda *event: told.append(event))
+    assert told == [(7, 23), (14, 23), (21, 23), (23, 23)]
+
+
+def test_the_zones_reach_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    select = mining.select_zones
+    monkeypatch.setattr(mining, "select_zones", lambda *args, **options: seen.append(options) or select(*args, **options))
+    zones = ZoneSpec(lo=0.1, hi=0.2, bounds="quantile", policy="softmax", temperature=0.3, seed=11)
+    mine(zones=zones, block=10, threads=2)
+    assert [options["first_query"] for options in seen if "first_query" in options] == [0, 10, 20]
+    for options in seen:
+        assert options["zones"] == zones
+    assert {options["threads"] for options in seen if "first_query" in options} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"picks": 0}, "picks=0: expected 1 or more"),
+        ({"block": 0}, "block=0: expected 1 or more"),
+        ({"items": []}, "no shards"),
+        ({"items": np.zeros((5, 2, 9), np.float32)}, "D=8 .* D=9"),
+        ({"queries": problem()["queries"].astype(float)}, "queries: dtype float64, expected float32"),
+        ({"targets": np.zeros(22, np.int64)}, "targets: 22 entries for 23 queries"),
+        ({"targets": np.zeros(23, np.int32)}, "targets: int32 of shape"),
+        (
+            {"targets": np.full(23, GALLERY)},
+            r"targets: 23 of 23 ids are not positions in the gallery \(0 to 39\); the first is 40, in row 0",
+        ),
+        ({"targets": np.full(23, -1)}, "the first is -1"),
+        ({"exclude": np.zeros((22, 1), np.int64)}, "exclude: 22 entries for 23 queries"),
+        ({"exclude": np.zeros(23, np.int64)}, r"expected int64 \(T, E\)"),
+        ({"exclude": np.full((23, 2), -2)}, "0 to 39, or -1 for none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mine(**changed)
+
+
+def test_the_summary() -> None:
+    mined = mine(zones=ZoneSpec(lo=0.25, hi=1.5), picks=GALLERY)
+    summary = summarise(mined)
+    sizes = mined.counts[:, 1]
+    assert (summary.queries, summary.full, summary.empty) == (QUERIES, 0, int((sizes == 0).sum()))
+    assert summary.quantiles["mid"][0] == sizes.min()
+    assert summary.quantiles["mid"][3] == np.sort(sizes)[QUERIES // 2]
+    assert summary.quantiles["mid"][-1] == summary.quantiles["picks"][-1] == sizes.max()
+    assert 0.25 <= summary.quantiles["Δ of picks"][0] <= summary.quantiles["Δ of picks"][-1] <= 1.5
+    nothing = summarise(mine(zones=ZoneSpec(lo=1000, hi=2000)))
+    assert (nothing.full, nothing.empty) == (0, QUERIES)
+    assert "Δ of picks" not in nothing.quantiles
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def interrupted(out: Path, blocks: int, **options: Any) -> None:
+    """Ctrl-C after some blocks."""
+
+    def stop(done: int, total: int) -> None:
+        if done == blocks * BLOCK:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine_to_folder(out, job(), progress=stop, **options)
+
+
+def changed(**options: Any) -> MiningJob:
+    arguments: dict[str, Any] = {**problem(), "zones": ZONES, "picks": PICKS, "block": BLOCK}
+    return MiningJob(**arguments | options)
+
+
+def test_the_folder_holds_what_is_mined(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "mined"
+    told: list[tuple[int, int]] = []
+    outcome = mine_to_folder(out, job(), progress=lambda *event: told.append(event))
+    assert told == [(0, 23), (7, 23), (14, 23), (21, 23), (23, 23)]
+    assert (outcome.mined, outcome.damaged_blocks) == (QUERIES, 0)
+    manifest, mined = read_mined(out)
+    assert manifest == outcome.manifest
+    assert_same(mined, mine())
+    assert (manifest.plan.queries, manifest.plan.items, manifest.plan.tokens, manifest.plan.width) == (23, 40, 2, 8)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(np.load(out / f"{name}.npy"), getattr(mined, name))
+    assert [path.name for path in out.parent.iterdir()] == ["mined"]
+
+
+def test_without_queries(tmp_path: Path) -> None:
+    empty = changed(queries=np.zeros((0, 8), np.float32), targets=np.zeros(0, np.int64), exclude=None)
+    assert mine_to_folder(tmp_path / "mined", empty).mined == 0
+    _, mined = read_mined(tmp_path / "mined")
+    assert mined.picks.shape == (0, PICKS)
+
+
+def test_a_finished_run_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "mined"
+    first = mine_to_folder(out, job())
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.setattr(MiningJob, "rows", None)
+    items = problem()["items"]
+    for same in (job(), changed(block=3), changed(threads=2), changed(items=[items[:9], items[9:]])):
+        assert mine_to_folder(out, same) == MiningOutcome(manifest=first.manifest, mined=0, damaged_blocks=0)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"picks": 3}, "picks 5 (now 3)"),
+        ({"zones": ZoneSpec(lo=0.1, hi=0.9, bounds="quantile", seed=4)}, "lo 0.0 (now 0.1), seed 3 (now 4)"),
+        ({"queries": problem(1)["queries"]}, "other queries"),
+        ({"items": problem(1)["items"]}, "other gallery"),
+        ({"items": problem()["items"].astype(np.float16)}, "other gallery"),
+        ({"targets": problem(1)["targets"]}, "other targets"),
+        ({"exclude": None}, "other exclude"),
+        ({"backend": "reference"}, "backend cpu (now reference)"),
+    ],
+)
+def test_changed_inputs_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    finished, stopped = tmp_path / "finished", tmp_path / "stopped"
+    mine_to_folder(finished, job())
+    interrupted(stopped, 2)
+    before = contents(finished), contents(partial_of(stopped))
+    for out in (finished, stopped):
+        with pytest.raises(InputError) as refusal:
+            mine_to_folder(out, changed(**options))
+        assert said in str(refusal.value)
+        assert "--force" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    assert (contents(finished), contents(partial_of(stopped))) == before
+    for out in (finished, stopped):
+        assert mine_to_folder(out, changed(**options), force=True).mined == QUERIES
+    assert contents(finished) == contents(stopped)
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    mine_to_folder(tmp_path / "straight", job())
+    out = tmp_path / "mined"
+    interrupted(out, 2)
+    assert not out.exists()
+    with pytest.raises(InputError, match=r"unfinished, run dqe-mine again"):
+        read_mined(out)
+    told: list[int] = []
+    outcome = mine_to_folder(out, job(), progress=lambda done, total: told.append(done))
+    assert told == [14, 21, 23]
+    assert outcome.mined == QUERIES - 2 * BLOCK
+    assert contents(out) == contents(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mined", "straight"]
+
+
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_going_on_with_another_block_size(tmp_path: Path, block: int) -> None:
+    mine_to_folder(tmp_path / "straight", job())
+    out = tmp_path / "mined"
+    interrupted(out, 2)
+    sorted(partial_of(out).glob("*-*.npy"))[0].unlink()
+    assert mine_to_folder(out, changed(block=block)).mined == QUERIES - BLOCK
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_block_is_mined_again(tmp_path: Path, damage: str) -> None:
+    mine_to_folder(tmp_path / "straight", job())
+    out = tmp_path / "mined"
+    interrupted(out, 3)
+    block = sorted(partial_of(out).glob("*-*.npy"))[1]
+    raw = bytearray(block.read_bytes())
+    raw[-3] ^= 1
+    block.write_bytes({"flip": bytes(raw), "cut": bytes(raw[:-5]), "empty": b""}[damage])
+    outcome = mine_to_folder(out, job())
+    assert (outcome.mined, outcome.damaged_blocks) == (QUERIES - 2 * BLOCK, 1)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), MANIFEST_FILE])
+def test_damage_of_a_finished_folder_is_noticed(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "mined"
+    mine_to_folder(out, job())
+    raw = bytearray((out / name).read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    (out / name).write_bytes(bytes(raw))
+    for attempt in (lambda: read_mined(out), lambda: mine_to_folder(out, job())):
+        with pytest.raises(InputError, match=name):
+            attempt()
+    assert mine_to_folder(out, job(), force=True).mined == QUERIES
+    read_mined(out)
+    (out / "picks.npy").unlink()
+    with pytest.raises(InputError, match=r"picks\.npy: missing or damaged"):
+        read_mined(out, verify=False)
+
+
+def test_a_run_of_which_nothing_is_known_is_not_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    interrupted(out, 2)
+    (partial_of(out) / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="--force"):
+        mine_to_folder(out, job())
+    (partial_of(out) / "run.json").unlink()
+    assert mine_to_folder(out, job()).mined == QUERIES
+
+
+def test_only_mined_folders_are_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    out.mkdir()
+    assert mine_to_folder(out, job()).mined == QUERIES  # an empty folder is free
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    for force in (False, True):
+        with pytest.raises(InputError, match="photos"):
+            mine_to_folder(foreign, job(), force=force)
+    assert [path.name for path in foreign.iterdir()] == ["manifest.json"]
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "mine.txt").write_text("keep")
+    mine_to_folder(tmp_path / "other", job())
+    assert (tmp_path / "other.partial" / "mine.txt").read_text() == "keep"
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    interrupted(out, 1)
+    descriptor = os.open(partial_of(out), os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another process is mining to this folder"):
+        mine_to_folder(out, job())
+    os.close(descriptor)
+    assert mine_to_folder(out, job()).mined == QUERIES - BLOCK
+
+
+@pytest.mark.parametrize("what", ["queries", "items", "targets"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_counted_and_refused(tmp_path: Path, what: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining_folder, "_READ_BYTES", 100)  # several chunks
+    array = problem()[what] if what != "targets" else mine().anchor_scores
+    array[[3, 20]] = value
+    name = {"items": "gallery"}.get(what, what)
+    with pytest.raises(InputError, match=f"NaN or infinities in 2 of {len(array)} rows of {name}; .*--allow-nan"):
+        mine_to_folder(tmp_path / "mined", changed(**{what: array}))
+    assert list(tmp_path.iterdir()) == []
+    assert mine_to_folder(tmp_path / "mined", changed(**{what: array}), allow_nonfinite=True).manifest.plan.nonfinite == {name: 2}
+
+
+def test_infinite_bounds_are_refused(tmp_path: Path) -> None:
+    """JSON has no infinity."""
+    with pytest.raises(InputError, match="finite bounds"):
+        mine_to_folder(tmp_path / "mined", changed(zones=ZoneSpec(lo=0, hi=math.inf)))
+
+
+@contextlib.contextmanager
+def files_of_at_most(limit: int) -> Iterator[None]:
+    """As on a full disk: writing more than `limit` bytes to a file is an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [100, 900, 1100])
+def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path, limit: int) -> None:
+    """900 bytes hold the plan and no block, 1100 hold a block and not all picks."""
+    mine_to_folder(tmp_path / "straight", job())
+    out = tmp_path / "mined"
+    with files_of_at_most(limit), pytest.raises(InputError, match=r"mined: cannot be written \(.*\); finished blocks stay"):
+        mine_to_folder(out, job())
+    assert not out.exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+    blocks = len(list(partial_of(out).glob("*-*.npy")))
+    assert blocks == (4 if limit == 1100 else 0)
+    assert mine_to_folder(out, job()).mined == (0 if blocks else QUERIES)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        mine_to_folder(tmp_path / "file" / "mined", job())
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer(Path(mining_workers.__file__)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_kill_at_any_moment_loses_at_most_a_block(server: ForkServer, tmp_path: Path, replacing: bool) -> None:
+    """SIGKILL before every single change of the disk, of a first run and of one that replaces an older result."""
+    mine_to_folder(tmp_path / "straight", job())
+    mine_to_folder(tmp_path / "old", job(lo=0.5))
+    expected, old = contents(tmp_path / "straight"), contents(tmp_path / "old")
+    seen, most = set(), 0
+    for die_before in range(1, 500):
+        place = tmp_path / str(die_before)
+        place.mkdir()
+        out = place / "mined"
+        if replacing:
+            mine_to_folder(out, job(lo=0.5))
+        status = server.run("mine_and_die", out=str(out), die_before=die_before, lo=ZONES.lo, force=replacing)
+        blocks = len(list(partial_of(out).glob("*-*.npy")))
+        most = max(most, blocks)
+        assert blocks >= most or (out / MANIFEST_FILE).exists() or list(place.glob(".tmp-*/old")), "a later kill lost more blocks"
+        recover_directory(out)
+        if out.exists():
+            found = contents(out)
+            assert found in (expected, old)
+            seen.add("new" if found == expected else "old")
+        else:
+            assert not replacing
+            seen.add("none")
+        if status == 0:
+            break
+        assert status == signal.SIGKILL
+        finished = out.exists() and contents(out) == expected
+        again = mine_to_folder(out, job(), force=replacing and not finished)
+        assert again.mined == (0 if finished else max(QUERIES - blocks * BLOCK, 0))
+        assert contents(out) == expected
+        assert [path.name for path in place.iterdir()] == ["mined"]
+    assert die_before > 30
+    assert most == 4
+    assert seen == ({"old", "new"} if replacing else {"none", "new"})
