@@ -349,21 +349,21 @@ def test_mining_sees_every_query_and_the_whole_gallery(tiny_data: Tiny, tmp_path
     seeds: list[int] = []
     mine = trainer_module.mine_negatives
 
-    def spy(queries: np.ndarray, tokens: np.ndarray, targets: np.ndarray, references: np.ndarray, zones: Any, **options: Any) -> np.ndarray:
-        calls.append((queries.copy(), tokens, targets, references))
+    def spy(queries: np.ndarray, tokens: np.ndarray, targets: np.ndarray, *, zones: Any, exclude: np.ndarray, **options: Any) -> Any:
+        calls.append((queries.copy(), tokens, targets, exclude))
         seeds.append(zones.seed)
-        mined = mine(queries, tokens, targets, references, zones, **options)
-        assert not (mined == targets[:, None]).any()
-        assert not (mined == references[:, None]).any()
+        mined = mine(queries, tokens, targets, zones=zones, exclude=exclude, **options)
+        assert not (mined.picks == targets[:, None]).any()
+        assert not (mined.picks == exclude).any()
         return mined
 
     monkeypatch.setattr(trainer_module, "mine_negatives", spy)
     train(train_config(batch_size=7, epochs=4), tiny_data, tmp_path)
     assert len(calls) == 3
     assert len(set(seeds)) == 3
-    for queries, tokens, targets, references in calls:
+    for queries, tokens, targets, exclude in calls:
         assert tokens.shape == (len(data.images), 3, 8)
         assert np.isfinite(queries).all()  # the remainder of an epoch, too
         np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
         assert targets is data.target
-        assert references is data.reference
+        np.testing.assert_array_equal(exclude[:, 0], data.reference)

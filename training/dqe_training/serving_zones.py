@@ -18,7 +18,7 @@ def calibrate_zones(
     """Absolute bounds, for the engine's `zones=True`, where the anchor is the query's best candidate (docs/method.md).
 
     lo: median Δ of the labelled target to the best hit, so that an image as good as a typical right answer is near.
-    hi: median Δ at which the best 2 % of the gallery end, at least lo. Arguments as in `mine_negatives`.
+    hi: median Δ at which the best 2 % of the gallery end, at least lo. `target_tokens` are the gallery's; both ids are positions in it.
     """
     exclude = [[r] for r in reference_ids.tolist()]
     probe = ZoneSpec(lo=0.0, hi=_MID_RANK, bounds="quantile")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
+from dqe_engine.zones.mining import mine_negatives
 
 from .checkpoint import (
     UNCALIBRATED_ZONES,
@@ -45,7 +46,7 @@ from .losses.total import BatchLabels, total_loss
 from .model import DQEModel, QueryOutput
 from .optim import build_optimizer, set_rate
 from .serving_zones import calibrate_zones
-from .trns import draw_negative, mine_negatives
+from .trns import draw_negative
 
 _CALIBRATION_QUERIES = 2_000
 
@@ -149,9 +150,9 @@ class Trainer:
         if len(stale):
             self._bank[stale] = self._encode_queries(stale.numpy())
         zones = msgspec.structs.replace(t.zones, seed=(t.zones.seed + 1_000_003 * epoch) % 2**64)
-        self._mined = mine_negatives(
-            self._bank.numpy(), self._encode_gallery(), self.data.target, self.data.reference, zones, picks=t.picks
-        )
+        exclude = self.data.reference[:, None]
+        mined = mine_negatives(self._bank.numpy(), self._encode_gallery(), self.data.target, zones=zones, picks=t.picks, exclude=exclude)
+        self._mined = mined.picks
         event = {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "encoded_again": len(stale)}
         self.listener(event | {"empty": float((self._mined[:, 0] < 0).mean())})
 

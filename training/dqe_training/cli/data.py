@@ -1,4 +1,4 @@
-"""dqe-data: make the procedural dataset."""
+"""dqe-data: make the procedural dataset; encode a training set for dqe-mine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dqe_engine.cli.main import positive, run
+from dqe_engine.cli.main import positive
 from dqe_engine.errors import InputError
+
+from .runner import run_torch
+
+_ENCODE_EPILOG = """\
+OUT holds queries.npy, gallery.npy, targets.npy and exclude.npy (the references), as dqe-mine takes them, and images.json:
+position i of the gallery is its i-th name. Then: dqe-mine OUT --out mined
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dqe-data", description="Datasets for training and evaluation.")
+    parser = argparse.ArgumentParser(prog="dqe-data", description="Datasets for training, evaluation and mining.")
     commands = parser.add_subparsers(dest="command", required=True)
     garments = commands.add_parser("garments", help="draw the procedural garments dataset")
     garments.add_argument("out", type=Path, metavar="DIR")
@@ -21,6 +28,20 @@ def build_parser() -> argparse.ArgumentParser:
     garments.add_argument("--val-queries", type=int, default=1_000, help="0 for images and labels alone")
     garments.add_argument("--image-size", type=positive, default=96, help="pixels")
     garments.add_argument("--seed", type=int, default=0)
+    encode = commands.add_parser(
+        "encode",
+        help="query embeddings and gallery tokens of a training set, for dqe-mine",
+        description="Encode a training set with a checkpoint: what dqe-mine reads.",
+        epilog=_ENCODE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    encode.add_argument("model", type=Path, help="a checkpoint directory (dqe-train)")
+    encode.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data garments writes it")
+    encode.add_argument("--triplets", type=Path, metavar="FILE", help="own data, as dqe-train takes it")
+    encode.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
+    encode.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder of the result")
+    encode.add_argument("--storage", choices=("f32", "f16"), default="f32", help="precision of gallery.npy (default: f32)")
+    encode.add_argument("--force", action="store_true", help="replace OUT when it exists")
     return parser
 
 
@@ -42,6 +63,22 @@ def _garments(args: argparse.Namespace) -> int:
     return 0
 
 
+def _encode(args: argparse.Namespace) -> int:
+    if (args.data is None) == (args.triplets is None or args.images is None):
+        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
+    from ..checkpoint import load_checkpoint
+    from ..mining_inputs import write_mining_inputs
+    from ..workflow import DataSource
+    from .progress import TrainingProgress
+
+    source = DataSource(args.triplets, args.images) if args.data is None else DataSource.from_directory(args.data)
+    checkpoint = load_checkpoint(args.model)
+    with TrainingProgress() as listener:
+        write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, listener=listener)
+    print(args.out)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run(lambda: _garments(args))
+    return run_torch(lambda: _encode(args) if args.command == "encode" else _garments(args))
