@@ -60,6 +60,10 @@ class Case(Protocol):
     @property
     def label(self) -> str: ...
     def describe(self) -> dict[str, Any]: ...
+    def small(self) -> Case:
+        """The same work on next to nothing: run before memory is measured, so that thread pools and lazy imports do not count."""
+        ...
+
     def inputs(self) -> Any: ...
     def contenders(self) -> Sequence[Contender]: ...
     def checker(self, inputs: Any) -> Callable[[Any], Agreement]: ...
@@ -73,7 +77,7 @@ class AnswerMismatchError(Exception):
 class Rounds:
     """Each contender runs `minimum` times, and on until it has spent `seconds` or run `maximum` times."""
 
-    minimum: int = 7
+    minimum: int = 5
     maximum: int = 60
     seconds: float = 2.0
 
@@ -108,7 +112,7 @@ class Memory:
     prepared: int
     """Kept by what `prepare` built, beyond the inputs."""
     peak_extra: int
-    """Peak of the first timed call, beyond what was resident before it."""
+    """Peak of the first call, beyond what was resident before it."""
     exact: bool
     """False: the peak counter could not be reset, so an earlier, higher peak may hide this one."""
 
@@ -155,13 +159,13 @@ def timed(contender: Contender, run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, raw
 
 
-def check(case: Case, contender: Contender, run: Callable[[], Any], checker: Callable[[Any], Agreement]) -> Agreement:
-    """Run once, untimed, and hold the answer against the truth. Raises AnswerMismatchError."""
-    _, raw = timed(contender, run)
+def check(case: Case, contender: Contender, run: Callable[[], Any], checker: Callable[[Any], Agreement]) -> tuple[Agreement, float]:
+    """Run once and hold the answer against the truth; also the seconds it took. Raises AnswerMismatchError."""
+    seconds, raw = timed(contender, run)
     agreement = checker(contender.answer(raw))
     if not agreement.ok:
         raise AnswerMismatchError(f"{case.label}: {contender.name}: {agreement.detail}")
-    return agreement
+    return agreement, seconds
 
 
 def interleave(
@@ -182,6 +186,7 @@ def interleave(
     inputs = case.inputs()
     checker = case.checker(inputs)
     results: list[Result] = []
+    cold: dict[str, float] = {}
     ready: list[tuple[Contender, Callable[[], Any], list[float], Result]] = []
     for contender in case.contenders():
         if not wanted(contender.name):
@@ -193,11 +198,12 @@ def interleave(
             continue
         on_step(f"{case.label}: checking {contender.name}")
         run = contender.prepare(inputs)
-        result.agreement = check(case, contender, run, checker)
+        result.agreement, cold[contender.name] = check(case, contender, run, checker)
         ready.append((contender, run, [], result))
     prepared()
     for contender, run, _, _ in ready:  # warm caches and pools, now that every library has been loaded
-        timed(contender, run)
+        if cold[contender.name] < rounds.seconds:  # the check itself is warm-up enough for what takes long
+            timed(contender, run)
     while any(rounds.wants(samples) for _, _, samples, _ in ready):
         on_step(f"{case.label}: round {1 + max(len(samples) for _, _, samples, _ in ready)}")
         between()

@@ -47,8 +47,9 @@ def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> li
         contender, inputs = _contender(case, name), case.inputs()
         run = contender.prepare(inputs)
         limit_threads(threads)
-        check(case, contender, run, case.checker(inputs))
-        timed(contender, run)
+        _, cold = check(case, contender, run, case.checker(inputs))
+        if cold < rounds.seconds:
+            timed(contender, run)
         samples: list[float] = []
         while rounds.wants(samples):
             time.sleep(SETTLE_SECONDS)
@@ -62,21 +63,19 @@ def _memory(case: Case, name: str, threads: int) -> Memory:
     if contender.package:
         importlib.import_module(contender.package)  # the library itself is not what the work needs
     limit_threads(threads)
+    small = case.small()
+    _contender(small, name).prepare(small.inputs())()
     inputs = case.inputs()
     gc.collect()
     without = _status_bytes("VmRSS")
     run = contender.prepare(inputs)
     gc.collect()
-    exact = _reset_peak()
-    before = _status_bytes("VmRSS") if exact else _status_bytes("VmHWM")
+    kept, exact = _status_bytes("VmRSS"), _reset_peak()
+    before = _status_bytes("VmHWM")
     raw = run()
     peak = _status_bytes("VmHWM")
     del raw
-    return Memory(
-        prepared=max(_status_bytes("VmRSS") - without, 0) if not exact else max(before - without, 0),
-        peak_extra=max(peak - before, 0),
-        exact=exact,
-    )
+    return Memory(prepared=max(kept - without, 0), peak_extra=max(peak - before, 0), exact=exact)
 
 
 def _reset_peak() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ..harness import Contender
 from . import contenders as by
@@ -37,6 +37,9 @@ class SearchCase:
 
     def describe(self) -> dict[str, Any]:
         return dataclasses.asdict(self.spec) | {"batch": self.batch, "k": self.k, "threads": self.threads}
+
+    def small(self) -> Self:
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, items=max(2 * self.k, 256)), gallery=0)
 
     def inputs(self) -> by.SearchInputs:
         data = vectors(dataclasses.replace(self.spec, items=max(self.gallery, self.spec.items)))

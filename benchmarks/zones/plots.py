@@ -53,6 +53,7 @@ def _scaling(section: dict[str, Any], path: Path) -> Path:
                 axes.plot(x, np.array(y) * 1e3, marker=_MARKERS.get(name, "s"), ms=4, lw=thick, color=_COLOURS.get(name), label=name)
             axes.set(xscale="log", yscale="log", xlabel=label, title=title)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"))
         right.set_xscale("log", base=2)
         right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         left.set_ylabel("milliseconds (median)")

@@ -64,6 +64,9 @@ class RefreshCase:
         zones = {"lo": ZONES.lo, "hi": ZONES.hi, "bounds": ZONES.bounds, "policy": ZONES.policy, "picks": PICKS}
         return dataclasses.asdict(self.spec) | zones | {"threads": self.threads}
 
+    def small(self) -> RefreshCase:
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, items=2000, queries=2))
+
     def inputs(self) -> RefreshInputs:
         data = vectors(self.spec)
         references = (data.targets + 1) % self.spec.items

@@ -29,7 +29,7 @@ class Sizes:
     max_sim_items: int = 20_000
     tokens: int = 32
     refresh: int = 18_000
-    peer_queries: int = 128
+    peer_queries: int = 256
     our_queries: int = 1024
     scaling_items: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000, 5_000_000)
     scaling_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -102,7 +102,7 @@ def top_k(bench: Bench) -> dict[str, Any]:
             ceilings.append(max(ceiling))
         bench.run_alone(cases, results, sizes.rounds)
         for case, row, ceiling_flops in zip(cases, results, ceilings, strict=True):
-            if case.batch == 64 and kind == KINDS[0]:
+            if bench.alone and case.batch == 64 and kind == KINDS[0]:
                 bench.measure_memory(case, row)
             out.append(bench.case(case, row, flops=flops(case), fma_flops_per_s=ceiling_flops))
     return {"cases": out}
@@ -122,17 +122,16 @@ def max_sim(bench: Bench) -> dict[str, Any]:
 
 
 def refresh(bench: Bench) -> dict[str, Any]:
-    """Mining for as many queries as items: the peers on a slice, ours on a larger one or (`full`) on all."""
+    """Mining for as many queries as items: the peers on a slice, ours on a larger one or (`full`) on all, besides the slice."""
     sizes = bench.sizes
     spec = VectorSpec("clustered", sizes.refresh, sizes.peer_queries, WIDTH, sizes.tokens)
     peers = RefreshCase(spec, bench.threads)
     queries = sizes.refresh if bench.full else sizes.our_queries
     ours = RefreshCase(dataclasses.replace(spec, queries=queries), bench.threads, peers=False)
+    # Ours first and by itself: nothing else is loaded yet.
+    our_results = bench.interleave(ours, Rounds(minimum=1 if bench.full else 3, maximum=5, seconds=1.0))
     peer_results = bench.interleave(peers, sizes.slow_rounds)
     bench.run_alone([peers], [peer_results], sizes.slow_rounds)
-    once = Rounds(minimum=1 if bench.full else 3, maximum=5, seconds=1.0)
-    our_results = bench.interleave(ours, once)
-    bench.run_alone([ours], [our_results], once)
     bench.measure_memory(peers, [result for result in peer_results if result.name != OURS])
     bench.measure_memory(ours, our_results)
     return {"cases": [bench.case(peers, peer_results), bench.case(ours, our_results)], "queries": sizes.refresh}

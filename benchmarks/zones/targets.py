@@ -32,7 +32,8 @@ class _Case:
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record: dict[str, Any] = record
-        self.label, self.batch = str(record["label"]), record["case"].get("batch")
+        self.batch = record["case"].get("batch")
+        self.label = f"{record['case']['kind']}, B = {self.batch}"
         self.by_name = {c["name"]: c for c in record["contenders"] if c["status"] == "ok"}
 
     def timing(self, name: str) -> Timing | None:
