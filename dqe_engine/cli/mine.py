@@ -67,7 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     zones.add_argument("--seed", type=int, default=0, metavar="N", help="of uniform and softmax (default: 0)")
     zones.add_argument("--picks", type=positive, default=16, metavar="P", help="negatives per query (default: 16)")
     work = parser.add_argument_group("work")
-    work.add_argument("--block", type=positive, default=1024, metavar="N", help="queries per pass over the gallery (default: 1024)")
+    work.add_argument(
+        "--block",
+        type=positive,
+        default=1024,
+        metavar="N",
+        help="queries per pass over the gallery; take more where it is larger than the memory (default: 1024)",
+    )
     work.add_argument("--threads", type=positive, metavar="N", help="(default: one per processor)")
     work.add_argument("--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto", help="(default: auto)")
     work.add_argument("--allow-nan", action="store_true", help="go on where inputs hold NaN or infinities; such rows get no picks")
@@ -90,7 +96,7 @@ def _mine(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     job = _job(args)
-    done = 0
+    done: int | None = None
     with _progress_bars() as (reading, mining):
 
         def progress(count: int, total: int) -> None:
@@ -101,7 +107,8 @@ def _mine(args: argparse.Namespace) -> int:
         try:
             outcome = mine_to_folder(args.out, job, force=args.force, allow_nonfinite=args.allow_nan, progress=progress, reading=reading)
         except KeyboardInterrupt:
-            print(f"interrupted: {done} of {len(job.queries)} queries are done; run the same command to go on", file=sys.stderr)
+            where = "while reading the inputs" if done is None else f"{done} of {len(job.queries)} queries are done"
+            print(f"interrupted: {where}; run the same command to go on", file=sys.stderr)
             return EXIT_INTERRUPTED
     seconds = time.perf_counter() - started
     plan = outcome.manifest.plan

@@ -153,6 +153,11 @@ def test_ctrl_c_says_how_to_go_on(
     assert run(inputs, "--out", tmp_path / "mined", *OPTIONS) == 0
     assert "23: 9 mined, 14 were there" in capsys.readouterr().out
     assert calls == [0, 7, 14, 14, 21]
+    np.save(inputs / "targets.npy", (np.load(inputs / "targets.npy") + 1) % GALLERY)
+    with monkeypatch.context() as patch:
+        patch.setattr("dqe_engine.zones.mining_folder._nonfinite_rows", lambda chunk: signal.raise_signal(signal.SIGINT))
+        assert run(inputs, "--out", tmp_path / "mined", *OPTIONS) == 130
+    assert capsys.readouterr().err.strip() == "interrupted: while reading the inputs; run the same command to go on"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs", "mined"]
 
 
