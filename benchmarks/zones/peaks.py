@@ -33,7 +33,7 @@ class Peaks:
 
 def fma_flops(threads: int) -> float:
     """Two per multiply-add of a loop that stays in registers."""
-    return 2 * float(_kernels.fma_peak(threads))
+    return 2 * float(_kernels.multiply_add_rate(threads))
 
 
 def measure(threads: int, *, copied_bytes: int = 1 << 29) -> Peaks:

@@ -75,6 +75,7 @@ def _series(cases: list[dict[str, Any]], axis: str, fixed: dict[str, int]) -> di
 def _roofline(section: dict[str, Any], path: Path) -> Path:
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter
 
     peaks, points = section["peaks"], section["points"]
@@ -92,21 +93,23 @@ def _roofline(section: dict[str, Any], path: Path) -> Path:
             (f"plain matrix product ({peaks['gemm_by']})", peaks["gemm_flops"] / 1e9, ":"),
         ):
             axes.axhline(rate, ls=style, color="#9a6a00", lw=1.3, label=f"{name}, {rate:.0f} GFLOP/s")
-        for name in dict.fromkeys(p["name"] for p in points):
-            mine = [i for i, p in enumerate(points) if p["name"] == name]
-            axes.scatter(intensity[mine], reached[mine], s=42, color=_COLOURS[name], label=name, zorder=3, edgecolor="white", lw=0.6)
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        for name, many in dict.fromkeys((p["name"], p["tokens"] > 1) for p in points):
+            mine = [i for i, p in enumerate(points) if p["name"] == name and (p["tokens"] > 1) == many]
+            style: dict[str, Any] = {"marker": "^" if many else "o", "s": 46, "color": _COLOURS[name], "edgecolor": "white", "lw": 0.6}
+            label = f"{name}, {points[mine[0]]['tokens']} tokens an item" if many else name
+            axes.scatter(intensity[mine], reached[mine], label=label, zorder=3, **style)
             for i in mine:
-                text = f"B={points[i]['batch']}" + (f", M={points[i]['tokens']}" if points[i]["tokens"] > 1 else "")
-                below = name == "ours"
                 axes.annotate(
-                    text,
+                    f"B={points[i]['batch']}",
                     (intensity[i], reached[i]),
-                    xytext=(0, -7 if below else 7),
+                    xytext=(0, -7 if many else 7),
                     textcoords="offset points",
                     ha="center",
-                    va="top" if below else "bottom",
+                    va="top" if many else "bottom",
                     fontsize=8,
                     color=_COLOURS[name],
+                    path_effects=halo,
                 )
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of items, read once", ylabel="GFLOP/s")
         axes.set_xlim(x[0], x[-1])
