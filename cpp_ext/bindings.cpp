@@ -2,11 +2,19 @@
 // does not fit is a TypeError, never a copy). The GIL is released while a kernel runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <chrono>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "zones_cpu.hpp"
+#include "parallel.hpp"
+#include "screen.hpp"
+#include "sweep.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -16,117 +24,222 @@ namespace {
 
 template <typename T, int Rank>
 using Array = nb::ndarray<T, nb::ndim<Rank>, nb::device::cpu, nb::c_contig>;
-using Scores = Array<const float, 2>;
+using Items = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu, nb::c_contig>;
 
-// Raises ValueError unless `array` is (rows,) or (rows, columns).
+std::string text(std::initializer_list<int64_t> shape) {
+    std::string all = "(";
+    for (const int64_t size : shape) all += std::to_string(size) + ",";
+    return all + ")";
+}
+
+// Raises ValueError unless `array` has this shape.
 template <typename AnyArray>
-void expect(const char* name, const AnyArray& array, size_t rows, size_t columns = 0) {
-    if (array.shape(0) == rows && (array.ndim() == 1 || array.shape(1) == columns)) return;
-    const auto text = [](size_t height, size_t width, bool matrix) {
-        return "(" + std::to_string(height) + (matrix ? ", " + std::to_string(width) + ")" : ",)");
-    };
-    const bool matrix = array.ndim() == 2;
-    throw std::invalid_argument(std::string(name) + ": expected shape " + text(rows, columns, matrix) + ", got " +
-                                text(array.shape(0), matrix ? array.shape(1) : 0, matrix));
+void expect(const char* name, const AnyArray& array, std::initializer_list<int64_t> shape) {
+    size_t axis = 0;
+    for (const int64_t size : shape)
+        if (static_cast<int64_t>(array.shape(axis++)) != size) throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape));
 }
 
-ScoreTile tile_of(const Scores& scores, int64_t first_item) {
-    return {scores.data(), static_cast<int64_t>(scores.shape(0)), static_cast<int64_t>(scores.shape(1)), first_item};
+const TileKernels* kernels_of(const std::string& name) {
+    const TileKernels* const* available = available_tile_kernels();
+    if (name.empty()) return *available;
+    for (; *available; ++available)
+        if ((*available)->name == name) return *available;
+    throw std::invalid_argument("instruction set '" + name + "' is not one that this processor runs");
 }
 
-TopK top_k_of(const Array<float, 2>& scores, const Array<int64_t, 2>& ids) {
-    expect("ids", ids, scores.shape(0), scores.shape(1));
-    return {scores.data(), ids.data(), static_cast<int64_t>(scores.shape(1))};
+bool is_half(const Items& items) {
+    const bool half = items.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+    if (!half && items.dtype() != nb::dtype<float>()) throw nb::type_error("items: expected float32 or float16");
+    return half;
 }
 
-void update_top_k_adapter(Scores tile, int64_t first_item, Array<float, 2> scores, Array<int64_t, 2> ids, int threads) {
-    expect("scores", scores, tile.shape(0), scores.shape(1));
-    const TopK state = top_k_of(scores, ids);
-    nb::gil_scoped_release release;
-    update_top_k(tile_of(tile, first_item), state, threads);
-}
+// The quantised copy of one shard (screen.hpp): codes (n, M, W) and three numbers per token (n, M).
+struct CodedShard {
+    Array<const uint8_t, 3> codes;
+    Array<const float, 2> scales, errors, norms;
+};
 
-void sort_top_k_adapter(Array<float, 2> scores, Array<int64_t, 2> ids, int threads) {
-    const TopK state = top_k_of(scores, ids);
-    nb::gil_scoped_release release;
-    sort_top_k(state, static_cast<int64_t>(scores.shape(0)), threads);
-}
+struct Arguments {
+    Array<const float, 2> queries;
+    std::vector<Items> shards;
+    std::vector<CodedShard> coded;
+    Array<const int64_t, 1> offsets, excluded;
+    std::optional<Array<const int64_t, 1>> anchor_ids;
+};
 
-void update_zones_adapter(Scores tile, int64_t first_item, int64_t first_query, Array<const float, 1> anchor, Array<const float, 1> lo,
-                          Array<const float, 1> hi, int policy, double temperature, uint64_t seed, Array<int64_t, 2> counts,
-                          Array<double, 2> pick_keys, Array<int64_t, 2> pick_ids, Array<float, 2> pick_scores, int threads) {
-    const size_t queries = tile.shape(0), picks = pick_keys.shape(1);
-    expect("anchor", anchor, queries);
-    expect("lo", lo, queries);
-    expect("hi", hi, queries);
-    expect("counts", counts, queries, 3);
-    expect("pick_keys", pick_keys, queries, picks);
-    expect("pick_ids", pick_ids, queries, picks);
-    expect("pick_scores", pick_scores, queries, picks);
-    if (policy < 0 || policy > 2) throw std::invalid_argument("policy: expected 0, 1 or 2, got " + std::to_string(policy));
-    const Zones state = {anchor.data(),    lo.data(),       hi.data(),          counts.data(),
-                         pick_keys.data(), pick_ids.data(), pick_scores.data(), static_cast<int64_t>(picks),
-                         first_query};
-    nb::gil_scoped_release release;
-    update_zones(tile_of(tile, first_item), {static_cast<dqe::Policy>(policy), temperature, seed}, state, threads);
-}
-
-void sort_picks_adapter(Array<double, 2> keys, Array<int64_t, 2> ids, Array<float, 2> scores, int threads) {
-    expect("ids", ids, keys.shape(0), keys.shape(1));
-    expect("scores", scores, keys.shape(0), keys.shape(1));
-    Zones state = {};
-    state.pick_keys = keys.data(), state.pick_ids = ids.data(), state.pick_scores = scores.data();
-    state.picks = static_cast<int64_t>(keys.shape(1));
-    nb::gil_scoped_release release;
-    sort_picks(state, static_cast<int64_t>(keys.shape(0)), threads);
-}
-
-Ranking ranking_of(const Array<float, 2>& buffer, const Array<int64_t, 1>& fill, const Array<float, 1>& threshold,
-                   const Array<int64_t, 1>& valid) {
-    const size_t queries = buffer.shape(0), width = buffer.shape(1);
-    if (width == 0 || width % 2) throw std::invalid_argument("buffer: width must be twice the capacity, got " + std::to_string(width));
-    expect("fill", fill, queries);
-    expect("threshold", threshold, queries);
-    expect("valid", valid, queries);
-    return {buffer.data(), fill.data(), threshold.data(), valid.data(), static_cast<int64_t>(width / 2)};
-}
-
-void update_ranking_adapter(Scores tile, Array<float, 2> buffer, Array<int64_t, 1> fill, Array<float, 1> threshold, Array<int64_t, 1> valid,
-                            int threads) {
-    expect("buffer", buffer, tile.shape(0), buffer.shape(1));
-    const Ranking state = ranking_of(buffer, fill, threshold, valid);
-    nb::gil_scoped_release release;
-    update_ranking(tile_of(tile, 0), state, threads);
-}
-
-void score_at_rank_adapter(Array<float, 2> buffer, Array<int64_t, 1> fill, Array<float, 1> threshold, Array<int64_t, 1> valid,
-                           double quantile, Array<float, 1> scores, int threads) {
-    const Ranking state = ranking_of(buffer, fill, threshold, valid);
-    expect("scores", scores, buffer.shape(0));
-    for (size_t b = 0; b < buffer.shape(0); ++b) {
-        const bool held = fill(b) <= 2 * state.capacity && fill(b) >= (valid(b) < state.capacity ? valid(b) : state.capacity);
-        const double rank = quantile * static_cast<double>(valid(b) - 1);
-        if (!held || !(quantile >= 0) || rank >= static_cast<double>(state.capacity))
-            throw std::invalid_argument("score_at_rank: row " + std::to_string(b) + " holds no score at quantile " +
-                                        std::to_string(quantile));
+Gallery gallery_of(const Arguments& given, std::vector<Shard>& shards) {
+    Gallery gallery = {};
+    if (given.shards.empty()) throw std::invalid_argument("shards: expected at least one");
+    const Items& first = given.shards.front();
+    gallery.tokens = static_cast<int64_t>(first.shape(1));
+    gallery.width = static_cast<int64_t>(first.shape(2));
+    gallery.half = is_half(first);
+    gallery.screened = !given.coded.empty();
+    if (gallery.tokens == 0 || gallery.width == 0) throw std::invalid_argument("items: expected at least one token of at least one number");
+    if (gallery.screened && given.coded.size() != given.shards.size()) throw std::invalid_argument("coded: expected one entry a shard");
+    for (size_t s = 0; s < given.shards.size(); ++s) {
+        const Items& items = given.shards[s];
+        const auto count = static_cast<int64_t>(items.shape(0));
+        expect("items", items, {count, gallery.tokens, gallery.width});
+        if (is_half(items) != gallery.half) throw nb::type_error("items: all shards must have one dtype");
+        Shard shard = {items.data(), count, nullptr, nullptr, nullptr, nullptr};
+        if (gallery.screened) {
+            const CodedShard& coded = given.coded[s];
+            expect("codes", coded.codes, {count, gallery.tokens, code_width(gallery.width)});
+            expect("scales", coded.scales, {count, gallery.tokens});
+            expect("errors", coded.errors, {count, gallery.tokens});
+            expect("norms", coded.norms, {count, gallery.tokens});
+            shard.codes = coded.codes.data();
+            shard.scales = coded.scales.data(), shard.errors = coded.errors.data(), shard.norms = coded.norms.data();
+        }
+        shards.push_back(shard);
+        gallery.size += count;
     }
+    if (gallery.size >= 0xFFFFFFFF) throw std::invalid_argument("items: expected fewer than 2^32 - 1");
+    gallery.shards = shards.data();
+    gallery.shard_count = static_cast<int64_t>(shards.size());
+    return gallery;
+}
+
+void check_exclusions(const Arguments& given, int64_t batch, int64_t size) {
+    expect("offsets", given.offsets, {batch + 1});
+    int64_t last = 0;
+    for (int64_t b = 0; b <= batch; last = given.offsets(b++))
+        if (given.offsets(b) < last || given.offsets(b) > static_cast<int64_t>(given.excluded.shape(0)))
+            throw std::invalid_argument("offsets: expected ascending positions in excluded");
+    for (int64_t b = 0; b < batch; ++b)
+        for (int64_t at = given.offsets(b); at < given.offsets(b + 1); ++at)
+            if (given.excluded(at) < 0 || given.excluded(at) >= size || (at > given.offsets(b) && given.excluded(at) <= given.excluded(at - 1)))
+                throw std::invalid_argument("excluded: expected ascending distinct positions in each row");
+}
+
+int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded, Array<const int64_t, 1> offsets,
+                      Array<const int64_t, 1> excluded, Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
+                      std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all, int policy, double temperature,
+                      uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids, Array<float, 1> anchor,
+                      Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys, Array<int64_t, 2> picks,
+                      Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads, const std::string& instruction_set) {
+    Arguments given = {queries, std::move(shards), {}, offsets, excluded, anchor_ids};
+    for (const nb::tuple& arrays : coded)
+        given.coded.push_back({nb::cast<Array<const uint8_t, 3>>(arrays[0], false), nb::cast<Array<const float, 2>>(arrays[1], false),
+                               nb::cast<Array<const float, 2>>(arrays[2], false), nb::cast<Array<const float, 2>>(arrays[3], false)});
+    std::vector<Shard> storage;
+    const Gallery gallery = gallery_of(given, storage);
+    const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)), p = static_cast<int64_t>(picks.shape(1));
+    expect("queries", queries, {batch, gallery.width});
+    expect("query_rows", query_rows, {batch});
+    check_exclusions(given, batch, gallery.size);
+    expect("scores", scores, {batch, k});
+    expect("ids", ids, {batch, k});
+    for (const auto& [name, array] : {std::pair{"anchor", &anchor}, {"lo", &lo}, {"hi", &hi}}) expect(name, *array, {batch});
+    expect("counts", counts, {batch, 3});
+    expect("pick_keys", pick_keys, {batch, p});
+    expect("picks", picks, {batch, p});
+    expect("pick_scores", pick_scores, {batch, p});
+    expect("status", status, {batch});
+    if (policy < 0 || policy > 2) throw std::invalid_argument("policy: expected 0, 1 or 2");
+    if (zoning < 0 || zoning > 3) throw std::invalid_argument("zoning: expected 0 to 3");
+    if (zoning == 3 && !(0 <= lo_of_all && lo_of_all <= hi_of_all && hi_of_all <= 1)) throw std::invalid_argument("expected 0 <= lo <= hi <= 1");
+    if (zoning >= 2 && field <= static_cast<int64_t>(hi_of_all * static_cast<double>(zoning == 3 ? gallery.size : 0)))
+        throw std::invalid_argument("field: too small for the rank of hi");
+    if (anchor_ids) {
+        expect("anchor_ids", *anchor_ids, {batch});
+        for (int64_t b = 0; b < batch; ++b)
+            if ((*anchor_ids)(b) < 0 || (*anchor_ids)(b) >= gallery.size) throw std::invalid_argument("anchor_ids: not a position");
+    }
+    const TileKernels* kernels = kernels_of(instruction_set);
+    if (by_rows && batch > kernels->max_row_queries) throw std::invalid_argument("by_rows: too many queries");
+    const Sweep sweep = {queries.data(),
+                         query_rows.data(),
+                         batch,
+                         gallery,
+                         {offsets.data(), excluded.data()},
+                         k,
+                         p,
+                         static_cast<Zoning>(zoning),
+                         anchor_is_best,
+                         anchor_ids ? anchor_ids->data() : nullptr,
+                         lo_of_all,
+                         hi_of_all,
+                         {static_cast<dqe::Policy>(policy), temperature, seed},
+                         sample,
+                         field,
+                         by_rows,
+                         threads,
+                         kernels};
+    const Outcome out = {scores.data(), ids.data(),       anchor.data(), lo.data(),          hi.data(),
+                         counts.data(), pick_keys.data(), picks.data(),  pick_scores.data(), status.data()};
     nb::gil_scoped_release release;
-    score_at_rank(state, static_cast<int64_t>(buffer.shape(0)), quantile, scores.data(), threads);
+    return run(sweep, out);
+}
+
+void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms, int threads) {
+    const auto count = static_cast<int64_t>(items.shape(0)), tokens = static_cast<int64_t>(items.shape(1));
+    const auto width = static_cast<int64_t>(items.shape(2));
+    expect("codes", codes, {count, tokens, code_width(width)});
+    expect("scales", scales, {count, tokens});
+    expect("errors", errors, {count, tokens});
+    expect("norms", norms, {count, tokens});
+    if (width > 65536) throw std::invalid_argument("items: more than 65536 numbers a token do not fit 32-bit sums");
+    const bool half = is_half(items);
+    const TileKernels* kernels = kernels_of("");
+    nb::gil_scoped_release release;
+    const int workers = useful_threads(threads, count * tokens * width);
+    std::vector<std::vector<float>> widened(static_cast<size_t>(workers), std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
+    for_each_part(count, workers, [&](int thread, int64_t i) {
+        const int64_t at = i * tokens;
+        const float* rows = static_cast<const float*>(items.data()) + at * width;
+        if (half) {
+            float* own = widened[static_cast<size_t>(thread)].data();
+            kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
+            rows = own;
+        }
+        encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at, norms.data() + at);
+    });
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) names.emplace_back((*kernels)->name);
+    return names;
+}
+
+// Multiply-adds per second that `threads` threads reach in a loop that never leaves their registers.
+double multiply_add_rate(int threads, const std::string& instruction_set) {
+    const TileKernels* kernels = kernels_of(instruction_set);
+    nb::gil_scoped_release release;
+    constexpr int64_t kSteps = 4'000'000;
+    std::vector<int64_t> done(static_cast<size_t>(threads));
+    const auto start = std::chrono::steady_clock::now();
+    for_each_part(threads, threads, [&](int, int64_t part) {
+        float sink[2] = {1.0f, 0.5f};
+        done[static_cast<size_t>(part)] = kernels->multiply_add_loop(kSteps, sink);
+        volatile float kept = sink[0];
+        static_cast<void>(kept);
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    int64_t all = 0;
+    for (const int64_t own : done) all += own;
+    return static_cast<double>(all) / seconds.count();
 }
 
 }  // namespace
 
 NB_MODULE(_kernels, m) {
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
-    m.def("update_top_k", &update_top_k_adapter, "tile"_a.noconvert(), "first_item"_a, "scores"_a.noconvert(), "ids"_a.noconvert(),
-          "threads"_a = 0);
-    m.def("sort_top_k", &sort_top_k_adapter, "scores"_a.noconvert(), "ids"_a.noconvert(), "threads"_a = 0);
-    m.def("update_zones", &update_zones_adapter, "tile"_a.noconvert(), "first_item"_a, "first_query"_a, "anchor"_a.noconvert(),
-          "lo"_a.noconvert(), "hi"_a.noconvert(), "policy"_a, "temperature"_a, "seed"_a, "counts"_a.noconvert(), "pick_keys"_a.noconvert(),
-          "pick_ids"_a.noconvert(), "pick_scores"_a.noconvert(), "threads"_a = 0);
-    m.def("sort_picks", &sort_picks_adapter, "keys"_a.noconvert(), "ids"_a.noconvert(), "scores"_a.noconvert(), "threads"_a = 0);
-    m.def("update_ranking", &update_ranking_adapter, "tile"_a.noconvert(), "buffer"_a.noconvert(), "fill"_a.noconvert(),
-          "threshold"_a.noconvert(), "valid"_a.noconvert(), "threads"_a = 0);
-    m.def("score_at_rank", &score_at_rank_adapter, "buffer"_a.noconvert(), "fill"_a.noconvert(), "threshold"_a.noconvert(),
-          "valid"_a.noconvert(), "quantile"_a, "scores"_a.noconvert(), "threads"_a = 0);
+    m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
+    m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a, "offsets"_a.noconvert(), "excluded"_a.noconvert(),
+          nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a, "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a,
+          "policy"_a, "temperature"_a, "seed"_a, "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(),
+          "lo"_a.noconvert(), "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(),
+          "pick_scores"_a.noconvert(), "status"_a.noconvert(), "threads"_a, "instruction_set"_a);
+    m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
+          "norms"_a.noconvert(), "threads"_a);
+    m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
+    m.def(
+        "bounds_panels", [](const std::string& name) { return kernels_of(name)->bounds_panels; }, "instruction_set"_a,
+        "Whether screening gains for more than MAX_ROW_QUERIES queries.");
+    m.def("multiply_add_rate", &multiply_add_rate, "threads"_a, "instruction_set"_a = "",
+          "Multiply-adds per second of a loop that stays in registers.");
 }

@@ -1,15 +1,14 @@
-"""Zone selection on the CPU: BLAS scores a tile of queries x items, the compiled kernels select from it as it streams by.
+"""Zone selection on the CPU: one sweep of the compiled kernels over the gallery for each block of queries (cpp_ext/sweep.hpp).
 
-Blocks of queries are independent. A block whose bounds or anchors depend on the scores needs them before it can select: its
-rows are kept where they fit `KEPT_BYTES`, and else scored a second time.
+Where a zone's bounds depend on the scores (an own-best anchor, quantiles), the sweep keeps each query's candidates of interest
+until the bounds are known. A query with more of them than there is room for is swept a second time, with its bounds given; and
+one whose thresholds were guessed too high from a sample, without the sample.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+import os
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,78 +20,89 @@ from dqe_engine.contracts.zones import ZoneSpec
 from .request import F32, I64, ZoneRequest, ZoneSelection
 
 BLOCK_QUERIES = 1024
-SMALLEST_KEPT_BLOCK = 64
-"""Blocks of fewer queries waste more of BLAS's speed than scoring twice would."""
-TILE_DOTS = 8 << 20
-"""Queries x items x tokens per tile: 32 MiB of dot products."""
-TILE_TOKENS = 1 << 17
-"""Items x tokens per tile at most, however few the queries: a float16 tile is converted."""
-TRANSPOSE_FROM = 32
-"""Queries from which on it pays to copy a tile token by token (see `_max_sim`)."""
 KEPT_BYTES = 256 << 20
+"""What the kernels may hold of all queries of a block on all threads; blocks are made smaller to fit."""
+LEAST_FIELD = 1024
+"""Candidates of interest per query, at least, while its zone is not known."""
+SAMPLE = 4096
+"""Items to guess thresholds from before the rest is swept; at most an eighth of them all."""
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
-
-Tile = tuple[int, F32]
-"""Position of the first item, and scores (b, n) with NaN for excluded candidates."""
+_NO_ZONES, _GIVEN, _FROM_BEST, _QUANTILE = range(4)
+_OUTGROWN, _MISJUDGED = 1, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Buffers:
-    """The result's arrays, in the state before the first tile; a block of queries works on a view of its rows."""
+class _Rows:
+    """The result's arrays; a block of queries works on a view of its rows."""
 
     scores: F32  # (B, k)
     ids: I64
+    anchor: F32  # (B,)
+    lo: F32
+    hi: F32
     counts: I64  # (B, 3)
     pick_keys: NDArray[np.float64]  # (B, P)
     picks: I64
     pick_scores: F32
-    anchor: F32  # (B,)
-    lo: F32
-    hi: F32
+    status: NDArray[np.int8]  # (B,)
 
     @classmethod
-    def empty(cls, batch: int, k: int, picks: int) -> _Buffers:
+    def empty(cls, batch: int, k: int, picks: int) -> _Rows:
         return cls(
             scores=np.full((batch, k), -np.inf, np.float32),
             ids=np.full((batch, k), -1, np.int64),
+            anchor=np.full(batch, np.nan, np.float32),
+            lo=np.full(batch, np.nan, np.float32),
+            hi=np.full(batch, np.nan, np.float32),
             counts=np.zeros((batch, 3), np.int64),
             pick_keys=np.full((batch, picks), -np.inf),
             picks=np.full((batch, picks), -1, np.int64),
             pick_scores=np.full((batch, picks), -np.inf, np.float32),
-            anchor=np.full(batch, np.nan, np.float32),
-            lo=np.full(batch, np.nan, np.float32),
-            hi=np.full(batch, np.nan, np.float32),
+            status=np.zeros(batch, np.int8),
         )
 
-    def rows(self, start: int, stop: int) -> _Buffers:
-        return _Buffers(*(getattr(self, name)[start:stop] for name in self.__slots__))
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def rows(self, start: int, stop: int) -> _Rows:
+        return _Rows(*(array[start:stop] for array in self.arrays().values()))
+
+    def take(self, rows: I64) -> _Rows:
+        return _Rows(*(array[rows] for array in self.arrays().values()))
+
+    def put(self, rows: I64, part: _Rows) -> None:
+        for name, array in self.arrays().items():
+            array[rows] = getattr(part, name)
 
 
 def select(
-    request: ZoneRequest, *, threads: int = 0, block_queries: int = BLOCK_QUERIES, tile_dots: int = TILE_DOTS, kept_bytes: int = KEPT_BYTES
+    request: ZoneRequest,
+    *,
+    threads: int = 0,
+    block_queries: int = BLOCK_QUERIES,
+    kept_bytes: int = KEPT_BYTES,
+    least_field: int = LEAST_FIELD,
+    sample: int = SAMPLE,
+    instruction_set: str = "",
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
-    `threads`: of the selection kernels, 0 for one per processor; BLAS has its own. Neither it nor the three sizes change
-    what is selected from given scores (they can change a score's last bit, through the order in which BLAS adds).
+    `threads` and the four sizes change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
+    has the list) can change a score's last bit, through the order in which products are added.
     """
-    zones = request.zones
-    depends = zones is not None and (request.anchor_scores is None or zones.bounds == "quantile")
-    capacity = _ranking_capacity(request)
-    row_bytes = 4 * max(len(request.items), 1)
-    step = min(block_queries, kept_bytes // (8 * capacity))  # the ranking holds 2 * capacity float32 per query
-    if depends and kept_bytes // row_bytes >= SMALLEST_KEPT_BLOCK:
-        step = min(step, kept_bytes // row_bytes)
-    step = max(step, 1)
-    out = _Buffers.empty(request.batch, request.k, request.picks)
+    threads = threads or os.cpu_count() or 1
+    instruction_set = instruction_set or _kernels.instruction_sets()[0]
+    by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
+    screened = request.screen is not None and (by_rows or _kernels.bounds_panels(instruction_set))
+    sweeper = _Sweeper(request, _field(request, least_field), min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
+    step = max(1, min(block_queries, kept_bytes // (threads * sweeper.bytes_per_query())))
+    out = _Rows.empty(request.batch, request.k, request.picks)
+    rescored = 0
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
-        block = _Block(request, start, stop, out.rows(start, stop), tile_dots, threads)
-        kept = list(block.tiles()) if depends and (stop - start) * row_bytes <= kept_bytes else None
-        if zones is not None:
-            block.resolve(zones, (kept or block.tiles()) if depends else (), capacity)
-        block.select(kept or block.tiles())
+        rescored += sweeper.sweep(np.arange(start, stop), out.rows(start, stop))
+    zones = request.zones
     return ZoneSelection(
         scores=out.scores,
         ids=out.ids,
@@ -103,92 +113,91 @@ def select(
         hi=out.hi if zones else None,
         anchor_scores=out.anchor if zones else None,
         backend="cpu",
+        rescored=rescored if screened else None,
     )
 
 
-def _ranking_capacity(request: ZoneRequest) -> int:
-    """How many best scores decide the anchor and the bounds: one more than the largest rank that can be asked for."""
-    largest = request.zones.hi if request.zones and request.zones.bounds == "quantile" else 0.0
-    return 1 + math.floor(largest * max(len(request.items) - 1, 0))
+def _zoning(request: ZoneRequest) -> int:
+    if request.zones is None:
+        return _NO_ZONES
+    if request.zones.bounds == "quantile":
+        return _QUANTILE
+    own_best = request.anchor_ids is None and request.anchor_scores is None
+    return _FROM_BEST if own_best else _GIVEN
 
 
-def _max_sim(queries: F32, tile: NDArray[Any]) -> F32:
-    """(b, D) and (n, M, D) to (b, n) float32; NaN in any token makes the score NaN.
-
-    A maximum over M neighbours is slow. Many queries: order the tile token by token, then the maximum runs over whole rows.
-    Few queries: the copy would cost more than the product; fold the M strided columns.
-    """
-    (count, tokens, width), batch = tile.shape, len(queries)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if batch < TRANSPOSE_FROM or tokens == 1:
-            dots = (queries @ tile.astype(np.float32, copy=False).reshape(-1, width).T).reshape(batch, count, tokens)
-            return reduce(np.maximum, (dots[..., m] for m in range(tokens)))
-        by_token = np.ascontiguousarray(tile.swapaxes(0, 1), np.float32)  # (M, n, D)
-        dots = (queries @ by_token.reshape(-1, width).T).reshape(batch, tokens, count)
-        scores: F32 = dots.max(axis=1)
-        return scores
+def _field(request: ZoneRequest, least: int) -> int:
+    """Candidates of interest to keep per query: those that decide a quantile and some with equal Δ, or a guess."""
+    match _zoning(request):
+        case 2:  # _FROM_BEST
+            return max(least, request.size // 16)
+        case 3:  # _QUANTILE
+            assert request.zones is not None
+            ranked = int(request.zones.hi * max(request.size - 1, 0)) + 1
+            return ranked + max(16, ranked // 16)
+        case _:
+            return 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """The queries from `start` to `stop`, and their rows of the buffers."""
-
+class _Sweeper:
     request: ZoneRequest
-    start: int
-    stop: int
-    rows: _Buffers
-    tile_dots: int
+    field: int
+    sample: int
+    by_rows: bool
+    screened: bool
     threads: int
+    instruction_set: str
 
-    def tiles(self) -> Iterator[Tile]:
-        """Score the block against all items. Anchors given by id are noted in `rows.anchor` as their tile passes."""
-        queries, items = self.request.queries[self.start : self.stop], self.request.items
-        size, tokens, _ = items.shape
-        step = max(1, min(self.tile_dots // len(queries), TILE_TOKENS) // tokens)
-        inside = slice(*np.searchsorted(self.request.excluded_rows, (self.start, self.stop)))
-        excluded_rows, excluded_ids = self.request.excluded_rows[inside] - self.start, self.request.excluded_ids[inside]
-        anchor_ids = None if self.request.anchor_ids is None else self.request.anchor_ids[self.start : self.stop]
-        for first in range(0, size, step):
-            scores = _max_sim(queries, items[first : first + step])
-            if anchor_ids is not None:
-                (hit,) = np.nonzero((anchor_ids >= first) & (anchor_ids < first + step))
-                self.rows.anchor[hit] = scores[hit, anchor_ids[hit] - first]
-            hidden = (excluded_ids >= first) & (excluded_ids < first + step)
-            scores[excluded_rows[hidden], excluded_ids[hidden] - first] = np.nan
-            yield first, scores
+    def bytes_per_query(self) -> int:
+        """On each thread; half as much again as is kept (cpp_ext/reservoir.hpp)."""
+        kept = min(self.request.k, self.request.size) + min(self.field, self.request.size)
+        return 8 * (kept + kept // 2 + 32) + 20 * self.request.picks + 256
 
-    def resolve(self, zones: ZoneSpec, tiles: Iterable[Tile], capacity: int) -> None:
-        """Set the rows' anchors and absolute bounds; `tiles` may be empty where neither depends on the scores."""
-        rows, batch = self.rows, self.stop - self.start
-        ranking = (
-            np.empty((batch, 2 * capacity), np.float32),
-            np.zeros(batch, np.int64),
-            np.full(batch, -np.inf, np.float32),
-            np.zeros(batch, np.int64),
+    def sweep(self, rows: I64, out: _Rows) -> int:
+        """Select for the queries in `rows` (ascending) of the request; returns how many pairs were scored again."""
+        request, zones, zoning = self.request, self.request.zones, _zoning(self.request)
+        if request.anchor_scores is not None:
+            out.anchor[:] = request.anchor_scores[rows]
+        if zones is not None and zoning == _GIVEN:
+            out.lo[:], out.hi[:] = zones.lo, zones.hi
+        rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
+        (again,) = np.nonzero(out.status == _MISJUDGED)
+        if len(again):
+            part = out.take(again)
+            rescored += self._call(rows[again], part, zoning, request.anchor_ids, 0)
+            out.put(again, part)
+        (again,) = np.nonzero(out.status == _OUTGROWN)
+        if len(again):  # anchors and bounds are known by now
+            part = out.take(again)
+            rescored += self._call(rows[again], part, _GIVEN, None, 0)
+            out.put(again, part)
+        return rescored
+
+    def _call(self, rows: I64, out: _Rows, zoning: int, anchor_ids: I64 | None, sample: int) -> int:
+        request = self.request
+        zones = request.zones or ZoneSpec(lo=0, hi=0)
+        sizes = np.diff(request.offsets)[rows]
+        excluded = [request.excluded[request.offsets[b] : request.offsets[b + 1]] for b in rows.tolist()] if sizes.any() else []
+        return _kernels.sweep(
+            request.queries[rows[0] : rows[-1] + 1] if len(rows) == rows[-1] - rows[0] + 1 else request.queries[rows],
+            list(request.shards),
+            list(request.screen.shards) if self.screened and request.screen is not None else [],
+            np.concatenate(([0], np.cumsum(sizes))),
+            np.concatenate(excluded) if excluded else np.empty(0, np.int64),
+            query_rows=rows + request.first_query,
+            zoning=zoning,
+            anchor_is_best=request.anchor_ids is None and request.anchor_scores is None,
+            anchor_ids=None if anchor_ids is None else anchor_ids[rows],
+            lo_of_all=zones.lo,
+            hi_of_all=zones.hi,
+            policy=_POLICIES[zones.policy],
+            temperature=zones.temperature,
+            seed=zones.seed,
+            sample=sample,
+            field=self.field,
+            by_rows=self.by_rows,
+            threads=self.threads,
+            instruction_set=self.instruction_set,
+            **out.arrays(),
         )
-        for _, scores in tiles:
-            _kernels.update_ranking(scores, *ranking, self.threads)
-        if self.request.anchor_scores is not None:
-            rows.anchor[:] = self.request.anchor_scores[self.start : self.stop]
-        elif self.request.anchor_ids is None:
-            _kernels.score_at_rank(*ranking, 0.0, rows.anchor, self.threads)
-        for bound, wanted in ((rows.lo, zones.lo), (rows.hi, zones.hi)):
-            if zones.bounds == "absolute":
-                bound[:] = wanted
-                continue
-            _kernels.score_at_rank(*ranking, wanted, bound, self.threads)
-            with np.errstate(invalid="ignore"):
-                np.subtract(rows.anchor, bound, out=bound)
-
-    def select(self, tiles: Iterable[Tile]) -> None:
-        """Stream the tiles through the top-k and the zones into the block's rows."""
-        rows, zones = self.rows, self.request.zones
-        for first, scores in tiles:
-            if self.request.k:
-                _kernels.update_top_k(scores, first, rows.scores, rows.ids, self.threads)
-            if zones is not None:
-                bounds = (rows.anchor, rows.lo, rows.hi, _POLICIES[zones.policy], zones.temperature, zones.seed)
-                picks = (rows.counts, rows.pick_keys, rows.picks, rows.pick_scores)
-                _kernels.update_zones(scores, first, self.request.first_query + self.start, *bounds, *picks, self.threads)
-        _kernels.sort_top_k(rows.scores, rows.ids, self.threads)
-        _kernels.sort_picks(rows.pick_keys, rows.picks, rows.pick_scores, self.threads)

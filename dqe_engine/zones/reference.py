@@ -13,11 +13,12 @@ from .request import F32, I64, ZoneRequest, ZoneSelection
 
 def select(request: ZoneRequest) -> ZoneSelection:
     """Select with everything in memory; see `select_zones` for the contract."""
-    scores = max_sim(request.queries, request.items)  # (B, N)
+    scores = max_sim(request.queries, np.concatenate(request.shards))  # (B, N)
     anchors = request.anchor_scores
     if request.anchor_ids is not None:
         anchors = scores[np.arange(request.batch), request.anchor_ids]
-    scores[request.excluded_rows, request.excluded_ids] = np.nan  # an excluded candidate is one without a score
+    excluded_rows = np.repeat(np.arange(request.batch), np.diff(request.offsets))
+    scores[excluded_rows, request.excluded] = np.nan  # an excluded candidate is one without a score
     order = np.argsort(-scores, axis=1, kind="stable")  # (B, N); stable: ties by id; NaN last
     valid = np.count_nonzero(~np.isnan(scores), axis=1)  # (B,)
     top_scores, top_ids = _padded(scores, [row[: min(n, request.k)] for row, n in zip(order, valid, strict=True)], request.k)

@@ -12,9 +12,15 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
+from .screen import Screen
+
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+Items = NDArray[Any] | Sequence[NDArray[Any]]
 Exclusions = Sequence[Sequence[int] | NDArray[np.integer]] | NDArray[np.integer]
+
+MAX_ITEMS = 2**32 - 2
+"""The kernels keep a position beside a score in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,32 +48,40 @@ class ZoneSelection:
     """(B,), NaN where the query's own best was asked for and it has no candidate."""
     backend: str
     """What ran: "reference" or "cpu"."""
+    rescored: int | None = None
+    """(query, item) pairs whose bound from the screen did not decide them and that were scored in full; None: no screen was used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ZoneRequest:
-    """Validated arguments of `select_zones`; `items` always has its token axis."""
+    """Validated arguments of `select_zones`; shards always have their token axis."""
 
     queries: F32  # (B, D)
-    items: NDArray[Any]  # (N, M, D) float32 or float16
+    shards: tuple[NDArray[Any], ...]  # each (n, M, D), all float32 or all float16; at least one
     k: int
     anchor_ids: I64 | None  # at most one of the two; neither: the query's own best
     anchor_scores: F32 | None
     zones: ZoneSpec | None
     picks: int
     counts: bool
-    excluded_rows: I64  # (E,), ascending
-    excluded_ids: I64  # (E,)
+    offsets: I64  # (B + 1,): query b excludes excluded[offsets[b] : offsets[b + 1]]
+    excluded: I64  # (E,), ascending and distinct within a query
     first_query: int
+    screen: Screen | None
 
     @property
     def batch(self) -> int:
         return len(self.queries)
 
+    @property
+    def size(self) -> int:
+        """N, the items of all shards."""
+        return sum(map(len, self.shards))
+
 
 def validated(
     queries: F32,
-    items: NDArray[Any],
+    items: Items,
     *,
     k: int,
     anchor: I64 | F32 | None,
@@ -76,37 +90,59 @@ def validated(
     counts: bool,
     exclude: Exclusions | None,
     first_query: int = 0,
+    screen: Screen | None = None,
 ) -> ZoneRequest:
     """Check shapes, dtypes, contiguity and options. Raises InputError; copies nothing the size of an input."""
     _check_array("queries", queries, (np.float32,), (2,))
-    _check_array("items", items, (np.float32, np.float16), (2, 3))
-    if items.ndim == 2:
-        items = items[:, None, :]  # (N, 1, D)
-    (batch, width), (size, tokens, item_width) = queries.shape, items.shape
+    shards = shards_of(items)
+    (batch, width), (_, tokens, item_width), size = queries.shape, shards[0].shape, sum(map(len, shards))
     if width != item_width or width == 0:
         raise InputError(f"queries have D={width} and items D={item_width}; both must be the same, at least 1")
     if tokens == 0:
-        raise InputError(f"items of shape {items.shape} have no tokens; the middle axis (M) must be at least 1")
+        raise InputError(f"items of shape {shards[0].shape} have no tokens; the middle axis (M) must be at least 1")
+    if size > MAX_ITEMS:
+        raise InputError(f"items: {size} in all, expected at most {MAX_ITEMS}; search parts and merge them")
     for name, value in (("k", k), ("picks", picks), ("first_query", first_query)):
         if value < 0:
             raise InputError(f"{name}={value}: expected 0 or more")
     if zones is None and (picks or counts or anchor is not None):
         raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
+    if screen is not None:
+        screen.check_fits(shards)
     anchor_ids, anchor_scores = _split_anchor(anchor, batch, size)
-    rows, ids = _exclusions(exclude, batch, size)
+    offsets, excluded = _exclusions(exclude, batch, size)
     return ZoneRequest(
         queries=queries,
-        items=items,
+        shards=shards,
         k=k,
         anchor_ids=anchor_ids,
         anchor_scores=anchor_scores,
         zones=zones,
         picks=picks,
         counts=counts,
-        excluded_rows=rows,
-        excluded_ids=ids,
+        offsets=offsets,
+        excluded=excluded,
         first_query=first_query,
+        screen=screen,
     )
+
+
+def shards_of(items: Items) -> tuple[NDArray[Any], ...]:
+    """One or several arrays as (n, M, D) views of one dtype, M and D. Raises InputError."""
+    arrays = (items,) if not isinstance(items, (list, tuple)) else tuple(items)
+    if not arrays:
+        raise InputError("items: an empty sequence; pass at least one array, of no items if need be")
+    shards = []
+    for at, array in enumerate(arrays):
+        name = "items" if len(arrays) == 1 else f"items[{at}]"
+        _check_array(name, array, (np.float32, np.float16), (2, 3))
+        shards.append(array[:, None, :] if array.ndim == 2 else array)
+        if shards[at].shape[1:] != shards[0].shape[1:] or array.dtype != arrays[0].dtype:
+            raise InputError(
+                f"{name}: {array.dtype} of shape {array.shape}, but items[0] is {arrays[0].dtype} of shape {arrays[0].shape}; "
+                "shards of one gallery must agree in all but their number of items"
+            )
+    return tuple(shards)
 
 
 def _check_array(name: str, array: Any, dtypes: tuple[type, ...], ranks: tuple[int, ...]) -> None:
@@ -140,16 +176,17 @@ def _check_ids(name: str, ids: I64, size: int) -> None:
 
 
 def _exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, I64]:
-    """Flatten per-query ids to pairs (row, id), rows ascending."""
+    """Per-query ids as offsets (B + 1,) into one array, ascending and distinct within each query."""
     if exclude is None:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.zeros(batch + 1, np.int64), np.empty(0, np.int64)
     if len(exclude) != batch:
         raise InputError(f"exclude: {len(exclude)} entries for {batch} queries")
     entries = [np.asarray(entry) for entry in exclude]
     for row, entry in enumerate(entries):
         if entry.ndim != 1 or (entry.size and not np.issubdtype(entry.dtype, np.integer)):
             raise InputError(f"exclude[{row}]: expected a sequence of integer ids, got {entry.dtype} of shape {entry.shape}")
-    rows = np.repeat(np.arange(batch, dtype=np.int64), [entry.size for entry in entries])
     ids = np.concatenate([entry.astype(np.int64) for entry in entries]) if entries else np.empty(0, np.int64)
     _check_ids("exclude", ids, size)
-    return rows, ids
+    pairs = np.unique(np.repeat(np.arange(batch, dtype=np.int64), [entry.size for entry in entries]) * size + ids)
+    offsets = np.searchsorted(pairs, np.arange(batch + 1, dtype=np.int64) * size).astype(np.int64)
+    return offsets, pairs % size if size else pairs

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from types import ModuleType
+from typing import Literal
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
-from .request import F32, I64, Exclusions, ZoneSelection, validated
+from .request import F32, I64, Exclusions, Items, ZoneSelection, validated
+from .screen import Screen
 
 Backend = Literal["auto", "cpu", "reference", "cuda"]
 
 
 def select_zones(
     queries: F32,
-    items: NDArray[Any],
+    items: Items,
     *,
     k: int = 0,
     anchor: I64 | F32 | None = None,
@@ -26,6 +26,8 @@ def select_zones(
     counts: bool = False,
     exclude: Exclusions | None = None,
     first_query: int = 0,
+    screen: Screen | None = None,
+    threads: int = 0,
     backend: Backend = "auto",
 ) -> ZoneSelection:
     """Top-k, zone counts and mid-zone picks of each query over all items, in one sweep.
@@ -33,6 +35,7 @@ def select_zones(
     queries: (B, D) float32, C-contiguous.
     items: (N, D) or (N, M, D), float32 or float16, C-contiguous; score s(b, i) = max over m of <q_b, t_im>, higher is
         better. Other dtypes and strided arrays are refused, never copied. Read-only and memory-mapped arrays are fine.
+        Or a sequence of such arrays: the shards of one gallery, whose positions count through.
     k: how many of the best to return; 0 for none.
     zones: bounds and pick policy on Δ = anchor - s (float32); needed by `anchor`, `picks` and `counts`. Quantile bounds
         are each query's own: p means the Δ at rank floor(p * (n - 1)) of its n candidates, best first.
@@ -42,7 +45,11 @@ def select_zones(
         and the item's position only: not on tiling, threads or backend.
     first_query: the row in the whole batch that row 0 is, where a batch is given in blocks; then the draws are the batch's.
     exclude: per query, item positions that are no candidates: they neither rank nor count. An excluded item may be
-        the anchor.
+        the anchor. A sequence of B sequences, or an integer array (B, E).
+    screen: `Screen.build(items)`. Items whose certified bound from 8-bit codes cannot matter are never read in full, so few
+        queries cost a quarter of the memory traffic; the result is as exact as without. Used where it gains (`rescored`
+        in the result is then a number): up to 4 queries, and more where the processor has 8-bit dot products (AVX-512 VNNI).
+    threads: 0 for one per processor. No result depends on it.
     backend: "cpu" the compiled kernel, "reference" NumPy, "auto" the kernel where it is built; the result says which ran.
 
     A NaN score or Δ is in no zone, and a NaN score never ranks. Backends agree up to the rounding of the dot products,
@@ -51,28 +58,46 @@ def select_zones(
     Raises InputError for arguments that do not fit, BackendError for a backend that this installation does not have.
     """
     request = validated(
-        queries, items, k=k, anchor=anchor, zones=zones, picks=picks, counts=counts, exclude=exclude, first_query=first_query
+        queries,
+        items,
+        k=k,
+        anchor=anchor,
+        zones=zones,
+        picks=picks,
+        counts=counts,
+        exclude=exclude,
+        first_query=first_query,
+        screen=screen,
     )
+    if threads < 0:
+        raise InputError(f"threads={threads}: expected 0 or more")
     if _resolve(backend) == "cpu":
         from . import cpu
 
-        return cpu.select(request)
+        return cpu.select(request, threads=threads)
     from . import reference
 
     return reference.select(request)
 
 
+def kernels() -> ModuleType:
+    """The compiled kernels. Raises BackendError where they are not built."""
+    if find_spec("dqe_engine._kernels") is None:
+        raise BackendError("backend='cpu': dqe_engine._kernels is not built; install with pip install -e ., or use 'reference'")
+    from dqe_engine import _kernels
+
+    return _kernels
+
+
 def _resolve(backend: str) -> Literal["cpu", "reference"]:
-    built = find_spec("dqe_engine._kernels") is not None
     match backend:
         case "reference":
             return "reference"
         case "auto":
-            return "cpu" if built else "reference"
-        case "cpu" if built:
-            return "cpu"
+            return "cpu" if find_spec("dqe_engine._kernels") is not None else "reference"
         case "cpu":
-            raise BackendError("backend='cpu': dqe_engine._kernels is not built; install with pip install -e ., or use 'reference'")
+            kernels()
+            return "cpu"
         case "cuda":
             raise BackendError("backend='cuda': this build has no CUDA kernels; use 'cpu' or 'auto'")
         case _:

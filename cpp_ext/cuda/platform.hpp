@@ -1,0 +1,55 @@
+// What the kernels need from CUDA, in one place, so that the same sources also compile as plain C++ and run on a CPU (tests).
+//
+// Under nvcc this is CUDA itself. With DQE_HOST_EMULATION it is cpp_ext/cuda/tests/host_emulation.hpp, which runs a block's
+// threads as fibers and checks every shared-memory access. Kernels therefore touch shared memory only through Shared<T>, use
+// only dynamic shared memory, and start through launch().
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef DQE_HOST_EMULATION
+#include "tests/host_emulation.hpp"
+#else
+#include <cuda_runtime.h>
+
+namespace dqe::cuda {
+
+// A pointer into shared memory.
+template <typename T>
+using Shared = T*;
+
+#ifdef __CUDACC__
+__device__ inline Shared<unsigned char> shared_memory() {
+    extern __shared__ __align__(128) unsigned char dqe_shared_memory[];
+    return dqe_shared_memory;
+}
+
+template <typename T>
+__device__ inline Shared<T> shared_view(Shared<unsigned char> bytes) {
+    return reinterpret_cast<T*>(bytes);
+}
+
+// 16 bytes at once; the address must be a multiple of 16.
+__device__ inline float4 load_float4(Shared<unsigned char> address) { return *reinterpret_cast<const float4*>(address); }
+__device__ inline void store_uint4(Shared<unsigned char> address, uint4 value) { *reinterpret_cast<uint4*>(address) = value; }
+
+// Returns this launch's own error; cudaGetLastError would also report (and clear) one that some earlier call left behind.
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+    if (shared_bytes > 48 * 1024) {
+        const cudaError_t raised =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        if (raised != cudaSuccess) return raised;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, args...);
+}
+#endif  // __CUDACC__
+
+}  // namespace dqe::cuda
+#endif  // DQE_HOST_EMULATION

@@ -1,0 +1,421 @@
+// Test only: enough of CUDA's execution model, in plain C++, to run the kernels' own sources on a CPU and to catch what a
+// GPU would not forgive.
+//
+// The threads of a block are fibers, each running until it waits; blocks run one after another. Caught, as a failed launch
+// with a message: threads at different barriers or gone while others wait; warp operations that not all lanes reach; shared
+// memory read before it is written, while an asynchronous copy is under way, or out of bounds; two threads touching a word
+// between two barriers, one of them writing (unless they are of one warp and a warp operation lies between).
+// Not modelled: the memory system's weaker ordering, launch limits, timing. `order` permutes the threads and blocks: results
+// must not depend on it.
+#pragma once
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct float4 {
+    float x, y, z, w;
+};
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+using cudaStream_t = void*;
+
+namespace emulation {
+
+constexpr int kLanes = 32;
+constexpr size_t kStackBytes = 64 * 1024;
+
+struct Gate {  // opens when its generation moves on
+    int arrived = 0;
+    int line = 0;
+    uint32_t generation = 1;
+};
+
+struct Warp {
+    Gate gate;
+    void* lanes[kLanes] = {};
+};
+
+struct Copy {
+    size_t to;
+    const unsigned char* from;
+    int bytes;
+};
+
+struct Fiber {
+    ucontext_t start;
+    jmp_buf resume;
+    bool started = false, done = true;
+    const Gate* waits = nullptr;
+    uint32_t seen = 0;
+    std::vector<std::vector<Copy>> groups;  // asynchronous copies by committed group; the last one is still open
+};
+
+// What is known about one 4-byte word of shared memory. Readers: a thread, or kSeveral - warp, or kMany.
+constexpr int kNobody = -1, kMany = -2, kSeveral = -3;
+struct Word {
+    bool written = false, in_flight = false;
+    int writer = kNobody, reader = kNobody;
+    uint32_t write_epoch = 0, write_warp_epoch = 0, read_epoch = 0, read_warp_epoch = 0;
+};
+
+struct Machine {
+    // Settings of the tests.
+    int shared_limit = 227 * 1024, multiprocessors = 3;
+    uint64_t order = 0;
+    int stale_reads = 0;  // corruption for the tests of the tests: see host_ptx.hpp
+    int wrong_lanes = 0;
+    // The running block.
+    std::vector<Fiber> fibers;
+    std::vector<unsigned char*> stacks;
+    std::vector<Warp> warps;
+    std::vector<unsigned char> shared;
+    std::vector<Word> words;
+    Gate barrier;
+    dim3 grid, block, block_index;
+    int current = 0;
+    jmp_buf scheduler;
+    size_t turn = 0;  // here, not local to the scheduler: a long jump back need not preserve its registers
+    bool moved = false;
+    int remaining = 0;
+    std::function<void()> body;
+    std::string error;
+    int64_t launches = 0;
+};
+inline Machine machine;
+
+[[noreturn]] inline void fail(const std::string& what) {
+    if (machine.error.empty())
+        machine.error = what + " (thread " + std::to_string(machine.current) + ", block " + std::to_string(machine.block_index.x) + "," +
+                        std::to_string(machine.block_index.y) + ")";
+    _longjmp(machine.scheduler, 2);
+}
+
+inline void switch_to_scheduler() {
+    if (_setjmp(machine.fibers[machine.current].resume) == 0) _longjmp(machine.scheduler, 1);
+}
+
+inline void wait_at(Gate& gate) {
+    Fiber& fiber = machine.fibers[machine.current];
+    fiber.waits = &gate;
+    fiber.seen = gate.generation;
+    switch_to_scheduler();
+}
+
+inline void arrive(Gate& gate, int expected, int line, const std::function<void()>& last) {
+    if (gate.arrived == 0) gate.line = line;
+    if (gate.line != line)
+        fail("divergence: line " + std::to_string(line) + " while others wait at line " + std::to_string(gate.line));
+    if (++gate.arrived < expected) return wait_at(gate);
+    last();
+    gate.arrived = 0;
+    ++gate.generation;
+}
+
+inline void barrier(int line) {
+    arrive(machine.barrier, static_cast<int>(machine.fibers.size()), line, [] {});
+}
+
+// Every lane brings a T; the last to arrive computes for all of them.
+template <typename T>
+void collective(int line, T& mine, const std::function<void(T* (&)[kLanes])>& compute) {
+    Warp& warp = machine.warps[machine.current / kLanes];
+    warp.lanes[machine.current % kLanes] = &mine;
+    arrive(warp.gate, kLanes, line, [&] {
+        T* lanes[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<T*>(warp.lanes[lane]);
+        compute(lanes);
+    });
+}
+
+inline void touch(size_t offset, size_t bytes, bool write) {
+    if (offset + bytes > machine.shared.size() || offset % std::min<size_t>(bytes, 16))
+        fail("shared memory: bad address " + std::to_string(offset));
+    const int thread = machine.current, warp = thread / kLanes;
+    const uint32_t epoch = machine.barrier.generation, warp_epoch = machine.warps[warp].gate.generation;
+    for (size_t at = offset / 4; at < (offset + bytes + 3) / 4; ++at) {
+        Word& word = machine.words[at];
+        const std::string where = " at byte " + std::to_string(at * 4);
+        if (!write && !word.written) fail("shared memory read before it is written" + where);
+        if (word.in_flight) fail("shared memory touched while a copy to it is under way" + where);
+        if (word.write_epoch == epoch && word.writer != thread && !(word.writer / kLanes == warp && word.write_warp_epoch < warp_epoch))
+            fail("race with the write of thread " + std::to_string(word.writer) + where);
+        if (write) {
+            const bool same_warp = word.reader >= 0 ? word.reader / kLanes == warp : word.reader == kSeveral - warp;
+            if (word.read_epoch == epoch && word.reader != thread && !(same_warp && word.read_warp_epoch < warp_epoch))
+                fail("race with a read" + where);
+            word.written = true;
+            word.writer = thread, word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
+        } else {
+            if (word.read_epoch != epoch || word.reader == thread)
+                word.reader = thread;
+            else if (word.reader != kMany) {
+                const int other = word.reader >= 0 ? word.reader / kLanes : kSeveral - word.reader;
+                word.reader = other == warp ? kSeveral - warp : kMany;
+            }
+            word.read_epoch = epoch, word.read_warp_epoch = warp_epoch;
+        }
+    }
+}
+
+// A place in shared memory whose reads and writes are checked.
+template <typename T>
+struct Reference {
+    size_t offset;
+    operator T() const {
+        touch(offset, sizeof(T), false);
+        T value;
+        std::memcpy(&value, &machine.shared[offset], sizeof(T));
+        return value;
+    }
+    T operator=(T value) const {
+        touch(offset, sizeof(T), true);
+        std::memcpy(&machine.shared[offset], &value, sizeof(T));
+        return value;
+    }
+    T operator=(const Reference& other) const { return *this = static_cast<T>(other); }
+    T operator+=(T value) const { return *this = static_cast<T>(*this) + value; }
+};
+
+template <typename T>
+struct Pointer {
+    size_t offset = 0;
+    Reference<T> operator[](int64_t i) const { return {offset + i * sizeof(T)}; }
+    Pointer operator+(int64_t i) const { return {offset + i * sizeof(T)}; }
+};
+
+inline uint64_t scrambled(uint64_t x) {  // splitmix64
+    x += 0x9E3779B97F4A7C15;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return x ^ (x >> 31);
+}
+
+inline std::vector<int> permuted(int count, uint64_t salt) {
+    std::vector<int> places(count);
+    for (int i = 0; i < count; ++i) places[i] = i;
+    if (machine.order == 1) std::reverse(places.begin(), places.end());
+    if (machine.order > 1)
+        for (int i = count - 1; i > 0; --i) std::swap(places[i], places[scrambled(machine.order + salt * 977 + i) % (i + 1)]);
+    return places;
+}
+
+inline void fiber_main() {
+    for (;;) {
+        machine.body();
+        Fiber& fiber = machine.fibers[machine.current];
+        for (const auto& group : fiber.groups)
+            if (!group.empty()) fail("thread ended with copies under way");
+        fiber.done = true;
+        switch_to_scheduler();
+    }
+}
+
+inline void prepare_fibers(int threads) {
+    while (static_cast<int>(machine.stacks.size()) < threads) {
+        void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED) std::abort();
+        machine.stacks.push_back(static_cast<unsigned char*>(stack));
+    }
+    if (static_cast<int>(machine.fibers.size()) != threads) machine.fibers = std::vector<Fiber>(threads);
+    machine.warps.assign((threads + kLanes - 1) / kLanes, {});
+    for (Fiber& fiber : machine.fibers) fiber.done = false, fiber.waits = nullptr, fiber.groups.assign(1, {});
+}
+
+inline void enter(int thread) {
+    Fiber& fiber = machine.fibers[thread];
+    machine.current = thread;
+    if (fiber.started) _longjmp(fiber.resume, 1);
+    fiber.started = true;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = machine.stacks[thread];
+    fiber.start.uc_stack.ss_size = kStackBytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, fiber_main, 0);
+    setcontext(&fiber.start);
+}
+
+inline bool run_block(const std::vector<int>& places) {
+    Machine& m = machine;
+    for (m.remaining = static_cast<int>(places.size()); m.remaining > 0;) {
+        m.moved = false;
+        for (m.turn = 0; m.turn < places.size(); ++m.turn) {
+            Fiber& fiber = m.fibers[places[m.turn]];
+            if (fiber.done || (fiber.waits && fiber.waits->generation == fiber.seen)) continue;
+            fiber.waits = nullptr;
+            m.moved = true;
+            const int came_back = _setjmp(m.scheduler);
+            if (came_back == 0) enter(places[m.turn]);
+            if (came_back == 2) return false;
+            if (m.fibers[places[m.turn]].done) --m.remaining;
+        }
+        if (!m.moved) {
+            m.error = "divergence: some threads wait at line " + std::to_string(m.barrier.line) + ", others never come";
+            return false;
+        }
+    }
+    return true;
+}
+
+inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, std::function<void()> body) {
+    ++machine.launches;
+    if (static_cast<int>(shared_bytes) > machine.shared_limit || threads > 1024 || threads % kLanes || !grid.x || !grid.y) {
+        machine.error = "launch configuration";
+        return cudaErrorInvalidValue;
+    }
+    machine.grid = grid;
+    machine.block = dim3(threads);
+    machine.body = std::move(body);
+    for (int index : permuted(static_cast<int>(grid.x * grid.y), 1)) {
+        machine.block_index = dim3(index % grid.x, index / grid.x);
+        prepare_fibers(static_cast<int>(threads));
+        machine.shared.assign((shared_bytes + 15) / 16 * 16, 0xFF);  // NaN as f16, f32 and f64
+        machine.words.assign(machine.shared.size() / 4, {});
+        machine.barrier = {};
+        if (!run_block(permuted(static_cast<int>(threads), 2 + index))) {
+            machine.fibers.clear();  // abandoned half-way: the next launch starts fresh ones
+            return cudaErrorLaunchFailure;
+        }
+    }
+    return cudaSuccess;
+}
+
+struct ThreadIndex {
+    struct Axis {
+        operator unsigned() const { return machine.current; }
+    } x;
+};
+
+template <typename T>
+T shuffled(int line, T value, const std::function<int(int)>& source) {
+    struct Lane {
+        T in, out;
+    } mine = {value, value};
+    collective<Lane>(line, mine, [&](Lane* (&lanes)[kLanes]) {
+        for (int lane = 0; lane < kLanes; ++lane) lanes[lane]->out = lanes[source(lane)]->in;
+    });
+    return mine.out;
+}
+
+// The lanes whose value equals one's own.
+inline unsigned matching(int line, int64_t value) {
+    struct Lane {
+        int64_t value;
+        unsigned mask;
+    } mine = {value, 0};
+    collective<Lane>(line, mine, [](Lane* (&lanes)[kLanes]) {
+        for (auto* a : lanes)
+            for (int lane = 0; lane < kLanes; ++lane) a->mask |= unsigned{lanes[lane]->value == a->value} << lane;
+    });
+    return mine.mask;
+}
+
+}  // namespace emulation
+
+#define threadIdx (::emulation::ThreadIndex{})
+#define blockIdx (::emulation::machine.block_index)
+#define blockDim (::emulation::machine.block)
+#define gridDim (::emulation::machine.grid)
+#define __syncthreads() ::emulation::barrier(__LINE__)
+#define __syncwarp() (void)::emulation::matching(__LINE__, 0)
+#define __ballot_sync(mask, predicate) ::emulation::ballot(__LINE__, predicate)
+#define __match_any_sync(mask, value) ::emulation::matching(__LINE__, value)
+// The source lane of __shfl_sync must be the same in all lanes here: the last lane to arrive computes for all.
+#define __shfl_sync(mask, value, from) ::emulation::shuffled(__LINE__, value, [&](int) { return (from); })
+#define __shfl_xor_sync(mask, value, bits) ::emulation::shuffled(__LINE__, value, [&](int lane) { return lane ^ (bits); })
+
+namespace emulation {
+inline unsigned ballot(int line, bool predicate) {
+    const unsigned same = matching(line, predicate);
+    return predicate ? same : ~same;
+}
+}  // namespace emulation
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+template <typename T, typename U>
+T atomicAdd(T* where, U value) {
+    const T before = *where;
+    *where += static_cast<T>(value);
+    return before;
+}
+
+inline cudaError_t cudaMemsetAsync(void* where, int value, size_t bytes, cudaStream_t) {
+    std::memset(where, value, bytes);
+    return cudaSuccess;
+}
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    if (bytes) std::memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::machine.multiprocessors : emulation::machine.shared_limit;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+namespace dqe::cuda {
+
+template <typename T>
+using Shared = emulation::Pointer<T>;
+
+inline Shared<unsigned char> shared_memory() { return {0}; }
+
+template <typename T>
+Shared<T> shared_view(Shared<unsigned char> bytes) {
+    return {bytes.offset};
+}
+
+inline float4 load_float4(Shared<unsigned char> address) { return emulation::Reference<float4>{address.offset}; }
+inline void store_uint4(Shared<unsigned char> address, uint4 value) { emulation::Reference<uint4>{address.offset} = value; }
+
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t, const Args&... args) {
+    return emulation::run_grid(grid, threads, shared_bytes, [=] { kernel(args...); });
+}
+
+}  // namespace dqe::cuda

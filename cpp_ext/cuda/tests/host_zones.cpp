@@ -1,0 +1,73 @@
+// Test only: the kernels' sources on the CPU behind a C interface, for tests/zones/test_cuda_host.py (through ctypes).
+#define DQE_HOST_EMULATION
+#include "../zones.cu"
+
+using namespace dqe::cuda;
+
+namespace {
+
+constexpr size_t kPage = 4096;
+
+// Memory between two pages that nobody may touch, its end against the second: an overrun stops the process.
+struct Guarded {
+    unsigned char *start, *data;
+    size_t room, bytes;
+
+    explicit Guarded(size_t bytes, size_t alignment = 1) : bytes(bytes) {
+        room = (bytes + kPage - 1) / kPage * kPage;
+        start = static_cast<unsigned char*>(mmap(nullptr, room + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (start == MAP_FAILED || (room && mprotect(start + kPage, room, PROT_READ | PROT_WRITE))) std::abort();
+        data = start + kPage + (room - bytes) / alignment * alignment;
+        if (bytes) std::memset(data, 0xFF, bytes);
+    }
+    Guarded(const Guarded&) = delete;
+    ~Guarded() { munmap(start, room + 2 * kPage); }
+};
+
+template <typename T>
+const T* copied(Guarded& memory, const void* from) {
+    if (memory.bytes) std::memcpy(memory.data, from, memory.bytes);
+    return reinterpret_cast<const T*>(memory.data);
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Settings {
+    int shared_limit, multiprocessors;
+    uint64_t order;
+    int stale_reads, wrong_lanes;
+};
+
+// Returns the passes made, or -1 and a message. Inputs are copied to guarded memory first.
+int64_t emulated_select(const Settings* settings, const Request* given, const Result* result, int64_t excluded, char* message, int room) {
+    Request request = *given;
+    emulation::machine.shared_limit = settings->shared_limit;
+    emulation::machine.multiprocessors = settings->multiprocessors;
+    emulation::machine.order = settings->order;
+    emulation::machine.stale_reads = settings->stale_reads;
+    emulation::machine.wrong_lanes = settings->wrong_lanes;
+    emulation::machine.error.clear();
+    Guarded queries(request.batch * request.width * (request.half_queries ? 2 : 4));
+    Guarded items(request.size * request.tokens * request.width * (request.half_items ? 2 : 4));
+    Guarded start(request.excluded_start ? (request.batch + 1) * 8 : 0), ids(excluded * 8);
+    request.queries = copied<void>(queries, request.queries);
+    request.items = copied<void>(items, request.items);
+    if (request.excluded_start) {
+        request.excluded_start = copied<int64_t>(start, request.excluded_start);
+        request.excluded_ids = copied<int64_t>(ids, request.excluded_ids);
+    }
+    const size_t bytes = workspace_bytes(request);
+    Guarded workspace(bytes, 256);
+    const Status status = select(request, *result, workspace.data, bytes, nullptr);
+    if (status.error == cudaSuccess && status.fault == Fault::none) return status.passes;
+    std::snprintf(message, room, "error %d, fault %d: %s", static_cast<int>(status.error), static_cast<int>(status.fault),
+                  emulation::machine.error.c_str());
+    return -1;
+}
+
+uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
+
+float emulated_half_round_trip(float value) { return half_to_float(float_to_half(value)); }
+}

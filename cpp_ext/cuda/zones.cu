@@ -1,0 +1,389 @@
+// Launchers: the plan of a selection, and the passes that carry it out.
+//
+// Top-k and picks are lists of candidates with a limit that certifies them. A ladder of passes over ever larger subsets of the
+// items (evenly spread tiles) raises the limit, since the k-th best of any subset bounds the k-th best of all from below; then
+// one pass over all items appends what reaches the limit. Each rung lets through about half of what a list holds. If a list
+// overflows all the same (an unlucky order of the items), the k-th best of the entries that it did store is a better limit, and
+// the pass is repeated: limits are pairs (key, id) and no two entries are equal, so each round leaves at least capacity - k fewer
+// to pass, and with all items equal the ids decide. Bounds that are quantiles take three histogram passes before.
+#include "zones.hpp"
+
+#include <algorithm>
+
+#include "query_kernels.hpp"
+#include "score_tile.hpp"
+
+namespace dqe::cuda {
+
+namespace {
+
+constexpr int64_t kLongestBlock = 1024;             // queries; more are processed block by block
+constexpr int64_t kCandidateBytes = 256ll << 20;    // what the candidate lists of a block should not exceed
+constexpr int64_t kSmallestList = 4096;             // entries
+constexpr int kRetries = 2;                         // further passes launched before the host looks whether they were needed
+constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
+
+template <template <int> class Consumer, typename Argument, Product product, int Rows>
+__global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
+    if (scan.gate && *scan.gate == 0) return;
+    const SharedPlan plan = SharedPlan::of(Rows, Operand<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+    Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
+    scan_items<product, Rows>(scan, plan, consumer);
+    consumer.end();
+}
+
+int64_t power_of_two_from(int64_t size) {
+    int64_t power = 1;
+    while (power < size) power *= 2;
+    return power;
+}
+
+int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Everything about a request that follows from sizes and options.
+struct Plan {
+    Product product;
+    int chunks;
+    int64_t block;  // queries per block: whole query tiles of either size
+    bool own_best, list_top, list_picks;
+    int64_t wanted, capacity;
+
+    explicit Plan(const Request& r) {
+        product = !r.half_items ? Product::single : r.half_queries ? Product::half : Product::split_half;
+        chunks = static_cast<int>(quotient_up(r.width * (r.half_items ? 2 : 4), kChunkBytes));
+        own_best = r.zones && r.anchor == Anchor::best;
+        list_top = r.k > 0 || own_best;
+        list_picks = r.zones && r.picks > 0;
+        wanted = std::min(std::max({r.k, r.zones ? r.picks : 0, int64_t{1}}), r.size);
+        capacity = power_of_two_from(std::min(std::max(kSmallestList, 8 * wanted), std::max(r.size, int64_t{1})));
+        const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes);
+        block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
+        block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
+    }
+
+    int parts() const { return product == Product::split_half ? 2 : 1; }
+};
+
+// Hands out pieces of the workspace; with a null base it only adds up.
+struct Carver {
+    unsigned char* base;
+    size_t used = 0;
+
+    template <typename T>
+    T* take(int64_t count) {
+        T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+        return piece;
+    }
+};
+
+struct Workspace {
+    unsigned char* queries;
+    float *unscale, *best;
+    int64_t* gather;
+    Candidates top, picks;
+    RankState ranks;
+    unsigned* flags;  // [0]: anchors outside the items; then one count of overflowed lists per round
+    size_t bytes;
+
+    static constexpr int kFlags = 2 + kRetries;
+
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
+        Carver carver = {static_cast<unsigned char*>(base)};
+        const int64_t block = plan.block;
+        queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
+        unscale = carver.take<float>(block);
+        best = carver.take<float>(block);
+        gather = carver.take<int64_t>(block);
+        flags = carver.take<unsigned>(kFlags);
+        const auto list = [&](bool used, int64_t wanted) {
+            const int64_t rows = used ? block : 0;
+            Candidates c = {};
+            c.keys = carver.take<double>(rows * plan.capacity);
+            c.ids = carver.take<int64_t>(rows * plan.capacity);
+            c.scores = carver.take<float>(rows * plan.capacity);
+            c.counts = carver.take<unsigned long long>(rows);
+            c.limit_keys = carver.take<double>(rows);
+            c.limit_ids = carver.take<int64_t>(rows);
+            c.pending = carver.take<unsigned>(rows);
+            c.wanted = std::min(wanted, r.size);
+            c.capacity = plan.capacity;
+            return c;
+        };
+        top = list(plan.list_top, std::max(r.k, int64_t{1}));
+        picks = list(plan.list_picks, r.picks);
+        if (r.zones && r.quantiles) {
+            ranks.bins = carver.take<unsigned long long>(block * 2 * kBins);
+            ranks.prefixes = carver.take<uint32_t>(block * 2);
+            ranks.left = carver.take<int64_t>(block * 2);
+            ranks.scores = carver.take<float>(block * 2);
+            ranks.lo = r.lo, ranks.hi = r.hi;
+        }
+        bytes = carver.used;
+    }
+};
+
+// The first error ends everything that follows: each step is skipped once there is one.
+class Runner {
+  public:
+    Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream)
+        : r_(request), out_(result), plan_(plan), w_(space), stream_(stream) {}
+
+    Status run() {
+        describe_device();
+        choose_tile();
+        for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
+        return status_;
+    }
+
+  private:
+    bool good() const { return status_.error == cudaSuccess && status_.fault == Fault::none; }
+
+    void check(cudaError_t error) {
+        if (status_.error == cudaSuccess) status_.error = error;
+    }
+
+    void fill(void* where, int value, size_t bytes) {
+        if (good() && bytes) check(cudaMemsetAsync(where, value, bytes, stream_));
+    }
+
+    template <typename... Params, typename... Args>
+    void start(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, const Args&... args) {
+        if (good()) check(launch(kernel, grid, threads, shared_bytes, stream_, args...));
+    }
+
+    void describe_device() {
+        int device = 0;
+        check(cudaGetDevice(&device));
+        if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
+        if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+        if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+    }
+
+    // Larger query tiles read the items less often: 64 rows unless the batch is small or the device has too little shared memory.
+    // Keep the queries there if that leaves at least three stages, then as many stages as fit.
+    void choose_tile() {
+        const auto fits = [&](int rows, int stages, bool resident) {
+            return SharedPlan::of(rows, plan_.parts(), plan_.chunks, stages, resident).total <= shared_limit_;
+        };
+        rows_ = r_.batch > 16 && (fits(64, 2, false) || fits(64, 3, true)) ? 64 : 16;
+        resident_ = fits(rows_, 3, true);
+        stages_ = kMostStages;
+        while (stages_ > 2 && !fits(rows_, stages_, resident_)) --stages_;
+        if (good() && !fits(rows_, stages_, resident_)) status_.fault = Fault::shared_memory_too_small;
+    }
+
+    Scan scan_of(int64_t first, int64_t batch) {
+        const auto* items = static_cast<const unsigned char*>(r_.items);
+        const int64_t pitch = r_.width * (r_.half_items ? 2 : 4);
+        Scan scan = {};
+        scan.queries = w_.queries;
+        scan.unscale = w_.unscale;
+        if (plan_.product == Product::split_half) scan.exact_queries = static_cast<const float*>(r_.queries) + first * r_.width;
+        scan.items = items;
+        scan.batch = batch, scan.size = r_.size, scan.tokens = r_.tokens, scan.width = r_.width;
+        scan.chunks = plan_.chunks;
+        scan.items_per_tile = static_cast<int>(std::max(int64_t{1}, kColumns / r_.tokens));
+        scan.steps = r_.tokens > kColumns ? quotient_up(r_.tokens, kColumns) : 1;
+        scan.aligned = pitch % 16 == 0 && reinterpret_cast<uintptr_t>(items) % 16 == 0;
+        if (r_.excluded_start) scan.excluded_start = r_.excluded_start + first, scan.excluded_ids = r_.excluded_ids;
+        scan.stages = stages_, scan.resident = resident_;
+        cover(scan, r_.size);
+        return scan;
+    }
+
+    // Let the pass see about `items` items, in tiles evenly spread over all.
+    void cover(Scan& scan, int64_t items) const {
+        const int64_t all = quotient_up(r_.size, scan.items_per_tile);
+        scan.tiles = std::min(all, std::max(int64_t{1}, items / scan.items_per_tile));
+        scan.stride = scan.tiles ? all / scan.tiles : 1;
+        if (items >= r_.size) scan.tiles = all, scan.stride = 1;
+    }
+
+    template <template <int> class Consumer, typename Argument, Product product, int Rows>
+    void start_scan(const Scan& scan, const Argument& argument) {
+        const SharedPlan shared = SharedPlan::of(Rows, Operand<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+        const int64_t query_tiles = quotient_up(scan.batch, Rows);
+        const int64_t resident_blocks = processors_ * std::max(1, shared_total_ / (shared.total + 1024));
+        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
+        // Query tiles vary fastest: blocks that run together read the same items, which then come from the L2 cache.
+        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
+        start(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
+        ++status_.passes;
+    }
+
+    template <template <int> class Consumer, typename Argument>
+    void scan_with(const Scan& scan, const Argument& argument) {
+        if (scan.tiles == 0 || !good()) return;
+        const bool few = rows_ == 16;
+        switch (plan_.product) {
+            case Product::half:
+                return few ? start_scan<Consumer, Argument, Product::half, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::half, 64>(scan, argument);
+            case Product::split_half:
+                return few ? start_scan<Consumer, Argument, Product::split_half, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::split_half, 64>(scan, argument);
+            case Product::single:
+                return few ? start_scan<Consumer, Argument, Product::single, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::single, 64>(scan, argument);
+        }
+    }
+
+    void prepare(int64_t first, int64_t batch) {
+        const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
+        const auto with = [&](auto kernel) {
+            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries,
+                  r_.half_queries, batch, r_.width, rows_, plan_.chunks, w_.queries, w_.unscale);
+        };
+        if (plan_.product == Product::half) with(prepare_queries<Product::half>);
+        if (plan_.product == Product::split_half) with(prepare_queries<Product::split_half>);
+        if (plan_.product == Product::single) with(prepare_queries<Product::single>);
+    }
+
+    void run_block(int64_t first, int64_t batch) {
+        Scan scan = scan_of(first, batch);
+        prepare(first, batch);
+        Selection selection = {};
+        selection.top = w_.top, selection.picks = w_.picks;
+        selection.rule = r_.rule;
+        selection.first_query = r_.first_query + first;
+        const Finished top = {out_.scores + (r_.k ? first * r_.k : 0), out_.ids + (r_.k ? first * r_.k : 0), r_.k, w_.best};
+        if (!r_.zones) {
+            selection.want_top = plan_.list_top;
+            return list(scan, selection, top, {});
+        }
+        float* anchor = out_.anchor + first;
+        if (plan_.own_best) {
+            selection.want_top = true;
+            list(scan, selection, top, {});
+            selection.want_top = false;
+            if (good()) check(cudaMemcpyAsync(anchor, w_.best, batch * sizeof(float), cudaMemcpyDeviceToDevice, stream_));
+        } else {
+            if (r_.anchor == Anchor::id) gather_anchors(scan, first, batch, anchor);
+            selection.want_top = plan_.list_top;
+        }
+        if (r_.quantiles) rank(scan, batch);
+        const Bounds bounds = {r_.anchor == Anchor::score ? r_.anchor_scores + first : nullptr,
+                               anchor,
+                               out_.lo + first,
+                               out_.hi + first,
+                               r_.quantiles ? w_.ranks.scores : nullptr,
+                               r_.lo,
+                               r_.hi};
+        start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(batch, 32))), 32, 0, bounds, batch);
+        selection.want_picks = plan_.list_picks;
+        selection.want_counts = r_.counts;
+        selection.anchor = bounds.anchor, selection.lo = bounds.lo, selection.hi = bounds.hi;
+        if (r_.counts) selection.counts = out_.counts + first * 3, fill(selection.counts, 0, batch * 3 * sizeof(int64_t));
+        list(scan, selection, top,
+             {out_.pick_scores + (r_.picks ? first * r_.picks : 0), out_.picks + (r_.picks ? first * r_.picks : 0), r_.picks, nullptr});
+    }
+
+    // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.
+    void gather_anchors(Scan scan, int64_t first, int64_t batch, float* anchor) {
+        fill(w_.flags, 0, sizeof(unsigned));
+        const int64_t rows = quotient_up(batch, rows_) * rows_;
+        if (r_.size == 0) {
+            status_.fault = Fault::anchor_outside;
+            return;
+        }
+        start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + first, batch, r_.size, w_.gather, rows,
+              w_.flags);
+        if (read_flag(0)) status_.fault = Fault::anchor_outside;
+        scan.gather = w_.gather;
+        scan.excluded_start = nullptr;  // an excluded item may be the anchor
+        scan.tiles = quotient_up(rows_, scan.items_per_tile);
+        scan.stride = 1;
+        scan_with<Gather>(scan, anchor);
+    }
+
+    // The scores at both ranks, by radix selection.
+    void rank(const Scan& scan, int64_t batch) {
+        fill(w_.ranks.prefixes, 0, batch * 2 * sizeof(uint32_t));
+        for (int level = 0; level < kLevels; ++level) {
+            fill(w_.ranks.bins, 0, batch * 2 * kBins * sizeof(unsigned long long));
+            scan_with<Histogram>(scan, Ranks{level, w_.ranks.bins, w_.ranks.prefixes});
+            start(descend_ranks, dim3(static_cast<unsigned>(batch), 2), 32, 0, w_.ranks, level);
+        }
+    }
+
+    void finish(const Scan& scan, const Selection& s, const Finished& top, const Finished& picks, bool last, unsigned* gate,
+                unsigned* overflowed) {
+        const dim3 grid(static_cast<unsigned>(scan.batch));
+        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, gate, overflowed);
+        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, gate, overflowed);
+    }
+
+    unsigned read_flag(int which) {
+        unsigned value = 0;
+        if (good()) check(cudaMemcpyAsync(&value, w_.flags + which, sizeof value, cudaMemcpyDeviceToHost, stream_));
+        if (good()) check(cudaStreamSynchronize(stream_));
+        return value;
+    }
+
+    // Fill the lists that are wanted, and count the zones if that is wanted.
+    void list(Scan scan, Selection selection, const Finished& top, const Finished& picks) {
+        const bool lists = selection.want_top || selection.want_picks, counts = selection.want_counts;
+        const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
+        if (selection.want_top) start(reset_candidates, reset, 32, 0, selection.top, scan.batch);
+        if (selection.want_picks) start(reset_candidates, reset, 32, 0, selection.picks, scan.batch);
+
+        selection.want_counts = false;
+        const int64_t ratio = std::max(int64_t{2}, plan_.capacity / (2 * std::max(plan_.wanted, int64_t{1})));
+        // Tiles are whole: a rung of `capacity` items never overflows, the ones above it seldom.
+        if (lists && plan_.capacity < r_.size)
+            for (int64_t items = plan_.capacity; items < r_.size / 2; items = items > r_.size / ratio ? r_.size : items * ratio) {
+                cover(scan, items);
+                scan_with<Select>(scan, selection);
+                finish(scan, selection, top, picks, false, nullptr, nullptr);
+            }
+
+        cover(scan, r_.size);
+        selection.want_counts = counts;
+        if (!lists && !counts) return;
+        unsigned* overflowed = w_.flags + 1;  // of each round; a round runs if the one before it overflowed
+        fill(overflowed, 0, (1 + kRetries) * sizeof(unsigned));
+        scan_with<Select>(scan, selection);
+        if (!lists) return synchronize();
+        finish(scan, selection, top, picks, true, nullptr, overflowed);
+        selection.want_counts = false;
+        for (;;) {
+            for (int round = 0; round < kRetries; ++round) {
+                scan.gate = overflowed + round;
+                scan_with<Select>(scan, selection);
+                finish(scan, selection, top, picks, true, overflowed + round, overflowed + round + 1);
+            }
+            if (!read_flag(1 + kRetries)) return;
+            fill(overflowed, 1, sizeof(unsigned));
+            fill(overflowed + 1, 0, kRetries * sizeof(unsigned));
+        }
+    }
+
+    void synchronize() {
+        if (good()) check(cudaStreamSynchronize(stream_));
+    }
+
+    const Request& r_;
+    const Result& out_;
+    const Plan& plan_;
+    const Workspace& w_;
+    cudaStream_t stream_;
+    Status status_ = {cudaSuccess, Fault::none, 0};
+    int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
+    int rows_ = 16, stages_ = 2;  // of a query tile; of the ring
+    bool resident_ = false;
+};
+
+}  // namespace
+
+size_t workspace_bytes(const Request& request) { return Workspace(request, Plan(request), nullptr).bytes; }
+
+Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
+    const Plan plan(request);
+    const Workspace space(request, plan, workspace);
+    if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0};
+    if (request.batch == 0) return {cudaSuccess, Fault::none, 0};
+    return Runner(request, result, plan, space, stream).run();
+}
+
+}  // namespace dqe::cuda

@@ -1,0 +1,57 @@
+// Zone selection on a CUDA device: raw pointers, sizes, a stream, a status. dqe_engine/zones/reference.py is the definition.
+#pragma once
+
+#include "../zone_select.hpp"
+#include "platform.hpp"
+
+namespace dqe::cuda {
+
+enum class Anchor : int { best = 0, id = 1, score = 2 };
+
+// All pointers are device memory, row-major. Sizes may be 0; a pointer to nothing may be null.
+struct Request {
+    const void* queries;  // (batch, width) f32, or f16 if half_queries
+    const void* items;    // (size, tokens, width) f32, or f16 if half_items
+    bool half_queries, half_items;
+    int64_t batch, size, tokens, width;
+    int64_t k, picks;
+    bool zones, counts;  // `zones`: bounds, anchor and rule apply
+    Anchor anchor;
+    const int64_t* anchor_ids;   // (batch), for Anchor::id
+    const float* anchor_scores;  // (batch), for Anchor::score
+    bool quantiles;
+    double lo, hi;
+    PickRule rule;
+    int64_t first_query;
+    const int64_t* excluded_start;  // (batch + 1) into excluded_ids, or null where nothing is excluded
+    const int64_t* excluded_ids;    // ascending per query
+};
+
+// Device memory of the caller; null where not asked for.
+struct Result {
+    float* scores;  // (batch, k)
+    int64_t* ids;
+    int64_t* counts;  // (batch, 3)
+    int64_t* picks;   // (batch, picks)
+    float* pick_scores;
+    float* lo;  // (batch), with zones
+    float* hi;
+    float* anchor;
+};
+
+enum class Fault : int { none = 0, anchor_outside = 1, workspace_too_small = 2, shared_memory_too_small = 3 };
+
+struct Status {
+    cudaError_t error;
+    Fault fault;
+    int64_t passes;  // over all items, or (fewer) over some of them
+};
+
+// Bytes of device memory that select() needs besides its operands and results; depends on sizes and options only.
+size_t workspace_bytes(const Request& request);
+
+// Runs on `stream` and waits for it (a list of candidates that overflowed needs another pass, which the host must start), so the
+// results are complete on return. The current device must be the one that holds everything. `workspace` is 256-byte aligned.
+Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream);
+
+}  // namespace dqe::cuda

@@ -1,0 +1,41 @@
+// Threads that start and end with the work. An OpenMP team would go on spinning for a while after each call and take the
+// processors from whatever the caller runs next (docs/decisions.md, 13).
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace dqe::cpu {
+
+// Below this many multiply-adds a further thread costs more (some 20 microseconds) than it gains.
+constexpr int64_t kWorkPerThread = 1 << 20;
+
+inline int useful_threads(int wanted, int64_t work) {
+    const int64_t most = wanted > 0 ? wanted : std::max(1u, std::thread::hardware_concurrency());
+    return static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, most));
+}
+
+// Calls part(thread, i) for i from 0 to count - 1, each once and, on one thread, in ascending order.
+template <typename Part>
+void for_each_part(int64_t count, int threads, const Part& part) {
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int thread) {
+        for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count; i = next.fetch_add(1, std::memory_order_relaxed))
+            part(thread, i);
+    };
+    std::vector<std::thread> helpers;
+    helpers.reserve(static_cast<size_t>(threads));
+    try {
+        for (int t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(work, t);
+    } catch (const std::system_error&) {
+        // The system grants no more threads; those there are do all the work.
+    }
+    work(0);
+    for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace dqe::cpu

@@ -1,0 +1,26 @@
+// Quantised copies of vectors that give certified upper bounds of their scores, at a quarter of the memory traffic.
+//
+// A vector c is held as codes in -127..127 and a scale: ĉ = scale * codes. For a quantised query q̂,
+//     <q, c> = <q̂, ĉ> + <q - q̂, ĉ> + <q, c - ĉ> <= <q̂, ĉ> + |q - q̂| |ĉ| + |q| |c - ĉ|          (Cauchy-Schwarz),
+// and <q̂, ĉ> is an exact integer times two scales. What is compared with a threshold is not <q, c> but its float32
+// rounding, in whatever order it was added up, and the bound is itself computed in float32: both errors are below
+// (D + 32) * 2^-24 * |q| (|c| + |ĉ|), which the stored error norms contain. An item whose bound is below the threshold
+// therefore cannot reach it. Numbers that are not finite give a NaN or infinite bound, which excludes nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "tiles.hpp"
+
+namespace dqe::cpu {
+
+// Entries of a coded row of vectors of `width` numbers: a multiple of kCodeAlignment, the rest coded as zero.
+inline int64_t code_width(int64_t width) { return (width + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }
+
+// Encode `count` rows of `width` numbers: codes + 128 into (count, code_width) and three numbers a row.
+void encode_rows(const float* rows, int64_t count, int64_t width, uint8_t* codes, float* scales, float* errors, float* norms) noexcept;
+
+// One query: signed codes (code_width,), and what CodedQueries holds of it.
+void encode_query(const float* query, int64_t width, int8_t* codes, int32_t& offset, float& scale, float& norm, float& error) noexcept;
+
+}  // namespace dqe::cpu

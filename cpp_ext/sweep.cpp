@@ -1,0 +1,310 @@
+#include "sweep.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "parallel.hpp"
+#include "reservoir.hpp"
+#include "scoring.hpp"
+
+namespace dqe::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// The rank in a sample at which, almost surely, fewer than `rank` entries of the whole are better: three standard deviations
+// of a Poisson count and three more. 0 where the sample is too small to tell.
+int64_t sampled_rank(int64_t rank, const Sweep& sweep) {
+    if (rank == 0 || sweep.sample == 0) return 0;
+    const double expected = static_cast<double>(rank) * static_cast<double>(sweep.sample) / static_cast<double>(sweep.gallery.size);
+    const auto safe = static_cast<int64_t>(expected + 3.0 * std::sqrt(expected) + 3.0) + 1;
+    return safe <= sweep.sample / 4 ? safe : 0;
+}
+
+// What one query has seen on one thread.
+struct QueryState {
+    Reservoir top, field;
+    BestHeap<double> picks;
+    int64_t counts[3];
+    int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
+    float easy_below;            // all scores below this are easy
+};
+
+// The lowest threshold t such that every score below t has Δ = anchor - score > hi, by bisection over all floats.
+float easy_threshold(float anchor, float hi) {
+    if (!std::isfinite(anchor) || !(hi < kInfinity)) return -kInfinity;
+    if (!(anchor - std::numeric_limits<float>::lowest() > hi)) return -kInfinity;
+    uint32_t easy = order_image(std::numeric_limits<float>::lowest()), not_easy = order_image(kInfinity);
+    while (not_easy - easy > 1) {
+        const uint32_t middle = easy + (not_easy - easy) / 2;
+        (anchor - score_of_image(middle) > hi ? easy : not_easy) = middle;
+    }
+    return score_of_image(not_easy);
+}
+
+class Block {
+  public:
+    Block(const Sweep& sweep, const Outcome& out);
+
+    int64_t run();
+
+  private:
+    struct Worker {
+        std::unique_ptr<uint64_t[]> top, field;
+        std::unique_ptr<double[]> pick_keys;
+        std::unique_ptr<int64_t[]> pick_ids;
+        std::unique_ptr<float[]> pick_scores;
+        std::vector<QueryState> queries;
+        std::vector<float> thresholds;  // of whole panels
+        TileScratch scratch;
+        int64_t rescored = 0;
+    };
+
+    Worker make_worker() const;
+    void scan(Worker& worker, const Tile& tile) const;
+    void take(Worker& worker, int64_t b, int64_t id, float score) const;
+    void take_in_zone(QueryState& state, int64_t b, int64_t id, float score) const;
+    void guess(std::vector<Worker>& workers, int64_t b) const;
+    void finish(std::vector<Worker>& workers, int64_t b) const;
+    Status resolve(QueryState& state, int64_t b, int64_t valid) const;
+    bool is_excluded(int64_t b, int64_t id) const;
+    float threshold(const QueryState& state) const;
+    bool zones_as_it_goes() const { return sweep_.zoning == Zoning::given; }
+    bool zones_at_the_end() const { return sweep_.zoning == Zoning::from_best || sweep_.zoning == Zoning::quantile; }
+
+    const Sweep& sweep_;
+    const Outcome& out_;
+    Scorer scorer_;
+    std::vector<ZoneBounds> bounds_;
+    int64_t top_, field_;              // capacities
+    int64_t sampled_top_, sampled_field_;  // ranks in the sample to guess thresholds from; 0: none is guessed
+};
+
+Block::Block(const Sweep& sweep, const Outcome& out)
+    : sweep_(sweep),
+      out_(out),
+      scorer_(sweep),
+      bounds_(static_cast<size_t>(sweep.batch)),
+      top_(std::min(sweep.k, sweep.gallery.size)),
+      field_(zones_at_the_end() ? std::min(sweep.field, sweep.gallery.size) : 0),
+      sampled_top_(sampled_rank(top_, sweep)),
+      sampled_field_(sweep.zoning == Zoning::quantile ? sampled_rank(field_, sweep) : 0) {}
+
+bool Block::is_excluded(int64_t b, int64_t id) const {
+    const int64_t *from = sweep_.excluded.ids + sweep_.excluded.offsets[b], *to = sweep_.excluded.ids + sweep_.excluded.offsets[b + 1];
+    return from != to && std::binary_search(from, to, id);
+}
+
+float Block::threshold(const QueryState& state) const {
+    float lowest = kInfinity;
+    if (sweep_.k > 0) lowest = state.top.threshold();
+    if (zones_as_it_goes()) lowest = std::min(lowest, state.easy_below);
+    if (zones_at_the_end()) lowest = std::min(lowest, std::max(state.field.threshold(), state.easy_below));
+    return lowest;
+}
+
+Block::Worker Block::make_worker() const {
+    const auto batch = static_cast<size_t>(sweep_.batch);
+    const int64_t top_room = Reservoir::room(std::max(top_, sampled_top_)), field_room = Reservoir::room(std::max(field_, sampled_field_));
+    const auto picks = zones_as_it_goes() ? static_cast<size_t>(sweep_.picks) : 0;
+    Worker worker;
+    // Default-initialised: pages that are never written take no memory.
+    worker.top.reset(new uint64_t[batch * static_cast<size_t>(top_room)]);
+    worker.field.reset(new uint64_t[batch * static_cast<size_t>(field_room)]);
+    worker.pick_keys.reset(new double[batch * picks]);
+    worker.pick_ids.reset(new int64_t[batch * picks]);
+    worker.pick_scores.reset(new float[batch * picks]);
+    std::fill_n(worker.pick_keys.get(), batch * picks, -std::numeric_limits<double>::infinity());
+    std::fill_n(worker.pick_ids.get(), batch * picks, int64_t{-1});
+    worker.thresholds.assign(static_cast<size_t>(scorer_.padded_batch()), kInfinity);
+    worker.scratch = scorer_.scratch();
+    worker.queries.resize(batch);
+    for (size_t b = 0; b < batch; ++b) {
+        QueryState& state = worker.queries[b];
+        state.top = Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), sampled_top_ ? sampled_top_ : top_);
+        state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), sampled_field_ ? sampled_field_ : field_);
+        state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
+                       static_cast<int64_t>(picks)};
+        state.easy_below = zones_as_it_goes() ? easy_threshold(bounds_[b].anchor, bounds_[b].hi) : -kInfinity;
+        worker.thresholds[b] = threshold(state);
+    }
+    return worker;
+}
+
+// The zone of one candidate, where the bounds are known.
+void Block::take_in_zone(QueryState& state, int64_t b, int64_t id, float score) const {
+    ZoneRow row = {bounds_[static_cast<size_t>(b)], sweep_.query_rows[b], state.counts, state.picks};
+    row.offer(sweep_.rule, score, id);
+}
+
+void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
+    if (is_excluded(b, id)) return;
+    QueryState& state = worker.queries[static_cast<size_t>(b)];
+    if (std::isnan(score)) {
+        ++state.not_numbers;
+        return;
+    }
+    ++state.taken;
+    if (sweep_.k > 0) state.top.offer(score, id);
+    if (zones_as_it_goes()) take_in_zone(state, b, id, score);
+    if (zones_at_the_end() && !(score < state.easy_below)) {
+        state.field.offer(score, id);
+        if (sweep_.zoning == Zoning::from_best && score > state.field.best()) {
+            state.field.note_best(score);
+            // A negative hi makes the best itself easy; it is still needed.
+            state.easy_below = std::min(score, easy_threshold(score, static_cast<float>(sweep_.hi)));
+        }
+    }
+    worker.thresholds[static_cast<size_t>(b)] = threshold(state);
+}
+
+void Block::scan(Worker& worker, const Tile& tile) const {
+    worker.rescored += scorer_.score(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
+        if (!(score < worker.thresholds[static_cast<size_t>(b)])) take(worker, b, id, score);
+    });
+}
+
+// Thresholds for the rest of the gallery, from what the sample held.
+void Block::guess(std::vector<Worker>& workers, int64_t b) const {
+    const auto at = static_cast<size_t>(b);
+    const auto restart = [&](Reservoir QueryState::*part, int64_t capacity, int64_t rank) {
+        std::vector<uint64_t> all;
+        for (const Worker& worker : workers) (worker.queries[at].*part).drain_to(all);
+        float threshold = -kInfinity;
+        if (rank > 0 && static_cast<int64_t>(all.size()) >= rank) {
+            std::nth_element(all.begin(), all.begin() + rank - 1, all.end(), std::greater<uint64_t>());
+            threshold = entry_score(all[static_cast<size_t>(rank - 1)]);
+        }
+        for (Worker& worker : workers) (worker.queries[at].*part).restart(capacity, threshold);
+    };
+    restart(&QueryState::top, top_, sampled_top_);
+    restart(&QueryState::field, field_, sampled_field_);
+    float easy_below = -kInfinity;
+    for (const Worker& worker : workers) easy_below = std::max(easy_below, worker.queries[at].easy_below);
+    for (Worker& worker : workers) {
+        worker.queries[at].easy_below = easy_below;
+        worker.thresholds[at] = threshold(worker.queries[at]);
+    }
+}
+
+// Anchor, bounds, counts and picks of a query, out of its field.
+Status Block::resolve(QueryState& state, int64_t b, int64_t valid) const {
+    const float nothing = std::numeric_limits<float>::quiet_NaN();
+    float &anchor = out_.anchor[b], &lo = out_.lo[b], &hi = out_.hi[b];
+    if (sweep_.zoning == Zoning::quantile) {
+        const auto rank_of = [&](double fraction) { return static_cast<int64_t>(std::floor(fraction * static_cast<double>(valid - 1))); };
+        if (valid > 0 && rank_of(sweep_.hi) >= state.field.size()) return Status::misjudged;
+        if (valid > 0 && state.field.at_rank(rank_of(sweep_.hi)) < state.field.threshold()) return Status::misjudged;
+        if (sweep_.anchor_is_best) anchor = valid > 0 ? state.field.at_rank(0) : nothing;
+        lo = valid > 0 ? anchor - state.field.at_rank(rank_of(sweep_.lo)) : nothing;
+        hi = valid > 0 ? anchor - state.field.at_rank(rank_of(sweep_.hi)) : nothing;
+    } else {
+        anchor = valid > 0 ? state.field.at_rank(0) : nothing;
+        lo = static_cast<float>(sweep_.lo);
+        hi = static_cast<float>(sweep_.hi);
+    }
+    if (state.field.dropped() && !(anchor - state.field.threshold() > hi)) return Status::outgrown;
+    ZoneRow row = {{anchor, lo, hi}, sweep_.query_rows[b], state.counts, state.picks};
+    state.field.for_each([&](float score, int64_t id) { row.offer(sweep_.rule, score, id); });
+    // What is not in the field is easy, unless Δ is not a number.
+    if (!std::isnan(anchor) && !std::isnan(hi)) state.counts[2] += valid - state.field.size();
+    return Status::complete;
+}
+
+void Block::finish(std::vector<Worker>& workers, int64_t b) const {
+    QueryState& state = workers[0].queries[static_cast<size_t>(b)];
+    std::vector<uint64_t> top, field;
+    state.top.drain_to(top);
+    state.field.drain_to(field);
+    for (size_t t = 1; t < workers.size(); ++t) {
+        QueryState& other = workers[t].queries[static_cast<size_t>(b)];
+        other.top.drain_to(top);
+        other.field.drain_to(field);
+        state.field.join_limits(other.field);
+        state.taken += other.taken;
+        state.not_numbers += other.not_numbers;
+        for (int zone = 0; zone < 3; ++zone) state.counts[zone] += other.counts[zone];
+        for (int64_t p = 0; p < other.picks.capacity; ++p)
+            if (other.picks.ids[p] >= 0) state.picks.offer(other.picks.keys[p], other.picks.ids[p], other.picks.payload[p]);
+    }
+    const int64_t excluded = sweep_.excluded.offsets[b + 1] - sweep_.excluded.offsets[b];
+    const int64_t valid = sweep_.gallery.size - excluded - state.not_numbers;
+    const auto kept = std::min<size_t>(top.size(), static_cast<size_t>(sweep_.k));
+    std::partial_sort(top.begin(), top.begin() + static_cast<int64_t>(kept), top.end(), std::greater<uint64_t>());
+    for (int64_t r = 0; r < sweep_.k; ++r) {
+        const bool filled = r < static_cast<int64_t>(kept);
+        out_.top_scores[b * sweep_.k + r] = filled ? entry_score(top[static_cast<size_t>(r)]) : -kInfinity;
+        out_.top_ids[b * sweep_.k + r] = filled ? entry_id(top[static_cast<size_t>(r)]) : -1;
+    }
+    const bool misjudged = sampled_top_ && (kept < static_cast<size_t>(sweep_.k) || entry_score(top[kept - 1]) < state.top.guess());
+    auto& status = reinterpret_cast<Status&>(out_.status[b]);
+    status = misjudged && state.top.guess() > -kInfinity ? Status::misjudged : Status::complete;
+    if (sweep_.zoning == Zoning::none || status != Status::complete) return;
+
+    BestHeap<double> picks = {out_.pick_keys + b * sweep_.picks, out_.picks + b * sweep_.picks, out_.pick_scores + b * sweep_.picks,
+                              sweep_.picks};
+    std::fill_n(picks.keys, picks.capacity, -std::numeric_limits<double>::infinity());
+    std::fill_n(picks.ids, picks.capacity, int64_t{-1});
+    std::fill_n(picks.payload, picks.capacity, -kInfinity);
+    if (zones_as_it_goes()) {
+        // What did not reach the threshold is easy.
+        state.counts[2] += valid - state.taken;
+        for (int64_t p = 0; p < state.picks.capacity; ++p)
+            if (state.picks.ids[p] >= 0) picks.offer(state.picks.keys[p], state.picks.ids[p], state.picks.payload[p]);
+    } else {
+        state.picks = picks;
+        state.field.adopt(field);
+        status = resolve(state, b, valid);
+    }
+    picks.sort();
+    std::copy_n(state.counts, 3, out_.counts + 3 * b);
+}
+
+int64_t Block::run() {
+    if (sweep_.batch == 0) return 0;
+    if (sweep_.anchor_ids)
+        for (int64_t b = 0; b < sweep_.batch; ++b) out_.anchor[b] = scorer_.score_of(b, sweep_.anchor_ids[b]);
+    if (zones_as_it_goes())
+        for (int64_t b = 0; b < sweep_.batch; ++b) bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
+
+    std::vector<Tile> tiles = scorer_.tiles();
+    // The sample is every so-manieth tile; stable, so that ids still ascend within each part.
+    const auto items_per_tile = static_cast<double>(sweep_.gallery.size) / static_cast<double>(std::max<size_t>(tiles.size(), 1));
+    const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
+    const size_t stride = sampled_top_ || sampled_field_ ? std::max<size_t>(1, tiles.size() / std::max<size_t>(wanted, 1)) : 0;
+    int64_t sampled = 0;
+    if (stride) {
+        std::vector<Tile> first, rest;
+        for (size_t i = 0; i < tiles.size(); ++i) (i % stride == stride / 2 ? first : rest).push_back(tiles[i]);
+        sampled = static_cast<int64_t>(first.size());
+        tiles = std::move(first);
+        tiles.insert(tiles.end(), rest.begin(), rest.end());
+    }
+    const int threads = useful_threads(sweep_.threads, scorer_.work());
+    std::vector<Worker> workers;
+    for (int t = 0; t < threads; ++t) workers.push_back(make_worker());
+    const auto scan_tiles = [&](int64_t from, int64_t to) {
+        for_each_part(to - from, threads, [&](int t, int64_t i) { scan(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
+    };
+    if (stride) {
+        scan_tiles(0, sampled);
+        for (int64_t b = 0; b < sweep_.batch; ++b) guess(workers, b);
+    }
+    scan_tiles(sampled, static_cast<int64_t>(tiles.size()));
+    for_each_part(sweep_.batch, threads, [&](int, int64_t b) { finish(workers, b); });
+    int64_t rescored = 0;
+    for (const Worker& worker : workers) rescored += worker.rescored;
+    return rescored;
+}
+
+}  // namespace
+
+int64_t run(const Sweep& sweep, const Outcome& out) { return Block(sweep, out).run(); }
+
+}  // namespace dqe::cpu

@@ -1,0 +1,69 @@
+// Kernels on one tile of items: scores, upper bounds of scores, and where they reach a threshold. The same source
+// (tiles_impl.hpp) is compiled once per instruction set; the driver (sweep.cpp) picks a table at run time.
+//
+// A tile is some consecutive rows (tokens of items). Many queries are scored in panels: the lanes of vector registers are
+// queries, so that an item's numbers are broadcast and rows need no packing, no padding and no transposition. A few queries
+// are scored row by row: lanes run along D. Each score is one chain of additions whose order depends on D only, never on the
+// tile, the panel or the thread.
+#pragma once
+
+#include <cstdint>
+
+namespace dqe::cpu {
+
+// Rows scored or bounded: `count` rows of `width` entries each.
+struct Rows {
+    const float* data;
+    int64_t count, width;
+};
+
+// Quantised rows (screen.hpp): unsigned codes = signed code + 128, `width` a multiple of kCodeAlignment.
+struct CodedRows {
+    const uint8_t* codes;
+    const float *scales, *errors, *norms;
+    int64_t count, width;
+};
+
+constexpr int64_t kCodeAlignment = 64;
+
+// What the bound of a score needs to know of a quantised query (screen.hpp).
+struct CodedQueries {
+    const int8_t* codes;      // panel: [width / 4][lanes][4]; rows: [query][width]
+    const int32_t* offsets;   // -128 * (sum of the query's codes)
+    const float *scales, *norms, *errors;
+};
+
+struct TileKernels {
+    const char* name;
+    int wide, narrow;    // lanes of a panel; narrow is for what is left over
+    int max_row_queries; // dot_rows and bound_rows take up to so many queries
+    bool bounds_panels;  // whether bound_panel is faster than dot_panel on this instruction set
+
+    // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
+    void (*dot_panel)(const Rows& rows, const float* panel, int lanes, float* scores);
+    // scores[query * stride + row] = <row, query>. `queries` is [count][width].
+    void (*dot_rows)(const Rows& rows, const float* queries, int count, float* scores, int64_t stride);
+
+    // The same for upper bounds of scores. NaN where there is none.
+    void (*bound_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds);
+    void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
+
+    // (items * tokens, lanes) to (items, lanes) in place: the maximum of each item's tokens, NaN if any token's is.
+    void (*max_over_tokens)(float* scores, int64_t items, int64_t tokens, int lanes);
+
+    // Positions p (ascending) of the entries that are not below their lane's threshold, NaN included; returns how many.
+    // `size` is a multiple of lanes. `positions` has room for size entries.
+    int64_t (*find)(const float* scores, int64_t size, int lanes, const float* thresholds, uint32_t* positions);
+
+    // IEEE half precision to single precision, exact.
+    void (*widen)(const uint16_t* half, int64_t size, float* single);
+
+    // A loop of multiply-adds that stays in registers, to measure the processor with; returns how many numbers were multiplied
+    // and added. `sink` has two entries: a factor, which the result replaces, and a summand.
+    int64_t (*multiply_add_loop)(int64_t steps, float* sink);
+};
+
+// The instruction sets that this build has and this processor runs, best first; ends with a null pointer.
+const TileKernels* const* available_tile_kernels();
+
+}  // namespace dqe::cpu

@@ -1,0 +1,3 @@
+#define DQE_ISA kernels_portable
+#define DQE_ISA_NAME "portable"
+#include "tiles_impl.hpp"

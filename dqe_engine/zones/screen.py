@@ -1,0 +1,61 @@
+"""Certified screening: 8-bit copies of items whose bounds say, exactly, which items need not be read in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.errors import InputError
+
+F32 = NDArray[np.float32]
+
+_CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
+
+
+class CodedShard(NamedTuple):
+    """One shard of a gallery; cpp_ext/screen.hpp has the inequality that the three numbers enter."""
+
+    codes: NDArray[np.uint8]  # (n, M, W): round(item / scale) + 128; W is D rounded up to a multiple of 64
+    scales: F32  # (n, M)
+    errors: F32  # (n, M): norm of what the codes leave, with room for rounding
+    norms: F32  # (n, M): norm of scale * codes
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """The 8-bit copy of a gallery, passed as `screen=` to `select_zones` with the items that it was built from."""
+
+    shards: tuple[CodedShard, ...]
+
+    @classmethod
+    def build(cls, items: NDArray[Any] | Sequence[NDArray[Any]], *, threads: int = 0) -> Screen:
+        """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
+
+        Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
+        """
+        from .request import shards_of
+        from .select import kernels
+
+        coded = []
+        for shard in shards_of(items):
+            count, tokens, width = shard.shape
+            codes = np.empty((count, tokens, -(-width // _CODE_ALIGNMENT) * _CODE_ALIGNMENT), np.uint8)
+            scales, errors, norms = (np.empty((count, tokens), np.float32) for _ in range(3))
+            kernels().encode(shard, codes, scales, errors, norms, threads)
+            coded.append(CodedShard(codes, scales, errors, norms))
+        return cls(tuple(coded))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for shard in self.shards for array in shard)
+
+    def check_fits(self, shards: tuple[NDArray[Any], ...]) -> None:
+        """Raise InputError unless this is the shape of a screen of these (n, M, D) shards."""
+        expected = [(n, m, -(-d // _CODE_ALIGNMENT) * _CODE_ALIGNMENT) for n, m, d in (shard.shape for shard in shards)]
+        found = [shard.codes.shape for shard in self.shards]
+        if found != expected:
+            raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
