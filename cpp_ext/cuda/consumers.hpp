@@ -166,7 +166,8 @@ struct Select {
             }
             if (!selection.want_picks || mid == 0) continue;
             const double key = inside ? pick_key(selection.rule, score, selection.first_query + query, id) : 0.0;
-            append(selection.picks, query, inside && within_limit<double>(key, id, state.pick_key[row], state.pick_id[row]), key, id, score);
+            append(selection.picks, query, inside && within_limit<double>(key, id, state.pick_key[row], state.pick_id[row]), key, id,
+                   score);
         }
         if (selection.want_counts && lane == 0)
             for (int zone = 0; zone < 3; ++zone) state.counts[row * 3 + zone] += zones[zone];
@@ -190,9 +191,7 @@ __device__ inline uint32_t descending_image(float score) {
     return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
 }
 
-__device__ inline float score_of_image(uint32_t image) {
-    return __uint_as_float(image & 0x80000000 ? image : ~(image | 0x80000000));
-}
+__device__ inline float score_of_image(uint32_t image) { return __uint_as_float(image & 0x80000000 ? image : ~(image | 0x80000000)); }
 
 // Radix selection of two ranks per query: levels of 11, 11 and 10 bits of the image.
 constexpr int kLevels = 3;
@@ -201,7 +200,7 @@ __host__ __device__ constexpr int level_shift(int level) { return level == 0 ? 2
 
 struct Ranks {
     int level;
-    unsigned long long* bins;   // (batch, 2, kBins); at level 0 both ranks use the first
+    unsigned long long* bins;  // (batch, 2, kBins); at level 0 both ranks use the first
     const uint32_t* prefixes;  // (batch, 2): the image's bits above this level's, known from the levels before
 };
 
@@ -223,7 +222,8 @@ struct Histogram {
             const float score = place < items ? scores[place * stride] : __uint_as_float(0x7FC00000);
             const uint32_t image = descending_image(score);
             for (int rank = 0; rank < (ranks.level == 0 ? 1 : 2); ++rank) {
-                const bool counts = score == score && (ranks.level == 0 || image >> level_shift(ranks.level - 1) == ranks.prefixes[query * 2 + rank]);
+                const bool counts =
+                    score == score && (ranks.level == 0 || image >> level_shift(ranks.level - 1) == ranks.prefixes[query * 2 + rank]);
                 // Scores cluster in few bins: one atomic for all lanes of a bin.
                 const unsigned bin = counts ? image >> shift & (kBins - 1) & (ranks.level == 2 ? 1023 : kBins - 1) : ~0u;
                 const unsigned same = __match_any_sync(kAllLanes, bin);

@@ -60,13 +60,20 @@ constexpr int kMostStages = 8;
 // cp_async_wait for a count known at run time only (the instruction takes a constant).
 __device__ inline void cp_async_wait_for(int pending) {
     switch (pending) {
-        case 0: return cp_async_wait<0>();
-        case 1: return cp_async_wait<1>();
-        case 2: return cp_async_wait<2>();
-        case 3: return cp_async_wait<3>();
-        case 4: return cp_async_wait<4>();
-        case 5: return cp_async_wait<5>();
-        default: return cp_async_wait<kMostStages - 2>();
+        case 0:
+            return cp_async_wait<0>();
+        case 1:
+            return cp_async_wait<1>();
+        case 2:
+            return cp_async_wait<2>();
+        case 3:
+            return cp_async_wait<3>();
+        case 4:
+            return cp_async_wait<4>();
+        case 5:
+            return cp_async_wait<5>();
+        default:
+            return cp_async_wait<kMostStages - 2>();
     }
 }
 

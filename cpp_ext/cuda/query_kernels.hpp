@@ -122,7 +122,7 @@ struct Finished {
 // One block per query: sort what its list holds. An incomplete list (`last` false: only some items were offered, or more passed
 // than it holds) gives a better limit and is emptied; a complete one is written out. `overflowed` counts the former if `last`.
 __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, const unsigned* gate,
-                                                                         unsigned* overflowed) {
+                                                                  unsigned* overflowed) {
     if (gate && *gate == 0) return;
     const int64_t query = blockIdx.x;
     if (!list.pending[query]) return;
@@ -203,7 +203,8 @@ __global__ void descend_ranks(RankState state, int level) {
         if (lane == 0) state.scores[at] = __uint_as_float(0x7FC00000);
         return;
     }
-    int64_t rank = level == 0 ? static_cast<int64_t>(floor((which ? state.hi : state.lo) * static_cast<double>(total - 1))) : state.left[at];
+    int64_t rank =
+        level == 0 ? static_cast<int64_t>(floor((which ? state.hi : state.lo) * static_cast<double>(total - 1))) : state.left[at];
     __syncwarp();
     if (rank < below || rank >= below + mine) return;  // exactly one lane goes on; none where there are no candidates
     rank -= below;

@@ -17,10 +17,10 @@ namespace dqe::cuda {
 
 namespace {
 
-constexpr int64_t kLongestBlock = 1024;             // queries; more are processed block by block
-constexpr int64_t kCandidateBytes = 256ll << 20;    // what the candidate lists of a block should not exceed
-constexpr int64_t kSmallestList = 4096;             // entries
-constexpr int kRetries = 2;                         // further passes launched before the host looks whether they were needed
+constexpr int64_t kLongestBlock = 1024;           // queries; more are processed block by block
+constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of a block should not exceed
+constexpr int64_t kSmallestList = 4096;           // entries
+constexpr int kRetries = 2;                       // further passes launched before the host looks whether they were needed
 constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
 
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
@@ -232,8 +232,8 @@ class Runner {
     void prepare(int64_t first, int64_t batch) {
         const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
         const auto with = [&](auto kernel) {
-            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries,
-                  r_.half_queries, batch, r_.width, rows_, plan_.chunks, w_.queries, w_.unscale);
+            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries, r_.half_queries, batch, r_.width,
+                  rows_, plan_.chunks, w_.queries, w_.unscale);
         };
         if (plan_.product == Product::half) with(prepare_queries<Product::half>);
         if (plan_.product == Product::split_half) with(prepare_queries<Product::split_half>);
@@ -332,7 +332,7 @@ class Runner {
         const int64_t ratio = std::max(int64_t{2}, plan_.capacity / (2 * std::max(plan_.wanted, int64_t{1})));
         // Tiles are whole: a rung of `capacity` items never overflows, the ones above it seldom.
         if (lists && plan_.capacity < r_.size)
-            for (int64_t items = plan_.capacity; items < r_.size / 2; items = items > r_.size / ratio ? r_.size : items * ratio) {
+            for (int64_t items = plan_.capacity; items<r_.size / 2; items = items> r_.size / ratio ? r_.size : items * ratio) {
                 cover(scan, items);
                 scan_with<Select>(scan, selection);
                 finish(scan, selection, top, picks, false, nullptr, nullptr);

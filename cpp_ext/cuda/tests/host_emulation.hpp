@@ -128,8 +128,7 @@ inline void wait_at(Gate& gate) {
 
 inline void arrive(Gate& gate, int expected, int line, const std::function<void()>& last) {
     if (gate.arrived == 0) gate.line = line;
-    if (gate.line != line)
-        fail("divergence: line " + std::to_string(line) + " while others wait at line " + std::to_string(gate.line));
+    if (gate.line != line) fail("divergence: line " + std::to_string(line) + " while others wait at line " + std::to_string(gate.line));
     if (++gate.arrived < expected) return wait_at(gate);
     last();
     gate.arrived = 0;
@@ -315,7 +314,7 @@ T shuffled(int line, T value, const std::function<int(int)>& source) {
     struct Lane {
         T in, out;
     } mine = {value, value};
-    collective<Lane>(line, mine, [&](Lane* (&lanes)[kLanes]) {
+    collective<Lane>(line, mine, [&](Lane*(&lanes)[kLanes]) {
         for (int lane = 0; lane < kLanes; ++lane) lanes[lane]->out = lanes[source(lane)]->in;
     });
     return mine.out;
@@ -327,7 +326,7 @@ inline unsigned matching(int line, int64_t value) {
         int64_t value;
         unsigned mask;
     } mine = {value, 0};
-    collective<Lane>(line, mine, [](Lane* (&lanes)[kLanes]) {
+    collective<Lane>(line, mine, [](Lane*(&lanes)[kLanes]) {
         for (auto* a : lanes)
             for (int lane = 0; lane < kLanes; ++lane) a->mask |= unsigned{lanes[lane]->value == a->value} << lane;
     });

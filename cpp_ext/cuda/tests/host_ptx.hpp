@@ -25,7 +25,7 @@ inline uint16_t float_to_half(float value) {
     if (magnitude >= 65520.0f) return sign | 0x7C00;
     if (magnitude < 0x1p-14f) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 24)));  // subnormal or zero
     int exponent;
-    std::frexp(magnitude, &exponent);                             // magnitude in [2^(exponent-1), 2^exponent)
+    std::frexp(magnitude, &exponent);                                          // magnitude in [2^(exponent-1), 2^exponent)
     const float steps = std::nearbyint(std::ldexp(magnitude, 11 - exponent));  // 1024 to 2048; the latter carries into the exponent
     return sign | static_cast<uint16_t>(((exponent + 14) << 10) + static_cast<int>(steps) - 1024);
 }
@@ -72,7 +72,7 @@ inline void ldmatrix_x4(uint32_t (&out)[4], Shared<unsigned char> row) {
     } mine = {row.offset, out};
     if (row.offset % 16) fail("ldmatrix: misaligned row");
     touch(row.offset, 16, false);
-    collective<Lane>(1000001, mine, [](Lane* (&lanes)[kLanes]) {
+    collective<Lane>(1000001, mine, [](Lane*(&lanes)[kLanes]) {
         for (int lane = 0; lane < kLanes; ++lane)
             for (int matrix = 0; matrix < 4; ++matrix)
                 std::memcpy(&lanes[lane]->out[matrix], &machine.shared[lanes[8 * matrix + lane / 4]->row + 4 * (lane % 4)], 4);
@@ -86,7 +86,7 @@ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
         const uint32_t* a;
         uint32_t b[2];
     } mine = {c, a, {b0, b1}};
-    collective<Lane>(1000002, mine, [](Lane* (&lanes)[kLanes]) {
+    collective<Lane>(1000002, mine, [](Lane*(&lanes)[kLanes]) {
         static float left[16][16], right[8][16];
         const float* table = half_table();
         for (int lane = 0; lane < kLanes; ++lane) {
