@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dqe_engine import _kernels
 
@@ -97,7 +98,7 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], lis
     results = report.load(path, "zones")
     names: list[str] = options.only or list(SECTIONS)
     with Progress(
-        SpinnerColumn(), TextColumn("{task.fields[place]}"), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+        BarColumn(20), TextColumn("{task.fields[place]}"), TimeElapsedColumn(), TextColumn("{task.description}"), console=console
     ) as progress:
         task = progress.add_task("", place="", total=len(names))
         for number, name in enumerate(names, 1):
@@ -109,6 +110,7 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], lis
                 full=options.full,
                 wanted=_wanted(options.names),
                 step=lambda text: progress.update(task, description=escape(text)),
+                reached=partial(_reached, progress, task, number - 1),
             )
             results["sections"][name] = _section(name, bench, options.quick)
             report.save_json(path, results | {"targets": [target.record() for target in targets(results["sections"])]})
@@ -117,6 +119,10 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], lis
     report.save_text(path.with_suffix(".md"), summary.markdown(results, verdicts))
     measured = targets({name: results["sections"][name] for name in names})
     return [path, path.with_suffix(".md"), *plots.draw(results["sections"], options.out)], measured
+
+
+def _reached(progress: Progress, task: TaskID, before: int, share: float) -> None:
+    progress.update(task, completed=before + share)
 
 
 def _wanted(names: list[str] | None) -> Callable[[str], bool]:

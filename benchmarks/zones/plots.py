@@ -96,9 +96,9 @@ def _roofline(section: dict[str, Any], path: Path) -> Path:
         halo = [withStroke(linewidth=2.5, foreground="white")]
         for name, many in dict.fromkeys((p["name"], p["tokens"] > 1) for p in points):
             mine = [i for i, p in enumerate(points) if p["name"] == name and (p["tokens"] > 1) == many]
-            style: dict[str, Any] = {"marker": "^" if many else "o", "s": 46, "color": _COLOURS[name], "edgecolor": "white", "lw": 0.6}
+            point: dict[str, Any] = {"marker": "^" if many else "o", "s": 46, "color": _COLOURS[name], "edgecolor": "white", "lw": 0.6}
             label = f"{name}, {points[mine[0]]['tokens']} tokens an item" if many else name
-            axes.scatter(intensity[mine], reached[mine], label=label, zorder=3, **style)
+            axes.scatter(intensity[mine], reached[mine], label=label, zorder=3, **point)
             for i in mine:
                 axes.annotate(
                     f"B={points[i]['batch']}",

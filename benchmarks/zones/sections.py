@@ -56,7 +56,7 @@ class Sizes:
 
 @dataclass(slots=True)
 class Bench:
-    """What all sections share. `step` shows what is being done, `wanted` chooses contenders by name."""
+    """What all sections share. `step` shows what is being done, `reached` the share of the section, `wanted` chooses contenders."""
 
     sizes: Sizes
     threads: int
@@ -64,6 +64,7 @@ class Bench:
     full: bool
     wanted: Callable[[str], bool]
     step: Callable[[str], None]
+    reached: Callable[[float], None]
 
     def case(self, case: Case, results: Sequence[Result], **more: Any) -> dict[str, Any]:
         return {"label": case.label, "case": case.describe(), "contenders": [result.record() for result in results]} | more
@@ -92,7 +93,7 @@ class Bench:
 def top_k(bench: Bench) -> dict[str, Any]:
     """Exact top-k of single vectors, with and without zones, over random and clustered vectors."""
     sizes, out = bench.sizes, []
-    for kind in KINDS:
+    for half, kind in enumerate(KINDS):
         spec = VectorSpec(kind, sizes.items, max(sizes.batches), WIDTH)
         cases = [TopKCase(spec, batch, bench.threads, with_zones=True) for batch in sizes.batches]
         results, ceilings = [], []
@@ -100,6 +101,7 @@ def top_k(bench: Bench) -> dict[str, Any]:
             ceiling: list[float] = []
             results.append(bench.interleave(case, sizes.rounds, between=lambda c=ceiling: c.append(peaks.fma_flops(bench.threads))))
             ceilings.append(max(ceiling))
+            bench.reached((half + len(results) / (2 * len(cases))) / len(KINDS))
         bench.run_alone(cases, results, sizes.rounds)
         for case, row, ceiling_flops in zip(cases, results, ceilings, strict=True):
             if bench.alone and case.batch == 64 and kind == KINDS[0]:
@@ -111,7 +113,8 @@ def top_k(bench: Bench) -> dict[str, Any]:
 def max_sim(bench: Bench) -> dict[str, Any]:
     """Items of many tokens, the best token counting."""
     sizes, out = bench.sizes, []
-    for kind in KINDS:
+    for half, kind in enumerate(KINDS):
+        bench.reached(half / len(KINDS))
         spec = VectorSpec(kind, sizes.max_sim_items, 16, WIDTH, sizes.tokens)
         case = MaxSimCase(spec, 16, bench.threads)
         results = bench.interleave(case, sizes.rounds)
@@ -130,6 +133,7 @@ def refresh(bench: Bench) -> dict[str, Any]:
     ours = RefreshCase(dataclasses.replace(spec, queries=queries), bench.threads, peers=False)
     # Ours first and by itself: nothing else is loaded yet.
     our_results = bench.interleave(ours, Rounds(minimum=1 if bench.full else 3, maximum=5, seconds=1.0))
+    bench.reached(0.5)
     peer_results = bench.interleave(peers, sizes.slow_rounds)
     bench.run_alone([peers], [peer_results], sizes.slow_rounds)
     bench.measure_memory(peers, [result for result in peer_results if result.name != OURS])
@@ -142,7 +146,8 @@ def scaling(bench: Bench) -> dict[str, Any]:
     sizes, out = bench.sizes, []
     largest = max(*sizes.scaling_items, sizes.items)
     series = [(items, 16) for items in sizes.scaling_items] + [(sizes.items, batch) for batch in sizes.scaling_batches]
-    for items, batch in dict.fromkeys(series):
+    for number, (items, batch) in enumerate(dict.fromkeys(series)):
+        bench.reached(number / len(series))
         spec = VectorSpec("random", items, max(sizes.scaling_batches), WIDTH, storage="float16")
         case = ScalingCase(spec, batch, bench.threads, gallery=largest)
         results = bench.interleave(case, sizes.slow_rounds, skip=_within_memory(case))
@@ -175,7 +180,8 @@ def roofline(bench: Bench) -> dict[str, Any]:
         TopKCase(VectorSpec("random", sizes.items, max(sizes.batches), WIDTH), batch, bench.threads) for batch in sizes.batches
     ]
     cases.append(MaxSimCase(VectorSpec("random", sizes.max_sim_items, 16, WIDTH, sizes.tokens), 16, bench.threads))
-    for case in cases:
+    for number, case in enumerate(cases):
+        bench.reached(number / len(cases))
         results = interleave(case, sizes.rounds, wanted=lambda name: name in ("ours", "ours f16", "ours screened"), on_step=bench.step)
         for result in results:
             if result.best is None or result.agreement is None:
