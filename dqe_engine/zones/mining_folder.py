@@ -94,13 +94,11 @@ def mine_to_folder(
     infinities (unless `allow_nonfinite`: queries without a score get no picks, items without one are never picked), where
     another process mines to `out`, and where the disk does not take the result.
     """
-    out = Path(out)
-    if not out.name or out.name == "..":
-        out = out.absolute().resolve()
+    out = _named(out)
     for bound in (job.zones.lo, job.zones.hi):
         if not np.isfinite(bound):
             raise InputError(f"zone bound {bound}: a stored plan needs finite bounds; take ±1e9 for none")
-    partial = out.with_name(f"{out.name}.partial")
+    partial = _partial(out)
     with _disk_errors(out), _locked(partial):
         remove_stale_temporaries(out)
         plan = _make_plan(job, reading)
@@ -128,7 +126,7 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
 
     `verify`: hold every file against its SHA-256, which reads them all.
     """
-    folder = Path(folder)
+    folder = _named(folder)
     path = folder / MANIFEST_FILE
     with contextlib.suppress(OSError):
         recover_directory(folder)
@@ -330,6 +328,12 @@ def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDA
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def _named(folder: Path) -> Path:
+    """The folder by a path that ends in its name, which "." and ".." do not."""
+    folder = Path(folder)
+    return folder if folder.name and folder.name != ".." else folder.resolve()
 
 
 def _partial(out: Path) -> Path:

@@ -387,6 +387,19 @@ def test_only_mined_folders_are_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "other.partial" / "mine.txt").read_text() == "keep"
 
 
+def test_a_folder_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mined" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mined")
+    with pytest.raises(InputError, match="no mined negatives here"):
+        read_mined(Path())
+    (tmp_path / "mined" / "inside").rmdir()
+    assert mine_to_folder(Path(), job()).mined == QUERIES
+    monkeypatch.chdir(tmp_path / "mined")  # the folder was replaced
+    (tmp_path / "mined" / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "mined" / "inside")
+    assert read_mined(Path(".."))[1].picks.shape == (QUERIES, PICKS)
+
+
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     out = tmp_path / "mined"
     interrupted(out, 1)
