@@ -18,13 +18,13 @@ namespace dqe::cpu {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVector = 16, kWideRows = 12, kNarrowRows = 24, kRowBlock = 8;
+constexpr int kVector = 16, kWideRows = 12, kNarrowRows = 12;
 #elif defined(__AVX2__)
-constexpr int kVector = 8, kWideRows = 6, kNarrowRows = 12, kRowBlock = 8;
+constexpr int kVector = 8, kWideRows = 6, kNarrowRows = 12;
 #elif defined(__aarch64__)
-constexpr int kVector = 4, kWideRows = 12, kNarrowRows = 24, kRowBlock = 8;
+constexpr int kVector = 4, kWideRows = 12, kNarrowRows = 24;
 #else
-constexpr int kVector = 4, kWideRows = 6, kNarrowRows = 12, kRowBlock = 4;
+constexpr int kVector = 4, kWideRows = 6, kNarrowRows = 12;
 #endif
 constexpr int kRowQueries = 4;
 
@@ -56,17 +56,38 @@ inline uint32_t bits_of(Integers lanes) {
 
 // ---------------------------------------------------------------- scores
 
+// Steps along D taken together: the address of a row is then found once for so many multiply-adds. More do not fit registers.
+template <int ROWS, int VECTORS, int STEPS>
+inline void dot_steps(const float* row, int64_t width, const float* panel, Vector (&sums)[ROWS][VECTORS]) {
+    Vector query[STEPS][VECTORS];
+#pragma GCC unroll 4
+    for (int step = 0; step < STEPS; ++step)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) query[step][v] = load(panel + (step * VECTORS + v) * kVector);
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+        for (int step = 0; step < STEPS; ++step)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] += row[step] * query[step][v];
+        row += width;
+        asm("" : "+r"(row));  // one moving pointer: the compiler would keep one a row, and has no registers for them
+    }
+}
+
 template <int ROWS, int VECTORS>
 inline void dot_group(const float* rows, int64_t width, const float* panel, float* scores) {
+    constexpr int kSteps = kVector == 16 ? 4 / VECTORS : 2 / VECTORS, kLine = 16;
     Vector sums[ROWS][VECTORS] = {};
-    for (int64_t d = 0; d < width; ++d) {
-        Vector query[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) query[v] = load(panel + (d * VECTORS + v) * kVector);
-#pragma GCC unroll 32
-        for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] += rows[r * width + d] * query[v];
+    int64_t d = 0;
+    for (; d + kLine <= width; d += kLine) {
+        // The next group's cache lines in the order of memory; rows are read side by side, which no hardware prefetcher follows.
+        const float* next = rows + ROWS * (width + d);
+        for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next + r * kLine, 0, 2);
+        for (int64_t step = d; step < d + kLine; step += kSteps)
+            dot_steps<ROWS, VECTORS, kSteps>(rows + step, width, panel + step * VECTORS * kVector, sums);
     }
+    for (; d < width; ++d) dot_steps<ROWS, VECTORS, 1>(rows + d, width, panel + d * VECTORS * kVector, sums);
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
@@ -93,11 +114,19 @@ void dot_panel(const Rows& rows, const float* panel, int lanes, float* scores) {
 
 // Pairwise, so the order is fixed.
 inline float sum_lanes(Vector value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(value);
+#elif defined(__AVX2__)
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#else
     float lanes[kVector];
     store(lanes, value);
     for (int half = kVector / 2; half > 0; half /= 2)
         for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     return lanes[0];
+#endif
 }
 
 inline Vector load_part(const float* from, int64_t size) {
@@ -106,45 +135,30 @@ inline Vector load_part(const float* from, int64_t size) {
     return value;
 }
 
-template <int ROWS, int QUERIES>
-inline void dot_block(const float* rows, int64_t width, const float* queries, float* scores, int64_t stride) {
-    Vector sums[QUERIES][ROWS] = {};
-    int64_t d = 0;
-    for (; d + kVector <= width; d += kVector) {
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const Vector row = load(rows + r * width + d);
-#pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q][r] += row * load(queries + q * width + d);
-        }
-    }
-    if (d < width) {
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const Vector row = load_part(rows + r * width + d, width - d);
-#pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q][r] += row * load_part(queries + q * width + d, width - d);
-        }
-    }
-    for (int q = 0; q < QUERIES; ++q)
-        for (int r = 0; r < ROWS; ++r) scores[q * stride + r] = sum_lanes(sums[q][r]);
-}
-
+// One row after the other: several side by side would be so many streams, and memory delivers one at twice the rate. Rows
+// overlap all the same, out of order.
 template <int QUERIES>
-void dot_blocks(const Rows& rows, const float* queries, float* scores, int64_t stride) {
-    constexpr int kBlock = kRowBlock / (QUERIES > 2 ? 2 : 1);
-    int64_t r = 0;
-    for (; r + kBlock <= rows.count; r += kBlock)
-        dot_block<kBlock, QUERIES>(rows.data + r * rows.width, rows.width, queries, scores + r, stride);
-    for (; r < rows.count; ++r) dot_block<1, QUERIES>(rows.data + r * rows.width, rows.width, queries, scores + r, stride);
+void dot_each_row(const Rows& rows, const float* queries, float* scores, int64_t stride) {
+    const int64_t width = rows.width, whole = width - width % kVector;
+    for (int64_t r = 0; r < rows.count; ++r) {
+        const float* row = rows.data + r * width;
+        Vector sums[QUERIES] = {};
+        for (int64_t d = 0; d < whole; d += kVector)
+#pragma GCC unroll 4
+            for (int q = 0; q < QUERIES; ++q) sums[q] += load(row + d) * load(queries + q * width + d);
+        if (whole < width)
+#pragma GCC unroll 4
+            for (int q = 0; q < QUERIES; ++q) sums[q] += load_part(row + whole, width - whole) * load_part(queries + q * width + whole, width - whole);
+        for (int q = 0; q < QUERIES; ++q) scores[q * stride + r] = sum_lanes(sums[q]);
+    }
 }
 
 void dot_rows(const Rows& rows, const float* queries, int count, float* scores, int64_t stride) {
     switch (count) {
-        case 1: return dot_blocks<1>(rows, queries, scores, stride);
-        case 2: return dot_blocks<2>(rows, queries, scores, stride);
-        case 3: return dot_blocks<3>(rows, queries, scores, stride);
-        default: return dot_blocks<4>(rows, queries, scores, stride);
+        case 1: return dot_each_row<1>(rows, queries, scores, stride);
+        case 2: return dot_each_row<2>(rows, queries, scores, stride);
+        case 3: return dot_each_row<3>(rows, queries, scores, stride);
+        default: return dot_each_row<4>(rows, queries, scores, stride);
     }
 }
 
@@ -161,16 +175,31 @@ inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_loadu_si512(queries.offsets + v * kVector);
+    constexpr int kSteps = 4 / VECTORS, kLine = 64;
     const uint8_t* codes = rows.codes + first * rows.width;
-    for (int64_t d = 0; d < rows.width; d += 4) {
-        __m512i query[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) query[v] = _mm512_loadu_si512(queries.codes + d * kLanes + v * 64);
-#pragma GCC unroll 32
-        for (int r = 0; r < ROWS; ++r) {
-            int32_t four;
-            memcpy(&four, codes + r * rows.width + d, 4);
+    for (int64_t line = 0; line < rows.width; line += kLine) {
+        const uint8_t* next = codes + ROWS * (rows.width + line);  // as in dot_group
+        for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next + r * kLine, 0, 2);
+        for (int64_t d = line; d < line + kLine; d += 4 * kSteps) {
+            __m512i query[kSteps][VECTORS];
+#pragma GCC unroll 4
+            for (int step = 0; step < kSteps; ++step)
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], _mm512_set1_epi32(four), query[v]);
+                for (int v = 0; v < VECTORS; ++v) query[step][v] = _mm512_loadu_si512(queries.codes + (d + 4 * step) * kLanes + v * 64);
+            const uint8_t* row = codes + d;
+#pragma GCC unroll 32
+            for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+                for (int step = 0; step < kSteps; ++step) {
+                    int32_t four;
+                    memcpy(&four, row + 4 * step, 4);
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; ++v)
+                        sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], _mm512_set1_epi32(four), query[step][v]);
+                }
+                row += rows.width;
+                asm("" : "+r"(row));
+            }
         }
     }
 #pragma GCC unroll 32

@@ -148,6 +148,12 @@ struct Select {
         state.hide_excluded(scan, row, scores, stride, first_item, items);
         const int lane = threadIdx.x % 32;
         const bool want_zones = selection.want_picks || selection.want_counts;
+        if (!want_zones) {  // mostly nothing reaches the limit, and one vote says so for the whole row
+            const float limit = state.top_key[row];
+            bool reached = false;
+            for (int place = lane; place < items; place += 32) reached |= scores[place * stride] >= limit;
+            if (__ballot_sync(kAllLanes, reached) == 0) return;
+        }
         unsigned zones[3] = {};
         for (int base = 0; base < items; base += 32) {
             const int place = base + lane;

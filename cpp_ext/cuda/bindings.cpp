@@ -1,0 +1,269 @@
+// dqe_engine._kernels_cuda: what Python passes becomes raw pointers here, and CUDA's errors become exceptions. Shapes, dtypes and
+// devices are checked in dqe_engine/zones/cuda.py, which alone calls this; what would touch foreign memory is checked here again.
+#include <cuda_runtime.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "zones.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace dqe::cuda;
+
+namespace {
+
+void check(cudaError_t error, const char* doing) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // what is not sticky is dealt with: leave nothing behind for the next caller's check
+    throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+}
+
+// Makes a device current, and on leaving the one that was.
+class DeviceGuard {
+  public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&before_), "cudaGetDevice");
+        if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    }
+    ~DeviceGuard() { cudaSetDevice(before_); }
+    DeviceGuard(const DeviceGuard&) = delete;
+
+  private:
+    int before_ = 0;
+};
+
+// Device memory in stream order.
+class Memory {
+  public:
+    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), stream_(stream) {
+        check(cudaMallocAsync(&data_, bytes ? bytes : 1, stream), "cudaMallocAsync");
+    }
+    ~Memory() {
+        int before = 0;
+        if (cudaGetDevice(&before) != cudaSuccess) return;  // the process is ending
+        cudaSetDevice(device_);
+        cudaFreeAsync(data_, stream_);
+        cudaSetDevice(before);
+    }
+    Memory(const Memory&) = delete;
+    unsigned char* data() const { return static_cast<unsigned char*>(data_); }
+
+  private:
+    void* data_ = nullptr;
+    int device_;
+    cudaStream_t stream_;
+};
+
+// An array of any framework, imported once, with what Python needs to check it.
+struct Operand {
+    nb::ndarray<nb::ro> array;
+
+    std::string dtype() const {
+        if (array.dtype() == nb::dtype<float>()) return "float32";
+        if (array.dtype() == nb::dtype<int64_t>()) return "int64";
+        const auto type = array.dtype();
+        if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && type.bits == 16 && type.lanes == 1) return "float16";
+        return "code " + std::to_string(type.code) + ", " + std::to_string(type.bits) + " bits";
+    }
+    nb::tuple shape() const {
+        nb::list sizes;
+        for (size_t axis = 0; axis < array.ndim(); ++axis) sizes.append(array.shape(axis));
+        return nb::tuple(sizes);
+    }
+    bool contiguous() const {
+        int64_t expected = 1;
+        for (size_t axis = array.ndim(); axis-- > 0;) {
+            if (array.shape(axis) != 1 && array.stride(axis) != expected && array.size()) return false;
+            expected *= static_cast<int64_t>(array.shape(axis));
+        }
+        return true;
+    }
+    bool on_device() const { return array.device_type() == nb::device::cuda::value; }
+};
+
+using HostIds = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
+struct Sizes {
+    int64_t batch, size, tokens, width, k, picks;
+    bool half_queries, half_items, zones, own_best, quantiles;
+    int64_t excluded;
+};
+
+Request request_of(const Sizes& s) {
+    Request r = {};
+    r.half_queries = s.half_queries, r.half_items = s.half_items;
+    r.batch = s.batch, r.size = s.size, r.tokens = s.tokens, r.width = s.width;
+    r.k = s.k, r.picks = s.picks;
+    r.zones = s.zones, r.quantiles = s.quantiles;
+    r.anchor = s.own_best ? Anchor::best : Anchor::score;
+    return r;
+}
+
+constexpr size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Beside the kernels' own: copies of the exclusions and of anchors that come from the host.
+size_t extra_bytes(int64_t batch, int64_t excluded) { return padded((batch + 1) * 8) + padded(excluded * 8) + padded(batch * 8); }
+
+size_t workspace_bytes_of(const Sizes& s) { return workspace_bytes(request_of(s)) + extra_bytes(s.batch, s.excluded); }
+
+void throw_fault(Fault fault) {
+    if (fault == Fault::anchor_outside) throw std::invalid_argument("anchor: an id is not a position in items");
+    if (fault == Fault::workspace_too_small) throw std::invalid_argument("workspace: too small, or not aligned to 256 bytes");
+    if (fault == Fault::shared_memory_too_small)
+        throw std::runtime_error("this device has too little shared memory per block for these kernels");
+}
+
+nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool quantiles,
+                        double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
+                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace) {
+    const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
+    if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
+        t.shape(t.ndim() - 1) != q.shape(1))
+        throw std::invalid_argument("queries (B, D) and items (N, D) or (N, M, D) on a CUDA device expected");
+    if (policy < 0 || policy > 2) throw std::invalid_argument("policy: expected 0, 1 or 2");
+    const int64_t batch = static_cast<int64_t>(q.shape(0));
+    if (static_cast<int64_t>(offsets.shape(0)) != batch + 1) throw std::invalid_argument("offsets: expected batch + 1 entries");
+    if (anchor && (anchor->array.ndim() != 1 || static_cast<int64_t>(anchor->array.shape(0)) != batch))
+        throw std::invalid_argument("anchor: expected one entry per query");
+    const bool by_id = anchor && anchor->dtype() == "int64";
+    const Sizes sizes = {batch,
+                         static_cast<int64_t>(t.shape(0)),
+                         t.ndim() == 2 ? 1 : static_cast<int64_t>(t.shape(1)),
+                         static_cast<int64_t>(q.shape(1)),
+                         k,
+                         picks,
+                         queries.dtype() == "float16",
+                         items.dtype() == "float16",
+                         zones,
+                         !anchor,
+                         quantiles,
+                         static_cast<int64_t>(excluded.shape(0))};
+    Request request = request_of(sizes);
+    request.queries = q.data(), request.items = t.data();
+    request.counts = zones && counts;
+    request.anchor = by_id ? Anchor::id : anchor ? Anchor::score : Anchor::best;
+    request.lo = lo, request.hi = hi;
+    request.rule = {static_cast<dqe::Policy>(policy), temperature, seed};
+    request.first_query = first_query;
+
+    const int device = q.device_id();
+    const DeviceGuard guard(device);
+    const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
+    const size_t needed = workspace_bytes_of(sizes);
+    std::unique_ptr<Memory> own;
+    unsigned char* space = nullptr;
+    if (workspace) {
+        if (!workspace->on_device() || workspace->array.device_id() != device)
+            throw std::invalid_argument("workspace: not on the queries' device");
+        if (workspace->array.nbytes() < needed || reinterpret_cast<uintptr_t>(workspace->array.data()) % 256)
+            throw std::invalid_argument("workspace: " + std::to_string(workspace->array.nbytes()) + " bytes, expected " +
+                                        std::to_string(needed) + " (see workspace_bytes), aligned to 256");
+        space = static_cast<unsigned char*>(const_cast<void*>(workspace->array.data()));
+    } else {
+        own = std::make_unique<Memory>(needed, device, stream);
+        space = own->data();
+    }
+    const auto upload = [&](const void* from, size_t bytes) {
+        unsigned char* to = space;
+        space += padded(bytes);
+        if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+        return to;
+    };
+    if (sizes.excluded) {
+        request.excluded_start = reinterpret_cast<const int64_t*>(upload(offsets.data(), (batch + 1) * sizeof(int64_t)));
+        request.excluded_ids = reinterpret_cast<const int64_t*>(upload(excluded.data(), sizes.excluded * sizeof(int64_t)));
+    }
+    if (anchor) {
+        const void* values = anchor->on_device() ? anchor->array.data() : upload(anchor->array.data(), anchor->array.nbytes());
+        if (by_id) request.anchor_ids = static_cast<const int64_t*>(values);
+        if (!by_id) request.anchor_scores = static_cast<const float*>(values);
+    }
+
+    // All results lie in one allocation that lives as long as any of them.
+    struct Field {
+        const char* name;
+        bool wanted, integer;
+        size_t rank, columns;
+    };
+    const size_t rows = static_cast<size_t>(batch), top = static_cast<size_t>(k), chosen = static_cast<size_t>(picks);
+    const Field fields[] = {{"scores", true, false, 2, top},
+                            {"ids", true, true, 2, top},
+                            {"counts", request.counts, true, 2, 3},
+                            {"picks", zones && picks, true, 2, chosen},
+                            {"pick_scores", zones && picks, false, 2, chosen},
+                            {"lo", zones, false, 1, 1},
+                            {"hi", zones, false, 1, 1},
+                            {"anchor_scores", zones, false, 1, 1}};
+    size_t total = 0;
+    for (const Field& field : fields)
+        if (field.wanted) total += padded(rows * field.columns * (field.integer ? 8 : 4));
+    auto slab = std::make_unique<Memory>(total, device, stream);
+    unsigned char* free_place = slab->data();
+    const nb::capsule owner(slab.release(), [](void* held) noexcept { delete static_cast<Memory*>(held); });
+    void* places[8] = {};
+    nb::dict out;
+    for (int i = 0; i < 8; ++i) {
+        const Field& field = fields[i];
+        if (!field.wanted) {
+            out[field.name] = nb::none();
+            continue;
+        }
+        places[i] = free_place;
+        free_place += padded(rows * field.columns * (field.integer ? 8 : 4));
+        const size_t shape[2] = {rows, field.columns};
+        const auto type = field.integer ? nb::dtype<int64_t>() : nb::dtype<float>();
+        out[field.name] = nb::cast(nb::ndarray<>(places[i], field.rank, shape, owner, nullptr, type, nb::device::cuda::value, device));
+    }
+    const auto f32 = [&](int i) { return static_cast<float*>(places[i]); };
+    const auto i64 = [&](int i) { return static_cast<int64_t*>(places[i]); };
+    const Result result = {f32(0), i64(1), i64(2), i64(3), f32(4), f32(5), f32(6), f32(7)};
+
+    Status status;
+    {
+        nb::gil_scoped_release release;
+        status = select(request, result, space, workspace_bytes(request), stream);
+    }
+    check(status.error, "zone selection");
+    throw_fault(status.fault);
+    out["passes"] = status.passes;
+    return out;
+}
+
+}  // namespace
+
+NB_MODULE(_kernels_cuda, m) {
+    m.doc() = "CUDA kernels of dqe_engine; called through dqe_engine.zones.cuda.";
+    nb::class_<Operand>(m, "Operand")
+        .def(
+            "__init__", [](Operand* self, nb::ndarray<nb::ro> array) { new (self) Operand{std::move(array)}; }, "array"_a.noconvert())
+        .def_prop_ro("shape", &Operand::shape)
+        .def_prop_ro("dtype", &Operand::dtype)
+        .def_prop_ro("contiguous", &Operand::contiguous)
+        .def_prop_ro("on_device", &Operand::on_device)
+        .def_prop_ro("device", [](const Operand& self) { return self.array.device_id(); });
+    m.def("device_count", [] {
+        int count = 0;
+        if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver, or one that is too old: no devices
+            cudaGetLastError();
+            return 0;
+        }
+        return count;
+    });
+    m.def(
+        "workspace_bytes",
+        [](int64_t batch, int64_t size, int64_t tokens, int64_t width, bool half_queries, bool half_items, int64_t k, int64_t picks,
+           bool zones, bool own_best, bool quantiles, int64_t excluded) {
+            return workspace_bytes_of(
+                {batch, size, tokens, width, k, picks, half_queries, half_items, zones, own_best, quantiles, excluded});
+        },
+        "batch"_a, "size"_a, "tokens"_a, "width"_a, "half_queries"_a, "half_items"_a, "k"_a, "picks"_a, "zones"_a, "own_best"_a,
+        "quantiles"_a, "excluded"_a);
+    m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "quantiles"_a, "lo"_a,
+          "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
+          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none());
+}

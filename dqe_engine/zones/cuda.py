@@ -1,0 +1,166 @@
+"""Zone selection on a CUDA device: arrays of any framework come in through DLPack and stay there, and so do the results."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import BackendError, InputError
+
+from .request import Exclusions, ZoneSelection, _exclusions
+
+_POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
+_DLPACK_CPU, _DLPACK_CUDA = 1, 2
+_LEGACY_DEFAULT_STREAM = 1  # DLPack's number for the handle 0
+_NO_ZONES = ZoneSpec(lo=0.0, hi=0.0)
+
+
+def kernels() -> ModuleType:
+    """The compiled module. Raises BackendError where it is not built or no device is there."""
+    if find_spec("dqe_engine._kernels_cuda") is None:
+        raise BackendError("backend='cuda': dqe_engine._kernels_cuda is not built; install with -C cmake.define.DQE_CUDA=ON and nvcc on PATH")
+    module = import_module("dqe_engine._kernels_cuda")
+    if module.device_count() == 0:
+        raise BackendError("backend='cuda': no CUDA device, or a driver older than the build; use backend='cpu'")
+    return module
+
+
+def workspace_bytes(
+    batch: int,
+    items: tuple[int, ...],
+    *,
+    half_queries: bool = False,
+    half_items: bool = True,
+    k: int = 0,
+    zones: ZoneSpec | None = None,
+    own_best: bool = True,
+    picks: int = 0,
+    excluded: int = 0,
+) -> int:
+    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D).
+
+    own_best: no `anchor` is given. excluded: ids in all lists together.
+    """
+    if len(items) not in (2, 3):
+        raise InputError(f"items: shape {items}, expected (N, D) or (N, M, D)")
+    size, tokens, width = _with_tokens(items)
+    quantiles = zones is not None and zones.bounds == "quantile"
+    result: int = kernels().workspace_bytes(
+        batch, size, tokens, width, half_queries, half_items, k, picks if zones else 0, zones is not None, own_best, quantiles, excluded
+    )
+    return result
+
+
+def select(
+    queries: Any,
+    items: Any,
+    *,
+    k: int = 0,
+    anchor: Any = None,
+    zones: ZoneSpec | None = None,
+    picks: int = 0,
+    counts: bool = False,
+    exclude: Exclusions | None = None,
+    first_query: int = 0,
+    stream: int = 0,
+    workspace: Any = None,
+) -> ZoneSelection:
+    """What `select_zones` selects, for arrays on one CUDA device; the result's fields are DLPack arrays on that device.
+
+    queries: (B, D) float32 or float16. items: (N, D) or (N, M, D), float16 or float32, C-contiguous. float16 items use the tensor
+        cores: float32 queries are split in two float16 parts, which keeps about 22 bits of each coordinate.
+    anchor: None, or int64 or float32 (B,) on the device or as a NumPy array.
+    exclude: as in `select_zones`, on the host.
+    stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
+        returns, and must outlive the result, whose memory is freed in its order.
+    workspace: an array on the device of at least `workspace_bytes(...)` bytes; None to allocate it on the stream.
+
+    Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
+    """
+    module = kernels()
+    for name, value in (("k", k), ("picks", picks), ("first_query", first_query)):
+        if value < 0:
+            raise InputError(f"{name}={value}: expected 0 or more")
+    if zones is None and (picks or counts or anchor is not None):
+        raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
+    q = _operand(module, "queries", queries, ("float32", "float16"), (2,), stream)
+    t = _operand(module, "items", items, ("float16", "float32"), (2, 3), stream)
+    (batch, width), (size, tokens, item_width) = q.shape, _with_tokens(t.shape)
+    if width != item_width or width == 0:
+        raise InputError(f"queries have D={width} and items D={item_width}; both must be the same, at least 1")
+    if tokens == 0:
+        raise InputError(f"items of shape {t.shape} have no tokens; the middle axis (M) must be at least 1")
+    a = None if anchor is None else _operand(module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
+    if a is not None and a.shape != (batch,):
+        raise InputError(f"anchor: {a.shape[0]} entries for {batch} queries")
+    room = None if workspace is None else _operand(module, "workspace", workspace, None, None, stream)
+    for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
+        if operand is not None and operand.device != q.device:
+            raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
+    offsets, excluded = _exclusions(exclude, batch, size)
+    spec = zones or _NO_ZONES
+    try:
+        fields = module.select(
+            q,
+            t,
+            k=k,
+            picks=picks,
+            counts=counts,
+            zones=zones is not None,
+            quantiles=spec.bounds == "quantile",
+            lo=spec.lo,
+            hi=spec.hi,
+            policy=_POLICIES[spec.policy],
+            temperature=spec.temperature,
+            seed=spec.seed,
+            anchor=a,
+            first_query=first_query,
+            offsets=offsets,
+            excluded=np.ascontiguousarray(excluded, np.int64),
+            stream=stream,
+            workspace=room,
+        )
+    except ValueError as e:
+        raise InputError(str(e)) from e
+    except RuntimeError as e:
+        raise BackendError(f"backend='cuda': {e}") from e
+    fields.pop("passes")
+    return ZoneSelection(**fields, backend="cuda")
+
+
+def _with_tokens(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(N, D) is (N, 1, D)."""
+    return shape[0], 1 if len(shape) == 2 else shape[1], shape[-1]
+
+
+def _operand(
+    module: ModuleType,
+    name: str,
+    array: Any,
+    dtypes: tuple[str, ...] | None,
+    ranks: tuple[int, ...] | None,
+    stream: int,
+    *,
+    host: bool = False,
+) -> Any:
+    """Import an array through DLPack, ready on `stream`, and check it. Raises InputError."""
+    if not hasattr(array, "__dlpack_device__"):
+        raise InputError(f"{name}: expected a CUDA array that speaks DLPack, got {type(array).__name__}")
+    kind = int(array.__dlpack_device__()[0])
+    if kind != _DLPACK_CUDA and not (host and isinstance(array, np.ndarray)):
+        raise InputError(f"{name}: on DLPack device type {kind}, expected CUDA ({_DLPACK_CUDA}); move it there, or use backend='cpu'")
+    # The producer makes `stream` wait for what it still computes; nanobind would import without asking for that.
+    source = array.__dlpack__(stream=stream or _LEGACY_DEFAULT_STREAM) if kind == _DLPACK_CUDA else array
+    operand = module.Operand(source)
+    if dtypes is not None and operand.dtype not in dtypes:
+        raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}")
+    if ranks is not None and len(operand.shape) not in ranks:
+        raise InputError(f"{name}: shape {operand.shape}, expected {' or '.join(map(str, ranks))} dimensions")
+    if not operand.contiguous:
+        raise InputError(f"{name}: not C-contiguous; pass a contiguous copy")
+    return operand
