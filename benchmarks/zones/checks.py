@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,10 +52,15 @@ class SearchCheck:
         count = max(1, min(len(queries), _TRUTH_VALUES // max(len(items), 1), 64))
         self.rows = np.unique(np.linspace(0, len(queries) - 1, count).astype(np.int64))
         self.queries, self.items, self.k = queries[self.rows], items, min(k, len(items))
-        self.truth = lru_cache(maxsize=None)(self._truth)
+        self._known: dict[Storage, NDArray[np.float64]] = {}
 
-    def _truth(self, stored: Storage) -> NDArray[np.float64]:
+    def truth(self, stored: Storage) -> NDArray[np.float64]:
         """(b, N) scores, the maximum over tokens."""
+        if stored not in self._known:
+            self._known[stored] = self._true_scores(stored)
+        return self._known[stored]
+
+    def _true_scores(self, stored: Storage) -> NDArray[np.float64]:
         out = np.empty((len(self.queries), len(self.items)))
         step = max(1, _BLOCK_ITEMS * self.items.shape[0] // max(self.items[..., 0].size, 1))
         for start in range(0, len(self.items), step):

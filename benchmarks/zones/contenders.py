@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dqe_engine import zones
 from dqe_engine.contracts.zones import ZoneSpec
@@ -31,6 +32,14 @@ class SearchInputs:
     k: int
     threads: int
     bounds: tuple[float, float] | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What several contenders can use without disturbing one another: the float32 items, FAISS's flat index."""
+
+    def float32_items(self) -> NDArray[np.float32]:
+        if "float32" not in self.shared:
+            self.shared["float32"] = self.data.items.astype(np.float32, copy=False)
+        items: NDArray[np.float32] = self.shared["float32"]
+        return items
 
 
 def ours(name: str, *, stored: Storage = "float32", screened: bool = False, mode: ZoneMode | None = None) -> Contender:
@@ -70,7 +79,7 @@ def _zone_answer(found: zones.ZoneSelection) -> ZoneAnswer:
 
 def numpy_top_k() -> Contender:
     def prepare(inputs: SearchInputs) -> Callable[[], SearchAnswer]:
-        queries, items, k = inputs.data.queries, inputs.data.items.astype(np.float32, copy=False), inputs.k
+        queries, items, k = inputs.data.queries, inputs.float32_items(), inputs.k
         scores = np.empty((len(queries), len(items)), np.float32)
 
         def run() -> SearchAnswer:
@@ -90,7 +99,7 @@ def _torch(inputs: SearchInputs) -> tuple[Any, Any, Any, Any]:
 
     torch.set_num_threads(inputs.threads)
     queries = torch.from_numpy(inputs.data.queries)
-    items = torch.from_numpy(inputs.data.items.astype(np.float32, copy=False))
+    items = torch.from_numpy(inputs.float32_items())
     return torch, queries, items, torch.empty((len(queries), len(items)))
 
 
@@ -125,7 +134,7 @@ def torch_einsum() -> Contender:
         import torch
 
         torch.set_num_threads(inputs.threads)
-        queries, items = torch.from_numpy(inputs.data.queries), torch.from_numpy(inputs.data.items.astype(np.float32, copy=False))
+        queries, items = torch.from_numpy(inputs.data.queries), torch.from_numpy(inputs.float32_items())
         return lambda: torch.einsum("bd,nmd->bnm", queries, items).amax(dim=2).topk(inputs.k, dim=1)
 
     return Contender("PyTorch einsum + amax + topk", prepare, _torch_answer, "torch")
@@ -192,8 +201,10 @@ def faiss_flat(name: str, threshold: int) -> Contender:
     def prepare(inputs: SearchInputs) -> Callable[[], Any]:
         import faiss
 
-        index = faiss.IndexFlatIP(inputs.data.items.shape[1])
-        index.add(inputs.data.items.astype(np.float32, copy=False))
+        if "faiss" not in inputs.shared:
+            inputs.shared["faiss"] = faiss.IndexFlatIP(inputs.data.items.shape[1])
+            inputs.shared["faiss"].add(inputs.float32_items())
+        index = inputs.shared["faiss"]
 
         def run() -> Any:
             faiss.cvar.distance_compute_blas_threshold = threshold
@@ -224,7 +235,7 @@ def usearch_exact() -> Contender:
         from usearch.compiled import MetricKind
         from usearch.index import search
 
-        items, queries = inputs.data.items.astype(np.float32, copy=False), inputs.data.queries
+        items, queries = inputs.float32_items(), inputs.data.queries
         return lambda: search(items, queries, inputs.k, MetricKind.IP, exact=True, threads=inputs.threads)
 
     def answer(found: Any) -> SearchAnswer:
