@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench_zones: wrong answer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"bench_zones: interrupted; finished sections are in {options.out}", file=sys.stderr)
+        print(f"bench_zones: interrupted; sections that were finished are in {options.out}", file=sys.stderr)
         return 130
     print(summary.targets_table(verdicts))
     print(f"\n{summary.how_checked()}\n" + "\n".join(str(path) for path in results))
