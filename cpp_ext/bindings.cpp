@@ -37,7 +37,8 @@ template <typename AnyArray>
 void expect(const char* name, const AnyArray& array, std::initializer_list<int64_t> shape) {
     size_t axis = 0;
     for (const int64_t size : shape)
-        if (static_cast<int64_t>(array.shape(axis++)) != size) throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape));
+        if (static_cast<int64_t>(array.shape(axis++)) != size)
+            throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape));
 }
 
 const TileKernels* kernels_of(const std::string& name) {
@@ -110,23 +111,26 @@ void check_exclusions(const Arguments& given, int64_t batch, int64_t size) {
             throw std::invalid_argument("offsets: expected ascending positions in excluded");
     for (int64_t b = 0; b < batch; ++b)
         for (int64_t at = given.offsets(b); at < given.offsets(b + 1); ++at)
-            if (given.excluded(at) < 0 || given.excluded(at) >= size || (at > given.offsets(b) && given.excluded(at) <= given.excluded(at - 1)))
+            if (given.excluded(at) < 0 || given.excluded(at) >= size ||
+                (at > given.offsets(b) && given.excluded(at) <= given.excluded(at - 1)))
                 throw std::invalid_argument("excluded: expected ascending distinct positions in each row");
 }
 
-int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded, Array<const int64_t, 1> offsets,
-                      Array<const int64_t, 1> excluded, Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
-                      std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all, int policy, double temperature,
-                      uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids, Array<float, 1> anchor,
-                      Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys, Array<int64_t, 2> picks,
-                      Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads, const std::string& instruction_set) {
+int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
+                      Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, Array<const int64_t, 1> query_rows, int zoning,
+                      bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all,
+                      int policy, double temperature, uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores,
+                      Array<int64_t, 2> ids, Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts,
+                      Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status,
+                      int threads, const std::string& instruction_set) {
     Arguments given = {queries, std::move(shards), {}, offsets, excluded, anchor_ids};
     for (const nb::tuple& arrays : coded)
         given.coded.push_back({nb::cast<Array<const uint8_t, 3>>(arrays[0], false), nb::cast<Array<const float, 2>>(arrays[1], false),
                                nb::cast<Array<const float, 2>>(arrays[2], false), nb::cast<Array<const float, 2>>(arrays[3], false)});
     std::vector<Shard> storage;
     const Gallery gallery = gallery_of(given, storage);
-    const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)), p = static_cast<int64_t>(picks.shape(1));
+    const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
+               p = static_cast<int64_t>(picks.shape(1));
     expect("queries", queries, {batch, gallery.width});
     expect("query_rows", query_rows, {batch});
     check_exclusions(given, batch, gallery.size);
@@ -140,7 +144,8 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     expect("status", status, {batch});
     if (policy < 0 || policy > 2) throw std::invalid_argument("policy: expected 0, 1 or 2");
     if (zoning < 0 || zoning > 3) throw std::invalid_argument("zoning: expected 0 to 3");
-    if (zoning == 3 && !(0 <= lo_of_all && lo_of_all <= hi_of_all && hi_of_all <= 1)) throw std::invalid_argument("expected 0 <= lo <= hi <= 1");
+    if (zoning == 3 && !(0 <= lo_of_all && lo_of_all <= hi_of_all && hi_of_all <= 1))
+        throw std::invalid_argument("expected 0 <= lo <= hi <= 1");
     if (zoning >= 2 && field <= static_cast<int64_t>(hi_of_all * static_cast<double>(zoning == 3 ? gallery.size : 0)))
         throw std::invalid_argument("field: too small for the rank of hi");
     if (anchor_ids) {
@@ -174,7 +179,8 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     return run(sweep, out);
 }
 
-void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms, int threads) {
+void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms,
+                    int threads) {
     const auto count = static_cast<int64_t>(items.shape(0)), tokens = static_cast<int64_t>(items.shape(1));
     const auto width = static_cast<int64_t>(items.shape(2));
     expect("codes", codes, {count, tokens, code_width(width)});
@@ -186,7 +192,8 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     const TileKernels* kernels = kernels_of("");
     nb::gil_scoped_release release;
     const int workers = useful_threads(threads, count * tokens * width);
-    std::vector<std::vector<float>> widened(static_cast<size_t>(workers), std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
+    std::vector<std::vector<float>> widened(static_cast<size_t>(workers),
+                                            std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
     for_each_part(count, workers, [&](int thread, int64_t i) {
         const int64_t at = i * tokens;
         const float* rows = static_cast<const float*>(items.data()) + at * width;
@@ -229,11 +236,12 @@ double multiply_add_rate(int threads, const std::string& instruction_set) {
 NB_MODULE(_kernels, m) {
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
     m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
-    m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a, "offsets"_a.noconvert(), "excluded"_a.noconvert(),
-          nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a, "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a,
-          "policy"_a, "temperature"_a, "seed"_a, "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(),
-          "lo"_a.noconvert(), "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(),
-          "pick_scores"_a.noconvert(), "status"_a.noconvert(), "threads"_a, "instruction_set"_a);
+    m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a, "offsets"_a.noconvert(),
+          "excluded"_a.noconvert(), nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a, "anchor_is_best"_a,
+          "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a, "sample"_a, "field"_a,
+          "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(), "hi"_a.noconvert(),
+          "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(), "status"_a.noconvert(),
+          "threads"_a, "instruction_set"_a);
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");

@@ -45,7 +45,8 @@ Scorer::Scorer(const Sweep& sweep)
         for (const Panel& panel : panels_)
             for (int64_t lane = 0; lane < std::min<int64_t>(panel.lanes, sweep.batch - panel.first); ++lane)
                 for (int64_t d = 0; d < width_; ++d)
-                    packed_[static_cast<size_t>(panel.at * width_ + d * panel.lanes + lane)] = sweep.queries[(panel.first + lane) * width_ + d];
+                    packed_[static_cast<size_t>(panel.at * width_ + d * panel.lanes + lane)] =
+                        sweep.queries[(panel.first + lane) * width_ + d];
     }
     if (!screened_) return;
     const auto padded = static_cast<size_t>(padded_);
@@ -65,7 +66,8 @@ Scorer::Scorer(const Sweep& sweep)
         for (int64_t lane = 0; lane < std::min<int64_t>(panel.lanes, sweep.batch - panel.first); ++lane) {
             encode(panel.first + lane, own.data());
             for (int64_t d = 0; d < code_width_; ++d)
-                codes_[static_cast<size_t>(panel.at * code_width_ + (d / 4 * panel.lanes + lane) * 4 + d % 4)] = own[static_cast<size_t>(d)];
+                codes_[static_cast<size_t>(panel.at * code_width_ + (d / 4 * panel.lanes + lane) * 4 + d % 4)] =
+                    own[static_cast<size_t>(d)];
         }
 }
 
@@ -147,7 +149,8 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     auto panel = panels_.begin();
     while (b >= panel->first + panel->lanes) ++panel;
     std::vector<float> scores(static_cast<size_t>(tokens_ * panel->lanes));
-    kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes, scores.data());
+    kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes,
+                       scores.data());
     kernels_.max_over_tokens(scores.data(), 1, tokens_, panel->lanes);
     return scores[static_cast<size_t>(b - panel->first)];
 }

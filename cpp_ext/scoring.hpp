@@ -126,7 +126,8 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
         else
             kernels_.dot_panel({rows, count, width_}, packed_.data() + panel.at * width_, panel.lanes, scores);
         if (tokens_ > 1) kernels_.max_over_tokens(scores, tile.count, tokens_, panel.lanes);
-        const int64_t found = kernels_.find(scores, tile.count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
+        const int64_t found =
+            kernels_.find(scores, tile.count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
         for (int64_t h = 0; h < found; ++h) {
             const uint32_t at = scratch.positions[static_cast<size_t>(h)];
             const int64_t item = at / static_cast<uint32_t>(panel.lanes), b = panel.first + at % static_cast<uint32_t>(panel.lanes);
@@ -136,7 +137,9 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
                 continue;
             }
             if (h + 2 < found)
-                prefetch(*tile.shard, (tile.first + scratch.positions[static_cast<size_t>(h + 2)] / static_cast<uint32_t>(panel.lanes)) * tokens_, tokens_);
+                prefetch(*tile.shard,
+                         (tile.first + scratch.positions[static_cast<size_t>(h + 2)] / static_cast<uint32_t>(panel.lanes)) * tokens_,
+                         tokens_);
             if (scores[at] < thresholds[b]) continue;
             ++rescored;
             take(b, tile.id + item, dot_item(*tile.shard, tile.first + item, b, scratch));

@@ -43,9 +43,7 @@ Quantised quantise(const float* vector, int64_t width, const Put& put) {
 }
 
 // Rounded up, with room for the rounding of the sums above (relative 2^-40 at most).
-float at_least(double value) {
-    return std::nextafter(static_cast<float>(value * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
-}
+float at_least(double value) { return std::nextafter(static_cast<float>(value * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity()); }
 
 // A product of two of these is a normal number, far above what underflow can take from a score.
 constexpr double kLeastNorm = 1e-18;

@@ -82,7 +82,7 @@ class Block {
     const Outcome& out_;
     Scorer scorer_;
     std::vector<ZoneBounds> bounds_;
-    int64_t top_, field_;              // capacities
+    int64_t top_, field_;                  // capacities
     int64_t sampled_top_, sampled_field_;  // ranks in the sample to guess thresholds from; 0: none is guessed
 };
 
@@ -173,7 +173,7 @@ void Block::scan(Worker& worker, const Tile& tile) const {
 // Thresholds for the rest of the gallery, from what the sample held.
 void Block::guess(std::vector<Worker>& workers, int64_t b) const {
     const auto at = static_cast<size_t>(b);
-    const auto restart = [&](Reservoir QueryState::*part, int64_t capacity, int64_t rank) {
+    const auto restart = [&](Reservoir QueryState::* part, int64_t capacity, int64_t rank) {
         std::vector<uint64_t> all;
         for (const Worker& worker : workers) (worker.queries[at].*part).drain_to(all);
         float threshold = -kInfinity;
@@ -290,7 +290,8 @@ int64_t Block::run() {
     std::vector<Worker> workers;
     for (int t = 0; t < threads; ++t) workers.push_back(make_worker());
     const auto scan_tiles = [&](int64_t from, int64_t to) {
-        for_each_part(to - from, threads, [&](int t, int64_t i) { scan(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
+        for_each_part(to - from, threads,
+                      [&](int t, int64_t i) { scan(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
     };
     if (stride) {
         scan_tiles(0, sampled);

@@ -49,7 +49,7 @@ struct Outcome {
     double* pick_keys;  // (B, P)
     int64_t* picks;     // (B, P), padded with -1
     float* pick_scores;
-    int8_t* status;     // (B,): a Status
+    int8_t* status;  // (B,): a Status
 };
 
 struct Sweep {
@@ -65,9 +65,9 @@ struct Sweep {
     double lo, hi;              // of from_best and quantile
     PickRule rule;
     int64_t sample;  // items to look at first, here and there, to guess thresholds from; 0: none
-    int64_t field;  // entries a query may hold while its zone is not known (from_best, quantile)
-    bool by_rows;   // score row by row (at most max_row_queries queries), not in panels
-    int threads;    // 0: one per processor
+    int64_t field;   // entries a query may hold while its zone is not known (from_best, quantile)
+    bool by_rows;    // score row by row (at most max_row_queries queries), not in panels
+    int threads;     // 0: one per processor
     const TileKernels* kernels;
 };
 

@@ -28,16 +28,16 @@ constexpr int64_t kCodeAlignment = 64;
 
 // What the bound of a score needs to know of a quantised query (screen.hpp).
 struct CodedQueries {
-    const int8_t* codes;      // panel: [width / 4][lanes][4]; rows: [query][width]
-    const int32_t* offsets;   // -128 * (sum of the query's codes)
+    const int8_t* codes;     // panel: [width / 4][lanes][4]; rows: [query][width]
+    const int32_t* offsets;  // -128 * (sum of the query's codes)
     const float *scales, *norms, *errors;
 };
 
 struct TileKernels {
     const char* name;
-    int wide, narrow;    // lanes of a panel; narrow is for what is left over
-    int max_row_queries; // dot_rows and bound_rows take up to so many queries
-    bool bounds_panels;  // whether bound_panel is faster than dot_panel on this instruction set
+    int wide, narrow;     // lanes of a panel; narrow is for what is left over
+    int max_row_queries;  // dot_rows and bound_rows take up to so many queries
+    bool bounds_panels;   // whether bound_panel is faster than dot_panel on this instruction set
 
     // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
     void (*dot_panel)(const Rows& rows, const float* panel, int lanes, float* scores);

@@ -148,17 +148,22 @@ void dot_each_row(const Rows& rows, const float* queries, float* scores, int64_t
             for (int q = 0; q < QUERIES; ++q) sums[q] += load(row + d) * load(queries + q * width + d);
         if (whole < width)
 #pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q] += load_part(row + whole, width - whole) * load_part(queries + q * width + whole, width - whole);
+            for (int q = 0; q < QUERIES; ++q)
+                sums[q] += load_part(row + whole, width - whole) * load_part(queries + q * width + whole, width - whole);
         for (int q = 0; q < QUERIES; ++q) scores[q * stride + r] = sum_lanes(sums[q]);
     }
 }
 
 void dot_rows(const Rows& rows, const float* queries, int count, float* scores, int64_t stride) {
     switch (count) {
-        case 1: return dot_each_row<1>(rows, queries, scores, stride);
-        case 2: return dot_each_row<2>(rows, queries, scores, stride);
-        case 3: return dot_each_row<3>(rows, queries, scores, stride);
-        default: return dot_each_row<4>(rows, queries, scores, stride);
+        case 1:
+            return dot_each_row<1>(rows, queries, scores, stride);
+        case 2:
+            return dot_each_row<2>(rows, queries, scores, stride);
+        case 3:
+            return dot_each_row<3>(rows, queries, scores, stride);
+        default:
+            return dot_each_row<4>(rows, queries, scores, stride);
     }
 }
 
@@ -194,8 +199,7 @@ inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries
                     int32_t four;
                     memcpy(&four, row + 4 * step, 4);
 #pragma GCC unroll 2
-                    for (int v = 0; v < VECTORS; ++v)
-                        sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], _mm512_set1_epi32(four), query[step][v]);
+                    for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], _mm512_set1_epi32(four), query[step][v]);
                 }
                 row += rows.width;
                 asm("" : "+r"(row));
@@ -237,8 +241,8 @@ void bound_panel(const CodedRows& rows, const CodedQueries& queries, int lanes, 
             int32_t sum = queries.offsets[lane];
             for (int64_t d = 0; d < rows.width; ++d)
                 sum += int32_t{rows.codes[r * rows.width + d]} * queries.codes[(d / 4 * lanes + lane) * 4 + d % 4];
-            bounds[r * lanes + lane] = static_cast<float>(sum) * queries.scales[lane] * rows.scales[r] + queries.norms[lane] * rows.errors[r] +
-                                       queries.errors[lane] * rows.norms[r];
+            bounds[r * lanes + lane] = static_cast<float>(sum) * queries.scales[lane] * rows.scales[r] +
+                                       queries.norms[lane] * rows.errors[r] + queries.errors[lane] * rows.norms[r];
         }
 }
 #endif
@@ -338,7 +342,8 @@ void widen(const uint16_t* half, int64_t size, float* single) {
     for (; i + 16 <= size; i += 16)
         _mm512_storeu_ps(single + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + i))));
 #elif defined(__F16C__)
-    for (; i + 8 <= size; i += 8) _mm256_storeu_ps(single + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+    for (; i + 8 <= size; i += 8)
+        _mm256_storeu_ps(single + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
 #endif
     for (; i < size; ++i) single[i] = widen_one(half[i]);
 }
@@ -359,8 +364,8 @@ int64_t multiply_add_loop(int64_t steps, float* sink) {
 
 extern const TileKernels DQE_ISA;
 const TileKernels DQE_ISA = {
-    DQE_ISA_NAME,  2 * kVector, kVector,    kRowQueries, kBoundsPanels, dot_panel, dot_rows,
-    bound_panel,   bound_rows,  max_over_tokens, find,   widen,         multiply_add_loop,
+    DQE_ISA_NAME, 2 * kVector, kVector,         kRowQueries, kBoundsPanels, dot_panel,         dot_rows,
+    bound_panel,  bound_rows,  max_over_tokens, find,        widen,         multiply_add_loop,
 };
 
 }  // namespace dqe::cpu

@@ -1,30 +1,52 @@
 """Types of the compiled kernels (cpp_ext/bindings.cpp). Arrays must fit exactly: what does not is a TypeError, never a copy."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Coded = tuple[NDArray[np.uint8], F32, F32, F32]
 
-def update_top_k(tile: F32, first_item: int, scores: F32, ids: I64, threads: int = 0) -> None: ...
-def sort_top_k(scores: F32, ids: I64, threads: int = 0) -> None: ...
-def update_zones(
-    tile: F32,
-    first_item: int,
-    first_query: int,
-    anchor: F32,
-    lo: F32,
-    hi: F32,
+MAX_ROW_QUERIES: int
+"""Up to so many queries are scored row by row, more in panels."""
+
+def sweep(
+    queries: F32,
+    shards: Sequence[NDArray[Any]],
+    coded: Sequence[Coded],
+    offsets: I64,
+    excluded: I64,
+    *,
+    query_rows: I64,
+    zoning: int,
+    anchor_is_best: bool,
+    anchor_ids: I64 | None,
+    lo_of_all: float,
+    hi_of_all: float,
     policy: int,
     temperature: float,
     seed: int,
+    sample: int,
+    field: int,
+    by_rows: bool,
+    threads: int,
+    instruction_set: str,
+    scores: F32,
+    ids: I64,
+    anchor: F32,
+    lo: F32,
+    hi: F32,
     counts: I64,
     pick_keys: F64,
-    pick_ids: I64,
+    picks: I64,
     pick_scores: F32,
-    threads: int = 0,
-) -> None: ...
-def sort_picks(keys: F64, ids: I64, scores: F32, threads: int = 0) -> None: ...
-def update_ranking(tile: F32, buffer: F32, fill: I64, threshold: F32, valid: I64, threads: int = 0) -> None: ...
-def score_at_rank(buffer: F32, fill: I64, threshold: F32, valid: I64, quantile: float, scores: F32, threads: int = 0) -> None: ...
+    status: NDArray[np.int8],
+) -> int: ...
+def encode(items: NDArray[Any], codes: NDArray[np.uint8], scales: F32, errors: F32, norms: F32, threads: int) -> None: ...
+def instruction_sets() -> list[str]: ...
+def bounds_panels(instruction_set: str) -> bool: ...
+def multiply_add_rate(threads: int, instruction_set: str = "") -> float: ...

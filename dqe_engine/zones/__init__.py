@@ -1,7 +1,8 @@
 """Δ-score zone selection: top-k, zone counts and seeded mid-zone picks over a gallery, in one sweep."""
 
+from .mining import MinedNegatives, mine_negatives
 from .request import ZoneSelection
 from .screen import Screen
 from .select import select_zones
 
-__all__ = ["Screen", "ZoneSelection", "select_zones"]
+__all__ = ["MinedNegatives", "Screen", "ZoneSelection", "mine_negatives", "select_zones"]

@@ -11,8 +11,8 @@ import pytest
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
+from dqe_engine.zones import Screen, cpu, select_zones
 from dqe_engine.zones import select as select_module
-from dqe_engine.zones import select_zones
 
 QUERIES = np.ones((2, 4), np.float32)
 ITEMS = np.ones((5, 3, 4), np.float32)
@@ -43,6 +43,14 @@ ZONES = ZoneSpec(lo=0, hi=1)
         ({"exclude": [[0], [-1]]}, r"exclude: id -1 is not a position"),
         ({"exclude": [[0], [0.5]]}, r"exclude\[1\]: expected a sequence of integer ids"),
         ({"exclude": [0, 1]}, r"exclude\[0\]: expected a sequence of integer ids"),
+        ({"exclude": np.array([[0], [7]])}, r"exclude: id 7 is not a position"),
+        ({"exclude": np.zeros((2, 1))}, r"exclude\[0\]: expected a sequence of integer ids, got float64"),
+        ({"items": []}, r"items: an empty sequence"),
+        ({"items": [ITEMS, ITEMS[:, :2].copy()]}, r"items\[1\]: float32 of shape \(5, 2, 4\), but items\[0\] .* must agree"),
+        ({"items": [ITEMS, ITEMS.astype(np.float16)]}, r"items\[1\]: float16 .* must agree"),
+        ({"items": [ITEMS, ITEMS[:, ::2]]}, r"items\[1\]: not C-contiguous"),
+        ({"screen": Screen.build(ITEMS[:4])}, r"screen: its shards have shapes \[\(4, 3, 64\)\], those of items need \[\(5, 3, 64\)\]"),
+        ({"threads": -1}, r"threads=-1: expected 0 or more"),
         ({"backend": "gpu"}, r"backend='gpu': expected 'auto', 'cpu', 'reference' or 'cuda'"),
     ],
 )
@@ -63,44 +71,84 @@ def test_cuda_is_refused_and_auto_says_what_ran(monkeypatch: pytest.MonkeyPatch)
 
 
 def kernel_arguments() -> dict[str, Any]:
+    rows = cpu._Rows.empty(2, 3, 1)
     return {
-        "tile": np.zeros((2, 5), np.float32),
-        "first_item": 0,
-        "scores": np.full((2, 3), -np.inf, np.float32),
-        "ids": np.full((2, 3), -1, np.int64),
-    }
+        "queries": QUERIES,
+        "shards": [ITEMS],
+        "coded": [],
+        "offsets": np.array([0, 1, 1]),
+        "excluded": np.array([4]),
+        "query_rows": np.arange(2),
+        "zoning": 1,
+        "anchor_is_best": False,
+        "anchor_ids": None,
+        "lo_of_all": 0.0,
+        "hi_of_all": 1.0,
+        "policy": 0,
+        "temperature": 1.0,
+        "seed": 0,
+        "sample": 0,
+        "field": 0,
+        "by_rows": True,
+        "threads": 1,
+        "instruction_set": "",
+    } | rows.arrays()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
-        ("tile", np.zeros((2, 5)), TypeError),
-        ("tile", np.zeros((2, 10), np.float32)[:, ::2], TypeError),
-        ("tile", np.zeros((3, 5), np.float32), ValueError),
+        ("queries", QUERIES.astype(np.float64), TypeError),
+        ("queries", np.ones((2, 8), np.float32)[:, ::2], TypeError),
+        ("queries", np.ones((2, 5), np.float32), ValueError),
+        ("shards", [], ValueError),
+        ("shards", [ITEMS.astype(np.float64)], TypeError),
+        ("shards", [ITEMS[:, ::2]], TypeError),
+        ("shards", [ITEMS, ITEMS.astype(np.float16)], TypeError),
+        ("shards", [ITEMS, ITEMS[:, :2].copy()], ValueError),
+        ("coded", [Screen.build(ITEMS).shards[0]] * 2, ValueError),
+        ("coded", list(Screen.build(ITEMS[:4]).shards), ValueError),
+        ("offsets", np.array([0, 2, 1]), ValueError),
+        ("offsets", np.array([0, 1]), ValueError),
+        ("excluded", np.array([5]), ValueError),
+        ("excluded", np.array([4], np.int32), TypeError),
+        ("query_rows", np.arange(3), ValueError),
+        ("anchor_ids", np.array([0, 5]), ValueError),
+        ("anchor_ids", np.array([0]), ValueError),
+        ("zoning", 4, ValueError),
+        ("policy", 3, ValueError),
+        ("instruction_set", "sse9", ValueError),
         ("scores", np.zeros((2, 3), np.float64), TypeError),
+        ("scores", np.broadcast_to(np.float32(0), (2, 3)), TypeError),
         ("ids", np.zeros((2, 4), np.int64), ValueError),
         ("ids", np.zeros((2, 3), np.int32), TypeError),
-        ("ids", np.broadcast_to(np.int64(-1), (2, 3)), TypeError),
+        ("counts", np.zeros((2, 2), np.int64), ValueError),
+        ("picks", np.zeros((3, 1), np.int64), ValueError),
+        ("status", np.zeros(1, np.int8), ValueError),
     ],
 )
 def test_kernels_never_copy_what_does_not_fit(name: str, value: Any, error: type[builtins.Exception]) -> None:
-    _kernels.update_top_k(**kernel_arguments())
+    _kernels.sweep(**kernel_arguments())
     with pytest.raises(error):
-        _kernels.update_top_k(**(kernel_arguments() | {name: value}))
+        _kernels.sweep(**(kernel_arguments() | {name: value}))
 
 
 def test_kernels_refuse_a_read_only_output() -> None:
     arguments = kernel_arguments()
     arguments["scores"].flags.writeable = False
     with pytest.raises(TypeError):
-        _kernels.update_top_k(**arguments)
+        _kernels.sweep(**arguments)
 
 
-def test_a_rank_that_the_buffer_does_not_hold_is_refused() -> None:
-    ranking = (np.zeros((1, 4), np.float32), np.zeros(1, np.int64), np.full(1, -np.inf, np.float32), np.zeros(1, np.int64))
-    _kernels.update_ranking(np.arange(10, dtype=np.float32)[None], *ranking)
-    out = np.zeros(1, np.float32)
-    _kernels.score_at_rank(*ranking, 1 / 9, out)
-    assert out.tolist() == [8.0]
-    with pytest.raises(ValueError, match="no score at quantile"):
-        _kernels.score_at_rank(*ranking, 0.5, out)
+def test_kernels_refuse_more_queries_by_rows_than_there_are_kernels_for() -> None:
+    batch = _kernels.MAX_ROW_QUERIES + 1
+    arguments = kernel_arguments() | cpu._Rows.empty(batch, 3, 1).arrays()
+    arguments |= {"queries": np.ones((batch, 4), np.float32), "offsets": np.zeros(batch + 1, np.int64), "query_rows": np.arange(batch)}
+    with pytest.raises(ValueError, match="by_rows"):
+        _kernels.sweep(**arguments)
+
+
+def test_kernels_refuse_a_field_that_cannot_hold_the_rank() -> None:
+    arguments = kernel_arguments() | {"zoning": 3, "field": 4}
+    with pytest.raises(ValueError, match="field: too small for the rank of hi"):
+        _kernels.sweep(**arguments)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Policy, ZoneSpec
@@ -17,6 +18,7 @@ from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, select_zones
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZES = (0, 1, 19, 111, 4097)
+WIDTHS = (1, 3, 64, 256, 257, 768)
 Anchor = Literal["best", "id", "score"]
 
 
@@ -47,16 +49,18 @@ class Case:
     half: bool = False
     excluded: int = 0
     duplicates: bool = False
+    width: int = 5
+    shards: int = 1
 
     def request(self) -> ZoneRequest:
         rng = np.random.default_rng(self.seed)
-        queries = rng.integers(-3, 4, (self.batch, 5)).astype(np.float32)
-        items = rng.integers(-3, 4, (self.size, self.tokens, 5)).astype(np.float16 if self.half else np.float32)
+        queries = rng.integers(-3, 4, (self.batch, self.width)).astype(np.float32)
+        items = rng.integers(-3, 4, (self.size, self.tokens, self.width)).astype(np.float16 if self.half else np.float32)
         if self.duplicates:
             items[:] = items[:1]
         for value in self.special if self.size else ():  # one coordinate of one token of some items
             where = rng.integers(0, self.size, 1 + self.size // 10)
-            items[where, rng.integers(0, self.tokens), rng.integers(0, 5)] = value
+            items[where, rng.integers(0, self.tokens), rng.integers(0, self.width)] = value
         queries[: self.batch // 3] = 0.0
         anchors: dict[Anchor, Any] = {
             "best": None,
@@ -65,7 +69,7 @@ class Case:
         }
         return validated(
             queries,
-            items,
+            np.array_split(items, self.shards),
             k=self.k,
             anchor=anchors[self.anchor] if self.zones else None,
             zones=self.zones,
@@ -88,11 +92,15 @@ def zone_specs(draw: st.DrawFn) -> ZoneSpec:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     size = draw(st.sampled_from(SIZES))
+    tokens = draw(st.sampled_from((1, 8, 32)))
+    width = draw(st.sampled_from(WIDTHS))
+    if size * tokens * width > 3_000_000:
+        width = 3  # the reference would take seconds
     return Case(
         seed=draw(st.integers(0, 2**40)),
         batch=draw(st.sampled_from((0, 1, 3, 7, 40))),
         size=size,
-        tokens=draw(st.sampled_from((1, 8))),
+        tokens=tokens,
         k=draw(st.sampled_from((0, 1, 10, size, size + 3))),
         picks=draw(st.sampled_from((0, 1, 10, size, size + 3))),
         anchor=draw(st.sampled_from(("best", "id", "score"))),
@@ -101,6 +109,8 @@ def cases(draw: st.DrawFn) -> Case:
         half=draw(st.booleans()),
         excluded=draw(st.sampled_from((0, 2, 30))),
         duplicates=draw(st.booleans()),
+        width=width,
+        shards=draw(st.sampled_from((1, 3))),
     )
 
 
@@ -115,20 +125,21 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
     threads=st.sampled_from((1, 2, 3)),
     block_queries=st.sampled_from((1, 2, 1024)),
     least_field=st.sampled_from((1, 50, 1024)),
+    sample=st.sampled_from((0, 60, 500)),
     instruction_set=st.sampled_from(_kernels.instruction_sets()),
     screened=st.booleans(),
 )
-@example(EMPTIED, 1, 2, 1024, "", False)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, "", True)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, "", False)
+@example(EMPTIED, 1, 2, 1024, 0, "", False)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, "", True)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, "", False)
 def test_kernel_equals_reference(
-    case: Case, threads: int, block_queries: int, least_field: int, instruction_set: str, screened: bool
+    case: Case, threads: int, block_queries: int, least_field: int, sample: int, instruction_set: str, screened: bool
 ) -> None:
     request = case.request()
     if screened:
         request = dataclasses.replace(request, screen=Screen.build(request.shards))
     result = cpu.select(
-        request, threads=threads, block_queries=block_queries, least_field=least_field, instruction_set=instruction_set
+        request, threads=threads, block_queries=block_queries, least_field=least_field, sample=sample, instruction_set=instruction_set
     )
     assert_same(result, reference.select(request))
 
@@ -151,6 +162,122 @@ def test_the_seed_and_the_row_decide_the_picks() -> None:
         for dataclass_seed in (EVERYTHING, ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=1))
     }
     assert len(picks) == 4
+
+
+def unit_vectors(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    vectors = rng.standard_normal(shape, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("screened", [False, True])
+@pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
+def test_a_sample_that_misleads_costs_a_second_sweep_only(
+    screened: bool, instruction_set: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """All good items sit where the sample is taken, so that the guessed thresholds are far too high."""
+    items = rng.integers(-3, 4, (6000, 4)).astype(np.float32)
+    items[2600:3400] += 100
+    case = Case(seed=3, batch=9, size=6000, tokens=1, k=1000, picks=5, anchor="best", zones=ZoneSpec(lo=0.1, hi=0.15, bounds="quantile"))
+    request = dataclasses.replace(
+        case.request(), queries=np.abs(case.request().queries[:, :4]) + 1, shards=(items[:, None],), excluded=np.empty(0, np.int64)
+    )
+    request = dataclasses.replace(request, offsets=np.zeros(10, np.int64), screen=Screen.build(items) if screened else None)
+    calls: list[int] = []
+    sweep = _kernels.sweep
+    monkeypatch.setattr(_kernels, "sweep", lambda *a, **options: calls.append(options["sample"]) or sweep(*a, **options))
+    result = cpu.select(request, sample=700, instruction_set=instruction_set)
+    assert calls == [700, 0]
+    assert_same(result, reference.select(request))
+
+
+def test_a_zone_that_outgrows_its_field_is_swept_with_known_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(seed=0, batch=7, size=4097, tokens=1, k=3, picks=5, anchor="best", zones=ZoneSpec(lo=1, hi=8, policy="softmax"))
+    calls: list[int] = []
+    sweep = _kernels.sweep
+    monkeypatch.setattr(_kernels, "sweep", lambda *a, **options: calls.append(options["zoning"]) or sweep(*a, **options))
+    result = cpu.select(case.request(), least_field=1)
+    assert calls == [cpu._FROM_BEST, cpu._GIVEN]
+    assert_same(result, reference.select(case.request()))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 33])
+def test_screening_changes_nothing_and_reads_little(batch: int, half: bool, rng: np.random.Generator) -> None:
+    items = unit_vectors(rng, 20000, 96).astype(np.float16 if half else np.float32)
+    options: dict[str, Any] = {"k": 20, "picks": 4, "counts": True, "exclude": np.arange(batch)[:, None]}
+    anchor = np.full(batch, 0.5, np.float32)
+    request = validated(unit_vectors(rng, batch, 96), items, zones=ZoneSpec(lo=0.1, hi=0.2), anchor=anchor, **options)
+    for instruction_set in _kernels.instruction_sets():
+        plain = cpu.select(request, instruction_set=instruction_set)
+        screened = cpu.select(dataclasses.replace(request, screen=Screen.build(items)), instruction_set=instruction_set)
+        assert plain.rescored is None
+        if batch <= _kernels.MAX_ROW_QUERIES:
+            assert_same(screened, plain)  # to the bit: pairs are scored in the same order
+        if screened.rescored is None:
+            assert batch > _kernels.MAX_ROW_QUERIES
+            assert not _kernels.bounds_panels(instruction_set)
+            continue
+        np.testing.assert_array_equal(screened.ids, plain.ids)
+        np.testing.assert_array_equal(screened.picks, plain.picks)
+        np.testing.assert_array_equal(screened.counts, plain.counts)
+        np.testing.assert_allclose(screened.scores, plain.scores, rtol=0, atol=1e-6)
+        assert 20 * batch <= screened.rescored < 0.2 * batch * len(items)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e18, 1e30])
+def test_bounds_hold_at_any_scale(scale: float, rng: np.random.Generator) -> None:
+    """Denormal and overflowing products too: what the bound excludes must really be below the threshold."""
+    items = (unit_vectors(rng, 3000, 33) * np.float32(scale)).astype(np.float32)
+    items[::7] *= np.geomspace(1e-6, 1e6, len(items[::7]), dtype=np.float32)[:, None]
+    with np.errstate(over="ignore"):
+        request = validated(unit_vectors(rng, 2, 33), items, k=40, anchor=None, zones=None, picks=0, counts=False, exclude=None)
+        screened = cpu.select(dataclasses.replace(request, screen=Screen.build(items)))
+    assert_same(screened, cpu.select(request))
+
+
+@pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
+@pytest.mark.parametrize("batch", [3, 37])
+def test_threads_and_blocks_change_no_bit(instruction_set: str, batch: int, rng: np.random.Generator) -> None:
+    spec = ZoneSpec(lo=0.01, hi=0.2, bounds="quantile", policy="softmax")
+    options: dict[str, Any] = {"k": 50, "anchor": np.arange(batch), "zones": spec, "picks": 8, "counts": True, "exclude": None}
+    request = validated(unit_vectors(rng, batch, 64), unit_vectors(rng, 4097, 3, 64), **options)
+    first = cpu.select(request, threads=1, instruction_set=instruction_set)
+    for change in ({"threads": 2}, {"threads": 3, "sample": 0}, {"block_queries": 7}, {"kept_bytes": 0}):
+        assert_same(cpu.select(request, instruction_set=instruction_set, **change), first)
+
+
+def test_shards_are_one_gallery(rng: np.random.Generator) -> None:
+    items = unit_vectors(rng, 4097, 8)
+    options: dict[str, Any] = {
+        "k": 9,
+        "zones": EVERYTHING,
+        "picks": 9,
+        "counts": True,
+        "anchor": np.array([4000, 3]),
+        "exclude": [[4096], [0, 9]],
+    }
+    whole = select_zones(items[:2], items, **options)
+    assert_same(select_zones(items[:2], [items[:1000], items[1000:1000], items[1000:]], **options), whole)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_softmax_picks_follow_their_distribution(backend: Any) -> None:
+    """One pick of each of many identical queries: shares proportional to exp(score / temperature), by a chi-square test."""
+    scores = np.array([0.0, 0.1, 0.2, 0.3, 0.05, 0.9], np.float32)
+    spec = ZoneSpec(lo=0.5, hi=2.0, policy="softmax", temperature=0.1, seed=5)  # Δ to 0.9: all but the last are mid
+    draws = 20_000
+    picks = select_zones(np.ones((draws, 1), np.float32), scores[:, None].copy(), zones=spec, picks=2, backend=backend).picks
+    assert picks is not None
+    weights = np.exp(scores[:5] / 0.1)
+    expected = weights / weights.sum()
+    observed = np.bincount(picks[:, 0], minlength=5)
+    statistic = ((observed - draws * expected) ** 2 / (draws * expected)).sum()
+    assert statistic < 18.5  # the 0.999 quantile of chi-square with 4 degrees of freedom; the draw is fixed by the seed
+    # The second is drawn from what the first left.
+    second = np.bincount(picks[picks[:, 0] == 3, 1], minlength=5)
+    rest = np.where(np.arange(5) == 3, 0, weights)
+    expected = rest / rest.sum() * second.sum()
+    assert ((second - expected)[expected > 0] ** 2 / expected[expected > 0]).sum() < 16.3  # 3 degrees of freedom
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

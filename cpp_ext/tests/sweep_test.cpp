@@ -1,0 +1,189 @@
+// The sweep against plain loops, over random requests of awkward shapes, on every instruction set of this processor. Built
+// and run by tests/zones/test_sanitizers.py with the address and undefined-behaviour sanitizers; exits 1 at a difference.
+//
+// Coordinates are small integers, so that dot products are exact and every comparison is for equality.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "../screen.hpp"
+#include "../sweep.hpp"
+
+namespace {
+
+using namespace dqe::cpu;
+using dqe::Policy;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+std::mt19937_64 generator(1);
+
+int64_t any_of(std::initializer_list<int64_t> values) { return values.begin()[generator() % values.size()]; }
+
+struct Request {
+    int64_t batch = any_of({1, 2, 4, 5, 17, 40}), size = any_of({0, 1, 19, 111, 1031}), tokens = any_of({1, 3, 8}),
+            width = any_of({1, 3, 64, 65});
+    int64_t k = any_of({0, 1, 5, 200}), picks = any_of({0, 1, 7}), sample = any_of({0, size / 8}), field = any_of({1100, 40});
+    Zoning zoning = static_cast<Zoning>(any_of({0, 1, 2, 3}));
+    Policy policy = static_cast<Policy>(any_of({0, 1, 2}));
+    bool screened = generator() % 2;
+    int threads = static_cast<int>(any_of({1, 2, 3}));
+    double lo = zoning == Zoning::quantile ? 0.01 : 1.0, hi = zoning == Zoning::quantile ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
+    std::vector<float> queries, items, anchor;
+    std::vector<int64_t> rows, offsets, excluded;
+
+    Request() {
+        if (zoning == Zoning::quantile) field = 60;
+        const auto fill = [](std::vector<float>& values, int64_t count) {
+            for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(static_cast<int64_t>(generator() % 7) - 3));
+        };
+        fill(queries, batch * width);
+        fill(items, size * tokens * width);
+        for (int64_t i = 0; i < std::min<int64_t>(size / 9, 5); ++i)
+            items[generator() % items.size()] = std::vector<float>{NAN, kInfinity, -kInfinity}[generator() % 3];
+        fill(anchor, batch);
+        offsets.push_back(0);
+        for (int64_t b = 0; b < batch; ++b) {
+            rows.push_back(100 + 3 * b);
+            for (int64_t i = 0; i < size; ++i)
+                if (generator() % 50 == 0) excluded.push_back(i);
+            offsets.push_back(static_cast<int64_t>(excluded.size()));
+        }
+    }
+
+    float score(int64_t b, int64_t i) const {
+        float best = -kInfinity;
+        for (int64_t m = 0; m < tokens; ++m) {
+            float sum = 0.0f;
+            for (int64_t d = 0; d < width; ++d) sum += queries[b * width + d] * items[(i * tokens + m) * width + d];
+            best = std::isnan(best) || std::isnan(sum) ? NAN : std::max(best, sum);
+        }
+        return best;
+    }
+};
+
+struct Results {
+    std::vector<float> scores, anchor, lo, hi, pick_scores;
+    std::vector<int64_t> ids, counts, picks;
+    std::vector<double> keys;
+    std::vector<int8_t> status;
+
+    Results(const Request& request)
+        : scores(request.batch * request.k),
+          anchor(request.anchor),
+          lo(request.batch, static_cast<float>(request.lo)),
+          hi(request.batch, static_cast<float>(request.hi)),
+          pick_scores(request.batch * request.picks),
+          ids(request.batch * request.k),
+          counts(3 * request.batch),
+          picks(request.batch * request.picks),
+          keys(request.batch * request.picks),
+          status(request.batch) {}
+};
+
+void require(bool holds, const char* what, const Request& request) {
+    if (holds) return;
+    std::printf("%s differ: B=%ld N=%ld M=%ld D=%ld k=%ld P=%ld zoning=%d policy=%d screened=%d sample=%ld field=%ld threads=%d\n", what,
+                request.batch, request.size, request.tokens, request.width, request.k, request.picks, static_cast<int>(request.zoning),
+                static_cast<int>(request.policy), request.screened, request.sample, request.field, request.threads);
+    std::exit(1);
+}
+
+// Everything by definition: rank all candidates, then classify each.
+void check(const Request& request, const Results& results) {
+    for (int64_t b = 0; b < request.batch; ++b) {
+        if (results.status[b] == static_cast<int8_t>(Status::misjudged)) {
+            require(request.sample > 0, "status", request);
+            continue;
+        }
+        std::vector<std::pair<float, int64_t>> ranked;
+        for (int64_t i = 0; i < request.size; ++i) {
+            const float score = request.score(b, i);
+            const auto from = request.excluded.begin() + request.offsets[b], to = request.excluded.begin() + request.offsets[b + 1];
+            if (!std::isnan(score) && !std::binary_search(from, to, i)) ranked.emplace_back(-score, i);
+        }
+        std::sort(ranked.begin(), ranked.end());
+        for (int64_t r = 0; r < request.k; ++r) {
+            const bool filled = r < static_cast<int64_t>(ranked.size());
+            require(results.ids[b * request.k + r] == (filled ? ranked[r].second : -1), "ids", request);
+            require(results.scores[b * request.k + r] == (filled ? -ranked[r].first : -kInfinity), "scores", request);
+        }
+        if (request.zoning == Zoning::none || results.status[b] == static_cast<int8_t>(Status::outgrown) || ranked.empty()) continue;
+        const float anchor = request.zoning == Zoning::given ? request.anchor[b] : -ranked[0].first;
+        float lo = static_cast<float>(request.lo), hi = static_cast<float>(request.hi);
+        if (request.zoning == Zoning::quantile) {
+            lo = anchor + ranked[static_cast<size_t>(request.lo * static_cast<double>(ranked.size() - 1))].first;
+            hi = anchor + ranked[static_cast<size_t>(request.hi * static_cast<double>(ranked.size() - 1))].first;
+        }
+        int64_t counts[3] = {0, 0, 0};
+        std::vector<std::pair<double, int64_t>> keys;
+        for (const auto& [negative, id] : ranked) {
+            const float delta = anchor + negative;
+            counts[0] += delta<lo, counts[2] += delta> hi;
+            if (!(delta >= lo && delta <= hi)) continue;
+            ++counts[1];
+            keys.emplace_back(-dqe::pick_key({request.policy, 0.5, 77}, -negative, request.rows[b], id), id);
+        }
+        require(std::equal(counts, counts + 3, results.counts.begin() + 3 * b), "counts", request);
+        std::sort(keys.begin(), keys.end());
+        for (int64_t p = 0; p < request.picks; ++p)
+            require(results.picks[b * request.picks + p] == (p < static_cast<int64_t>(keys.size()) ? keys[p].second : -1), "picks",
+                    request);
+    }
+}
+
+void run_once(const TileKernels* kernels) {
+    Request request;
+    if (request.screened && request.batch > kernels->max_row_queries && !kernels->bounds_panels) request.screened = false;
+    const int64_t rows = request.size * request.tokens, first = request.size / 3;
+    std::vector<uint8_t> codes(rows * code_width(request.width));
+    std::vector<float> scales(rows), errors(rows), norms(rows);
+    encode_rows(request.items.data(), rows, request.width, codes.data(), scales.data(), errors.data(), norms.data());
+    const auto shard = [&](int64_t from, int64_t to) -> Shard {
+        const int64_t at = from * request.tokens;
+        return {request.items.data() + at * request.width,
+                to - from,
+                codes.data() + at * code_width(request.width),
+                scales.data() + at,
+                errors.data() + at,
+                norms.data() + at};
+    };
+    const Shard shards[] = {shard(0, first), shard(first, first), shard(first, request.size)};
+    const Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
+    Results results(request);
+    const Sweep sweep = {request.queries.data(),
+                         request.rows.data(),
+                         request.batch,
+                         gallery,
+                         {request.offsets.data(), request.excluded.data()},
+                         request.k,
+                         request.picks,
+                         request.zoning,
+                         request.zoning != Zoning::given,
+                         nullptr,
+                         request.lo,
+                         request.hi,
+                         {request.policy, 0.5, 77},
+                         request.sample,
+                         request.field,
+                         request.batch <= kernels->max_row_queries,
+                         request.threads,
+                         kernels};
+    run(sweep, {results.scores.data(), results.ids.data(), results.anchor.data(), results.lo.data(), results.hi.data(),
+                results.counts.data(), results.keys.data(), results.picks.data(), results.pick_scores.data(), results.status.data()});
+    check(request, results);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
+    for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) {
+        for (int round = 0; round < rounds; ++round) run_once(*kernels);
+        std::printf("%s: %d requests\n", (*kernels)->name, rounds);
+    }
+    return 0;
+}

@@ -1,0 +1,50 @@
+"""The compiled sweep under the address and undefined-behaviour sanitizers, and what its objects share."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[2] / "cpp_ext"
+TILES = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
+}
+INSTRUCTION_SETS = list(TILES) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+
+
+def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
+    target = folder / (Path(source).stem + ".o")
+    command = ["g++", "-std=c++20", "-w", "-c", *flags, "-o", str(target), str(SOURCES / source)]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.mark.slow
+def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
+    sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
+    others = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
+    objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off"]) for source in others]
+    program = tmp_path / "sweep_test"
+    subprocess.run(["g++", *sanitize, "-o", str(program), *map(str, objects), "-lpthread"], check=True)
+    result = subprocess.run([program, "300"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert "portable: 300 requests" in result.stdout
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_tile_kernels_share_no_inline_code(name: str, tmp_path: Path) -> None:
+    """A weak symbol compiled for AVX-512 could be the copy that the linker keeps for everybody."""
+    target = compile_object(f"tiles_{name}.cpp", tmp_path, ["-O3", "-ffp-contract=fast", *TILES[name]])
+    symbols = subprocess.run(["nm", "-C", str(target)], check=True, capture_output=True, text=True).stdout
+    kinds = {line.split(maxsplit=2)[-2:][0] if line[0] == " " else line.split(maxsplit=2)[1] for line in symbols.splitlines()}
+    assert not kinds & {"W", "w", "V", "v", "u"}, symbols
+    assert f"kernels_{name}" in symbols
