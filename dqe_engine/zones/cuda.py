@@ -23,7 +23,9 @@ _NO_ZONES = ZoneSpec(lo=0.0, hi=0.0)
 def kernels() -> ModuleType:
     """The compiled module. Raises BackendError where it is not built or no device is there."""
     if find_spec("dqe_engine._kernels_cuda") is None:
-        raise BackendError("backend='cuda': dqe_engine._kernels_cuda is not built; install with -C cmake.define.DQE_CUDA=ON and nvcc on PATH")
+        raise BackendError(
+            "backend='cuda': dqe_engine._kernels_cuda is not built; install with -C cmake.define.DQE_CUDA=ON and nvcc on PATH"
+        )
     module = import_module("dqe_engine._kernels_cuda")
     if module.device_count() == 0:
         raise BackendError("backend='cuda': no CUDA device, or a driver older than the build; use backend='cpu'")

@@ -126,7 +126,8 @@ inline void wait_at(Gate& gate) {
     switch_to_scheduler();
 }
 
-inline void arrive(Gate& gate, int expected, int line, const std::function<void()>& last) {
+template <typename Last>
+void arrive(Gate& gate, int expected, int line, const Last& last) {
     if (gate.arrived == 0) gate.line = line;
     if (gate.line != line) fail("divergence: line " + std::to_string(line) + " while others wait at line " + std::to_string(gate.line));
     if (++gate.arrived < expected) return wait_at(gate);
@@ -140,8 +141,8 @@ inline void barrier(int line) {
 }
 
 // Every lane brings a T; the last to arrive computes for all of them.
-template <typename T>
-void collective(int line, T& mine, const std::function<void(T* (&)[kLanes])>& compute) {
+template <typename T, typename Compute>
+void collective(int line, T& mine, const Compute& compute) {
     Warp& warp = machine.warps[machine.current / kLanes];
     warp.lanes[machine.current % kLanes] = &mine;
     arrive(warp.gate, kLanes, line, [&] {
@@ -156,17 +157,17 @@ inline void touch(size_t offset, size_t bytes, bool write) {
         fail("shared memory: bad address " + std::to_string(offset));
     const int thread = machine.current, warp = thread / kLanes;
     const uint32_t epoch = machine.barrier.generation, warp_epoch = machine.warps[warp].gate.generation;
+    const auto stop = [](const char* what, size_t at) { fail(what + (" at byte " + std::to_string(at * 4))); };
     for (size_t at = offset / 4; at < (offset + bytes + 3) / 4; ++at) {
         Word& word = machine.words[at];
-        const std::string where = " at byte " + std::to_string(at * 4);
-        if (!write && !word.written) fail("shared memory read before it is written" + where);
-        if (word.in_flight) fail("shared memory touched while a copy to it is under way" + where);
+        if (!write && !word.written) stop("shared memory read before it is written", at);
+        if (word.in_flight) stop("shared memory touched while a copy to it is under way", at);
         if (word.write_epoch == epoch && word.writer != thread && !(word.writer / kLanes == warp && word.write_warp_epoch < warp_epoch))
-            fail("race with the write of thread " + std::to_string(word.writer) + where);
+            stop("race with another thread's write", at);
         if (write) {
             const bool same_warp = word.reader >= 0 ? word.reader / kLanes == warp : word.reader == kSeveral - warp;
             if (word.read_epoch == epoch && word.reader != thread && !(same_warp && word.read_warp_epoch < warp_epoch))
-                fail("race with a read" + where);
+                stop("race with another thread's read", at);
             word.written = true;
             word.writer = thread, word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
         } else {
@@ -309,8 +310,8 @@ struct ThreadIndex {
     } x;
 };
 
-template <typename T>
-T shuffled(int line, T value, const std::function<int(int)>& source) {
+template <typename T, typename Source>
+T shuffled(int line, T value, const Source& source) {
     struct Lane {
         T in, out;
     } mine = {value, value};

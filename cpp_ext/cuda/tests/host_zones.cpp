@@ -68,6 +68,51 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
 }
 
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
+}
 
-float emulated_half_round_trip(float value) { return half_to_float(float_to_half(value)); }
+// Kernels that do what the emulation must catch, one fault each; 0 is the same kernel without.
+namespace {
+
+void faulty(int fault, const unsigned char* global, float* out) {
+    const Shared<unsigned char> shared = shared_memory();
+    const Shared<float> values = shared_view<float>(shared);
+    const int thread = threadIdx.x;
+    if (fault != 1) values[thread] = 1.0f;
+    if (fault == 2 && thread == 63) return;  // others wait at the barrier
+    if (fault == 3 && thread == 5)
+        __syncthreads();  // another barrier than the rest
+    else if (fault != 4)
+        __syncthreads();
+    out[thread] = values[(thread + 33) % 64];
+    if (fault == 5) values[64 + thread] = 0.0f;
+    if (fault == 6) values[thread + 32] = values[thread];
+    if (thread < 32 && (fault != 7 || thread != 9)) out[0] = __shfl_xor_sync(kAllLanes, 1.0f, 1);
+    if (thread == 0) {
+        cp_async_16(shared + 256, global, 16);
+        cp_async_commit();
+        if (fault != 8) cp_async_wait<0>();
+        if (fault == 9) cp_async_16(shared + 264, global, 16);
+        out[0] = values[64];
+        cp_async_wait<0>();
+    }
+    if (fault == 10) out[1] = values[64];  // no barrier since the copy
+}
+
+}  // namespace
+
+extern "C" int emulated_fault(int fault, char* message, int room) {
+    alignas(16) static const unsigned char global[16] = {};
+    float out[64];
+    emulation::machine.error.clear();
+    emulation::machine.order = 0;
+    emulation::machine.stale_reads = 0;
+    const int bytes = fault == 5 ? 256 : 512;
+    const cudaError_t error =
+        launch(faulty, dim3(1), 64, bytes, nullptr, fault, static_cast<const unsigned char*>(global), static_cast<float*>(out));
+    std::snprintf(message, room, "%s", emulation::machine.error.c_str());
+    return error;
+}
+
+extern "C" void emulated_halves(const float* from, uint16_t* to, float* back, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = float_to_half(from[i]), back[i] = half_to_float(to[i]);
 }
