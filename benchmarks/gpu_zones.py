@@ -1,0 +1,213 @@
+"""Zone selection on one CUDA device against PyTorch and FAISS: answers compared first, then interleaved rounds timed by events.
+
+    python -m benchmarks.gpu_zones --out OUT        # writes OUT/gpu_zones.json and prints a table; --quick for a small run
+
+Times are medians over rounds, from a CUDA event before a call to one after it, so that what a call makes the host wait for counts.
+Operands are on the device beforehand. A plain device copy in the same rounds is the ceiling that bandwidths are held against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones import cuda
+
+WIDTH, K = 256, 100
+ZONES = ZoneSpec(lo=0.1, hi=0.2, policy="softmax")
+Call = Callable[[], Any]
+
+
+def unit(torch: Any, *shape: int, seed: int) -> Any:
+    made = torch.randn(*shape, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
+    return made / made.norm(dim=-1, keepdim=True)
+
+
+def truth(torch: Any, queries: Any, items: Any) -> tuple[Any, Any]:
+    """The best K in float64 of the vectors as stored: (B, K) scores and ids. `items` is (N, M, D)."""
+    best = torch.empty(len(queries), 0, device="cuda", dtype=torch.float64)
+    ids = torch.empty(len(queries), 0, device="cuda", dtype=torch.int64)
+    step = max(1, (1 << 17) // items.shape[1])
+    for first in range(0, len(items), step):
+        part = items[first : first + step].double()
+        scores = (queries.double() @ part.flatten(0, 1).T).view(len(queries), len(part), -1).amax(2)
+        best = torch.cat([best, scores], 1)
+        ids = torch.cat([ids, torch.arange(first, first + len(part), device="cuda").expand(len(queries), -1)], 1)
+        best, places = best.topk(min(K, best.shape[1]), dim=1)
+        ids = ids.gather(1, places)
+    return best, ids
+
+
+def ours(torch: Any, queries: Any, items: Any, workspace: Any, **options: Any) -> Call:
+    stream = torch.cuda.current_stream().cuda_stream
+
+    def call() -> tuple[Any, Any]:
+        result = cuda.select(queries, items, k=K, stream=stream, workspace=workspace, **options)
+        return torch.from_dlpack(result.scores), torch.from_dlpack(result.ids)
+
+    return call
+
+
+def torch_flat(torch: Any, queries: Any, items: Any) -> Call:
+    """f16 product into a matrix made beforehand, then topk."""
+    half, flat = queries.half(), items[:, 0]
+    scores = torch.empty(len(queries), len(flat), device="cuda", dtype=torch.float16)
+    return lambda: torch.topk(torch.matmul(half, flat.T, out=scores), K, dim=1)
+
+
+def torch_maxsim(torch: Any, queries: Any, items: Any, chunk: int = 8192) -> Call:
+    half = queries.half()
+
+    def call() -> Any:
+        parts = [torch.einsum("bd,nmd->bnm", half, items[a : a + chunk]).amax(2) for a in range(0, len(items), chunk)]
+        return torch.topk(torch.cat(parts, 1), K, dim=1)
+
+    return call
+
+
+def faiss_flat(torch: Any, queries: Any, items: Any) -> Call:
+    import faiss
+    import faiss.contrib.torch_utils
+
+    resources = faiss.StandardGpuResources()
+    config = faiss.GpuIndexFlatConfig()
+    config.useFloat16 = True
+    index = faiss.GpuIndexFlatIP(resources, WIDTH, config)
+    for first in range(0, len(items), 1 << 17):
+        index.add(items[first : first + (1 << 17), 0].float())
+    return lambda: (resources, index.search(queries, K))[1]
+
+
+def agreement(torch: Any, answer: Any, best: Any, ids: Any, queries: Any, items: Any) -> dict[str, float]:
+    """Error of the returned scores, how far the returned ids are from the best by true score, and the share of equal ids."""
+    scores, found = answer[0].double(), answer[1].long()
+    own = torch.einsum("bd,bkmd->bkm", queries.double(), items[found].double()).amax(2)
+    return {
+        "score_error": float((scores - own).abs().max()),
+        "loss": float((best - own.sort(dim=1, descending=True).values).max()),
+        "same_ids": float((found.sort(1).values == ids.sort(1).values).double().mean()),
+    }
+
+
+def interleave(torch: Any, calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds + 3):  # three to warm up
+        for name, call in calls.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            call()
+            stop.record()
+            torch.cuda.synchronize()
+            if round_ >= 3:
+                times[name].append(start.elapsed_time(stop))
+    return times
+
+
+def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, slow: Call | None = None) -> dict[str, Any]:
+    """One case: our modes, PyTorch, FAISS where it is installed and M = 1, and a plain copy."""
+    queries = unit(torch, batch, WIDTH, seed=batch)
+    size, tokens = items.shape[:2]
+    zoned: dict[str, Any] = {"zones": ZONES, "picks": 16, "counts": True}
+    anchor = torch.full((batch,), 0.5, device="cuda")
+    needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=ZONES, picks=16) for half in (False, True))
+    workspace = torch.empty(needed, dtype=torch.uint8, device="cuda")
+    source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    calls: dict[str, Call] = {
+        "ours, f32 queries": ours(torch, queries, items, workspace),
+        "ours, f16 queries": ours(torch, queries.half(), items, workspace),
+        "ours, zones and picks": ours(torch, queries, items, workspace, anchor=anchor, **zoned),
+        "ours, own best and zones": ours(torch, queries, items, workspace, **zoned),
+        "PyTorch": (torch_flat if tokens == 1 else torch_maxsim)(torch, queries, items),
+    }
+    if tokens == 1 and find_spec("faiss") is not None:
+        try:
+            calls["FAISS-GPU flat f16"] = faiss_flat(torch, queries, items)
+        except Exception as e:  # a CPU build, or one for another CUDA: say so and go on
+            print(f"FAISS left out: {type(e).__name__}: {e}", flush=True)
+    best, ids = truth(torch, queries, items)
+    agreements = {}
+    for name, call in calls.items():
+        agreements[name] = agreement(torch, call(), best, ids, queries, items)
+        # f16 queries and f16 scores carry a rounding of their own.
+        tolerance = 5e-6 if name.startswith("ours") and "f16" not in name else 5e-3
+        if not (agreements[name]["score_error"] < tolerance and agreements[name]["loss"] < tolerance):
+            raise SystemExit(f"{label}, {name}: wrong answer {agreements[name]}")
+    calls["copy"] = lambda: target.copy_(source)
+    times = interleave(torch, calls, rounds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
+    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s", flush=True)
+    nbytes = items.numel() * 2
+    for name, median in medians.items():
+        if name != "copy":
+            rate = nbytes / median / 1e6
+            print(f"  {name:26s} {median:8.3f} ms   {rate:6.0f} GB/s ({rate / copy:4.0%})   {medians['PyTorch'] / median:5.2f} x PyTorch")
+    return {
+        "label": label,
+        "batch": batch,
+        "items": [size, tokens, WIDTH],
+        "k": K,
+        "bytes": nbytes,
+        "workspace_bytes": needed,
+        "copy_gb_per_s": copy,
+        "agreement": agreements,
+        "milliseconds": times,
+    }
+
+
+def hardware(torch: Any) -> dict[str, Any]:
+    driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "device": device.name,
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "driver": driver.stdout.strip(),
+        "torch": torch.__version__,
+        "cuda_of_torch": torch.version.cuda,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--quick", action="store_true", help="a tenth of the items, few rounds")
+    parser.add_argument("--once", action="store_true", help="one call of ours for a profiler, nothing else")
+    options = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no CUDA device", file=sys.stderr)
+        return 2
+    scale, rounds = (10, 5) if options.quick else (1, 30)
+    flat = torch.cat([unit(torch, 100_000 // scale, 1, WIDTH, seed=s).half() for s in range(10)])
+    if options.once:
+        ours(torch, unit(torch, 64, WIDTH, seed=64), flat, None)()
+        torch.cuda.synchronize()
+        return 0
+    cases = [measure(torch, "top-k", batch, flat, rounds) for batch in (1, 16, 64, 256)]
+    del flat
+    tokens = torch.cat([unit(torch, 10_000 // scale, 32, WIDTH, seed=s).half() for s in range(10)])
+    cases.append(measure(torch, "MaxSim", 64, tokens, rounds))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "gpu_zones.json").write_text(json.dumps({"schema": 1, "hardware": hardware(torch), "cases": cases}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
