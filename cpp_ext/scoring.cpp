@@ -92,6 +92,7 @@ TileScratch Scorer::scratch() const {
     const int64_t stride = by_rows_ ? (rows + kernels_.narrow - 1) / kernels_.narrow * kernels_.narrow : rows * kernels_.wide;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
     scratch.positions.resize(static_cast<size_t>(stride));
+    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : tile_items_ * kernels_.wide));
     scratch.lanes.resize(static_cast<size_t>(kernels_.narrow));
     scratch.rows.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
     return scratch;
@@ -133,10 +134,10 @@ float Scorer::dot_item(const Shard& shard, int64_t item, int64_t b, TileScratch&
     return best;
 }
 
-void Scorer::prefetch(const Shard& shard, int64_t row, int64_t rows) const {
+void Scorer::prefetch(const Shard& shard, int64_t row) const {
     const int64_t bytes = width_ * (sweep_.gallery.half ? 2 : 4);
     const char* data = static_cast<const char*>(shard.data) + row * bytes;
-    for (int64_t at = 0; at < std::min<int64_t>(rows * bytes, 2048); at += 64) __builtin_prefetch(data + at);
+    for (int64_t at = 0; at < std::min<int64_t>(bytes, 2048); at += 64) __builtin_prefetch(data + at);
 }
 
 float Scorer::score_of(int64_t b, int64_t id) const {
@@ -151,7 +152,7 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     std::vector<float> scores(static_cast<size_t>(tokens_ * panel->lanes));
     kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes,
                        scores.data());
-    kernels_.max_over_tokens(scores.data(), 1, tokens_, panel->lanes);
+    kernels_.max_over_tokens(scores.data(), 1, tokens_, panel->lanes, scores.data());
     return scores[static_cast<size_t>(b - panel->first)];
 }
 

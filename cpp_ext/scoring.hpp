@@ -18,7 +18,7 @@ struct Tile {
 
 // Reused from tile to tile by one thread.
 struct TileScratch {
-    std::vector<float> scores, rows, lanes;
+    std::vector<float> scores, best, rows, lanes;
     std::vector<uint32_t> positions;
 };
 
@@ -61,7 +61,7 @@ class Scorer {
     // Row `row` of a shard against query b, by rows.
     float dot(const Shard& shard, int64_t row, int64_t b, TileScratch& scratch) const;
     float dot_item(const Shard& shard, int64_t item, int64_t b, TileScratch& scratch) const;
-    void prefetch(const Shard& shard, int64_t row, int64_t rows) const;
+    void prefetch(const Shard& shard, int64_t row) const;
 
     const Sweep& sweep_;
     const TileKernels& kernels_;
@@ -95,14 +95,14 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
         const uint32_t* at = scratch.positions.data();
         while (found > 0 && at[found - 1] >= count) --found;  // padding
         if (screened_)
-            for (int64_t h = 0; h < std::min<int64_t>(found, 2); ++h) prefetch(*tile.shard, tile.first * tokens_ + at[h], 1);
+            for (int64_t h = 0; h < std::min<int64_t>(found, 2); ++h) prefetch(*tile.shard, tile.first * tokens_ + at[h]);
         // Rows of one item follow one another: its score is the best of those found, for the others are below the threshold.
         for (int64_t h = 0; h < found;) {
             const int64_t item = at[h] / tokens_;
             float best = -std::numeric_limits<float>::infinity();
             bool reached = false;
             for (; h < found && at[h] / tokens_ == item; ++h) {
-                if (screened_ && h + 2 < found) prefetch(*tile.shard, tile.first * tokens_ + at[h + 2], 1);
+                if (screened_ && h + 2 < found) prefetch(*tile.shard, tile.first * tokens_ + at[h + 2]);
                 if (own[at[h]] < thresholds[b]) continue;  // it has risen
                 best = greater_or_nan(best, screened_ ? dot(*tile.shard, tile.first * tokens_ + at[h], b, scratch) : own[at[h]]);
                 reached = true;
@@ -119,30 +119,34 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
     const int64_t count = tile.count * tokens_;
     const float* rows = screened_ ? nullptr : rows_of(tile, scratch);
     float* scores = scratch.scores.data();
+    float* best = tokens_ > 1 ? scratch.best.data() : scores;
+    const uint32_t* positions = scratch.positions.data();
     int64_t rescored = 0;
     for (const Panel& panel : panels_) {
+        const auto lanes = static_cast<uint32_t>(panel.lanes);
         if (screened_)
             kernels_.bound_panel(codes_of(tile), coded_queries(panel.at), panel.lanes, scores);
         else
             kernels_.dot_panel({rows, count, width_}, packed_.data() + panel.at * width_, panel.lanes, scores);
-        if (tokens_ > 1) kernels_.max_over_tokens(scores, tile.count, tokens_, panel.lanes);
+        if (tokens_ > 1) kernels_.max_over_tokens(scores, tile.count, tokens_, panel.lanes, best);
         const int64_t found =
-            kernels_.find(scores, tile.count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
+            kernels_.find(best, tile.count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
         for (int64_t h = 0; h < found; ++h) {
-            const uint32_t at = scratch.positions[static_cast<size_t>(h)];
-            const int64_t item = at / static_cast<uint32_t>(panel.lanes), b = panel.first + at % static_cast<uint32_t>(panel.lanes);
+            const int64_t item = positions[h] / lanes, lane = positions[h] % lanes, b = panel.first + lane;
             if (b >= sweep_.batch) continue;
             if (!screened_) {
-                take(b, tile.id + item, scores[at]);
+                take(b, tile.id + item, best[positions[h]]);
                 continue;
             }
-            if (h + 2 < found)
-                prefetch(*tile.shard,
-                         (tile.first + scratch.positions[static_cast<size_t>(h + 2)] / static_cast<uint32_t>(panel.lanes)) * tokens_,
-                         tokens_);
-            if (scores[at] < thresholds[b]) continue;
+            if (tokens_ == 1 && h + 2 < found) prefetch(*tile.shard, tile.first + positions[h + 2] / lanes);
+            if (best[positions[h]] < thresholds[b]) continue;  // it has risen
+            // Tokens whose bound is below the threshold cannot be the best of an item that reaches it.
+            float score = -std::numeric_limits<float>::infinity();
+            for (int64_t row = item * tokens_; row < (item + 1) * tokens_; ++row)
+                if (!(scores[row * lanes + lane] < thresholds[b]))
+                    score = greater_or_nan(score, dot(*tile.shard, tile.first * tokens_ + row, b, scratch));
             ++rescored;
-            take(b, tile.id + item, dot_item(*tile.shard, tile.first + item, b, scratch));
+            take(b, tile.id + item, score);
         }
     }
     return rescored;

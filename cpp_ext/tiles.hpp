@@ -48,8 +48,9 @@ struct TileKernels {
     void (*bound_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds);
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 
-    // (items * tokens, lanes) to (items, lanes) in place: the maximum of each item's tokens, NaN if any token's is.
-    void (*max_over_tokens)(float* scores, int64_t items, int64_t tokens, int lanes);
+    // (items * tokens, lanes) to (items, lanes): the maximum of each item's tokens, NaN if any token's is. In place if best is
+    // scores.
+    void (*max_over_tokens)(const float* scores, int64_t items, int64_t tokens, int lanes, float* best);
 
     // Positions p (ascending) of the entries that are not below their lane's threshold, NaN included; returns how many.
     // `size` is a multiple of lanes. `positions` has room for size entries.

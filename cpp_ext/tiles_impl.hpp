@@ -139,18 +139,29 @@ inline Vector load_part(const float* from, int64_t size) {
 // overlap all the same, out of order.
 template <int QUERIES>
 void dot_each_row(const Rows& rows, const float* queries, float* scores, int64_t stride) {
-    const int64_t width = rows.width, whole = width - width % kVector;
+    constexpr int kChains = kVector == 16 ? 4 : 2;  // of additions, side by side: one would wait for itself
+    constexpr int64_t kStep = kChains * kVector;
+    const int64_t width = rows.width;
     for (int64_t r = 0; r < rows.count; ++r) {
         const float* row = rows.data + r * width;
-        Vector sums[QUERIES] = {};
-        for (int64_t d = 0; d < whole; d += kVector)
+        Vector sums[QUERIES][kChains] = {};
+        int64_t d = 0;
+        for (; d + kStep <= width; d += kStep)
 #pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q] += load(row + d) * load(queries + q * width + d);
-        if (whole < width)
+            for (int c = 0; c < kChains; ++c)
 #pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q)
-                sums[q] += load_part(row + whole, width - whole) * load_part(queries + q * width + whole, width - whole);
-        for (int q = 0; q < QUERIES; ++q) scores[q * stride + r] = sum_lanes(sums[q]);
+                for (int q = 0; q < QUERIES; ++q) sums[q][c] += load(row + d + c * kVector) * load(queries + q * width + d + c * kVector);
+        for (; d < width; d += kVector) {
+            const int64_t part = width - d < kVector ? width - d : kVector;
+#pragma GCC unroll 4
+            for (int q = 0; q < QUERIES; ++q) sums[q][0] += load_part(row + d, part) * load_part(queries + q * width + d, part);
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < QUERIES; ++q) {
+            Vector sum = sums[q][0] + sums[q][1];
+            if constexpr (kChains == 4) sum += sums[q][2] + sums[q][3];
+            scores[q * stride + r] = sum_lanes(sum);
+        }
     }
 }
 
@@ -291,15 +302,15 @@ void bound_rows(const CodedRows& rows, const CodedQueries& queries, int count, f
 
 // ---------------------------------------------------------------- selection
 
-void max_over_tokens(float* scores, int64_t items, int64_t tokens, int lanes) {
+void max_over_tokens(const float* scores, int64_t items, int64_t tokens, int lanes, float* best) {
     for (int64_t i = 0; i < items; ++i)
         for (int at = 0; at < lanes; at += kVector) {
-            Vector best = load(scores + i * tokens * lanes + at);
+            Vector own = load(scores + i * tokens * lanes + at);
             for (int64_t m = 1; m < tokens; ++m) {
                 const Vector next = load(scores + (i * tokens + m) * lanes + at);
-                best = (best != best) | (next <= best) ? best : next;  // a NaN on either side stays
+                own = (own != own) | (next <= own) ? own : next;  // a NaN on either side stays
             }
-            store(scores + i * lanes + at, best);
+            store(best + i * lanes + at, own);
         }
 }
 
