@@ -89,6 +89,12 @@ def kernels() -> ModuleType:
     return _kernels
 
 
+def screens_panels() -> bool:
+    """Whether a screen makes many queries faster on this processor, not only a few. Raises BackendError as `kernels`."""
+    compiled = kernels()
+    return bool(compiled.bounds_panels(compiled.instruction_sets()[0]))
+
+
 def _resolve(backend: str) -> Literal["cpu", "reference"]:
     match backend:
         case "reference":

@@ -21,7 +21,7 @@ from support.mining_workers import BLOCK, GALLERY, PICKS, QUERIES, ZONES, job, p
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import recover_directory
-from dqe_engine.zones import mining, mining_folder
+from dqe_engine.zones import Screen, mining, mining_folder
 from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives, summarise
 from dqe_engine.zones.mining_folder import MANIFEST_FILE, MiningOutcome, mine_to_folder, read_mined
 
@@ -169,10 +169,28 @@ def test_the_zones_reach_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mining, "select_zones", lambda *args, **options: seen.append(options) or select(*args, **options))
     zones = ZoneSpec(lo=0.1, hi=0.2, bounds="quantile", policy="softmax", temperature=0.3, seed=11)
     mine(zones=zones, block=10, threads=2)
-    assert [options["first_query"] for options in seen if "first_query" in options] == [0, 10, 20]
-    for options in seen:
+    blocks = [options for options in seen if "first_query" in options]
+    assert [options["first_query"] for options in blocks] == [0, 10, 20]
+    for options in blocks:
         assert options["zones"] == zones
-    assert {options["threads"] for options in seen if "first_query" in options} == {2}
+        assert options["threads"] == 2
+
+
+def test_a_screen_is_built_once_and_changes_no_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = mine(block=10)
+    built: list[Screen] = []
+    build = Screen.build
+    monkeypatch.setattr(mining, "LEAST_SCREENED_QUERIES", 1)
+    monkeypatch.setattr(mining, "screens_panels", lambda: True)
+    monkeypatch.setattr(mining.Screen, "build", lambda *args, **options: built.append(build(*args, **options)) or built[-1])
+    screened = mine(block=10)
+    assert len(built) == 1
+    assert built[0].nbytes > 0
+    for name in mining.ARRAYS:
+        np.testing.assert_array_equal(getattr(screened, name), getattr(plain, name), err_msg=name)
+    monkeypatch.setattr(mining, "SCREEN_BYTES", 10)
+    mine(block=10)
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize(
