@@ -34,6 +34,7 @@ struct QueryState {
     int64_t counts[3];
     int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
     float easy_below;            // all scores below this are easy
+    double unreachable;          // a softmax pick with 1 - u above this is none of the best
 };
 
 // The lowest threshold t such that every score below t has Δ = anchor - score > hi, by bisection over all floats.
@@ -69,7 +70,7 @@ class Block {
     Worker make_worker() const;
     void scan(Worker& worker, const Tile& tile) const;
     void take(Worker& worker, int64_t b, int64_t id, float score) const;
-    void take_in_zone(QueryState& state, int64_t b, int64_t id, float score) const;
+    void take_in_zone(QueryState& state, const ZoneBounds& bounds, int64_t row, int64_t id, float score) const;
     void guess(std::vector<Worker>& workers, int64_t b) const;
     void finish(std::vector<Worker>& workers, int64_t b) const;
     Status resolve(QueryState& state, int64_t b, int64_t valid) const;
@@ -131,16 +132,39 @@ Block::Worker Block::make_worker() const {
         state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), sampled_field_ ? sampled_field_ : field_);
         state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
                        static_cast<int64_t>(picks)};
+        state.unreachable = std::numeric_limits<double>::infinity();
         state.easy_below = zones_as_it_goes() ? easy_threshold(bounds_[b].anchor, bounds_[b].hi) : -kInfinity;
         worker.thresholds[b] = threshold(state);
     }
     return worker;
 }
 
-// The zone of one candidate, where the bounds are known.
-void Block::take_in_zone(QueryState& state, int64_t b, int64_t id, float score) const {
-    ZoneRow row = {bounds_[static_cast<size_t>(b)], sweep_.query_rows[b], state.counts, state.picks};
-    row.offer(sweep_.rule, score, id);
+// A softmax pick's key is score / τ - log(-log u). As -log u >= 1 - u, and a mid score is at most anchor - lo, it stays below
+// the worst key kept if 1 - u > exp((anchor - lo) / τ - worst): one comparison instead of two logarithms. The margin is far
+// above the rounding of either side.
+double unreachable_above(const ZoneBounds& bounds, double temperature, double worst) {
+    const double anchor = bounds.anchor, lo = bounds.lo;
+    const double best = (anchor - lo + 1e-6 * (std::abs(anchor) + std::abs(lo))) / temperature;
+    return std::exp(best - worst + 1e-6 * (1.0 + std::abs(best) + std::abs(worst)));
+}
+
+// One candidate of a query whose bounds are known.
+void Block::take_in_zone(QueryState& state, const ZoneBounds& bounds, int64_t row, int64_t id, float score) const {
+    if (sweep_.rule.policy != Policy::softmax) {
+        ZoneRow{bounds, row, state.counts, state.picks}.offer(sweep_.rule, score, id);
+        return;
+    }
+    const float delta = bounds.anchor - score;
+    state.counts[0] += delta < bounds.lo;
+    state.counts[2] += delta > bounds.hi;
+    if (!(delta >= bounds.lo && delta <= bounds.hi)) return;
+    ++state.counts[1];
+    if (state.picks.capacity == 0) return;
+    const double u = uniform(sweep_.rule.seed, static_cast<uint64_t>(row), static_cast<uint64_t>(id));
+    if (1.0 - u > state.unreachable) return;
+    const double worst = state.picks.keys[0];
+    state.picks.offer(softmax_key(sweep_.rule, score, u), id, score);
+    if (state.picks.keys[0] > worst) state.unreachable = unreachable_above(bounds, sweep_.rule.temperature, state.picks.keys[0]);
 }
 
 void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
@@ -152,7 +176,7 @@ void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
     }
     ++state.taken;
     if (sweep_.k > 0) state.top.offer(score, id);
-    if (zones_as_it_goes()) take_in_zone(state, b, id, score);
+    if (zones_as_it_goes()) take_in_zone(state, bounds_[static_cast<size_t>(b)], sweep_.query_rows[b], id, score);
     if (zones_at_the_end() && !(score < state.easy_below)) {
         state.field.offer(score, id);
         if (sweep_.zoning == Zoning::from_best && score > state.field.best()) {
@@ -210,8 +234,8 @@ Status Block::resolve(QueryState& state, int64_t b, int64_t valid) const {
         hi = static_cast<float>(sweep_.hi);
     }
     if (state.field.dropped() && !(anchor - state.field.threshold() > hi)) return Status::outgrown;
-    ZoneRow row = {{anchor, lo, hi}, sweep_.query_rows[b], state.counts, state.picks};
-    state.field.for_each([&](float score, int64_t id) { row.offer(sweep_.rule, score, id); });
+    const ZoneBounds bounds = {anchor, lo, hi};
+    state.field.for_each([&](float score, int64_t id) { take_in_zone(state, bounds, sweep_.query_rows[b], id, score); });
     // What is not in the field is easy, unless Δ is not a number.
     if (!std::isnan(anchor) && !std::isnan(hi)) state.counts[2] += valid - state.field.size();
     return Status::complete;

@@ -71,10 +71,12 @@ struct PickRule {
     uint64_t seed;
 };
 
+DQE_HOST_DEVICE inline double softmax_key(const PickRule& rule, float score, double u) { return score / rule.temperature + gumbel(u); }
+
 DQE_HOST_DEVICE inline double pick_key(const PickRule& rule, float score, int64_t query, int64_t item) {
     if (rule.policy == Policy::hardest) return score;
     const double u = uniform(rule.seed, static_cast<uint64_t>(query), static_cast<uint64_t>(item));
-    return rule.policy == Policy::uniform ? u : score / rule.temperature + gumbel(u);
+    return rule.policy == Policy::uniform ? u : softmax_key(rule, score, u);
 }
 
 // near: Δ < lo; mid: lo <= Δ <= hi; easy: Δ > hi, with Δ = anchor - score in f32.
