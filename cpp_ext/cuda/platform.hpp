@@ -34,6 +34,8 @@ __device__ inline Shared<T> shared_view(Shared<unsigned char> bytes) {
 __device__ inline float4 load_float4(Shared<unsigned char> address) { return *reinterpret_cast<const float4*>(address); }
 __device__ inline void store_uint4(Shared<unsigned char> address, uint4 value) { *reinterpret_cast<uint4*>(address) = value; }
 
+__device__ inline unsigned shared_add(Shared<unsigned> counters, int at, unsigned value) { return atomicAdd(counters + at, value); }
+
 // Returns this launch's own error; cudaGetLastError would also report (and clear) one that some earlier call left behind.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {

@@ -10,7 +10,9 @@ namespace dqe::cuda {
 
 constexpr int kSortThreads = 1024;
 constexpr int kSharedSort = 4096;  // longest list sorted in shared memory; 80 KiB
-constexpr size_t kSharedSortBytes = kSharedSort * (sizeof(double) + sizeof(int64_t) + sizeof(float));
+constexpr size_t kSharedSortBytes = kSharedSort * (sizeof(double) + sizeof(int64_t) + sizeof(float)) + 1024;
+constexpr int kNarrowBins = kSortThreads;
+constexpr int kNarrowFrom = 512;  // shorter lists are sorted as they are
 
 __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 
@@ -112,6 +114,82 @@ __device__ void sort_entries(Keys keys, Ids ids, Scores scores, int64_t size) {
     __syncthreads();
 }
 
+// Bring a list into shared memory: all of it, or, if its keys allow, only those entries that can be among the `wanted` best, since
+// sorting is what takes time. Equal slices of the range of keys are counted, and the slices below the one that holds the
+// wanted-th best are left out; a slice is a monotone function of the key, so none that ranks goes with them. Returns the number
+// of entries kept; they are in no order.
+__device__ inline int64_t gather_best(const double* keys, const int64_t* ids, const float* scores, int64_t held, int64_t wanted,
+                                      Shared<double> k, Shared<int64_t> i, Shared<float> s, Shared<unsigned> scratch) {
+    constexpr int kEach = kSharedSort / kSortThreads;
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    double key[kEach];
+    double best = -__uint_as_float(0x7F800000), worst = __uint_as_float(0x7F800000);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+        const int64_t at = thread + j * kSortThreads;
+        key[j] = at < held ? keys[at] : 0.0;
+        if (at < held) best = fmax(best, key[j]), worst = fmin(worst, key[j]);
+    }
+    // The range of all keys, through the memory of the bins: 2 x 32 doubles are 128 words.
+    const Shared<double> ranges = shared_view<double>(shared_memory() + kSharedSort * 20);
+    for (int distance = 16; distance > 0; distance /= 2) {
+        best = fmax(best, __shfl_xor_sync(kAllLanes, best, distance));
+        worst = fmin(worst, __shfl_xor_sync(kAllLanes, worst, distance));
+    }
+    if (lane == 0) ranges[warp] = best, ranges[32 + warp] = worst;
+    __syncthreads();
+    best = ranges[lane], worst = ranges[32 + lane];
+    for (int distance = 16; distance > 0; distance /= 2) {
+        best = fmax(best, __shfl_xor_sync(kAllLanes, best, distance));
+        worst = fmin(worst, __shfl_xor_sync(kAllLanes, worst, distance));
+    }
+    __syncthreads();
+
+    const double scale = kNarrowBins / (best - worst);  // 0, infinite or NaN if the range is: then everything is kept
+    const bool narrow = held > kNarrowFrom && held > 2 * wanted && scale > 0.0 && scale <= 1e300;
+    const auto bin_of = [&](double x) {
+        const int bin = static_cast<int>((best - x) * scale);
+        return bin < kNarrowBins ? bin : kNarrowBins - 1;
+    };
+    int last_bin = kNarrowBins;
+    const Shared<unsigned> bins = scratch;  // the keys' own place: nothing is stored there yet
+    const Shared<unsigned> control = shared_view<unsigned>(shared_memory() + kSharedSort * 20);
+    if (thread == 0) control[0] = 0;
+    if (narrow) {
+        bins[thread] = 0;
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < kEach; ++j)
+            if (thread + j * kSortThreads < held) shared_add(bins, bin_of(key[j]), 1);
+        __syncthreads();
+        if (warp == 0) {  // each lane 32 bins
+            unsigned mine = 0, below = 0;
+            for (int b = 0; b < 32; ++b) mine += bins[lane * 32 + b];
+            for (int other = 0; other < 32; ++other) {
+                const unsigned theirs = __shfl_sync(kAllLanes, mine, other);
+                if (other < lane) below += theirs;
+            }
+            if (below < wanted && below + mine >= wanted) {  // one lane
+                int bin = lane * 32;
+                for (unsigned reached = below + bins[bin]; reached < wanted; reached += bins[bin]) ++bin;
+                control[1] = bin;
+            }
+        }
+        __syncthreads();
+        last_bin = static_cast<int>(control[1]);
+    }
+    __syncthreads();  // done with the bins, whose place the keys take now
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+        const int64_t at = thread + j * kSortThreads;
+        if (at >= held || (narrow && bin_of(key[j]) > last_bin)) continue;
+        const int place = static_cast<int>(shared_add(control, 0, 1));
+        k[place] = key[j], i[place] = ids[at], s[place] = scores[at];
+    }
+    __syncthreads();
+    return static_cast<unsigned>(control[0]);
+}
+
 struct Finished {
     float* scores;  // (batch, width); may be null where width is 0
     int64_t* ids;
@@ -121,9 +199,7 @@ struct Finished {
 
 // One block per query: sort what its list holds. An incomplete list (`last` false: only some items were offered, or more passed
 // than it holds) gives a better limit and is emptied; a complete one is written out. `overflowed` counts the former if `last`.
-__global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, const unsigned* gate,
-                                                                  unsigned* overflowed) {
-    if (gate && *gate == 0) return;
+__global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, unsigned* overflowed) {
     const int64_t query = blockIdx.x;
     if (!list.pending[query]) return;
     const unsigned long long count = list.counts[query];
@@ -163,11 +239,9 @@ __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates lis
         const Shared<double> k = shared_view<double>(shared);
         const Shared<int64_t> i = shared_view<int64_t>(shared + kSharedSort * 8);
         const Shared<float> s = shared_view<float>(shared + kSharedSort * 16);
-        for (int64_t at = threadIdx.x; at < size; at += kSortThreads) {
-            k[at] = at < held ? keys[at] : static_cast<double>(lowest);
-            i[at] = at < held ? ids[at] : -1;
-            s[at] = at < held ? scores[at] : lowest;
-        }
+        const int64_t kept = gather_best(keys, ids, scores, held, list.wanted, k, i, s, shared_view<unsigned>(shared));
+        for (size = 1; size < kept;) size *= 2;
+        for (int64_t at = kept + threadIdx.x; at < size; at += kSortThreads) k[at] = lowest, i[at] = -1, s[at] = lowest;
         sort_entries(k, i, s, size);
         conclude(k, i, s);
     } else {

@@ -48,7 +48,6 @@ struct Scan {
     bool resident, aligned;
     const int64_t* excluded_start;  // (batch + 1), or null where nothing is excluded
     const int64_t* excluded_ids;    // ascending per query
-    const unsigned* gate;           // null, or skip the pass where it is 0
 };
 
 // Where things lie in a block's shared memory, in bytes.

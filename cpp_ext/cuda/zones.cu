@@ -2,7 +2,7 @@
 //
 // Top-k and picks are lists of candidates with a limit that certifies them. A ladder of passes over ever larger subsets of the
 // items (evenly spread tiles) raises the limit, since the k-th best of any subset bounds the k-th best of all from below; then
-// one pass over all items appends what reaches the limit. Each rung lets through about half of what a list holds. If a list
+// one pass over all items appends what reaches the limit. Each rung lets through less than half of what a list holds. If a list
 // overflows all the same (an unlucky order of the items), the k-th best of the entries that it did store is a better limit, and
 // the pass is repeated: limits are pairs (key, id) and no two entries are equal, so each round leaves at least capacity - k fewer
 // to pass, and with all items equal the ids decide. Bounds that are quantiles take three histogram passes before.
@@ -20,12 +20,10 @@ namespace {
 constexpr int64_t kLongestBlock = 1024;           // queries; more are processed block by block
 constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of a block should not exceed
 constexpr int64_t kSmallestList = 4096;           // entries
-constexpr int kRetries = 2;                       // further passes launched before the host looks whether they were needed
 constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
 
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
-    if (scan.gate && *scan.gate == 0) return;
     const SharedPlan plan = SharedPlan::of(Rows, Operand<product>::query_parts, scan.chunks, scan.stages, scan.resident);
     Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
     scan_items<product, Rows>(scan, plan, consumer);
@@ -83,10 +81,8 @@ struct Workspace {
     int64_t* gather;
     Candidates top, picks;
     RankState ranks;
-    unsigned* flags;  // [0]: anchors outside the items; then one count of overflowed lists per round
+    unsigned* flags;  // how many anchors lie outside the items, how many lists overflowed
     size_t bytes;
-
-    static constexpr int kFlags = 2 + kRetries;
 
     Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
         Carver carver = {static_cast<unsigned char*>(base)};
@@ -95,7 +91,7 @@ struct Workspace {
         unscale = carver.take<float>(block);
         best = carver.take<float>(block);
         gather = carver.take<int64_t>(block);
-        flags = carver.take<unsigned>(kFlags);
+        flags = carver.take<unsigned>(2);
         const auto list = [&](bool used, int64_t wanted) {
             const int64_t rows = used ? block : 0;
             Candidates c = {};
@@ -307,11 +303,12 @@ class Runner {
         }
     }
 
-    void finish(const Scan& scan, const Selection& s, const Finished& top, const Finished& picks, bool last, unsigned* gate,
-                unsigned* overflowed) {
+    void finish(const Scan& scan, const Selection& s, const Finished& top, const Finished& picks, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, gate, overflowed);
-        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, gate, overflowed);
+        unsigned* overflowed = w_.flags + 1;
+        if (last) fill(overflowed, 0, sizeof(unsigned));
+        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, overflowed);
+        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, overflowed);
     }
 
     unsigned read_flag(int which) {
@@ -324,39 +321,30 @@ class Runner {
     // Fill the lists that are wanted, and count the zones if that is wanted.
     void list(Scan scan, Selection selection, const Finished& top, const Finished& picks) {
         const bool lists = selection.want_top || selection.want_picks, counts = selection.want_counts;
+        if (!lists && !counts) return synchronize();
         const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
         if (selection.want_top) start(reset_candidates, reset, 32, 0, selection.top, scan.batch);
         if (selection.want_picks) start(reset_candidates, reset, 32, 0, selection.picks, scan.batch);
 
         selection.want_counts = false;
-        const int64_t ratio = std::max(int64_t{2}, plan_.capacity / (2 * std::max(plan_.wanted, int64_t{1})));
-        // Tiles are whole: a rung of `capacity` items never overflows, the ones above it seldom.
-        if (lists && plan_.capacity < r_.size)
-            for (int64_t items = plan_.capacity; items<r_.size / 2; items = items> r_.size / ratio ? r_.size : items * ratio) {
-                cover(scan, items);
-                scan_with<Select>(scan, selection);
-                finish(scan, selection, top, picks, false, nullptr, nullptr);
-            }
+        int64_t rungs[64];  // each a fourth of the one above or less
+        int count = 0;
+        if (lists)
+            for (int64_t items = r_.size; items > plan_.capacity;)
+                rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        while (count > 0) {
+            cover(scan, rungs[--count]);
+            scan_with<Select>(scan, selection);
+            finish(scan, selection, top, picks, false);
+        }
 
         cover(scan, r_.size);
         selection.want_counts = counts;
-        if (!lists && !counts) return;
-        unsigned* overflowed = w_.flags + 1;  // of each round; a round runs if the one before it overflowed
-        fill(overflowed, 0, (1 + kRetries) * sizeof(unsigned));
         scan_with<Select>(scan, selection);
         if (!lists) return synchronize();
-        finish(scan, selection, top, picks, true, nullptr, overflowed);
         selection.want_counts = false;
-        for (;;) {
-            for (int round = 0; round < kRetries; ++round) {
-                scan.gate = overflowed + round;
-                scan_with<Select>(scan, selection);
-                finish(scan, selection, top, picks, true, overflowed + round, overflowed + round + 1);
-            }
-            if (!read_flag(1 + kRetries)) return;
-            fill(overflowed, 1, sizeof(unsigned));
-            fill(overflowed + 1, 0, kRetries * sizeof(unsigned));
-        }
+        for (finish(scan, selection, top, picks, true); read_flag(1); finish(scan, selection, top, picks, true))
+            scan_with<Select>(scan, selection);
     }
 
     void synchronize() {

@@ -75,8 +75,9 @@ struct Fiber {
     std::vector<std::vector<Copy>> groups;  // asynchronous copies by committed group; the last one is still open
 };
 
-// What is known about one 4-byte word of shared memory. Readers: a thread, or kSeveral - warp, or kMany.
-constexpr int kNobody = -1, kMany = -2, kSeveral = -3;
+// What is known about one 4-byte word of shared memory. Readers: a thread, or kSeveral - warp, or kMany. Writers: a thread, or
+// kAtomic: atomic operations may meet each other, but nothing else.
+constexpr int kNobody = -1, kMany = -2, kSeveral = -3, kAtomic = -1000000;
 struct Word {
     bool written = false, in_flight = false;
     int writer = kNobody, reader = kNobody;
@@ -152,7 +153,7 @@ void collective(int line, T& mine, const Compute& compute) {
     });
 }
 
-inline void touch(size_t offset, size_t bytes, bool write) {
+inline void touch(size_t offset, size_t bytes, bool write, bool atomic = false) {
     if (offset + bytes > machine.shared.size() || offset % std::min<size_t>(bytes, 16))
         fail("shared memory: bad address " + std::to_string(offset));
     const int thread = machine.current, warp = thread / kLanes;
@@ -160,16 +161,17 @@ inline void touch(size_t offset, size_t bytes, bool write) {
     const auto stop = [](const char* what, size_t at) { fail(what + (" at byte " + std::to_string(at * 4))); };
     for (size_t at = offset / 4; at < (offset + bytes + 3) / 4; ++at) {
         Word& word = machine.words[at];
-        if (!write && !word.written) stop("shared memory read before it is written", at);
+        if ((!write || atomic) && !word.written) stop("shared memory read before it is written", at);
         if (word.in_flight) stop("shared memory touched while a copy to it is under way", at);
-        if (word.write_epoch == epoch && word.writer != thread && !(word.writer / kLanes == warp && word.write_warp_epoch < warp_epoch))
+        if (word.write_epoch == epoch && word.writer != (atomic ? kAtomic : thread) &&
+            !(word.writer / kLanes == warp && word.write_warp_epoch < warp_epoch))
             stop("race with another thread's write", at);
         if (write) {
             const bool same_warp = word.reader >= 0 ? word.reader / kLanes == warp : word.reader == kSeveral - warp;
             if (word.read_epoch == epoch && word.reader != thread && !(same_warp && word.read_warp_epoch < warp_epoch))
                 stop("race with another thread's read", at);
             word.written = true;
-            word.writer = thread, word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
+            word.writer = atomic ? kAtomic : thread, word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
         } else {
             if (word.read_epoch != epoch || word.reader == thread)
                 word.reader = thread;
@@ -411,6 +413,16 @@ Shared<T> shared_view(Shared<unsigned char> bytes) {
 }
 
 inline float4 load_float4(Shared<unsigned char> address) { return emulation::Reference<float4>{address.offset}; }
+inline unsigned shared_add(Shared<unsigned> counters, int at, unsigned value) {
+    const size_t offset = counters.offset + at * sizeof(unsigned);
+    emulation::touch(offset, sizeof(unsigned), true, true);
+    unsigned before;
+    std::memcpy(&before, &emulation::machine.shared[offset], sizeof before);
+    const unsigned after = before + value;
+    std::memcpy(&emulation::machine.shared[offset], &after, sizeof after);
+    return before;
+}
+
 inline void store_uint4(Shared<unsigned char> address, uint4 value) { emulation::Reference<uint4>{address.offset} = value; }
 
 template <typename... Params, typename... Args>
