@@ -75,9 +75,9 @@ class RetrievalEngine:
         self._index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
         return self._index
 
-    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False) -> None:
-        """Attach a saved index; raises as `GalleryIndex.load` does, also for another model's."""
-        self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify)
+    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool = False) -> None:
+        """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
+        self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened)
 
     def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """See `GalleryIndex.save`."""

@@ -1,69 +1,73 @@
-"""Token rows in memory: what is saved stays memory-mapped, what was added since is appended, and search sees one array."""
+"""Rows in memory: what is saved stays memory-mapped, what was added since lies in one growing array beside it."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.zones import Screen
+from dqe_engine.zones.screen import CodedShard
+
 Rows = NDArray[Any]
 
 
-class TokenColumn:
-    """An append-only column of (T, W) rows in float32 or float16. Not thread-safe; arrays it gave out never change."""
+class Column:
+    """An append-only column of rows of one shape and dtype. Not thread-safe; arrays it gave out never change."""
 
-    def __init__(self, shape: tuple[int, int], dtype: str, saved: Rows | None = None) -> None:
-        """`saved`: (n, T, W) rows to start from, typically a memory map."""
+    def __init__(self, shape: tuple[int, ...], dtype: Any, saved: Rows | None = None) -> None:
+        """`saved`: (n, *shape) rows to start from, typically a memory map."""
         self.shape = shape
         self.dtype = np.dtype(dtype)
-        self._pieces: list[Rows] = []
-        self._ends: list[int] = []  # _ends[i]: rows in pieces 0 to i
-        self._buffer: Rows | None = None  # owned; the first piece is a prefix of it, the rest is room to grow
-        if saved is not None and len(saved):
-            self._push(saved)
+        self.saved = np.empty((0, *shape), self.dtype) if saved is None else saved
+        self._buffer = np.empty((0, *shape), self.dtype)
+        self._added = 0
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self.saved) + self._added
 
     def __getitem__(self, position: int) -> Rows:
-        """Row `position`: (T, W)."""
-        piece = bisect_right(self._ends, position)
-        row: Rows = self._pieces[piece][position - (self._ends[piece - 1] if piece else 0)]
+        """Row `position`, of the column's shape."""
+        added = position - len(self.saved)
+        row: Rows = self.saved[position] if added < 0 else self._buffer[: self._added][added]
         return row
 
     def append(self, rows: Rows) -> None:
-        """Append (n, T, W) rows, already of this column's dtype; the column keeps the array."""
-        if len(rows):
-            self._push(np.ascontiguousarray(rows))
+        """Append (n, *shape) rows, already of this column's dtype; costs their own size, amortised."""
+        size = self._added + len(rows)
+        if size > len(self._buffer):
+            grown = np.empty((size + size // 2, *self.shape), self.dtype)
+            grown[: self._added] = self._buffer[: self._added]
+            self._buffer = grown
+        self._buffer[self._added : size] = rows  # beyond every view given out so far
+        self._added = size
 
     def since(self, start: int) -> list[Rows]:
         """Rows from `start` on, as views."""
-        first = bisect_right(self._ends, start)
-        skip = start - (self._ends[first - 1] if first else 0)
-        return [piece[skip:] if i == 0 else piece for i, piece in enumerate(self._pieces[first:])]
+        saved = len(self.saved)
+        pieces = (self.saved[start:], self._buffer[max(0, start - saved) : self._added])
+        return [piece for piece in pieces if len(piece)]
 
-    def matrix(self) -> Rows:
-        """All rows as one C-contiguous (n, T, W) array, read-only by agreement.
+    def shards(self) -> tuple[Rows, ...]:
+        """All rows as one or two C-contiguous arrays, read-only by agreement."""
+        return tuple(self.since(0)) or (self.saved,)
 
-        Free for a saved column. With unsaved rows the column moves to memory on the first call (until it is saved and
-        mapped again); later appends then cost their own size, amortised.
-        """
-        if not self._pieces:
-            return np.empty((0, *self.shape), self.dtype)
-        if len(self._pieces) > 1:
-            size = len(self)
-            held = self._ends[0]
-            if self._buffer is None or len(self._buffer) < size:
-                grown = np.empty((size + size // 2, *self.shape), self.dtype)
-                grown[:held] = self._pieces[0]
-                self._buffer = grown
-            for piece, end in zip(self._pieces[1:], self._ends[1:], strict=True):
-                self._buffer[end - len(piece) : end] = piece  # beyond every view given out so far
-            self._pieces, self._ends = [self._buffer[:size]], [size]
-        return self._pieces[0]
 
-    def _push(self, rows: Rows) -> None:
-        self._ends.append(len(self) + len(rows))
-        self._pieces.append(rows)
+class ScreenColumns:
+    """The 8-bit copy of a column's rows (`Screen`), extended by what was appended to it. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[Column, ...] | None = None
+
+    def screen(self, column: Column) -> Screen:
+        """The screen of `column.shards()`; quantises the rows that were not there at the last call."""
+        if self._columns is None:
+            (first,) = Screen.build(column.saved).shards
+            self._columns = tuple(Column(array.shape[1:], array.dtype, array) for array in first)
+        done = len(self._columns[0])
+        for rows in column.since(done):
+            (coded,) = Screen.build(rows).shards
+            for own, name in zip(self._columns, CodedShard._fields, strict=True):
+                own.append(getattr(coded, name))
+        return Screen(tuple(CodedShard(*arrays) for arrays in zip(*(own.shards() for own in self._columns), strict=True)))

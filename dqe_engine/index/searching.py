@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones import select_zones
+from dqe_engine.zones import Screen, select_zones
 
 from .filters import Filter, compile_filter
 
@@ -44,31 +43,41 @@ class IndexMatches:
 class Snapshot:
     """The index as one search sees it; adding, removing and saving meanwhile change nothing in here."""
 
-    items: NDArray[Any]  # (N, M, D)
+    shards: tuple[NDArray[Any], ...]  # each (n, M, D)
+    screen: Screen | None  # of the shards
     ids: list[str]  # by position, at least N
     metadata: list[dict[str, Any] | None]
     dead: I64  # positions of removed items, sorted
     excluded: list[I64]  # per query, positions, sorted and unique
+
+    @property
+    def size(self) -> int:
+        """N, removed items included."""
+        return sum(map(len, self.shards))
 
 
 def search_snapshot(
     view: Snapshot, queries: F32, k: int, *, filter: Filter | None, zones: ZoneSpec | None, picks: int
 ) -> tuple[IndexMatches, ...]:
     """See `GalleryIndex.search`."""
-    candidates = _candidates(view, filter)
-    items, positions, excluded = _restrict(view, candidates)
+    passes = _passes(view, filter)
+    count = int(np.count_nonzero(passes))
+    # Few candidates are gathered; otherwise the rows are searched where they are, and the others excluded.
+    gathered = np.flatnonzero(passes) if 2 * count <= view.size else None
+    excluded = _excluded(view, passes, gathered)
     found = select_zones(
         np.ascontiguousarray(queries),
-        items,
-        k=min(k, len(candidates)),
+        view.shards if gathered is None else _gather(view, gathered),
+        k=min(k, count),
         zones=zones,
-        picks=min(picks, len(candidates)) if zones is not None else 0,
+        picks=min(picks, count) if zones is not None else 0,
         counts=zones is not None,
-        exclude=excluded,
+        exclude=excluded if any(map(len, excluded)) else None,
+        screen=view.screen if gathered is None else None,
     )
 
     def matches(rows: I64, scores: F32) -> tuple[Match, ...]:
-        hits = [(int(row if positions is None else positions[row]), float(s)) for row, s in zip(rows, scores, strict=True) if row >= 0]
+        hits = [(int(row if gathered is None else gathered[row]), float(s)) for row, s in zip(rows, scores, strict=True) if row >= 0]
         return tuple(Match(view.ids[at], score, copy.deepcopy(view.metadata[at])) for at, score in hits)
 
     results = []
@@ -79,25 +88,26 @@ def search_snapshot(
     return tuple(results)
 
 
-def _candidates(view: Snapshot, filter: Filter | None) -> I64:
-    """Sorted positions of the live items that pass the filter."""
-    passes = np.ones(len(view.items), np.bool_)
+def _passes(view: Snapshot, filter: Filter | None) -> NDArray[np.bool_]:
+    """(N,) whether the item is live and passes the filter."""
+    passes = np.ones(view.size, np.bool_)
     if filter is not None:
         predicate = compile_filter(filter)
         passes[:] = [predicate(view.metadata[at]) for at in range(len(passes))]
     passes[view.dead] = False
-    return np.flatnonzero(passes).astype(np.int64)
+    return passes
 
 
-def _restrict(view: Snapshot, candidates: I64) -> tuple[NDArray[Any], I64 | None, Sequence[I64] | None]:
-    """Items to search, their positions (None: as they are), and per query the rows of them to exclude.
+def _gather(view: Snapshot, positions: I64) -> NDArray[Any]:
+    """(C, M, D): these rows; they keep their order, so ties still go to the older item."""
+    starts = np.cumsum([0, *map(len, view.shards)])
+    cuts = np.searchsorted(positions, starts)
+    return np.concatenate([shard[positions[cuts[s] : cuts[s + 1]] - starts[s]] for s, shard in enumerate(view.shards)])
 
-    Few candidates are gathered; otherwise the mapped array is searched in place and the others are excluded. Either way
-    rows keep their order, so ties still go to the older item.
-    """
-    if 2 * len(candidates) <= len(view.items):
-        rows = [np.searchsorted(candidates, np.intersect1d(candidates, ids)) for ids in view.excluded]
-        return view.items[candidates], candidates, rows
-    others = np.setdiff1d(np.arange(len(view.items)), candidates, assume_unique=True)
-    excluded = [np.union1d(others, ids) if len(ids) else others for ids in view.excluded] if len(others) else view.excluded
-    return view.items, None, excluded if any(map(len, excluded)) else None
+
+def _excluded(view: Snapshot, passes: NDArray[np.bool_], gathered: I64 | None) -> list[I64]:
+    """Per query, the rows of the searched items that are none of its candidates, sorted."""
+    if gathered is not None:
+        return [np.searchsorted(gathered, np.intersect1d(gathered, ids)) for ids in view.excluded]
+    others = np.flatnonzero(~passes)
+    return [np.union1d(others, ids) if len(ids) else others for ids in view.excluded]

@@ -15,7 +15,8 @@ from support.samples import image_rows, query_rows, target_rows
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.index import GalleryIndex, IndexMatches
+from dqe_engine.index import GalleryIndex, IndexMatches, searching
+from dqe_engine.zones import ZoneSelection
 
 MakeIndex = Callable[..., GalleryIndex]
 
@@ -66,13 +67,13 @@ operations = st.lists(
 )
 
 
-@given(operations)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations, st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sequence_of_operations(
-    make_index: MakeIndex, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, set[int]]]
+    make_index: MakeIndex, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, set[int]]], screened: bool
 ) -> None:
     """Against a dict: adds that replace, removals, saves, reloads and searches in any order."""
-    path, index = tmp_path_factory.mktemp("index") / "i", make_index(image_storage="f32")
+    path, index = tmp_path_factory.mktemp("index") / "i", make_index(image_storage="f32", screened=screened)
     model: dict[str, np.ndarray] = {}
     saved: dict[str, np.ndarray] | None = None
     for seed, (step, numbers) in enumerate(steps):
@@ -92,7 +93,7 @@ def test_any_sequence_of_operations(
             index.save(path)
             saved = dict(model)
         elif step == "load" and saved is not None:
-            index, model = GalleryIndex.load(path, verify=True), dict(saved)
+            index, model = GalleryIndex.load(path, verify=True, screened=screened), dict(saved)
         else:
             query = query_rows(1)
             assert_ranked(index.search(query, 100)[0], ranking(model, query[0]))
@@ -101,6 +102,20 @@ def test_any_sequence_of_operations(
         assert (index.image_tokens(id) == row[0, 0]).all()
     query = query_rows(1)
     assert_ranked(index.search(query, 5)[0], ranking(model, query[0])[:5])
+
+
+def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ZoneSelection] = []
+    select = searching.select_zones
+    monkeypatch.setattr(searching, "select_zones", lambda *args, **options: seen.append(select(*args, **options)) or seen[-1])
+    plain, screened = make_index(3000), make_index(3000, screened=True)
+    queries = query_rows(2)
+    for _ in range(2):
+        assert screened.search(queries, 5, exclude=[["i7"], []]) == plain.search(queries, 5, exclude=[["i7"], []])
+        for index in (plain, screened):
+            index.add(["new", "newer"], target_rows(2, 9), replace=True)
+    assert [found.rescored is None for found in seen] == [False, True, False, True]
+    assert all(found.rescored < 3000 for found in seen if found.rescored is not None)
 
 
 @pytest.mark.parametrize("removed", [0, 3, 15, 20])
