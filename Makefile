@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
-#   make setup | demo | demo-long | test | lint | clean        PYTHON=python3.12 make setup: another interpreter
+#   make setup | demo | demo-long | test | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
-EXTRAS ?= cpu,train,export,dev
+EXTRAS ?= cpu,train,export,bench,dev
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,12 +9,12 @@ STAMP := $(VENV)/.installed
 # Idle OpenMP threads that spin make PyTorch many times slower on busy cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-long test lint clean
+.PHONY: setup demo demo-long test lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard cpp_ext/*)
+$(STAMP): pyproject.toml constraints.txt $(wildcard cpp_ext/*.* cpp_ext/cuda/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
@@ -33,7 +33,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
-	$(BIN)/clang-format --dry-run -Werror cpp_ext/*.hpp cpp_ext/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_ext/*.hpp' 'cpp_ext/*.cpp' 'cpp_ext/*.cu' 'cpp_ext/*.cuh')
+
+# Half an hour on two idle cores; python -m benchmarks.bench_zones --quick takes a minute.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench_zones --full
 
 # Build outputs and caches; the environment and what the demo wrote stay.
 clean:
