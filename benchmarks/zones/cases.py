@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from dqe_engine.zones.select import screens_panels
+
 from ..harness import Contender
 from . import contenders as by
 from .checks import SearchCheck
 from .vectors import Vectors, VectorSpec, mid_bounds, vectors
 
-SCREENED_QUERIES = 8
-"""Up to how many queries screening is meant for."""
+FEW_QUERIES = 4
+"""Up to so many, screening gains on any processor."""
 FAISS_THRESHOLD, FAISS_DEFAULT = 20, 128_000
 
 
@@ -59,11 +61,11 @@ class TopKCase(SearchCase):
     __slots__ = ()
 
     def contenders(self) -> Sequence[Contender]:
-        few = self.batch <= SCREENED_QUERIES
+        screened = self.batch <= FEW_QUERIES or screens_panels()
         return [
             by.ours("ours"),
             by.ours("ours f16", stored="float16"),
-            *([by.ours("ours screened", screened=True)] if few else []),
+            *([by.ours("ours screened", screened=True)] if screened else []),
             by.ours("ours + zones", mode="target"),
             by.ours("ours + zones, own best", mode="own best"),
             by.ours("ours + zones, quantile", mode="quantile"),
@@ -95,10 +97,10 @@ class ScalingCase(SearchCase):
     __slots__ = ()
 
     def contenders(self) -> Sequence[Contender]:
-        few = self.batch <= SCREENED_QUERIES
+        screened = self.batch <= FEW_QUERIES or screens_panels()
         return [
             by.ours("ours f16", stored="float16"),
-            *([by.ours("ours screened", stored="float16", screened=True)] if few else []),
+            *([by.ours("ours screened", stored="float16", screened=True)] if screened else []),
             by.torch_top_k(),
             by.faiss_flat("FAISS flat, BLAS forced", 1),
             by.faiss_flat("FAISS flat, default", FAISS_DEFAULT),
