@@ -246,8 +246,8 @@ NB_MODULE(_kernels, m) {
           "norms"_a.noconvert(), "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(
-        "bounds_panels", [](const std::string& name) { return kernels_of(name)->bounds_panels; }, "instruction_set"_a,
-        "Whether screening gains for more than MAX_ROW_QUERIES queries.");
+        "screened_queries", [](const std::string& name) { return kernels_of(name)->screened_queries; }, "instruction_set"_a,
+        "Up to how many queries screening gains.");
     m.def("multiply_add_rate", &multiply_add_rate, "threads"_a, "instruction_set"_a = "",
           "Multiply-adds per second of a loop that stays in registers.");
 }

@@ -35,9 +35,9 @@ struct CodedQueries {
 
 struct TileKernels {
     const char* name;
-    int wide, narrow;     // lanes of a panel; narrow is for what is left over
-    int max_row_queries;  // dot_rows and bound_rows take up to so many queries
-    bool bounds_panels;   // whether bound_panel is faster than dot_panel on this instruction set
+    int wide, narrow;      // lanes of a panel; narrow is for what is left over
+    int max_row_queries;   // dot_rows and bound_rows take up to so many queries
+    int screened_queries;  // up to so many, bounds first are faster than scores at once
 
     // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
     void (*dot_panel)(const Rows& rows, const float* panel, int lanes, float* scores);

@@ -137,7 +137,6 @@ void check(const Request& request, const Results& results) {
 
 void run_once(const TileKernels* kernels) {
     Request request;
-    if (request.screened && request.batch > kernels->max_row_queries && !kernels->bounds_panels) request.screened = false;
     const int64_t rows = request.size * request.tokens, first = request.size / 3;
     std::vector<uint8_t> codes(rows * code_width(request.width));
     std::vector<float> scales(rows), errors(rows), norms(rows);

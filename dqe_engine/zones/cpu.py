@@ -94,7 +94,7 @@ def select(
     threads = threads or os.cpu_count() or 1
     instruction_set = instruction_set or _kernels.instruction_sets()[0]
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
-    screened = request.screen is not None and (by_rows or _kernels.bounds_panels(instruction_set))
+    screened = request.screen is not None and request.batch <= _kernels.screened_queries(instruction_set)
     sweeper = _Sweeper(request, _field(request, least_field), min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
     step = max(1, min(block_queries, kept_bytes // (threads * sweeper.bytes_per_query())))
     out = _Rows.empty(request.batch, request.k, request.picks)

@@ -92,7 +92,7 @@ def kernels() -> ModuleType:
 def screens_panels() -> bool:
     """Whether a screen makes many queries faster on this processor, not only a few. Raises BackendError as `kernels`."""
     compiled = kernels()
-    return bool(compiled.bounds_panels(compiled.instruction_sets()[0]))
+    return bool(compiled.screened_queries(compiled.instruction_sets()[0]) > compiled.MAX_ROW_QUERIES)
 
 
 def _resolve(backend: str) -> Literal["cpu", "reference"]:
