@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,15 @@ from .screen import Screen
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+
+
+class DeviceArray(Protocol):
+    """An array of any framework that speaks DLPack."""
+
+    def __dlpack__(self, *args: Any, **options: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
 Items = NDArray[Any] | Sequence[NDArray[Any]]
 Exclusions = Sequence[Sequence[int] | NDArray[np.integer]] | NDArray[np.integer]
 
@@ -47,7 +56,7 @@ class ZoneSelection:
     anchor_scores: F32 | None
     """(B,), NaN where the query's own best was asked for and it has no candidate."""
     backend: str
-    """What ran: "reference" or "cpu"."""
+    """What ran: "reference", "cpu" or "cuda" (then the arrays are on the device)."""
     rescored: int | None = None
     """(query, item) pairs whose bound from the screen did not decide them and that were scored in full; None: no screen was used."""
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
-from .request import F32, I64, Exclusions, Items, ZoneSelection, validated
+from .request import F32, I64, DeviceArray, Exclusions, Items, ZoneSelection, validated
 from .screen import Screen
 
 Backend = Literal["auto", "cpu", "reference", "cuda"]
 
 
 def select_zones(
-    queries: F32,
-    items: Items,
+    queries: F32 | DeviceArray,
+    items: Items | DeviceArray,
     *,
     k: int = 0,
-    anchor: I64 | F32 | None = None,
+    anchor: I64 | F32 | DeviceArray | None = None,
     zones: ZoneSpec | None = None,
     picks: int = 0,
     counts: bool = False,
@@ -28,9 +30,14 @@ def select_zones(
     first_query: int = 0,
     screen: Screen | None = None,
     threads: int = 0,
+    stream: int = 0,
+    workspace: DeviceArray | None = None,
     backend: Backend = "auto",
 ) -> ZoneSelection:
     """Top-k, zone counts and mid-zone picks of each query over all items, in one sweep.
+
+    Arrays are NumPy's, or all on one CUDA device and of any framework that speaks DLPack: then the results are DLPack arrays
+    on that device (`torch.from_dlpack(result.ids)`), and `dqe_engine.zones.cuda.select` says what differs.
 
     queries: (B, D) float32, C-contiguous.
     items: (N, D) or (N, M, D), float32 or float16, C-contiguous; score s(b, i) = max over m of <q_b, t_im>, higher is
@@ -50,28 +57,37 @@ def select_zones(
         queries cost a quarter of the memory traffic; the result is as exact as without. Used where it gains (`rescored`
         in the result is then a number): up to 4 queries, and more where the processor has 8-bit dot products (AVX-512 VNNI).
     threads: 0 for one per processor. No result depends on it.
-    backend: "cpu" the compiled kernel, "reference" NumPy, "auto" the kernel where it is built; the result says which ran.
+    stream, workspace: CUDA alone: the handle of the caller's stream, and device memory to work in.
+    backend: "cpu" the compiled kernel, "reference" NumPy, "cuda" for arrays on a device; "auto": "cuda" for these, else the
+        compiled kernel where it is built. The result says which ran.
 
     A NaN score or Δ is in no zone, and a NaN score never ranks. Backends agree up to the rounding of the dot products,
     and exactly given equal scores.
 
     Raises InputError for arguments that do not fit, BackendError for a backend that this installation does not have.
     """
-    request = validated(
-        queries,
-        items,
-        k=k,
-        anchor=anchor,
-        zones=zones,
-        picks=picks,
-        counts=counts,
-        exclude=exclude,
-        first_query=first_query,
-        screen=screen,
-    )
     if threads < 0:
         raise InputError(f"threads={threads}: expected 0 or more")
-    if _resolve(backend) == "cpu":
+    options: Any = {
+        "k": k,
+        "anchor": anchor,
+        "zones": zones,
+        "picks": picks,
+        "counts": counts,
+        "exclude": exclude,
+        "first_query": first_query,
+    }
+    where = _resolve(backend, queries)
+    if where == "cuda":
+        if screen is not None:
+            raise InputError("screen: for the CPU; leave it out with arrays on a device")
+        from . import cuda
+
+        return cuda.select(queries, items, **options, stream=stream, workspace=workspace)
+    if stream or workspace is not None:
+        raise InputError(f"stream and workspace are for arrays on a CUDA device; the queries are {type(queries).__name__}")
+    request = validated(queries, items, **options, screen=screen)  # type: ignore[arg-type]  # a device array is refused by name
+    if where == "cpu":
         from . import cpu
 
         return cpu.select(request, threads=threads)
@@ -95,16 +111,17 @@ def screens_panels() -> bool:
     return bool(compiled.screened_queries(compiled.instruction_sets()[0]) > compiled.MAX_ROW_QUERIES)
 
 
-def _resolve(backend: str) -> Literal["cpu", "reference"]:
+def _resolve(backend: str, queries: object) -> Literal["cpu", "reference", "cuda"]:
+    on_device = not isinstance(queries, np.ndarray) and hasattr(queries, "__dlpack_device__")
     match backend:
-        case "reference":
-            return "reference"
+        case "auto" if on_device:
+            return "cuda"
         case "auto":
             return "cpu" if find_spec("dqe_engine._kernels") is not None else "reference"
         case "cpu":
             kernels()
             return "cpu"
-        case "cuda":
-            raise BackendError("backend='cuda': this build has no CUDA kernels; use 'cpu' or 'auto'")
+        case "reference" | "cuda":
+            return backend
         case _:
             raise InputError(f"backend={backend!r}: expected 'auto', 'cpu', 'reference' or 'cuda'")

@@ -11,7 +11,7 @@ import pytest
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
-from dqe_engine.zones import Screen, cpu, select_zones
+from dqe_engine.zones import Screen, cpu, cuda, select_zones
 from dqe_engine.zones import select as select_module
 
 QUERIES = np.ones((2, 4), np.float32)
@@ -60,14 +60,32 @@ def test_refused_with_the_reason(changed: dict[str, Any], message: str) -> None:
         select_zones(arguments.pop("queries"), arguments.pop("items"), **arguments)
 
 
-def test_cuda_is_refused_and_auto_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="no CUDA kernels"):
-        select_zones(QUERIES, ITEMS, backend="cuda")
+def test_auto_says_what_ran_and_what_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_zones(QUERIES, ITEMS).backend == "cpu"
     monkeypatch.setattr(select_module, "find_spec", lambda name: None)  # as where the kernels are not built
     assert select_zones(QUERIES, ITEMS).backend == "reference"
     with pytest.raises(BackendError, match="not built"):
         select_zones(QUERIES, ITEMS, backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
+def test_arrays_on_a_device_never_fall_back_to_the_processor(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice:
+        def __dlpack__(self, **options: Any) -> Any:
+            raise AssertionError
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="_kernels_cuda is not built"):
+        select_zones(OnDevice(), OnDevice(), k=1, backend=backend)
+    with pytest.raises(InputError, match=r"queries: expected a NumPy array, got .*OnDevice"):
+        select_zones(OnDevice(), ITEMS, k=1, backend="cpu")
+    with pytest.raises(InputError, match="stream and workspace are for arrays on a CUDA device; the queries are ndarray"):
+        select_zones(QUERIES, ITEMS, k=1, stream=7)
+    with pytest.raises(InputError, match="screen: for the CPU"):
+        select_zones(OnDevice(), OnDevice(), k=1, screen=Screen.build(ITEMS), backend=backend)
 
 
 def kernel_arguments() -> dict[str, Any]:
