@@ -1,6 +1,5 @@
 // dqe_engine._kernels_cuda: what Python passes becomes raw pointers here, and CUDA's errors become exceptions. Shapes, dtypes and
 // devices are checked in dqe_engine/zones/cuda.py, which alone calls this; what would touch foreign memory is checked here again.
-#include <cuda_runtime.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -59,6 +58,13 @@ class Memory {
     cudaStream_t stream_;
 };
 
+template <typename Array>
+nb::tuple shape_of(const Array& array) {
+    nb::list sizes;
+    for (size_t axis = 0; axis < array.ndim(); ++axis) sizes.append(array.shape(axis));
+    return nb::tuple(sizes);
+}
+
 // An array of any framework, imported once, with what Python needs to check it.
 struct Operand {
     nb::ndarray<nb::ro> array;
@@ -70,11 +76,7 @@ struct Operand {
         if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && type.bits == 16 && type.lanes == 1) return "float16";
         return "code " + std::to_string(type.code) + ", " + std::to_string(type.bits) + " bits";
     }
-    nb::tuple shape() const {
-        nb::list sizes;
-        for (size_t axis = 0; axis < array.ndim(); ++axis) sizes.append(array.shape(axis));
-        return nb::tuple(sizes);
-    }
+    nb::tuple shape() const { return shape_of(array); }
     bool contiguous() const {
         int64_t expected = 1;
         for (size_t axis = array.ndim(); axis-- > 0;) {
@@ -84,6 +86,11 @@ struct Operand {
         return true;
     }
     bool on_device() const { return array.device_type() == nb::device::cuda::value; }
+};
+
+// A result on the device. DLPack capsules can be taken once, so each consumer gets a new one; all share the memory.
+struct DeviceArray {
+    nb::ndarray<> array;
 };
 
 using HostIds = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
@@ -217,7 +224,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
         free_place += padded(rows * field.columns * (field.integer ? 8 : 4));
         const size_t shape[2] = {rows, field.columns};
         const auto type = field.integer ? nb::dtype<int64_t>() : nb::dtype<float>();
-        out[field.name] = nb::cast(nb::ndarray<>(places[i], field.rank, shape, owner, nullptr, type, nb::device::cuda::value, device));
+        out[field.name] = nb::cast(DeviceArray{{places[i], field.rank, shape, owner, nullptr, type, nb::device::cuda::value, device}});
     }
     const auto f32 = [&](int i) { return static_cast<float*>(places[i]); };
     const auto i64 = [&](int i) { return static_cast<int64_t*>(places[i]); };
@@ -246,6 +253,11 @@ NB_MODULE(_kernels_cuda, m) {
         .def_prop_ro("contiguous", &Operand::contiguous)
         .def_prop_ro("on_device", &Operand::on_device)
         .def_prop_ro("device", [](const Operand& self) { return self.array.device_id(); });
+    nb::class_<DeviceArray>(m, "DeviceArray")
+        .def_prop_ro("shape", [](const DeviceArray& self) { return shape_of(self.array); })
+        .def("__dlpack_device__", [](const DeviceArray& self) { return nb::make_tuple(self.array.device_type(), self.array.device_id()); })
+        // Whatever stream the consumer names: the result was complete before it was handed out.
+        .def("__dlpack__", [](const DeviceArray& self, nb::kwargs) { return nb::cast(self.array); });
     m.def("device_count", [] {
         int count = 0;
         if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver, or one that is too old: no devices

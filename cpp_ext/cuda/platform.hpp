@@ -13,6 +13,8 @@
 #else
 #include <cuda_runtime.h>
 
+#define DQE_NOINLINE __noinline__
+
 namespace dqe::cuda {
 
 // A pointer into shared memory.

@@ -24,7 +24,7 @@ __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 template <Product product>
 __global__ void prepare_queries(const unsigned char* queries, bool half, int64_t batch, int64_t width, int rows, int chunks,
                                 unsigned char* prepared, float* unscale) {
-    constexpr int kElements = Operand<product>::chunk_elements, kParts = Operand<product>::query_parts;
+    constexpr int kElements = Format<product>::chunk_elements, kParts = Format<product>::query_parts;
     const int64_t query = blockIdx.x;
     const int lane = threadIdx.x;
     const bool real = query < batch;

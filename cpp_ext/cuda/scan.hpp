@@ -22,7 +22,7 @@ constexpr unsigned kAllLanes = 0xFFFFFFFF;
 enum class Product { half = 0, split_half = 1, single = 2 };
 
 template <Product product>
-struct Operand {
+struct Format {
     static constexpr int element_bytes = product == Product::single ? 4 : 2;
     static constexpr int query_parts = product == Product::split_half ? 2 : 1;
     static constexpr int chunk_elements = kChunkBytes / element_bytes;

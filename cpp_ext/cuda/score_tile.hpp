@@ -94,7 +94,7 @@ __device__ void load_query_chunk(const unsigned char* from, Shared<unsigned char
 }
 
 // The score of one pair in plain f32, for where splitting a query turned an infinite coordinate into NaN (inf * 0, inf - inf).
-__device__ __noinline__ inline float exact_dot(const float* query, const uint16_t* token, int64_t width) {
+__device__ DQE_NOINLINE inline float exact_dot(const float* query, const uint16_t* token, int64_t width) {
     float sum = 0.0f;
     for (int64_t d = 0; d < width && sum == sum; ++d) sum = fmaf(query[d], half_to_float(token[d]), sum);
     return sum;
@@ -103,7 +103,7 @@ __device__ __noinline__ inline float exact_dot(const float* query, const uint16_
 // Tensor cores: 8 warps share the tile of Rows x 128, each computes (16 * kTall) x (8 * kWide).
 template <Product product, int Rows>
 struct Accumulators {
-    static constexpr int kParts = Operand<product>::query_parts;
+    static constexpr int kParts = Format<product>::query_parts;
     static constexpr int kAcross = Rows == 16 ? 8 : 4;  // warps side by side
     static constexpr int kTall = Rows / 16 * kAcross / kWarps;
     static constexpr int kWide = kColumns / 8 / kAcross;
@@ -226,8 +226,8 @@ __device__ void fold_step(Shared<float> scores, int columns, bool first, bool la
 // warp that owns the row (row % 8), once per item tile: the score of item first_item + j is scores[j * stride].
 template <Product product, int Rows, typename Consumer>
 __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& consumer) {
-    constexpr int kQueryChunk = Rows * Operand<product>::query_parts * kChunkBytes;
-    constexpr int kElementBytes = Operand<product>::element_bytes;
+    constexpr int kQueryChunk = Rows * Format<product>::query_parts * kChunkBytes;
+    constexpr int kElementBytes = Format<product>::element_bytes;
     const Shared<unsigned char> shared = shared_memory();
     const Shared<float> scores = shared_view<float>(shared + plan.scores);
     const int64_t first_query = int64_t{blockIdx.x} * Rows;
@@ -237,13 +237,13 @@ __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& c
         const Shared<unsigned char> stage = shared + (plan.ring + slot * plan.stage);
         load_items<kElementBytes, Rows>(scan, at, stage);
         if (!scan.resident)
-            for (int part = 0; part < Operand<product>::query_parts; ++part)
+            for (int part = 0; part < Format<product>::query_parts; ++part)
                 load_query_chunk<Rows>(queries + at.chunk * kQueryChunk + part * Rows * kChunkBytes,
                                        stage + (kItemStageBytes + part * Rows * kChunkBytes));
     };
 
     if (scan.resident)  // joins the first stage's group
-        for (int i = 0; i < scan.chunks * Operand<product>::query_parts; ++i)
+        for (int i = 0; i < scan.chunks * Format<product>::query_parts; ++i)
             load_query_chunk<Rows>(queries + i * Rows * kChunkBytes, shared + i * Rows * kChunkBytes);
     Position ahead = {int64_t{blockIdx.y}, 0, 0};
     for (int slot = 0; slot < scan.stages - 1; ++slot) {

@@ -24,7 +24,7 @@ constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float)
 
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
-    const SharedPlan plan = SharedPlan::of(Rows, Operand<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+    const SharedPlan plan = SharedPlan::of(Rows, Format<product>::query_parts, scan.chunks, scan.stages, scan.resident);
     Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
     scan_items<product, Rows>(scan, plan, consumer);
     consumer.end();
@@ -198,7 +198,7 @@ class Runner {
 
     template <template <int> class Consumer, typename Argument, Product product, int Rows>
     void start_scan(const Scan& scan, const Argument& argument) {
-        const SharedPlan shared = SharedPlan::of(Rows, Operand<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+        const SharedPlan shared = SharedPlan::of(Rows, Format<product>::query_parts, scan.chunks, scan.stages, scan.resident);
         const int64_t query_tiles = quotient_up(scan.batch, Rows);
         const int64_t resident_blocks = processors_ * std::max(1, shared_total_ / (shared.total + 1024));
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.util
 import math
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dqe_engine.contracts.zones import Policy, ZoneSpec
-from dqe_engine.zones import ZoneSelection, reference
+from dqe_engine.errors import InputError
+from dqe_engine.zones import ZoneSelection, cuda, reference
 from dqe_engine.zones.request import ZoneRequest, validated
 
 CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
@@ -233,6 +236,7 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, width=5, k=1, picks=1, anchor=
 LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, anchor="best", zones=EVERYTHING, excluded=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(),
@@ -391,6 +395,137 @@ def test_every_float16_converts_as_numpy_does(library: ctypes.CDLL, rng: np.rand
     np.testing.assert_array_equal(back, expected.astype(np.float32))
     signed = ~np.isnan(values)
     np.testing.assert_array_equal(bits[signed], expected.view(np.uint16)[signed])
+
+
+# The module that Python imports, built on the emulation. The arrays it takes for a device's lie in host memory.
+
+
+class Tensor(ctypes.Structure):
+    """DLManagedTensor of DLPack 0.x."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+new_capsule = ctypes.pythonapi.PyCapsule_New
+new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
+open_capsule.restype, open_capsule.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+
+
+class OnDevice:
+    """A NumPy array that DLPack says lies on CUDA device 0."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.sizes = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.steps = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
+        code = {"i": 0, "u": 1, "f": 2}[array.dtype.kind]
+        self.tensor = Tensor(
+            *(array.ctypes.data, 2, 0, array.ndim, code, array.itemsize * 8, 1, self.sizes, self.steps, 0, None, None),
+        )
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        return new_capsule(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+def revealed(array: Any) -> np.ndarray | None:
+    if array is None:
+        return None
+    assert array.__dlpack_device__() == (2, 0)
+    capsule = array.__dlpack__(stream=1, max_version=(1, 0))
+    tensor = Tensor.from_address(open_capsule(capsule, b"dltensor"))
+    assert (tensor.device_type, tensor.device_id, tensor.lanes) == (2, 0, 1)
+    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    dtype = np.dtype({0: "i", 2: "f"}[tensor.code] + str(tensor.bits // 8))
+    raw = (ctypes.c_uint8 * (math.prod(shape) * dtype.itemsize)).from_address(tensor.data)
+    assert array.shape == shape
+    return np.frombuffer(raw, dtype).reshape(shape).copy()
+
+
+@pytest.fixture(scope="module")
+def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    nanobind = pytest.importorskip("nanobind", reason="the adapter needs nanobind's headers")
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    root = Path(nanobind.__file__).parent
+    built = tmp_path_factory.mktemp("module") / f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = [sysconfig.get_path("include"), root / "include", root / "ext" / "robin_map" / "include", CUDA]
+    subprocess.run(
+        [compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-fvisibility=hidden", "-shared", "-fPIC", "-fno-strict-aliasing"]
+        + [f"-I{include}" for include in includes]
+        + [str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"), "-o", str(built)],
+        check=True,
+    )
+    spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_workspace", [False, True])
+@pytest.mark.parametrize("anchor", ["best", "id", "score"])
+@pytest.mark.parametrize("zones", [None, EVERYTHING, QUANTILES])
+def test_the_adapter(
+    built_module: Any, monkeypatch: pytest.MonkeyPatch, own_workspace: bool, anchor: Anchor, zones: ZoneSpec | None
+) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    allocations = ctypes.CDLL(built_module.__file__).emulated_allocations
+    allocations.restype = ctypes.c_int64
+    case = Case(seed=4, batch=7, size=111, tokens=3, width=8, k=5, picks=4, anchor=anchor, zones=zones, excluded=3)
+    for half_queries, on_host, excluded in ((False, False, 3), (True, True, 0)):
+        request = dataclasses.replace(case, excluded=excluded).request()
+        given: Any = request.anchor_ids if request.anchor_ids is not None else request.anchor_scores
+        options = {"k": 5, "zones": zones, "picks": request.picks}
+        sizes = {**options, "half_queries": half_queries, "own_best": given is None, "excluded": len(request.excluded)}
+        needed = cuda.workspace_bytes(7, (111, 3, 8), **sizes) if own_workspace else 0
+        space = np.full(needed + 256, 255, np.uint8)
+        space = space[-space.ctypes.data % 256 :][:needed]
+        result = cuda.select(
+            OnDevice(request.queries.astype(np.float16) if half_queries else request.queries),
+            OnDevice(request.shards[0]),
+            **options,
+            anchor=given if given is None or on_host else OnDevice(given),
+            counts=request.counts,
+            exclude=np.split(request.excluded, request.offsets[1:-1]),
+            first_query=request.first_query,
+            workspace=OnDevice(space) if own_workspace else None,
+        )
+        names = [field.name for field in dataclasses.fields(ZoneSelection) if field.name not in ("backend", "rescored")]
+        assert allocations() == 1  # the results'; a workspace of its own is gone
+        assert_same(ZoneSelection(**{name: revealed(getattr(result, name)) for name in names}, backend="cuda"), reference.select(request))
+        del result
+        assert allocations() == 0
+        if own_workspace:
+            with pytest.raises(InputError, match="workspace"):
+                cuda.select(OnDevice(request.queries), OnDevice(request.shards[0]), k=5, workspace=OnDevice(space[:1024]))
+
+
+@pytest.mark.slow
+def test_the_adapter_refuses_anchors_outside_the_items(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    queries, items = OnDevice(np.zeros((2, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
+    with pytest.raises(InputError, match="anchor"):
+        cuda.select(queries, items, zones=EVERYTHING, anchor=np.array([0, 5]), counts=True)
 
 
 # The tests of the test: each fault must be seen.

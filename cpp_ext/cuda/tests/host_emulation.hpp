@@ -27,8 +27,8 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define DQE_NOINLINE
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
@@ -105,7 +105,7 @@ struct Machine {
     int remaining = 0;
     std::function<void()> body;
     std::string error;
-    int64_t launches = 0;
+    int64_t launches = 0, allocations = 0;
 };
 inline Machine machine;
 
@@ -395,8 +395,29 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::machine.multiprocessors : emulation::machine.shared_limit;
     return cudaSuccess;
 }
+// One device, whose memory is the host's. What the adapter allocates is counted, so that tests see that it is freed.
 inline cudaError_t cudaGetDevice(int* device) {
     *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "error"; }
+inline const char* cudaGetErrorString(cudaError_t) { return emulation::machine.error.c_str(); }
+inline cudaError_t cudaMallocAsync(void** where, size_t bytes, cudaStream_t) {
+    *where = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!*where) return cudaErrorMemoryAllocation;
+    std::memset(*where, 0xFF, bytes);
+    ++emulation::machine.allocations;
+    return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* where, cudaStream_t) {
+    std::free(where);
+    --emulation::machine.allocations;
     return cudaSuccess;
 }
 

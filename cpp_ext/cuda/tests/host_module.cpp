@@ -1,0 +1,7 @@
+// Test only: the Python module on the emulation, so that the adapter is tested where there is no device.
+#define DQE_HOST_EMULATION
+#include "../zones.cu"
+// After the kernels; what a build for a device compiles, unchanged.
+#include "../bindings.cpp"
+
+extern "C" __attribute__((visibility("default"))) int64_t emulated_allocations() { return emulation::machine.allocations; }
