@@ -581,3 +581,21 @@ def test_nvcc_compiles_without_warnings_and_spills(tmp_path: Path, architecture:
     spills = [line for line in run.stderr.splitlines() if "spill" in line]
     assert len(spills) > 20
     assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+
+
+@pytest.mark.slow
+def test_the_compiled_code_is_what_was_meant(tmp_path: Path) -> None:
+    """Tensor cores and asynchronous copies are there, and no fused multiply-add in float64: philox.hpp says why."""
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("no nvcc")
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
+    subprocess.run([compiler, *flags, str(CUDA / "zones.cu"), "-o", str(tmp_path / "zones.ptx")], check=True)
+    code = (tmp_path / "zones.ptx").read_text()
+    for instruction in ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global"):
+        assert instruction in code
+    assert "div.rn.f64" in code  # the softmax policy's keys
+    assert "fma.rn.f64" not in code
+    flags.remove("--fmad=false")  # the test of the test
+    subprocess.run([compiler, *flags, str(CUDA / "zones.cu"), "-o", str(tmp_path / "fused.ptx")], check=True)
+    assert "fma.rn.f64" in (tmp_path / "fused.ptx").read_text()
