@@ -4,7 +4,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -36,11 +38,31 @@ class DeviceGuard {
     int before_ = 0;
 };
 
+// A pool of our own per device. The device's default pool gives everything back at each synchronisation, and then every call pays
+// for new memory; changing its threshold would change it for all who share the process.
+cudaMemPool_t pool_of(int device) {
+    constexpr uint64_t kKept = 256ull << 20;
+    static std::mutex mutex;
+    static std::map<int, cudaMemPool_t> pools;  // never destroyed: results may outlive everything else
+    const std::lock_guard lock(mutex);
+    cudaMemPool_t& pool = pools[device];
+    if (pool) return pool;
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    cudaMemPool_t made = nullptr;
+    check(cudaMemPoolCreate(&made, &properties), "cudaMemPoolCreate");
+    uint64_t kept = kKept;
+    check(cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+    return pool = made;
+}
+
 // Device memory in stream order.
 class Memory {
   public:
     Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), stream_(stream) {
-        check(cudaMallocAsync(&data_, bytes ? bytes : 1, stream), "cudaMallocAsync");
+        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device), stream), "cudaMallocFromPoolAsync");
     }
     ~Memory() {
         int before = 0;

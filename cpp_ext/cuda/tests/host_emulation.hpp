@@ -408,7 +408,20 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "error"; }
 inline const char* cudaGetErrorString(cudaError_t) { return emulation::machine.error.c_str(); }
-inline cudaError_t cudaMallocAsync(void** where, size_t bytes, cudaStream_t) {
+using cudaMemPool_t = void*;
+enum { cudaMemAllocationTypePinned, cudaMemLocationTypeDevice, cudaMemPoolAttrReleaseThreshold };
+struct cudaMemPoolProps {
+    int allocType;
+    struct {
+        int type, id;
+    } location;
+};
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+    *pool = &emulation::machine;
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, int, void*) { return cudaSuccess; }
+inline cudaError_t cudaMallocFromPoolAsync(void** where, size_t bytes, cudaMemPool_t, cudaStream_t) {
     *where = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!*where) return cudaErrorMemoryAllocation;
     std::memset(*where, 0xFF, bytes);
