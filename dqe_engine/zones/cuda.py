@@ -12,7 +12,7 @@ import numpy as np
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
-from .request import Exclusions, ZoneSelection, _exclusions
+from .request import Exclusions, ZoneSelection, exclusions
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -104,7 +104,7 @@ def select(
     for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
         if operand is not None and operand.device != q.device:
             raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
-    offsets, excluded = _exclusions(exclude, batch, size)
+    offsets, excluded = exclusions(exclude, batch, size)
     spec = zones or _NO_ZONES
     try:
         fields = module.select(

@@ -119,7 +119,7 @@ def validated(
     if screen is not None:
         screen.check_fits(shards)
     anchor_ids, anchor_scores = _split_anchor(anchor, batch, size)
-    offsets, excluded = _exclusions(exclude, batch, size)
+    offsets, excluded = exclusions(exclude, batch, size)
     return ZoneRequest(
         queries=queries,
         shards=shards,
@@ -184,7 +184,7 @@ def _check_ids(name: str, ids: I64, size: int) -> None:
         raise InputError(f"{name}: id {wrong[0]} is not a position in items (0 to {size - 1})")
 
 
-def _exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, I64]:
+def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, I64]:
     """Per-query ids as offsets (B + 1,) into one array, ascending and distinct within each query."""
     if exclude is None:
         return np.zeros(batch + 1, np.int64), np.empty(0, np.int64)
