@@ -77,6 +77,7 @@ Gallery gallery_of(const Arguments& given, std::vector<Shard>& shards) {
     gallery.width = static_cast<int64_t>(first.shape(2));
     gallery.half = is_half(first);
     gallery.screened = !given.coded.empty();
+    if (gallery.screened && gallery.width > kMostCodedWidth) throw std::invalid_argument("coded: tokens too wide for 32-bit sums");
     if (gallery.tokens == 0 || gallery.width == 0) throw std::invalid_argument("items: expected at least one token of at least one number");
     if (gallery.screened && given.coded.size() != given.shards.size()) throw std::invalid_argument("coded: expected one entry a shard");
     for (size_t s = 0; s < given.shards.size(); ++s) {
@@ -116,6 +117,15 @@ void check_exclusions(const Arguments& given, int64_t batch, int64_t size) {
                 throw std::invalid_argument("excluded: expected ascending distinct positions in each row");
 }
 
+CodedShard coded_shard(const nb::tuple& arrays) {
+    if (arrays.size() != 4) throw nb::type_error("coded: expected (codes, scales, errors, norms) for each shard");
+    CodedShard shard;
+    if (!nb::try_cast(arrays[0], shard.codes, false) || !nb::try_cast(arrays[1], shard.scales, false) ||
+        !nb::try_cast(arrays[2], shard.errors, false) || !nb::try_cast(arrays[3], shard.norms, false))
+        throw nb::type_error("coded: expected contiguous uint8 (n, M, W) and three float32 (n, M) arrays");
+    return shard;
+}
+
 int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
                       Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, Array<const int64_t, 1> query_rows, int zoning,
                       bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all,
@@ -124,9 +134,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
                       Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status,
                       int threads, const std::string& instruction_set) {
     Arguments given = {queries, std::move(shards), {}, offsets, excluded, anchor_ids};
-    for (const nb::tuple& arrays : coded)
-        given.coded.push_back({nb::cast<Array<const uint8_t, 3>>(arrays[0], false), nb::cast<Array<const float, 2>>(arrays[1], false),
-                               nb::cast<Array<const float, 2>>(arrays[2], false), nb::cast<Array<const float, 2>>(arrays[3], false)});
+    for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
     std::vector<Shard> storage;
     const Gallery gallery = gallery_of(given, storage);
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
@@ -154,27 +162,37 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
             if ((*anchor_ids)(b) < 0 || (*anchor_ids)(b) >= gallery.size) throw std::invalid_argument("anchor_ids: not a position");
     }
     const TileKernels* kernels = kernels_of(instruction_set);
+    if (gallery.screened && !by_rows && !kernels->bound_panel)
+        throw std::invalid_argument("coded: not in panels with this instruction set");
     if (by_rows && batch > kernels->max_row_queries) throw std::invalid_argument("by_rows: too many queries");
-    const Sweep sweep = {queries.data(),
-                         query_rows.data(),
-                         batch,
-                         gallery,
-                         {offsets.data(), excluded.data()},
-                         k,
-                         p,
-                         static_cast<Zoning>(zoning),
-                         anchor_is_best,
-                         anchor_ids ? anchor_ids->data() : nullptr,
-                         lo_of_all,
-                         hi_of_all,
-                         {static_cast<dqe::Policy>(policy), temperature, seed},
-                         sample,
-                         field,
-                         by_rows,
-                         threads,
-                         kernels};
-    const Outcome out = {scores.data(), ids.data(),       anchor.data(), lo.data(),          hi.data(),
-                         counts.data(), pick_keys.data(), picks.data(),  pick_scores.data(), status.data()};
+    const Sweep sweep = {.queries = queries.data(),
+                         .query_rows = query_rows.data(),
+                         .batch = batch,
+                         .gallery = gallery,
+                         .excluded = {.offsets = offsets.data(), .ids = excluded.data()},
+                         .k = k,
+                         .picks = p,
+                         .zoning = static_cast<Zoning>(zoning),
+                         .anchor_is_best = anchor_is_best,
+                         .anchor_ids = anchor_ids ? anchor_ids->data() : nullptr,
+                         .lo = lo_of_all,
+                         .hi = hi_of_all,
+                         .rule = {.policy = static_cast<dqe::Policy>(policy), .temperature = temperature, .seed = seed},
+                         .sample = sample,
+                         .field = field,
+                         .by_rows = by_rows,
+                         .threads = threads,
+                         .kernels = kernels};
+    const Outcome out = {.top_scores = scores.data(),
+                         .top_ids = ids.data(),
+                         .anchor = anchor.data(),
+                         .lo = lo.data(),
+                         .hi = hi.data(),
+                         .counts = counts.data(),
+                         .pick_keys = pick_keys.data(),
+                         .picks = picks.data(),
+                         .pick_scores = pick_scores.data(),
+                         .status = status.data()};
     nb::gil_scoped_release release;
     return run(sweep, out);
 }
@@ -187,7 +205,7 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     expect("scales", scales, {count, tokens});
     expect("errors", errors, {count, tokens});
     expect("norms", norms, {count, tokens});
-    if (width > 65536) throw std::invalid_argument("items: more than 65536 numbers a token do not fit 32-bit sums");
+    if (width > kMostCodedWidth) throw std::invalid_argument("items: tokens too wide for 32-bit sums of codes");
     const bool half = is_half(items);
     const TileKernels* kernels = kernels_of("");
     nb::gil_scoped_release release;

@@ -43,12 +43,7 @@ class Reservoir {
     float threshold() const { return threshold_; }
     // Whether anything was left out; it was not above the threshold.
     bool dropped() const { return dropped_; }
-    // What `restart` guessed.
-    float guess() const { return guess_; }
     int64_t size() const { return size_; }
-
-    float best() const { return best_; }
-    void note_best(float score) { best_ = score; }
 
     // The score at a rank below size(), best first.
     float at_rank(int64_t rank) {
@@ -61,14 +56,12 @@ class Reservoir {
         for (int64_t i = 0; i < size_; ++i) visit(entry_score(entries_[i]), entry_id(entries_[i]));
     }
 
-    // From here on keep the `capacity` best, none of them below a guessed threshold: entries below it are gone, and whether the
-    // guess was right shows at the end, when so many entries at or above it were found or not.
-    void restart(int64_t capacity, float guess) {
+    // From here on keep the `capacity` best that are not below `threshold`.
+    void restart(int64_t capacity, float threshold) {
         capacity_ = capacity;
         if (capacity_ > 0 && size_ >= room(capacity_)) prune();
-        guess_ = guess;
-        threshold_ = std::max(threshold_, guess);
-        dropped_ = dropped_ || guess > -std::numeric_limits<float>::infinity();
+        threshold_ = std::max(threshold_, threshold);
+        dropped_ = dropped_ || threshold > kNothing;
     }
 
     // Merging what several threads kept: collect all entries in one vector, join the limits, then work on that vector.
@@ -96,7 +89,7 @@ class Reservoir {
 
     uint64_t* entries_ = nullptr;
     int64_t capacity_ = 0, size_ = 0;
-    float threshold_ = kNothing, guess_ = kNothing, best_ = kNothing;
+    float threshold_ = kNothing;
     bool dropped_ = false;
 };
 

@@ -93,8 +93,8 @@ TileScratch Scorer::scratch() const {
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
     scratch.positions.resize(static_cast<size_t>(stride));
     scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : tile_items_ * kernels_.wide));
-    scratch.lanes.resize(static_cast<size_t>(kernels_.narrow));
-    scratch.rows.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
+    scratch.row_thresholds.resize(static_cast<size_t>(kernels_.narrow));
+    scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
     return scratch;
 }
 
@@ -103,8 +103,8 @@ int64_t Scorer::work() const { return sweep_.batch * sweep_.gallery.size * token
 const float* Scorer::rows_of(const Tile& tile, TileScratch& scratch) const {
     const int64_t at = tile.first * tokens_ * width_;
     if (!sweep_.gallery.half) return static_cast<const float*>(tile.shard->data) + at;
-    kernels_.widen(static_cast<const uint16_t*>(tile.shard->data) + at, tile.count * tokens_ * width_, scratch.rows.data());
-    return scratch.rows.data();
+    kernels_.widen(static_cast<const uint16_t*>(tile.shard->data) + at, tile.count * tokens_ * width_, scratch.widened.data());
+    return scratch.widened.data();
 }
 
 CodedRows Scorer::codes_of(const Tile& tile) const {
@@ -120,8 +120,8 @@ CodedQueries Scorer::coded_queries(int64_t at) const {
 float Scorer::dot(const Shard& shard, int64_t row, int64_t b, TileScratch& scratch) const {
     const float* data = static_cast<const float*>(shard.data) + row * width_;
     if (sweep_.gallery.half) {
-        kernels_.widen(static_cast<const uint16_t*>(shard.data) + row * width_, width_, scratch.rows.data());
-        data = scratch.rows.data();
+        kernels_.widen(static_cast<const uint16_t*>(shard.data) + row * width_, width_, scratch.widened.data());
+        data = scratch.widened.data();
     }
     float score;
     kernels_.dot_rows({data, 1, width_}, sweep_.queries + b * width_, 1, &score, 1);
@@ -145,7 +145,7 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     for (; id >= sweep_.gallery.shards[s].count; ++s) id -= sweep_.gallery.shards[s].count;
     const Shard& shard = sweep_.gallery.shards[s];
     TileScratch scratch;
-    scratch.rows.resize(static_cast<size_t>(tokens_ * width_));
+    scratch.widened.resize(static_cast<size_t>(tokens_ * width_));
     if (by_rows_ || screened_) return dot_item(shard, id, b, scratch);
     auto panel = panels_.begin();
     while (b >= panel->first + panel->lanes) ++panel;

@@ -2,8 +2,9 @@
 // at a time. A pair's score is the same from all entry points of one Scorer.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "sweep.hpp"
@@ -18,7 +19,7 @@ struct Tile {
 
 // Reused from tile to tile by one thread.
 struct TileScratch {
-    std::vector<float> scores, best, rows, lanes;
+    std::vector<float> scores, best, widened, row_thresholds;
     std::vector<uint32_t> positions;
 };
 
@@ -88,10 +89,10 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
 
     int64_t rescored = 0;
     for (int b = 0; b < batch; ++b) {
-        std::fill(scratch.lanes.begin(), scratch.lanes.end(), thresholds[b]);
+        std::fill(scratch.row_thresholds.begin(), scratch.row_thresholds.end(), thresholds[b]);
         const float* own = scores + b * stride;
         const int64_t size = (count + lanes - 1) / lanes * lanes;
-        int64_t found = kernels_.find(own, size, lanes, scratch.lanes.data(), scratch.positions.data());
+        int64_t found = kernels_.find(own, size, lanes, scratch.row_thresholds.data(), scratch.positions.data());
         const uint32_t* at = scratch.positions.data();
         while (found > 0 && at[found - 1] >= count) --found;  // padding
         if (screened_)

@@ -12,34 +12,36 @@ struct Quantised {
     double norm, coded_norm, error;  // |c|, |ĉ|, |c - ĉ|
 };
 
-// Calls put(d, code) for each entry; all norms NaN where an entry is not finite.
+// Beyond this norm, products and partial sums could overflow float32; below it, none of what enters a bound or a score can.
+constexpr double kLargestNorm = 0x1p60;
+
+// Calls put(d, code) for each entry; all norms NaN where an entry is not finite, or the whole too large.
 template <typename Put>
 Quantised quantise(const float* vector, int64_t width, const Put& put) {
     float largest = 0.0f;
-    bool finite = true;
+    double square = 0.0;
     for (int64_t d = 0; d < width; ++d) {
-        finite = finite && std::isfinite(vector[d]);
+        square += static_cast<double>(vector[d]) * vector[d];
         largest = std::max(largest, std::fabs(vector[d]));
     }
-    if (!finite) {
+    if (!(square <= kLargestNorm * kLargestNorm)) {
         for (int64_t d = 0; d < width; ++d) put(d, 0);
         const double nothing = std::numeric_limits<double>::quiet_NaN();
         return {0.0f, nothing, nothing, nothing};
     }
     const float scale = largest / 127.0f;
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    double norm = 0.0, coded_norm = 0.0, error = 0.0;
+    double coded_norm = 0.0, error = 0.0;
     for (int64_t d = 0; d < width; ++d) {
         // Any code is valid: the error norm is taken of what it really leaves. An infinite inverse times 0 is NaN: code 0.
         const float scaled = vector[d] * inverse;
         const int code = scaled == scaled ? static_cast<int>(std::nearbyint(std::clamp(scaled, -127.0f, 127.0f))) : 0;
         put(d, code);
         const double value = vector[d], coded = double{scale} * code;
-        norm += value * value;
         coded_norm += coded * coded;
         error += (value - coded) * (value - coded);
     }
-    return {scale, std::sqrt(norm), std::sqrt(coded_norm), std::sqrt(error)};
+    return {scale, std::sqrt(square), std::sqrt(coded_norm), std::sqrt(error)};
 }
 
 // Rounded up, with room for the rounding of the sums above (relative 2^-40 at most).

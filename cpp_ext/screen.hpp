@@ -5,7 +5,8 @@
 // and <q̂, ĉ> is an exact integer times two scales. What is compared with a threshold is not <q, c> but its float32
 // rounding, in whatever order it was added up, and the bound is itself computed in float32: both errors are below
 // (D + 32) * 2^-24 * |q| (|c| + |ĉ|), which the stored error norms contain. An item whose bound is below the threshold
-// therefore cannot reach it. Numbers that are not finite give a NaN or infinite bound, which excludes nothing.
+// therefore cannot reach it. A vector with numbers that are not finite, or with a norm beyond 2^60 where sums could overflow,
+// gets a NaN bound, which excludes nothing.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,9 @@
 #include "tiles.hpp"
 
 namespace dqe::cpu {
+
+// Wider rows could overflow the 32-bit sums of products of codes.
+constexpr int64_t kMostCodedWidth = 65536;
 
 // Entries of a coded row of vectors of `width` numbers: a multiple of kCodeAlignment, the rest coded as zero.
 inline int64_t code_width(int64_t width) { return (width + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }

@@ -1,8 +1,6 @@
 #include "sweep.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -27,6 +25,27 @@ int64_t sampled_rank(int64_t rank, const Sweep& sweep) {
     return safe <= sweep.sample / 4 ? safe : 0;
 }
 
+// A threshold for the best of the whole, guessed from a sample: the score at some rank of it. While the sample was scanned, each
+// thread kept its best down to that rank alone; whatever it dropped is no better than the guess. So the best entries that are
+// found at the end are the best of all if the worst of them is above the guess, or at the guess with nothing dropped.
+struct Guess {
+    float threshold = -kInfinity;
+    bool dropped = false;
+
+    bool holds(int64_t kept, int64_t wanted, float worst) const {
+        if (threshold == -kInfinity) return true;
+        return kept == wanted && (worst > threshold || (worst == threshold && !dropped));
+    }
+};
+
+// Tiles go to whichever thread is free, so each sees about its share of a query's field. A share that is too small after all
+// shows at the end, like a field that is; without a sample, which is the second try, each thread may hold the whole.
+int64_t field_share(const Sweep& sweep, int threads) {
+    const int64_t field = std::min(sweep.field, sweep.gallery.size);
+    if (threads == 1 || (sweep.zoning == Zoning::quantile && sweep.sample == 0)) return field;
+    return std::min(field, 3 * field / (2 * threads) + 64);
+}
+
 // What one query has seen on one thread.
 struct QueryState {
     Reservoir top, field;
@@ -34,6 +53,7 @@ struct QueryState {
     int64_t counts[3];
     int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
     float easy_below;            // all scores below this are easy
+    float best;                  // where the anchor is the best score
     double unreachable;          // a softmax pick with 1 - u above this is none of the best
 };
 
@@ -71,7 +91,7 @@ class Block {
     void scan(Worker& worker, const Tile& tile) const;
     void take(Worker& worker, int64_t b, int64_t id, float score) const;
     void take_in_zone(QueryState& state, const ZoneBounds& bounds, int64_t row, int64_t id, float score) const;
-    void guess(std::vector<Worker>& workers, int64_t b) const;
+    void guess(std::vector<Worker>& workers, int64_t b);
     void finish(std::vector<Worker>& workers, int64_t b) const;
     Status resolve(QueryState& state, int64_t b, int64_t valid) const;
     bool is_excluded(int64_t b, int64_t id) const;
@@ -83,7 +103,9 @@ class Block {
     const Outcome& out_;
     Scorer scorer_;
     std::vector<ZoneBounds> bounds_;
-    int64_t top_, field_;                  // capacities
+    std::vector<Guess> guesses_;  // of the top-k thresholds
+    int threads_;
+    int64_t top_, field_, picks_;          // what each thread keeps of a query
     int64_t sampled_top_, sampled_field_;  // ranks in the sample to guess thresholds from; 0: none is guessed
 };
 
@@ -92,10 +114,13 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       out_(out),
       scorer_(sweep),
       bounds_(static_cast<size_t>(sweep.batch)),
+      guesses_(static_cast<size_t>(sweep.batch)),
+      threads_(useful_threads(sweep.threads, scorer_.work())),
       top_(std::min(sweep.k, sweep.gallery.size)),
-      field_(zones_at_the_end() ? std::min(sweep.field, sweep.gallery.size) : 0),
+      field_(zones_at_the_end() ? field_share(sweep, threads_) : 0),
+      picks_(zones_as_it_goes() ? std::min(sweep.picks, sweep.gallery.size) : 0),
       sampled_top_(sampled_rank(top_, sweep)),
-      sampled_field_(sweep.zoning == Zoning::quantile ? sampled_rank(field_, sweep) : 0) {}
+      sampled_field_(sweep.zoning == Zoning::quantile ? sampled_rank(std::min(sweep.field, sweep.gallery.size), sweep) : 0) {}
 
 bool Block::is_excluded(int64_t b, int64_t id) const {
     const int64_t *from = sweep_.excluded.ids + sweep_.excluded.offsets[b], *to = sweep_.excluded.ids + sweep_.excluded.offsets[b + 1];
@@ -113,7 +138,7 @@ float Block::threshold(const QueryState& state) const {
 Block::Worker Block::make_worker() const {
     const auto batch = static_cast<size_t>(sweep_.batch);
     const int64_t top_room = Reservoir::room(std::max(top_, sampled_top_)), field_room = Reservoir::room(std::max(field_, sampled_field_));
-    const auto picks = zones_as_it_goes() ? static_cast<size_t>(sweep_.picks) : 0;
+    const auto picks = static_cast<size_t>(picks_);
     Worker worker;
     // Default-initialised: pages that are never written take no memory.
     worker.top.reset(new uint64_t[batch * static_cast<size_t>(top_room)]);
@@ -133,6 +158,7 @@ Block::Worker Block::make_worker() const {
         state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
                        static_cast<int64_t>(picks)};
         state.unreachable = std::numeric_limits<double>::infinity();
+        state.best = -kInfinity;
         state.easy_below = zones_as_it_goes() ? easy_threshold(bounds_[b].anchor, bounds_[b].hi) : -kInfinity;
         worker.thresholds[b] = threshold(state);
     }
@@ -179,8 +205,8 @@ void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
     if (zones_as_it_goes()) take_in_zone(state, bounds_[static_cast<size_t>(b)], sweep_.query_rows[b], id, score);
     if (zones_at_the_end() && !(score < state.easy_below)) {
         state.field.offer(score, id);
-        if (sweep_.zoning == Zoning::from_best && score > state.field.best()) {
-            state.field.note_best(score);
+        if (sweep_.zoning == Zoning::from_best && score > state.best) {
+            state.best = score;
             // A negative hi makes the best itself easy; it is still needed.
             state.easy_below = std::min(score, easy_threshold(score, static_cast<float>(sweep_.hi)));
         }
@@ -195,19 +221,23 @@ void Block::scan(Worker& worker, const Tile& tile) const {
 }
 
 // Thresholds for the rest of the gallery, from what the sample held.
-void Block::guess(std::vector<Worker>& workers, int64_t b) const {
+void Block::guess(std::vector<Worker>& workers, int64_t b) {
     const auto at = static_cast<size_t>(b);
     const auto restart = [&](Reservoir QueryState::* part, int64_t capacity, int64_t rank) {
         std::vector<uint64_t> all;
-        for (const Worker& worker : workers) (worker.queries[at].*part).drain_to(all);
-        float threshold = -kInfinity;
+        Guess guess;
+        for (const Worker& worker : workers) {
+            (worker.queries[at].*part).drain_to(all);
+            guess.dropped = guess.dropped || (worker.queries[at].*part).dropped();
+        }
         if (rank > 0 && static_cast<int64_t>(all.size()) >= rank) {
             std::nth_element(all.begin(), all.begin() + rank - 1, all.end(), std::greater<uint64_t>());
-            threshold = entry_score(all[static_cast<size_t>(rank - 1)]);
+            guess.threshold = entry_score(all[static_cast<size_t>(rank - 1)]);
         }
-        for (Worker& worker : workers) (worker.queries[at].*part).restart(capacity, threshold);
+        for (Worker& worker : workers) (worker.queries[at].*part).restart(capacity, guess.threshold);
+        return guess;
     };
-    restart(&QueryState::top, top_, sampled_top_);
+    guesses_[at] = restart(&QueryState::top, top_, sampled_top_);
     restart(&QueryState::field, field_, sampled_field_);
     float easy_below = -kInfinity;
     for (const Worker& worker : workers) easy_below = std::max(easy_below, worker.queries[at].easy_below);
@@ -266,9 +296,10 @@ void Block::finish(std::vector<Worker>& workers, int64_t b) const {
         out_.top_scores[b * sweep_.k + r] = filled ? entry_score(top[static_cast<size_t>(r)]) : -kInfinity;
         out_.top_ids[b * sweep_.k + r] = filled ? entry_id(top[static_cast<size_t>(r)]) : -1;
     }
-    const bool misjudged = sampled_top_ && (kept < static_cast<size_t>(sweep_.k) || entry_score(top[kept - 1]) < state.top.guess());
+    const float worst = kept > 0 ? entry_score(top[kept - 1]) : -kInfinity;
+    const bool judged = guesses_[static_cast<size_t>(b)].holds(static_cast<int64_t>(kept), sweep_.k, worst);
     auto& status = reinterpret_cast<Status&>(out_.status[b]);
-    status = misjudged && state.top.guess() > -kInfinity ? Status::misjudged : Status::complete;
+    status = judged ? Status::complete : Status::misjudged;
     if (sweep_.zoning == Zoning::none || status != Status::complete) return;
 
     BestHeap<double> picks = {out_.pick_keys + b * sweep_.picks, out_.picks + b * sweep_.picks, out_.pick_scores + b * sweep_.picks,
@@ -299,30 +330,30 @@ int64_t Block::run() {
 
     std::vector<Tile> tiles = scorer_.tiles();
     // The sample is every so-manieth tile; stable, so that ids still ascend within each part.
-    const auto items_per_tile = static_cast<double>(sweep_.gallery.size) / static_cast<double>(std::max<size_t>(tiles.size(), 1));
-    const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
-    const size_t stride = sampled_top_ || sampled_field_ ? std::max<size_t>(1, tiles.size() / std::max<size_t>(wanted, 1)) : 0;
+    const bool samples = sampled_top_ || sampled_field_;
     int64_t sampled = 0;
-    if (stride) {
+    if (samples) {
+        const double items_per_tile = static_cast<double>(sweep_.gallery.size) / static_cast<double>(tiles.size());
+        const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
+        const size_t stride = std::max<size_t>(1, tiles.size() / wanted);
         std::vector<Tile> first, rest;
         for (size_t i = 0; i < tiles.size(); ++i) (i % stride == stride / 2 ? first : rest).push_back(tiles[i]);
         sampled = static_cast<int64_t>(first.size());
         tiles = std::move(first);
         tiles.insert(tiles.end(), rest.begin(), rest.end());
     }
-    const int threads = useful_threads(sweep_.threads, scorer_.work());
     std::vector<Worker> workers;
-    for (int t = 0; t < threads; ++t) workers.push_back(make_worker());
+    for (int t = 0; t < threads_; ++t) workers.push_back(make_worker());
     const auto scan_tiles = [&](int64_t from, int64_t to) {
-        for_each_part(to - from, threads,
+        for_each_part(to - from, threads_,
                       [&](int t, int64_t i) { scan(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
     };
-    if (stride) {
+    if (samples) {
         scan_tiles(0, sampled);
         for (int64_t b = 0; b < sweep_.batch; ++b) guess(workers, b);
     }
     scan_tiles(sampled, static_cast<int64_t>(tiles.size()));
-    for_each_part(sweep_.batch, threads, [&](int, int64_t b) { finish(workers, b); });
+    for_each_part(sweep_.batch, threads_, [&](int, int64_t b) { finish(workers, b); });
     int64_t rescored = 0;
     for (const Worker& worker : workers) rescored += worker.rescored;
     return rescored;

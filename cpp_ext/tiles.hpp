@@ -44,7 +44,7 @@ struct TileKernels {
     // scores[query * stride + row] = <row, query>. `queries` is [count][width].
     void (*dot_rows)(const Rows& rows, const float* queries, int count, float* scores, int64_t stride);
 
-    // The same for upper bounds of scores. NaN where there is none.
+    // The same for upper bounds of scores, NaN where there is none. bound_panel is null where it would be slower than dot_panel.
     void (*bound_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds);
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 

@@ -180,6 +180,12 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 
 // ---------------------------------------------------------------- upper bounds from codes (screen.hpp has the inequality)
 
+// The inequality of screen.hpp, for a number or a vector of queries.
+template <typename Number>
+inline Number bound_of(Number dot, Number scale, Number norm, Number error, const CodedRows& rows, int64_t r) {
+    return dot * scale * rows.scales[r] + norm * rows.errors[r] + error * rows.norms[r];
+}
+
 #if defined(__AVX512VNNI__)
 constexpr int kScreenedQueries = 0x7FFFFFFF;
 
@@ -222,9 +228,9 @@ inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) {
             const int at = v * kVector;
-            const Vector dot = __builtin_convertvector(reinterpret_cast<Integers>(sums[r][v]), Vector) * load(queries.scales + at);
-            store(bounds + r * kLanes + at, dot * rows.scales[first + r] + load(queries.norms + at) * rows.errors[first + r] +
-                                                load(queries.errors + at) * rows.norms[first + r]);
+            const Vector dot = __builtin_convertvector(reinterpret_cast<Integers>(sums[r][v]), Vector);
+            store(bounds + r * kLanes + at,
+                  bound_of(dot, load(queries.scales + at), load(queries.norms + at), load(queries.errors + at), rows, first + r));
         }
 }
 
@@ -247,16 +253,7 @@ void bound_panel(const CodedRows& rows, const CodedQueries& queries, int lanes, 
 // Products of bytes are no faster here than of floats: what is gained is memory traffic, of a few queries.
 constexpr int kScreenedQueries = kVector == 8 ? kRowQueries : 1;
 
-void bound_panel(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds) {
-    for (int64_t r = 0; r < rows.count; ++r)
-        for (int lane = 0; lane < lanes; ++lane) {
-            int32_t sum = queries.offsets[lane];
-            for (int64_t d = 0; d < rows.width; ++d)
-                sum += int32_t{rows.codes[r * rows.width + d]} * queries.codes[(d / 4 * lanes + lane) * 4 + d % 4];
-            bounds[r * lanes + lane] = static_cast<float>(sum) * queries.scales[lane] * rows.scales[r] +
-                                       queries.norms[lane] * rows.errors[r] + queries.errors[lane] * rows.norms[r];
-        }
-}
+constexpr void (*bound_panel)(const CodedRows&, const CodedQueries&, int, float*) = nullptr;
 #endif
 
 // <codes, query> + offset; width is a multiple of 64.
@@ -295,8 +292,8 @@ void bound_rows(const CodedRows& rows, const CodedQueries& queries, int count, f
             for (int64_t r = 0; r < block; ++r)
                 sums[r] = code_dot(rows.codes + (first + r) * rows.width, queries.codes + q * rows.width, queries.offsets[q], rows.width);
             for (int64_t r = 0; r < block; ++r)
-                bounds[q * stride + first + r] = static_cast<float>(sums[r]) * queries.scales[q] * rows.scales[first + r] +
-                                                 queries.norms[q] * rows.errors[first + r] + queries.errors[q] * rows.norms[first + r];
+                bounds[q * stride + first + r] =
+                    bound_of(static_cast<float>(sums[r]), queries.scales[q], queries.norms[q], queries.errors[q], rows, first + r);
         }
     }
 }

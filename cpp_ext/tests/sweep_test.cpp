@@ -137,6 +137,7 @@ void check(const Request& request, const Results& results) {
 
 void run_once(const TileKernels* kernels) {
     Request request;
+    if (request.batch > kernels->max_row_queries && !kernels->bound_panel) request.screened = false;
     const int64_t rows = request.size * request.tokens, first = request.size / 3;
     std::vector<uint8_t> codes(rows * code_width(request.width));
     std::vector<float> scales(rows), errors(rows), norms(rows);
@@ -153,24 +154,24 @@ void run_once(const TileKernels* kernels) {
     const Shard shards[] = {shard(0, first), shard(first, first), shard(first, request.size)};
     const Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
     Results results(request);
-    const Sweep sweep = {request.queries.data(),
-                         request.rows.data(),
-                         request.batch,
-                         gallery,
-                         {request.offsets.data(), request.excluded.data()},
-                         request.k,
-                         request.picks,
-                         request.zoning,
-                         request.zoning != Zoning::given,
-                         nullptr,
-                         request.lo,
-                         request.hi,
-                         {request.policy, 0.5, 77},
-                         request.sample,
-                         request.field,
-                         request.batch <= kernels->max_row_queries,
-                         request.threads,
-                         kernels};
+    const Sweep sweep = {.queries = request.queries.data(),
+                         .query_rows = request.rows.data(),
+                         .batch = request.batch,
+                         .gallery = gallery,
+                         .excluded = {.offsets = request.offsets.data(), .ids = request.excluded.data()},
+                         .k = request.k,
+                         .picks = request.picks,
+                         .zoning = request.zoning,
+                         .anchor_is_best = request.zoning != Zoning::given,
+                         .anchor_ids = nullptr,
+                         .lo = request.lo,
+                         .hi = request.hi,
+                         .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
+                         .sample = request.sample,
+                         .field = request.field,
+                         .by_rows = request.batch <= kernels->max_row_queries,
+                         .threads = request.threads,
+                         .kernels = kernels};
     run(sweep, {results.scores.data(), results.ids.data(), results.anchor.data(), results.lo.data(), results.hi.data(),
                 results.counts.data(), results.keys.data(), results.picks.data(), results.pick_scores.data(), results.status.data()});
     check(request, results);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,17 @@ class Column:
         """`saved`: (n, *shape) rows to start from, typically a memory map."""
         self.shape = shape
         self.dtype = np.dtype(dtype)
-        self.saved = np.empty((0, *shape), self.dtype) if saved is None else saved
+        self._saved = np.empty((0, *shape), self.dtype) if saved is None else saved
         self._buffer = np.empty((0, *shape), self.dtype)
         self._added = 0
 
     def __len__(self) -> int:
-        return len(self.saved) + self._added
+        return len(self._saved) + self._added
 
     def __getitem__(self, position: int) -> Rows:
         """Row `position`, of the column's shape."""
-        added = position - len(self.saved)
-        row: Rows = self.saved[position] if added < 0 else self._buffer[: self._added][added]
+        added = position - len(self._saved)
+        row: Rows = self._saved[position] if added < 0 else self._buffer[: self._added][added]
         return row
 
     def append(self, rows: Rows) -> None:
@@ -45,29 +47,35 @@ class Column:
 
     def since(self, start: int) -> list[Rows]:
         """Rows from `start` on, as views."""
-        saved = len(self.saved)
-        pieces = (self.saved[start:], self._buffer[max(0, start - saved) : self._added])
+        saved = len(self._saved)
+        pieces = (self._saved[start:], self._buffer[max(0, start - saved) : self._added])
         return [piece for piece in pieces if len(piece)]
 
-    def shards(self) -> tuple[Rows, ...]:
-        """All rows as one or two C-contiguous arrays, read-only by agreement."""
-        return tuple(self.since(0)) or (self.saved,)
+    def shards(self) -> tuple[Rows, Rows]:
+        """What is saved and what was added: two C-contiguous arrays, read-only by agreement."""
+        return self._saved, self._buffer[: self._added]
 
 
-class ScreenColumns:
-    """The 8-bit copy of a column's rows (`Screen`), extended by what was appended to it. Not thread-safe."""
+class ScreenCache:
+    """The 8-bit copy of a column's two shards (`Screen`), made at the first call. Threads may ask at the same time."""
 
     def __init__(self) -> None:
-        self._columns: tuple[Column, ...] | None = None
+        self._lock = threading.Lock()
+        self._saved: CodedShard | None = None
+        self._added: tuple[Column, ...] = ()
 
-    def screen(self, column: Column) -> Screen:
-        """The screen of `column.shards()`; quantises the rows that were not there at the last call."""
-        if self._columns is None:
-            (first,) = Screen.build(column.saved).shards
-            self._columns = tuple(Column(array.shape[1:], array.dtype, array) for array in first)
-        done = len(self._columns[0])
-        for rows in column.since(done):
-            (coded,) = Screen.build(rows).shards
-            for own, name in zip(self._columns, CodedShard._fields, strict=True):
-                own.append(getattr(coded, name))
-        return Screen(tuple(CodedShard(*arrays) for arrays in zip(*(own.shards() for own in self._columns), strict=True)))
+    def screen(self, saved: Rows, added: Rows) -> Screen:
+        """`saved` is the same at every call, `added` a prefix of what it was or will be: only what is new is quantised."""
+        with self._lock:
+            if self._saved is None:
+                (self._saved,) = Screen.build(saved).shards
+            if not self._added:
+                self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._saved)
+            done = len(self._added[0])
+            if len(added) > done:
+                grown = tuple(copy.copy(column) for column in self._added)
+                (coded,) = Screen.build(added[done:]).shards
+                for column, name in zip(grown, CodedShard._fields, strict=True):
+                    column.append(getattr(coded, name))
+                self._added = grown  # all four or none, should memory run out
+            return Screen((self._saved, CodedShard(*(column.shards()[1][: len(added)] for column in self._added))))

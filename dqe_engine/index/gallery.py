@@ -17,7 +17,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexFormatError, InputError
 
 from . import storage as disk
-from .columns import Column, ScreenColumns
+from .columns import Column, ScreenCache
 from .filters import Filter
 from .searching import IndexMatches, Snapshot, search_snapshot
 from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Storage
@@ -58,7 +58,7 @@ class GalleryIndex:
         self._state = threading.RLock()  # brief: guards the attributes below
         self._writer = threading.RLock()  # long: one add, remove or save at a time; taken before _state
         self.screened = screened
-        self._screen = ScreenColumns()
+        self._screen = ScreenCache()
         self._targets, self._images = self._columns()
         self._ids: list[str] = []  # by position; a removed item keeps its position until compaction
         self._metadata: list[dict[str, Any] | None] = []
@@ -178,6 +178,8 @@ class GalleryIndex:
             raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
         check_count("k", k, 1)
         check_count("picks", picks, 0)
+        if picks and zones is None:
+            raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():
@@ -285,8 +287,9 @@ class GalleryIndex:
         with self._state:
             excluded = [np.array(sorted({self._positions[id] for id in ids if id in self._positions}), np.int64) for ids in exclude]
             dead = np.array(sorted(self._dead), np.int64)
-            screen = self._screen.screen(self._targets) if self.screened and len(self._targets) else None
-            return Snapshot(self._targets.shards(), screen, self._ids, self._metadata, dead, excluded)
+            shards, cache, ids, metadata = self._targets.shards(), self._screen, self._ids, self._metadata
+        screen = cache.screen(*shards) if self.screened else None  # outside of the lock: the first one takes a while
+        return Snapshot(shards, screen, ids, metadata, dead, excluded)
 
     def _append(self, root: Path, ours: IndexManifest) -> None:
         images = ours.images
@@ -330,7 +333,7 @@ class GalleryIndex:
         targets, images = self._mapped_columns(root, manifest)
         with self._state:
             self._targets, self._images = targets, images
-            self._screen = ScreenColumns()  # of the mapped rows, at the next search
+            self._screen = ScreenCache()  # of the mapped rows, at the next search
             if compacted is not None:
                 self._ids, self._metadata = compacted
                 self._positions = {id: at for at, id in enumerate(self._ids)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,23 @@ SAMPLE = 4096
 """Items to guess thresholds from before the rest is swept; at most an eighth of them all."""
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
-_NO_ZONES, _GIVEN, _FROM_BEST, _QUANTILE = range(4)
-_OUTGROWN, _MISJUDGED = 1, 2
+
+
+class Zoning(IntEnum):
+    """How zones are found (cpp_ext/sweep.hpp)."""
+
+    NONE = 0
+    GIVEN = 1
+    FROM_BEST = 2
+    QUANTILE = 3
+
+
+class Status(IntEnum):
+    """What became of a query (cpp_ext/sweep.hpp)."""
+
+    COMPLETE = 0
+    OUTGROWN = 1
+    MISJUDGED = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,12 +112,12 @@ def select(
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
     screened = request.screen is not None and request.batch <= _kernels.screened_queries(instruction_set)
     sweeper = _Sweeper(request, _field(request, least_field), min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
-    step = max(1, min(block_queries, kept_bytes // (threads * sweeper.bytes_per_query())))
+    step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
-        rescored += sweeper.sweep(np.arange(start, stop), out.rows(start, stop))
+        rescored += sweeper.sweep(np.arange(start, stop), out.rows(start, stop), kept_bytes)
     zones = request.zones
     return ZoneSelection(
         scores=out.scores,
@@ -117,21 +133,21 @@ def select(
     )
 
 
-def _zoning(request: ZoneRequest) -> int:
+def _zoning(request: ZoneRequest) -> Zoning:
     if request.zones is None:
-        return _NO_ZONES
+        return Zoning.NONE
     if request.zones.bounds == "quantile":
-        return _QUANTILE
+        return Zoning.QUANTILE
     own_best = request.anchor_ids is None and request.anchor_scores is None
-    return _FROM_BEST if own_best else _GIVEN
+    return Zoning.FROM_BEST if own_best else Zoning.GIVEN
 
 
 def _field(request: ZoneRequest, least: int) -> int:
     """Candidates of interest to keep per query: those that decide a quantile and some with equal Δ, or a guess."""
     match _zoning(request):
-        case 2:  # _FROM_BEST
+        case Zoning.FROM_BEST:
             return max(least, request.size // 16)
-        case 3:  # _QUANTILE
+        case Zoning.QUANTILE:
             assert request.zones is not None
             ranked = int(request.zones.hi * max(request.size - 1, 0)) + 1
             return ranked + max(16, ranked // 16)
@@ -149,32 +165,38 @@ class _Sweeper:
     threads: int
     instruction_set: str
 
-    def bytes_per_query(self) -> int:
-        """On each thread; half as much again as is kept (cpp_ext/reservoir.hpp)."""
-        kept = min(self.request.k, self.request.size) + min(self.field, self.request.size)
-        return 8 * (kept + kept // 2 + 32) + 20 * self.request.picks + 256
+    def bytes_per_query(self, field_threads: int) -> int:
+        """On all threads, of which the field is shared out among `field_threads`; half as much again as is kept (cpp_ext/reservoir.hpp)."""
+        size = self.request.size
+        top, picks, field = min(self.request.k, size), min(self.request.picks, size), min(self.field, size)
+        if field_threads > 1:
+            field = min(field, 3 * field // (2 * field_threads) + 64)
+        kept = top + field
+        return self.threads * (8 * (kept + kept // 2 + 32) + 20 * picks + 256)
 
-    def sweep(self, rows: I64, out: _Rows) -> int:
+    def sweep(self, rows: I64, out: _Rows, kept_bytes: int) -> int:
         """Select for the queries in `rows` (ascending) of the request; returns how many pairs were scored again."""
         request, zones, zoning = self.request, self.request.zones, _zoning(self.request)
         if request.anchor_scores is not None:
             out.anchor[:] = request.anchor_scores[rows]
-        if zones is not None and zoning == _GIVEN:
+        if zones is not None and zoning is Zoning.GIVEN:
             out.lo[:], out.hi[:] = zones.lo, zones.hi
         rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
-        (again,) = np.nonzero(out.status == _MISJUDGED)
-        if len(again):
-            part = out.take(again)
-            rescored += self._call(rows[again], part, zoning, request.anchor_ids, 0)
-            out.put(again, part)
-        (again,) = np.nonzero(out.status == _OUTGROWN)
+        (again,) = np.nonzero(out.status == Status.MISJUDGED)
+        step = max(1, kept_bytes // self.bytes_per_query(1))  # without a sample, each thread may have to hold the whole field
+        for some in (again[at : at + step] for at in range(0, len(again), step)):
+            part = out.take(some)
+            rescored += self._call(rows[some], part, zoning, request.anchor_ids, 0)
+            out.put(some, part)
+        (again,) = np.nonzero(out.status == Status.OUTGROWN)
         if len(again):  # anchors and bounds are known by now
             part = out.take(again)
-            rescored += self._call(rows[again], part, _GIVEN, None, 0)
+            rescored += self._call(rows[again], part, Zoning.GIVEN, None, 0)
             out.put(again, part)
+        assert not out.status.any()
         return rescored
 
-    def _call(self, rows: I64, out: _Rows, zoning: int, anchor_ids: I64 | None, sample: int) -> int:
+    def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int) -> int:
         request = self.request
         zones = request.zones or ZoneSpec(lo=0, hi=0)
         sizes = np.diff(request.offsets)[rows]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
-from .request import F32, I64
-from .screen import Screen
+from .request import F32, I64, shards_of
+from .screen import MAX_WIDTH, Screen, screen_bytes
 from .select import Backend, screens_panels, select_zones
 
 QUERY_BLOCK = 1024
@@ -24,7 +24,7 @@ QUERY_BLOCK = 1024
 LEAST_SCREENED_QUERIES = 64
 """Building the screen reads the gallery once, which few queries do not repay."""
 SCREEN_BYTES = 512 << 20
-"""Mining screens the gallery (`Screen`) where that gains and its codes take no more than this."""
+"""Mining screens the gallery (`Screen`) where that gains and the screen takes no more than this."""
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -125,8 +125,9 @@ class MiningJob:
     @cached_property
     def screen(self) -> Screen | None:
         """The gallery's 8-bit copy, where it makes mining faster."""
-        numbers = sum(shard.size for shard in self.shards)
-        if self.resolved_backend != "cpu" or numbers > SCREEN_BYTES or len(self.queries) < LEAST_SCREENED_QUERIES:
+        shards = shards_of(self.gallery)
+        fits = screen_bytes(shards) <= SCREEN_BYTES and shards[0].shape[2] <= MAX_WIDTH
+        if self.resolved_backend != "cpu" or not fits or len(self.queries) < LEAST_SCREENED_QUERIES:
             return None
         return Screen.build(self.gallery, threads=self.threads) if screens_panels() else None
 

@@ -14,6 +14,8 @@ from dqe_engine.errors import InputError
 F32 = NDArray[np.float32]
 
 _CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
+MAX_WIDTH = 65536
+"""Of tokens that can be screened; kMostCodedWidth of cpp_ext/screen.hpp."""
 
 
 class CodedShard(NamedTuple):
@@ -37,14 +39,15 @@ class Screen:
 
         Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
         """
-        from .request import shards_of
+        from .request import shards_of  # which imports this module
         from .select import kernels
 
         coded = []
         for shard in shards_of(items):
-            count, tokens, width = shard.shape
-            codes = np.empty((count, tokens, -(-width // _CODE_ALIGNMENT) * _CODE_ALIGNMENT), np.uint8)
-            scales, errors, norms = (np.empty((count, tokens), np.float32) for _ in range(3))
+            if shard.shape[2] > MAX_WIDTH:
+                raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
+            codes = np.empty(_coded_shape(shard), np.uint8)
+            scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
             kernels().encode(shard, codes, scales, errors, norms, threads)
             coded.append(CodedShard(codes, scales, errors, norms))
         return cls(tuple(coded))
@@ -55,7 +58,17 @@ class Screen:
 
     def check_fits(self, shards: tuple[NDArray[Any], ...]) -> None:
         """Raise InputError unless this is the shape of a screen of these (n, M, D) shards."""
-        expected = [(n, m, -(-d // _CODE_ALIGNMENT) * _CODE_ALIGNMENT) for n, m, d in (shard.shape for shard in shards)]
+        expected = [_coded_shape(shard) for shard in shards]
         found = [shard.codes.shape for shard in self.shards]
         if found != expected:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
+
+
+def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:
+    count, tokens, width = shard.shape
+    return count, tokens, -(-width // _CODE_ALIGNMENT) * _CODE_ALIGNMENT
+
+
+def screen_bytes(shards: Sequence[NDArray[Any]]) -> int:
+    """What `Screen.build` of these (n, M, D) shards will take."""
+    return sum(count * tokens * (width + 12) for count, tokens, width in map(_coded_shape, shards))

@@ -256,6 +256,11 @@ def test_queries_that_do_not_fit(make_index: MakeIndex, queries: np.ndarray) -> 
         make_index(1).search(queries, 1)
 
 
+def test_picks_need_zones(make_index: MakeIndex) -> None:
+    with pytest.raises(InputError, match="picks need zones"):
+        make_index(3).search(query_rows(1), 1, picks=2)
+
+
 def test_exclusions_that_do_not_fit(make_index: MakeIndex) -> None:
     with pytest.raises(InputError, match="1 exclusions for 2 queries"):
         make_index(1).search(query_rows(2), 1, exclude=[[]])

@@ -60,6 +60,11 @@ def test_refused_with_the_reason(changed: dict[str, Any], message: str) -> None:
         select_zones(arguments.pop("queries"), arguments.pop("items"), **arguments)
 
 
+def test_tokens_that_are_too_wide_for_a_screen() -> None:
+    with pytest.raises(InputError, match="D=65537, at most 65536 can be screened"):
+        Screen.build(np.ones((1, 65537), np.float32))
+
+
 def test_auto_says_what_ran_and_what_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_zones(QUERIES, ITEMS).backend == "cpu"
     monkeypatch.setattr(select_module, "find_spec", lambda name: None)  # as where the kernels are not built
@@ -126,6 +131,8 @@ def kernel_arguments() -> dict[str, Any]:
         ("shards", [ITEMS, ITEMS[:, :2].copy()], ValueError),
         ("coded", [Screen.build(ITEMS).shards[0]] * 2, ValueError),
         ("coded", list(Screen.build(ITEMS[:4]).shards), ValueError),
+        ("coded", [tuple(array.astype(np.float64) for array in Screen.build(ITEMS).shards[0])], TypeError),
+        ("coded", [Screen.build(ITEMS).shards[0][:3]], TypeError),
         ("offsets", np.array([0, 2, 1]), ValueError),
         ("offsets", np.array([0, 1]), ValueError),
         ("excluded", np.array([5]), ValueError),

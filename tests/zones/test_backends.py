@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +24,10 @@ WIDTHS = (1, 3, 64, 256, 257, 768)
 Anchor = Literal["best", "id", "score"]
 
 
-def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
+def assert_same(a: ZoneSelection, b: ZoneSelection, *, scores: bool = True) -> None:
     for field in dataclasses.fields(ZoneSelection):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name in ("backend", "rescored"):
+        if field.name in ("backend", "rescored") or (field.name == "scores" and not scores):
             continue
         assert (x is None) == (y is None), field.name
         if x is not None:
@@ -190,13 +192,55 @@ def test_a_sample_that_misleads_costs_a_second_sweep_only(
     assert_same(result, reference.select(request))
 
 
+@pytest.mark.parametrize(("batch", "k"), [(5, 1200), (1, 3000), (9, 40)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ties_that_were_dropped_while_sampling_are_found_again(batch: int, k: int, threads: int) -> None:
+    """All scores are equal, so the guess is the score of everything: the k oldest items must win."""
+    result = select_zones(np.zeros((batch, 3), np.float32), np.ones((40_000, 3), np.float32), k=k, threads=threads, backend="cpu")
+    np.testing.assert_array_equal(result.ids, np.broadcast_to(np.arange(k), (batch, k)))
+
+
+@pytest.mark.parametrize("screened", [False, True])
+def test_copies_in_and_outside_of_the_sample_tie_by_id(screened: bool, rng: np.random.Generator) -> None:
+    items = unit_vectors(rng, 60_000, 32)
+    items[::300] = items[7]  # 200 copies of one image
+    screen = Screen.build(items) if screened else None
+    for batch in (1, 6):
+        result = select_zones(np.repeat(items[7:8], batch, axis=0), items, k=50, screen=screen, backend="cpu")
+        expected = np.sort(np.append(np.arange(0, 60_000, 300), 7))[:50]
+        np.testing.assert_array_equal(result.ids, np.broadcast_to(expected, (batch, 50)))
+
+
+def test_a_shortage_of_memory_is_a_memory_error() -> None:
+    """Also where a thread meets it; in a process of its own, with a limit just above what it holds."""
+    script = """
+import resource, sys
+import numpy as np
+from dqe_engine.zones import select_zones
+queries, items = np.ones((2, 1), np.float32), np.linspace(0, 1, 3_000_000, dtype=np.float32)[:, None].copy()
+select_zones(queries[:, :1], items[:100_000], k=2, threads=2)
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+outcomes = set()
+for spare in range(60, 420, 15):
+    resource.setrlimit(resource.RLIMIT_AS, (held + (spare << 20), resource.RLIM_INFINITY))
+    try:
+        select_zones(queries, items, k=len(items), threads=2)
+        outcomes.add("enough")
+    except MemoryError:
+        outcomes.add("short")
+print(*sorted(outcomes))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "enough short"), result.stderr
+
+
 def test_a_zone_that_outgrows_its_field_is_swept_with_known_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(seed=0, batch=7, size=4097, tokens=1, k=3, picks=5, anchor="best", zones=ZoneSpec(lo=1, hi=8, policy="softmax"))
     calls: list[int] = []
     sweep = _kernels.sweep
     monkeypatch.setattr(_kernels, "sweep", lambda *a, **options: calls.append(options["zoning"]) or sweep(*a, **options))
-    result = cpu.select(case.request(), least_field=1)
-    assert calls == [cpu._FROM_BEST, cpu._GIVEN]
+    result = cpu.select(case.request(), least_field=1, sample=0)
+    assert calls == [cpu.Zoning.FROM_BEST, cpu.Zoning.GIVEN]
     assert_same(result, reference.select(case.request()))
 
 
@@ -224,14 +268,27 @@ def test_screening_changes_nothing_and_reads_little(batch: int, half: bool, rng:
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e18, 1e30])
-def test_bounds_hold_at_any_scale(scale: float, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("query_scale", [1e-36, 1.0, 1e36])
+def test_bounds_hold_at_any_scale(scale: float, query_scale: float, rng: np.random.Generator) -> None:
     """Denormal and overflowing products too: what the bound excludes must really be below the threshold."""
-    items = (unit_vectors(rng, 3000, 33) * np.float32(scale)).astype(np.float32)
-    items[::7] *= np.geomspace(1e-6, 1e6, len(items[::7]), dtype=np.float32)[:, None]
     with np.errstate(over="ignore"):
-        request = validated(unit_vectors(rng, 2, 33), items, k=40, anchor=None, zones=None, picks=0, counts=False, exclude=None)
-        screened = cpu.select(dataclasses.replace(request, screen=Screen.build(items)))
-    assert_same(screened, cpu.select(request))
+        items = unit_vectors(rng, 3000, 33) * np.float32(scale)
+        items[::7] *= np.geomspace(1e-6, 1e6, len(items[::7]), dtype=np.float32)[:, None]
+        queries = unit_vectors(rng, 2, 33) * np.float32(query_scale)
+    request = validated(queries, items, k=40, anchor=None, zones=None, picks=0, counts=False, exclude=None)
+    assert_same(cpu.select(dataclasses.replace(request, screen=Screen.build(items))), cpu.select(request))
+
+
+def test_sums_that_overflow_are_never_screened_out() -> None:
+    """Finite numbers whose score is NaN, because their partial sums are infinite; and large bounds times small scales."""
+    items = np.ones((5000, 2), np.float32)
+    items[4321] = 1e38, -1.65e38
+    zones = ZoneSpec(lo=0.0, hi=1.0)
+    request = validated(np.full((1, 2), 4.0, np.float32), items, k=1, anchor=None, zones=zones, picks=0, counts=True, exclude=None)
+    assert_same(cpu.select(dataclasses.replace(request, screen=Screen.build(items))), cpu.select(request))
+    items = -np.geomspace(1e-3, 2e-3, 5000 * 64, dtype=np.float32).reshape(5000, 64)
+    request = validated(np.full((5, 64), 1e36, np.float32), items, k=5, anchor=None, zones=None, picks=0, counts=False, exclude=None)
+    assert_same(cpu.select(dataclasses.replace(request, screen=Screen.build(items))), reference.select(request), scores=False)
 
 
 @pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
