@@ -62,6 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="bench_zones", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="a section to run (repeatable); default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing of worth")
+    parser.add_argument("--short", action="store_true", help="full sizes, few rounds, interleaved only, random vectors: minutes")
     parser.add_argument("--full", action="store_true", help="refresh: run ours on all queries (minutes), not on a slice")
     parser.add_argument("--no-alone", action="store_true", help="do not time contenders in processes of their own as well")
     parser.add_argument("--contenders", metavar="NAME;…", help="only these, separated by semicolons; see --list")
@@ -104,9 +105,9 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], lis
         for number, name in enumerate(names, 1):
             progress.update(task, place=f"{name} ({number} of {len(names)})", completed=number - 1)
             bench = Bench(
-                sizes=Sizes.quick() if options.quick else Sizes(),
+                sizes=Sizes.quick() if options.quick else Sizes.short() if options.short else Sizes(),
                 threads=options.threads,
-                alone=not (options.no_alone or options.quick),
+                alone=not (options.no_alone or options.quick or options.short),
                 full=options.full,
                 wanted=_wanted(options.names),
                 step=lambda text: progress.update(task, description=escape(text)),

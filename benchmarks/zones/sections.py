@@ -37,6 +37,21 @@ class Sizes:
     rounds: Rounds = dataclasses.field(default_factory=Rounds)
     slow_rounds: Rounds = dataclasses.field(default_factory=lambda: Rounds(minimum=3, maximum=20, seconds=1.0))
 
+    kinds: tuple[Kind, ...] = KINDS
+
+    @classmethod
+    def short(cls) -> Sizes:
+        """Full sizes, few rounds, random vectors only."""
+        rounds = Rounds(minimum=3, maximum=10, seconds=0.3)
+        return cls(
+            rounds=rounds,
+            slow_rounds=dataclasses.replace(rounds, minimum=2),
+            peer_queries=64,
+            scaling_items=(10_000, 30_000, 100_000, 300_000, 1_000_000),
+            scaling_batches=(1, 4, 16, 64, 256, 1024),
+            kinds=("random",),
+        )
+
     @classmethod
     def quick(cls) -> Sizes:
         return cls(
@@ -93,7 +108,7 @@ class Bench:
 def top_k(bench: Bench) -> dict[str, Any]:
     """Exact top-k of single vectors, with and without zones, over random and clustered vectors."""
     sizes, out = bench.sizes, []
-    for half, kind in enumerate(KINDS):
+    for half, kind in enumerate(sizes.kinds):
         spec = VectorSpec(kind, sizes.items, max(sizes.batches), WIDTH)
         cases = [TopKCase(spec, batch, bench.threads, with_zones=True) for batch in sizes.batches]
         results, ceilings = [], []
@@ -101,10 +116,10 @@ def top_k(bench: Bench) -> dict[str, Any]:
             ceiling: list[float] = []
             results.append(bench.interleave(case, sizes.rounds, between=lambda c=ceiling: c.append(peaks.fma_flops(bench.threads))))
             ceilings.append(max(ceiling))
-            bench.reached((half + len(results) / (2 * len(cases))) / len(KINDS))
+            bench.reached((half + len(results) / (2 * len(cases))) / len(sizes.kinds))
         bench.run_alone(cases, results, sizes.rounds)
         for case, row, ceiling_flops in zip(cases, results, ceilings, strict=True):
-            if bench.alone and case.batch == 64 and kind == KINDS[0]:
+            if bench.alone and case.batch == 64 and kind == sizes.kinds[0]:
                 bench.measure_memory(case, row)
             out.append(bench.case(case, row, flops=flops(case), fma_flops_per_s=ceiling_flops))
     return {"cases": out}
@@ -113,8 +128,8 @@ def top_k(bench: Bench) -> dict[str, Any]:
 def max_sim(bench: Bench) -> dict[str, Any]:
     """Items of many tokens, the best token counting."""
     sizes, out = bench.sizes, []
-    for half, kind in enumerate(KINDS):
-        bench.reached(half / len(KINDS))
+    for half, kind in enumerate(sizes.kinds):
+        bench.reached(half / len(sizes.kinds))
         spec = VectorSpec(kind, sizes.max_sim_items, 16, WIDTH, sizes.tokens)
         case = MaxSimCase(spec, 16, bench.threads)
         results = bench.interleave(case, sizes.rounds)
