@@ -162,7 +162,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
             if ((*anchor_ids)(b) < 0 || (*anchor_ids)(b) >= gallery.size) throw std::invalid_argument("anchor_ids: not a position");
     }
     const TileKernels* kernels = kernels_of(instruction_set);
-    if (gallery.screened && !by_rows && !kernels->bound_panel)
+    if (gallery.screened && !by_rows && !kernels->find_bounded)
         throw std::invalid_argument("coded: not in panels with this instruction set");
     if (by_rows && batch > kernels->max_row_queries) throw std::invalid_argument("by_rows: too many queries");
     const Sweep sweep = {.queries = queries.data(),

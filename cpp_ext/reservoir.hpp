@@ -32,11 +32,13 @@ class Reservoir {
     Reservoir() = default;
     Reservoir(uint64_t* buffer, int64_t capacity) : entries_(buffer), capacity_(capacity) {}
 
-    // The score must not be NaN.
-    void offer(float score, int64_t id) {
-        if (score < threshold_) return;
+    // The score must not be NaN. Returns whether the threshold has risen, as it does now and then.
+    bool offer(float score, int64_t id) {
+        if (score < threshold_) return false;
         entries_[size_++] = entry_of(score, id);
-        if (size_ == room(capacity_)) prune();
+        if (size_ < room(capacity_)) return false;
+        prune();
+        return true;
     }
 
     // What is below it cannot be among the best.
@@ -55,6 +57,9 @@ class Reservoir {
     void for_each(const Visit& visit) const {
         for (int64_t i = 0; i < size_; ++i) visit(entry_score(entries_[i]), entry_id(entries_[i]));
     }
+
+    // Forget what was kept, for it was not the entries themselves.
+    void clear() { size_ = 0, threshold_ = kNothing, dropped_ = false; }
 
     // From here on keep the `capacity` best that are not below `threshold`.
     void restart(int64_t capacity, float threshold) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "screen.hpp"
 
@@ -10,17 +11,23 @@ namespace {
 
 // What a tile may take of the second-level cache, beside the queries' panels.
 constexpr int64_t kTileBytes = 128 << 10;
-constexpr int64_t kTileRowsMultiple = 24;  // of all row groups of the panel kernels
+constexpr int64_t kGroupRows = 12;  // that the panel kernels take at once, or a multiple
 
 int64_t tile_items(const Sweep& sweep) {
     int64_t rows;
     if (sweep.by_rows)
         rows = 512;  // streamed, not reused: long enough to amortise the calls
     else if (sweep.gallery.screened)
-        rows = 240;
+        rows = 256;
     else
-        rows = std::clamp<int64_t>(kTileBytes / (4 * sweep.gallery.width), kTileRowsMultiple, 240) / kTileRowsMultiple * kTileRowsMultiple;
+        rows = std::clamp<int64_t>(kTileBytes / (4 * sweep.gallery.width), kGroupRows, 20 * kGroupRows) / kGroupRows * kGroupRows;
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
+}
+
+// As few items as give whole groups of rows; one where that would be many.
+int64_t strip_items(int64_t tokens) {
+    const int64_t items = kGroupRows / std::gcd(kGroupRows, tokens);
+    return items * tokens <= 16 * kGroupRows ? items : 1;
 }
 
 }  // namespace
@@ -33,6 +40,7 @@ Scorer::Scorer(const Sweep& sweep)
       code_width_(code_width(sweep.gallery.width)),
       padded_(sweep.batch),
       tile_items_(tile_items(sweep)),
+      strip_items_(strip_items(sweep.gallery.tokens)),
       by_rows_(sweep.by_rows),
       screened_(sweep.gallery.screened) {
     if (!by_rows_) {
@@ -41,6 +49,8 @@ Scorer::Scorer(const Sweep& sweep)
             panels_.push_back({first, lanes, first});
         }
         padded_ = panels_.empty() ? 0 : panels_.back().first + panels_.back().lanes;
+    }
+    if (!by_rows_ && !screened_) {
         packed_.assign(static_cast<size_t>(padded_ * width_), 0.0f);
         for (const Panel& panel : panels_)
             for (int64_t lane = 0; lane < std::min<int64_t>(panel.lanes, sweep.batch - panel.first); ++lane)
@@ -88,13 +98,19 @@ std::vector<Tile> Scorer::tiles() const {
 
 TileScratch Scorer::scratch() const {
     TileScratch scratch;
-    const int64_t rows = tile_items_ * tokens_;
-    const int64_t stride = by_rows_ ? (rows + kernels_.narrow - 1) / kernels_.narrow * kernels_.narrow : rows * kernels_.wide;
-    scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
-    scratch.positions.resize(static_cast<size_t>(stride));
-    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : tile_items_ * kernels_.wide));
-    scratch.row_thresholds.resize(static_cast<size_t>(kernels_.narrow));
+    const int64_t rows = tile_items_ * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
     scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
+    if (screened_ && !by_rows_) {
+        scratch.reached.resize(static_cast<size_t>(rows * lanes));
+        scratch.best.resize(static_cast<size_t>(lanes));
+        scratch.lanes.reserve(static_cast<size_t>(lanes));
+        return scratch;
+    }
+    const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
+    scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
+    scratch.positions.resize(static_cast<size_t>(stride + lanes));
+    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : tile_items_ * lanes));
+    scratch.row_thresholds.resize(static_cast<size_t>(by_rows_ ? lanes : 0));
     return scratch;
 }
 
@@ -150,7 +166,7 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     auto panel = panels_.begin();
     while (b >= panel->first + panel->lanes) ++panel;
     std::vector<float> scores(static_cast<size_t>(tokens_ * panel->lanes));
-    kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes,
+    kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes, {0, 1},
                        scores.data());
     kernels_.max_over_tokens(scores.data(), 1, tokens_, panel->lanes, scores.data());
     return scores[static_cast<size_t>(b - panel->first)];

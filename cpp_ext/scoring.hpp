@@ -3,10 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
+#include "aligned.hpp"
 #include "sweep.hpp"
 
 namespace dqe::cpu {
@@ -19,8 +21,10 @@ struct Tile {
 
 // Reused from tile to tile by one thread.
 struct TileScratch {
-    std::vector<float> scores, best, widened, row_thresholds;
+    AlignedVector<float> scores, best, widened, row_thresholds;
     std::vector<uint32_t> positions;
+    std::vector<Bounded> reached;
+    std::vector<uint32_t> lanes;  // of the item at hand that have a token in `best`
 };
 
 class Scorer {
@@ -40,7 +44,24 @@ class Scorer {
     // `take` may raise thresholds[b]. Returns how many pairs were scored again in full.
     template <typename Take>
     int64_t score(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
-        return by_rows_ ? score_by_rows(tile, thresholds, scratch, take) : score_in_panels(tile, thresholds, scratch, take);
+        if (by_rows_) return score_by_rows(tile, thresholds, scratch, take);
+        if (!screened_) return score_in_panels(tile, thresholds, scratch, take);
+        return for_each_bounded(
+            tile, thresholds, scratch, [&](int64_t row, int64_t b, float) { return dot(*tile.shard, row, b, scratch); }, take);
+    }
+
+    // Whether `estimate` says what scores are like for less than `score` costs.
+    bool estimates() const { return screened_ && !by_rows_; }
+
+    // As `score`, but with estimates of scores: the middle of what codes leave open. At least every pair is taken whose score is
+    // not below the threshold.
+    template <typename Take>
+    void estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
+        const auto middle = [&](int64_t row, int64_t b, float bound) {
+            const auto at = static_cast<size_t>(b);
+            return bound - norms_[at] * tile.shard->errors[row] - errors_[at] * tile.shard->norms[row];
+        };
+        for_each_bounded(tile, thresholds, scratch, middle, take);
     }
 
   private:
@@ -54,6 +75,9 @@ class Scorer {
     int64_t score_by_rows(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
     template <typename Take>
     int64_t score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
+    template <typename ScoreOf, typename Take>
+    int64_t for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, const ScoreOf& score_of,
+                             const Take& take) const;
 
     // The tile's rows in float32: in place, or widened into the scratch.
     const float* rows_of(const Tile& tile, TileScratch& scratch) const;
@@ -66,13 +90,13 @@ class Scorer {
 
     const Sweep& sweep_;
     const TileKernels& kernels_;
-    int64_t tokens_, width_, code_width_, padded_, tile_items_;
+    int64_t tokens_, width_, code_width_, padded_, tile_items_, strip_items_;
     bool by_rows_, screened_;
     std::vector<Panel> panels_;
-    std::vector<float> packed_;  // panels: [panel][width][lanes]
-    std::vector<int8_t> codes_;  // panels: [panel][code_width / 4][lanes][4]; rows: [query][code_width]
-    std::vector<int32_t> offsets_;
-    std::vector<float> scales_, norms_, errors_;
+    AlignedVector<float> packed_;  // panels: [panel][width][lanes]
+    AlignedVector<int8_t> codes_;  // panels: [panel][code_width / 4][lanes][4]; rows: [query][code_width]
+    AlignedVector<int32_t> offsets_;
+    AlignedVector<float> scales_, norms_, errors_;
 };
 
 inline float greater_or_nan(float a, float b) { return a != a || b <= a ? a : b; }
@@ -115,42 +139,68 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
     return rescored;
 }
 
+// Some rows at a time for all panels: they stay in the first-level cache while panels come from the second, and memory has the time of
+// all panels to bring the next rows.
 template <typename Take>
 int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
-    const int64_t count = tile.count * tokens_;
-    const float* rows = screened_ ? nullptr : rows_of(tile, scratch);
+    const float* rows = rows_of(tile, scratch);
     float* scores = scratch.scores.data();
     float* best = tokens_ > 1 ? scratch.best.data() : scores;
     const uint32_t* positions = scratch.positions.data();
-    int64_t rescored = 0;
-    for (const Panel& panel : panels_) {
-        const auto lanes = static_cast<uint32_t>(panel.lanes);
-        if (screened_)
-            kernels_.bound_panel(codes_of(tile), coded_queries(panel.at), panel.lanes, scores);
-        else
-            kernels_.dot_panel({rows, count, width_}, packed_.data() + panel.at * width_, panel.lanes, scores);
-        if (tokens_ > 1) kernels_.max_over_tokens(scores, tile.count, tokens_, panel.lanes, best);
-        const int64_t found =
-            kernels_.find(best, tile.count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
-        for (int64_t h = 0; h < found; ++h) {
-            const int64_t item = positions[h] / lanes, lane = positions[h] % lanes, b = panel.first + lane;
-            if (b >= sweep_.batch) continue;
-            if (!screened_) {
-                take(b, tile.id + item, best[positions[h]]);
-                continue;
+    for (int64_t first = 0; first < tile.count; first += strip_items_) {
+        const int64_t count = std::min(strip_items_, tile.count - first);
+        const Rows strip = {rows + first * tokens_ * width_, count * tokens_, width_};
+        for (const Panel& panel : panels_) {
+            const PanelShare share = {&panel - panels_.data(), static_cast<int64_t>(panels_.size())};
+            kernels_.dot_panel(strip, packed_.data() + panel.at * width_, panel.lanes, share, scores);
+            if (tokens_ > 1) kernels_.max_over_tokens(scores, count, tokens_, panel.lanes, best);
+            const int64_t found = kernels_.find(best, count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
+            const auto lanes = static_cast<uint32_t>(panel.lanes);
+            const int shift = std::countr_zero(lanes);
+            for (int64_t h = 0; h < found; ++h) {
+                const int64_t b = panel.first + (positions[h] & (lanes - 1));
+                if (b < sweep_.batch) take(b, tile.id + first + (positions[h] >> shift), best[positions[h]]);
             }
-            if (tokens_ == 1 && h + 2 < found) prefetch(*tile.shard, tile.first + positions[h + 2] / lanes);
-            if (best[positions[h]] < thresholds[b]) continue;  // it has risen
-            // Tokens whose bound is below the threshold cannot be the best of an item that reaches it.
-            float score = -std::numeric_limits<float>::infinity();
-            for (int64_t row = item * tokens_; row < (item + 1) * tokens_; ++row)
-                if (!(scores[row * lanes + lane] < thresholds[b]))
-                    score = greater_or_nan(score, dot(*tile.shard, tile.first * tokens_ + row, b, scratch));
-            ++rescored;
-            take(b, tile.id + item, score);
         }
     }
-    return rescored;
+    return 0;
+}
+
+// A token whose bound is below the threshold cannot be the best of an item that reaches it, so an item is the best of its tokens
+// that were found.
+template <typename ScoreOf, typename Take>
+int64_t Scorer::for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, const ScoreOf& score_of,
+                                 const Take& take) const {
+    constexpr int64_t kAhead = 4;  // rows on their way from memory while one is scored
+    const Bounded* reached = scratch.reached.data();
+    float* best = scratch.best.data();
+    const int64_t first_row = tile.first * tokens_;
+    int64_t scored = 0;
+    for (const Panel& panel : panels_) {
+        const uint32_t last_lane = static_cast<uint32_t>(panel.lanes) - 1;
+        const int shift = std::countr_zero(last_lane + 1);
+        const int64_t found =
+            kernels_.find_bounded(codes_of(tile), coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
+        const auto row_of = [&](int64_t h) { return static_cast<int64_t>(reached[h].position >> shift); };
+        for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
+        for (int64_t h = 0; h < found;) {
+            const int64_t item = row_of(h) / tokens_;
+            scratch.lanes.clear();
+            for (; h < found && row_of(h) < (item + 1) * tokens_; ++h) {
+                if (h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
+                const uint32_t lane = reached[h].position & last_lane;
+                const int64_t b = panel.first + lane;
+                if (b >= sweep_.batch || reached[h].bound < thresholds[b]) continue;  // padding; or the threshold has risen
+                const float score = score_of(first_row + row_of(h), b, reached[h].bound);
+                const bool another = std::find(scratch.lanes.begin(), scratch.lanes.end(), lane) != scratch.lanes.end();
+                best[lane] = another ? greater_or_nan(best[lane], score) : score;
+                if (!another) scratch.lanes.push_back(lane);
+            }
+            scored += static_cast<int64_t>(scratch.lanes.size());
+            for (const uint32_t lane : scratch.lanes) take(panel.first + lane, tile.id + item, best[lane]);
+        }
+    }
+    return scored;
 }
 
 }  // namespace dqe::cpu

@@ -25,9 +25,10 @@ int64_t sampled_rank(int64_t rank, const Sweep& sweep) {
     return safe <= sweep.sample / 4 ? safe : 0;
 }
 
-// A threshold for the best of the whole, guessed from a sample: the score at some rank of it. While the sample was scanned, each
-// thread kept its best down to that rank alone; whatever it dropped is no better than the guess. So the best entries that are
-// found at the end are the best of all if the worst of them is above the guess, or at the guess with nothing dropped.
+// A threshold for the best of the whole, guessed from a sample: the score, or its estimate, at some rank of it. While a sample is
+// scored, each thread keeps its best down to that rank alone; whatever it drops is no better than the guess. An estimated sample is
+// swept again and drops nothing. So the best entries that are found at the end are the best of all if the worst of them is above
+// the guess, or at the guess with nothing dropped.
 struct Guess {
     float threshold = -kInfinity;
     bool dropped = false;
@@ -50,6 +51,9 @@ int64_t field_share(const Sweep& sweep, int threads) {
 struct QueryState {
     Reservoir top, field;
     BestHeap<double> picks;
+    uint32_t drawn_ids[kUniforms];  // of the mid zone, waiting for their random numbers
+    float drawn_scores[kUniforms];
+    int drawn;
     int64_t counts[3];
     int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
     float easy_below;            // all scores below this are easy
@@ -89,12 +93,17 @@ class Block {
 
     Worker make_worker() const;
     void scan(Worker& worker, const Tile& tile) const;
+    void estimate(Worker& worker, const Tile& tile) const;
     void take(Worker& worker, int64_t b, int64_t id, float score) const;
     void take_in_zone(QueryState& state, const ZoneBounds& bounds, int64_t row, int64_t id, float score) const;
+    void draw(QueryState& state, const ZoneBounds& bounds, int64_t row) const;
     void guess(std::vector<Worker>& workers, int64_t b);
     void finish(std::vector<Worker>& workers, int64_t b) const;
     Status resolve(QueryState& state, int64_t b, int64_t valid) const;
-    bool is_excluded(int64_t b, int64_t id) const;
+    bool is_excluded(int64_t b, int64_t id) const {
+        const int64_t *from = sweep_.excluded.ids + sweep_.excluded.offsets[b], *to = sweep_.excluded.ids + sweep_.excluded.offsets[b + 1];
+        return from != to && std::binary_search(from, to, id);
+    }
     float threshold(const QueryState& state) const;
     bool zones_as_it_goes() const { return sweep_.zoning == Zoning::given; }
     bool zones_at_the_end() const { return sweep_.zoning == Zoning::from_best || sweep_.zoning == Zoning::quantile; }
@@ -120,12 +129,7 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       field_(zones_at_the_end() ? field_share(sweep, threads_) : 0),
       picks_(zones_as_it_goes() ? std::min(sweep.picks, sweep.gallery.size) : 0),
       sampled_top_(sampled_rank(top_, sweep)),
-      sampled_field_(sweep.zoning == Zoning::quantile ? sampled_rank(std::min(sweep.field, sweep.gallery.size), sweep) : 0) {}
-
-bool Block::is_excluded(int64_t b, int64_t id) const {
-    const int64_t *from = sweep_.excluded.ids + sweep_.excluded.offsets[b], *to = sweep_.excluded.ids + sweep_.excluded.offsets[b + 1];
-    return from != to && std::binary_search(from, to, id);
-}
+      sampled_field_(zones_at_the_end() ? sampled_rank(std::min(sweep.field, sweep.gallery.size), sweep) : 0) {}
 
 float Block::threshold(const QueryState& state) const {
     float lowest = kInfinity;
@@ -174,23 +178,35 @@ double unreachable_above(const ZoneBounds& bounds, double temperature, double wo
     return std::exp(best - worst + 1e-6 * (1.0 + std::abs(best) + std::abs(worst)));
 }
 
-// One candidate of a query whose bounds are known.
+// One candidate of a query whose bounds are known; `draw` must follow the last.
 void Block::take_in_zone(QueryState& state, const ZoneBounds& bounds, int64_t row, int64_t id, float score) const {
-    if (sweep_.rule.policy != Policy::softmax) {
-        ZoneRow{bounds, row, state.counts, state.picks}.offer(sweep_.rule, score, id);
-        return;
-    }
     const float delta = bounds.anchor - score;
     state.counts[0] += delta < bounds.lo;
     state.counts[2] += delta > bounds.hi;
     if (!(delta >= bounds.lo && delta <= bounds.hi)) return;
     ++state.counts[1];
     if (state.picks.capacity == 0) return;
-    const double u = uniform(sweep_.rule.seed, static_cast<uint64_t>(row), static_cast<uint64_t>(id));
-    if (1.0 - u > state.unreachable) return;
-    const double worst = state.picks.keys[0];
-    state.picks.offer(softmax_key(sweep_.rule, score, u), id, score);
-    if (state.picks.keys[0] > worst) state.unreachable = unreachable_above(bounds, sweep_.rule.temperature, state.picks.keys[0]);
+    if (sweep_.rule.policy == Policy::hardest) return state.picks.offer(score, id, score);
+    state.drawn_ids[state.drawn] = static_cast<uint32_t>(id);
+    state.drawn_scores[state.drawn] = score;
+    if (++state.drawn == kUniforms) draw(state, bounds, row);
+}
+
+// Random numbers for those that wait, several at once, and their offers.
+void Block::draw(QueryState& state, const ZoneBounds& bounds, int64_t row) const {
+    double u[kUniforms];
+    sweep_.kernels->uniforms(sweep_.rule.seed, static_cast<uint64_t>(row), state.drawn_ids, state.drawn, u);
+    for (int i = 0; i < state.drawn; ++i) {
+        const float score = state.drawn_scores[i];
+        if (sweep_.rule.policy == Policy::uniform) {
+            state.picks.offer(u[i], state.drawn_ids[i], score);
+        } else if (!(1.0 - u[i] > state.unreachable)) {
+            const double worst = state.picks.keys[0];
+            state.picks.offer(softmax_key(sweep_.rule, score, u[i]), state.drawn_ids[i], score);
+            if (state.picks.keys[0] > worst) state.unreachable = unreachable_above(bounds, sweep_.rule.temperature, state.picks.keys[0]);
+        }
+    }
+    state.drawn = 0;
 }
 
 void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
@@ -201,22 +217,34 @@ void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
         return;
     }
     ++state.taken;
-    if (sweep_.k > 0) state.top.offer(score, id);
+    bool risen = sweep_.k > 0 && state.top.offer(score, id);
     if (zones_as_it_goes()) take_in_zone(state, bounds_[static_cast<size_t>(b)], sweep_.query_rows[b], id, score);
     if (zones_at_the_end() && !(score < state.easy_below)) {
-        state.field.offer(score, id);
+        risen |= state.field.offer(score, id);
         if (sweep_.zoning == Zoning::from_best && score > state.best) {
             state.best = score;
             // A negative hi makes the best itself easy; it is still needed.
             state.easy_below = std::min(score, easy_threshold(score, static_cast<float>(sweep_.hi)));
+            risen = true;
         }
     }
-    worker.thresholds[static_cast<size_t>(b)] = threshold(state);
+    if (risen) worker.thresholds[static_cast<size_t>(b)] = threshold(state);
 }
 
 void Block::scan(Worker& worker, const Tile& tile) const {
     worker.rescored += scorer_.score(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
         if (!(score < worker.thresholds[static_cast<size_t>(b)])) take(worker, b, id, score);
+    });
+}
+
+void Block::estimate(Worker& worker, const Tile& tile) const {
+    scorer_.estimate(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
+        if (std::isnan(score) || is_excluded(b, id)) return;
+        QueryState& state = worker.queries[static_cast<size_t>(b)];
+        if (sampled_top_) state.top.offer(score, id);
+        if (sampled_field_) state.field.offer(score, id);
+        const float top = sampled_top_ ? state.top.threshold() : kInfinity;
+        worker.thresholds[static_cast<size_t>(b)] = sampled_field_ ? std::min(top, state.field.threshold()) : top;
     });
 }
 
@@ -226,9 +254,11 @@ void Block::guess(std::vector<Worker>& workers, int64_t b) {
     const auto restart = [&](Reservoir QueryState::* part, int64_t capacity, int64_t rank) {
         std::vector<uint64_t> all;
         Guess guess;
-        for (const Worker& worker : workers) {
-            (worker.queries[at].*part).drain_to(all);
-            guess.dropped = guess.dropped || (worker.queries[at].*part).dropped();
+        for (Worker& worker : workers) {
+            Reservoir& kept = worker.queries[at].*part;
+            kept.drain_to(all);
+            if (scorer_.estimates()) kept.clear();
+            guess.dropped = guess.dropped || kept.dropped();
         }
         if (rank > 0 && static_cast<int64_t>(all.size()) >= rank) {
             std::nth_element(all.begin(), all.begin() + rank - 1, all.end(), std::greater<uint64_t>());
@@ -266,12 +296,15 @@ Status Block::resolve(QueryState& state, int64_t b, int64_t valid) const {
     if (state.field.dropped() && !(anchor - state.field.threshold() > hi)) return Status::outgrown;
     const ZoneBounds bounds = {anchor, lo, hi};
     state.field.for_each([&](float score, int64_t id) { take_in_zone(state, bounds, sweep_.query_rows[b], id, score); });
+    draw(state, bounds, sweep_.query_rows[b]);
     // What is not in the field is easy, unless Δ is not a number.
     if (!std::isnan(anchor) && !std::isnan(hi)) state.counts[2] += valid - state.field.size();
     return Status::complete;
 }
 
 void Block::finish(std::vector<Worker>& workers, int64_t b) const {
+    if (zones_as_it_goes())
+        for (Worker& worker : workers) draw(worker.queries[static_cast<size_t>(b)], bounds_[static_cast<size_t>(b)], sweep_.query_rows[b]);
     QueryState& state = workers[0].queries[static_cast<size_t>(b)];
     std::vector<uint64_t> top, field;
     state.top.drain_to(top);
@@ -329,7 +362,7 @@ int64_t Block::run() {
         for (int64_t b = 0; b < sweep_.batch; ++b) bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
 
     std::vector<Tile> tiles = scorer_.tiles();
-    // The sample is every so-manieth tile; stable, so that ids still ascend within each part.
+    // The sample is every so-manieth tile, first; stable, so that ids still ascend within each part.
     const bool samples = sampled_top_ || sampled_field_;
     int64_t sampled = 0;
     if (samples) {
@@ -344,15 +377,19 @@ int64_t Block::run() {
     }
     std::vector<Worker> workers;
     for (int t = 0; t < threads_; ++t) workers.push_back(make_worker());
-    const auto scan_tiles = [&](int64_t from, int64_t to) {
+    const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {
         for_each_part(to - from, threads_,
-                      [&](int t, int64_t i) { scan(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
+                      [&](int t, int64_t i) { work(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
     };
     if (samples) {
-        scan_tiles(0, sampled);
+        if (scorer_.estimates())
+            for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { estimate(worker, tile); });
+        else
+            for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
         for (int64_t b = 0; b < sweep_.batch; ++b) guess(workers, b);
     }
-    scan_tiles(sampled, static_cast<int64_t>(tiles.size()));
+    for_each_tile(scorer_.estimates() ? 0 : sampled, static_cast<int64_t>(tiles.size()),
+                  [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
     for_each_part(sweep_.batch, threads_, [&](int, int64_t b) { finish(workers, b); });
     int64_t rescored = 0;
     for (const Worker& worker : workers) rescored += worker.rescored;

@@ -33,19 +33,35 @@ struct CodedQueries {
     const float *scales, *norms, *errors;
 };
 
+constexpr int kUniforms = 16;
+
+// Which of how many panels that the same rows meet one after the other.
+struct PanelShare {
+    int64_t panel, panels;
+};
+
+// A pair of a tile, row * lanes + lane, and the upper bound of its score.
+struct Bounded {
+    uint32_t position;
+    float bound;
+};
+
 struct TileKernels {
     const char* name;
     int wide, narrow;      // lanes of a panel; narrow is for what is left over
     int max_row_queries;   // dot_rows and bound_rows take up to so many queries
     int screened_queries;  // up to so many, bounds first are faster than scores at once
 
-    // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
-    void (*dot_panel)(const Rows& rows, const float* panel, int lanes, float* scores);
+    // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow. Meanwhile the panel's share of
+    // as many rows behind these is asked for from memory.
+    void (*dot_panel)(const Rows& rows, const float* panel, int lanes, PanelShare share, float* scores);
     // scores[query * stride + row] = <row, query>. `queries` is [count][width].
     void (*dot_rows)(const Rows& rows, const float* queries, int count, float* scores, int64_t stride);
 
-    // The same for upper bounds of scores, NaN where there is none. bound_panel is null where it would be slower than dot_panel.
-    void (*bound_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds);
+    // Pairs whose upper bound is not below their lane's threshold, NaN included, in ascending order of position; returns how many.
+    // `reached` has room for all. No bound is ever stored. Null where it would be slower than dot_panel.
+    int64_t (*find_bounded)(const CodedRows& rows, const CodedQueries& queries, int lanes, const float* thresholds, Bounded* reached);
+    // bounds[query * stride + row]: upper bounds of scores, NaN where there is none.
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 
     // (items * tokens, lanes) to (items, lanes): the maximum of each item's tokens, NaN if any token's is. In place if best is
@@ -53,11 +69,14 @@ struct TileKernels {
     void (*max_over_tokens)(const float* scores, int64_t items, int64_t tokens, int lanes, float* best);
 
     // Positions p (ascending) of the entries that are not below their lane's threshold, NaN included; returns how many.
-    // `size` is a multiple of lanes. `positions` has room for size entries.
+    // `size` is a multiple of lanes. `positions` has room for size + lanes entries.
     int64_t (*find)(const float* scores, int64_t size, int lanes, const float* thresholds, uint32_t* positions);
 
     // IEEE half precision to single precision, exact.
     void (*widen)(const uint16_t* half, int64_t size, float* single);
+
+    // u(seed, query, item) of philox.hpp for `count` items, at most kUniforms.
+    void (*uniforms)(uint64_t seed, uint64_t query, const uint32_t* items, int count, double* u);
 
     // A loop of multiply-adds that stays in registers, to measure the processor with; returns how many numbers were multiplied
     // and added. `sink` has two entries: a factor, which the result replaces, and a summand.

@@ -54,6 +54,15 @@ inline uint32_t bits_of(Integers lanes) {
 #endif
 }
 
+// One bit per lane, set where `value` is not below `other`, or either is NaN.
+inline uint32_t not_below(Vector value, Vector other) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(value, other, _CMP_NLT_UQ);  // as a vector it would go from mask to lanes to mask
+#else
+    return bits_of(~(value < other));
+#endif
+}
+
 // ---------------------------------------------------------------- scores
 
 // Steps along D taken together: the address of a row is then found once for so many multiply-adds. More do not fit registers.
@@ -75,15 +84,17 @@ inline void dot_steps(const float* row, int64_t width, const float* panel, Vecto
     }
 }
 
+// `next` are the rows of the strip to come that take this group's place; of their cache lines, this panel asks memory for its share,
+// in the order of memory: rows are read side by side, which no hardware prefetcher follows.
 template <int ROWS, int VECTORS>
-inline void dot_group(const float* rows, int64_t width, const float* panel, float* scores) {
+inline void dot_group(const float* rows, int64_t width, const float* panel, const float* next, PanelShare share, float* scores) {
     constexpr int kSteps = kVector == 16 ? 4 / VECTORS : 2 / VECTORS, kLine = 16;
+    const int64_t lines = (ROWS + share.panels - 1) / share.panels;
+    next += share.panel * (width / kLine) * lines * kLine;
     Vector sums[ROWS][VECTORS] = {};
     int64_t d = 0;
     for (; d + kLine <= width; d += kLine) {
-        // The next group's cache lines in the order of memory; rows are read side by side, which no hardware prefetcher follows.
-        const float* next = rows + ROWS * (width + d);
-        for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next + r * kLine, 0, 2);
+        for (int64_t line = 0; line < lines; ++line, next += kLine) __builtin_prefetch(next, 0, 2);
         for (int64_t step = d; step < d + kLine; step += kSteps)
             dot_steps<ROWS, VECTORS, kSteps>(rows + step, width, panel + step * VECTORS * kVector, sums);
     }
@@ -95,21 +106,24 @@ inline void dot_group(const float* rows, int64_t width, const float* panel, floa
 }
 
 template <int ROWS, int VECTORS>
-void dot_groups(const Rows& rows, const float* panel, float* scores) {
-    constexpr int kLanes = VECTORS * kVector;
+void dot_groups(const Rows& rows, const float* panel, PanelShare share, float* scores) {
+    constexpr int kLanes = VECTORS * kVector, kSmall = ROWS % 4 ? 3 : 4;
     int64_t r = 0;
-    for (; r + ROWS <= rows.count; r += ROWS) dot_group<ROWS, VECTORS>(rows.data + r * rows.width, rows.width, panel, scores + r * kLanes);
-    constexpr int kSmall = ROWS % 4 ? 3 : 4;
-    for (; r + kSmall <= rows.count; r += kSmall)
-        dot_group<kSmall, VECTORS>(rows.data + r * rows.width, rows.width, panel, scores + r * kLanes);
-    for (; r < rows.count; ++r) dot_group<1, VECTORS>(rows.data + r * rows.width, rows.width, panel, scores + r * kLanes);
+    const auto group = [&]<int SIZE>() {
+        const float* own = rows.data + r * rows.width;
+        dot_group<SIZE, VECTORS>(own, rows.width, panel, own + rows.count * rows.width, share, scores + r * kLanes);
+        r += SIZE;
+    };
+    while (r + ROWS <= rows.count) group.template operator()<ROWS>();
+    while (r + kSmall <= rows.count) group.template operator()<kSmall>();
+    while (r < rows.count) group.template operator()<1>();
 }
 
-void dot_panel(const Rows& rows, const float* panel, int lanes, float* scores) {
+void dot_panel(const Rows& rows, const float* panel, int lanes, PanelShare share, float* scores) {
     if (lanes == kVector)
-        dot_groups<kNarrowRows, 1>(rows, panel, scores);
+        dot_groups<kNarrowRows, 1>(rows, panel, share, scores);
     else
-        dot_groups<kWideRows, 2>(rows, panel, scores);
+        dot_groups<kWideRows, 2>(rows, panel, share, scores);
 }
 
 // Pairwise, so the order is fixed.
@@ -189,8 +203,42 @@ inline Number bound_of(Number dot, Number scale, Number norm, Number error, cons
 #if defined(__AVX512VNNI__)
 constexpr int kScreenedQueries = 0x7FFFFFFF;
 
+// What a panel's queries bring to their bounds, in registers.
+template <int VECTORS>
+struct Lanes {
+    Vector scales[VECTORS], norms[VECTORS], errors[VECTORS], thresholds[VECTORS];
+
+    Lanes(const CodedQueries& queries, const float* lowest) {
+        for (int v = 0; v < VECTORS; ++v) {
+            scales[v] = load(queries.scales + v * kVector);
+            norms[v] = load(queries.norms + v * kVector);
+            errors[v] = load(queries.errors + v * kVector);
+            thresholds[v] = load(lowest + v * kVector);
+        }
+    }
+};
+
+// Appends the lanes whose bound is not below the threshold; `position` is lane 0's. Returns the new count.
+inline int64_t note_reached(Vector bound, Vector threshold, int64_t position, Bounded* reached, int64_t found) {
+    uint32_t bits = not_below(bound, threshold);
+    if (__builtin_expect(bits == 0, 1)) return found;
+    float bounds[kVector];
+    store(bounds, bound);
+    for (; bits; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        reached[found++] = {static_cast<uint32_t>(position + lane), bounds[lane]};
+    }
+    return found;
+}
+
+// _mm512_dpbusd_epi32 in place: GCC 12 copies the sums to other registers before each.
+inline void add_products(__m512i& sums, __m512i codes, __m512i query) {
+    asm("vpdpbusd\t{%2, %1, %0|%0, %1, %2}" : "+v"(sums) : "v"(codes), "v"(query));
+}
+
 template <int ROWS, int VECTORS>
-inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries& queries, float* bounds) {
+inline int64_t find_in_group(const CodedRows& rows, int64_t first, const CodedQueries& queries, const Lanes<VECTORS>& lanes,
+                             Bounded* reached, int64_t found) {
     constexpr int kLanes = VECTORS * kVector;
     __m512i sums[ROWS][VECTORS];
 #pragma GCC unroll 32
@@ -216,7 +264,7 @@ inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries
                     int32_t four;
                     memcpy(&four, row + 4 * step, 4);
 #pragma GCC unroll 2
-                    for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], _mm512_set1_epi32(four), query[step][v]);
+                    for (int v = 0; v < VECTORS; ++v) add_products(sums[r][v], _mm512_set1_epi32(four), query[step][v]);
                 }
                 row += rows.width;
                 asm("" : "+r"(row));
@@ -227,33 +275,40 @@ inline void bound_group(const CodedRows& rows, int64_t first, const CodedQueries
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) {
-            const int at = v * kVector;
             const Vector dot = __builtin_convertvector(reinterpret_cast<Integers>(sums[r][v]), Vector);
-            store(bounds + r * kLanes + at,
-                  bound_of(dot, load(queries.scales + at), load(queries.norms + at), load(queries.errors + at), rows, first + r));
+            found = note_reached(bound_of(dot, lanes.scales[v], lanes.norms[v], lanes.errors[v], rows, first + r), lanes.thresholds[v],
+                                 (first + r) * kLanes + v * kVector, reached, found);
         }
+    return found;
 }
 
 template <int ROWS, int VECTORS>
-void bound_groups(const CodedRows& rows, const CodedQueries& queries, float* bounds) {
-    constexpr int kLanes = VECTORS * kVector;
-    int64_t r = 0;
-    for (; r + ROWS <= rows.count; r += ROWS) bound_group<ROWS, VECTORS>(rows, r, queries, bounds + r * kLanes);
-    for (; r + 4 <= rows.count; r += 4) bound_group<4, VECTORS>(rows, r, queries, bounds + r * kLanes);
-    for (; r < rows.count; ++r) bound_group<1, VECTORS>(rows, r, queries, bounds + r * kLanes);
+int64_t find_in_groups(const CodedRows& rows, int64_t r, const CodedQueries& queries, const Lanes<VECTORS>& lanes, Bounded* reached,
+                       int64_t found) {
+    for (; r + ROWS <= rows.count; r += ROWS) found = find_in_group<ROWS, VECTORS>(rows, r, queries, lanes, reached, found);
+    for (; r + 4 <= rows.count; r += 4) found = find_in_group<4, VECTORS>(rows, r, queries, lanes, reached, found);
+    for (; r < rows.count; ++r) found = find_in_group<1, VECTORS>(rows, r, queries, lanes, reached, found);
+    return found;
 }
 
-void bound_panel(const CodedRows& rows, const CodedQueries& queries, int lanes, float* bounds) {
-    if (lanes == kVector)
-        bound_groups<kNarrowRows, 1>(rows, queries, bounds);
-    else
-        bound_groups<kWideRows, 2>(rows, queries, bounds);
+#if defined(__AMX_INT8__)
+#include "tiles_amx_impl.hpp"
+#else
+template <int ROWS, int VECTORS>
+int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const Lanes<VECTORS>& lanes, Bounded* reached) {
+    return find_in_groups<ROWS, VECTORS>(rows, 0, queries, lanes, reached, 0);
+}
+#endif
+
+int64_t find_bounded(const CodedRows& rows, const CodedQueries& queries, int lanes, const float* thresholds, Bounded* reached) {
+    if (lanes == kVector) return find_in_panel<kNarrowRows, 1>(rows, queries, Lanes<1>(queries, thresholds), reached);
+    return find_in_panel<kWideRows, 2>(rows, queries, Lanes<2>(queries, thresholds), reached);
 }
 #else
 // Products of bytes are no faster here than of floats: what is gained is memory traffic, of a few queries.
 constexpr int kScreenedQueries = kVector == 8 ? kRowQueries : 1;
 
-constexpr void (*bound_panel)(const CodedRows&, const CodedQueries&, int, float*) = nullptr;
+constexpr int64_t (*find_bounded)(const CodedRows&, const CodedQueries&, int, const float*, Bounded*) = nullptr;
 #endif
 
 // <codes, query> + offset; width is a multiple of 64.
@@ -314,19 +369,32 @@ void max_over_tokens(const float* scores, int64_t items, int64_t tokens, int lan
 
 int64_t find(const float* scores, int64_t size, int lanes, const float* thresholds, uint32_t* positions) {
     int64_t found = 0;
+#if defined(__AVX512F__)
+    // Without a branch, which would often be foreseen wrongly: a whole vector is stored, and its head counts.
+    const auto note = [&](uint32_t bits, int64_t at) {
+        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(at)), lane);
+        _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+        found += __builtin_popcount(bits);
+    };
+#else
     const auto note = [&](uint32_t bits, int64_t at) {
         for (; bits; bits &= bits - 1) positions[found++] = static_cast<uint32_t>(at + __builtin_ctz(bits));
     };
+#endif
     if (lanes == kVector) {
         const Vector threshold = load(thresholds);
-        for (int64_t at = 0; at < size; at += kVector) note(bits_of(~(load(scores + at) < threshold)), at);
+        for (int64_t at = 0; at < size; at += kVector) note(not_below(load(scores + at), threshold), at);
         return found;
     }
     const Vector low = load(thresholds), high = load(thresholds + kVector);
     for (int64_t at = 0; at < size; at += 2 * kVector) {
-        const Integers first = ~(load(scores + at) < low), second = ~(load(scores + at + kVector) < high);
-        if (const uint32_t bits = bits_of(first)) note(bits, at);
-        if (const uint32_t bits = bits_of(second)) note(bits, at + kVector);
+        const uint32_t first = not_below(load(scores + at), low), second = not_below(load(scores + at + kVector), high);
+#if !defined(__AVX512F__)
+        if (__builtin_expect((first | second) == 0, 1)) continue;
+#endif
+        note(first, at);
+        note(second, at + kVector);
     }
     return found;
 }
@@ -357,6 +425,43 @@ void widen(const uint16_t* half, int64_t size, float* single) {
     for (; i < size; ++i) single[i] = widen_one(half[i]);
 }
 
+// Numbers of 32 bits in lanes of 64, so that a product fits.
+constexpr int kWords = kVector / 2;
+typedef uint64_t Words __attribute__((vector_size(8 * kWords)));
+
+inline Words times(Words value, uint64_t factor) {
+    const Words factors = factor - Words{};
+#if defined(__AVX512F__)
+    return reinterpret_cast<Words>(_mm512_mul_epu32(reinterpret_cast<__m512i>(value), reinterpret_cast<__m512i>(factors)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Words>(_mm256_mul_epu32(reinterpret_cast<__m256i>(value), reinterpret_cast<__m256i>(factors)));
+#else
+    return value * factors;
+#endif
+}
+
+// philox.hpp's recipe side by side; written again because code shared with other instruction sets may not be called from here.
+void uniforms(uint64_t seed, uint64_t query, const uint32_t* items, int count, double* u) {
+    const Words low = 0xFFFFFFFF - Words{};
+    for (int first = 0; first < count; first += kWords) {
+        Words x0 = {}, x1 = {}, x2 = (query & 0xFFFFFFFF) - Words{}, x3 = (query >> 32) - Words{};
+        const int some = count - first < kWords ? count - first : kWords;
+        for (int i = 0; i < some; ++i) x0[i] = items[first + i];
+        Words key0 = (seed & 0xFFFFFFFF) - Words{}, key1 = (seed >> 32) - Words{};
+        for (int round = 0; round < 10; ++round) {
+            const Words product0 = times(x0, 0xD2511F53), product1 = times(x2, 0xCD9E8D57);
+            x0 = product1 >> 32 ^ x1 ^ key0;
+            x1 = product1 & low;
+            x2 = product0 >> 32 ^ x3 ^ key1;
+            x3 = product0 & low;
+            key0 = (key0 + 0x9E3779B9) & low;
+            key1 = (key1 + 0xBB67AE85) & low;
+        }
+        const Words odd = (x1 << 32 | x0) >> 12 << 1 | 1;
+        for (int i = 0; i < some; ++i) u[first + i] = static_cast<double>(odd[i]) * 0x1p-53;
+    }
+}
+
 int64_t multiply_add_loop(int64_t steps, float* sink) {
     constexpr int kChains = 12;  // more than latency times throughput anywhere, and few enough for 16 registers
     Vector sums[kChains];
@@ -373,8 +478,8 @@ int64_t multiply_add_loop(int64_t steps, float* sink) {
 
 extern const TileKernels DQE_ISA;
 const TileKernels DQE_ISA = {
-    DQE_ISA_NAME, 2 * kVector,     kVector, kRowQueries, kScreenedQueries,  dot_panel, dot_rows, bound_panel,
-    bound_rows,   max_over_tokens, find,    widen,       multiply_add_loop,
+    DQE_ISA_NAME, 2 * kVector,     kVector, kRowQueries, kScreenedQueries, dot_panel,         dot_rows, find_bounded,
+    bound_rows,   max_over_tokens, find,    widen,       uniforms,         multiply_add_loop,
 };
 
 }  // namespace dqe::cpu

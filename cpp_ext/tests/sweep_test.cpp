@@ -137,7 +137,7 @@ void check(const Request& request, const Results& results) {
 
 void run_once(const TileKernels* kernels) {
     Request request;
-    if (request.batch > kernels->max_row_queries && !kernels->bound_panel) request.screened = false;
+    if (request.batch > kernels->max_row_queries && !kernels->find_bounded) request.screened = false;
     const int64_t rows = request.size * request.tokens, first = request.size / 3;
     std::vector<uint8_t> codes(rows * code_width(request.width));
     std::vector<float> scales(rows), errors(rows), norms(rows);

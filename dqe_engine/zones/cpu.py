@@ -7,6 +7,7 @@ one whose thresholds were guessed too high from a sample, without the sample.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,6 +28,10 @@ LEAST_FIELD = 1024
 """Candidates of interest per query, at least, while its zone is not known."""
 SAMPLE = 4096
 """Items to guess thresholds from before the rest is swept; at most an eighth of them all."""
+ESTIMATED_SAMPLE = 16_384
+"""The same where many queries are screened: there the sample costs bounds alone."""
+RESCORE_COST = 10_000
+"""Multiply-adds that scoring one item again costs about as much as, in panels: a zone that needs too many items is scored without the screen."""
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 
@@ -99,19 +104,25 @@ def select(
     block_queries: int = BLOCK_QUERIES,
     kept_bytes: int = KEPT_BYTES,
     least_field: int = LEAST_FIELD,
-    sample: int = SAMPLE,
+    sample: int | None = None,
+    rescore_cost: int = RESCORE_COST,
     instruction_set: str = "",
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
-    `threads` and the four sizes change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
+    `threads`, the sizes and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
     threads = threads or os.cpu_count() or 1
     instruction_set = instruction_set or _kernels.instruction_sets()[0]
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
+    field = _field(request, least_field)
     screened = request.screen is not None and request.batch <= _kernels.screened_queries(instruction_set)
-    sweeper = _Sweeper(request, _field(request, least_field), min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
+    if screened and not by_rows:
+        screened = field * rescore_cost <= request.size * math.prod(request.shards[0].shape[1:])
+    if sample is None:
+        sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
+    sweeper = _Sweeper(request, field, min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0
@@ -146,7 +157,7 @@ def _field(request: ZoneRequest, least: int) -> int:
     """Candidates of interest to keep per query: those that decide a quantile and some with equal Δ, or a guess."""
     match _zoning(request):
         case Zoning.FROM_BEST:
-            return max(least, request.size // 16)
+            return max(least, request.size // 32)
         case Zoning.QUANTILE:
             assert request.zones is not None
             ranked = int(request.zones.hi * max(request.size - 1, 0)) + 1

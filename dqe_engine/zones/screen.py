@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ class Screen:
         for shard in shards_of(items):
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
-            codes = np.empty(_coded_shape(shard), np.uint8)
+            codes = _on_cache_line(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
             kernels().encode(shard, codes, scales, errors, norms, threads)
             coded.append(CodedShard(codes, scales, errors, norms))
@@ -62,6 +63,14 @@ class Screen:
         found = [shard.codes.shape for shard in self.shards]
         if found != expected:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
+
+
+def _on_cache_line(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time."""
+    size = math.prod(shape)
+    room = np.empty(size + _CODE_ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _CODE_ALIGNMENT
+    return room[start : start + size].reshape(shape)
 
 
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:

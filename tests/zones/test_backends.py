@@ -128,21 +128,21 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
     block_queries=st.sampled_from((1, 2, 1024)),
     least_field=st.sampled_from((1, 50, 1024)),
     sample=st.sampled_from((0, 60, 500)),
+    rescore_cost=st.sampled_from((0, cpu.RESCORE_COST)),
     instruction_set=st.sampled_from(_kernels.instruction_sets()),
     screened=st.booleans(),
 )
-@example(EMPTIED, 1, 2, 1024, 0, "", False)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, "", True)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, "", False)
+@example(EMPTIED, 1, 2, 1024, 0, 0, "", False)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False)
 def test_kernel_equals_reference(
-    case: Case, threads: int, block_queries: int, least_field: int, sample: int, instruction_set: str, screened: bool
+    case: Case, threads: int, block_queries: int, least_field: int, sample: int, rescore_cost: int, instruction_set: str, screened: bool
 ) -> None:
     request = case.request()
     if screened:
         request = dataclasses.replace(request, screen=Screen.build(request.shards))
-    result = cpu.select(
-        request, threads=threads, block_queries=block_queries, least_field=least_field, sample=sample, instruction_set=instruction_set
-    )
+    sizes = {"block_queries": block_queries, "least_field": least_field, "sample": sample, "rescore_cost": rescore_cost}
+    result = cpu.select(request, threads=threads, instruction_set=instruction_set, **sizes)
     assert_same(result, reference.select(request))
 
 
@@ -187,7 +187,7 @@ def test_a_sample_that_misleads_costs_a_second_sweep_only(
     calls: list[int] = []
     sweep = _kernels.sweep
     monkeypatch.setattr(_kernels, "sweep", lambda *a, **options: calls.append(options["sample"]) or sweep(*a, **options))
-    result = cpu.select(request, sample=700, instruction_set=instruction_set)
+    result = cpu.select(request, sample=700, rescore_cost=0, instruction_set=instruction_set)
     assert calls == [700, 0]
     assert_same(result, reference.select(request))
 

@@ -15,6 +15,7 @@ TILES = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
+TILES["amx"] = [*TILES["avx512"], "-mamx-tile", "-mamx-int8"]
 INSTRUCTION_SETS = list(TILES) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -32,7 +33,8 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
     others = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
-    objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off"]) for source in others]
+    defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
+    objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
     subprocess.run(["g++", *sanitize, "-o", str(program), *map(str, objects), "-lpthread"], check=True)
     result = subprocess.run([program, "300"], capture_output=True, text=True)
