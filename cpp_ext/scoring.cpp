@@ -9,25 +9,19 @@
 namespace dqe::cpu {
 namespace {
 
-// What a tile may take of the second-level cache, beside the queries' panels.
-constexpr int64_t kTileBytes = 128 << 10;
-constexpr int64_t kGroupRows = 12;  // that the panel kernels take at once, or a multiple
+constexpr int64_t kGroupRows = 12, kSmallGroupRows = 4;  // that the panel kernels take at once
 
+// Tiles are what threads are given, and what is sampled; rows enough to amortise it.
 int64_t tile_items(const Sweep& sweep) {
-    int64_t rows;
-    if (sweep.by_rows)
-        rows = 512;  // streamed, not reused: long enough to amortise the calls
-    else if (sweep.gallery.screened)
-        rows = 256;
-    else
-        rows = std::clamp<int64_t>(kTileBytes / (4 * sweep.gallery.width), kGroupRows, 20 * kGroupRows) / kGroupRows * kGroupRows;
+    const int64_t rows = sweep.by_rows ? 512 : sweep.gallery.screened ? 256 : 20 * kGroupRows;
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
 }
 
-// As few items as give whole groups of rows; one where that would be many.
+// As few items as give whole groups of rows, large or small ones; memory that is asked for a long way ahead comes more slowly.
 int64_t strip_items(int64_t tokens) {
-    const int64_t items = kGroupRows / std::gcd(kGroupRows, tokens);
-    return items * tokens <= 16 * kGroupRows ? items : 1;
+    const auto whole = [&](int64_t rows) { return rows / std::gcd(rows, tokens); };
+    if (whole(kGroupRows) * tokens <= 2 * kGroupRows) return whole(kGroupRows);
+    return whole(kSmallGroupRows) * tokens <= 8 * kGroupRows ? whole(kSmallGroupRows) : 1;
 }
 
 }  // namespace
@@ -98,28 +92,28 @@ std::vector<Tile> Scorer::tiles() const {
 
 TileScratch Scorer::scratch() const {
     TileScratch scratch;
-    const int64_t rows = tile_items_ * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
+    const int64_t items = by_rows_ || screened_ ? tile_items_ : strip_items_;
+    const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
     scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
     if (screened_ && !by_rows_) {
         scratch.reached.resize(static_cast<size_t>(rows * lanes));
         scratch.best.resize(static_cast<size_t>(lanes));
-        scratch.lanes.reserve(static_cast<size_t>(lanes));
         return scratch;
     }
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
     scratch.positions.resize(static_cast<size_t>(stride + lanes));
-    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : tile_items_ * lanes));
+    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : items * lanes));
     scratch.row_thresholds.resize(static_cast<size_t>(by_rows_ ? lanes : 0));
     return scratch;
 }
 
 int64_t Scorer::work() const { return sweep_.batch * sweep_.gallery.size * tokens_ * width_ / (screened_ ? 4 : 1); }
 
-const float* Scorer::rows_of(const Tile& tile, TileScratch& scratch) const {
-    const int64_t at = tile.first * tokens_ * width_;
-    if (!sweep_.gallery.half) return static_cast<const float*>(tile.shard->data) + at;
-    kernels_.widen(static_cast<const uint16_t*>(tile.shard->data) + at, tile.count * tokens_ * width_, scratch.widened.data());
+const float* Scorer::rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const {
+    const char* data = row_at(shard, row);
+    if (!sweep_.gallery.half) return reinterpret_cast<const float*>(data);
+    kernels_.widen(reinterpret_cast<const uint16_t*>(data), count * width_, scratch.widened.data());
     return scratch.widened.data();
 }
 
@@ -134,13 +128,8 @@ CodedQueries Scorer::coded_queries(int64_t at) const {
 }
 
 float Scorer::dot(const Shard& shard, int64_t row, int64_t b, TileScratch& scratch) const {
-    const float* data = static_cast<const float*>(shard.data) + row * width_;
-    if (sweep_.gallery.half) {
-        kernels_.widen(static_cast<const uint16_t*>(shard.data) + row * width_, width_, scratch.widened.data());
-        data = scratch.widened.data();
-    }
     float score;
-    kernels_.dot_rows({data, 1, width_}, sweep_.queries + b * width_, 1, &score, 1);
+    kernels_.dot_rows({rows_of(shard, row, 1, scratch), 1, width_}, sweep_.queries + b * width_, 1, &score, 1);
     return score;
 }
 
@@ -151,9 +140,8 @@ float Scorer::dot_item(const Shard& shard, int64_t item, int64_t b, TileScratch&
 }
 
 void Scorer::prefetch(const Shard& shard, int64_t row) const {
-    const int64_t bytes = width_ * (sweep_.gallery.half ? 2 : 4);
-    const char* data = static_cast<const char*>(shard.data) + row * bytes;
-    for (int64_t at = 0; at < std::min<int64_t>(bytes, 2048); at += 64) __builtin_prefetch(data + at);
+    const char* data = row_at(shard, row);
+    for (int64_t at = 0; at < std::min<int64_t>(row_bytes(), 2048); at += 64) __builtin_prefetch(data + at);
 }
 
 float Scorer::score_of(int64_t b, int64_t id) const {
@@ -166,8 +154,9 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     auto panel = panels_.begin();
     while (b >= panel->first + panel->lanes) ++panel;
     std::vector<float> scores(static_cast<size_t>(tokens_ * panel->lanes));
-    kernels_.dot_panel({rows_of({&shard, id, 1, id}, scratch), tokens_, width_}, packed_.data() + panel->at * width_, panel->lanes, {0, 1},
-                       scores.data());
+    const Rows rows = {rows_of(shard, id * tokens_, tokens_, scratch), tokens_, width_};
+    const Ahead nothing = {reinterpret_cast<const char*>(rows.data), 0, 0, 1};
+    kernels_.dot_panel(rows, packed_.data() + panel->at * width_, panel->lanes, nothing, scores.data());
     kernels_.max_over_tokens(scores.data(), 1, tokens_, panel->lanes, scores.data());
     return scores[static_cast<size_t>(b - panel->first)];
 }

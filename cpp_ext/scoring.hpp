@@ -24,7 +24,6 @@ struct TileScratch {
     AlignedVector<float> scores, best, widened, row_thresholds;
     std::vector<uint32_t> positions;
     std::vector<Bounded> reached;
-    std::vector<uint32_t> lanes;  // of the item at hand that have a token in `best`
 };
 
 class Scorer {
@@ -47,7 +46,7 @@ class Scorer {
         if (by_rows_) return score_by_rows(tile, thresholds, scratch, take);
         if (!screened_) return score_in_panels(tile, thresholds, scratch, take);
         return for_each_bounded(
-            tile, thresholds, scratch, [&](int64_t row, int64_t b, float) { return dot(*tile.shard, row, b, scratch); }, take);
+            tile, thresholds, scratch, true, [&](int64_t row, int64_t b, float) { return dot(*tile.shard, row, b, scratch); }, take);
     }
 
     // Whether `estimate` says what scores are like for less than `score` costs.
@@ -61,7 +60,7 @@ class Scorer {
             const auto at = static_cast<size_t>(b);
             return bound - norms_[at] * tile.shard->errors[row] - errors_[at] * tile.shard->norms[row];
         };
-        for_each_bounded(tile, thresholds, scratch, middle, take);
+        for_each_bounded(tile, thresholds, scratch, false, middle, take);
     }
 
   private:
@@ -76,11 +75,13 @@ class Scorer {
     template <typename Take>
     int64_t score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
     template <typename ScoreOf, typename Take>
-    int64_t for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, const ScoreOf& score_of,
+    int64_t for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, bool fetch, const ScoreOf& score_of,
                              const Take& take) const;
 
-    // The tile's rows in float32: in place, or widened into the scratch.
-    const float* rows_of(const Tile& tile, TileScratch& scratch) const;
+    // `count` rows from `row` on in float32: in place, or widened into the scratch.
+    const float* rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const;
+    const char* row_at(const Shard& shard, int64_t row) const { return static_cast<const char*>(shard.data) + row * row_bytes(); }
+    int64_t row_bytes() const { return width_ * (sweep_.gallery.half ? 2 : 4); }
     CodedRows codes_of(const Tile& tile) const;
     CodedQueries coded_queries(int64_t at) const;
     // Row `row` of a shard against query b, by rows.
@@ -109,7 +110,8 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
     if (screened_)
         kernels_.bound_rows(codes_of(tile), coded_queries(0), batch, scores, stride);
     else
-        kernels_.dot_rows({rows_of(tile, scratch), count, width_}, sweep_.queries, batch, scores, stride);
+        kernels_.dot_rows({rows_of(*tile.shard, tile.first * tokens_, count, scratch), count, width_}, sweep_.queries, batch, scores,
+                          stride);
 
     int64_t rescored = 0;
     for (int b = 0; b < batch; ++b) {
@@ -143,16 +145,17 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
 // all panels to bring the next rows.
 template <typename Take>
 int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
-    const float* rows = rows_of(tile, scratch);
     float* scores = scratch.scores.data();
     float* best = tokens_ > 1 ? scratch.best.data() : scores;
     const uint32_t* positions = scratch.positions.data();
     for (int64_t first = 0; first < tile.count; first += strip_items_) {
         const int64_t count = std::min(strip_items_, tile.count - first);
-        const Rows strip = {rows + first * tokens_ * width_, count * tokens_, width_};
+        const int64_t row = (tile.first + first) * tokens_, rows = count * tokens_;
+        const Rows strip = {rows_of(*tile.shard, row, rows, scratch), rows, width_};
         for (const Panel& panel : panels_) {
-            const PanelShare share = {&panel - panels_.data(), static_cast<int64_t>(panels_.size())};
-            kernels_.dot_panel(strip, packed_.data() + panel.at * width_, panel.lanes, share, scores);
+            const Ahead ahead = {row_at(*tile.shard, row + rows), row_bytes(), &panel - panels_.data(),
+                                 static_cast<int64_t>(panels_.size())};
+            kernels_.dot_panel(strip, packed_.data() + panel.at * width_, panel.lanes, ahead, scores);
             if (tokens_ > 1) kernels_.max_over_tokens(scores, count, tokens_, panel.lanes, best);
             const int64_t found = kernels_.find(best, count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
             const auto lanes = static_cast<uint32_t>(panel.lanes);
@@ -169,7 +172,7 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
 // A token whose bound is below the threshold cannot be the best of an item that reaches it, so an item is the best of its tokens
 // that were found.
 template <typename ScoreOf, typename Take>
-int64_t Scorer::for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, const ScoreOf& score_of,
+int64_t Scorer::for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, bool fetch, const ScoreOf& score_of,
                                  const Take& take) const {
     constexpr int64_t kAhead = 4;  // rows on their way from memory while one is scored
     const Bounded* reached = scratch.reached.data();
@@ -182,22 +185,25 @@ int64_t Scorer::for_each_bounded(const Tile& tile, const float* thresholds, Tile
         const int64_t found =
             kernels_.find_bounded(codes_of(tile), coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
         const auto row_of = [&](int64_t h) { return static_cast<int64_t>(reached[h].position >> shift); };
-        for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
+        if (fetch)
+            for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
         for (int64_t h = 0; h < found;) {
             const int64_t item = row_of(h) / tokens_;
-            scratch.lanes.clear();
+            uint32_t lanes = 0;  // that have a token in `best`
             for (; h < found && row_of(h) < (item + 1) * tokens_; ++h) {
-                if (h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
+                if (fetch && h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
                 const uint32_t lane = reached[h].position & last_lane;
                 const int64_t b = panel.first + lane;
                 if (b >= sweep_.batch || reached[h].bound < thresholds[b]) continue;  // padding; or the threshold has risen
                 const float score = score_of(first_row + row_of(h), b, reached[h].bound);
-                const bool another = std::find(scratch.lanes.begin(), scratch.lanes.end(), lane) != scratch.lanes.end();
-                best[lane] = another ? greater_or_nan(best[lane], score) : score;
-                if (!another) scratch.lanes.push_back(lane);
+                best[lane] = lanes >> lane & 1 ? greater_or_nan(best[lane], score) : score;
+                lanes |= 1u << lane;
             }
-            scored += static_cast<int64_t>(scratch.lanes.size());
-            for (const uint32_t lane : scratch.lanes) take(panel.first + lane, tile.id + item, best[lane]);
+            scored += std::popcount(lanes);
+            for (; lanes; lanes &= lanes - 1) {
+                const int lane = std::countr_zero(lanes);
+                take(panel.first + lane, tile.id + item, best[lane]);
+            }
         }
     }
     return scored;

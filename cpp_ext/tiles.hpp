@@ -35,8 +35,10 @@ struct CodedQueries {
 
 constexpr int kUniforms = 16;
 
-// Which of how many panels that the same rows meet one after the other.
-struct PanelShare {
+// Memory that will be wanted next, and which of how many panels asks for its share of it.
+struct Ahead {
+    const char* from;
+    int64_t row_bytes;  // for each row that is scored now
     int64_t panel, panels;
 };
 
@@ -52,9 +54,8 @@ struct TileKernels {
     int max_row_queries;   // dot_rows and bound_rows take up to so many queries
     int screened_queries;  // up to so many, bounds first are faster than scores at once
 
-    // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow. Meanwhile the panel's share of
-    // as many rows behind these is asked for from memory.
-    void (*dot_panel)(const Rows& rows, const float* panel, int lanes, PanelShare share, float* scores);
+    // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
+    void (*dot_panel)(const Rows& rows, const float* panel, int lanes, const Ahead& ahead, float* scores);
     // scores[query * stride + row] = <row, query>. `queries` is [count][width].
     void (*dot_rows)(const Rows& rows, const float* queries, int count, float* scores, int64_t stride);
 

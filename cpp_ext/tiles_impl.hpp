@@ -65,6 +65,8 @@ inline uint32_t not_below(Vector value, Vector other) {
 
 // ---------------------------------------------------------------- scores
 
+constexpr int kLine = 16;  // numbers
+
 // Steps along D taken together: the address of a row is then found once for so many multiply-adds. More do not fit registers.
 template <int ROWS, int VECTORS, int STEPS>
 inline void dot_steps(const float* row, int64_t width, const float* panel, Vector (&sums)[ROWS][VECTORS]) {
@@ -84,17 +86,15 @@ inline void dot_steps(const float* row, int64_t width, const float* panel, Vecto
     }
 }
 
-// `next` are the rows of the strip to come that take this group's place; of their cache lines, this panel asks memory for its share,
-// in the order of memory: rows are read side by side, which no hardware prefetcher follows.
+// Memory is asked for in its own order meanwhile, `lines` cache lines a step: rows are read side by side, which no hardware prefetcher
+// follows.
 template <int ROWS, int VECTORS>
-inline void dot_group(const float* rows, int64_t width, const float* panel, const float* next, PanelShare share, float* scores) {
-    constexpr int kSteps = kVector == 16 ? 4 / VECTORS : 2 / VECTORS, kLine = 16;
-    const int64_t lines = (ROWS + share.panels - 1) / share.panels;
-    next += share.panel * (width / kLine) * lines * kLine;
+inline void dot_group(const float* rows, int64_t width, const float* panel, const char* next, int64_t lines, float* scores) {
+    constexpr int kSteps = kVector == 16 ? 4 / VECTORS : 2 / VECTORS;
     Vector sums[ROWS][VECTORS] = {};
     int64_t d = 0;
     for (; d + kLine <= width; d += kLine) {
-        for (int64_t line = 0; line < lines; ++line, next += kLine) __builtin_prefetch(next, 0, 2);
+        for (int64_t line = 0; line < lines; ++line, next += 64) __builtin_prefetch(next, 0, 2);
         for (int64_t step = d; step < d + kLine; step += kSteps)
             dot_steps<ROWS, VECTORS, kSteps>(rows + step, width, panel + step * VECTORS * kVector, sums);
     }
@@ -106,12 +106,14 @@ inline void dot_group(const float* rows, int64_t width, const float* panel, cons
 }
 
 template <int ROWS, int VECTORS>
-void dot_groups(const Rows& rows, const float* panel, PanelShare share, float* scores) {
+void dot_groups(const Rows& rows, const float* panel, const Ahead& ahead, float* scores) {
     constexpr int kLanes = VECTORS * kVector, kSmall = ROWS % 4 ? 3 : 4;
+    const int64_t steps = rows.width < kLine ? 1 : rows.width / kLine;
     int64_t r = 0;
     const auto group = [&]<int SIZE>() {
-        const float* own = rows.data + r * rows.width;
-        dot_group<SIZE, VECTORS>(own, rows.width, panel, own + rows.count * rows.width, share, scores + r * kLanes);
+        const int64_t lines = (SIZE * ahead.row_bytes / 64 + steps * ahead.panels - 1) / (steps * ahead.panels);
+        const char* next = ahead.from + r * ahead.row_bytes + ahead.panel * lines * steps * 64;
+        dot_group<SIZE, VECTORS>(rows.data + r * rows.width, rows.width, panel, next, lines, scores + r * kLanes);
         r += SIZE;
     };
     while (r + ROWS <= rows.count) group.template operator()<ROWS>();
@@ -119,11 +121,11 @@ void dot_groups(const Rows& rows, const float* panel, PanelShare share, float* s
     while (r < rows.count) group.template operator()<1>();
 }
 
-void dot_panel(const Rows& rows, const float* panel, int lanes, PanelShare share, float* scores) {
+void dot_panel(const Rows& rows, const float* panel, int lanes, const Ahead& ahead, float* scores) {
     if (lanes == kVector)
-        dot_groups<kNarrowRows, 1>(rows, panel, share, scores);
+        dot_groups<kNarrowRows, 1>(rows, panel, ahead, scores);
     else
-        dot_groups<kWideRows, 2>(rows, panel, share, scores);
+        dot_groups<kWideRows, 2>(rows, panel, ahead, scores);
 }
 
 // Pairwise, so the order is fixed.
@@ -245,12 +247,12 @@ inline int64_t find_in_group(const CodedRows& rows, int64_t first, const CodedQu
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_loadu_si512(queries.offsets + v * kVector);
-    constexpr int kSteps = 4 / VECTORS, kLine = 64;
+    constexpr int kSteps = 4 / VECTORS, kCodeLine = 64;
     const uint8_t* codes = rows.codes + first * rows.width;
-    for (int64_t line = 0; line < rows.width; line += kLine) {
+    for (int64_t line = 0; line < rows.width; line += kCodeLine) {
         const uint8_t* next = codes + ROWS * (rows.width + line);  // as in dot_group
-        for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next + r * kLine, 0, 2);
-        for (int64_t d = line; d < line + kLine; d += 4 * kSteps) {
+        for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next + r * kCodeLine, 0, 2);
+        for (int64_t d = line; d < line + kCodeLine; d += 4 * kSteps) {
             __m512i query[kSteps][VECTORS];
 #pragma GCC unroll 4
             for (int step = 0; step < kSteps; ++step)

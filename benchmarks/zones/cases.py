@@ -88,7 +88,13 @@ class MaxSimCase(SearchCase):
     __slots__ = ()
 
     def contenders(self) -> Sequence[Contender]:
-        return [by.ours("ours"), by.ours("ours f16", stored="float16"), by.torch_einsum(), by.torch_by_token()]
+        return [
+            by.ours("ours"),
+            by.ours("ours f16", stored="float16"),
+            *([by.ours("ours screened", screened=True)] if screens_panels() else []),
+            by.torch_einsum(),
+            by.torch_by_token(),
+        ]
 
 
 class ScalingCase(SearchCase):

@@ -31,7 +31,7 @@ SAMPLE = 4096
 ESTIMATED_SAMPLE = 16_384
 """The same where many queries are screened: there the sample costs bounds alone."""
 RESCORE_COST = 10_000
-"""Multiply-adds that scoring one item again costs about as much as, in panels: a zone that needs too many items is scored without the screen."""
+"""Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 
