@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -27,6 +28,17 @@ from .tokenizer import build_tokenizer
 from .trainer import Trainer
 
 SHIPPED_VISION = ("garments",)
+
+
+class TrainingSource(Protocol):
+    """Triplets to train on, and the folder that their image names are relative to."""
+
+    @property
+    def images(self) -> Path: ...
+    @property
+    def vocabulary(self) -> Path | None: ...
+    def read_vocabulary(self) -> AttributeVocabulary: ...
+    def read(self, vocabulary: AttributeVocabulary) -> TripletData: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
 
 def train_run(
     config: TrainConfig,
-    source: DataSource,
+    source: TrainingSource,
     run: Path,
     *,
     listener: Listener = lambda event: None,
