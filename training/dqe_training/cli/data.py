@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="count what a dataset folder holds and lacks",
-        description="Triplets and galleries per split and category, captions without words, missing images. Exit code 1: images are missing.",
+        description="Triplets and galleries per split and category, blank captions, missing images. Exit code 1: images are missing.",
         epilog="example: dqe-data check data/fashioniq --images data/fashioniq/images --missing-list missing.txt",
     )
     check.add_argument("data", type=Path, metavar="DIR", help="dataset folder, or a folder of such folders")

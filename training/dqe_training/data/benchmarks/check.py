@@ -66,12 +66,20 @@ def describe(check: DatasetCheck) -> list[str]:
         lines.append("gallery: nothing lists it; add COCO's image_info_unlabeled2017.json, or give --images")
     for c in check.parts:
         lines += [f"{_label(c.part)}: not there: {path}" for path in c.part.absent]
-        lines += _blank_lines(c.part)
+        lines += _answer_lines(c.part) + _blank_lines(c.part)
     return lines + _image_lines(check)
 
 
 def _label(part: Part) -> str:
     return f"{part.split} {part.category}".strip()
+
+
+def _answer_lines(part: Part) -> list[str]:
+    answers = [len(query.targets) for query in part.queries or () if query.targets]
+    if max(answers, default=0) < 2:
+        return []
+    mean = sum(answers) / len(answers)
+    return [f"{_label(part)}: {mean:.2f} ground truths a query, {min(answers)} to {max(answers)}"]
 
 
 def _blank_lines(part: Part) -> list[str]:
@@ -82,10 +90,10 @@ def _blank_lines(part: Part) -> list[str]:
         ([b for b in part.blank if b.empty], "empty captions"),
         ([b for b in part.blank if not b.empty], "captions of punctuation alone"),
     )
-    lines = [f"{_label(part)}: {what}: {len(blank)}: {shown(blank)}" for blank, what in groups if blank]
+    lines = [f"{_label(part)}: {what} ({len(blank)}): {shown(blank)}" for blank, what in groups if blank]
     wordless = [query.id for query in part.queries or () if query.wordless]
     if wordless:
-        lines.append(f"{_label(part)}: queries without any word, for which models read '.': {len(wordless)}: {_some(wordless)}")
+        lines.append(f"{_label(part)}: queries without any word, for which models read '.' ({len(wordless)}): {_some(wordless)}")
     return lines
 
 
