@@ -63,12 +63,13 @@ def embed(
         tokens = block.to(device).float()
         targets[start : start + len(tokens)] = model.encode_targets(tokens).cpu().numpy()
         (rows,) = np.nonzero((queries.reference >= start) & (queries.reference < start + len(tokens)))
-        for part in torch.from_numpy(rows).split(batch_size):
-            ids, mask = (t.to(device) for t in texts(part))
-            references = torch.from_numpy(queries.reference)[part] - start
-            output = model.encode_query(tokens[references.to(device)], ids, mask)
-            embedded[part.numpy()] = output.query.cpu().numpy()
-            weights[part.numpy()] = output.attribute_weights.cpu().numpy()
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            ids, mask = (t.to(device) for t in texts(torch.from_numpy(part)))
+            references = torch.from_numpy(queries.reference[part] - start).to(device)
+            output = model.encode_query(tokens[references], ids, mask)
+            embedded[part] = output.query.cpu().numpy()
+            weights[part] = output.attribute_weights.cpu().numpy()
             advance(len(part))
         start += len(tokens)
     found = select_zones(embedded, targets, k=queries.depth, exclude=queries.excluded)

@@ -75,7 +75,9 @@ class CIRCO:
             raise InputError(f"{part.absent[0]}: no such annotation file")
         if not gallery:
             raise InputError(f"{self.directory}: nothing lists the gallery; add COCO's image_info_unlabeled2017.json, or give --images")
-        return (QuerySet(split, part.queries or (), gallery),)
+        queries = part.queries or ()
+        # An image that a query names belongs to it, also where an image folder that lacks it is the only list.
+        return (QuerySet(split, queries, ascending([*gallery, *(image for query in queries for image in query.images)])),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: CIRCO has no training split; train on FashionIQ, CIRR or triplets of your own")
