@@ -36,7 +36,7 @@ def write_fashioniq(directory: Path, *, images: bool = True) -> Path:
             suffixes = (".png", ".JPG", ".webp")
             names += [f"{category}/{id}{suffixes[i % 3]}" for i, id in enumerate(ids)]
             records = []
-            for row in range(count):
+            for _ in range(count):
                 reference, target = rng.choice(size // 2 + 2, 2, replace=False).tolist()
                 captions = rng.choice(WORDS, 2, replace=False).tolist()
                 pair = {"candidate": ids[reference], "captions": captions}
@@ -81,15 +81,14 @@ def write_circo(directory: Path, *, images: bool = True, listed: bool = True) ->
     """14 val queries with 1 to 14 ground truths and 5 test queries over `CIRCO_GALLERY` images, with COCO's image list."""
     rng = np.random.default_rng(3)
     ids = [1000 * i + 7 for i in range(CIRCO_GALLERY)]
-    val, test = [], []
+    val = []
     for row in range(14):
         reference, *valid = rng.choice(ids, row + 2, replace=False).tolist()
         val.append(
             {"reference_img_id": reference, "target_img_id": valid[0], "relative_caption": str(rng.choice(WORDS)),
              "shared_concept": "a thing", "gt_img_ids": valid, "id": row, "semantic_aspects": ["addition"]}
         )  # fmt: skip
-    for row in range(5):
-        test.append({"reference_img_id": ids[row], "relative_caption": WORDS[row], "shared_concept": "a thing", "id": row})
+    test = [{"reference_img_id": ids[row], "relative_caption": WORDS[row], "shared_concept": "a thing", "id": row} for row in range(5)]
     write_json(directory / "annotations" / "val.json", val)
     write_json(directory / "annotations" / "test.json", test)
     coco = directory / "COCO2017_unlabeled"
