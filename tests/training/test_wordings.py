@@ -95,3 +95,5 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_does(tiny_data: tuple[Tri
         np.testing.assert_array_equal(value.numpy(), resumed.state_dict()[name].numpy(), err_msg=name)
     plain = build_triplets([msgspec.structs.replace(r, wordings=()) for r in data.records], vocabulary())
     assert data_hash(plain, pixels) != data_hash(data, pixels)  # other wordings are other training data
+    other = make_trainer(config, plain, pixels, tmp_path / "plain").train()
+    assert any((other.state_dict()[name] != value).any() for name, value in whole.state_dict().items())
