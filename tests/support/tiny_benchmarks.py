@@ -110,16 +110,16 @@ def write_hp_fashioniq(directory: Path, *, images: bool = True) -> Path:
         for number in ("question_set_1", "question_set_2"):
             drawn = [rng.choice(ids, 12, replace=False).tolist() for _ in range(3)]
             users[user][number] = {
-                "ref_img_paths": [f"images/{d[0]}.png" for d in drawn],
-                "targ_img_paths": [f"images/{d[1]}.png" for d in drawn],
+                "ref_img_paths": [f"/-/image_data/dress/{d[0]}.jpg" for d in drawn],
+                "targ_img_paths": [f"/-/image_data/dress/{d[1]}.jpg" for d in drawn],
                 "sentences": rng.choice(WORDS, 3).tolist(),
-                "retrieved_set1": [{"img_path": [f"images/{i}.png" for i in d[2:7]], "user_score": 3} for d in drawn],
-                "retrieved_set2": [{"img_path": [f"images/{i}.png" for i in d[7:12]], "user_score": 4} for d in drawn],
+                "retrieved_set1": [{"img_path": [f"/-/image_data/dress/{i}.jpg" for i in d[2:7]], "user_score": "3"} for d in drawn],
+                "retrieved_set2": [{"img_path": [f"/-/image_data/dress/{i}.jpg" for i in d[7:12]], "user_score": "4"} for d in drawn],
                 "preferred set": rng.choice(["1", "2"], 3).tolist(),
             }
-    write_json(directory / "hp_fashioniq.json", users)
+    write_json(directory / "hpfiq.json", users)
     if images:
-        write_images(directory / "images", [f"{id}.png" for id in ids])
+        write_images(directory / "image_data", [f"dress/{id}.jpg" for id in ids])
     return directory
 
 

@@ -11,7 +11,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.zones import select_zones
 from dqe_training.data.queries import Preference, Query, QuerySet
 from dqe_training.evaluation.benchmarks import circo_figures, cirr_figures, fashioniq_figures, figures, preference_figures, summary
-from dqe_training.evaluation.metrics import average_precision_at_k, filter_ranking, preference_accuracy
+from dqe_training.evaluation.metrics import average_precision_at_k, filter_ranking, preference_accuracy, preference_ratio
 from dqe_training.evaluation.protocol import Embeddings
 
 
@@ -102,7 +102,10 @@ def test_circos_average_precision(truths: int, k: int) -> None:
 def test_preferences_by_hand() -> None:
     first, second = np.asarray([3.0, 1.0, 2.0, 2.0]), np.asarray([1.0, 3.0, 2.0, 5.0])
     assert preference_accuracy(first, second, np.asarray([1, 1, 2, 2])) == pytest.approx((1 + 0 + 0.5 + 1) / 4)
-    assert math.isnan(preference_accuracy(first[:0], second[:0], np.asarray([], np.int64)))
+    assert preference_ratio(first, second, np.asarray([1, 1, 2, 2])) == 1  # the first alone scores its first side higher
+    assert preference_ratio(first, second, np.asarray([2, 1, 2, 2])) == 0
+    for measure in (preference_accuracy, preference_ratio):
+        assert math.isnan(measure(first[:0], second[:0], np.asarray([], np.int64)))
 
 
 def test_a_sets_preference_is_its_mean_maxsim() -> None:
@@ -114,9 +117,11 @@ def test_a_sets_preference_is_its_mean_maxsim() -> None:
     pair = (gallery[0], gallery[1]), (gallery[2], gallery[3])  # means 0.5 and 0.55
     queries = QuerySet("all", tuple(Query(str(p), gallery[0], "x", preference=Preference(*pair, p)) for p in (1, 2)), gallery)
     embedded = Embeddings(query, tokens, query, np.zeros((2, 0), np.int64), query)
-    assert preference_figures(queries, embedded) == {"preference_accuracy": 0.5}
+    assert preference_figures(queries, embedded)["preference_accuracy"] == 0.5
     only = QuerySet("all", queries.queries[1:], gallery)
-    assert figures("hp-fashioniq", only, embedded) == {"preference_accuracy": 1.0}
+    result = figures("hp-fashioniq", only, embedded)
+    assert result["preference_accuracy"] == 1
+    assert math.isnan(result["preference_ratio"])  # no first set scores higher
 
 
 def test_secret_targets_give_no_figures() -> None:

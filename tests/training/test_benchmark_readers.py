@@ -103,12 +103,12 @@ def test_without_cocos_list_the_image_folder_is_circos_gallery(tmp_path: Path) -
 def test_hp_fashioniq_rows(tmp_path: Path) -> None:
     (all_,) = HPFashionIQ(write_hp_fashioniq(tmp_path, images=False)).query_sets("all", Options())
     assert len(all_) == 12
-    raw = json.loads((tmp_path / "hp_fashioniq.json").read_text())["user_1"]["question_set_2"]
+    raw = json.loads((tmp_path / "hpfiq.json").read_text())["user_1"]["question_set_2"]
     last, choice = all_.queries[-1], all_.queries[-1].preference
     assert last.id == "user_1/question_set_2/2"
     assert isinstance(choice, Preference)
-    assert f"images/{last.reference}.png" == raw["ref_img_paths"][2]
-    assert [f"images/{id}.png" for id in choice.second] == raw["retrieved_set2"][2]["img_path"]
+    assert f"/-/image_data/dress/{last.reference}.jpg" == raw["ref_img_paths"][2]
+    assert [f"/-/image_data/dress/{id}.jpg" for id in choice.second] == raw["retrieved_set2"][2]["img_path"]
     assert choice.preferred == int(raw["preferred set"][2])
 
 
@@ -173,7 +173,7 @@ def test_what_is_ambiguous_or_not_there_is_said(tmp_path: Path) -> None:
             '[{"pairid": 7, "reference": "a", "caption": "x", "img_set": {"members": ["b", "c"]}}]', "pair 7: expected an image set of 6",
         ),
         (write_circo, "annotations/val.json", '[{"id": 0}]', "missing required field `reference_img_id`"),
-        (write_hp_fashioniq, "hp_fashioniq.json", '{"user_0": {"question_set_1": {}}}', "missing required field"),
+        (write_hp_fashioniq, "hpfiq.json", '{"user_0": {"question_set_1": {}}}', "missing required field"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named(tmp_path: Path, write: object, file: str, content: str, said: str) -> None:
@@ -188,7 +188,7 @@ def test_a_broken_file_is_named(tmp_path: Path, write: object, file: str, conten
 
 
 def test_an_unknown_preference_is_an_error(tmp_path: Path) -> None:
-    path = write_hp_fashioniq(tmp_path, images=False) / "hp_fashioniq.json"
+    path = write_hp_fashioniq(tmp_path, images=False) / "hpfiq.json"
     path.write_text(path.read_text().replace('"preferred set": ["2"', '"preferred set": ["3"', 1).replace('set": ["1"', 'set": ["3"', 1))
     with pytest.raises(InputError, match="Invalid enum value '3'"):
         HPFashionIQ(tmp_path).query_sets("all", Options())

@@ -16,7 +16,7 @@ from dqe_engine.errors import InputError
 from ..data.benchmarks.base import Benchmark, Options
 from ..data.benchmarks.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
-from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, recall_at_k
+from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
 from .protocol import Embeddings
 
 
@@ -71,7 +71,8 @@ def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, flo
 
 
 def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:
-    """How often the set of higher mean score s(q, i) is the one that the person preferred; equal means count half."""
+    """How often the set of higher mean score s(q, i) is the one that the person preferred, over all questions (equal means
+    count half), and QuRe's preference ratio, which looks at the questions whose first set scores higher."""
     means = np.empty((2, len(queries)))
     preferred = np.empty(len(queries), np.int64)
     for row, query in enumerate(queries.queries):
@@ -80,7 +81,10 @@ def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]
         for side, images in enumerate((query.preference.first, query.preference.second)):
             tokens = found.target_tokens[queries.positions(images)]  # (5, M, D)
             means[side, row] = (tokens @ found.queries[row]).max(axis=1).mean()
-    return {"preference_accuracy": preference_accuracy(means[0], means[1], preferred)}
+    return {
+        "preference_accuracy": preference_accuracy(means[0], means[1], preferred),
+        "preference_ratio": preference_ratio(means[0], means[1], preferred),
+    }
 
 
 def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, float]:

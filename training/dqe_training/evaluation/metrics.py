@@ -56,6 +56,12 @@ def preference_accuracy(first: NDArray[np.floating], second: NDArray[np.floating
     return float(((agreement > 0) + 0.5 * (agreement == 0)).mean())
 
 
+def preference_ratio(first: NDArray[np.floating], second: NDArray[np.floating], preferred: NDArray[np.int64]) -> float:
+    """QuRe's: among the queries whose first side scores higher, the share whose first side is preferred; NaN without any."""
+    higher = first > second
+    return float((preferred[higher] == 1).mean()) if higher.any() else float("nan")
+
+
 def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     """Probability that a positive scores above a negative, ties counted half; NaN when one class is missing."""
     positives, negatives = scores[positive], scores[~positive]

@@ -64,7 +64,7 @@ class FashionIQ:
         return cls(directory) if any(path.is_file() for path in known) else None
 
     def image_directory(self) -> Path | None:
-        return first_folder([self.directory / "images"])
+        return first_folder(self.directory / name for name in ("images", "image_data"))
 
     def describe(self, options: Options) -> str:
         return f"gallery {options.gallery or 'original'}, reference kept"

@@ -1,7 +1,8 @@
 """HP-FashionIQ (QuRe, ICML 2025): which of two retrieved sets of five images people preferred, for FashionIQ queries.
 
-One JSON file: user -> `question_set_1`, `question_set_2` -> parallel lists (`ref_img_paths`, `sentences`,
-`retrieved_set1` and `retrieved_set2` with their `img_path`, `preferred set`). An image's id is its file name.
+One file, `hpfiq.json`: user -> `question_set_1`, `question_set_2` -> parallel lists (`ref_img_paths`, `sentences`,
+`retrieved_set1` and `retrieved_set2` with their `img_path`, `preferred set`). An image's id is its file name: the paths
+begin with a placeholder. Sentences are read as they are, the authors' "dotmark" for a full stop included.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..queries import Preference, Query, QuerySet
 from ..records import TripletRecord
 from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
 
-_FILES = ("hp_fashioniq.json", "hp-fashioniq.json", "HP-FashionIQ.json")
+FILE = "hpfiq.json"
 
 
 class RetrievedSet(msgspec.Struct, frozen=True):
@@ -46,19 +47,18 @@ class HPFashionIQ:
 
     @classmethod
     def found_in(cls, directory: Path) -> HPFashionIQ | None:
-        benchmark = cls(directory)
-        return benchmark if benchmark._file() is not None else None
+        return cls(directory) if (directory / FILE).is_file() else None
 
     def image_directory(self) -> Path | None:
-        return first_folder([self.directory / "images"])
+        return first_folder(self.directory / name for name in ("images", "image_data"))
 
     def describe(self, options: Options) -> str:
-        return "preference accuracy: the set with the higher mean score is the preferred one; equal means count half"
+        return "which set has the higher mean score: accuracy over all questions, and the authors' preference ratio"
 
     def parts(self, images: ImageFolder | None = None) -> tuple[Part, ...]:
-        file = self._file()
-        if file is None:
-            return (Part("all", absent=(self.directory / _FILES[0],)),)
+        file = self.directory / FILE
+        if not file.is_file():
+            return (Part("all", absent=(file,)),)
         queries = self._queries(file)
         blank = tuple(BlankCaption(q.id, q.text) for q in queries if q.wordless)
         return (Part("all", "", queries, {"original": ascending(i for q in queries for i in q.images)}, blank),)
@@ -74,9 +74,6 @@ class HPFashionIQ:
 
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: HP-FashionIQ is for evaluation; train on FashionIQ")
-
-    def _file(self) -> Path | None:
-        return next((path for path in (self.directory / name for name in _FILES) if path.is_file()), None)
 
     def _queries(self, file: Path) -> tuple[Query, ...]:
         queries = []
