@@ -58,7 +58,9 @@ class DataSource:
     def from_directory(cls, directory: Path) -> DataSource:
         """A dataset folder as `dqe-data garments` writes it."""
         if not (directory / "train.jsonl").is_file():
-            raise InputError(f"{directory}: no train.jsonl here; make the dataset with dqe-data garments, or give --triplets and --images")
+            raise InputError(
+                f"{directory}: no train.jsonl here, nor a public dataset (docs/datasets.md); run dqe-data garments, or give --triplets and --images"
+            )
         return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", directory / "vocabulary.json", "train/")
 
     def read_vocabulary(self) -> AttributeVocabulary:

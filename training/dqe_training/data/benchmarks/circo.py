@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
@@ -47,8 +48,8 @@ def coco_name(id: int) -> str:
 @dataclass(frozen=True)
 class CIRCO:
     directory: Path
-    name: str = "circo"
-    splits: tuple[str, ...] = SPLITS
+    name: ClassVar[str] = "circo"
+    splits: ClassVar[tuple[str, ...]] = SPLITS
 
     @classmethod
     def found_in(cls, directory: Path) -> CIRCO | None:

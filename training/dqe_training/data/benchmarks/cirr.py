@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
@@ -37,8 +38,8 @@ class CaptionedPair(msgspec.Struct, frozen=True):
 @dataclass(frozen=True)
 class CIRR:
     directory: Path
-    name: str = "cirr"
-    splits: tuple[str, ...] = ("val", "test1")
+    name: ClassVar[str] = "cirr"
+    splits: ClassVar[tuple[str, ...]] = ("val", "test1")
 
     @classmethod
     def found_in(cls, directory: Path) -> CIRR | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -55,8 +55,8 @@ def join_captions(captions: Sequence[str]) -> Texts:
 @dataclass(frozen=True)
 class FashionIQ:
     directory: Path
-    name: str = "fashioniq"
-    splits: tuple[str, ...] = ("val",)
+    name: ClassVar[str] = "fashioniq"
+    splits: ClassVar[tuple[str, ...]] = ("val",)
 
     @classmethod
     def found_in(cls, directory: Path) -> FashionIQ | None:

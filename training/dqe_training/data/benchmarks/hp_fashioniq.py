@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -42,8 +42,8 @@ def _id(path: str) -> str:
 @dataclass(frozen=True)
 class HPFashionIQ:
     directory: Path
-    name: str = "hp-fashioniq"
-    splits: tuple[str, ...] = ("all",)
+    name: ClassVar[str] = "hp-fashioniq"
+    splits: ClassVar[tuple[str, ...]] = ("all",)
 
     @classmethod
     def found_in(cls, directory: Path) -> HPFashionIQ | None:
