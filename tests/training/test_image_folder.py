@@ -30,11 +30,22 @@ def test_a_name_may_hold_dots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["a.png", "x/a.jpg", "x/a.JPG"])
-def test_two_files_of_one_id_are_both_named(tmp_path: Path, other: str) -> None:
-    with pytest.raises(InputError, match=r"two images have the id 'a'") as caught:
-        ImageFolder.scan(touch(tmp_path, "a.jpg", other))
+def test_two_different_files_of_one_id_are_both_named(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "a.jpg", other)
+    (tmp_path / other).write_bytes(b"other")
+    with pytest.raises(InputError, match=r"two different images have the id 'a'") as caught:
+        ImageFolder.scan(tmp_path)
     assert "a.jpg" in str(caught.value)
     assert other in str(caught.value)
+
+
+def test_copies_of_one_image_count_as_one(tmp_path: Path) -> None:
+    """FashionIQ in a folder per category: an image of two categories lies in both."""
+    touch(tmp_path, "shirt/a.jpg", "toptee/a.jpg", "toptee/b.jpg")
+    assert ImageFolder.scan(tmp_path).names == {"a": "shirt/a.jpg", "b": "toptee/b.jpg"}
+    (tmp_path / "toptee" / "a.jpg").write_bytes(b"\0")
+    with pytest.raises(InputError, match=r"shirt/a\.jpg and toptee/a\.jpg"):
+        ImageFolder.scan(tmp_path)
 
 
 def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:

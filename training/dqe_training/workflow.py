@@ -59,7 +59,8 @@ class DataSource:
         """A dataset folder as `dqe-data garments` writes it."""
         if not (directory / "train.jsonl").is_file():
             raise InputError(
-                f"{directory}: no train.jsonl here, nor a public dataset (docs/datasets.md); run dqe-data garments, or give --triplets and --images"
+                f"{directory}: no train.jsonl here, and no public dataset (docs/datasets.md has their folders); "
+                "make one with dqe-data garments, or give --triplets and --images"
             )
         return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", directory / "vocabulary.json", "train/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,16 @@ class ImageFolder:
     def scan(cls, root: Path) -> ImageFolder:
         """Walk the folder once, nested folders and links to folders too; hidden files are left out.
 
-        Raises InputError where it cannot be listed, and where two files have the same id, naming both.
+        Copies of an image count as one: FashionIQ's shirts and tops share 3,302 images, and lie in a folder each. Raises
+        InputError where the folder cannot be listed, and where two files of one id differ, naming both.
         """
         if not root.is_dir():
             raise InputError(f"{root}: no such image folder")
         names: dict[str, str] = {}
         for path in _image_files(root):
             name, id = path.relative_to(root).as_posix(), path.stem
-            if id in names:
-                raise InputError(f"{root}: two images have the id {id!r}: {names[id]} and {name}; keep one of them")
-            names[id] = name
+            if names.setdefault(id, name) != name and not _same_content(root / names[id], path):
+                raise InputError(f"{root}: two different images have the id {id!r}: {names[id]} and {name}; keep one of them")
         return cls(root, names)
 
     def __len__(self) -> int:
@@ -57,6 +58,13 @@ def _image_files(root: Path) -> list[Path]:
         seen.add(real)
         found += [Path(directory, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     return sorted(found)
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def _unreadable(error: OSError) -> None:
