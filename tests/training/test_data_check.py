@@ -80,6 +80,8 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([tmp_path / "cirr", "--dataset", "circo"], "no annotations of circo here"),
         ([tmp_path / "cirr", "--images", tmp_path / "none"], "no such image folder"),
         ([tmp_path, "--images", tmp_path], "--images is for one dataset, here are cirr, fashioniq"),
+        ([tmp_path / "cirr", "--missing-list", tmp_path / "m.txt"], "--missing-list: no images found for"),
+        ([tmp_path / "cirr", "--images", tmp_path, "--missing-list", tmp_path / "cirr"], "cannot be written"),
     ):
         assert data.main(["check", *map(str, arguments)]) == 2
         assert said in capsys.readouterr().err

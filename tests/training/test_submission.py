@@ -81,6 +81,7 @@ def lists(content: dict[str, Any]) -> list[str]:
 CIRR_MISTAKES: list[tuple[str, Change, str]] = [
     ("recall", lambda c: c.pop("version"), "version None and metric 'recall', expected \"rc2\""),
     ("recall", lambda c: c.update(metric="mAP"), "metric 'mAP'"),
+    ("recall", lambda c: c.update(metric=["recall"]), "metric ['recall']"),
     ("recall", lambda c: c.pop(lists(c)[0]), "9 lists for 10 queries; no list for query"),
     ("recall", lambda c: c.update({"7": c[lists(c)[0]]}), "11 lists for 10 queries; a list for '7', which is no query"),
     ("recall", lambda c: c[lists(c)[2]].pop(), "49 names, expected 50"),

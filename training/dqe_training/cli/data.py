@@ -109,8 +109,13 @@ def _check(args: argparse.Namespace) -> int:
     missing = sorted({id for check in checks for id in check.missing})
     print("\n\n".join("\n".join(describe(check)) for check in checks))
     if args.missing_list is not None:
-        with atomic_write(args.missing_list, "w") as stream:
-            stream.write("".join(f"{id}\n" for id in missing))
+        if unknown := [check.benchmark.directory for check in checks if check.images is None]:
+            raise InputError(f"--missing-list: no images found for {unknown[0]}; say where they are with --images DIR")
+        try:
+            with atomic_write(args.missing_list, "w") as stream:
+                stream.write("".join(f"{id}\n" for id in missing))
+        except OSError as error:
+            raise InputError(f"{args.missing_list}: cannot be written ({error.strerror})") from error
     return 1 if missing else 0
 
 

@@ -16,7 +16,6 @@ from dqe_engine.files import atomic_write
 
 from ..data.benchmarks.base import Benchmark
 from ..data.benchmarks.detect import open_benchmark
-from ..data.image_folder import ImageFolder
 from ..data.queries import Query, QuerySet
 from .metrics import filter_ranking
 
@@ -98,7 +97,7 @@ def check_content(
         _check_lists(content, queries, CIRCO_IDS, int, lambda id: f"{id:012d}", gallery, where=where)
         return f"{len(queries)} queries of {CIRCO_IDS} ids"
     version, metric = content.get("version"), content.get("metric")
-    if version != "rc2" or metric not in CIRR_NAMES:
+    if version != "rc2" or not isinstance(metric, str) or metric not in CIRR_NAMES:
         raise InputError(f'{where}: version {version!r} and metric {metric!r}, expected "rc2" and "recall" or "recall_subset"')
     lists = {id: names for id, names in content.items() if id not in ("version", "metric")}
     _check_lists(lists, queries, CIRR_NAMES[metric], str, str, gallery, where=where)
@@ -168,17 +167,12 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
         raise InputError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of lists, got {type(content).__name__}")
-    part = next((part for part in benchmark.parts(_images(benchmark)) if part.split == split), None)
+    part = next((part for part in benchmark.parts(None) if part.split == split), None)
     if part is None or part.queries is None:
         raise InputError(f"{benchmark.directory}: no queries of {benchmark.name} {split!r} here; splits are {', '.join(benchmark.splits)}")
     gallery = part.galleries.get("original")
     known = None if gallery is None else {id: at for at, id in enumerate(gallery)}
     return f"{benchmark.name} {split}, {check_content(content, benchmark.name, part.queries, known, where=str(path))}: in order"
-
-
-def _images(benchmark: Benchmark) -> ImageFolder | None:
-    root = benchmark.image_directory()
-    return None if root is None else ImageFolder.scan(root)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
