@@ -12,9 +12,11 @@ from support.tiny_training import make_trainer, train_config
 
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.errors import InputError
+from dqe_training import trainer
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.records import TripletRecord, read_jsonl, write_jsonl
 from dqe_training.data.triplets import TripletData, build_triplets
+from dqe_training.losses.total import BatchLabels, total_loss
 from dqe_training.trainer import data_hash
 
 COLOUR = AttributeVocabulary(attributes=(Attribute(name="colour", words=("red",)), Attribute(name="size", words=("big",))))
@@ -97,3 +99,27 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_does(tiny_data: tuple[Tri
     assert data_hash(plain, pixels) != data_hash(data, pixels)  # other wordings are other training data
     other = make_trainer(config, plain, pixels, tmp_path / "plain").train()
     assert any((other.state_dict()[name] != value).any() for name, value in whole.state_dict().items())
+
+
+def test_a_step_is_told_what_its_own_wording_names(
+    tiny_data: tuple[TripletData, NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The presence signal is of the text that was read, not of the triplet's first text."""
+    records = [
+        TripletRecord(reference=r.reference, target=r.target, text="in red with dots", wordings=("in red", "with dots"))
+        for r in tiny_data[0].records
+    ]
+    data = build_triplets(records, vocabulary())
+    told: list[NDArray[np.bool_]] = []
+
+    def recorded(output: object, tokens: object, labels: BatchLabels, *rest: object, **options: object) -> object:
+        told.append(labels.named.numpy().copy())
+        return total_loss(output, tokens, labels, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "total_loss", recorded)
+    made = make_trainer(train_config(epochs=1), data, tiny_data[1][: len(data.images)], tmp_path / "run")
+    made.train()
+    order = np.random.default_rng([0, 0]).permutation(len(data))
+    _, named = data.draw_texts(0, 0)
+    np.testing.assert_array_equal(np.concatenate(told), named[order])
+    assert (named != data.named).any()
