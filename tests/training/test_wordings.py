@@ -117,8 +117,7 @@ def test_a_step_is_told_what_its_own_wording_names(
         return total_loss(output, tokens, labels, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "total_loss", recorded)
-    made = make_trainer(train_config(epochs=1), data, tiny_data[1][: len(data.images)], tmp_path / "run")
-    made.train()
+    make_trainer(train_config(epochs=1), data, tiny_data[1][: len(data.images)], tmp_path / "run").train()
     order = np.random.default_rng([0, 0]).permutation(len(data))
     _, named = data.draw_texts(0, 0)
     np.testing.assert_array_equal(np.concatenate(told), named[order])
