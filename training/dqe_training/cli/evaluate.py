@@ -119,7 +119,7 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
         tasks = {what: progress.add_task(what, total=0) for what in ("gallery", "queries")}
 
         def prepared(queries: QuerySet, coverage: Coverage) -> None:
-            if args.submission is None and (queries.target < 0).any() and benchmark.name != "hp-fashioniq":
+            if args.submission is None and queries.secret:
                 raise InputError(f"{benchmark.name} {split}: its targets are secret; write the server's files with --submission OUT")
             if not coverage.complete:
                 print(f"{queries.name}: {coverage.describe('queries')}", file=sys.stderr)

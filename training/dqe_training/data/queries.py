@@ -97,6 +97,11 @@ class QuerySet:
         return np.asarray([self.position[q.targets[0]] if q.targets else -1 for q in self.queries], np.int64)
 
     @property
+    def secret(self) -> bool:
+        """Whether a dataset keeps the answers: its server takes a submission instead."""
+        return any(not q.targets and q.preference is None for q in self.queries)
+
+    @property
     def relevant(self) -> list[list[int]]:
         """Every valid answer of each query, the labelled one first."""
         return [self.positions(q.targets) for q in self.queries]

@@ -89,11 +89,11 @@ def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]
 
 def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, float]:
     """The dataset's figures of one query set; none where its targets are secret."""
+    if queries.secret:
+        return {}
     match dataset:
         case "hp-fashioniq":
             return preference_figures(queries, found)
-        case _ if (queries.target < 0).any():
-            return {}
         case "fashioniq":
             return fashioniq_figures(queries, found.ranked)
         case "cirr":
@@ -105,7 +105,7 @@ def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, flo
 
 
 def summary(dataset: str, sets: Sequence[dict[str, float]]) -> dict[str, float]:
-    """FashionIQ: the means over the categories, and their mean. CIRR: (R@5 + Rs@1) / 2. Else the only set's figures."""
+    """FashionIQ: the means over the categories, and their mean. CIRR: (R@5 + Rs@1) / 2. Others have none."""
     if not all(sets):
         return {}
     if dataset == "fashioniq":
