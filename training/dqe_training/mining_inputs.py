@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .data.images import load_pixels, to_pixel_values
 from .data.triplets import TextBatcher
 from .encoding import Listener, evaluating
-from .workflow import DataSource
+from .workflow import TrainingSource
 
 IMAGES_FILE = "images.json"
 _IMAGE_BATCH = 128
@@ -25,7 +25,7 @@ _QUERY_BATCH = 256
 
 def write_mining_inputs(
     checkpoint: Checkpoint,
-    source: DataSource,
+    source: TrainingSource,
     out: Path,
     *,
     storage: Literal["f32", "f16"] = "f32",

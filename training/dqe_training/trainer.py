@@ -56,7 +56,7 @@ def data_hash(data: TripletData, pixels: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256()
     for array in (pixels, data.reference, data.target, data.named, data.labels):
         digest.update(np.ascontiguousarray(array).data)
-    digest.update("\0".join((*data.images, *data.texts)).encode())
+    digest.update("\0".join((*data.images, *data.training_texts)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -90,7 +90,7 @@ class Trainer:
         model.to(self.device)
         self.batch_size = min(config.optim.batch_size, len(data))
         self.steps_per_epoch = len(data) // self.batch_size
-        self.texts = TextBatcher(tokenizer, data.texts, max_length=config.model.qformer.max_text_length)
+        self.texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
         self.frozen = frozen
         model.vision_model.requires_grad_(not frozen)
         self._pixels = pixels
@@ -166,7 +166,8 @@ class Trainer:
     def _step(self, rows: NDArray[np.int64], epoch: int, fraction: float) -> dict[str, float]:
         config, data = self.config, self.data
         index = torch.from_numpy(rows)
-        ids, mask = (t.to(self.device) for t in self.texts(index))
+        read, named = data.draw_texts(config.optim.seed, epoch)
+        ids, mask = (t.to(self.device) for t in self.texts(torch.from_numpy(read[rows])))
         targets = data.target[rows]
         negative = draw_negative(self._mined, rows, epoch) if self._mined is not None else None
         cast = torch.autocast(self.device.type, torch.bfloat16) if config.optim.autocast == "bf16" else nullcontext()
@@ -178,7 +179,7 @@ class Trainer:
         labels = BatchLabels(
             torch.from_numpy(targets).to(self.device),
             torch.from_numpy(data.labels[targets]).to(self.device),
-            torch.from_numpy(data.named[rows]).to(self.device),
+            torch.from_numpy(named[rows]).to(self.device),
         )
         mined = None if negative is None else (tokens[len(rows) :], torch.from_numpy(negative >= 0).to(self.device))
         share = config.loss.relevance_share if fraction >= config.loss.relevance_warmup else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -29,6 +30,17 @@ from .trainer import Trainer
 SHIPPED_VISION = ("garments",)
 
 
+class TrainingSource(Protocol):
+    """Triplets to train on, and the folder that their image names are relative to."""
+
+    @property
+    def images(self) -> Path: ...
+    @property
+    def vocabulary(self) -> Path | None: ...
+    def read_vocabulary(self) -> AttributeVocabulary: ...
+    def read(self, vocabulary: AttributeVocabulary) -> TripletData: ...
+
+
 @dataclass(frozen=True)
 class DataSource:
     """Where training data lies. `directory` (a dataset folder) or `triplets` + `images` of one's own.
@@ -46,7 +58,10 @@ class DataSource:
     def from_directory(cls, directory: Path) -> DataSource:
         """A dataset folder as `dqe-data garments` writes it."""
         if not (directory / "train.jsonl").is_file():
-            raise InputError(f"{directory}: no train.jsonl here; make the dataset with dqe-data garments, or give --triplets and --images")
+            raise InputError(
+                f"{directory}: no train.jsonl here, and no public dataset (docs/datasets.md has their folders); "
+                "make one with dqe-data garments, or give --triplets and --images"
+            )
         return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", directory / "vocabulary.json", "train/")
 
     def read_vocabulary(self) -> AttributeVocabulary:
@@ -97,7 +112,7 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
 
 def train_run(
     config: TrainConfig,
-    source: DataSource,
+    source: TrainingSource,
     run: Path,
     *,
     listener: Listener = lambda event: None,

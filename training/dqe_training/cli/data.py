@@ -1,4 +1,4 @@
-"""dqe-data: make the procedural dataset; encode a training set for dqe-mine."""
+"""dqe-data: make the procedural dataset; check a public one and submissions to it; encode a training set for dqe-mine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dqe_engine.cli.main import positive
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
+from .sources import DATASET_HELP, add_source_options, check_source_options
 
 _ENCODE_EPILOG = """\
 OUT holds queries.npy, gallery.npy, targets.npy and exclude.npy (the references), as dqe-mine takes them, and images.json:
@@ -36,12 +37,29 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     encode.add_argument("model", type=Path, help="a checkpoint directory (dqe-train)")
-    encode.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data garments writes it")
-    encode.add_argument("--triplets", type=Path, metavar="FILE", help="own data, as dqe-train takes it")
-    encode.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
+    add_source_options(encode)
     encode.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder of the result")
     encode.add_argument("--storage", choices=("f32", "f16"), default="f32", help="precision of gallery.npy (default: f32)")
     encode.add_argument("--force", action="store_true", help="replace OUT when it exists")
+    check = commands.add_parser(
+        "check",
+        help="count what a dataset folder holds and lacks",
+        description="Triplets and galleries per split and category, blank captions, missing images. Exit code 1: images are missing.",
+        epilog="example: dqe-data check data/fashioniq --images data/fashioniq/images --missing-list missing.txt",
+    )
+    check.add_argument("data", type=Path, metavar="DIR", help="dataset folder, or a folder of such folders")
+    check.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    check.add_argument("--images", type=Path, metavar="DIR", help="where its images are, if not where the authors put them")
+    check.add_argument("--missing-list", type=Path, metavar="FILE", help="write the ids of all missing images, one a line")
+    submission = commands.add_parser(
+        "check-submission",
+        help="hold a file for the CIRR or CIRCO server against its rules",
+        description="Query counts, names per query, duplicates, unknown images, references in their own list, size.",
+    )
+    submission.add_argument("file", type=Path, metavar="FILE")
+    submission.add_argument("--data", type=Path, required=True, metavar="DIR", help="CIRR's or CIRCO's folder")
+    submission.add_argument("--dataset", default="auto", metavar="NAME", help="auto, cirr or circo")
+    submission.add_argument("--split", metavar="SPLIT", help="default: test1 of CIRR, test of CIRCO")
     return parser
 
 
@@ -64,14 +82,13 @@ def _garments(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    if (args.data is None) == (args.triplets is None or args.images is None):
-        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
+    check_source_options(args)
     from ..checkpoint import load_checkpoint
     from ..mining_inputs import write_mining_inputs
-    from ..workflow import DataSource
     from .progress import TrainingProgress
+    from .sources import open_source
 
-    source = DataSource(args.triplets, args.images) if args.data is None else DataSource.from_directory(args.data)
+    source = open_source(args)
     checkpoint = load_checkpoint(args.model)
     with TrainingProgress() as listener:
         write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, listener=listener)
@@ -79,6 +96,40 @@ def _encode(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> int:
+    from dqe_engine.files import atomic_write
+
+    from ..data.benchmarks.check import check_dataset, describe
+    from ..data.benchmarks.detect import find_benchmarks
+
+    found = find_benchmarks(args.data, args.dataset)
+    if args.images is not None and len(found) > 1:
+        raise InputError(f"{args.data}: --images is for one dataset, here are {', '.join(b.name for b in found)}; check them one by one")
+    checks = [check_dataset(benchmark, args.images) for benchmark in found]
+    missing = sorted({id for check in checks for id in check.missing})
+    print("\n\n".join("\n".join(describe(check)) for check in checks))
+    if args.missing_list is not None:
+        if unknown := [check.benchmark.directory for check in checks if check.images is None]:
+            raise InputError(f"--missing-list: no images found for {unknown[0]}; say where they are with --images DIR")
+        try:
+            with atomic_write(args.missing_list, "w") as stream:
+                stream.write("".join(f"{id}\n" for id in missing))
+        except OSError as error:
+            raise InputError(f"{args.missing_list}: cannot be written ({error.strerror})") from error
+    return 1 if missing else 0
+
+
+def _check_submission(args: argparse.Namespace) -> int:
+    from ..evaluation.submission import check_file, open_for_submission
+
+    benchmark = open_for_submission(args.data, args.dataset)
+    print(check_file(args.file, benchmark, args.split))
+    return 0
+
+
+_HANDLERS = {"garments": _garments, "encode": _encode, "check": _check, "check-submission": _check_submission}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_torch(lambda: _encode(args) if args.command == "encode" else _garments(args))
+    return run_torch(lambda: _HANDLERS[args.command](args))

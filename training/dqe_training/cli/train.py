@@ -9,6 +9,7 @@ from pathlib import Path
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
+from .sources import add_source_options, check_source_options, default_config, open_source
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,12 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments; own-data with --triplets)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data writes it")
-    parser.add_argument(
-        "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
+    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments for its folder, else own-data)")
+    add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
@@ -34,20 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> int:
     from ..config import load_config
 
-    if (args.data is None) == (args.triplets is None or args.images is None):
-        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
-    config = load_config(args.config or ("garments" if args.data else "own-data"), args.overrides)
+    check_source_options(args)
+    config = load_config(args.config or default_config(args), args.overrides)
     if not config.vision_weights and config.optim.vision_learning_rate == 0:
         raise InputError("the vision tower would stay random: set vision_weights=garments, or optim.vision_learning_rate above 0")
     from ..trainer import finish_run  # imports torch: a mistake above is told before that
-    from ..workflow import DataSource, train_run
+    from ..workflow import train_run
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 
-    if args.data is not None:
-        source = DataSource.from_directory(args.data)
-    else:
-        source = DataSource(args.triplets, args.images, args.image_labels, args.vocabulary)
+    source = open_source(args)
     with TrainingProgress() as progress:
         listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard else progress
         train_run(config, source, args.out, listener=listener)

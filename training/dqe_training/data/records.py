@@ -18,7 +18,8 @@ class TripletRecord(Contract, frozen=True, omit_defaults=True):
 
     `attributes`: the attributes that the text asks to change, with the target's value (the presence labels of the
     attribute weights). `allowed`: every value that would satisfy the text, where a dataset knows. `held_out`: the
-    target's attribute combination does not occur in training.
+    target's attribute combination does not occur in training. `wordings`: other texts that say the same; training reads
+    the text or one of these, drawn anew for each epoch.
     """
 
     reference: str
@@ -27,6 +28,7 @@ class TripletRecord(Contract, frozen=True, omit_defaults=True):
     attributes: dict[str, str] | None = None
     allowed: dict[str, list[str]] | None = None
     held_out: bool = False
+    wordings: tuple[str, ...] = ()
 
 
 class ImageRecord(Contract, frozen=True):
@@ -62,7 +64,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
 
 
 def check_texts(records: Sequence[TripletRecord], *, where: str) -> None:
-    """Raise InputError for the first triplet whose text is empty or blank."""
+    """Raise InputError for the first triplet whose text, or one of its wordings, is empty or blank."""
     for number, record in enumerate(records, start=1):
-        if not record.text.strip():
+        if not all(text.strip() for text in (record.text, *record.wordings)):
             raise InputError(f"{where}, record {number}: empty text; remove the triplet or write what changes")

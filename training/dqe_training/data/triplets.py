@@ -18,6 +18,7 @@ from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import InputError
 
 from .records import ImageRecord, TripletRecord, check_texts, read_jsonl
+from .wordings import Wordings
 
 
 def read_vocabulary(path: Path) -> AttributeVocabulary:
@@ -33,7 +34,7 @@ class TripletData:
 
     images: names relative to the image folder. reference, target: (T,) int64 image positions.
     named: (T, A) bool, whether the text names the attribute: from the triplet's `attributes`, else by the vocabulary's
-    word lexicon. labels: (I, A) int64 value positions, -1 unknown.
+    word lexicon. labels: (I, A) int64 value positions, -1 unknown. wordings: None where every triplet has one text.
     """
 
     images: tuple[str, ...]
@@ -43,9 +44,22 @@ class TripletData:
     named: NDArray[np.bool_]
     labels: NDArray[np.int64]
     records: tuple[TripletRecord, ...]
+    wordings: Wordings | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def training_texts(self) -> tuple[str, ...]:
+        """The triplets' texts, row by row, then their other wordings."""
+        return self.texts if self.wordings is None else self.texts + self.wordings.texts
+
+    def draw_texts(self, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What each triplet reads in an epoch: (T,) rows of `training_texts`, and `named` (T, A) of these."""
+        if self.wordings is None:
+            return np.arange(len(self)), self.named
+        rows = self.wordings.draw(len(self), seed, epoch)
+        return rows, np.concatenate([self.named, self.wordings.named])[rows]
 
 
 def _value_index(vocabulary: AttributeVocabulary) -> list[dict[str, int]]:
@@ -109,6 +123,7 @@ def build_triplets(
         named=named,
         labels=labels,
         records=tuple(records),
+        wordings=Wordings.of(records, vocabulary),
     )
 
 

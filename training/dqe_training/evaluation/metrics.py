@@ -39,6 +39,29 @@ def precision_at_k(ranked: NDArray[np.int64], relevant: Sequence[Sequence[int]],
     return (float(np.mean(found)), float(np.mean(attainable))) if found else (float("nan"), float("nan"))
 
 
+def filter_ranking(ranked: NDArray[np.int64], subsets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Each row of `ranked` (Q, K), with only its subset's ids left, in their order: (Q, largest subset), padded with -1."""
+    filtered = np.full((len(ranked), max(map(len, subsets), default=0)), -1, np.int64)
+    for row, (ranking, subset) in enumerate(zip(ranked, subsets, strict=True)):
+        kept = ranking[np.isin(ranking, subset)]
+        filtered[row, : len(kept)] = kept
+    return filtered
+
+
+def preference_accuracy(first: NDArray[np.floating], second: NDArray[np.floating], preferred: NDArray[np.int64]) -> float:
+    """Share of queries (Q,) whose higher score is that of the `preferred` (1 or 2) side; equal scores count half."""
+    if len(preferred) == 0:
+        return float("nan")
+    agreement = np.where(preferred == 1, first - second, second - first)
+    return float(((agreement > 0) + 0.5 * (agreement == 0)).mean())
+
+
+def preference_ratio(first: NDArray[np.floating], second: NDArray[np.floating], preferred: NDArray[np.int64]) -> float:
+    """QuRe's: among the queries whose first side scores higher, the share whose first side is preferred; NaN without any."""
+    higher = first > second
+    return float((preferred[higher] == 1).mean()) if higher.any() else float("nan")
+
+
 def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     """Probability that a positive scores above a negative, ties counted half; NaN when one class is missing."""
     positives, negatives = scores[positive], scores[~positive]

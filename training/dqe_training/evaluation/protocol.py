@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
 
+from ..data.queries import DEPTH, Query, QuerySet
 from ..data.records import ImageRecord, TripletRecord, check_texts, read_jsonl
 from .metrics import bootstrap_interval, mean_average_precision_at_k, precision_at_k, recall_at_k, roc_auc
 
-DEPTH = 50
+__all__ = ["DEPTH", "Embeddings", "EvaluationSet", "Report", "evaluation_set", "load_evaluation_set", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,19 @@ class EvaluationSet:
     relevant: tuple[tuple[int, ...], ...] | None
     held_out: NDArray[np.bool_]
 
+    @property
+    def queries(self) -> QuerySet:
+        """What a model is asked to rank; ids are image names."""
+        asked = (Query(str(row), r.reference, r.text, (r.target,), exclude=(r.reference,)) for row, r in enumerate(self.records))
+        return QuerySet("val", tuple(asked), self.gallery)
+
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What an evaluation computed: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings (Q, <= 50)."""
+    """What a model made of a query set: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings (Q, depth).
+
+    Rankings hold gallery positions, score descending and position ascending, padded with -1.
+    """
 
     queries: NDArray[np.float32]
     target_tokens: NDArray[np.float32]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from dqe_engine.zones import select_zones
 
-from ..data.images import load_pixels
+from ..data.images import load_pixels, to_pixel_values
+from ..data.queries import QuerySet
 from ..data.triplets import TextBatcher
 from ..encoding import encode_image_tokens
 from ..model import DQEModel
-from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
+from .protocol import Embeddings, EvaluationSet, Report, summarise
+
+_DECODED_AT_ONCE = 512  # images: enough for every decoding thread, 77 MB of pixels at 224
 
 
 def encode_gallery_images(
@@ -26,28 +30,57 @@ def encode_gallery_images(
     return encode_image_tokens(model, pixels, dtype=torch.float32)
 
 
+def image_token_blocks(
+    model: DQEModel, images: Path, names: Sequence[str], *, batch_size: int = 64, advance: Callable[[int], None] = lambda n: None
+) -> Iterator[Tensor]:
+    """Image tokens (B, P, Hv) of images in order, a block at a time: what `embed` takes of a gallery of any size."""
+    device, spec = model.query_tokens.device, model.config.preprocessing
+    for start in range(0, len(names), _DECODED_AT_ONCE):
+        pixels = load_pixels(images, names[start : start + _DECODED_AT_ONCE], spec)
+        for first in range(0, len(pixels), batch_size):
+            values = to_pixel_values(pixels[first : first + batch_size], spec)
+            yield model.encode_images(values.to(device))
+            advance(len(values))
+
+
 @torch.inference_mode()
+def embed(
+    model: DQEModel, tokenizer: Tokenizer, queries: QuerySet, blocks: Iterable[Tensor], *, batch_size: int = 64,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Embeddings:  # fmt: skip
+    """Encode gallery and queries and rank exactly. `blocks`: the gallery's image tokens in order, of any float dtype.
+
+    A query is encoded while its reference's tokens are at hand, so no more than a block of them is in memory.
+    """
+    device, sizes = model.query_tokens.device, model.sizes
+    model.eval()
+    texts = TextBatcher(tokenizer, queries.texts, max_length=model.config.qformer.max_text_length)
+    embedded = np.zeros((len(queries), sizes.embedding_dim), np.float32)
+    weights = np.zeros((len(queries), sizes.attributes), np.float32)
+    targets = np.empty((len(queries.gallery), sizes.target_tokens, sizes.embedding_dim), np.float32)
+    start = 0
+    for block in blocks:
+        tokens = block.to(device).float()
+        targets[start : start + len(tokens)] = model.encode_targets(tokens).cpu().numpy()
+        (rows,) = np.nonzero((queries.reference >= start) & (queries.reference < start + len(tokens)))
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            ids, mask = (t.to(device) for t in texts(torch.from_numpy(part)))
+            references = torch.from_numpy(queries.reference[part] - start).to(device)
+            output = model.encode_query(tokens[references], ids, mask)
+            embedded[part] = output.query.cpu().numpy()
+            weights[part] = output.attribute_weights.cpu().numpy()
+            advance(len(part))
+        start += len(tokens)
+    found = select_zones(embedded, targets, k=queries.depth, exclude=queries.excluded)
+    return Embeddings(embedded, targets, weights, found.ids, found.scores)
+
+
 def evaluate_model(
     model: DQEModel, tokenizer: Tokenizer, evaluation: EvaluationSet, image_tokens: Tensor, *, batch_size: int = 64,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[Report, Embeddings]:  # fmt: skip
     """Encode gallery and queries, rank exactly, summarise. `image_tokens` (G, P, Hv) of the gallery, any float dtype."""
-    device = model.query_tokens.device
-    model.eval()
-    targets = torch.cat([model.encode_targets(part.to(device).float()).cpu() for part in image_tokens.split(batch_size)])
-    texts = TextBatcher(tokenizer, [r.text for r in evaluation.records], max_length=model.config.qformer.max_text_length)
-    queries, weights = [], []
-    for rows in torch.arange(len(evaluation.records)).split(batch_size):
-        ids, mask = texts(rows)
-        tokens = image_tokens[torch.from_numpy(evaluation.reference)[rows]]
-        output = model.encode_query(tokens.to(device).float(), ids.to(device), mask.to(device))
-        queries.append(output.query.cpu())
-        weights.append(output.attribute_weights.cpu())
-        advance(len(rows))
-    embedded = torch.cat(queries).numpy()
-    found = select_zones(embedded, targets.numpy(), k=DEPTH, exclude=[[r] for r in evaluation.reference.tolist()])
-    predicted = torch.cat(weights).numpy()
-    report = summarise(
-        evaluation, found.ids, weights=predicted if model.config.attribute_weights else None, attributes=model.vocabulary.names
-    )
-    return report, Embeddings(embedded, targets.numpy(), predicted, found.ids, found.scores)
+    found = embed(model, tokenizer, evaluation.queries, image_tokens.split(batch_size), batch_size=batch_size, advance=advance)
+    weights = found.weights if model.config.attribute_weights else None
+    return summarise(evaluation, found.ranked, weights=weights, attributes=model.vocabulary.names), found

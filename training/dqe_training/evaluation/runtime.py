@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
 
-from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
+from ..data.queries import QuerySet
+from .protocol import Embeddings, EvaluationSet, Report, summarise
 
 
 def index_gallery(
@@ -21,31 +22,48 @@ def index_gallery(
     engine.index_images({name: images / name for name in evaluation.gallery}, progress=progress)
 
 
+def search_queries(
+    engine: RetrievalEngine,
+    queries: QuerySet,
+    *,
+    files: Mapping[str, Path] | None = None,
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Embeddings:
+    """Encode every query and search the engine's index, which holds the gallery in its order, to the protocol's depth.
+
+    References are items of the index, or read from `files` (by id) where the index keeps no image tokens. The rankings are
+    the index's own answers; the embeddings beside them are what it searched with and in.
+    """
+    names = engine.bundle.vocabulary.names
+    depth = min(queries.depth, len(queries.gallery))
+    ranked = np.full((len(queries), queries.depth), -1, np.int64)
+    scores = np.full((len(queries), queries.depth), -np.inf, np.float32)
+    embedded: list[NDArray[np.float32]] = []
+    weights = np.zeros((len(queries), len(names)), np.float32)
+    for start in range(0, len(queries), batch_size):
+        asked = queries.queries[start : start + batch_size]
+        encoded = engine.encode_queries(
+            [q.reference if files is None else files[q.reference] for q in asked], queries.texts[start : start + batch_size]
+        )
+        embedded.append(encoded.queries)
+        weights[start : start + len(asked)] = encoded.predicted_weights
+        found = engine.index.search(encoded.queries, depth, exclude=[q.exclude for q in asked])
+        for row, result in enumerate(found, start=start):
+            ranked[row, : len(result.matches)] = [queries.position[match.id] for match in result.matches]
+            scores[row, : len(result.matches)] = [match.score for match in result.matches]
+        advance(len(asked))
+    targets = np.stack([engine.index.target_tokens(name) for name in queries.gallery])
+    return Embeddings(np.concatenate(embedded), targets, weights, ranked, scores)
+
+
 def evaluate_engine(
     engine: RetrievalEngine, evaluation: EvaluationSet, *, batch_size: int = 64, advance: Callable[[int], None] = lambda n: None
 ) -> tuple[Report, Embeddings]:
-    """Search the engine's index with every query (references by id) and summarise.
-
-    The rankings are the engine's own answers; the embeddings beside them are what it searched with and in.
-    """
-    position = {name: i for i, name in enumerate(evaluation.gallery)}
-    names = engine.bundle.vocabulary.names
-    ranked = np.full((len(evaluation.records), DEPTH), -1, np.int64)
-    scores = np.full((len(evaluation.records), DEPTH), -np.inf, np.float32)
-    queries: list[NDArray[np.float32]] = []
-    weights = np.zeros((len(evaluation.records), len(names)), np.float32)
-    for start in range(0, len(evaluation.records), batch_size):
-        records = evaluation.records[start : start + batch_size]
-        references, texts = [r.reference for r in records], [r.text for r in records]
-        queries.append(engine.encode_queries(references, texts).queries)
-        for row, result in enumerate(engine.search_batch(references, texts, k=DEPTH), start=start):
-            ranked[row, : len(result.hits)] = [position[hit.id] for hit in result.hits]
-            scores[row, : len(result.hits)] = [hit.score for hit in result.hits]
-            weights[row] = [result.predicted_weights[name] for name in names]
-        advance(len(records))
-    report = summarise(evaluation, ranked, weights=weights if weights.any() else None, attributes=names)
-    targets = np.stack([engine.index.target_tokens(name) for name in evaluation.gallery])
-    return report, Embeddings(np.concatenate(queries), targets, weights, ranked, scores)
+    """Search the engine's index with every query (references by id) and summarise."""
+    found = search_queries(engine, evaluation.queries, batch_size=batch_size, advance=advance)
+    weights = found.weights if found.weights.any() else None
+    return summarise(evaluation, found.ranked, weights=weights, attributes=engine.bundle.vocabulary.names), found
 
 
 def agreement(checkpoint: tuple[Report, Embeddings], bundle: tuple[Report, Embeddings]) -> tuple[float, float, bool]:

@@ -1,0 +1,73 @@
+"""The options that say where training data lies, for the commands that read it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dqe_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from ..workflow import TrainingSource
+
+DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, or jsonl for a folder as dqe-data garments writes it"
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """`--data` with `--dataset`, or `--triplets` with `--images`."""
+    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder: of dqe-data garments, FashionIQ or CIRR")
+    parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument(
+        "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="own data: folder that the image names are relative to; public data: where its images are",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="public data: go on without the triplets whose images are missing")
+
+
+def check_source_options(args: argparse.Namespace) -> None:
+    """Raise InputError unless exactly one source is given, with what belongs to it."""
+    if (args.data is None) == (args.triplets is None):
+        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
+    if args.data is None and args.images is None:
+        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
+    if args.data is None and (args.dataset != "auto" or args.allow_missing):
+        raise InputError("--dataset and --allow-missing go with --data DIR")
+
+
+def default_config(args: argparse.Namespace) -> str:
+    """The preset for a source where none is asked for."""
+    from ..data.benchmarks.detect import open_benchmark
+
+    own = args.data is None or (args.data.is_dir() and open_benchmark(args.data, args.dataset) is not None)
+    return "own-data" if own else "garments"
+
+
+def open_source(args: argparse.Namespace) -> TrainingSource:
+    """The training data of `check_source_options`-ed arguments; what was left out of it is said on stderr. Raises InputError."""
+    from ..data.benchmarks.detect import open_benchmark
+    from ..data.benchmarks.placing import BenchmarkSource
+    from ..workflow import DataSource
+
+    vocabulary, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)
+    if args.data is None:
+        return DataSource(args.triplets, args.images, labels, vocabulary)
+    benchmark = open_benchmark(args.data, args.dataset) if args.data.is_dir() else None
+    if benchmark is None:
+        if args.images is not None or args.allow_missing:
+            raise InputError(f"{args.data}: a folder of JSON lines has its own images/; leave out --images and --allow-missing")
+        return DataSource.from_directory(args.data)
+    if labels is not None:
+        raise InputError(f"--image-labels goes with --triplets; {benchmark.name} has no image labels")
+    source = BenchmarkSource.open(benchmark, args.images, vocabulary=vocabulary, allow_missing=args.allow_missing)
+    if not source.coverage.complete:
+        print(source.coverage.describe("triplets"), file=sys.stderr)
+    if source.coverage.wordless:
+        print(f"{source.coverage.wordless} triplets have no text; the model reads '.'", file=sys.stderr)
+    return source

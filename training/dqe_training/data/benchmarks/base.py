@@ -1,0 +1,120 @@
+"""What the public datasets have in common: their parts, the options of their protocols, and how annotations are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import msgspec
+
+from dqe_engine.errors import InputError
+
+from ..image_folder import ImageFolder
+from ..queries import Query, QuerySet
+from ..records import TripletRecord
+
+GalleryName = Literal["original", "val"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BlankCaption:
+    """A caption without words: empty, or punctuation alone."""
+
+    query: str
+    caption: str
+
+    @property
+    def empty(self) -> bool:
+        return not self.caption.strip()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split (of one category, where a dataset has them).
+
+    queries: None where the annotation file is not there. galleries: by the protocol's name, ids ascending; empty where
+    nothing lists them. absent: annotation files that are not there.
+    """
+
+    split: str
+    category: str = ""
+    queries: tuple[Query, ...] | None = None
+    galleries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    blank: tuple[BlankCaption, ...] = ()
+    absent: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Every image of the part, ids ascending."""
+        queried = (image for query in self.queries or () for image in query.images)
+        return tuple(sorted({*queried, *(image for gallery in self.galleries.values() for image in gallery)}))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices that change figures. None and False: the dataset's usual protocol."""
+
+    gallery: GalleryName | None = None
+    shared_concept: bool = False
+
+
+class Benchmark(Protocol):
+    """A public dataset in a folder. Loaders raise InputError that names the file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those with queries to evaluate."""
+        ...
+
+    def image_directory(self) -> Path | None:
+        """Where its images are, when they lie where the dataset's authors put them."""
+        ...
+
+    def parts(self, images: ImageFolder | None) -> tuple[Part, ...]:
+        """Everything there is, for counting."""
+        ...
+
+    def query_sets(self, split: str, options: Options, images: ImageFolder | None) -> tuple[QuerySet, ...]:
+        """The queries of a split over their galleries, one set per category."""
+        ...
+
+    def describe(self, options: Options) -> str:
+        """The protocol in words, for the report."""
+        ...
+
+    def training_records(self) -> tuple[TripletRecord, ...]:
+        """Training triplets; reference and target are ids."""
+        ...
+
+
+def read_annotations(path: Path, kind: type[T]) -> T:
+    """JSON as `kind`; keys that it does not know are the dataset's own business. Raises InputError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such annotation file") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not the official format: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def ascending(ids: Iterable[str]) -> tuple[str, ...]:
+    """Distinct ids in the order that breaks ties."""
+    return tuple(sorted(set(ids)))
+
+
+def first_folder(candidates: Iterable[Path]) -> Path | None:
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def check_split(benchmark: Benchmark, split: str) -> None:
+    if split not in benchmark.splits:
+        raise InputError(f"{benchmark.name}: no split {split!r} to evaluate; there are {', '.join(benchmark.splits)}")

@@ -1,0 +1,149 @@
+"""The public datasets' protocols: rankings in, figures out; and one evaluation for checkpoint and bundle alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.parsing import Contract
+from dqe_engine.errors import InputError
+
+from ..data.benchmarks.base import Benchmark, Options
+from ..data.benchmarks.placing import Coverage, open_images, place_queries
+from ..data.queries import QuerySet
+from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
+from .protocol import Embeddings
+
+
+class SetReport(Contract, frozen=True):
+    """One query set. `figures` are in [0, 1]; none where the targets are secret."""
+
+    name: str
+    coverage: Coverage
+    figures: dict[str, float]
+
+
+class BenchmarkReport(Contract, frozen=True):
+    """`protocol`: what was computed, in words. `summary`: the dataset's headline over its sets, in [0, 1]."""
+
+    dataset: str
+    split: str
+    protocol: str
+    sets: tuple[SetReport, ...]
+    summary: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RankedSet:
+    """A query set and its rankings (Q, depth) of gallery positions, padded with -1."""
+
+    queries: QuerySet
+    ranked: NDArray[np.int64]
+
+
+class Ranker(Protocol):
+    """A model: query set and image files (of the gallery, in its order, relative to the folder) in, rankings out."""
+
+    def __call__(self, queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings: ...
+
+
+def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+    """Recall@10 and @50 of the labelled target."""
+    return {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (10, 50)}
+
+
+def cirr_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+    """Recall@1, 5, 10, 50, and recall@1, 2, 3 of the ranking filtered to the other five members of the image set."""
+    subset = filter_ranking(ranked, [queries.positions(query.subset) for query in queries.queries])
+    figures = {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (1, 5, 10, 50)}
+    return figures | {f"subset_recall_at_{k}": recall_at_k(subset, queries.target, k) for k in (1, 2, 3)}
+
+
+def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+    """mAP@5, 10, 25, 50 over all ground truths, and recall at the same depths of the target alone."""
+    figures = {f"map_at_{k}": mean_average_precision_at_k(ranked, queries.relevant, k) for k in (5, 10, 25, 50)}
+    return figures | {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (5, 10, 25, 50)}
+
+
+def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:
+    """How often the set of higher mean score s(q, i) is the one that the person preferred, over all questions (equal means
+    count half), and QuRe's preference ratio, which looks at the questions whose first set scores higher."""
+    means = np.empty((2, len(queries)))
+    preferred = np.empty(len(queries), np.int64)
+    for row, query in enumerate(queries.queries):
+        assert query.preference is not None
+        preferred[row] = query.preference.preferred
+        for side, images in enumerate((query.preference.first, query.preference.second)):
+            tokens = found.target_tokens[queries.positions(images)]  # (5, M, D)
+            means[side, row] = (tokens @ found.queries[row]).max(axis=1).mean()
+    return {
+        "preference_accuracy": preference_accuracy(means[0], means[1], preferred),
+        "preference_ratio": preference_ratio(means[0], means[1], preferred),
+    }
+
+
+def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, float]:
+    """The dataset's figures of one query set; none where its targets are secret."""
+    if queries.secret:
+        return {}
+    match dataset:
+        case "hp-fashioniq":
+            return preference_figures(queries, found)
+        case "fashioniq":
+            return fashioniq_figures(queries, found.ranked)
+        case "cirr":
+            return cirr_figures(queries, found.ranked)
+        case "circo":
+            return circo_figures(queries, found.ranked)
+        case _:
+            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
+
+
+def summary(dataset: str, sets: Sequence[dict[str, float]]) -> dict[str, float]:
+    """FashionIQ: the means over the categories, and their mean. CIRR: (R@5 + Rs@1) / 2. Others have none."""
+    if not all(sets):
+        return {}
+    if dataset == "fashioniq":
+        means = {f"recall_at_{k}": float(np.mean([s[f"recall_at_{k}"] for s in sets])) for k in (10, 50)}
+        return means | {"mean": (means["recall_at_10"] + means["recall_at_50"]) / 2}
+    (only,) = sets
+    if dataset == "cirr":
+        return {"mean_of_recall_at_5_and_subset_recall_at_1": (only["recall_at_5"] + only["subset_recall_at_1"]) / 2}
+    return {}
+
+
+def evaluate_benchmark(
+    benchmark: Benchmark,
+    rank: Ranker,
+    *,
+    split: str,
+    options: Options | None = None,
+    images: Path | None = None,
+    allow_missing: bool = False,
+    prepared: Callable[[QuerySet, Coverage], None] = lambda queries, coverage: None,
+) -> tuple[BenchmarkReport, tuple[RankedSet, ...]]:
+    """Rank every query set of a split and work out its figures.
+
+    `prepared` is told of each query set before the first is ranked. Raises InputError, for missing images too, before
+    any image is encoded.
+    """
+    options = options or Options()
+    folder = open_images(benchmark, images)
+    placed = [place_queries(q, folder, allow_missing=allow_missing) for q in benchmark.query_sets(split, options, folder)]
+    for queries, coverage in placed:
+        prepared(queries, coverage)
+    sets, ranked = [], []
+    for queries, coverage in placed:
+        found = rank(queries, folder.root, [folder.names[id] for id in queries.gallery])
+        sets.append(SetReport(name=queries.name, coverage=coverage, figures=figures(benchmark.name, queries, found)))
+        ranked.append(RankedSet(queries, found.ranked))
+    report = BenchmarkReport(
+        dataset=benchmark.name, split=split, protocol=benchmark.describe(options), sets=tuple(sets),
+        summary=summary(benchmark.name, [s.figures for s in sets]),
+    )  # fmt: skip
+    return report, tuple(ranked)
