@@ -44,6 +44,7 @@ from .data.triplets import TextBatcher, TripletData
 from .encoding import Listener, encode_image_tokens, encode_target_tokens, evaluating
 from .losses.total import BatchLabels, total_loss
 from .model import DQEModel, QueryOutput
+from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
 from .optim import build_optimizer, set_rate
 from .serving_zones import calibrate_zones
 from .trns import draw_negative
@@ -87,12 +88,12 @@ class Trainer:
         self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
         self.listener = listener
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(self.device)
         self.batch_size = min(config.optim.batch_size, len(data))
         self.steps_per_epoch = len(data) // self.batch_size
         self.texts = TextBatcher(tokenizer, data.texts, max_length=config.model.qformer.max_text_length)
         self.frozen = frozen
-        model.vision_model.requires_grad_(not frozen)
+        prepare_finetuning(model, config)
+        model.to(self.device)
         self._pixels = pixels
         self._tokens = image_tokens
         self._hash = data_hash(data, pixels)
@@ -213,6 +214,7 @@ class Trainer:
             self.progress = msgspec.structs.replace(self.progress, finished=True)
             self.serving_zones = self._calibrate()
             self._checkpoint()
+        merge_adapters(self.model)
         return self.model.eval()
 
     def _train_epoch(self, epoch: int, log: Any) -> None:
@@ -258,7 +260,8 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        state = optimizer_tensors(self.optimizer) | {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
+        state = optimizer_tensors(self.optimizer) | adapter_state(self.model)
+        state |= {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         if self._mined is not None:
@@ -283,7 +286,7 @@ class Trainer:
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state = load_state(newest)
-        self.model.load_state_dict(load_file(newest / "model.safetensors"))
+        restore(self.model, load_file(newest / "model.safetensors"), state)
         restore_optimizer(self.optimizer, state)
         torch.set_rng_state(state["rng"].to(torch.uint8))
         if self.device.type == "cuda" and "cuda_rng" in state:

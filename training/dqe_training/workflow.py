@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 
+from .backbone import find_backbone
+from .backbone.tokenizer import load_backbone_tokenizer
+from .backbone.weights import load_backbone_weights
 from .config import ModelConfig, TrainConfig
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
@@ -58,13 +63,32 @@ class DataSource:
         return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix)
 
 
+def vision_dtype(config: TrainConfig) -> torch.dtype:
+    """The precision of the vision tower: float32 where it trains, else `vision_precision`; "auto" is float16 on CUDA."""
+    wanted = config.optim.vision_precision
+    if wanted == "auto":
+        wanted = "float16" if config.optim.vision_learning_rate == 0 and torch.cuda.is_available() else "float32"
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[wanted]
+
+
 def build_model(config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size: int) -> DQEModel:
-    """A model initialised by `optim.seed`, its vision tower from `vision_weights` where that is set."""
+    """A model initialised by `optim.seed`: all but the attribute heads from `backbone`, or its vision tower from
+    `vision_weights`, where one is set. Raises CheckpointError."""
     torch.manual_seed(config.optim.seed)
-    model = DQEModel(config.model, vocabulary, vocab_size)
-    if config.vision_weights:
+    model = DQEModel(config.model, vocabulary, vocab_size, empty_vision=bool(config.backbone))
+    model.vision_model.to(vision_dtype(config))  # before a backbone is loaded: it is never in memory in float32 then
+    if config.backbone:
+        load_backbone_weights(model, find_backbone(config.backbone))
+    elif config.vision_weights:
         load_vision(model, config.vision_weights)
     return model
+
+
+def make_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Tokenizer:
+    """The backbone's tokenizer, or one built from the training texts. Raises CheckpointError."""
+    if config.backbone:
+        return load_backbone_tokenizer(find_backbone(config.backbone), config.model.qformer.vocab_size)
+    return build_tokenizer(texts)
 
 
 def load_vision(model: DQEModel, source: str) -> None:
@@ -120,7 +144,7 @@ def train_run(
             listener({"event": "load", "done": loaded, "total": total})
 
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
-    tokenizer = build_tokenizer(data.texts)
+    tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary, tokenizer.get_vocab_size())
     trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens)
     trainer.train()

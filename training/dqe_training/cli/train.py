@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments; own-data with --triplets)")
+    parser.add_argument(
+        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments; own-data with --triplets; blip2 with backbone=)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, as dqe-data writes it")
     parser.add_argument(
         "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
@@ -36,9 +38,10 @@ def _train(args: argparse.Namespace) -> int:
 
     if (args.data is None) == (args.triplets is None or args.images is None):
         raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
-    config = load_config(args.config or ("garments" if args.data else "own-data"), args.overrides)
-    if not config.vision_weights and config.optim.vision_learning_rate == 0:
-        raise InputError("the vision tower would stay random: set vision_weights=garments, or optim.vision_learning_rate above 0")
+    backbone = any(assignment.startswith("backbone=") for assignment in args.overrides)
+    config = load_config(args.config or ("blip2" if backbone else "garments" if args.data else "own-data"), args.overrides)
+    if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
+        raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
     from ..trainer import finish_run  # imports torch: a mistake above is told before that
     from ..workflow import DataSource, train_run
     from .progress import TrainingProgress
