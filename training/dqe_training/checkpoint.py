@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -157,8 +157,11 @@ def read_meta(directory: Path) -> CheckpointMeta:
     return meta
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load a verified checkpoint to the CPU, in evaluation mode. Raises CheckpointError."""
+def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
+    """Load a verified checkpoint to the CPU, in evaluation mode. Raises CheckpointError.
+
+    The model is float32; with `as_stored`, a vision tower that was frozen in half precision stays so.
+    """
     meta = read_meta(directory)
     vocabulary = parse_json(
         AttributeVocabulary, (directory / "vocabulary.json").read_bytes(), where=str(directory / "vocabulary.json"), error=CheckpointError
@@ -166,8 +169,12 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
     try:
         model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id, empty_vision=True)
-        copy_weights(model, [directory / "model.safetensors"], where=directory)
-    except (CheckpointError, RuntimeError, ValueError) as error:
+        weights = directory / "model.safetensors"
+        if as_stored:
+            with safe_open(weights, framework="pt") as stream:
+                model.vision_model.to(stream.get_tensor("vision_model.post_layernorm.weight").dtype)
+        copy_weights(model, [weights], where=directory)
+    except (CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
         ) from error

@@ -336,7 +336,7 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     newest = latest_checkpoint(run)
     if newest is None:
         raise CheckpointError(f"{run}: holds no checkpoint")
-    checkpoint = load_checkpoint(newest)
+    checkpoint = load_checkpoint(newest, as_stored=True)
     meta = checkpoint.meta
     save_checkpoint(
         destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,
