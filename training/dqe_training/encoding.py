@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,18 @@ from .data.images import to_pixel_values
 from .model import DQEModel
 
 Listener = Callable[[dict[str, Any]], None]
+
+ENCODE_BATCH = 128
+
+
+class TokenTable(Protocol):
+    """Image tokens (N, P, Hv) by rows: a tensor, or `features.StoredTokens`, which reads from a cache what is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Tokens (B, P, Hv) of the images at `rows` (B,), on the CPU, of any float dtype."""
+        ...
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def encode_image_tokens(
     pixels: NDArray[np.uint8],
     *,
     dtype: torch.dtype = torch.float16,
-    batch_size: int = 128,
+    batch_size: int = ENCODE_BATCH,
     listener: Listener = lambda event: None,
 ) -> Tensor:
     """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
@@ -23,10 +22,13 @@ from dqe_engine.errors import CheckpointError, InputError
 from .backbone import find_backbone
 from .backbone.tokenizer import load_backbone_tokenizer
 from .backbone.weights import load_backbone_weights
-from .config import ModelConfig, TrainConfig
+from .checkpoint import load_checkpoint
+from .config import ModelConfig, TrainConfig, load_config
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
-from .encoding import Listener
+from .encoding import Listener, TokenTable
+from .features import FeatureStore, fill
+from .features.identity import digest_images
 from .model import DQEModel
 from .tokenizer import build_tokenizer
 from .trainer import Trainer
@@ -84,6 +86,17 @@ def build_model(config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size
     return model
 
 
+def load_tower(checkpoint: Path | None, *, backbone: str | None = None, overrides: Sequence[str] = ()) -> DQEModel:
+    """A model for its vision tower alone, where there is a GPU on it: a checkpoint's, or that of a BLIP-2 `backbone`, in the
+    precision that training would hold it in."""
+    if checkpoint is not None:
+        model = load_checkpoint(checkpoint, as_stored=torch.cuda.is_available()).model
+    else:
+        config = load_config("blip2", [f"backbone={backbone}", *overrides])
+        model = build_model(config, PAPER_VOCABULARY, config.model.qformer.vocab_size)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 def make_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Tokenizer:
     """The backbone's tokenizer, or one built from the training texts. Raises CheckpointError."""
     if config.backbone:
@@ -126,15 +139,20 @@ def train_run(
     *,
     listener: Listener = lambda event: None,
     pixels: NDArray[np.uint8] | None = None,
-    image_tokens: Tensor | None = None,
+    image_tokens: TokenTable | None = None,
+    features: Path | None = None,
 ) -> Trainer:
     """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
 
-    `pixels` and `image_tokens` of the source's images may be given where several runs share them.
+    `pixels` and `image_tokens` of the source's images may be given where several runs share them. `features`: the folder of
+    a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory.
     """
+    if features is not None and config.optim.vision_learning_rate > 0:
+        raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
-    if pixels is None:
+    digests = digest_images(source.images, data.images)
+    if pixels is None and features is None:
         total = len(data.images)
         loaded = 0
 
@@ -146,6 +164,9 @@ def train_run(
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
     tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary, tokenizer.get_vocab_size())
-    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens)
+    if features is not None:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
+    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens, image_digests=digests)
     trainer.train()
     return trainer

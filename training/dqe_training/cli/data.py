@@ -1,4 +1,4 @@
-"""dqe-data: make the procedural dataset; encode a training set for dqe-mine."""
+"""dqe-data: make the procedural dataset; fill a feature cache; encode a training set for dqe-mine."""
 
 from __future__ import annotations
 
@@ -40,9 +40,45 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--triplets", type=Path, metavar="FILE", help="own data, as dqe-train takes it")
     encode.add_argument("--images", type=Path, metavar="DIR", help="own data: folder that the image names are relative to")
     encode.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder of the result")
+    encode.add_argument("--features", type=Path, metavar="CACHE", help="feature cache to take image tokens from; filled with what it lacks")
     encode.add_argument("--storage", choices=("f32", "f16"), default="f32", help="precision of gallery.npy (default: f32)")
     encode.add_argument("--force", action="store_true", help="replace OUT when it exists")
+    features = commands.add_parser(
+        "features",
+        help="fill a feature cache: image tokens of a frozen vision tower",
+        description="Encode a folder's images once, for dqe-train, dqe-eval and dqe-data encode --features CACHE. Resumable.",
+        epilog="example: dqe-data features --backbone Salesforce/blip2-itm-vit-g --images cirr/images --out features",
+    )
+    features.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --backbone, as dqe-train takes them")
+    tower = features.add_mutually_exclusive_group(required=True)
+    tower.add_argument("--model", type=Path, metavar="DIR", help="the vision tower of a checkpoint (dqe-train)")
+    tower.add_argument("--backbone", metavar="NAME|DIR", help="that of a BLIP-2 checkpoint, on the hub or in a directory")
+    features.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images, walked recursively")
+    features.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder of the cache; may hold several towers' features")
+    features.add_argument("--verify", action="store_true", help="also read everything that is there against its checksums")
     return parser
+
+
+def _features(args: argparse.Namespace) -> int:
+    if args.model is not None and args.overrides:
+        raise InputError(f"{args.overrides[0]}: a checkpoint's configuration is fixed; overrides go with --backbone")
+    from dqe_engine.image_sources import image_pairs
+
+    names = [name for name, _ in image_pairs(args.images)]
+    if not names:
+        raise InputError(f"{args.images}: holds no images")
+    from ..features import FeatureStore, cached_tokens
+    from ..workflow import load_tower
+    from .progress import TrainingProgress
+
+    model = load_tower(args.model, backbone=args.backbone, overrides=args.overrides)
+    with TrainingProgress() as listener:
+        cached_tokens(args.out, model, args.images, names, listener=listener)
+        store = FeatureStore(args.out, model)
+        if args.verify:
+            store.verify()
+    print(f"{store.directory}: {store.describe(len(store))}")
+    return 0
 
 
 def _garments(args: argparse.Namespace) -> int:
@@ -74,11 +110,12 @@ def _encode(args: argparse.Namespace) -> int:
     source = DataSource(args.triplets, args.images) if args.data is None else DataSource.from_directory(args.data)
     checkpoint = load_checkpoint(args.model)
     with TrainingProgress() as listener:
-        write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, listener=listener)
+        write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, features=args.features, listener=listener)
     print(args.out)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_torch(lambda: _encode(args) if args.command == "encode" else _garments(args))
+    handlers = {"garments": _garments, "encode": _encode, "features": _features}
+    return run_torch(lambda: handlers[args.command](args))

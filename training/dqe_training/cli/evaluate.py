@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", type=Path, help="a checkpoint directory (dqe-train) or a bundle (dqe-export)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with val.jsonl, images.jsonl and images/")
+    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache for a checkpoint; filled with what it lacks")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
@@ -37,6 +38,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         gallery = progress.add_task("gallery", total=len(evaluation.gallery))
         queries = progress.add_task("queries", total=len(evaluation.records))
         if (args.model / MANIFEST_FILE).is_file():
+            if args.features is not None:
+                raise InputError("--features is for checkpoints; a bundle encodes the gallery with its own graphs")
             from dqe_engine.engine import RetrievalEngine
 
             from ..evaluation.runtime import evaluate_engine, index_gallery
@@ -49,7 +52,9 @@ def _evaluate(args: argparse.Namespace) -> int:
             from ..evaluation.pytorch import encode_gallery_images, evaluate_model
 
             checkpoint = load_checkpoint(args.model)
-            tokens = encode_gallery_images(checkpoint.model, images, evaluation, advance=lambda n: progress.advance(gallery, n))
+            tokens = encode_gallery_images(
+                checkpoint.model, images, evaluation, features=args.features, advance=lambda n: progress.advance(gallery, n)
+            )
             report, _ = evaluate_model(
                 checkpoint.model, checkpoint.tokenizer, evaluation, tokens, advance=lambda n: progress.advance(queries, n)
             )

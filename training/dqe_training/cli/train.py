@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
+    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to RUN/tensorboard")
     return parser
 
@@ -53,7 +54,7 @@ def _train(args: argparse.Namespace) -> int:
         source = DataSource(args.triplets, args.images, args.image_labels, args.vocabulary)
     with TrainingProgress() as progress:
         listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard else progress
-        train_run(config, source, args.out, listener=listener)
+        train_run(config, source, args.out, listener=listener, features=args.features)
     finish_run(args.out, args.out / "model", replace=True)
     print(args.out / "model")
     return 0

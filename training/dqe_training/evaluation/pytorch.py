@@ -7,34 +7,44 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from dqe_engine.zones import select_zones
 
 from ..data.images import load_pixels
 from ..data.triplets import TextBatcher
-from ..encoding import encode_image_tokens
+from ..encoding import TokenTable, encode_image_tokens
+from ..features import cached_tokens
 from ..model import DQEModel
 from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
 
 
 def encode_gallery_images(
-    model: DQEModel, images: Path, evaluation: EvaluationSet, *, advance: Callable[[int], None] = lambda n: None
-) -> Tensor:
-    """Image tokens (G, P, Hv) float32 of the gallery, from the image folder."""
+    model: DQEModel,
+    images: Path,
+    evaluation: EvaluationSet,
+    *,
+    features: Path | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> TokenTable:
+    """Image tokens (G, P, Hv) float32 of the gallery from the image folder, or float16 ones from the cache `features`."""
+    if features is not None:
+        tokens = cached_tokens(features, model, images, evaluation.gallery)
+        advance(len(tokens))
+        return tokens
     pixels = load_pixels(images, evaluation.gallery, model.config.preprocessing, advance=advance)
     return encode_image_tokens(model, pixels, dtype=torch.float32)
 
 
 @torch.inference_mode()
 def evaluate_model(
-    model: DQEModel, tokenizer: Tokenizer, evaluation: EvaluationSet, image_tokens: Tensor, *, batch_size: int = 64,
+    model: DQEModel, tokenizer: Tokenizer, evaluation: EvaluationSet, image_tokens: TokenTable, *, batch_size: int = 64,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[Report, Embeddings]:  # fmt: skip
     """Encode gallery and queries, rank exactly, summarise. `image_tokens` (G, P, Hv) of the gallery, any float dtype."""
     device = model.query_tokens.device
     model.eval()
-    targets = torch.cat([model.encode_targets(part.to(device).float()).cpu() for part in image_tokens.split(batch_size)])
+    parts = torch.arange(len(image_tokens)).split(batch_size)
+    targets = torch.cat([model.encode_targets(image_tokens[rows].to(device).float()).cpu() for rows in parts])
     texts = TextBatcher(tokenizer, [r.text for r in evaluation.records], max_length=model.config.qformer.max_text_length)
     queries, weights = [], []
     for rows in torch.arange(len(evaluation.records)).split(batch_size):
