@@ -43,6 +43,7 @@ from .config import TrainConfig
 from .data.images import to_pixel_values
 from .data.triplets import TextBatcher, TripletData
 from .encoding import Listener, TokenTable, encode_image_tokens, encode_target_tokens, evaluating
+from .features.identity import same_tower
 from .losses.total import BatchLabels, total_loss
 from .model import DQEModel, QueryOutput
 from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
@@ -296,7 +297,7 @@ class Trainer:
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state, weights = load_state(newest), load_file(newest / "model.safetensors")
-        if self._given_tokens and not _same_tower(self.model, weights):
+        if self._given_tokens and not same_tower(self.model, weights):
             raise CheckpointError(f"{newest}: its vision tower is not the one that the image tokens are of; resume with the same backbone")
         restore(self.model, weights, state)
         restore_optimizer(self.optimizer, state)
@@ -331,13 +332,6 @@ def _identity(pixels: NDArray[np.uint8] | None, digests: Sequence[str] | None) -
     if pixels is None:
         raise InputError("image_tokens without pixels need image_digests, so that a resumed run can tell the images")
     return pixels
-
-
-def _same_tower(model: DQEModel, weights: dict[str, Tensor]) -> bool:
-    """As a feature cache tells towers apart: in float16, since a frozen one may be held in it on one machine and not on another."""
-    half = torch.float16
-    own = model.vision_model.state_dict()
-    return all(torch.equal(weights[f"vision_model.{name}"].to(half), value.to("cpu", half)) for name, value in own.items())
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
@@ -34,6 +35,13 @@ def feature_key(model: DQEModel) -> str:
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().data)
     return digest.hexdigest()[:32]
+
+
+def same_tower(model: DQEModel, weights: dict[str, Tensor]) -> bool:
+    """Whether a model's saved `weights` have `model`'s vision tower, as `feature_key` tells towers apart."""
+    half = torch.float16
+    own = model.vision_model.state_dict()
+    return all(torch.equal(weights[f"vision_model.{name}"].to(half), value.to("cpu", half)) for name, value in own.items())
 
 
 def digest_images(directory: Path, names: Sequence[str], *, advance: Callable[[int], None] = lambda n: None) -> list[str]:

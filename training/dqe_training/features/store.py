@@ -57,7 +57,7 @@ class FeatureStore:
         self.key = feature_key(model)
         self.directory = root / self.key
         self.shape = (model.sizes.image_tokens, model.sizes.vision_width)
-        self.row_bytes = self.shape[0] * self.shape[1] * 2
+        self.row_bytes = self.row_size(model)
         self.shards: list[str] = []
         self._records: dict[str, ShardRecord] = {}
         self._rows: dict[str, tuple[int, int]] = {}
@@ -69,6 +69,11 @@ class FeatureStore:
         )  # fmt: skip
         self._open(root, meta)
         self.refresh()
+
+    @staticmethod
+    def row_size(model: DQEModel) -> int:
+        """Bytes of one image's tokens."""
+        return model.sizes.image_tokens * model.sizes.vision_width * 2
 
     def _open(self, root: Path, meta: FeatureMeta) -> None:
         path = self.directory / META_FILE
