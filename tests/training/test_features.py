@@ -29,12 +29,11 @@ from dqe_engine.errors import CheckpointError, DQEError, InputError
 from dqe_training import workflow
 from dqe_training.cli import data, evaluate, train
 from dqe_training.data.images import load_pixels
-from dqe_training.encoding import encode_image_tokens
+from dqe_training.encoding import ENCODE_BATCH, encode_image_tokens, encode_pixels
 from dqe_training.features import FeatureStore, StoredTokens, cached_tokens, writing
 from dqe_training.features import store as store_module
 from dqe_training.features.identity import digest_images, feature_key
 from dqe_training.features.store import META_FILE, SHARD_FILE, TOKENS_FILE, spell_bytes
-from dqe_training.model import DQEModel
 from dqe_training.workflow import DataSource, build_model, train_run
 
 COUNT = 23
@@ -57,9 +56,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_SHARD_BYTES", SHARD_ROWS * FeatureStore.row_size(make_model()))
 
 
-def expected(images: Path, names: list[str], *, batch: int = BATCH) -> torch.Tensor:
+def expected(images: Path, names: list[str]) -> torch.Tensor:
     model = make_model()
-    return encode_image_tokens(model, load_pixels(images, names, model.config.preprocessing), batch_size=batch)
+    return encode_image_tokens(model, load_pixels(images, names, model.config.preprocessing))
 
 
 def everything(tokens: StoredTokens) -> torch.Tensor:
@@ -100,8 +99,8 @@ def test_nothing_is_encoded_twice_and_new_images_are_added(
     images: Path, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    encode = DQEModel.encode_images
-    monkeypatch.setattr(DQEModel, "encode_images", lambda self, values: encoded.append(len(values)) or encode(self, values))
+    encode = writing.encode_pixels
+    monkeypatch.setattr(writing, "encode_pixels", lambda model, pixels: encoded.append(len(pixels)) or encode(model, pixels))
     fill(tmp_path, images, NAMES[:10])
     fill(tmp_path, images, NAMES[:10])
     assert encoded == [7, 3]
@@ -109,7 +108,7 @@ def test_nothing_is_encoded_twice_and_new_images_are_added(
     tokens = fill(tmp_path, images, NAMES[::-1])
     assert encoded == [7, 3, 7, 6]
     assert {path: path.read_bytes() for path in before} == before
-    torch.testing.assert_close(everything(tokens), expected(images, NAMES[::-1]), rtol=0, atol=2e-3)
+    assert torch.equal(everything(tokens), expected(images, NAMES[::-1]))
     assert_sound(tmp_path)
 
 
@@ -136,6 +135,19 @@ def test_the_size_is_said_beforehand(images: Path, tmp_path: Path, small: None) 
     assert events[0]["event"] == "features"
     assert "20 images × 5 × 16 × 2 B = 3.2 kB to write, 3 of 23 images are there" in events[0]["text"]
     assert [(e["done"], e["total"]) for e in events[1:]] == [(7, 20), (14, 20), (20, 20)]
+
+
+def test_tokens_do_not_depend_on_the_other_images(images: Path) -> None:
+    """Nor on how many there are: one image in a batch of its own is what it is among others."""
+    model = make_model()
+    pixels = load_pixels(images, NAMES, model.config.preprocessing)
+    seen: list[torch.Size] = []
+    encode = model.encode_images
+    model.encode_images = lambda values: seen.append(values.shape) or encode(values)
+    together = encode_pixels(model, pixels)
+    for rows in ([0], [22], [5, 3, 11], list(range(22, -1, -1))):
+        assert torch.equal(encode_pixels(model, pixels[rows]), together[rows])
+    assert set(seen) == {(ENCODE_BATCH, 3, 16, 16)}
 
 
 @pytest.mark.parametrize(("count", "spelled"), [(0, "0 B"), (999, "999 B"), (11_300_000_000, "11.3 GB"), (1.2e12, "1.2 TB")])

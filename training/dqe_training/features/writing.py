@@ -18,8 +18,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory, directory_lock, sha256_of
 from dqe_engine.image_sources import decode_ahead
 
-from ..data.images import to_pixel_values
-from ..encoding import ENCODE_BATCH, Listener, evaluating
+from ..encoding import ENCODE_BATCH, Listener, encode_pixels
 from ..model import DQEModel
 from .identity import digest_images
 from .store import SHARD_FILE, TOKENS_FILE, FeatureStore, ShardRecord, StoredTokens, spell_bytes
@@ -101,10 +100,9 @@ def _write_shard(shard: Path, batches: Iterator[tuple[list[str], NDArray[np.floa
 
 
 def _encoded(model: DQEModel, images: Path, missing: dict[str, str]) -> Iterator[tuple[list[str], NDArray[np.float16]]]:
-    """Batches of SHA-256 and tokens (B, P, Hv) float16, in the batches of `encode_image_tokens`; images are decoded ahead."""
-    spec, device = model.config.preprocessing, model.query_tokens.device
+    """Batches of SHA-256 and tokens (B, P, Hv) float16, decoded ahead by threads."""
     pairs = [(digest, images / name) for digest, name in missing.items()]
-    decoded = decode_ahead(pairs, spec, ahead=2 * ENCODE_BATCH, threads=os.cpu_count() or 1)
+    decoded = decode_ahead(pairs, model.config.preprocessing, ahead=2 * ENCODE_BATCH, threads=os.cpu_count() or 1)
     held: list[tuple[str, NDArray[np.uint8]]] = []
     for position, (digest, pixels) in enumerate(decoded, start=1):
         if isinstance(pixels, InputError):
@@ -113,7 +111,6 @@ def _encoded(model: DQEModel, images: Path, missing: dict[str, str]) -> Iterator
             raise InputError(f"{path}: changed since its bytes were read first; run again when nothing writes to this folder")
         held.append((digest, pixels))
         if len(held) == ENCODE_BATCH or position == len(pairs):
-            with evaluating(model):
-                tokens = model.encode_images(to_pixel_values(np.stack([p for _, p in held]), spec).to(device)).to(torch.float16).cpu()
-            yield [d for d, _ in held], np.ascontiguousarray(tokens.numpy().astype("<f2", copy=False))
+            tokens = encode_pixels(model, np.stack([p for _, p in held])).to(torch.float16).cpu().numpy()
+            yield [d for d, _ in held], np.ascontiguousarray(tokens.astype("<f2", copy=False))
             held = []
