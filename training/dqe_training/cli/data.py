@@ -67,14 +67,15 @@ def _features(args: argparse.Namespace) -> int:
     names = [name for name, _ in image_pairs(args.images)]
     if not names:
         raise InputError(f"{args.images}: holds no images")
-    from ..features import FeatureStore, cached_tokens
+    from ..features import FeatureStore, fill
+    from ..features.identity import digest_images
     from ..workflow import load_tower
     from .progress import TrainingProgress
 
     model = load_tower(args.model, backbone=args.backbone, overrides=args.overrides)
+    store = FeatureStore(args.out, model)
     with TrainingProgress() as listener:
-        cached_tokens(args.out, model, args.images, names, listener=listener)
-        store = FeatureStore(args.out, model)
+        fill(store, model, args.images, names, digest_images(args.images, names), listener=listener)
         if args.verify:
             store.verify()
     print(f"{store.directory}: {store.describe(len(store))}")
