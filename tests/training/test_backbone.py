@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.samples import noise_image
 from support.tiny_blip2 import write_blip2
+from support.tiny_training import train_config
 from torch.nn import functional as F
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
@@ -29,7 +30,7 @@ from dqe_training.backbone.weights import INDEX, NEW, UNUSED
 from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.model import DQEModel, paired_score
-from dqe_training.workflow import build_model, make_tokenizer
+from dqe_training.workflow import build_model, make_tokenizer, vision_dtype
 
 Upstream = Blip2ForImageTextRetrieval
 TEXTS = ("is red", "make it a longer dress and has stripes", "red")
@@ -161,6 +162,26 @@ def test_every_weight_is_loaded_and_the_heads_are_new(published: tuple[Path, Ups
     assert set(theirs) - set(ours) == {"itm_head.weight", "itm_head.bias"}
     again = model_of(published[0], "optim.seed=1").state_dict()
     assert not torch.equal(again["attribute_heads.seeds"], ours["attribute_heads.seeds"])
+
+
+@pytest.mark.parametrize(
+    ("optim", "cuda", "expected"),
+    [
+        ({}, False, torch.float32),
+        ({}, True, torch.float16),
+        ({"vision_learning_rate": 1e-5}, True, torch.float32),
+        ({"vision_precision": "bfloat16"}, False, torch.bfloat16),
+        ({"vision_precision": "float32"}, True, torch.float32),
+    ],
+)
+def test_the_towers_precision(optim: dict[str, Any], cuda: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert vision_dtype(train_config(**optim)) == expected
+
+
+def test_a_tower_that_trains_is_not_in_half_precision() -> None:
+    with pytest.raises(ValueError, match="kept in float32, got vision_precision float16"):
+        train_config(vision_learning_rate=1e-5, vision_precision="float16")
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -383,7 +404,7 @@ def test_pickles_are_refused_with_the_way_out(copy: Path, name: str) -> None:
         ({"qformer_config__use_qformer_text_input": False}, "reads no text"),
         ({"vision_config__hidden_act": "silu"}, "vision_config.hidden_act is 'silu'"),
         ({"vision_config__image_size": [16, 24]}, "only squares"),
-        ({"vision_config__image_size": 32}, "takes 32 px"),
+        ({"vision_config__image_size": 32}, "takes squares of 32 px"),
         ({"vision_config__num_hidden_layers": "two"}, "vision_config.num_hidden_layers"),
         ({"vision_config__num_attention_heads": 7}, "multiple of heads"),
         ({"qformer_config__hidden_dropout_prob": 0.3}, "0.3 and 0.1"),
@@ -397,7 +418,8 @@ def test_a_configuration_that_cannot_be_described(copy: Path, changes: dict[str,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"size": {"height": 16, "width": 20}}, "takes 16 px"),
+        ({"size": {"height": 16, "width": 20}}, "takes squares of 16 px"),
+        ({"size": {"shortest_edge": 16}}, "takes squares of 16 px"),
         ({"do_center_crop": True}, "without a crop"),
         ({"do_normalize": False}, "normalised"),
         ({"rescale_factor": 0.5}, "1/255"),

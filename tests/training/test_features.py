@@ -201,6 +201,7 @@ def server() -> Iterator[ForkServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_change_of_the_disk_loses_at_most_a_shard(server: ForkServer, images: Path, tmp_path: Path) -> None:
     arguments = {"images": str(images)}
     assert server.run("fill", cache=str(tmp_path / "straight"), **arguments) == 0
@@ -275,8 +276,9 @@ def same_state(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(value, state[name]) for name, value in a.state_dict().items())
 
 
-def test_training_is_the_same_to_the_bit(garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, source = train_config(model_config(dropout=0.1)), DataSource.from_directory(garments)
+@pytest.mark.parametrize("autocast", ["off", "bf16"])
+def test_training_is_the_same_to_the_bit(autocast: str, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, source = train_config(model_config(dropout=0.1), autocast=autocast), DataSource.from_directory(garments)
     plain = train_run(config, source, tmp_path / "plain")
     monkeypatch.setattr(workflow, "load_pixels", no_pixels)
     cached = train_run(config, source, tmp_path / "cached", features=tmp_path / "cache")

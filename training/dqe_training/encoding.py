@@ -49,8 +49,9 @@ def encode_pixels(model: DQEModel, pixels: NDArray[np.uint8]) -> Tensor:
     """
     values = to_pixel_values(pixels, model.config.preprocessing)
     padded = torch.cat([values, values[:1].expand(ENCODE_BATCH - len(values), -1, -1, -1)])
-    with evaluating(model):
-        return model.encode_images(padded.to(model.query_tokens.device))[: len(values)]
+    device = model.query_tokens.device
+    with evaluating(model), torch.autocast(device.type, enabled=False):  # the first step of a training asks from within its autocast
+        return model.encode_images(padded.to(device))[: len(values)]
 
 
 def encode_image_tokens(

@@ -165,9 +165,8 @@ def _preprocessing(directory: Path, image_size: int) -> PreprocessingSpec:
         data = _json(path)
         data = data.get("image_processor") if isinstance(data, dict) else None
     p = _read(path, UpstreamPreprocessor, data)
-    size = p.size if isinstance(p.size, int) else set(p.size.values())
-    if size not in (image_size, {image_size}):
-        raise CheckpointError(f"{path}: size is {p.size}, but the vision tower of config.json takes {image_size} px; they must be the same")
+    if p.size not in (image_size, {"height": image_size, "width": image_size}):
+        raise CheckpointError(f"{path}: size is {p.size}, but the vision tower of config.json takes squares of {image_size} px")
     if not (p.do_resize and p.do_rescale and p.do_normalize) or p.do_center_crop or abs(p.rescale_factor * 255 - 1) > 1e-6:
         raise CheckpointError(f"{path}: expected images that are resized to a square, scaled by 1/255 and normalised, without a crop")
     if p.resample not in _RESAMPLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def find_backbone(source: str) -> Path:
     Only configuration, tokenizer and safetensors are fetched. Raises InputError for a name of neither kind, and
     CheckpointError where the hub does not give the files and they were not fetched before.
     """
-    directory = Path(source).expanduser()
+    directory = Path(os.path.expanduser(source))
     if directory.is_dir():
         return directory
     name = _HUB_NAME.fullmatch(source)

@@ -53,7 +53,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
             checkpoint = load_checkpoint(args.model)
             tokens = encode_gallery_images(
-                checkpoint.model, images, evaluation, features=args.features, advance=lambda n: progress.advance(gallery, n)
+                checkpoint.model,
+                images,
+                evaluation,
+                features=args.features,
+                advance=lambda n: progress.advance(gallery, n),
+                listener=lambda event: progress.console.print(event["text"]) if "text" in event else None,
             )
             report, _ = evaluate_model(
                 checkpoint.model, checkpoint.tokenizer, evaluation, tokens, advance=lambda n: progress.advance(queries, n)

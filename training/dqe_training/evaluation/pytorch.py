@@ -12,7 +12,7 @@ from dqe_engine.zones import select_zones
 
 from ..data.images import load_pixels
 from ..data.triplets import TextBatcher
-from ..encoding import TokenTable, encode_image_tokens
+from ..encoding import Listener, TokenTable, encode_image_tokens
 from ..features import cached_tokens
 from ..model import DQEModel
 from .protocol import DEPTH, Embeddings, EvaluationSet, Report, summarise
@@ -24,11 +24,15 @@ def encode_gallery_images(
     evaluation: EvaluationSet,
     *,
     features: Path | None = None,
+    listener: Listener = lambda event: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> TokenTable:
-    """Image tokens (G, P, Hv) float32 of the gallery from the image folder, or float16 ones from the cache `features`."""
+    """Image tokens (G, P, Hv) float32 of the gallery from the image folder, or float16 ones from the cache `features`.
+
+    `listener` hears what a cache has to say (`features.fill`).
+    """
     if features is not None:
-        tokens = cached_tokens(features, model, images, evaluation.gallery)
+        tokens = cached_tokens(features, model, images, evaluation.gallery, listener=listener)
         advance(len(tokens))
         return tokens
     pixels = load_pixels(images, evaluation.gallery, model.config.preprocessing, advance=advance)
