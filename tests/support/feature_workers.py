@@ -11,7 +11,8 @@ import torch
 from support.fork_server import serve
 from support.tiny_training import make_model
 
-from dqe_training.features import FeatureStore, cached_tokens, writing
+from dqe_training.features import cached_tokens, writing
+from dqe_training.features.store import row_bytes
 
 BATCH = 7
 SHARD_ROWS = 14  # two batches
@@ -19,7 +20,7 @@ SHARD_ROWS = 14  # two batches
 
 def small_shards() -> None:
     writing.ENCODE_BATCH = BATCH
-    writing._SHARD_BYTES = SHARD_ROWS * FeatureStore.row_size(make_model())
+    writing._SHARD_BYTES = SHARD_ROWS * row_bytes(make_model())
 
 
 def image_names(images: str) -> list[str]:

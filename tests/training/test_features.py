@@ -33,7 +33,7 @@ from dqe_training.encoding import ENCODE_BATCH, encode_image_tokens, encode_pixe
 from dqe_training.features import FeatureStore, StoredTokens, cached_tokens, writing
 from dqe_training.features import store as store_module
 from dqe_training.features.identity import digest_images, feature_key
-from dqe_training.features.store import META_FILE, SHARD_FILE, TOKENS_FILE, spell_bytes
+from dqe_training.features.store import META_FILE, SHARD_FILE, TOKENS_FILE, row_bytes, spell_bytes
 from dqe_training.workflow import DataSource, build_model, train_run
 
 COUNT = 23
@@ -53,7 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches of seven to a shard."""
     monkeypatch.setattr(writing, "ENCODE_BATCH", BATCH)
-    monkeypatch.setattr(writing, "_SHARD_BYTES", SHARD_ROWS * FeatureStore.row_size(make_model()))
+    monkeypatch.setattr(writing, "_SHARD_BYTES", SHARD_ROWS * row_bytes(make_model()))
 
 
 def expected(images: Path, names: list[str]) -> torch.Tensor:
@@ -325,6 +325,21 @@ def test_a_tower_that_trains_has_no_cache(garments: Path, tmp_path: Path) -> Non
         train_run(
             train_config(vision_learning_rate=1e-3), DataSource.from_directory(garments), tmp_path / "run", features=tmp_path / "cache"
         )
+
+
+@pytest.mark.parametrize(("rate", "remedy"), [(0.0, "--features"), (1e-3, "fewer or smaller")])
+def test_images_that_do_not_fit_in_memory(
+    rate: float, remedy: str, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = DataSource.from_directory(garments)
+    need = 64 * (3 * 16 * 16 + (row_bytes(make_model()) if rate == 0 else 0))
+    config = train_config(vision_learning_rate=rate, epochs=1)
+    monkeypatch.setattr(workflow, "_physical_memory", lambda: need)
+    with pytest.raises(InputError, match=f"64 images take .* of memory.*{remedy}"):
+        train_run(config, source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(workflow, "_physical_memory", lambda: 2 * need)
+    train_run(config, source, tmp_path / "run")
 
 
 def test_commands(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

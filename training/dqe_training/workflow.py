@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -29,6 +30,7 @@ from .data.triplets import TripletData, load_triplets, read_vocabulary
 from .encoding import Listener, TokenTable
 from .features import FeatureStore, fill
 from .features.identity import digest_images
+from .features.store import row_bytes, spell_bytes
 from .model import DQEModel
 from .tokenizer import build_tokenizer
 from .trainer import Trainer
@@ -132,6 +134,18 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
         raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
 
 
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(model: DQEModel, images: int, *, frozen: bool) -> None:
+    """Raise InputError where pixels, and a frozen tower's tokens, would not fit: being killed for it says less."""
+    need = images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
+    if need > 0.8 * (memory := _physical_memory()):
+        remedy = "keep the tokens on disk with a feature cache (--features)" if frozen else "train on fewer or smaller images"
+        raise InputError(f"{images:,} images take {spell_bytes(need)} of memory, this machine has {spell_bytes(memory)}; {remedy}")
+
+
 def train_run(
     config: TrainConfig,
     source: DataSource,
@@ -145,14 +159,21 @@ def train_run(
     """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
 
     `pixels` and `image_tokens` of the source's images may be given where several runs share them. `features`: the folder of
-    a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory.
+    a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory. Without, they
+    are, and InputError is raised at once where this machine has too little of it.
     """
     if features is not None and config.optim.vision_learning_rate > 0:
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
     digests = digest_images(source.images, data.images)
-    if pixels is None and features is None:
+    tokenizer = make_tokenizer(config, data.texts)
+    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
+    if features is not None:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
+    elif pixels is None and image_tokens is None:
+        _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0)
         total = len(data.images)
         loaded = 0
 
@@ -162,11 +183,6 @@ def train_run(
             listener({"event": "load", "done": loaded, "total": total})
 
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
-    tokenizer = make_tokenizer(config, data.texts)
-    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
-    if features is not None:
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
     trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens, image_digests=digests)
     trainer.train()
     return trainer

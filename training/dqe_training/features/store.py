@@ -59,7 +59,7 @@ class FeatureStore:
         self.key = feature_key(model)
         self.directory = root / self.key
         self.shape = (model.sizes.image_tokens, model.sizes.vision_width)
-        self.row_bytes = self.row_size(model)
+        self.row_bytes = row_bytes(model)
         self.shards: list[str] = []
         self._records: dict[str, ShardRecord] = {}
         self._rows: dict[str, tuple[int, int]] = {}
@@ -72,11 +72,6 @@ class FeatureStore:
         )  # fmt: skip
         self._open(root, meta)
         self.refresh()
-
-    @staticmethod
-    def row_size(model: DQEModel) -> int:
-        """Bytes of one image's tokens."""
-        return model.sizes.image_tokens * model.sizes.vision_width * 2
 
     def _open(self, root: Path, meta: FeatureMeta) -> None:
         path = self.directory / META_FILE
@@ -184,6 +179,11 @@ class StoredTokens:
 
 class _Versioned(msgspec.Struct, frozen=True):
     schema_version: int
+
+
+def row_bytes(model: DQEModel) -> int:
+    """Bytes of one image's tokens in float16."""
+    return model.sizes.image_tokens * model.sizes.vision_width * 2
 
 
 def spell_bytes(count: float) -> str:
