@@ -172,6 +172,7 @@ def train_run(
     if features is not None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
+        model.to("cpu")  # adapters are drawn where the model is: on the CPU, as without a cache
     elif pixels is None and image_tokens is None:
         _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0)
         total = len(data.images)

@@ -92,7 +92,7 @@ class FeatureStore:
     def refresh(self) -> None:
         """Take up shards that were added since, by this process or another. Raises CheckpointError for a damaged one."""
         for path in sorted(self.directory.glob("shard-*")):
-            if path.name in self._records:
+            if path.name in self._records or not path.name.removeprefix("shard-").isdigit():
                 continue
             record_path = path / SHARD_FILE
             if not record_path.is_file():
