@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,6 +119,21 @@ def remove_stale_temporaries(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError, BlockingIOError), _lock(stale, fcntl.LOCK_NB):
             if os.path.lexists(path) or not (stale / _OLD).exists():
                 shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def directory_lock(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the directory `path` alone while the block runs; `waiting` is called once if another process has it first.
+
+    The kernel drops the lock when its holder dies. It is not seen from other machines.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_lock(path, fcntl.LOCK_NB))
+        except BlockingIOError:
+            waiting()
+            held.enter_context(_lock(path))
+        yield
 
 
 def _check_free(path: Path, replace: bool, marker: str | None) -> None:

@@ -14,7 +14,8 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml"), ("train",)),
+    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "huggingface_hub"), ("train",)),
+    "peft": ("lora",),
     **dict.fromkeys(("onnx", "onnxscript", "jinja2", "matplotlib"), ("export",)),
     "onnxruntime": ("cpu", "gpu"),
 }

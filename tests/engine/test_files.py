@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dqe_engine import files
-from dqe_engine.files import atomic_directory, recover_directory, remove_stale_temporaries, scratch_directory
+from dqe_engine.files import atomic_directory, directory_lock, recover_directory, remove_stale_temporaries, scratch_directory
 
 NAMES = ["run", "run[1]", "run*", "run.v2", "größe "]
 
@@ -192,3 +192,26 @@ def test_a_scratch_directory_vanishes(tmp_path: Path) -> None:
         assert place.parent == tmp_path / "deep"
         assert (place / "sub").is_dir()
     assert os.listdir(tmp_path / "deep") == []
+
+
+def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
+    """Another waits, is told so once, and gets it when the holder is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from dqe_engine.files import directory_lock\n"
+        "with directory_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    waited: list[bool] = []
+
+    def waiting() -> None:
+        waited.append(True)
+        holder.kill()
+
+    with directory_lock(tmp_path, waiting=waiting):
+        assert waited == [True]
+    holder.wait()
+    holder.stdout.close()
+    with directory_lock(tmp_path, waiting=waiting):
+        assert waited == [True]

@@ -133,10 +133,28 @@ def edited(checkpoint: Path, **changes: object) -> None:
 
 
 def test_a_newer_schema_says_upgrade(checkpoint: Path) -> None:
-    edited(checkpoint, schema_version=2, something_new={"a": 1})
+    edited(checkpoint, schema_version=3, something_new={"a": 1})
     with pytest.raises(CheckpointError) as caught:
         read_meta(checkpoint)
-    one_line(caught, "schema 2", "upgrade")
+    one_line(caught, "schema 3", "upgrade")
+
+
+def test_the_first_schema_is_read(checkpoint: Path) -> None:
+    """As it was written before backbones: without their keys."""
+    config = json.loads((checkpoint / "checkpoint.json").read_text())["config"]
+    for name in ("backbone", "finetune", "lora"):
+        del config[name]
+    for name in ("vision_precision", "heads_learning_rate"):
+        del config["optim"][name]
+    for section in ("vision", "qformer"):
+        for name in ("mlp_size", "layer_norm_eps", "activation"):
+            del config["model"][section][name]
+    del config["model"]["vision"]["qkv_bias"], config["model"]["qformer"]["vocab_size"], config["model"]["qformer"]["position_embeddings"]
+    expected = load_checkpoint(checkpoint)
+    edited(checkpoint, schema_version=1, config=config)
+    loaded = load_checkpoint(checkpoint)
+    assert loaded.meta.config == expected.meta.config
+    assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
 
 
 def test_an_unlisted_file_is_not_trusted(checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.tiny_blip2 import write_blip2
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
@@ -12,8 +13,10 @@ from dqe_training.config import TrainConfig, load_config, preset_names
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_presets_parse_and_survive_json(name: str) -> None:
-    config = load_config(name)
+def test_presets_parse_and_survive_json(name: str, tmp_path: Path) -> None:
+    if name == "blip2":  # its model is its backbone's
+        write_blip2(tmp_path)
+    config = load_config(name, [f"backbone={tmp_path}"] if name == "blip2" else [])
     assert parse_json(TrainConfig, to_json(config), where="") == config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -22,10 +22,12 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, recover_directory, remove_stale_temporaries, scratch_directory, sha256_of
 
+from .backbone.weights import copy_weights
 from .config import TrainConfig
 from .model import DQEModel
+from .model.adapters import plain_state
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: without backbones; its checkpoints are read, and only its unfinished runs not resumed
 _META = "checkpoint.json"
 
 
@@ -81,6 +83,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs.
 
+    Adapters of `model` are merged into the weights that are written, so whoever loads them knows of none.
     Raises CheckpointError when it cannot be written (no space, no permission, exists without `replace`).
     """
     if directory.exists() and not replace:
@@ -104,7 +107,7 @@ def _write_checkpoint(
 ) -> None:
     spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
     with atomic_directory(directory, replace=replace, marker=_META) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
+        save_file({k: v.detach().cpu().contiguous() for k, v in plain_state(model).items()}, temporary / "model.safetensors")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.save(str(temporary / spec.file))
@@ -154,17 +157,24 @@ def read_meta(directory: Path) -> CheckpointMeta:
     return meta
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load a verified checkpoint to the CPU, in evaluation mode. Raises CheckpointError."""
+def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
+    """Load a verified checkpoint to the CPU, in evaluation mode. Raises CheckpointError.
+
+    The model is float32; with `as_stored`, a vision tower that was frozen in half precision stays so.
+    """
     meta = read_meta(directory)
     vocabulary = parse_json(
         AttributeVocabulary, (directory / "vocabulary.json").read_bytes(), where=str(directory / "vocabulary.json"), error=CheckpointError
     )
     tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
     try:
-        model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id)
-        model.load_state_dict(load_file(directory / "model.safetensors"))
-    except (SafetensorError, RuntimeError, ValueError) as error:
+        model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id, empty_vision=True)
+        weights = directory / "model.safetensors"
+        if as_stored:
+            with safe_open(weights, framework="pt") as stream:
+                model.vision_model.to(stream.get_tensor("vision_model.post_layernorm.weight").dtype)
+        copy_weights(model, [weights], where=directory)
+    except (CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
         ) from error

@@ -28,40 +28,72 @@ def _check_heads(config: VisionConfig | QFormerConfig) -> None:
         raise ValueError(f"hidden_size must be a multiple of heads, got {config.hidden_size} and {config.heads}")
 
 
+def _mlp_width(config: VisionConfig | QFormerConfig) -> int:
+    return config.mlp_size or int(config.hidden_size * config.mlp_ratio)
+
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
 class VisionConfig(Contract, frozen=True):
-    """Size of the `Blip2VisionModel`. Loading a published BLIP-2 checkpoint into it is not built yet."""
+    """The `Blip2VisionModel`. `mlp_size` is the MLP's exact width (ViT-g: 6144 at 1408); 0: `hidden_size` * `mlp_ratio`."""
 
     hidden_size: int = 128
     layers: int = 5
     heads: int = 4
     mlp_ratio: float = 4.0
+    mlp_size: int = 0
     patch_size: int = 8
+    layer_norm_eps: float = 1e-6
+    activation: Activation = "gelu"
+    qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         _check(self, 1, "hidden_size", "layers", "heads", "patch_size")
+        _check(self, 0, "mlp_size", "layer_norm_eps")
         _check_heads(self)
+
+    @property
+    def mlp_width(self) -> int:
+        return _mlp_width(self)
 
 
 class QFormerConfig(Contract, frozen=True):
-    """`Blip2QFormerModel` with its text embeddings; D = `embedding_dim`; M = `query_tokens`, or 1 when `pooled`."""
+    """`Blip2QFormerModel` with its text embeddings; D = `embedding_dim`; M = `query_tokens`, or 1 when `pooled`.
+
+    `mlp_size` as in VisionConfig. `vocab_size` 0: the tokenizer's. `position_embeddings`, the size of the text's position
+    table, 0: `max_text_length`, which counts special tokens; longer texts are cut there.
+    """
 
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     mlp_ratio: float = 4.0
+    mlp_size: int = 0
     query_tokens: int = 8
     embedding_dim: int = 64
     cross_attention_frequency: int = 1
     max_text_length: int = 32
     dropout: float = 0.0
     pooled: bool = False
+    layer_norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    vocab_size: int = 0
+    position_embeddings: int = 0
 
     def __post_init__(self) -> None:
         _check(self, 1, "hidden_size", "layers", "heads", "query_tokens", "embedding_dim", "cross_attention_frequency")
         _check(self, 3, "max_text_length")  # two special tokens and a word
+        _check(self, 0, "mlp_size", "layer_norm_eps", "vocab_size", "position_embeddings")
         _check_heads(self)
+        if 0 < self.position_embeddings < self.max_text_length:
+            raise ValueError(f"max_text_length {self.max_text_length} exceeds position_embeddings, {self.position_embeddings}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @property
+    def mlp_width(self) -> int:
+        return _mlp_width(self)
 
 
 class ModelConfig(Contract, frozen=True):
@@ -119,7 +151,8 @@ class OptimConfig(Contract, frozen=True):
     """AdamW with linear warm-up and cosine decay to `final_share` of the rate.
 
     `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
-    objectives the same time (and is not repeatable to the bit).
+    objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
+    backbone brings, 0: `learning_rate`. `vision_precision` of a frozen tower; "auto": float16 on CUDA, float32 elsewhere.
     """
 
     epochs: int = 3
@@ -127,11 +160,13 @@ class OptimConfig(Contract, frozen=True):
     batch_size: int = 128
     learning_rate: float = 1e-3
     vision_learning_rate: float = 0.0
+    heads_learning_rate: float = 0.0
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     final_share: float = 0.01
     clip_norm: float = 1.0
     autocast: Literal["off", "bf16"] = "off"
+    vision_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     checkpoint_every: int = 200
     log_every: int = 10
     seed: int = 0
@@ -142,13 +177,36 @@ class OptimConfig(Contract, frozen=True):
         if self.epochs < 1 and self.seconds <= 0:
             raise ValueError("nothing to train: epochs and seconds are both 0")
         _check(self, 1, "checkpoint_every", "log_every")
-        _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "weight_decay", "warmup_share", "clip_norm")
+        _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
+        _check(self, 0, "warmup_share", "clip_norm")
+        if self.vision_learning_rate > 0 and self.vision_precision in ("float16", "bfloat16"):
+            raise ValueError(f"a vision tower that trains is kept in float32, got vision_precision {self.vision_precision}")
+
+
+class LoRAConfig(Contract, frozen=True):
+    """Low-rank adapters of the Q-Former (`finetune: lora`): on the linear layers whose name ends in one of `targets`."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "key", "value", "dense")
+
+    def __post_init__(self) -> None:
+        _check(self, 1, "rank")
+        _check(self, 1e-6, "alpha")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if not self.targets:
+            raise ValueError("targets is empty; name linear layers such as query and value, or set finetune to heads")
 
 
 class TrainConfig(Contract, frozen=True):
     """`vision_learning_rate` 0 freezes the vision tower: image tokens are then computed once and kept.
 
-    `vision_weights`: a `dqe-pretrain` output directory, "garments" for the one that ships, or empty for random.
+    `backbone`: a BLIP-2 image-text checkpoint, "owner/name[@revision]" on the hub or a directory; `model` then starts from
+    its configuration (`load_config`). `vision_weights`: a `dqe-pretrain` output directory, "garments" for the one that
+    ships, or empty for random. `finetune`: "full" trains everything but the frozen tower, "lora" adapters of the Q-Former,
+    the projections and the attribute heads, "heads" only the last two.
     """
 
     model: ModelConfig
@@ -156,6 +214,13 @@ class TrainConfig(Contract, frozen=True):
     trns: TRNSConfig = TRNSConfig()
     optim: OptimConfig = OptimConfig()
     vision_weights: str = ""
+    backbone: str = ""
+    finetune: Literal["full", "lora", "heads"] = "full"
+    lora: LoRAConfig = LoRAConfig()
+
+    def __post_init__(self) -> None:
+        if self.backbone and self.vision_weights:
+            raise ValueError(f"backbone {self.backbone} brings a vision tower, so vision_weights must be empty, got {self.vision_weights}")
 
 
 def preset_names() -> list[str]:
@@ -215,11 +280,38 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     data[last] = _parse_yaml(value, f"override {assignment!r}") if value else ""
 
 
+def _named_backbone(data: dict[str, Any], overrides: Sequence[str]) -> str:
+    named = data.get("backbone", "")
+    for assignment in overrides:
+        if assignment.startswith("backbone="):
+            named = _parse_yaml(assignment.partition("=")[2], f"override {assignment!r}") or ""
+    return named if isinstance(named, str) else ""  # anything else is told by strict parsing
+
+
+def _with_defaults(given: Any, defaults: dict[str, Any]) -> Any:
+    """`given` over `defaults`, section by section; what is no section is left to strict parsing."""
+    if not isinstance(given, dict):
+        return given
+    merged = {k: _with_defaults(v, defaults[k]) if isinstance(defaults.get(k), dict) else v for k, v in given.items()}
+    return defaults | merged
+
+
 def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Parse a preset name or YAML path with overrides. Raises InputError naming the key and the valid ones."""
+    """Parse a preset name or YAML path with overrides. Raises InputError naming the key and the valid ones.
+
+    Where a `backbone` is named, `model` starts from its configuration: it is fetched here if it is not on this machine,
+    and CheckpointError is raised when that fails or when its configuration is not one that a model can have.
+    """
     data = _read(source)
     if not isinstance(data, dict):
         raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
+    if backbone := _named_backbone(data, overrides):
+        from .backbone import describe_backbone, find_backbone
+
+        described = msgspec.to_builtins(describe_backbone(find_backbone(backbone)))
+        data = data | {"model": _with_defaults(data.get("model", {}), described)}
+    elif "model" not in data:
+        raise InputError(f"{source}: no model section; add one, or name a BLIP-2 checkpoint with backbone=owner/name or backbone=DIRECTORY")
     config = parse(TrainConfig, data, where=source)
     if overrides:
         data = msgspec.to_builtins(config)  # so that a section's other keys keep the defaults that it had without the override

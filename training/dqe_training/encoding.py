@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,18 @@ from .data.images import to_pixel_values
 from .model import DQEModel
 
 Listener = Callable[[dict[str, Any]], None]
+
+ENCODE_BATCH = 32
+
+
+class TokenTable(Protocol):
+    """Image tokens (N, P, Hv) by rows: a tensor, or `features.StoredTokens`, which reads from a cache what is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Tokens (B, P, Hv) of the images at `rows` (B,), on the CPU, of any float dtype."""
+        ...
 
 
 @contextmanager
@@ -29,22 +41,32 @@ def evaluating(model: DQEModel) -> Iterator[None]:
         model.train(training)
 
 
+def encode_pixels(model: DQEModel, pixels: NDArray[np.uint8]) -> Tensor:
+    """Image tokens (B, P, Hv) float32 of resized (B, H, W, 3) uint8 pixels, B up to ENCODE_BATCH, on the model's device.
+
+    The tower always sees ENCODE_BATCH images: matrix products of another size may add up in another order, and what an
+    image's tokens are must not depend on which images it was encoded with (a feature cache is filled in any order).
+    """
+    values = to_pixel_values(pixels, model.config.preprocessing)
+    padded = torch.cat([values, values[:1].expand(ENCODE_BATCH - len(values), -1, -1, -1)])
+    device = model.query_tokens.device
+    with evaluating(model), torch.autocast(device.type, enabled=False):  # the first step of a training asks from within its autocast
+        return model.encode_images(padded.to(device))[: len(values)]
+
+
 def encode_image_tokens(
     model: DQEModel,
     pixels: NDArray[np.uint8],
     *,
     dtype: torch.dtype = torch.float16,
-    batch_size: int = 128,
     listener: Listener = lambda event: None,
 ) -> Tensor:
     """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels."""
-    device, sizes = model.query_tokens.device, model.sizes
-    tokens = torch.empty(len(pixels), sizes.image_tokens, sizes.vision_width, dtype=dtype)
-    with evaluating(model):
-        for start in range(0, len(pixels), batch_size):
-            values = to_pixel_values(pixels[start : start + batch_size], model.config.preprocessing).to(device)
-            tokens[start : start + len(values)] = model.encode_images(values).to(dtype).cpu()
-            listener({"event": "encode", "done": start + len(values), "total": len(pixels)})
+    tokens = torch.empty(len(pixels), model.sizes.image_tokens, model.sizes.vision_width, dtype=dtype)
+    for start in range(0, len(pixels), ENCODE_BATCH):
+        stop = min(start + ENCODE_BATCH, len(pixels))
+        tokens[start:stop] = encode_pixels(model, pixels[start:stop]).to(dtype).cpu()
+        listener({"event": "encode", "done": stop, "total": len(pixels)})
     return tokens
 
 

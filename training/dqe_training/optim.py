@@ -1,4 +1,4 @@
-"""AdamW with a vision rate of its own, and the warm-up and cosine schedule."""
+"""AdamW with rates of their own for the vision tower and the attribute heads, and the warm-up and cosine schedule."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from .model import DQEModel
 
 def build_optimizer(model: DQEModel, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; vectors (biases, norms) are not decayed. Group key `peak` is the full rate."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = {
+        "vision_model": config.vision_learning_rate,
+        "attribute_heads": config.heads_learning_rate or config.learning_rate,
+    }
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("vision_model."), parameter.ndim >= 2), []).append(parameter)
+            rate = rates.get(name.partition(".")[0], config.learning_rate)
+            groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "weight_decay": config.weight_decay if decayed else 0.0,
-                "peak": config.vision_learning_rate if vision else config.learning_rate,
+                "peak": rate,
             }
-            for (vision, decayed), parameters in groups.items()
+            for (rate, decayed), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=(0.9, 0.98),

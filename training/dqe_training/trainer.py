@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dqe_engine.files import atomic_write
 from dqe_engine.zones.mining import mine_negatives
 
 from .checkpoint import (
+    SCHEMA_VERSION,
     UNCALIBRATED_ZONES,
     Progress,
     clean_run,
@@ -41,9 +42,11 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data.images import to_pixel_values
 from .data.triplets import TextBatcher, TripletData
-from .encoding import Listener, encode_image_tokens, encode_target_tokens, evaluating
+from .encoding import Listener, TokenTable, encode_image_tokens, encode_target_tokens, evaluating
+from .features.identity import same_tower
 from .losses.total import BatchLabels, total_loss
 from .model import DQEModel, QueryOutput
+from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
 from .optim import build_optimizer, set_rate
 from .serving_zones import calibrate_zones
 from .trns import draw_negative
@@ -51,10 +54,10 @@ from .trns import draw_negative
 _CALIBRATION_QUERIES = 2_000
 
 
-def data_hash(data: TripletData, pixels: NDArray[np.uint8]) -> str:
-    """Identity of a triplet set and its images: resuming on another is refused."""
+def data_hash(data: TripletData, images: NDArray[np.uint8]) -> str:
+    """Identity of a triplet set and its `images` (pixels, or hashes of the files): resuming on another is refused."""
     digest = hashlib.sha256()
-    for array in (pixels, data.reference, data.target, data.named, data.labels):
+    for array in (images, data.reference, data.target, data.named, data.labels):
         digest.update(np.ascontiguousarray(array).data)
     digest.update("\0".join((*data.images, *data.training_texts)).encode())
     return digest.hexdigest()[:32]
@@ -64,7 +67,9 @@ class Trainer:
     """Trains `model` on `data` in `run`; `train()` resumes from the newest checkpoint there.
 
     `pixels` (I, H, W, 3) uint8 are the images of `data.images`, resized. With a frozen vision tower
-    (`vision_learning_rate` 0) their tokens are computed once and kept in float16.
+    (`vision_learning_rate` 0) their tokens are computed once and kept in float16; given as `image_tokens` (I, P, Hv), as from
+    a feature cache, pixels need not be there. `image_digests`: SHA-256 of the image files, their identity; without, the
+    pixels are.
     """
 
     def __init__(
@@ -73,29 +78,33 @@ class Trainer:
         tokenizer: Tokenizer,
         config: TrainConfig,
         data: TripletData,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | None,
         run: Path,
         *,
         listener: Listener = lambda event: None,
-        image_tokens: Tensor | None = None,
+        image_tokens: TokenTable | None = None,
+        image_digests: Sequence[str] | None = None,
     ) -> None:
         frozen = config.optim.vision_learning_rate == 0
         if image_tokens is not None and not frozen:
             raise InputError(f"image_tokens are of a frozen tower, but optim.vision_learning_rate is {config.optim.vision_learning_rate}")
+        if pixels is None and image_tokens is None:
+            raise InputError("neither pixels nor image_tokens: give one of them")
         if len(data) < 2:
             raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast")
         self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
         self.listener = listener
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(self.device)
         self.batch_size = min(config.optim.batch_size, len(data))
         self.steps_per_epoch = len(data) // self.batch_size
         self.texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
         self.frozen = frozen
-        model.vision_model.requires_grad_(not frozen)
+        prepare_finetuning(model, config)
+        model.to(self.device)
         self._pixels = pixels
         self._tokens = image_tokens
-        self._hash = data_hash(data, pixels)
+        self._given_tokens = image_tokens is not None
+        self._hash = data_hash(data, _identity(pixels, image_digests))
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self._mined: NDArray[np.int64] | None = None
@@ -110,8 +119,10 @@ class Trainer:
     def _image_tokens(self, rows: NDArray[np.int64]) -> Tensor:
         if self.frozen:
             if self._tokens is None:  # not before resuming, which may bring the tower
+                assert self._pixels is not None
                 self._tokens = encode_image_tokens(self.model, self._pixels, listener=self.listener)
             return self._tokens[torch.from_numpy(rows)].to(self.device).float()
+        assert self._pixels is not None
         return self.model.encode_images(to_pixel_values(self._pixels[rows], self.config.model.preprocessing).to(self.device))
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
@@ -214,6 +225,7 @@ class Trainer:
             self.progress = msgspec.structs.replace(self.progress, finished=True)
             self.serving_zones = self._calibrate()
             self._checkpoint()
+        merge_adapters(self.model)
         return self.model.eval()
 
     def _train_epoch(self, epoch: int, log: Any) -> None:
@@ -259,7 +271,8 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        state = optimizer_tensors(self.optimizer) | {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
+        state = optimizer_tensors(self.optimizer) | adapter_state(self.model)
+        state |= {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         if self._mined is not None:
@@ -280,11 +293,14 @@ class Trainer:
         if meta.config != self.config:
             raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
         if meta.data_hash != self._hash:
-            raise CheckpointError(f"{newest}: made with other training data; use the same to resume, or another run directory")
+            old = " or by an earlier version, whose runs are not resumed" if meta.schema_version < SCHEMA_VERSION else ""
+            raise CheckpointError(f"{newest}: made with other training data{old}; use the same to resume, or another run directory")
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
-        state = load_state(newest)
-        self.model.load_state_dict(load_file(newest / "model.safetensors"))
+        state, weights = load_state(newest), load_file(newest / "model.safetensors")
+        if self._given_tokens and not same_tower(self.model, weights):
+            raise CheckpointError(f"{newest}: its vision tower is not the one that the image tokens are of; resume with the same backbone")
+        restore(self.model, weights, state)
         restore_optimizer(self.optimizer, state)
         torch.set_rng_state(state["rng"].to(torch.uint8))
         if self.device.type == "cuda" and "cuda_rng" in state:
@@ -311,6 +327,14 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
 
+def _identity(pixels: NDArray[np.uint8] | None, digests: Sequence[str] | None) -> NDArray[np.uint8]:
+    if digests is not None:
+        return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8)
+    if pixels is None:
+        raise InputError("image_tokens without pixels need image_digests, so that a resumed run can tell the images")
+    return pixels
+
+
 def _truncate_log(path: Path, step: int) -> None:
     """Drop log lines after `step`: a killed run had written some that the checkpoint does not have."""
     if not path.is_file():
@@ -334,7 +358,7 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     newest = latest_checkpoint(run)
     if newest is None:
         raise CheckpointError(f"{run}: holds no checkpoint")
-    checkpoint = load_checkpoint(newest)
+    checkpoint = load_checkpoint(newest, as_stored=True)
     meta = checkpoint.meta
     save_checkpoint(
         destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,16 +15,23 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from dqe_engine.contracts.parsing import parse
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 
-from .config import ModelConfig, TrainConfig
+from .backbone import find_backbone
+from .backbone.tokenizer import load_backbone_tokenizer
+from .backbone.weights import load_backbone_weights
+from .checkpoint import load_checkpoint
+from .config import ModelConfig, TrainConfig, load_config
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
-from .encoding import Listener
+from .encoding import Listener, TokenTable
+from .features import FeatureStore, fill
+from .features.identity import digest_images
+from .features.store import row_bytes, spell_bytes
 from .model import DQEModel
 from .tokenizer import build_tokenizer
 from .trainer import Trainer
@@ -73,13 +82,43 @@ class DataSource:
         return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix)
 
 
+def vision_dtype(config: TrainConfig) -> torch.dtype:
+    """The precision of the vision tower: float32 where it trains, else `vision_precision`; "auto" is float16 on CUDA."""
+    wanted = config.optim.vision_precision
+    if wanted == "auto":
+        wanted = "float16" if config.optim.vision_learning_rate == 0 and torch.cuda.is_available() else "float32"
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[wanted]
+
+
 def build_model(config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size: int) -> DQEModel:
-    """A model initialised by `optim.seed`, its vision tower from `vision_weights` where that is set."""
+    """A model initialised by `optim.seed`: all but the attribute heads from `backbone`, or its vision tower from
+    `vision_weights`, where one is set. Raises CheckpointError."""
     torch.manual_seed(config.optim.seed)
-    model = DQEModel(config.model, vocabulary, vocab_size)
-    if config.vision_weights:
+    model = DQEModel(config.model, vocabulary, vocab_size, empty_vision=bool(config.backbone))
+    model.vision_model.to(vision_dtype(config))  # before a backbone is loaded: it is never in memory in float32 then
+    if config.backbone:
+        load_backbone_weights(model, find_backbone(config.backbone))
+    elif config.vision_weights:
         load_vision(model, config.vision_weights)
     return model
+
+
+def load_tower(checkpoint: Path | None, *, backbone: str | None = None, overrides: Sequence[str] = ()) -> DQEModel:
+    """A model for its vision tower alone, where there is a GPU on it: a checkpoint's, or that of a BLIP-2 `backbone`, in the
+    precision that training would hold it in."""
+    if checkpoint is not None:
+        model = load_checkpoint(checkpoint, as_stored=torch.cuda.is_available()).model
+    else:
+        config = load_config("blip2", [f"backbone={backbone}", *overrides])
+        model = build_model(config, PAPER_VOCABULARY, config.model.qformer.vocab_size)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def make_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Tokenizer:
+    """The backbone's tokenizer, or one built from the training texts. Raises CheckpointError."""
+    if config.backbone:
+        return load_backbone_tokenizer(find_backbone(config.backbone), config.model.qformer.vocab_size)
+    return build_tokenizer(texts)
 
 
 def load_vision(model: DQEModel, source: str) -> None:
@@ -110,6 +149,18 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
         raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
 
 
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(model: DQEModel, images: int, *, frozen: bool) -> None:
+    """Raise InputError where pixels, and a frozen tower's tokens, would not fit: being killed for it says less."""
+    need = images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
+    if need > 0.8 * (memory := _physical_memory()):
+        remedy = "keep the tokens on disk with a feature cache (--features)" if frozen else "train on fewer or smaller images"
+        raise InputError(f"{images:,} images take {spell_bytes(need)} of memory, this machine has {spell_bytes(memory)}; {remedy}")
+
+
 def train_run(
     config: TrainConfig,
     source: TrainingSource,
@@ -117,15 +168,28 @@ def train_run(
     *,
     listener: Listener = lambda event: None,
     pixels: NDArray[np.uint8] | None = None,
-    image_tokens: Tensor | None = None,
+    image_tokens: TokenTable | None = None,
+    features: Path | None = None,
 ) -> Trainer:
     """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
 
-    `pixels` and `image_tokens` of the source's images may be given where several runs share them.
+    `pixels` and `image_tokens` of the source's images may be given where several runs share them. `features`: the folder of
+    a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory. Without, they
+    are, and InputError is raised at once where this machine has too little of it.
     """
+    if features is not None and config.optim.vision_learning_rate > 0:
+        raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
-    if pixels is None:
+    digests = digest_images(source.images, data.images)
+    tokenizer = make_tokenizer(config, data.texts)
+    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
+    if features is not None:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
+        model.to("cpu")  # adapters are drawn where the model is: on the CPU, as without a cache
+    elif pixels is None and image_tokens is None:
+        _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0)
         total = len(data.images)
         loaded = 0
 
@@ -135,8 +199,6 @@ def train_run(
             listener({"event": "load", "done": loaded, "total": total})
 
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
-    tokenizer = build_tokenizer(data.texts)
-    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
-    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens)
+    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens, image_digests=digests)
     trainer.train()
     return trainer

@@ -20,7 +20,7 @@ from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
-from dqe_training.encoding import Listener, encode_image_tokens
+from dqe_training.encoding import Listener, TokenTable, encode_image_tokens
 from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, Report, load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
@@ -153,7 +153,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
 
 def _encode(
     config: TrainConfig, source: DataSource, evaluation: EvaluationSet, images: Path, events: Listener
-) -> tuple[Tensor, Tensor, np.ndarray]:
+) -> tuple[Tensor, TokenTable, np.ndarray]:
     """Training image tokens (f16), gallery image tokens (f32) and training pixels: the vision tower is frozen, so all
     runs share them."""
     vocabulary = source.read_vocabulary()

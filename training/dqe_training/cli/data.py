@@ -1,4 +1,4 @@
-"""dqe-data: make the procedural dataset; check a public one and submissions to it; encode a training set for dqe-mine."""
+"""dqe-data: make the procedural dataset; check a public one and submissions to it; fill a feature cache; encode for dqe-mine."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("model", type=Path, help="a checkpoint directory (dqe-train)")
     add_source_options(encode)
     encode.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder of the result")
+    encode.add_argument("--features", type=Path, metavar="CACHE", help="feature cache to take image tokens from; filled with what it lacks")
     encode.add_argument("--storage", choices=("f32", "f16"), default="f32", help="precision of gallery.npy (default: f32)")
     encode.add_argument("--force", action="store_true", help="replace OUT when it exists")
     check = commands.add_parser(
@@ -60,7 +61,43 @@ def build_parser() -> argparse.ArgumentParser:
     submission.add_argument("--data", type=Path, required=True, metavar="DIR", help="CIRR's or CIRCO's folder")
     submission.add_argument("--dataset", default="auto", metavar="NAME", help="auto, cirr or circo")
     submission.add_argument("--split", metavar="SPLIT", help="default: test1 of CIRR, test of CIRCO")
+    features = commands.add_parser(
+        "features",
+        help="fill a feature cache: image tokens of a frozen vision tower",
+        description="Encode a folder's images once, for dqe-train, dqe-eval and dqe-data encode --features CACHE. Resumable.",
+        epilog="example: dqe-data features --backbone Salesforce/blip2-itm-vit-g --images cirr/images --out features",
+    )
+    features.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --backbone, as dqe-train takes them")
+    tower = features.add_mutually_exclusive_group(required=True)
+    tower.add_argument("--model", type=Path, metavar="DIR", help="the vision tower of a checkpoint (dqe-train)")
+    tower.add_argument("--backbone", metavar="NAME|DIR", help="that of a BLIP-2 checkpoint, on the hub or in a directory")
+    features.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images, walked recursively")
+    features.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder of the cache; may hold several towers' features")
+    features.add_argument("--verify", action="store_true", help="also read everything that is there against its checksums")
     return parser
+
+
+def _features(args: argparse.Namespace) -> int:
+    if args.model is not None and args.overrides:
+        raise InputError(f"{args.overrides[0]}: a checkpoint's configuration is fixed; overrides go with --backbone")
+    from dqe_engine.image_sources import image_pairs
+
+    names = [name for name, _ in image_pairs(args.images)]
+    if not names:
+        raise InputError(f"{args.images}: holds no images")
+    from ..features import FeatureStore, fill
+    from ..features.identity import digest_images
+    from ..workflow import load_tower
+    from .progress import TrainingProgress
+
+    model = load_tower(args.model, backbone=args.backbone, overrides=args.overrides)
+    store = FeatureStore(args.out, model)
+    with TrainingProgress() as listener:
+        fill(store, model, args.images, names, digest_images(args.images, names), listener=listener)
+        if args.verify:
+            store.verify()
+    print(f"{store.directory}: {store.describe(len(store))}")
+    return 0
 
 
 def _garments(args: argparse.Namespace) -> int:
@@ -91,7 +128,7 @@ def _encode(args: argparse.Namespace) -> int:
     source = open_source(args)
     checkpoint = load_checkpoint(args.model)
     with TrainingProgress() as listener:
-        write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, listener=listener)
+        write_mining_inputs(checkpoint, source, args.out, storage=args.storage, force=args.force, features=args.features, listener=listener)
     print(args.out)
     return 0
 
@@ -127,7 +164,7 @@ def _check_submission(args: argparse.Namespace) -> int:
     return 0
 
 
-_HANDLERS = {"garments": _garments, "encode": _encode, "check": _check, "check-submission": _check_submission}
+_HANDLERS = {"garments": _garments, "encode": _encode, "check": _check, "check-submission": _check_submission, "features": _features}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dqe_engine.errors import InputError
 
@@ -14,6 +14,8 @@ from .runner import run_torch
 from .sources import DATASET_HELP
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ..data.benchmarks.base import Benchmark
     from ..evaluation.benchmarks import BenchmarkReport
 
@@ -35,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="a checkpoint directory (dqe-train) or a bundle (dqe-export)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder; docs/datasets.md shows the layouts")
     parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache for a checkpoint; filled with what it lacks")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     public = parser.add_argument_group("public datasets")
     public.add_argument("--split", metavar="SPLIT", help="default: val; also test1 of CIRR and test of CIRCO, with --submission")
@@ -52,8 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _evaluate(args: argparse.Namespace) -> int:
     if not args.model.is_dir():
         raise InputError(f"{args.model}: no such directory; expected a checkpoint (dqe-train) or a bundle (dqe-export)")
+    from dqe_engine.contracts.manifest import MANIFEST_FILE
+
     from ..data.benchmarks.detect import open_benchmark
 
+    if args.features is not None and (args.model / MANIFEST_FILE).is_file():
+        raise InputError("--features is for checkpoints; a bundle encodes the gallery with its own graphs")
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:
         return _evaluate_benchmark(args, benchmark)
@@ -91,7 +98,14 @@ def _evaluate_folder(args: argparse.Namespace) -> int:
             from ..evaluation.pytorch import encode_gallery_images, evaluate_model
 
             checkpoint = load_checkpoint(args.model)
-            tokens = encode_gallery_images(checkpoint.model, images, evaluation, advance=lambda n: progress.advance(gallery, n))
+            tokens = encode_gallery_images(
+                checkpoint.model,
+                images,
+                evaluation,
+                features=args.features,
+                advance=lambda n: progress.advance(gallery, n),
+                listener=lambda event: _say(progress, event),
+            )
             report, _ = evaluate_model(
                 checkpoint.model, checkpoint.tokenizer, evaluation, tokens, advance=lambda n: progress.advance(queries, n)
             )
@@ -126,8 +140,14 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
             for what, count in (("gallery", coverage.images), ("queries", coverage.queries)):
                 progress.update(tasks[what], total=(progress.tasks[tasks[what]].total or 0) + count)
 
+        ranker = open_ranker(
+            args.model,
+            lambda what, n: progress.advance(tasks[what], n),
+            features=args.features,
+            listener=lambda event: _say(progress, event),
+        )
         report, ranked = evaluate_benchmark(
-            benchmark, open_ranker(args.model, lambda what, n: progress.advance(tasks[what], n)), split=split,
+            benchmark, ranker, split=split,
             options=Options(args.gallery, args.shared_concept), images=args.images, allow_missing=args.allow_missing, prepared=prepared,
         )  # fmt: skip
     written: list[Path] = []
@@ -138,6 +158,12 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     for path in written:
         print(path, file=sys.stderr if args.json else sys.stdout)
     return 0
+
+
+def _say(progress: Progress, event: dict[str, Any]) -> None:
+    """What a feature cache has to say."""
+    if "text" in event:
+        progress.console.print(event["text"], highlight=False, soft_wrap=True)
 
 
 def _print(report: object, *, as_json: bool) -> None:

@@ -42,8 +42,11 @@ def check_source_options(args: argparse.Namespace) -> None:
 
 
 def default_config(args: argparse.Namespace) -> str:
-    """The preset for a source where none is asked for."""
+    """The preset for a source, or for the backbone among the overrides, where none is asked for."""
     from ..data.benchmarks.detect import open_benchmark
+
+    if any(assignment.startswith("backbone=") for assignment in args.overrides):
+        return "blip2"
 
     own = args.data is None or (args.data.is_dir() and open_benchmark(args.data, args.dataset) is not None)
     return "own-data" if own else "garments"

@@ -19,11 +19,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments for its folder, else own-data)")
+    parser.add_argument(
+        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments for its folder, blip2 with backbone=, else own-data)"
+    )
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
+    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to RUN/tensorboard")
     return parser
 
@@ -33,8 +36,8 @@ def _train(args: argparse.Namespace) -> int:
 
     check_source_options(args)
     config = load_config(args.config or default_config(args), args.overrides)
-    if not config.vision_weights and config.optim.vision_learning_rate == 0:
-        raise InputError("the vision tower would stay random: set vision_weights=garments, or optim.vision_learning_rate above 0")
+    if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
+        raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
     from ..trainer import finish_run  # imports torch: a mistake above is told before that
     from ..workflow import train_run
     from .progress import TrainingProgress
@@ -43,7 +46,7 @@ def _train(args: argparse.Namespace) -> int:
     source = open_source(args)
     with TrainingProgress() as progress:
         listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard else progress
-        train_run(config, source, args.out, listener=listener)
+        train_run(config, source, args.out, listener=listener, features=args.features)
     finish_run(args.out, args.out / "model", replace=True)
     print(args.out / "model")
     return 0

@@ -24,14 +24,19 @@ def _load_chunk(paths: Sequence[Path], spec: PreprocessingSpec) -> NDArray[np.ui
     return np.stack([fit_image(open_image(path, spec), spec) for path in paths])
 
 
-def load_pixels(
-    directory: Path, names: Sequence[str], spec: PreprocessingSpec, *, advance: Callable[[int], None] = lambda n: None
-) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8, resized by `spec`. Raises InputError naming the first image that is missing or unreadable."""
+def require_images(directory: Path, names: Sequence[str]) -> None:
+    """Raise InputError that counts and names the images that are not there."""
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InputError(f"{directory}: {len(missing)} of {len(names)} images are missing: {shown}")
+
+
+def load_pixels(
+    directory: Path, names: Sequence[str], spec: PreprocessingSpec, *, advance: Callable[[int], None] = lambda n: None
+) -> NDArray[np.uint8]:
+    """(N, H, W, 3) uint8, resized by `spec`. Raises InputError naming the first image that is missing or unreadable."""
+    require_images(directory, names)
     pixels = np.empty((len(names), spec.image_size, spec.image_size, 3), np.uint8)
     paths = [directory / name for name in names]
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dqe_engine.zones import select_zones
 
-from ..data.images import load_pixels, to_pixel_values
+from ..data.images import load_pixels
 from ..data.queries import QuerySet
 from ..data.triplets import TextBatcher
-from ..encoding import encode_image_tokens
+from ..encoding import ENCODE_BATCH, Listener, TokenTable, encode_image_tokens, encode_pixels
+from ..features import cached_tokens
 from ..model import DQEModel
 from .protocol import Embeddings, EvaluationSet, Report, summarise
 
@@ -23,24 +24,50 @@ _DECODED_AT_ONCE = 512  # images: enough for every decoding thread, 77 MB of pix
 
 
 def encode_gallery_images(
-    model: DQEModel, images: Path, evaluation: EvaluationSet, *, advance: Callable[[int], None] = lambda n: None
-) -> Tensor:
-    """Image tokens (G, P, Hv) float32 of the gallery, from the image folder."""
+    model: DQEModel,
+    images: Path,
+    evaluation: EvaluationSet,
+    *,
+    features: Path | None = None,
+    listener: Listener = lambda event: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> TokenTable:
+    """Image tokens (G, P, Hv) float32 of the gallery from the image folder, or float16 ones from the cache `features`.
+
+    `listener` hears what a cache has to say (`features.fill`).
+    """
+    if features is not None:
+        tokens = cached_tokens(features, model, images, evaluation.gallery, listener=listener)
+        advance(len(tokens))
+        return tokens
     pixels = load_pixels(images, evaluation.gallery, model.config.preprocessing, advance=advance)
     return encode_image_tokens(model, pixels, dtype=torch.float32)
 
 
 def image_token_blocks(
-    model: DQEModel, images: Path, names: Sequence[str], *, batch_size: int = 64, advance: Callable[[int], None] = lambda n: None
+    model: DQEModel,
+    images: Path,
+    names: Sequence[str],
+    *,
+    features: Path | None = None,
+    listener: Listener = lambda event: None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Tensor]:
-    """Image tokens (B, P, Hv) of images in order, a block at a time: what `embed` takes of a gallery of any size."""
-    device, spec = model.query_tokens.device, model.config.preprocessing
+    """Image tokens (B, P, Hv) of images in order, a block at a time: what `embed` takes of a gallery of any size.
+
+    From the cache `features`, where one is given, which is filled with what it lacks; `listener` hears what it has to say.
+    """
+    if features is not None:
+        tokens = cached_tokens(features, model, images, names, listener=listener)
+        for rows in torch.arange(len(names)).split(ENCODE_BATCH):
+            yield tokens[rows]
+            advance(len(rows))
+        return
     for start in range(0, len(names), _DECODED_AT_ONCE):
-        pixels = load_pixels(images, names[start : start + _DECODED_AT_ONCE], spec)
-        for first in range(0, len(pixels), batch_size):
-            values = to_pixel_values(pixels[first : first + batch_size], spec)
-            yield model.encode_images(values.to(device))
-            advance(len(values))
+        pixels = load_pixels(images, names[start : start + _DECODED_AT_ONCE], model.config.preprocessing)
+        for first in range(0, len(pixels), ENCODE_BATCH):
+            yield encode_pixels(model, pixels[first : first + ENCODE_BATCH])
+            advance(min(ENCODE_BATCH, len(pixels) - first))
 
 
 @torch.inference_mode()
@@ -77,10 +104,11 @@ def embed(
 
 
 def evaluate_model(
-    model: DQEModel, tokenizer: Tokenizer, evaluation: EvaluationSet, image_tokens: Tensor, *, batch_size: int = 64,
+    model: DQEModel, tokenizer: Tokenizer, evaluation: EvaluationSet, image_tokens: TokenTable, *, batch_size: int = 64,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[Report, Embeddings]:  # fmt: skip
     """Encode gallery and queries, rank exactly, summarise. `image_tokens` (G, P, Hv) of the gallery, any float dtype."""
-    found = embed(model, tokenizer, evaluation.queries, image_tokens.split(batch_size), batch_size=batch_size, advance=advance)
+    blocks = (image_tokens[rows] for rows in torch.arange(len(image_tokens)).split(batch_size))
+    found = embed(model, tokenizer, evaluation.queries, blocks, batch_size=batch_size, advance=advance)
     weights = found.weights if model.config.attribute_weights else None
     return summarise(evaluation, found.ranked, weights=weights, attributes=model.vocabulary.names), found

@@ -12,6 +12,7 @@ from dqe_engine.engine import RetrievalEngine
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data.queries import QuerySet
+from ..encoding import Listener
 from .benchmarks import Ranker
 from .protocol import Embeddings
 from .pytorch import embed, image_token_blocks
@@ -21,19 +22,34 @@ Advance = Callable[[str, int], None]
 """Told "gallery" or "queries", and how many more are done."""
 
 
-def open_ranker(path: Path, advance: Advance = lambda what, n: None) -> Ranker:
-    """The model at `path`: a bundle where it has a manifest, else a checkpoint. Raises BundleError or CheckpointError."""
+def open_ranker(
+    path: Path,
+    advance: Advance = lambda what, n: None,
+    *,
+    features: Path | None = None,
+    listener: Listener = lambda event: None,
+) -> Ranker:
+    """The model at `path`: a bundle where it has a manifest, else a checkpoint, which may take image tokens from the cache
+    `features`. Raises BundleError or CheckpointError."""
     if (path / MANIFEST_FILE).is_file():
         return engine_ranker(RetrievalEngine.load(path), advance)
-    return checkpoint_ranker(load_checkpoint(path), advance)
+    return checkpoint_ranker(load_checkpoint(path), advance, features=features, listener=listener)
 
 
-def checkpoint_ranker(checkpoint: Checkpoint, advance: Advance = lambda what, n: None) -> Ranker:
+def checkpoint_ranker(
+    checkpoint: Checkpoint,
+    advance: Advance = lambda what, n: None,
+    *,
+    features: Path | None = None,
+    listener: Listener = lambda event: None,
+) -> Ranker:
     """Ranks in PyTorch, on a CUDA device where there is one."""
     model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def rank(queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings:
-        blocks = image_token_blocks(model, folder, names, advance=lambda n: advance("gallery", n))
+        blocks = image_token_blocks(
+            model, folder, names, features=features, listener=listener, advance=lambda n: advance("gallery", n)
+        )
         return embed(model, checkpoint.tokenizer, queries, blocks, advance=lambda n: advance("queries", n))
 
     return rank

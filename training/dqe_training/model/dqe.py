@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -29,29 +30,39 @@ class QueryOutput(NamedTuple):
 
 
 class DQEModel(nn.Module):
-    """Vision tower, Q-Former with text input, two projections and the attribute heads. Sizes are configuration."""
+    """Vision tower, Q-Former with text input, two projections and the attribute heads. Sizes are configuration.
 
-    def __init__(self, config: ModelConfig, vocabulary: AttributeVocabulary, vocab_size: int, pad_id: int = 0) -> None:
+    Parameters have the names that BLIP-2 checkpoints give them. `vocab_size` is the tokenizer's, where the configuration
+    names none. With `empty_vision`, the tower, which may hold a thousand million weights, is on the meta device: without
+    values until a checkpoint is loaded.
+    """
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: AttributeVocabulary, vocab_size: int, pad_id: int = 0, *, empty_vision: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
         q = config.qformer
         qformer_config = Blip2QFormerConfig(
-            vocab_size=vocab_size,
+            vocab_size=q.vocab_size or vocab_size,
             hidden_size=q.hidden_size,
             num_hidden_layers=q.layers,
             num_attention_heads=q.heads,
-            intermediate_size=int(q.hidden_size * q.mlp_ratio),
+            intermediate_size=q.mlp_width,
+            hidden_act=q.activation,
+            layer_norm_eps=q.layer_norm_eps,
             hidden_dropout_prob=q.dropout,
             attention_probs_dropout_prob=q.dropout,
             cross_attention_frequency=q.cross_attention_frequency,
             encoder_hidden_size=config.vision.hidden_size,
-            max_position_embeddings=max(q.max_text_length, 2),
+            max_position_embeddings=q.position_embeddings or q.max_text_length,
             pad_token_id=pad_id,
             use_qformer_text_input=True,
             attn_implementation="eager",  # the float mask below is what exports best, and only eager takes it
         )
-        self.vision_model = build_vision(config)
+        with torch.device("meta") if empty_vision else nullcontext():
+            self.vision_model = build_vision(config)
         self.embeddings = Blip2TextEmbeddings(qformer_config)
         self.query_tokens = nn.Parameter(torch.randn(1, q.query_tokens, q.hidden_size) * 0.02)
         self.qformer = Blip2QFormerModel(qformer_config)
@@ -75,8 +86,8 @@ class DQEModel(nn.Module):
         )
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) to image tokens (B, P, Hv)."""
-        return self.vision_model(pixel_values).last_hidden_state
+        """(B, 3, H, W) to image tokens (B, P, Hv) float32, whatever the tower's precision."""
+        return self.vision_model(pixel_values).last_hidden_state.float()
 
     def _fuse(self, embedded: Tensor, image_tokens: Tensor, text_mask: Tensor | None) -> Tensor:
         """Q-Former encoder over (B, Q [+ L], H), cross-attending from the first Q to the image tokens."""

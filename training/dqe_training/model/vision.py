@@ -12,16 +12,22 @@ from ..config import ModelConfig
 
 
 def build_vision(config: ModelConfig) -> Blip2VisionModel:
-    """A randomly initialised tower. `pixel_values` (B, 3, H, W) -> `last_hidden_state` (B, P, Hv), P = 1 + patches."""
+    """A randomly initialised tower. `pixel_values` (B, 3, H, W) -> `last_hidden_state` (B, P, Hv), P = 1 + patches.
+
+    Under `torch.device("meta")` it has no memory and no values: for one that a checkpoint is loaded into.
+    """
     v = config.vision
     tower = Blip2VisionModel(
         Blip2VisionConfig(
             hidden_size=v.hidden_size,
-            intermediate_size=int(v.hidden_size * v.mlp_ratio),
+            intermediate_size=v.mlp_width,
             num_hidden_layers=v.layers,
             num_attention_heads=v.heads,
             image_size=config.preprocessing.image_size,
             patch_size=v.patch_size,
+            hidden_act=v.activation,
+            layer_norm_eps=v.layer_norm_eps,
+            qkv_bias=v.qkv_bias,
             initializer_range=0.02,  # upstream's default of 1e-10 suits only checkpoints that are loaded over it
             attn_implementation="sdpa",
         )

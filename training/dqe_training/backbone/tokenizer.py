@@ -1,0 +1,43 @@
+"""A BLIP-2 checkpoint's tokenizer, held to its embedding table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from dqe_engine.contracts.tokenizer import TokenizerSpec
+from dqe_engine.errors import CheckpointError
+
+
+def load_backbone_tokenizer(directory: Path, vocab_size: int, pad_id: int = 0) -> Tokenizer:
+    """`tokenizer.json` without padding and truncation: [CLS] text [SEP], every id below `vocab_size`.
+
+    Tokens that were added above the table (upstream's processor adds `<image>`) are dropped: a text that contains them
+    would index past its end. `[DEC]`, the last row of the table, stays. Raises CheckpointError.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+    try:
+        data = json.loads(path.read_bytes())
+        data["added_tokens"] = [token for token in data.get("added_tokens", []) if token["id"] < vocab_size]
+        tokenizer = Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
+        raise CheckpointError(f"{path}: not a tokenizer file ({' '.join(str(error).split())[:160]}); copy it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    vocabulary = tokenizer.get_vocab()
+    token, highest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"{path}: token {token!r} has id {highest}, the embedding table has {vocab_size} rows; take the checkpoint's own"
+        )
+    pad = TokenizerSpec().pad_token
+    if vocabulary.get(pad) != pad_id:
+        raise CheckpointError(f"{path}: {pad} has id {vocabulary.get(pad)}, the model pads with {pad_id}; take the checkpoint's own")
+    tokens = tokenizer.encode("red").tokens
+    if len(tokens) < 3 or (tokens[0], tokens[-1]) != ("[CLS]", "[SEP]"):
+        raise CheckpointError(f"{path}: 'red' becomes {' '.join(tokens)}, expected it between [CLS] and [SEP]; take the checkpoint's own")
+    return tokenizer
