@@ -19,9 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument(
-        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: garments for its folder, blip2 with backbone=, else own-data)"
-    )
+    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: by the data, or blip2 with backbone=)")
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")

@@ -47,9 +47,7 @@ def checkpoint_ranker(
     model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def rank(queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings:
-        blocks = image_token_blocks(
-            model, folder, names, features=features, listener=listener, advance=lambda n: advance("gallery", n)
-        )
+        blocks = image_token_blocks(model, folder, names, features=features, listener=listener, advance=lambda n: advance("gallery", n))
         return embed(model, checkpoint.tokenizer, queries, blocks, advance=lambda n: advance("queries", n))
 
     return rank
