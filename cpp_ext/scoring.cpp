@@ -13,7 +13,7 @@ constexpr int64_t kGroupRows = 12, kSmallGroupRows = 4;  // that the panel kerne
 
 // Tiles are what threads are given, and what is sampled; rows enough to amortise it.
 int64_t tile_items(const Sweep& sweep) {
-    const int64_t rows = sweep.by_rows ? 512 : sweep.gallery.screened ? 256 : 20 * kGroupRows;
+    const int64_t rows = sweep.by_rows ? 512 : sweep.gallery.screened ? 1024 : 20 * kGroupRows;
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
 }
 
@@ -95,15 +95,11 @@ TileScratch Scorer::scratch() const {
     const int64_t items = by_rows_ || screened_ ? tile_items_ : strip_items_;
     const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
     scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
-    if (screened_ && !by_rows_) {
-        scratch.reached.resize(static_cast<size_t>(rows * lanes));
-        scratch.best.resize(static_cast<size_t>(lanes));
-        return scratch;
-    }
+    if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
     scratch.positions.resize(static_cast<size_t>(stride + lanes));
-    scratch.best.resize(static_cast<size_t>(by_rows_ || tokens_ == 1 ? 0 : items * lanes));
+    scratch.best.resize(static_cast<size_t>(by_rows_ ? 0 : std::max<int64_t>(items, 1) * lanes));
     scratch.row_thresholds.resize(static_cast<size_t>(by_rows_ ? lanes : 0));
     return scratch;
 }

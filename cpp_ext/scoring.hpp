@@ -44,24 +44,16 @@ class Scorer {
     template <typename Take>
     int64_t score(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
         if (by_rows_) return score_by_rows(tile, thresholds, scratch, take);
-        if (!screened_) return score_in_panels(tile, thresholds, scratch, take);
-        return for_each_bounded(
-            tile, thresholds, scratch, true, [&](int64_t row, int64_t b, float) { return dot(*tile.shard, row, b, scratch); }, take);
+        return screened_ ? score_from_bounds(tile, thresholds, scratch, take) : score_in_panels(tile, thresholds, scratch, take);
     }
 
     // Whether `estimate` says what scores are like for less than `score` costs.
     bool estimates() const { return screened_ && !by_rows_; }
 
-    // As `score`, but with estimates of scores: the middle of what codes leave open. At least every pair is taken whose score is
-    // not below the threshold.
+    // As `score`, but with estimates of scores: the middle of what codes leave open. Every pair is taken whose estimate is not below
+    // the threshold.
     template <typename Take>
-    void estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
-        const auto middle = [&](int64_t row, int64_t b, float bound) {
-            const auto at = static_cast<size_t>(b);
-            return bound - norms_[at] * tile.shard->errors[row] - errors_[at] * tile.shard->norms[row];
-        };
-        for_each_bounded(tile, thresholds, scratch, false, middle, take);
-    }
+    void estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
 
   private:
     struct Panel {
@@ -74,9 +66,16 @@ class Scorer {
     int64_t score_by_rows(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
     template <typename Take>
     int64_t score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
-    template <typename ScoreOf, typename Take>
-    int64_t for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, bool fetch, const ScoreOf& score_of,
-                             const Take& take) const;
+    template <typename Take>
+    int64_t score_from_bounds(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
+    // From the `found` pairs of a panel in scratch.reached onwards: their scores, in full.
+    template <typename Take>
+    int64_t score_reached(const Tile& tile, const Panel& panel, int64_t found, const float* thresholds, TileScratch& scratch,
+                          const Take& take) const;
+    // Scores (items, lanes) of a panel onwards: the best token of each item, and those that reach the threshold.
+    template <typename Take>
+    void take_panel(const Panel& panel, float* scores, int64_t items, int64_t id, const float* thresholds, TileScratch& scratch,
+                    const Take& take) const;
 
     // `count` rows from `row` on in float32: in place, or widened into the scratch.
     const float* rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const;
@@ -146,8 +145,6 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
 template <typename Take>
 int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
     float* scores = scratch.scores.data();
-    float* best = tokens_ > 1 ? scratch.best.data() : scores;
-    const uint32_t* positions = scratch.positions.data();
     for (int64_t first = 0; first < tile.count; first += strip_items_) {
         const int64_t count = std::min(strip_items_, tile.count - first);
         const int64_t row = (tile.first + first) * tokens_, rows = count * tokens_;
@@ -156,57 +153,79 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
             const Ahead ahead = {row_at(*tile.shard, row + rows), row_bytes(), &panel - panels_.data(),
                                  static_cast<int64_t>(panels_.size())};
             kernels_.dot_panel(strip, packed_.data() + panel.at * width_, panel.lanes, ahead, scores);
-            if (tokens_ > 1) kernels_.max_over_tokens(scores, count, tokens_, panel.lanes, best);
-            const int64_t found = kernels_.find(best, count * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
-            const auto lanes = static_cast<uint32_t>(panel.lanes);
-            const int shift = std::countr_zero(lanes);
-            for (int64_t h = 0; h < found; ++h) {
-                const int64_t b = panel.first + (positions[h] & (lanes - 1));
-                if (b < sweep_.batch) take(b, tile.id + first + (positions[h] >> shift), best[positions[h]]);
-            }
+            take_panel(panel, scores, count, tile.id + first, thresholds, scratch, take);
         }
     }
     return 0;
 }
 
+template <typename Take>
+void Scorer::estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
+    for (const Panel& panel : panels_) {
+        kernels_.estimate_panel(codes_of(tile), coded_queries(panel.at), panel.lanes, scratch.scores.data());
+        take_panel(panel, scratch.scores.data(), tile.count, tile.id, thresholds, scratch, take);
+    }
+}
+
+template <typename Take>
+void Scorer::take_panel(const Panel& panel, float* scores, int64_t items, int64_t id, const float* thresholds, TileScratch& scratch,
+                        const Take& take) const {
+    float* best = tokens_ > 1 ? scratch.best.data() : scores;
+    if (tokens_ > 1) kernels_.max_over_tokens(scores, items, tokens_, panel.lanes, best);
+    const uint32_t* positions = scratch.positions.data();
+    const int64_t found = kernels_.find(best, items * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
+    const auto lanes = static_cast<uint32_t>(panel.lanes);
+    const int shift = std::countr_zero(lanes);
+    for (int64_t h = 0; h < found; ++h) {
+        const int64_t b = panel.first + (positions[h] & (lanes - 1));
+        if (b < sweep_.batch) take(b, id + (positions[h] >> shift), best[positions[h]]);
+    }
+}
+
 // A token whose bound is below the threshold cannot be the best of an item that reaches it, so an item is the best of its tokens
 // that were found.
-template <typename ScoreOf, typename Take>
-int64_t Scorer::for_each_bounded(const Tile& tile, const float* thresholds, TileScratch& scratch, bool fetch, const ScoreOf& score_of,
-                                 const Take& take) const {
+template <typename Take>
+int64_t Scorer::score_from_bounds(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
+    int64_t rescored = 0;
+    for (const Panel& panel : panels_) {
+        const int64_t found =
+            kernels_.find_bounded(codes_of(tile), coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
+        rescored += score_reached(tile, panel, found, thresholds, scratch, take);
+    }
+    return rescored;
+}
+
+template <typename Take>
+int64_t Scorer::score_reached(const Tile& tile, const Panel& panel, int64_t found, const float* thresholds, TileScratch& scratch,
+                              const Take& take) const {
     constexpr int64_t kAhead = 4;  // rows on their way from memory while one is scored
     const Bounded* reached = scratch.reached.data();
     float* best = scratch.best.data();
     const int64_t first_row = tile.first * tokens_;
-    int64_t scored = 0;
-    for (const Panel& panel : panels_) {
-        const uint32_t last_lane = static_cast<uint32_t>(panel.lanes) - 1;
-        const int shift = std::countr_zero(last_lane + 1);
-        const int64_t found =
-            kernels_.find_bounded(codes_of(tile), coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
-        const auto row_of = [&](int64_t h) { return static_cast<int64_t>(reached[h].position >> shift); };
-        if (fetch)
-            for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
-        for (int64_t h = 0; h < found;) {
-            const int64_t item = row_of(h) / tokens_;
-            uint32_t lanes = 0;  // that have a token in `best`
-            for (; h < found && row_of(h) < (item + 1) * tokens_; ++h) {
-                if (fetch && h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
-                const uint32_t lane = reached[h].position & last_lane;
-                const int64_t b = panel.first + lane;
-                if (b >= sweep_.batch || reached[h].bound < thresholds[b]) continue;  // padding; or the threshold has risen
-                const float score = score_of(first_row + row_of(h), b, reached[h].bound);
-                best[lane] = lanes >> lane & 1 ? greater_or_nan(best[lane], score) : score;
-                lanes |= 1u << lane;
-            }
-            scored += std::popcount(lanes);
-            for (; lanes; lanes &= lanes - 1) {
-                const int lane = std::countr_zero(lanes);
-                take(panel.first + lane, tile.id + item, best[lane]);
-            }
+    const uint32_t last_lane = static_cast<uint32_t>(panel.lanes) - 1;
+    const int shift = std::countr_zero(last_lane + 1);
+    const auto row_of = [&](int64_t h) { return static_cast<int64_t>(reached[h].position >> shift); };
+    for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
+    int64_t rescored = 0;
+    for (int64_t h = 0; h < found;) {
+        const int64_t item = row_of(h) / tokens_;
+        uint32_t lanes = 0;  // that have a token in `best`
+        for (; h < found && row_of(h) < (item + 1) * tokens_; ++h) {
+            if (h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
+            const uint32_t lane = reached[h].position & last_lane;
+            const int64_t b = panel.first + lane;
+            if (b >= sweep_.batch || reached[h].bound < thresholds[b]) continue;  // padding; or the threshold has risen
+            const float score = dot(*tile.shard, first_row + row_of(h), b, scratch);
+            best[lane] = lanes >> lane & 1 ? greater_or_nan(best[lane], score) : score;
+            lanes |= 1u << lane;
+        }
+        rescored += std::popcount(lanes);
+        for (; lanes; lanes &= lanes - 1) {
+            const int lane = std::countr_zero(lanes);
+            take(panel.first + lane, tile.id + item, best[lane]);
         }
     }
-    return scored;
+    return rescored;
 }
 
 }  // namespace dqe::cpu

@@ -47,18 +47,19 @@ int64_t field_share(const Sweep& sweep, int threads) {
     return std::min(field, 3 * field / (2 * threads) + 64);
 }
 
-// What one query has seen on one thread.
-struct QueryState {
-    Reservoir top, field;
-    BestHeap<double> picks;
-    uint32_t drawn_ids[kUniforms];  // of the mid zone, waiting for their random numbers
-    float drawn_scores[kUniforms];
-    int drawn;
-    int64_t counts[3];
-    int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
+// What one query has seen on one thread. Candidates of thousands of queries come in no order: what most of them touch is together.
+struct alignas(64) QueryState {
+    Reservoir field;
     float easy_below;            // all scores below this are easy
     float best;                  // where the anchor is the best score
-    double unreachable;          // a softmax pick with 1 - u above this is none of the best
+    int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
+    Reservoir top;
+    int64_t counts[3];
+    int drawn;
+    BestHeap<double> picks;
+    double unreachable;             // a softmax pick with 1 - u above this is none of the best
+    uint32_t drawn_ids[kUniforms];  // of the mid zone, waiting for their random numbers
+    float drawn_scores[kUniforms];
 };
 
 // The lowest threshold t such that every score below t has Δ = anchor - score > hi, by bisection over all floats.
@@ -356,8 +357,14 @@ void Block::finish(std::vector<Worker>& workers, int64_t b) const {
 
 int64_t Block::run() {
     if (sweep_.batch == 0) return 0;
-    if (sweep_.anchor_ids)
-        for (int64_t b = 0; b < sweep_.batch; ++b) out_.anchor[b] = scorer_.score_of(b, sweep_.anchor_ids[b]);
+    // Some together: each takes microseconds, and few are not worth a second thread.
+    constexpr int64_t kSome = 64;
+    const auto for_each_query = [&](const auto& work) {
+        for_each_part((sweep_.batch + kSome - 1) / kSome, threads_, [&](int, int64_t part) {
+            for (int64_t b = part * kSome; b < std::min(sweep_.batch, (part + 1) * kSome); ++b) work(b);
+        });
+    };
+    if (sweep_.anchor_ids) for_each_query([&](int64_t b) { out_.anchor[b] = scorer_.score_of(b, sweep_.anchor_ids[b]); });
     if (zones_as_it_goes())
         for (int64_t b = 0; b < sweep_.batch; ++b) bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
 
@@ -388,11 +395,11 @@ int64_t Block::run() {
             for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { estimate(worker, tile); });
         else
             for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
-        for (int64_t b = 0; b < sweep_.batch; ++b) guess(workers, b);
+        for_each_query([&](int64_t b) { guess(workers, b); });
     }
     for_each_tile(scorer_.estimates() ? 0 : sampled, static_cast<int64_t>(tiles.size()),
                   [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
-    for_each_part(sweep_.batch, threads_, [&](int, int64_t b) { finish(workers, b); });
+    for_each_query([&](int64_t b) { finish(workers, b); });
     int64_t rescored = 0;
     for (const Worker& worker : workers) rescored += worker.rescored;
     return rescored;

@@ -48,6 +48,15 @@ struct Bounded {
     float bound;
 };
 
+// A vector c and its codes: ĉ = scale * codes (screen.hpp).
+struct Quantised {
+    float scale;
+    double norm, coded_norm, error;  // |c|, |ĉ|, |c - ĉ|
+};
+
+// Beyond this norm, products and partial sums could overflow float32; below it, none of what enters a bound or a score can.
+constexpr double kLargestNorm = 0x1p60;
+
 struct TileKernels {
     const char* name;
     int wide, narrow;      // lanes of a panel; narrow is for what is left over
@@ -62,6 +71,8 @@ struct TileKernels {
     // Pairs whose upper bound is not below their lane's threshold, NaN included, in ascending order of position; returns how many.
     // `reached` has room for all. No bound is ever stored. Null where it would be slower than dot_panel.
     int64_t (*find_bounded)(const CodedRows& rows, const CodedQueries& queries, int lanes, const float* thresholds, Bounded* reached);
+    // scores[row * lanes + lane]: the middle of what the codes leave open. Null where find_bounded is.
+    void (*estimate_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* scores);
     // bounds[query * stride + row]: upper bounds of scores, NaN where there is none.
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 
@@ -75,6 +86,9 @@ struct TileKernels {
 
     // IEEE half precision to single precision, exact.
     void (*widen)(const uint16_t* half, int64_t size, float* single);
+
+    // Codes of a vector, each in -127..127; all norms NaN and codes zero where an entry is not finite, or the norm above kLargestNorm.
+    Quantised (*quantise)(const float* vector, int64_t width, int8_t* codes);
 
     // u(seed, query, item) of philox.hpp for `count` items, at most kUniforms.
     void (*uniforms)(uint64_t seed, uint64_t query, const uint32_t* items, int count, double* u);

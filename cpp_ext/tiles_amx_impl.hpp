@@ -14,7 +14,7 @@ alignas(64) const TileConfig kTileConfig = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16},
 };
 
-constexpr int kTileRows = 16, kTileBytes = 64, kBlockRows = 32;
+constexpr int kTileRows = 16, kTileBytes = 64, kBlockRows = 32, kVisitedRows = 4;
 
 // A block of 32 rows and a panel of queries on their way to sums[row][lane]; each step takes the next 64 codes of all.
 template <int VECTORS>
@@ -65,37 +65,25 @@ class Product {
     const int8_t* panel_;
 };
 
-// Pairs of rows `from` to `to` of a block whose bounds reach the threshold.
-template <int VECTORS>
-inline int64_t find_in_sums(const int32_t* sums, const CodedRows& rows, int64_t first, int from, int to, const Lanes<VECTORS>& lanes,
-                            Bounded* reached, int64_t found) {
-    constexpr int kLanes = VECTORS * kVector, kRows = 4;  // looked at together: most have none
-    for (int r = from; r < to; r += kRows) {
-        Vector bounds[kRows][VECTORS];
-        uint32_t any = 0;
+// Rows `from` to `to` of a block whose sums are there.
+template <int VECTORS, typename Visit>
+inline void visit_sums(const int32_t* sums, int64_t first, int from, int to, Visit& visit) {
+    for (int r = from; r < to; r += kVisitedRows) {
+        Vector dots[kVisitedRows][VECTORS];
 #pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kVisitedRows; ++i)
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) {
-                const Vector dot = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (r + i) * kLanes + v * kVector));
-                bounds[i][v] = bound_of(dot, lanes.scales[v], lanes.norms[v], lanes.errors[v], rows, first + r + i);
-                any |= not_below(bounds[i][v], lanes.thresholds[v]);
-            }
-        if (__builtin_expect(any == 0, 1)) continue;
-        for (int i = 0; i < kRows; ++i)
-            for (int v = 0; v < VECTORS; ++v)
-                found = note_reached(bounds[i][v], lanes.thresholds[v], (first + r + i) * kLanes + v * kVector, reached, found);
+            for (int v = 0; v < VECTORS; ++v) dots[i][v] = _mm512_cvtepi32_ps(_mm512_load_si512(sums + ((r + i) * VECTORS + v) * kVector));
+        visit(first + r, dots);
     }
-    return found;
 }
 
-// While the matrix unit works on a block, the vector units turn the sums of the one before into bounds, a few rows a step.
-template <int ROWS, int VECTORS>
-int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const Lanes<VECTORS>& lanes, Bounded* reached) {
+// While the matrix unit works on a block, the vector units visit the one before, a few rows a step.
+template <int VECTORS, typename Visit>
+void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visit) {
     alignas(64) int32_t sums[2][kBlockRows * VECTORS * kVector];
     const int64_t blocks = rows.count / kBlockRows, steps = rows.width / kTileBytes;
-    const int share = static_cast<int>((kBlockRows / 4 + steps - 1) / steps * 4);
-    int64_t found = 0;
+    const int share = static_cast<int>((kBlockRows / kVisitedRows + steps - 1) / steps * kVisitedRows);
     _tile_loadconfig(&kTileConfig);
     for (int64_t block = 0; block <= blocks; ++block) {
         const int64_t first = (block - 1) * kBlockRows;  // of the one before
@@ -106,17 +94,17 @@ int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const 
             const uint8_t* next_block = rows.codes + (block + 1) * kBlockRows * rows.width;
             for (int64_t step = 0; step < steps; ++step) {
                 product.step();
-                // The next block's cache lines in the order of memory: sixteen rows side by side are streams that no prefetcher follows.
+                // In the order of memory: sixteen rows side by side are streams that no hardware prefetcher follows.
                 for (int line = 0; line < kBlockRows; ++line)
                     __builtin_prefetch(next_block + (step * kBlockRows + line) * kTileBytes, 0, 2);
                 const int next = done + share < kBlockRows ? done + share : kBlockRows;
-                found = find_in_sums<VECTORS>(before, rows, first, done, next, lanes, reached, found);
+                visit_sums<VECTORS>(before, first, done, next, visit);
                 done = next;
             }
             product.finish(sums[block % 2]);
         }
-        found = find_in_sums<VECTORS>(before, rows, first, done, kBlockRows, lanes, reached, found);
+        visit_sums<VECTORS>(before, first, done, kBlockRows, visit);
     }
     _tile_release();  // a thread with tiles in use costs more to switch, and keeps its core from sleeping deeply
-    return find_in_groups<ROWS, VECTORS>(rows, blocks * kBlockRows, queries, lanes, reached, found);
+    visit_groups<VECTORS>(rows, blocks * kBlockRows, queries, visit);
 }

@@ -220,27 +220,66 @@ struct Lanes {
     }
 };
 
-// Appends the lanes whose bound is not below the threshold; `position` is lane 0's. Returns the new count.
-inline int64_t note_reached(Vector bound, Vector threshold, int64_t position, Bounded* reached, int64_t found) {
-    uint32_t bits = not_below(bound, threshold);
-    if (__builtin_expect(bits == 0, 1)) return found;
-    float bounds[kVector];
-    store(bounds, bound);
-    for (; bits; bits &= bits - 1) {
-        const int lane = __builtin_ctz(bits);
-        reached[found++] = {static_cast<uint32_t>(position + lane), bounds[lane]};
+// Notes the pairs whose bound reaches the threshold. Rows are looked at some together, for most have none.
+template <int VECTORS>
+struct Finder {
+    static constexpr int kLanes = VECTORS * kVector;
+
+    const CodedRows& rows;
+    const Lanes<VECTORS> lanes;
+    Bounded* reached;
+    int64_t found = 0;
+
+    template <int ROWS>
+    void operator()(int64_t first, const Vector (&dots)[ROWS][VECTORS]) {
+        Vector bounds[ROWS][VECTORS];
+        uint32_t any = 0;
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) {
+                bounds[r][v] = bound_of(dots[r][v], lanes.scales[v], lanes.norms[v], lanes.errors[v], rows, first + r);
+                any |= not_below(bounds[r][v], lanes.thresholds[v]);
+            }
+        if (__builtin_expect(any == 0, 1)) return;
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v) note((first + r) * kLanes + v * kVector, bounds[r][v], lanes.thresholds[v]);
     }
-    return found;
-}
+
+    // `position` is lane 0's.
+    void note(int64_t position, Vector bound, Vector threshold) {
+        float bounds[kVector];
+        store(bounds, bound);
+        for (uint32_t bits = not_below(bound, threshold); bits; bits &= bits - 1) {
+            const int lane = __builtin_ctz(bits);
+            reached[found++] = {static_cast<uint32_t>(position + lane), bounds[lane]};
+        }
+    }
+};
+
+// Stores the middle of what the codes leave open.
+template <int VECTORS>
+struct Estimator {
+    const CodedRows& rows;
+    const Lanes<VECTORS> lanes;
+    float* scores;
+
+    template <int ROWS>
+    void operator()(int64_t first, const Vector (&dots)[ROWS][VECTORS]) {
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v)
+                store(scores + ((first + r) * VECTORS + v) * kVector, dots[r][v] * lanes.scales[v] * rows.scales[first + r]);
+    }
+};
 
 // _mm512_dpbusd_epi32 in place: GCC 12 copies the sums to other registers before each.
 inline void add_products(__m512i& sums, __m512i codes, __m512i query) {
     asm("vpdpbusd\t{%2, %1, %0|%0, %1, %2}" : "+v"(sums) : "v"(codes), "v"(query));
 }
 
-template <int ROWS, int VECTORS>
-inline int64_t find_in_group(const CodedRows& rows, int64_t first, const CodedQueries& queries, const Lanes<VECTORS>& lanes,
-                             Bounded* reached, int64_t found) {
+// Calls visit(first, dots) with <codes, query> + offset of a group of rows and a panel.
+template <int ROWS, int VECTORS, typename Visit>
+inline void visit_group(const CodedRows& rows, int64_t first, const CodedQueries& queries, Visit& visit) {
     constexpr int kLanes = VECTORS * kVector;
     __m512i sums[ROWS][VECTORS];
 #pragma GCC unroll 32
@@ -273,44 +312,60 @@ inline int64_t find_in_group(const CodedRows& rows, int64_t first, const CodedQu
             }
         }
     }
+    Vector dots[ROWS][VECTORS];
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) {
-            const Vector dot = __builtin_convertvector(reinterpret_cast<Integers>(sums[r][v]), Vector);
-            found = note_reached(bound_of(dot, lanes.scales[v], lanes.norms[v], lanes.errors[v], rows, first + r), lanes.thresholds[v],
-                                 (first + r) * kLanes + v * kVector, reached, found);
-        }
-    return found;
+        for (int v = 0; v < VECTORS; ++v) dots[r][v] = __builtin_convertvector(reinterpret_cast<Integers>(sums[r][v]), Vector);
+    visit(first, dots);
 }
 
-template <int ROWS, int VECTORS>
-int64_t find_in_groups(const CodedRows& rows, int64_t r, const CodedQueries& queries, const Lanes<VECTORS>& lanes, Bounded* reached,
-                       int64_t found) {
-    for (; r + ROWS <= rows.count; r += ROWS) found = find_in_group<ROWS, VECTORS>(rows, r, queries, lanes, reached, found);
-    for (; r + 4 <= rows.count; r += 4) found = find_in_group<4, VECTORS>(rows, r, queries, lanes, reached, found);
-    for (; r < rows.count; ++r) found = find_in_group<1, VECTORS>(rows, r, queries, lanes, reached, found);
-    return found;
+template <int VECTORS, typename Visit>
+void visit_groups(const CodedRows& rows, int64_t r, const CodedQueries& queries, Visit& visit) {
+    constexpr int kRows = VECTORS == 2 ? kWideRows : kNarrowRows;
+    for (; r + kRows <= rows.count; r += kRows) visit_group<kRows, VECTORS>(rows, r, queries, visit);
+    for (; r + 4 <= rows.count; r += 4) visit_group<4, VECTORS>(rows, r, queries, visit);
+    for (; r < rows.count; ++r) visit_group<1, VECTORS>(rows, r, queries, visit);
 }
 
 #if defined(__AMX_INT8__)
 #include "tiles_amx_impl.hpp"
 #else
-template <int ROWS, int VECTORS>
-int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const Lanes<VECTORS>& lanes, Bounded* reached) {
-    return find_in_groups<ROWS, VECTORS>(rows, 0, queries, lanes, reached, 0);
+template <int VECTORS, typename Visit>
+void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visit) {
+    visit_groups<VECTORS>(rows, 0, queries, visit);
 }
 #endif
 
+template <int VECTORS>
+int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const float* thresholds, Bounded* reached) {
+    Finder<VECTORS> finder{rows, Lanes<VECTORS>(queries, thresholds), reached};
+    visit_panel<VECTORS>(rows, queries, finder);
+    return finder.found;
+}
+
 int64_t find_bounded(const CodedRows& rows, const CodedQueries& queries, int lanes, const float* thresholds, Bounded* reached) {
-    if (lanes == kVector) return find_in_panel<kNarrowRows, 1>(rows, queries, Lanes<1>(queries, thresholds), reached);
-    return find_in_panel<kWideRows, 2>(rows, queries, Lanes<2>(queries, thresholds), reached);
+    return lanes == kVector ? find_in_panel<1>(rows, queries, thresholds, reached) : find_in_panel<2>(rows, queries, thresholds, reached);
+}
+
+template <int VECTORS>
+void estimate_in_panel(const CodedRows& rows, const CodedQueries& queries, float* scores) {
+    Estimator<VECTORS> estimator{rows, Lanes<VECTORS>(queries, queries.scales), scores};
+    visit_panel<VECTORS>(rows, queries, estimator);
+}
+
+void estimate_panel(const CodedRows& rows, const CodedQueries& queries, int lanes, float* scores) {
+    if (lanes == kVector)
+        estimate_in_panel<1>(rows, queries, scores);
+    else
+        estimate_in_panel<2>(rows, queries, scores);
 }
 #else
 // Products of bytes are no faster here than of floats: what is gained is memory traffic, of a few queries.
 constexpr int kScreenedQueries = kVector == 8 ? kRowQueries : 1;
 
 constexpr int64_t (*find_bounded)(const CodedRows&, const CodedQueries&, int, const float*, Bounded*) = nullptr;
+constexpr void (*estimate_panel)(const CodedRows&, const CodedQueries&, int, float*) = nullptr;
 #endif
 
 // <codes, query> + offset; width is a multiple of 64.
@@ -340,11 +395,56 @@ inline int32_t code_dot(const uint8_t* codes, const int8_t* query, [[maybe_unuse
 #endif
 }
 
+#if defined(__AVX512VNNI__)
+// The sums of the lanes of each of 16 vectors, in order.
+inline __m512i sum_each(const __m512i (&rows)[16]) {
+    __m512i pairs[8], quads[4], halves[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+        pairs[i] =
+            _mm512_add_epi32(_mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]), _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)  // within 128 bits: four rows, one number each
+        quads[i] =
+            _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]), _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+        halves[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0x88),
+                                     _mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0xDD));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88), _mm512_shuffle_i32x4(halves[0], halves[1], 0xDD));
+}
+
+// Bounds of 16 rows from `first` on: sixteen sums are added up across lanes together, for what one costs alone three times.
+inline void bound_sixteen(const CodedRows& rows, int64_t first, const CodedQueries& queries, int q, float* bounds) {
+    __m512i sums[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) sums[r] = _mm512_setzero_si512();
+    const uint8_t* codes = rows.codes + first * rows.width;
+    const int8_t* query = queries.codes + q * rows.width;
+    for (int64_t d = 0; d < rows.width; d += 64) {
+        const __m512i part = _mm512_loadu_si512(query + d);
+        const uint8_t* row = codes + d;
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r, row += rows.width) add_products(sums[r], _mm512_loadu_si512(row), part);
+    }
+    const __m512i sum = _mm512_add_epi32(sum_each(sums), _mm512_set1_epi32(queries.offsets[q]));
+    const Vector dot = _mm512_cvtepi32_ps(sum);
+    store(bounds, dot * queries.scales[q] * load(rows.scales + first) + queries.norms[q] * load(rows.errors + first) +
+                      queries.errors[q] * load(rows.norms + first));
+}
+#endif
+
 void bound_rows(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride) {
     constexpr int64_t kBlock = 16;
     for (int64_t first = 0; first < rows.count; first += kBlock) {
         const int64_t block = rows.count - first < kBlock ? rows.count - first : kBlock;
         for (int q = 0; q < count; ++q) {
+#if defined(__AVX512VNNI__)
+            if (block == kBlock) {
+                bound_sixteen(rows, first, queries, q, bounds + q * stride + first);
+                continue;
+            }
+#endif
             int32_t sums[kBlock];
             for (int64_t r = 0; r < block; ++r)
                 sums[r] = code_dot(rows.codes + (first + r) * rows.width, queries.codes + q * rows.width, queries.offsets[q], rows.width);
@@ -353,6 +453,67 @@ void bound_rows(const CodedRows& rows, const CodedQueries& queries, int count, f
                     bound_of(static_cast<float>(sums[r]), queries.scales[q], queries.norms[q], queries.errors[q], rows, first + r);
         }
     }
+}
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef int32_t Codes __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(8)));
+
+// Calls step(value, d, size) with eight numbers at a time, whatever the registers hold; the last are filled up with zeros.
+template <typename Step>
+inline void in_eights(const float* vector, int64_t width, const Step& step) {
+    Floats value;
+    int64_t d = 0;
+    for (; d + 8 <= width; d += 8) {
+        memcpy(&value, vector + d, sizeof value);
+        step(value, d, sizeof(Bytes));
+    }
+    if (d == width) return;
+    value = Floats{};
+    memcpy(&value, vector + d, static_cast<size_t>(width - d) * sizeof(float));
+    step(value, d, static_cast<size_t>(width - d));
+}
+
+inline double total(const Doubles& lanes) {
+    double sum = 0.0;
+    for (int lane = 0; lane < 8; ++lane) sum += lanes[lane];
+    return sum;
+}
+
+Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
+    Floats largest = {};
+    Doubles squares = {};
+    in_eights(vector, width, [&](const Floats& value, int64_t, size_t) {
+        const Floats magnitude = value < 0.0f ? -value : value;
+        const Doubles wide = __builtin_convertvector(value, Doubles);
+        largest = magnitude > largest ? magnitude : largest;
+        squares += wide * wide;
+    });
+    const double square = total(squares);
+    if (!(square <= kLargestNorm * kLargestNorm)) {
+        memset(codes, 0, static_cast<size_t>(width));
+        const double nothing = __builtin_nan("");
+        return {0.0f, nothing, nothing, nothing};
+    }
+    float most = 0.0f;
+    for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
+    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    Doubles coded_norms = {}, errors = {};
+    in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
+        // Any code is valid: the error norm is taken of what it really leaves. An infinite inverse times 0 is NaN: code 127.
+        Floats scaled = value * inverse;
+        scaled = scaled < 127.0f ? scaled : 127.0f - Floats{};
+        scaled = scaled > -127.0f ? scaled : -127.0f - Floats{};
+        const Floats rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;  // to the nearest integer: there is no room for more digits
+        const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Codes), Bytes);
+        memcpy(codes + d, &bytes, size);
+        const Doubles coded = __builtin_convertvector(rounded, Doubles) * double{scale};
+        const Doubles left = __builtin_convertvector(value, Doubles) - coded;
+        coded_norms += coded * coded;
+        errors += left * left;
+    });
+    return {scale, __builtin_sqrt(square), __builtin_sqrt(total(coded_norms)), __builtin_sqrt(total(errors))};
 }
 
 // ---------------------------------------------------------------- selection
@@ -480,8 +641,22 @@ int64_t multiply_add_loop(int64_t steps, float* sink) {
 
 extern const TileKernels DQE_ISA;
 const TileKernels DQE_ISA = {
-    DQE_ISA_NAME, 2 * kVector,     kVector, kRowQueries, kScreenedQueries, dot_panel,         dot_rows, find_bounded,
-    bound_rows,   max_over_tokens, find,    widen,       uniforms,         multiply_add_loop,
+    .name = DQE_ISA_NAME,
+    .wide = 2 * kVector,
+    .narrow = kVector,
+    .max_row_queries = kRowQueries,
+    .screened_queries = kScreenedQueries,
+    .dot_panel = dot_panel,
+    .dot_rows = dot_rows,
+    .find_bounded = find_bounded,
+    .estimate_panel = estimate_panel,
+    .bound_rows = bound_rows,
+    .max_over_tokens = max_over_tokens,
+    .find = find,
+    .widen = widen,
+    .quantise = quantise,
+    .uniforms = uniforms,
+    .multiply_add_loop = multiply_add_loop,
 };
 
 }  // namespace dqe::cpu

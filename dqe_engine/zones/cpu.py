@@ -21,7 +21,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 
 from .request import F32, I64, ZoneRequest, ZoneSelection
 
-BLOCK_QUERIES = 1024
+BLOCK_QUERIES = 4096
 KEPT_BYTES = 256 << 20
 """What the kernels may hold of all queries of a block on all threads; blocks are made smaller to fit."""
 LEAST_FIELD = 1024

@@ -18,7 +18,7 @@ from .request import F32, I64, shards_of
 from .screen import MAX_WIDTH, Screen, screen_bytes
 from .select import Backend, screens_panels, select_zones
 
-QUERY_BLOCK = 1024
+QUERY_BLOCK = 4096
 """Queries per pass over the gallery: enough for the kernel to be bound by arithmetic, a few MiB of results."""
 
 LEAST_SCREENED_QUERIES = 64
