@@ -35,7 +35,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_ext/*.hpp' 'cpp_ext/*.cpp' 'cpp_ext/*.cu' 'cpp_ext/*.cuh')
 
-# Half an hour on two idle cores; python -m benchmarks.bench_zones --quick takes a minute.
+# 20 to 40 minutes on two idle cores; python -m benchmarks.bench_zones --quick takes a minute.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_zones --full
 

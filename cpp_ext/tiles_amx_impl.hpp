@@ -1,5 +1,5 @@
 // Upper bounds of many scores by matrix tiles (AMX): 16 rows times 16 queries times 64 codes an instruction, eight times the rate
-// of 8-bit dot products in vectors. Included by tiles_impl.hpp, within its namespaces; the panels of coded queries already have
+// of 8-bit dot products in vectors. Included by bounds_impl.hpp, within its namespaces; the panels of coded queries already have
 // the layout that the second operand wants, and rows of codes are the first operand as they lie.
 //
 // Tile registers are named by literals in GCC's intrinsics, so nothing here is a template over them.

@@ -113,7 +113,7 @@ def _roofline(section: dict[str, Any], path: Path) -> Path:
                 )
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of items, read once", ylabel="GFLOP/s")
         axes.set_xlim(x[0], x[-1])
-        axes.set_ylim(min(reached.min(), top) / 3, top * 2)
+        axes.set_ylim(min(reached.min(), top) / 3, max(reached.max(), top) * 2)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.legend(loc="lower right", fontsize=8, frameon=True)
