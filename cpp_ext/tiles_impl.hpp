@@ -204,7 +204,7 @@ void max_over_tokens(const float* scores, int64_t items, int64_t tokens, int lan
             Vector own = load(scores + i * tokens * lanes + at);
             for (int64_t m = 1; m < tokens; ++m) {
                 const Vector next = load(scores + (i * tokens + m) * lanes + at);
-                own = (own != own) | (next <= own) ? own : next;  // a NaN on either side stays
+                own = ((own != own) | (next <= own)) ? own : next;  // a NaN on either side stays
             }
             store(best + i * lanes + at, own);
         }
