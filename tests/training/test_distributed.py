@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ from safetensors.torch import load_file
 from support import rank_workers
 from support.rank_workers import batch_gradients, largest_difference, mining_arrays
 from support.ranks import Ranks, error_lines, errors_of, wait_until
-from support.tiny_training import model_config, train_config
+from support.tiny_training import OVERRIDES, model_config, train_config
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
+from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
 from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
@@ -210,6 +214,26 @@ def test_more_ranks_go_on_with_what_fewer_began(ranks: Ranks, garments: Path, tm
     assert ranks.run(two, "train", run=str(two), **arguments) == [0, 0], errors_of(two)
     for a, b in zip(losses_of(one), losses_of(two), strict=True):
         np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(garments: Path, tmp_path: Path) -> None:
+    """The whole way: torchrun, the command line, two ranks, one model that loads; Ctrl-C, and on to the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dqe_training.cli.train"]
+    command += ["--data", str(garments), "--out", str(tmp_path / "run"), *OVERRIDES, "optim.epochs=40", "optim.log_every=1"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: process.poll() is not None or ((tmp_path / "run" / "metrics.jsonl").is_file() and losses_of(tmp_path / "run")))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+    assert said.splitlines().count("interrupted") == 2, said
+    assert latest_checkpoint(tmp_path / "run") is not None
+    done = len(losses_of(tmp_path / "run"))
+    assert done < 200
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n"), ended.stderr
+    assert load_checkpoint(tmp_path / "run" / "model").meta.progress.step == 200
+    assert [e["step"] for e in losses_of(tmp_path / "run")] == list(range(1, 201))
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------------
