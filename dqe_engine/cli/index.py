@@ -171,7 +171,8 @@ def _add_all(
 
 
 def _shards(args: argparse.Namespace) -> Path:
-    return args.out.absolute().with_name(f"{args.out.absolute().name}.shards")
+    out: Path = args.out.absolute()
+    return out.with_name(f"{out.name}.shards")
 
 
 def _add_all_on_ray(

@@ -107,18 +107,23 @@ def mining_arrays(queries: int, items: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors, rng.normal(size=(items, 3, 8)).astype(np.float32)
 
 
-def train(data: str, run: str, config: str, timeout: float = 60.0, stranger: int = -1) -> int:
+def train(data: str, run: str, config: str, timeout: float = 60.0, stranger: int = -1, at: int = 0, rank: int = 0, number: int = 0) -> int:
     """What dqe-train does, with its exit codes; the final weights go to `final-<rank>.safetensors`. The rank `stranger` has
-    other images."""
+    other images. After step `at`, `rank` gets the signal `number`. The job's folder is `run`."""
     triplets, pixels, _ = load_tiny(Path(data))
     settings = config_of(config)
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == at:
+            os.kill(int(Path(run, f"rank-{rank}.pid").read_text()), number)
 
     def work() -> int:
         with joined_world(timeout=timeout) as world:
             tokenizer = build_tokenizer(triplets.texts)
             model = build_model(settings, vocabulary(), tokenizer.get_vocab_size())
             shown = 255 - pixels if world.rank == stranger else pixels
-            state = Trainer(model, tokenizer, settings, triplets, shown, Path(run), world=world).train().state_dict()
+            trainer = Trainer(model, tokenizer, settings, triplets, shown, Path(run), world=world, listener=listen)
+            state = trainer.train().state_dict()
         save_file({name: value.contiguous() for name, value in state.items()}, f"{run}/final-{world.rank}.safetensors")
         return 0
 

@@ -90,11 +90,15 @@ class Ranks:
 
 def errors_of(folder: Path, size: int = 2) -> list[str]:
     """What each rank wrote to standard error."""
-    return [(folder / f"rank-{rank}.err").read_text() for rank in range(size)]
+    paths = [folder / f"rank-{rank}.err" for rank in range(size)]
+    return [path.read_text() if path.is_file() else "" for path in paths]
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
+    """Give up after two minutes, which nothing here takes."""
+    started = time.monotonic()
     while not condition():
+        assert time.monotonic() - started < 120
         time.sleep(0.01)
 
 

@@ -154,18 +154,15 @@ def test_dropout_differs_between_ranks_and_nothing_else(straight: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize("step", [4, 10])  # between two checkpoints; at the end of an epoch
 def test_a_signal_to_one_rank_ends_all_and_they_resume_exactly(
-    number: signal.Signals, rank: int, ranks: Ranks, garments: Path, straight: Path, tmp_path: Path
+    step: int, number: signal.Signals, rank: int, ranks: Ranks, garments: Path, straight: Path, tmp_path: Path
 ) -> None:
     arguments = {"data": str(garments), "run": str(tmp_path), "config": as_json(DROPOUT)}
-    ranks.start(tmp_path, "train", **arguments)
-    wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and losses_of(tmp_path))
-    ranks.signal(tmp_path, rank, number)
-    assert ranks.wait(tmp_path) == [130, 130], errors_of(tmp_path)
-    logged = [e["step"] for e in losses_of(tmp_path)]
-    assert 0 < len(logged) < STEPS
-    newest = max(tmp_path.glob("step-*"))
-    assert int(newest.name.removeprefix("step-")) == logged[-1]  # of the step that they stopped at, on both
+    assert ranks.run(tmp_path, "train", **arguments, at=step, rank=rank, number=number) == [130, 130], errors_of(tmp_path)
+    stopped = losses_of(tmp_path)[-1]["step"]
+    assert step <= stopped < STEPS
+    assert max(tmp_path.glob("step-*")).name == f"step-{stopped:08d}"
     assert ranks.run(tmp_path, "train", **arguments) == [0, 0], errors_of(tmp_path)
     for a, b in zip(finals(tmp_path), finals(straight), strict=True):
         assert_same(a, b)
@@ -177,10 +174,7 @@ def test_a_killed_rank_ends_the_other_and_they_resume_exactly(
     rank: int, ranks: Ranks, garments: Path, straight: Path, tmp_path: Path
 ) -> None:
     arguments = {"data": str(garments), "run": str(tmp_path), "config": as_json(DROPOUT)}
-    ranks.start(tmp_path, "train", **arguments)
-    wait_until(lambda: list(tmp_path.glob("step-*")))
-    ranks.signal(tmp_path, rank, signal.SIGKILL)
-    codes = ranks.wait(tmp_path)
+    codes = ranks.run(tmp_path, "train", **arguments, at=5, rank=rank, number=signal.SIGKILL)
     assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 2), errors_of(tmp_path)
     said = errors_of(tmp_path)[1 - rank]
     assert len(error_lines(said)) == 1, said
@@ -192,25 +186,21 @@ def test_a_killed_rank_ends_the_other_and_they_resume_exactly(
 
 
 def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(ranks: Ranks, garments: Path, tmp_path: Path) -> None:
-    ranks.start(tmp_path, "train", data=str(garments), run=str(tmp_path), config=as_json(DROPOUT), timeout=2.0)
-    wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and losses_of(tmp_path))
-    ranks.signal(tmp_path, 1, signal.SIGSTOP)
+    arguments = {"data": str(garments), "run": str(tmp_path), "config": as_json(DROPOUT), "timeout": 2.0}
+    ranks.start(tmp_path, "train", **arguments, at=5, rank=1, number=signal.SIGSTOP)
     wait_until(lambda: error_lines(errors_of(tmp_path)[0]))
     ranks.signal(tmp_path, 1, signal.SIGKILL)
     assert ranks.wait(tmp_path) == [2, -signal.SIGKILL]
     assert "another rank has ended or does not answer" in errors_of(tmp_path)[0]
 
 
-def test_more_ranks_go_on_with_what_fewer_began(ranks: Ranks, garments: Path, tmp_path: Path) -> None:
+def test_more_ranks_go_on_with_what_one_process_began(ranks: Ranks, garments: Path, tmp_path: Path) -> None:
     """Without dropout, nothing but rounding depends on how many there are."""
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = {"data": str(garments), "config": as_json(train_config())}
-    for run in (one, two):
-        ranks.start(run, "train", size=1, run=str(run), **arguments)
-        if run == two:
-            wait_until(lambda: list(two.glob("step-*")))
-            ranks.signal(two, 0, signal.SIGTERM)
-        assert ranks.wait(run) == [130 if run == two else 0]
+    assert ranks.run(one, "train", size=1, run=str(one), **arguments) == [0]
+    assert ranks.run(two, "train", size=1, run=str(two), **arguments, at=7, number=signal.SIGTERM) == [130]
+    assert losses_of(two) == losses_of(one)[:7]
     assert ranks.run(two, "train", run=str(two), **arguments) == [0, 0], errors_of(two)
     for a, b in zip(losses_of(one), losses_of(two), strict=True):
         np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=2e-4)
