@@ -120,7 +120,7 @@ class RetrievalEngine:
         index, skipped = self._index, list[SkippedImage]()
         pairs = image_pairs(images)
         if on_error == "skip":
-            pairs = _usable(pairs, skipped)
+            pairs = usable_pairs(pairs, skipped)
         check_ids([id for id, _ in pairs])
         if not replace and (existing := [id for id, _ in pairs if id in index]):
             raise InputError(f"{existing[0]!r} and {len(existing) - 1} more ids are in the index already; leave them out, or replace=True")
@@ -296,7 +296,7 @@ class RetrievalEngine:
         return tokens
 
 
-def _usable(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedImage]) -> list[tuple[str, ImageLike]]:
+def usable_pairs(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedImage]) -> list[tuple[str, ImageLike]]:
     """Pairs whose id can be one; the others (file names that are not Unicode) are added to `skipped`."""
     usable = []
     for id, image in pairs:

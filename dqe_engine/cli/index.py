@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="keep image tokens, so that catalogue references need no vision pass (default for a new index: f16)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="go on after images that cannot be read, and list them at the end")
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="encode on a Ray cluster: that of RAY_ADDRESS, else one on this machine (docs/training-at-scale.md)",
+    )
+    parser.add_argument("--ray-workers", type=positive, metavar="N", help="processes that encode, with --ray (default: 2)")
     parser.add_argument("--prune", action="store_true", help="remove items whose image is gone from the folder")
     parser.add_argument("--force", action="store_true", help="start anew; the index that is there is replaced when the new one is complete")
     add_runtime_options(parser)
@@ -56,6 +62,8 @@ def _index(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
     from dqe_engine.image_sources import IMAGE_SUFFIXES, image_pairs
 
+    if args.ray_workers is not None and not args.ray:
+        raise InputError(f"--ray-workers {args.ray_workers} goes with --ray")
     pairs = image_pairs(args.images)
     if not pairs:
         raise InputError(f"{args.images}: no images in this folder; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -87,7 +95,8 @@ def _continue_index(
     try:
         _add_all(engine, [(id, image) for id, image in pairs if id not in engine.index], args, skipped, args.out)
     except KeyboardInterrupt:
-        print(f"interrupted: {len(engine.index)} images are saved in {args.out}; run the same command to go on", file=sys.stderr)
+        kept = f"finished shards stay in {_shards(args)}" if args.ray else f"{len(engine.index)} images are saved in {args.out}"
+        print(f"interrupted: {kept}; run the same command to go on", file=sys.stderr)
         return None
     return len(engine.index) - present
 
@@ -139,6 +148,9 @@ def _add_all(
     engine: RetrievalEngine, todo: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage], place: Path
 ) -> None:
     """Encode and add images, saving to `place` every `--save-every`. Raises KeyboardInterrupt between two batches."""
+    if args.ray:
+        _add_all_on_ray(engine, todo, args, skipped, place)
+        return
     with _interrupts_between_batches() as check_stopped, _progress_bar(len(todo)) as advance_to:
         for start in range(0, len(todo), args.save_every):
 
@@ -156,6 +168,43 @@ def _add_all(
                 skipped += report.skipped
             finally:  # what was added before a bad image or Ctrl-C is kept too
                 engine.save_index(place)
+
+
+def _shards(args: argparse.Namespace) -> Path:
+    out: Path = args.out.absolute()
+    return out.with_name(f"{out.name}.shards")
+
+
+def _add_all_on_ray(
+    engine: RetrievalEngine, todo: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage], place: Path
+) -> None:
+    """The same, by a Ray cluster: shards of `--save-every` images in a folder beside `--out`, then merged. Interrupted, the
+    finished shards stay there and nothing is added."""
+    from dqe_engine.engine import usable_pairs
+    from dqe_engine.index.on_ray import ShardJob, encode_shards, merge_shards
+    from dqe_engine.index.validation import check_ids
+
+    pairs = usable_pairs(todo, skipped) if args.skip_bad else list(todo)
+    check_ids([id for id, _ in pairs])
+    files = [(id, str(Path(str(image)).absolute())) for id, image in pairs]
+    jobs = [
+        ShardJob(
+            pairs=tuple(files[start : start + args.save_every]), storage=engine.index.storage, image_storage=engine.index.image_storage,
+            batch_size=args.batch_size, skip_bad=args.skip_bad,
+        )
+        for start in range(0, len(files), args.save_every)
+    ]  # fmt: skip
+    shards = _shards(args)
+    done = 0
+    with _progress_bar(len(files)) as advance_to:
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            advance_to(done)
+
+        encode_shards(args.bundle, jobs, shards, workers=args.ray_workers or 2, provider=args.provider, threads=args.threads, done=advance)
+    skipped += merge_shards(engine.index, jobs, shards, place)
 
 
 @contextmanager

@@ -172,6 +172,7 @@ def mine_negatives(
     threads: int = 0,
     backend: Backend = "auto",
     progress: Progress = no_progress,
+    rows: range | None = None,
 ) -> MinedNegatives:
     """Mid-zone picks of Δ = s(q, target) - s(q, i) for every query over the whole gallery.
 
@@ -181,6 +182,7 @@ def mine_negatives(
     exclude: int64 (T, E) more positions that are no candidates (the references), padded with -1.
     block: queries per pass over the gallery. Neither it, nor the shards, nor `threads` (0: one per processor) change what is
         picked from given scores: draws depend on the seed of `zones`, the query's row and the item's position alone.
+    rows: mine for these consecutive queries alone; the result has a row for each, the same as in that of all.
 
     Raises InputError for arguments that do not fit, BackendError as `select_zones` does. `mine_to_folder` does the same to a
     folder, and resumes.
@@ -189,12 +191,14 @@ def mine_negatives(
         queries=queries, items=items, targets=targets, zones=zones, picks=picks, exclude=exclude,
         block=block, threads=threads, backend=backend,
     )  # fmt: skip
-    total = len(queries)
+    rows = range(len(queries)) if rows is None else rows
+    if not 0 <= rows.start <= rows.stop <= len(queries) or rows.step != 1:
+        raise InputError(f"rows={rows}: expected consecutive rows of the {len(queries)} queries")
     parts = []
-    for start in range(0, max(total, 1), block):
-        stop = min(start + block, total)
+    for start in range(rows.start, max(rows.stop, rows.start + 1), block):
+        stop = min(start + block, rows.stop)
         parts.append(job.rows(start, stop))
-        progress(stop, total)
+        progress(stop - rows.start, len(rows))
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
     return MinedNegatives(**arrays, backend=parts[0].backend)
 

@@ -16,8 +16,8 @@ import torch
 from support.tiny_training import flip_byte, make_trainer, model_config, train_config
 
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training import trainer as trainer_module
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training import refresh as refresh_module
+from dqe_training.checkpoint import load_checkpoint, load_state
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
 from dqe_training.trainer import Trainer, data_hash, finish_run
@@ -81,6 +81,10 @@ def fail() -> None:
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # -- learning --------------------------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def test_finishing_leaves_out_what_only_resuming_needs(tiny_data: Tiny, tmp_path
         finish_run(tmp_path, tmp_path / "model")
     finish_run(tmp_path, tmp_path / "model", replace=True)
     with pytest.raises(CheckpointError, match="not resumed"):
-        trainer_module.load_state(tmp_path / "model")
+        load_state(tmp_path / "model")
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------------
@@ -177,10 +181,10 @@ def test_a_failed_run_resumes_exactly(name: str, step: int, tiny_data: Tiny, str
 
 @pytest.mark.parametrize("step", [1, 5, 7, 15])
 def test_an_interrupted_run_resumes_exactly(step: int, tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIGS["dropout"], tiny_data, tmp_path, listener=stopper(step, interrupt))
-    assert signal.getsignal(signal.SIGINT) is handler
+        train(CONFIGS["dropout"], tiny_data, tmp_path, listener=stopper(step, interrupt if step % 3 else terminate))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (tmp_path / f"step-{step:08d}").is_dir()  # where it was stopped, not at the last third step
     torch.manual_seed(99)
     assert_same(train(CONFIGS["dropout"], tiny_data, tmp_path), straight["dropout"][0])
@@ -347,7 +351,7 @@ def test_mining_sees_every_query_and_the_whole_gallery(tiny_data: Tiny, tmp_path
     data, _ = tiny_data
     calls: list[tuple[np.ndarray, ...]] = []
     seeds: list[int] = []
-    mine = trainer_module.mine_negatives
+    mine = refresh_module.mine_negatives
 
     def spy(queries: np.ndarray, tokens: np.ndarray, targets: np.ndarray, *, zones: Any, exclude: np.ndarray, **options: Any) -> Any:
         calls.append((queries.copy(), tokens, targets, exclude))
@@ -357,7 +361,7 @@ def test_mining_sees_every_query_and_the_whole_gallery(tiny_data: Tiny, tmp_path
         assert not (mined.picks == exclude).any()
         return mined
 
-    monkeypatch.setattr(trainer_module, "mine_negatives", spy)
+    monkeypatch.setattr(refresh_module, "mine_negatives", spy)
     train(train_config(batch_size=7, epochs=4), tiny_data, tmp_path)
     assert len(calls) == 3
     assert len(set(seeds)) == 3

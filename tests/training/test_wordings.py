@@ -12,7 +12,7 @@ from support.tiny_training import make_trainer, train_config
 
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.errors import InputError
-from dqe_training import trainer
+from dqe_training import step
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.records import TripletRecord, read_jsonl, write_jsonl
 from dqe_training.data.triplets import TripletData, build_triplets
@@ -116,7 +116,7 @@ def test_a_step_is_told_what_its_own_wording_names(
         told.append(labels.named.numpy().copy())
         return total_loss(output, tokens, labels, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "total_loss", recorded)
+    monkeypatch.setattr(step, "total_loss", recorded)
     make_trainer(train_config(epochs=1), data, tiny_data[1][: len(data.images)], tmp_path / "run").train()
     order = np.random.default_rng([0, 0]).permutation(len(data))
     _, named = data.draw_texts(0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import math
 import os
 import resource
@@ -96,6 +97,23 @@ def test_neither_blocks_nor_shards_nor_threads_change_anything(zones: ZoneSpec, 
     for block in (1, 7, 1000):
         for threads in (0, 1, 2):
             assert_same(mine(zones=zones, items=cuts, block=block, threads=threads), expected)
+
+
+@pytest.mark.parametrize("zones", SPECS, ids=lambda z: f"{z.bounds}-{z.policy}-{z.lo}")
+def test_rows_are_mined_as_among_all(zones: ZoneSpec) -> None:
+    """What ranks of a training share out: each its own rows, with the draws of the whole."""
+    expected = mine(zones=zones)
+    for cuts in ([0, QUERIES], [0, 1, 8, 8, QUERIES]):
+        parts = [mine(zones=zones, rows=range(start, stop), block=5) for start, stop in itertools.pairwise(cuts)]
+        assert [len(part.picks) for part in parts] == [stop - start for start, stop in itertools.pairwise(cuts)]
+        for name in ARRAYS:
+            np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(expected, name), err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [range(-1, 2), range(QUERIES + 1), range(5, 3), range(0, 6, 2)])
+def test_rows_that_are_not_there(rows: range) -> None:
+    with pytest.raises(InputError, match=r"rows=range.*: expected consecutive rows of the \d+ queries"):
+        mine(rows=rows)
 
 
 def test_half_precision_items() -> None:

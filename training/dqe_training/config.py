@@ -153,6 +153,10 @@ class OptimConfig(Contract, frozen=True):
     `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
     objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
     backbone brings, 0: `learning_rate`. `vision_precision` of a frozen tower; "auto": float16 on CUDA, float32 elsewhere.
+
+    `batch_size` is the whole batch, whatever the number of ranks that share it. For batches beyond memory (docs/training-at-scale.md):
+    `cached_chunk` above 0 encodes that many triplets at a time on each rank (GradCache), with the gradients of the whole batch;
+    `checkpoint_activations` keeps only the inputs of the Q-Former's layers and computes the rest again.
     """
 
     epochs: int = 3
@@ -165,7 +169,9 @@ class OptimConfig(Contract, frozen=True):
     warmup_share: float = 0.05
     final_share: float = 0.01
     clip_norm: float = 1.0
-    autocast: Literal["off", "bf16"] = "off"
+    autocast: Literal["off", "bf16", "f16"] = "off"
+    cached_chunk: int = 0
+    checkpoint_activations: bool = False
     vision_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     checkpoint_every: int = 200
     log_every: int = 10
@@ -178,7 +184,7 @@ class OptimConfig(Contract, frozen=True):
             raise ValueError("nothing to train: epochs and seconds are both 0")
         _check(self, 1, "checkpoint_every", "log_every")
         _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
-        _check(self, 0, "warmup_share", "clip_norm")
+        _check(self, 0, "warmup_share", "clip_norm", "cached_chunk")
         if self.vision_learning_rate > 0 and self.vision_precision in ("float16", "bfloat16"):
             raise ValueError(f"a vision tower that trains is kept in float32, got vision_precision {self.vision_precision}")
 

@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data.images import to_pixel_values
+from .data.triplets import TextBatcher
+from .distributed import World
 from .model import DQEModel
 
 Listener = Callable[[dict[str, Any]], None]
 
 ENCODE_BATCH = 32
+TOKEN_BATCH = 256
+"""Rows through the Q-Former at a time, where no gradients are needed."""
 
 
 class TokenTable(Protocol):
@@ -60,18 +64,64 @@ def encode_image_tokens(
     *,
     dtype: torch.dtype = torch.float16,
     listener: Listener = lambda event: None,
+    world: World | None = None,
 ) -> Tensor:
-    """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels."""
+    """Image tokens (N, P, Hv) of `dtype` on the CPU, from resized (N, H, W, 3) uint8 pixels. Ranks of `world` share the work."""
+    world = world or World()
     tokens = torch.empty(len(pixels), model.sizes.image_tokens, model.sizes.vision_width, dtype=dtype)
-    for start in range(0, len(pixels), ENCODE_BATCH):
-        stop = min(start + ENCODE_BATCH, len(pixels))
+    mine = world.rows(len(pixels), ENCODE_BATCH)
+    for start in mine[::ENCODE_BATCH]:
+        stop = min(start + ENCODE_BATCH, mine.stop)
         tokens[start:stop] = encode_pixels(model, pixels[start:stop]).to(dtype).cpu()
-        listener({"event": "encode", "done": stop, "total": len(pixels)})
-    return tokens
+        listener({"event": "encode", "done": stop - mine.start, "total": len(mine)})
+    return world.complete(tokens, ENCODE_BATCH)
 
 
-def encode_target_tokens(model: DQEModel, image_tokens: Callable[[NDArray[np.int64]], Tensor], count: int) -> NDArray[np.float32]:
-    """Target tokens (count, M, D) float32 of images 0 to count, whose image tokens `image_tokens(rows)` gives."""
+class TrainingImages:
+    """Image tokens of a training's images by row: through the tower where it trains, else from a table, which `prepare` makes
+    where none is given. `pixels` (I, H, W, 3) uint8 may be None where there is a table."""
+
+    def __init__(self, model: DQEModel, pixels: NDArray[np.uint8] | None, table: TokenTable | None, *, frozen: bool, world: World) -> None:
+        self._model, self._pixels, self._table, self._frozen, self._world = model, pixels, table, frozen, world
+
+    def prepare(self, listener: Listener) -> None:
+        """Encode the images with a frozen tower, once. Not before resuming, which may bring the tower."""
+        if self._frozen and self._table is None:
+            assert self._pixels is not None
+            self._table = encode_image_tokens(self._model, self._pixels, listener=listener, world=self._world)
+
+    def __call__(self, rows: NDArray[np.int64]) -> Tensor:
+        """Tokens (B, P, Hv) float32 of the images at `rows` (B,), on the model's device."""
+        device = self._model.query_tokens.device
+        if self._frozen:
+            assert self._table is not None
+            return self._table[torch.from_numpy(rows)].to(device).float()
+        assert self._pixels is not None
+        return self._model.encode_images(to_pixel_values(self._pixels[rows], self._model.config.preprocessing).to(device))
+
+
+def encode_target_tokens(model: DQEModel, images: TrainingImages, count: int, world: World) -> NDArray[np.float32]:
+    """Target tokens (count, M, D) float32 of images 0 to count. The ranks of `world` share the work."""
+    tokens = torch.empty(count, model.sizes.target_tokens, model.sizes.embedding_dim)
+    mine = world.rows(count, TOKEN_BATCH)
     with evaluating(model):
-        parts = [model.encode_targets(image_tokens(rows)).float().cpu() for rows in np.array_split(np.arange(count), -(-count // 256))]
-        return torch.cat(parts).numpy()
+        for start in mine[::TOKEN_BATCH]:
+            stop = min(start + TOKEN_BATCH, mine.stop)
+            tokens[start:stop] = model.encode_targets(images(np.arange(start, stop))).float().cpu()
+    return world.complete(tokens, TOKEN_BATCH).numpy()
+
+
+def encode_queries(
+    model: DQEModel, images: TrainingImages, texts: TextBatcher, references: NDArray[np.int64], read: NDArray[np.int64], world: World
+) -> Tensor:
+    """Composed queries (B, D) float32 on the CPU, of `references` (B,) rows of the images and `read` (B,) rows of the texts.
+    The ranks of `world` share the work."""
+    device = model.query_tokens.device
+    queries = torch.empty(len(read), model.sizes.embedding_dim)
+    mine = world.rows(len(read), TOKEN_BATCH)
+    with evaluating(model):
+        for start in mine[::TOKEN_BATCH]:
+            part = slice(start, min(start + TOKEN_BATCH, mine.stop))
+            ids, mask = (t.to(device) for t in texts(torch.from_numpy(read[part])))
+            queries[part] = model.encode_query(images(references[part]), ids, mask).query.float().cpu()
+    return world.complete(queries, TOKEN_BATCH)

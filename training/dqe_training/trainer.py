@@ -1,16 +1,14 @@
-"""Training: batches, schedule, TRNS refresh, checkpoints that resume exactly."""
+"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in refresh.py."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import threading
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -18,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
-from dqe_engine.zones.mining import mine_negatives
 
 from .checkpoint import (
     SCHEMA_VERSION,
@@ -40,18 +37,17 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import TrainConfig
-from .data.images import to_pixel_values
 from .data.triplets import TextBatcher, TripletData
-from .encoding import Listener, TokenTable, encode_image_tokens, encode_target_tokens, evaluating
+from .distributed import World
+from .encoding import Listener, TokenTable, TrainingImages
 from .features.identity import same_tower
-from .losses.total import BatchLabels, total_loss
-from .model import DQEModel, QueryOutput
+from .interrupts import held_signals
+from .model import DQEModel
 from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
 from .optim import build_optimizer, set_rate
-from .serving_zones import calibrate_zones
-from .trns import draw_negative
-
-_CALIBRATION_QUERIES = 2_000
+from .random_state import random_state, restore_random_state
+from .refresh import Negatives
+from .step import Batch, TrainingStep
 
 
 def data_hash(data: TripletData, images: NDArray[np.uint8]) -> str:
@@ -69,7 +65,8 @@ class Trainer:
     `pixels` (I, H, W, 3) uint8 are the images of `data.images`, resized. With a frozen vision tower
     (`vision_learning_rate` 0) their tokens are computed once and kept in float16; given as `image_tokens` (I, P, Hv), as from
     a feature cache, pixels need not be there. `image_digests`: SHA-256 of the image files, their identity; without, the
-    pixels are.
+    pixels are. `world`: the ranks that train together, each with a trainer that is given the same; the main one alone listens,
+    logs and writes checkpoints, and all have the same model in the end.
     """
 
     def __init__(
@@ -84,6 +81,7 @@ class Trainer:
         listener: Listener = lambda event: None,
         image_tokens: TokenTable | None = None,
         image_digests: Sequence[str] | None = None,
+        world: World | None = None,
     ) -> None:
         frozen = config.optim.vision_learning_rate == 0
         if image_tokens is not None and not frozen:
@@ -93,40 +91,30 @@ class Trainer:
         if len(data) < 2:
             raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast")
         self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
-        self.listener = listener
+        self.world = world or World()
+        self.listener = listener if self.world.main else silent
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = min(config.optim.batch_size, len(data))
+        if self.batch_size % self.world.size:
+            raise InputError(
+                f"a batch of {self.batch_size} triplets cannot be shared by {self.world.size} ranks; "
+                f"make optim.batch_size, which is the whole batch, a multiple of {self.world.size}"
+            )
         self.steps_per_epoch = len(data) // self.batch_size
-        self.texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
-        self.frozen = frozen
         prepare_finetuning(model, config)
         model.to(self.device)
-        self._pixels = pixels
-        self._tokens = image_tokens
+        model.checkpoint_activations = config.optim.checkpoint_activations
         self._given_tokens = image_tokens is not None
         self._hash = data_hash(data, _identity(pixels, image_digests))
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
-        self._mined: NDArray[np.int64] | None = None
-        # Query embeddings of the running epoch for TRNS, and the step that made each (-1: none).
-        self._bank = torch.zeros(len(data), config.model.qformer.embedding_dim)
-        self._bank_step = torch.full((len(data),), -1, dtype=torch.int64)
         self.serving_zones = UNCALIBRATED_ZONES
-        self._stop = False
-
-    # -- data -------------------------------------------------------------------------------------------------------
-
-    def _image_tokens(self, rows: NDArray[np.int64]) -> Tensor:
-        if self.frozen:
-            if self._tokens is None:  # not before resuming, which may bring the tower
-                assert self._pixels is not None
-                self._tokens = encode_image_tokens(self.model, self._pixels, listener=self.listener)
-            return self._tokens[torch.from_numpy(rows)].to(self.device).float()
-        assert self._pixels is not None
-        return self.model.encode_images(to_pixel_values(self._pixels[rows], self.config.model.preprocessing).to(self.device))
-
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.config.optim.seed, epoch]).permutation(len(self.data))
+        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
+        self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, world=self.world)
+        self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world)
+        self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
+        if self.world.rank:  # dropout of its own; what was drawn before, the weights, is the same on every rank
+            torch.manual_seed(config.optim.seed + 1_000_003 * self.world.rank)
 
     # -- schedule ---------------------------------------------------------------------------------------------------
 
@@ -136,116 +124,48 @@ class Trainer:
         done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.epochs * self.steps_per_epoch)
         return min(done, 1.0)
 
-    # -- TRNS -------------------------------------------------------------------------------------------------------
-
-    def _encode_queries(self, rows: NDArray[np.int64]) -> Tensor:
-        """Composed queries (B, D) of some triplets with the model as it is."""
-        with evaluating(self.model):
-            parts = []
-            for part in np.array_split(rows, -(-len(rows) // 256) or 1):
-                ids, mask = (t.to(self.device) for t in self.texts(torch.from_numpy(part)))
-                parts.append(self.model.encode_query(self._image_tokens(self.data.reference[part]), ids, mask).query.float().cpu())
-            return torch.cat(parts)
-
-    def _encode_gallery(self) -> NDArray[np.float32]:
-        return encode_target_tokens(self.model, self._image_tokens, len(self.data.images))
-
-    def _refresh_negatives(self, epoch: int) -> None:
-        """Mine for every query. Embeddings of the last half epoch are used as they are, older ones are made again: early in
-        training, a query of an epoch ago says little about the model's mistakes now."""
-        t = self.config.trns
-        if not t.enabled or epoch < t.warmup_epochs or (epoch - t.warmup_epochs) % t.interval:
-            return
-        started = time.perf_counter()
-        stale = (self._bank_step < max(self.progress.step - self.steps_per_epoch // 2, 0)).nonzero()[:, 0]
-        if len(stale):
-            self._bank[stale] = self._encode_queries(stale.numpy())
-        zones = msgspec.structs.replace(t.zones, seed=(t.zones.seed + 1_000_003 * epoch) % 2**64)
-        exclude = self.data.reference[:, None]
-        mined = mine_negatives(self._bank.numpy(), self._encode_gallery(), self.data.target, zones=zones, picks=t.picks, exclude=exclude)
-        self._mined = mined.picks
-        event = {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "encoded_again": len(stale)}
-        self.listener(event | {"empty": float((self._mined[:, 0] < 0).mean())})
-
-    def _calibrate(self) -> ZoneSpec:
-        rows = np.random.default_rng(self.config.optim.seed).permutation(len(self.data))[:_CALIBRATION_QUERIES]
-        queries = self._encode_queries(rows).numpy()
-        return calibrate_zones(queries, self._encode_gallery(), self.data.target[rows], self.data.reference[rows])
-
-    # -- steps ------------------------------------------------------------------------------------------------------
-
-    def _step(self, rows: NDArray[np.int64], epoch: int, fraction: float) -> dict[str, float]:
-        config, data = self.config, self.data
-        index = torch.from_numpy(rows)
-        read, named = data.draw_texts(config.optim.seed, epoch)
-        ids, mask = (t.to(self.device) for t in self.texts(torch.from_numpy(read[rows])))
-        targets = data.target[rows]
-        negative = draw_negative(self._mined, rows, epoch) if self._mined is not None else None
-        cast = torch.autocast(self.device.type, torch.bfloat16) if config.optim.autocast == "bf16" else nullcontext()
-        with cast:
-            output = self.model.encode_query(self._image_tokens(data.reference[rows]), ids, mask)
-            wanted = targets if negative is None else np.concatenate([targets, np.maximum(negative, 0)])
-            tokens = self.model.encode_targets(self._image_tokens(wanted))
-        output, tokens = QueryOutput(*(part.float() for part in output)), tokens.float()  # losses in float32, whatever the cast
-        labels = BatchLabels(
-            torch.from_numpy(targets).to(self.device),
-            torch.from_numpy(data.labels[targets]).to(self.device),
-            torch.from_numpy(named[rows]).to(self.device),
-        )
-        mined = None if negative is None else (tokens[len(rows) :], torch.from_numpy(negative >= 0).to(self.device))
-        share = config.loss.relevance_share if fraction >= config.loss.relevance_warmup else 0.0
-        loss, parts = total_loss(output, tokens[: len(rows)], labels, config.loss, relevance_share=share, negatives=mined)
-        if not torch.isfinite(loss):
-            raise CheckpointError(f"the loss is {loss.item()} at step {self.progress.step}; lower optim.learning_rate or check the data")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
-        self.optimizer.step()
-        self._bank[index] = output.query.detach().float().cpu()
-        self._bank_step[index] = self.progress.step
-        return {name: value.item() for name, value in parts.items()}
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.config.optim.seed, epoch]).permutation(len(self.data))
 
     def train(self) -> DQEModel:
         """Run to the end of the schedule, resuming where the run directory stands. Returns the model, in eval mode.
 
-        Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt.
+        Ctrl-C and SIGTERM, on any rank, finish the step, write a checkpoint and raise KeyboardInterrupt on all.
         """
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror})") from error
         self._resume()
         if not self.progress.finished:
+            self._images.prepare(self.listener)
             self.model.train()
-            with self._interruptible(), open(self.run / "metrics.jsonl", "a", encoding="utf-8") as log:
+            with held_signals(several=self.world.size > 1) as asked, open(self._log_file(), "a", encoding="utf-8") as log:
                 epoch = self.progress.epoch
                 while self.fraction() < 1.0:
-                    self._train_epoch(epoch, log)
+                    self._train_epoch(epoch, log, asked)
                     epoch += 1
             self.progress = msgspec.structs.replace(self.progress, finished=True)
-            self.serving_zones = self._calibrate()
+            self.serving_zones = self._negatives.calibrate(self.config.optim.seed)
             self._checkpoint()
         merge_adapters(self.model)
         return self.model.eval()
 
-    def _train_epoch(self, epoch: int, log: Any) -> None:
+    def _train_epoch(self, epoch: int, log: IO[str], asked: Callable[[], bool]) -> None:
         o = self.config.optim
         done = self.progress.step_in_epoch if epoch == self.progress.epoch else 0
         if done == 0:
-            started = time.perf_counter()
-            self._refresh_negatives(epoch)
-            self.progress = msgspec.structs.replace(
-                self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + time.perf_counter() - started
-            )
+            self._begin_epoch(epoch)
         order = self._epoch_order(epoch)
+        read, named = self.data.draw_texts(o.seed, epoch)
         for position in range(done, self.steps_per_epoch):
             fraction = self.fraction()
             if fraction >= 1.0:
                 return
             started = time.perf_counter()
             rate = set_rate(self.optimizer, o, fraction)
-            parts = self._step(order[position * self.batch_size : (position + 1) * self.batch_size], epoch, fraction)
-            elapsed = time.perf_counter() - started
+            rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+            batch = Batch(self.progress.step, rows, read[rows], named[rows], self._negatives.draw(rows, epoch))
+            share = self.config.loss.relevance_share if fraction >= self.config.loss.relevance_warmup else 0.0
+            queries, parts = self._step.run(batch, relevance_share=share)
+            self._negatives.record(rows, queries, self.progress.step)
+            (elapsed,) = self.world.maximum(time.perf_counter() - started)  # ranks agree on the clock: it may drive the schedule
             p = self.progress
             self.progress = msgspec.structs.replace(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
             if self.progress.step % o.log_every == 0 or position == 0:
@@ -261,34 +181,63 @@ class Trainer:
                 log.write(json.dumps(event) + "\n")
                 log.flush()
                 self.listener(event)
-            if self._stop:
+            if any(self.world.maximum(asked())):  # on any rank
                 self._checkpoint()
+                self.world.maximum(0.0)  # nobody leaves before the checkpoint is there
                 raise KeyboardInterrupt
             if self.progress.step % o.checkpoint_every == 0:
                 self._checkpoint()
         self.progress = msgspec.structs.replace(self.progress, epoch=epoch + 1, step_in_epoch=0)
 
+    def _begin_epoch(self, epoch: int) -> None:
+        """Mine, where a refresh is due."""
+        started = time.perf_counter()
+        mined = None
+        if self._negatives.due(epoch):
+            mined = self._negatives.refresh(epoch, since=max(self.progress.step - self.steps_per_epoch // 2, 0))
+        (elapsed,) = self.world.maximum(time.perf_counter() - started)
+        if mined is not None:
+            self.listener({"event": "refresh", "epoch": epoch, "seconds": elapsed} | mined)
+        self.progress = msgspec.structs.replace(self.progress, epoch=epoch, step_in_epoch=0, seconds=self.progress.seconds + elapsed)
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
+    def _log_file(self) -> Path:
+        return self.run / "metrics.jsonl" if self.world.main else Path(os.devnull)
+
     def _checkpoint(self) -> None:
-        state = optimizer_tensors(self.optimizer) | adapter_state(self.model)
-        state |= {"bank": self._bank, "bank_step": self._bank_step, "rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        if self._mined is not None:
-            state["mined"] = torch.from_numpy(self._mined)
+        """Called by all ranks; the main one writes, with every rank's random state."""
+        random = {name: self.world.gather(state[None])[0] for name, state in random_state(self.device).items()}  # (size, n)
+        if not self.world.main:
+            return
+        state = optimizer_tensors(self.optimizer) | adapter_state(self.model) | self._negatives.state() | self._step.state() | random
         save_checkpoint(
             self.run / f"step-{self.progress.step:08d}", self.model, self.tokenizer, config=self.config, progress=self.progress,
             data_hash=self._hash, serving_zones=self.serving_zones, state=state, replace=True,
         )  # fmt: skip
         prune_checkpoints(self.run)
 
-    def _resume(self) -> None:
+    def _find_checkpoint(self) -> str:
+        """Name of the newest whole checkpoint, empty where there is none; what killed writers left is removed."""
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror})") from error
         clean_run(self.run)
         newest = latest_checkpoint(self.run)
         if newest is None:
             (self.run / "metrics.jsonl").unlink(missing_ok=True)
+            return ""
+        return newest.name
+
+    def _resume(self) -> None:
+        self.world.agree("configuration, triplets and images", f"{to_json(self.config)!r} {self._hash}")
+        name = self.world.from_main(lambda: self._find_checkpoint().encode()).decode()
+        if not name:
             return
+        newest = self.run / name
+        if not newest.is_dir():
+            raise CheckpointError(f"{newest}: not seen by rank {self.world.rank}; the run directory must be one that all ranks share")
         meta = read_meta(newest)
         if meta.config != self.config:
             raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
@@ -302,29 +251,23 @@ class Trainer:
             raise CheckpointError(f"{newest}: its vision tower is not the one that the image tokens are of; resume with the same backbone")
         restore(self.model, weights, state)
         restore_optimizer(self.optimizer, state)
-        torch.set_rng_state(state["rng"].to(torch.uint8))
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].to(torch.uint8), self.device)
-        self._bank, self._bank_step = state["bank"], state["bank_step"]
-        self._mined = state["mined"].numpy() if "mined" in state else None
+        self._restore_random(state)
+        self._negatives.restore(state)
+        self._step.restore(state)
         self.progress, self.serving_zones = meta.progress, meta.serving_zones
-        _truncate_log(self.run / "metrics.jsonl", self.progress.step)
+        if self.world.main:
+            _truncate_log(self.run / "metrics.jsonl", self.progress.step)
         self.listener({"event": "resume", "step": self.progress.step})
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _restore_random(self, state: dict[str, Tensor]) -> None:
+        """This rank's random state; one more rank than were there before goes on with numbers of its own."""
+        saved = {name: torch.atleast_2d(state[name]) for name in ("rng", "cuda_rng") if name in state}
+        if self.world.rank < len(saved["rng"]):
+            restore_random_state({name: rows[self.world.rank].clone() for name, rows in saved.items()}, self.device)
 
-        def request(signum: int, frame: Any) -> None:
-            self._stop = True
 
-        previous = signal.signal(signal.SIGINT, request)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+def silent(event: dict[str, Any]) -> None:
+    """The listener of ranks other than the main one."""
 
 
 def _identity(pixels: NDArray[np.uint8] | None, digests: Sequence[str] | None) -> NDArray[np.uint8]:

@@ -28,13 +28,14 @@ from .checkpoint import load_checkpoint
 from .config import ModelConfig, TrainConfig, load_config
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
+from .distributed import World
 from .encoding import Listener, TokenTable
 from .features import FeatureStore, fill
 from .features.identity import digest_images
 from .features.store import row_bytes, spell_bytes
 from .model import DQEModel
 from .tokenizer import build_tokenizer
-from .trainer import Trainer
+from .trainer import Trainer, silent
 
 SHIPPED_VISION = ("garments",)
 
@@ -153,12 +154,13 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _check_memory(model: DQEModel, images: int, *, frozen: bool) -> None:
+def _check_memory(model: DQEModel, images: int, *, frozen: bool, copies: int) -> None:
     """Raise InputError where pixels, and a frozen tower's tokens, would not fit: being killed for it says less."""
-    need = images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
+    need = copies * images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
     if need > 0.8 * (memory := _physical_memory()):
         remedy = "keep the tokens on disk with a feature cache (--features)" if frozen else "train on fewer or smaller images"
-        raise InputError(f"{images:,} images take {spell_bytes(need)} of memory, this machine has {spell_bytes(memory)}; {remedy}")
+        ranks = f" in {copies} ranks" if copies > 1 else ""
+        raise InputError(f"{images:,} images take {spell_bytes(need)} of memory{ranks}, this machine has {spell_bytes(memory)}; {remedy}")
 
 
 def train_run(
@@ -170,13 +172,18 @@ def train_run(
     pixels: NDArray[np.uint8] | None = None,
     image_tokens: TokenTable | None = None,
     features: Path | None = None,
+    world: World | None = None,
 ) -> Trainer:
     """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
 
     `pixels` and `image_tokens` of the source's images may be given where several runs share them. `features`: the folder of
     a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory. Without, they
-    are, and InputError is raised at once where this machine has too little of it.
+    are, and InputError is raised at once where this machine has too little of it. `world`: the ranks that train together; each
+    calls this with the same arguments, and the main one listens and writes.
     """
+    world = world or World()
+    if not world.main:
+        listener = silent
     if features is not None and config.optim.vision_learning_rate > 0:
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
@@ -189,7 +196,7 @@ def train_run(
         image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
         model.to("cpu")  # adapters are drawn where the model is: on the CPU, as without a cache
     elif pixels is None and image_tokens is None:
-        _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0)
+        _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0, copies=world.local_size)
         total = len(data.images)
         loaded = 0
 
@@ -199,6 +206,9 @@ def train_run(
             listener({"event": "load", "done": loaded, "total": total})
 
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
-    trainer = Trainer(model, tokenizer, config, data, pixels, run, listener=listener, image_tokens=image_tokens, image_digests=digests)
+    trainer = Trainer(
+        model, tokenizer, config, data, pixels, run,
+        listener=listener, image_tokens=image_tokens, image_digests=digests, world=world,
+    )  # fmt: skip
     trainer.train()
     return trainer

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 class TrainingProgress:
     """A trainer's listener: `with TrainingProgress() as listener: train_run(..., listener=listener)`."""
 
-    def __init__(self, label: str = "training", *, unit: str = "triplets", console: Console | None = None) -> None:
+    def __init__(self, label: str = "training", *, unit: str = "triplets", console: Console | None = None, shown: bool = True) -> None:
         self.label, self.unit = label, unit
         self._console = console or Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"), console=self._console,
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"), console=self._console, disable=not shown,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
 

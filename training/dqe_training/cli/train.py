@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dqe_engine.cli.main import positive
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
@@ -15,7 +16,8 @@ from .sources import add_source_options, check_source_options, default_config, o
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-train",
-        description="Train DQE-CIR. Run the same command again to resume after an interruption.",
+        description="Train DQE-CIR. Run the same command again to resume after an interruption. Under torchrun, all its processes train "
+        "one model together: torchrun --nproc-per-node 2 -m dqe_training.cli.train ...",
         epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
@@ -25,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
+    parser.add_argument(
+        "--rank-timeout", type=positive, default=1800, metavar="SECONDS", help="how long a rank waits for the others (default: 1800)"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to RUN/tensorboard")
     return parser
 
@@ -36,20 +41,27 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.config or default_config(args), args.overrides)
     if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
         raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
-    from ..trainer import finish_run  # imports torch: a mistake above is told before that
+    from ..distributed import joined_world  # imports torch: a mistake above is told before that
+    from ..trainer import finish_run
     from ..workflow import train_run
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 
-    source = open_source(args)
-    with TrainingProgress() as progress:
-        listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard else progress
-        train_run(config, source, args.out, listener=listener, features=args.features)
-    finish_run(args.out, args.out / "model", replace=True)
-    print(args.out / "model")
+    with joined_world(timeout=args.rank_timeout) as world:
+        source = open_source(args)
+        with TrainingProgress(shown=world.main) as progress:
+            listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard and world.main else progress
+            train_run(config, source, args.out, listener=listener, features=args.features, world=world)
+    if world.main:
+        finish_run(args.out, args.out / "model", replace=True)
+        print(args.out / "model")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     return run_torch(lambda: _train(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

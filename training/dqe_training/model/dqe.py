@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
@@ -34,8 +35,11 @@ class DQEModel(nn.Module):
 
     Parameters have the names that BLIP-2 checkpoints give them. `vocab_size` is the tokenizer's, where the configuration
     names none. With `empty_vision`, the tower, which may hold a thousand million weights, is on the meta device: without
-    values until a checkpoint is loaded.
+    values until a checkpoint is loaded. While `checkpoint_activations` is set, training keeps only the inputs of the Q-Former's
+    layers for the backward pass, which computes the rest again.
     """
+
+    checkpoint_activations = False
 
     def __init__(
         self, config: ModelConfig, vocabulary: AttributeVocabulary, vocab_size: int, pad_id: int = 0, *, empty_vision: bool = False
@@ -97,6 +101,10 @@ class DQEModel(nn.Module):
         if text_mask is not None:
             mask = torch.cat([text_mask.new_ones(text_mask.shape[0], queries), text_mask], dim=1)  # (B, Q + L)
             bias = (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, Q + L)
+        if self.checkpoint_activations and self.training:
+            for layer in self.qformer.encoder.layer:  # what the encoder does
+                hidden = checkpoint(layer, hidden, bias, image_tokens, query_length=queries, use_reentrant=False)
+            return hidden
         return self.qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
 
     def encode_targets(self, image_tokens: Tensor) -> Tensor:
