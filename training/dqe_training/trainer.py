@@ -167,6 +167,15 @@ class Trainer:
         event = {"event": "refresh", "epoch": epoch, "seconds": time.perf_counter() - started, "encoded_again": len(stale)}
         self.listener(event | {"empty": float((self._mined[:, 0] < 0).mean())})
 
+    @property
+    def mined(self) -> NDArray[np.int64] | None:
+        """(T, P): the negatives of the last refresh, positions of `data.images`, padded with -1; None before the first."""
+        return self._mined
+
+    def embeddings(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Queries (B, D) of these triplets and target tokens (I, M, D) of all images, of the model as it is."""
+        return self._encode_queries(rows).numpy(), self._encode_gallery()
+
     def _calibrate(self) -> ZoneSpec:
         rows = np.random.default_rng(self.config.optim.seed).permutation(len(self.data))[:_CALIBRATION_QUERIES]
         queries = self._encode_queries(rows).numpy()
