@@ -106,8 +106,8 @@ def _on_canvas(image: Image.Image, size: tuple[int, int], place: tuple[int, int]
     width, height = size
     if width * height > spec.max_pixels:  # a sliver within the limit can take any amount of memory when it is padded
         raise InputError(
-            f"an image of {image.width} x {image.height} pixels, padded to {width} x {height}, has more than the limit of {spec.max_pixels}; "
-            "crop it first"
+            f"an image of {image.width} x {image.height} pixels, padded to {width} x {height}, has more than the limit of "
+            f"{spec.max_pixels}; crop it first"
         )
     canvas = Image.new("RGB", size, spec.background)
     canvas.paste(image, place)

@@ -212,7 +212,9 @@ def test_a_sliver_is_refused_rather_than_padded_to_terabytes(fit: str) -> None:
 
 def test_the_fits_differ_and_stretch_stays_the_default() -> None:
     image = noise_image(3, (90, 40))
-    results = {fit: fit_image(image, PreprocessingSpec(image_size=32, fit=fit)).tobytes() for fit in ("stretch", "target_pad", "target_pad_crop")}
+    results = {
+        fit: fit_image(image, PreprocessingSpec(image_size=32, fit=fit)).tobytes() for fit in ("stretch", "target_pad", "target_pad_crop")
+    }
     assert len(set(results.values())) == 3
     assert fit_image(image, SPEC).tobytes() == results["stretch"]
 

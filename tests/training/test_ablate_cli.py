@@ -63,7 +63,10 @@ def test_what_is_written(finished: Path, garments: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {"results.json", "table.md", "plot.png", "cells", "runs"}
     assert not list((finished / "runs").iterdir())
     found = results(finished)
-    assert [(arm["label"], arm["seeds"], arm["steps"]["mean"]) for arm in found["arms"]] == [("baseline", [0, 1], 10.0), ("+trns", [0, 1], 10.0)]
+    assert [(arm["label"], arm["seeds"], arm["steps"]["mean"]) for arm in found["arms"]] == [
+        ("baseline", [0, 1], 10.0),
+        ("+trns", [0, 1], 10.0),
+    ]
     assert {path.stem for path in (finished / "cells").iterdir()} == set(found["cells"])
     assert found["unfinished"] == 0
     baseline, trns = found["arms"]
@@ -143,7 +146,9 @@ def test_kept_models_evaluate_alike(garments: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_grid_and_equal_time(garments: Path, tmp_path: Path) -> None:
-    arguments = command(garments, tmp_path / "out", "--seeds", "1", "--budget", "seconds", "optim.seconds=0.3", "--sweep", "trns.zones.hi=0.1,0.5")
+    arguments = command(
+        garments, tmp_path / "out", "--seeds", "1", "--budget", "seconds", "optim.seconds=0.3", "--sweep", "trns.zones.hi=0.1,0.5"
+    )
     assert ablate.main(arguments) == 0
     found = results(tmp_path / "out")
     assert [arm["label"] for arm in found["arms"]] == ["baseline", "+trns hi=0.1", "+trns hi=0.5"]
@@ -164,7 +169,10 @@ def test_a_frozen_tower_encodes_each_image_once(garments: Path, tmp_path: Path, 
     monkeypatch.setattr(writing, "encode_pixels", counting)
     write_blip2(tmp_path / "blip2")
     overrides = [f"backbone={tmp_path / 'blip2'}", "optim.epochs=1", "optim.batch_size=8"]
-    assert ablate.main(["--data", str(garments), "--out", str(tmp_path / "out"), "--variants", "baseline,+kl", "--seeds", "1", *overrides]) == 0
+    assert (
+        ablate.main(["--data", str(garments), "--out", str(tmp_path / "out"), "--variants", "baseline,+kl", "--seeds", "1", *overrides])
+        == 0
+    )
     assert len(results(tmp_path / "out")["cells"]) == 2
     assert encoded == 64 + 60, "training images and gallery, once for all cells"
 
@@ -180,7 +188,9 @@ def test_a_public_dataset_is_judged_by_its_protocol(tmp_path: Path, capsys: pyte
         capsys.readouterr()
         assert evaluate.main([str(out / "models" / key), "--data", str(data), "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)["summary"]
-        assert [cell["figures"][f"recall_at_{k}"] for k in (10, 50)] == pytest.approx([summary[f"recall_at_{k}"] for k in (10, 50)], abs=1e-5)
+        assert [cell["figures"][f"recall_at_{k}"] for k in (10, 50)] == pytest.approx(
+            [summary[f"recall_at_{k}"] for k in (10, 50)], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -117,13 +117,13 @@ def test_a_grid_leaves_alone_what_it_does_not_touch_and_says_what_it_leaves_out(
 
 
 def test_bad_plans_are_refused() -> None:
-    with pytest.raises(InputError, match="full and .* train the same|train the same"):
+    with pytest.raises(InputError, match="train the same"):
         plan(variants="full,+kl+law+trns")
     with pytest.raises(InputError, match=r"\+trns is there twice"):
         plan(variants="+trns,+trns")
     with pytest.raises(InputError, match="1 is there twice"):
         plan(seeds=(1, 1))
-    with pytest.raises(InputError, match="no point is a valid configuration; .*valid keys of ZoneSpec"):
+    with pytest.raises(InputError, match=r"no point is a valid configuration; .*valid keys of ZoneSpec"):
         plan(points=parse_sweep(["trns.zones.low=1,2"]))
     for axes, said in (
         (["a=1", "b=1", "c=1"], "3 keys"),
@@ -159,7 +159,15 @@ def test_scores_are_the_reports_figures(garments: Path) -> None:
     ranked = np.stack([rng.permutation(len(evaluation.gallery))[:50] for _ in evaluation.records])
     ranked[::3, 4] = evaluation.target[::3]
     scores, report = folder_scores(evaluation, ranked, images), summarise_report(evaluation, ranked)
-    for name in ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "heldout_recall_at_10", "map_at_10", "attribute_precision_at_10"):
+    for name in (
+        "recall_at_1",
+        "recall_at_5",
+        "recall_at_10",
+        "recall_at_50",
+        "heldout_recall_at_10",
+        "map_at_10",
+        "attribute_precision_at_10",
+    ):
         assert scores[name].value == pytest.approx(getattr(report, name), abs=1e-5), name
 
 

@@ -12,7 +12,6 @@ from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
 from dqe_training.config import TrainConfig, load_config, preset_names
 
-
 OF_A_BACKBONE = ("blip2", "fashioniq", "cirr")
 """Presets whose model is their backbone's."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from dqe_engine.contracts.parsing import Contract
@@ -60,11 +61,13 @@ class CellFigures(Contract, frozen=True):
 
 
 class Comparison(Contract, frozen=True):
-    """results.json. Figures are shares in [0, 1]; `unfinished` cells are left out of everything else."""
+    """results.json. Figures are shares in [0, 1]; differences are from the arm `against`; `unfinished` cells are left out of
+    everything else."""
 
     schema_version: int
     data: str
     budget: str
+    against: str
     machines: tuple[str, ...]
     left_out: tuple[str, ...]
     unfinished: int
@@ -80,15 +83,17 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
         if (result := results.get(cell.key)) is None:
             continue
         by_arm[cell.arm][cell.seed] = result
-        figures = {name: None if (value := ratio.value) != value else value for name, ratio in result.scores.items()}
+        figures = {name: None if math.isnan(ratio.value) else ratio.value for name, ratio in result.scores.items()}
         cells[cell.key] = CellFigures(
             arm=cell.arm, seed=cell.seed, steps=result.steps, seconds=result.seconds, refreshes=result.refreshes, figures=figures
         )
-    first = by_arm[plan.arms[0].label]
+    against = plan.arms[0].label
+    first = by_arm[against]
     arms = [_arm(label, found, {} if found is first else first) for label, found in by_arm.items() if found]
     return Comparison(
-        schema_version=SCHEMA_VERSION, data=data, budget=plan.budget, machines=tuple(sorted({r.machine for r in results.values()})),
-        left_out=plan.left_out, unfinished=len(plan.cells) - len(cells), arms=tuple(arms), cells=cells,
+        schema_version=SCHEMA_VERSION, data=data, budget=plan.budget, against=against,
+        machines=tuple(sorted({r.machine for r in results.values()})), left_out=plan.left_out,
+        unfinished=len(plan.cells) - len(cells), arms=tuple(arms), cells=cells,
     )  # fmt: skip
 
 

@@ -43,11 +43,8 @@ def plot(comparison: Comparison, path: Path) -> bool:
         axes.spines["bottom"].set_color(RULE)
     panels[0].set_yticks(range(len(arms)), [arm.label for arm in arms], color=INK, fontsize=9)
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
-    first = comparison.arms[0].label
-    canvas.supxlabel(
-        f"percentage points from {first}, equal {comparison.budget}; bars are 95 % intervals, blue where zero is outside, dots are seeds",
-        fontsize=8, color=MUTED,
-    )  # fmt: skip
+    said = f"percentage points from {comparison.against}, equal {comparison.budget}"
+    canvas.supxlabel(f"{said}; bars are 95 % intervals, blue where zero is outside, dots are seeds", fontsize=8, color=MUTED)
     with atomic_write(path) as stream:
         canvas.savefig(stream, format="png")
     return True

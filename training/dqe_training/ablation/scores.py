@@ -24,7 +24,9 @@ class Ratio(Contract, frozen=True):
     denominator: tuple[float, ...]
 
     @classmethod
-    def of(cls, numerator: NDArray[np.generic] | Sequence[float], denominator: NDArray[np.generic] | Sequence[float] | float = 1.0) -> Ratio:
+    def of(
+        cls, numerator: NDArray[np.generic] | Sequence[float], denominator: NDArray[np.generic] | Sequence[float] | float = 1.0
+    ) -> Ratio:
         above = np.asarray(numerator, np.float64)
         below = np.broadcast_to(np.asarray(denominator, np.float64), above.shape)
         return cls(numerator=tuple(np.round(above, 6).tolist()), denominator=tuple(np.round(below, 6).tolist()))

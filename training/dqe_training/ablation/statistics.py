@@ -48,7 +48,7 @@ class Difference(Contract, frozen=True):
 
 def student_t(freedom: int) -> float:
     """Two-sided 95 % quantile of Student's t; within 0.002 above 30 degrees of freedom."""
-    return _T[freedom - 1] if freedom <= len(_T) else _Z + 2.4 / freedom
+    return _T[freedom - 1] if freedom <= len(_T) else _Z + 2.46 / freedom
 
 
 def summarise(values: Sequence[float]) -> Summary | None:

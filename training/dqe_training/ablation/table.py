@@ -21,12 +21,11 @@ def table(comparison: Comparison) -> str:
     ]
     others = [arm for arm in comparison.arms if arm.differences]
     if others:
-        first = comparison.arms[0].label
         parts += [
-            f"Difference from {first}, paired by seed and query, in percentage points, with 95 % intervals (Student's t over seeds and the "
-            "normal distribution over queries, in quadrature). **Bold**: zero is outside.",
+            f"Difference from {comparison.against}, paired by seed and query, in percentage points, with 95 % intervals (Student's t over "
+            "seeds and the normal distribution over queries, in quadrature). **Bold**: zero is outside.",
             _differences(others, figures),
-            _in_words(others, figures, first),
+            _in_words(others, figures, comparison.against),
         ]
     if zone:
         parts += ["The mid zone when training ends, and what the last refresh picked (docs/method.md):", _figures(comparison.arms, zone)]
@@ -80,13 +79,13 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _in_words(arms: Sequence[ArmResult], names: Mapping[str, str], first: str) -> str:
+def _in_words(arms: Sequence[ArmResult], names: Mapping[str, str], against: str) -> str:
     found = [(arm.label, name, arm.differences[name]) for arm in arms for name in names if name in arm.differences]
     if all(difference.verdict == "one seed" for _, _, difference in found):
         return "With one seed the spread between trainings is unknown: nothing can be concluded. Run more with `--seeds`."
     judged = [(label, name, difference) for label, name, difference in found if difference.half is not None]
     clear = [f"{label} {names[name]} {difference.verdict}" for label, name, difference in judged if difference.verdict != "unclear"]
-    said = f"Against {first}: {', '.join(clear)}." if clear else f"No figure of any arm differs measurably from {first}'s."
+    said = f"Against {against}: {', '.join(clear)}." if clear else f"No figure of any arm differs measurably from {against}'s."
     halves = sorted(100 * difference.half for _, _, difference in judged if difference.half is not None)
     return (
         f"{said} Of {len(judged)} intervals, one in twenty leaves zero outside by chance. Their half-widths are {halves[0]:.1f} to "

@@ -13,7 +13,6 @@ from dqe_engine.errors import InputError
 from ..config import LossConfig, TrainConfig, TRNSConfig
 
 PARTS = ("kl", "law", "trns")
-DEFAULT_VARIANTS = ("baseline", "+kl", "+law", "+trns", "full")
 _NAME = re.compile(r"(baseline|full)?((?:[+-](?:kl|law|trns))*)")
 _SIGNED = re.compile(r"([+-])(\w+)")
 
@@ -86,5 +85,6 @@ def parse_sweep(axes: Sequence[str]) -> tuple[Point, ...]:
 
 
 def point_label(point: Point) -> str:
-    """`hi=0.02 lo=0.002`: the keys' last words."""
-    return " ".join(assignment.rpartition(".")[2] if "." in assignment.partition("=")[0] else assignment for assignment in point)
+    """`lo=0.002 hi=0.02`: the last words of the keys, with their values."""
+    pairs = (assignment.partition("=") for assignment in point)
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs)

@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="steps",
         help="give every training the same steps (optim.epochs) or the same time (optim.seconds) (default: steps)",
     )
-    parser.add_argument("--sweep", action="append", default=[], metavar="section.key=v,...", help="a grid over one key, or, given twice, two")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="section.key=v,...", help="a grid over one key, or, given twice, two"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="results.json, table.md, plot.png, cells/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower (default: OUT/features)")
     parser.add_argument("--keep-models", action="store_true", help="keep every trained model in OUT/models")
@@ -125,5 +127,5 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)  # options between overrides, too
     return run_torch(lambda: _ablate(args))
