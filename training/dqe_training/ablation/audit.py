@@ -86,7 +86,7 @@ def _scores(queries: NDArray[np.float32], gallery: NDArray[np.float32], images: 
 
 def _pull(found: MinedNegatives, temperature: float) -> Ratio:
     picked = found.picks >= 0
-    delta = np.where(picked, found.anchor_scores[:, None] - found.pick_scores, np.inf)
+    delta = np.where(picked, found.anchor_scores[:, None] - found.pick_scores, np.inf).astype(np.float64)
     return Ratio.of((1 / (1 + np.exp(np.minimum(delta / temperature, 700.0)))).sum(axis=1), picked.sum(axis=1))
 
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
-from dqe_engine.contracts.parsing import Contract, parse_json, to_json
+from dqe_engine.contracts.parsing import Contract, parse_json
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
@@ -53,7 +54,7 @@ def write_cell(out: Path, cell: Cell, result: CellResult) -> None:
     path = cell_path(out, cell)
     try:
         with atomic_write(path) as stream:
-            stream.write(to_json(result))
+            stream.write(msgspec.json.encode(result))  # on one line: it is mostly numbers
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
