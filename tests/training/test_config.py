@@ -35,6 +35,11 @@ def test_presets_of_public_datasets(name: str, rate: float, epochs: int, refresh
     assert len(range(trns.warmup_epochs, epochs, trns.interval)) == refreshes
     assert (spec.fit, spec.target_ratio, spec.background) == ("target_pad_crop", 1.25, (0, 0, 0))
     assert spec.image_size == IMAGE_SIZE, "the backbone's, which its position embeddings fix"
+    # What docs/backbones.md says fills a feature cache for it.
+    same = load_config(
+        "blip2", [f"backbone={tmp_path}", "model.preprocessing.fit=target_pad_crop", "model.preprocessing.background=[0,0,0]"]
+    )
+    assert same.model.preprocessing == spec
     other = load_config(name, [f"backbone={tmp_path}", "model.preprocessing.fit=stretch"])
     assert other.model.preprocessing.fit == "stretch"
 

@@ -28,7 +28,8 @@ def plot(comparison: Comparison, path: Path) -> bool:
             if (difference := arm.differences.get(name)) is None:
                 continue
             colour = CLEAR if difference.verdict in ("higher", "lower") else MUTED
-            axes.plot([100 * value for value in difference.values], [y] * len(difference.values), "o", color=INK, alpha=0.25, markersize=3)
+            seeds = [100 * value for value in difference.values]
+            axes.plot(seeds, [y + 0.25] * len(seeds), "o", color=INK, alpha=0.4, markersize=3)
             if difference.half is not None:
                 ends = [100 * (difference.value - difference.half), 100 * (difference.value + difference.half)]
                 axes.plot(ends, [y, y], color=colour, linewidth=2)

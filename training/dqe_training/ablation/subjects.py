@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
@@ -78,8 +78,7 @@ class BenchmarkSubject:
     source: BenchmarkSource
     images: Path | None
     allow_missing: bool
-
-    split = "val"
+    split: ClassVar[str] = "val"
 
     @classmethod
     def open(cls, benchmark: Benchmark, source: TrainingSource, images: Path | None, *, allow_missing: bool) -> BenchmarkSubject:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
-from .sources import DATASET_HELP, check_source_options, default_config, open_source
+from .sources import DATASET_HELP, default_config, open_source
 
 if TYPE_CHECKING:
     from ..ablation.running import Results
@@ -87,8 +87,6 @@ def _open_subject(args: argparse.Namespace) -> Subject:
 def _configure(args: argparse.Namespace) -> TrainConfig:
     from ..config import load_config
 
-    args.triplets = None  # an ablation needs queries to evaluate on, which a dataset folder has
-    check_source_options(args)
     config = load_config(args.config or default_config(args), args.overrides)
     if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
         raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
