@@ -377,8 +377,10 @@ int64_t Block::run() {
     }
     std::vector<Worker> workers;
     for (int t = 0; t < threads_; ++t) workers.push_back(make_worker());
+    // As many threads as the part is worth: a sample for one query is done before a second thread has woken up.
     const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {
-        for_each_part(to - from, threads_,
+        const int64_t share = scorer_.work() / std::max<int64_t>(1, static_cast<int64_t>(tiles.size())) * (to - from);
+        for_each_part(to - from, std::min(threads_, useful_threads(threads_, share)),
                       [&](int t, int64_t i) { work(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
     };
     if (samples) {
