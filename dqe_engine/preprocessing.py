@@ -76,17 +76,55 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def fit_image(image: Image.Image, spec: PreprocessingSpec) -> NDArray[np.uint8]:
-    """Pad (where the spec says so) and resize an RGB image to (image_size, image_size, 3) uint8."""
+    """Pad, resize and crop (what the spec says) an RGB image to (image_size, image_size, 3) uint8.
+
+    Raises InputError for one so narrow that it would have more than `spec.max_pixels` pixels when it is padded.
+    """
+    if spec.fit == "target_pad_crop":
+        return np.asarray(_crop_centre(_resize_shorter(_pad_evenly(image, spec), spec), spec.image_size))
     if spec.fit == "target_pad":
         longer, shorter = max(image.size), min(image.size)
         if longer / shorter > spec.target_ratio:
             wanted = int(longer / spec.target_ratio)
             width, height = (max(side, wanted) for side in image.size)
-            canvas = Image.new("RGB", (width, height), spec.background)
-            canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-            image = canvas
+            image = _on_canvas(image, (width, height), ((width - image.width) // 2, (height - image.height) // 2), spec)
     size = (spec.image_size, spec.image_size)
     return np.asarray(image if image.size == size else image.resize(size, _RESAMPLE[spec.resample]))
+
+
+def _pad_evenly(image: Image.Image, spec: PreprocessingSpec) -> Image.Image:
+    """The shorter side padded by as much on both ends, so that longer / shorter is `target_ratio`, or a little more where
+    rounding down leaves it so."""
+    wanted = max(image.size) / spec.target_ratio
+    left, top = (max(int((wanted - side) / 2), 0) for side in image.size)
+    if left == top == 0:
+        return image
+    return _on_canvas(image, (image.width + 2 * left, image.height + 2 * top), (left, top), spec)
+
+
+def _on_canvas(image: Image.Image, size: tuple[int, int], place: tuple[int, int], spec: PreprocessingSpec) -> Image.Image:
+    width, height = size
+    if width * height > spec.max_pixels:  # a sliver within the limit can take any amount of memory when it is padded
+        raise InputError(
+            f"an image of {image.width} x {image.height} pixels, padded to {width} x {height}, has more than the limit of "
+            f"{spec.max_pixels}; crop it first"
+        )
+    canvas = Image.new("RGB", size, spec.background)
+    canvas.paste(image, place)
+    return canvas
+
+
+def _resize_shorter(image: Image.Image, spec: PreprocessingSpec) -> Image.Image:
+    """The shorter side to `image_size`, the longer in proportion, rounded down (torchvision's rule)."""
+    shorter = min(image.size)
+    width, height = (spec.image_size * side // shorter for side in image.size)
+    return image if image.size == (width, height) else image.resize((width, height), _RESAMPLE[spec.resample])
+
+
+def _crop_centre(image: Image.Image, size: int) -> Image.Image:
+    """The middle square; where one pixel is over, an odd half is rounded to even (torchvision's rule)."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
 
 
 def normalise(pixels: NDArray[np.uint8], spec: PreprocessingSpec) -> NDArray[np.float32]:

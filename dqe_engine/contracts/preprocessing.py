@@ -14,12 +14,14 @@ class PreprocessingSpec(Contract, frozen=True):
     """Decode (EXIF orientation applied, alpha composited onto `background`, converted to RGB), fit, resize, normalise.
 
     `fit`: "stretch" resizes to the square whatever the aspect ratio (BLIP-2's own processor); "target_pad" first pads
-    the shorter side with `background` until longer / shorter <= `target_ratio` (CLIP4Cir, QuRe).
+    the shorter side with `background` until longer / shorter <= `target_ratio`; "target_pad_crop" pads likewise, then
+    resizes the shorter side to `image_size` and crops the centre: CLIP4Cir's transform, which QuRe takes over,
+    with a black `background`.
     `mean` and `std` are per RGB channel, for values in [0, 1].
     """
 
     image_size: int
-    fit: Literal["stretch", "target_pad"] = "stretch"
+    fit: Literal["stretch", "target_pad", "target_pad_crop"] = "stretch"
     target_ratio: float = 1.25
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     background: tuple[int, int, int] = (255, 255, 255)

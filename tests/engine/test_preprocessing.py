@@ -163,5 +163,61 @@ def test_target_pad_keeps_the_aspect_ratio_within_bounds() -> None:
     assert (pixels[16] == 0).all()
 
 
+def padded_resized_cropped(image: Image.Image, size: int, ratio: float, colour: tuple[int, int, int]) -> np.ndarray:
+    """CLIP4Cir's TargetPad, then the shorter side resized and the centre cropped, step by step on an array of pixels."""
+    pixels = np.asarray(image)
+    height, width, _ = pixels.shape
+    if max(width, height) / min(width, height) >= ratio:
+        wanted = max(width, height) / ratio
+        across, down = max(int((wanted - width) / 2), 0), max(int((wanted - height) / 2), 0)
+        canvas = np.empty((height + 2 * down, width + 2 * across, 3), np.uint8)
+        canvas[:] = colour
+        canvas[down : down + height, across : across + width] = pixels
+        pixels = canvas
+    height, width, _ = pixels.shape
+    shorter = min(width, height)
+    resized = Image.fromarray(pixels).resize((int(size * width / shorter), int(size * height / shorter)), Image.Resampling.BICUBIC)
+    top, left = round((resized.height - size) / 2), round((resized.width - size) / 2)
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 90), (64, 16), (16, 64), (40, 32), (32, 40), (41, 32), (33, 32), (32, 32), (500, 333), (97, 61), (223, 224)]
+)
+@pytest.mark.parametrize("ratio", [1.0, 1.25, 1.7])
+def test_target_pad_crop_equals_its_reference(size: tuple[int, int], ratio: float) -> None:
+    image = noise_image(sum(size), size)
+    assert image.size == size
+    spec = PreprocessingSpec(image_size=32, fit="target_pad_crop", target_ratio=ratio, background=(10, 0, 250))
+    assert np.array_equal(fit_image(image, spec), padded_resized_cropped(image, 32, ratio, (10, 0, 250)))
+
+
+def test_target_pad_crop_pads_and_crops() -> None:
+    spec = PreprocessingSpec(image_size=40, fit="target_pad_crop", background=(0, 0, 0))
+    tall = fit_image(Image.new("RGB", (100, 250), "white"), spec)  # padded to 200 x 250, then 40 x 50, of which 40 rows stay
+    assert (tall[:, :9] == 0).all()
+    assert (tall[:, -9:] == 0).all()
+    assert (tall[:, 12:-12] == 255).all()
+    within = fit_image(Image.new("RGB", (100, 120), "white"), spec)
+    assert (within == 255).all(), "nothing is padded below the target ratio"
+
+
+@pytest.mark.parametrize("fit", ["target_pad", "target_pad_crop"])
+def test_a_sliver_is_refused_rather_than_padded_to_terabytes(fit: str) -> None:
+    sliver = Image.new("RGB", (1, 1_000_000))
+    with pytest.raises(InputError, match=r"1 x 1000000 pixels, padded to .* the limit of 80000000; crop it first"):
+        fit_image(sliver, PreprocessingSpec(image_size=32, fit=fit))
+    assert fit_image(sliver, SPEC).shape == (32, 32, 3)
+
+
+def test_the_fits_differ_and_stretch_stays_the_default() -> None:
+    image = noise_image(3, (90, 40))
+    results = {
+        fit: fit_image(image, PreprocessingSpec(image_size=32, fit=fit)).tobytes() for fit in ("stretch", "target_pad", "target_pad_crop")
+    }
+    assert len(set(results.values())) == 3
+    assert fit_image(image, SPEC).tobytes() == results["stretch"]
+
+
 def test_empty_batch() -> None:
     assert preprocess([], SPEC).shape == (0, 3, 32, 32)

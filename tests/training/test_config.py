@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from support.tiny_blip2 import write_blip2
+from support.tiny_blip2 import IMAGE_SIZE, write_blip2
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
 from dqe_training.config import TrainConfig, load_config, preset_names
 
+OF_A_BACKBONE = ("blip2", "fashioniq", "cirr")
+"""Presets whose model is their backbone's."""
+
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_parse_and_survive_json(name: str, tmp_path: Path) -> None:
-    if name == "blip2":  # its model is its backbone's
+    if name in OF_A_BACKBONE:
         write_blip2(tmp_path)
-    config = load_config(name, [f"backbone={tmp_path}"] if name == "blip2" else [])
+    config = load_config(name, [f"backbone={tmp_path}"] if name in OF_A_BACKBONE else [])
     assert parse_json(TrainConfig, to_json(config), where="") == config
+
+
+@pytest.mark.parametrize(("name", "rate", "epochs", "refreshes"), [("fashioniq", 5e-6, 30, 5), ("cirr", 1e-5, 50, 6)])
+def test_presets_of_public_datasets(name: str, rate: float, epochs: int, refreshes: int, tmp_path: Path) -> None:
+    """QuRe's settings: about a sixth of the epochs without mined negatives, and a new set at every sixth."""
+    write_blip2(tmp_path)
+    config = load_config(name, [f"backbone={tmp_path}"])
+    optim, trns, spec = config.optim, config.trns, config.model.preprocessing
+    assert (optim.learning_rate, optim.epochs, optim.batch_size, optim.weight_decay) == (rate, epochs, 32, 0.05)
+    assert trns.warmup_epochs == trns.interval == epochs // 6
+    assert len(range(trns.warmup_epochs, epochs, trns.interval)) == refreshes
+    assert (spec.fit, spec.target_ratio, spec.background) == ("target_pad_crop", 1.25, (0, 0, 0))
+    assert spec.image_size == IMAGE_SIZE, "the backbone's, which its position embeddings fix"
+    # What docs/backbones.md says fills a feature cache for it.
+    same = load_config(
+        "blip2", [f"backbone={tmp_path}", "model.preprocessing.fit=target_pad_crop", "model.preprocessing.background=[0,0,0]"]
+    )
+    assert same.model.preprocessing == spec
+    other = load_config(name, [f"backbone={tmp_path}", "model.preprocessing.fit=stretch"])
+    assert other.model.preprocessing.fit == "stretch"
+
+
+def test_every_setting_of_a_public_datasets_preset_names_its_source() -> None:
+    for name in ("fashioniq", "cirr"):
+        text = files("dqe_training.presets").joinpath(f"{name}.yaml").read_text()
+        settings = [line for line in text.splitlines() if line and not line.startswith("#") and not line.endswith(":")]
+        assert len(settings) > 10
+        for line in settings:
+            assert any(source in line.partition(" # ")[2] for source in ("QuRe", "CLIP4Cir", "ours")), line
 
 
 def test_the_garments_preset_ships() -> None:

@@ -318,10 +318,14 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
         data = data | {"model": _with_defaults(data.get("model", {}), described)}
     elif "model" not in data:
         raise InputError(f"{source}: no model section; add one, or name a BLIP-2 checkpoint with backbone=owner/name or backbone=DIRECTORY")
-    config = parse(TrainConfig, data, where=source)
-    if overrides:
-        data = msgspec.to_builtins(config)  # so that a section's other keys keep the defaults that it had without the override
-        for assignment in overrides:
-            _override(data, assignment)
-        config = parse(TrainConfig, data, where=source)
-    return config
+    return override(parse(TrainConfig, data, where=source), overrides, where=source)
+
+
+def override(config: TrainConfig, overrides: Sequence[str], *, where: str) -> TrainConfig:
+    """`config` with `section.key=value` assignments, all made before the whole is parsed again. Raises InputError."""
+    if not overrides:
+        return config
+    data = msgspec.to_builtins(config)  # so that a section's other keys keep the defaults that it had without the override
+    for assignment in overrides:
+        _override(data, assignment)
+    return parse(TrainConfig, data, where=where)

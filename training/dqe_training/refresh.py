@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones.mining import QUERY_BLOCK, mine_negatives
+from dqe_engine.zones.mining import mine_negatives
 
 from .config import TRNSConfig
 from .data.triplets import TextBatcher, TripletData
@@ -23,6 +23,8 @@ from .serving_zones import calibrate_zones
 from .trns import draw_negative
 
 _CALIBRATION_QUERIES = 2_000
+SHARED_BLOCK = 1024
+"""Queries of a block that a rank mines; smaller than a single process would take, so that few queries occupy many ranks."""
 
 
 class Negatives:
@@ -51,6 +53,16 @@ class Negatives:
         """One negative (B,) for each of `rows`, -1 where none was mined; None before the first refresh."""
         return None if self._mined is None else draw_negative(self._mined, rows, epoch)
 
+    @property
+    def mined(self) -> NDArray[np.int64] | None:
+        """(T, P): the negatives of the last refresh, positions of `data.images`, padded with -1; None before the first."""
+        return self._mined
+
+    def embeddings(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Queries (B, D) of the triplets `rows` and target tokens (I, M, D) of all images, of the model as it is."""
+        tokens = encode_target_tokens(self._model, self._images, len(self._data.images), self._world)
+        return self._encode(rows).numpy(), tokens
+
     def due(self, epoch: int) -> bool:
         t = self._config
         return t.enabled and epoch >= t.warmup_epochs and (epoch - t.warmup_epochs) % t.interval == 0
@@ -69,8 +81,7 @@ class Negatives:
     def calibrate(self, seed: int) -> ZoneSpec:
         """Serving zones, read off a sample of the training set by the main rank, which tells the others."""
         rows = np.random.default_rng(seed).permutation(len(self._data))[:_CALIBRATION_QUERIES]
-        queries = self._encode(rows).numpy()
-        tokens = encode_target_tokens(self._model, self._images, len(self._data.images), self._world)
+        queries, tokens = self.embeddings(rows)
         data = self._data
         told = self._world.from_main(lambda: to_json(calibrate_zones(queries, tokens, data.target[rows], data.reference[rows])))
         return parse_json(ZoneSpec, told, where="serving zones")
@@ -97,7 +108,7 @@ def mine_shared(
     zones: ZoneSpec,
     picks: int,
     world: World,
-    block: int = QUERY_BLOCK,
+    block: int = SHARED_BLOCK,
 ) -> NDArray[np.int64]:
     """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank.
 

@@ -124,6 +124,11 @@ class Trainer:
         done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.epochs * self.steps_per_epoch)
         return min(done, 1.0)
 
+    @property
+    def negatives(self) -> Negatives:
+        """What was mined last, and what it was mined from."""
+        return self._negatives
+
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.config.optim.seed, epoch]).permutation(len(self.data))
 

@@ -42,14 +42,14 @@ def check_source_options(args: argparse.Namespace) -> None:
 
 
 def default_config(args: argparse.Namespace) -> str:
-    """The preset for a source, or for the backbone among the overrides, where none is asked for."""
+    """The preset for a source where none is asked for; with a backbone among the overrides, a public dataset's own."""
+    from ..config import preset_names
     from ..data.benchmarks.detect import open_benchmark
 
+    benchmark = open_benchmark(args.data, args.dataset) if args.data is not None and args.data.is_dir() else None
     if any(assignment.startswith("backbone=") for assignment in args.overrides):
-        return "blip2"
-
-    own = args.data is None or (args.data.is_dir() and open_benchmark(args.data, args.dataset) is not None)
-    return "own-data" if own else "garments"
+        return benchmark.name if benchmark is not None and benchmark.name in preset_names() else "blip2"
+    return "own-data" if args.data is None or benchmark is not None else "garments"
 
 
 def open_source(args: argparse.Namespace) -> TrainingSource:

@@ -1,0 +1,308 @@
+"""Ablations without training: variants, grids, figures as ratios, and what the intervals claim."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from support.tiny_training import train_config
+
+from dqe_engine.errors import InputError
+from dqe_training.ablation.audit import wrong_attributes
+from dqe_training.ablation.comparison import compare_cells
+from dqe_training.ablation.plan import Cell, Plan, make_plan
+from dqe_training.ablation.results import CellResult
+from dqe_training.ablation.scores import Ratio, benchmark_scores, folder_scores, near_confusion
+from dqe_training.ablation.statistics import compare, student_t, summarise
+from dqe_training.ablation.table import table
+from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
+from dqe_training.config import LossConfig, TrainConfig
+from dqe_training.data.garments.catalog import vocabulary
+from dqe_training.data.queries import Query, QuerySet
+from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
+from dqe_training.data.triplets import TripletData
+from dqe_training.evaluation.benchmarks import RankedSet
+from dqe_training.evaluation.protocol import evaluation_set, load_evaluation_set
+from dqe_training.evaluation.protocol import summarise as summarise_report
+
+# -- variants ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("baseline", ""),
+        ("full", "kl law trns"),
+        ("+kl", "kl"),
+        ("baseline+law", "law"),
+        ("+law+trns", "law trns"),
+        ("full-trns", "kl law"),
+        ("full-kl-law", "trns"),
+    ],
+)
+def test_variants_by_name(name: str, parts: str) -> None:
+    assert parse_variant(name) == frozenset(parts.split())
+
+
+@pytest.mark.parametrize("name", ["", "kl", "+KL", "full+kl", "baseline-kl", "+kl+kl", "full-", "best", "+kl,+law"])
+def test_what_is_no_variant(name: str) -> None:
+    with pytest.raises(InputError, match="variant"):
+        parse_variant(name)
+
+
+def test_a_variant_has_its_parts_and_no_others() -> None:
+    config = train_config()
+    for size in range(len(PARTS) + 1):
+        for parts in itertools.combinations(PARTS, size):
+            made = apply_variant(config, frozenset(parts), name="x")
+            assert (made.loss.objective == "kl") == ("kl" in parts)
+            assert made.model.attribute_weights == (made.loss.attribute_weight > 0) == (made.loss.presence_weight > 0) == ("law" in parts)
+            assert made.trns.enabled == (made.loss.rank_weight > 0) == ("trns" in parts)
+            assert made.optim == config.optim
+    assert apply_variant(config, frozenset(PARTS), name="full") == config
+
+
+def test_settings_of_a_part_that_is_off_do_not_matter() -> None:
+    config = train_config()
+    other = msgspec.structs.replace(config, loss=LossConfig(relevance_share=0.3, attribute_margin=0.5))
+    assert apply_variant(config, frozenset(), name="x") == apply_variant(other, frozenset(), name="x")
+    assert apply_variant(config, frozenset(["kl"]), name="x") != apply_variant(other, frozenset(["kl"]), name="x")
+
+
+def test_a_part_that_would_change_nothing_is_refused() -> None:
+    config = msgspec.structs.replace(train_config(), loss=LossConfig(rank_weight=0, relevance_share=0))
+    with pytest.raises(InputError, match=r"'\+trns': trns would change nothing, since loss.rank_weight is 0"):
+        apply_variant(config, frozenset(["trns"]), name="+trns")
+    with pytest.raises(InputError, match="relevance_share is 0"):
+        apply_variant(config, frozenset(["kl"]), name="+kl")
+
+
+# -- plans ---------------------------------------------------------------------------------------------------------------
+
+
+def plan(config: TrainConfig | None = None, variants: str = "baseline,+trns", seeds: tuple[int, ...] = (0, 1), **options: object) -> Plan:
+    chosen: dict[str, object] = {"budget": "steps", "identity": "data"} | options
+    return make_plan(config or train_config(), variants.split(","), seeds, **chosen)  # type: ignore[arg-type]
+
+
+def test_cells_come_seed_by_seed_and_keys_say_what_is_trained() -> None:
+    made = plan()
+    assert [(c.arm, c.seed) for c in made.cells] == [("baseline", 0), ("+trns", 0), ("baseline", 1), ("+trns", 1)]
+    assert all(c.config.optim.seed == c.seed for c in made.cells)
+    others = [plan(identity="other"), plan(train_config(epochs=4)), plan(budget="seconds", config=train_config(seconds=5.0))]
+    keys = {cell.key for each in (made, *others) for cell in each.cells}
+    assert len(keys) == 4 * len(made.cells)
+    assert plan(seeds=(1, 2)).cells[0] == made.cells[2]
+
+
+def test_equal_steps_ignore_the_clock_and_equal_seconds_need_it() -> None:
+    assert plan(train_config(seconds=9.0)).cells == plan().cells
+    with pytest.raises(InputError, match=r"--budget seconds: .* optim.seconds=60"):
+        plan(budget="seconds")
+    with pytest.raises(InputError, match=r"--budget steps: optim.epochs must be at least 1"):
+        plan(train_config(epochs=0, seconds=5.0))
+
+
+def test_a_grid_leaves_alone_what_it_does_not_touch_and_says_what_it_leaves_out() -> None:
+    made = plan(points=parse_sweep(["trns.zones.lo=0.05,0.3", "trns.zones.hi=0.1,0.5"]))
+    labels = ["baseline", "+trns lo=0.05 hi=0.1", "+trns lo=0.05 hi=0.5", "+trns lo=0.3 hi=0.5"]
+    assert [arm.label for arm in made.arms] == labels
+    assert len(made.cells) == 2 * len(labels)
+    (left_out,) = made.left_out
+    assert left_out.startswith("lo=0.3 hi=0.1: zone bounds must satisfy lo <= hi")
+
+
+def test_bad_plans_are_refused() -> None:
+    with pytest.raises(InputError, match="train the same"):
+        plan(variants="full,+kl+law+trns")
+    with pytest.raises(InputError, match=r"\+trns is there twice"):
+        plan(variants="+trns,+trns")
+    with pytest.raises(InputError, match="1 is there twice"):
+        plan(seeds=(1, 1))
+    with pytest.raises(InputError, match=r"no point is a valid configuration; .*valid keys of ZoneSpec"):
+        plan(points=parse_sweep(["trns.zones.low=1,2"]))
+    for axes, said in (
+        (["a=1", "b=1", "c=1"], "3 keys"),
+        (["a"], "expected section.key=value"),
+        (["a=1,,2"], "expected section.key=value"),
+        (["a=1", "a=2"], "a is there twice"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse_sweep(axes)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_and_its_influence() -> None:
+    rng = np.random.default_rng(0)
+    below = rng.integers(0, 5, 400).astype(float)
+    ratio = Ratio.of(rng.binomial(below.astype(int), 0.3), below)
+    assert ratio.value == pytest.approx(sum(ratio.numerator) / below.sum())
+    # Leaving one query out moves the figure by its influence over Q (the delta method and the jackknife agree).
+    whole, above = ratio.value, np.asarray(ratio.numerator)
+    left_out = (above.sum() - above) / (below.sum() - below)
+    assert (whole - left_out) * len(below) == pytest.approx(ratio.influence, abs=0.02)
+    assert ratio.influence.mean() == pytest.approx(0, abs=1e-9)
+    assert math.isnan(Ratio.of([0.0, 0.0], [0.0, 0.0]).value)
+    assert Ratio.of([True, False, True]).value == pytest.approx(2 / 3)
+
+
+def test_scores_are_the_reports_figures(garments: Path) -> None:
+    evaluation = load_evaluation_set(garments)
+    images = [r for r in read_jsonl(garments / "images.jsonl", ImageRecord) if r.image.startswith("gallery/")]
+    rng = np.random.default_rng(0)
+    ranked = np.stack([rng.permutation(len(evaluation.gallery))[:50] for _ in evaluation.records])
+    ranked[::3, 4] = evaluation.target[::3]
+    scores, report = folder_scores(evaluation, ranked, images), summarise_report(evaluation, ranked)
+    for name in (
+        "recall_at_1",
+        "recall_at_5",
+        "recall_at_10",
+        "recall_at_50",
+        "heldout_recall_at_10",
+        "map_at_10",
+        "attribute_precision_at_10",
+    ):
+        assert scores[name].value == pytest.approx(getattr(report, name), abs=1e-5), name
+
+
+def test_near_confusion_counts_one_named_attribute_above_the_target() -> None:
+    shown = {
+        "ref": ("red", "coat"), "target": ("blue", "coat"), "same": ("blue", "coat"), "unchanged": ("red", "coat"),
+        "green": ("green", "coat"), "kept": ("blue", "dress"), "both": ("green", "dress"),
+    }  # fmt: skip
+    images = [ImageRecord(image=name, attributes={"colour": c, "shape": s}) for name, (c, s) in shown.items()]
+    record = TripletRecord(reference="ref", target="target", text="in blue", attributes={"colour": "blue"}, allowed={"colour": ["blue"]})
+    evaluation = evaluation_set([record], images)
+    at = {image.image: i for i, image in enumerate(images)}
+
+    def confusion(*ranking: str) -> tuple[float, float]:
+        ratio = near_confusion(evaluation, np.asarray([[at[name] for name in ranking] + [-1]]), images)
+        return ratio.numerator[0], ratio.denominator[0]
+
+    assert confusion("green", "unchanged", "target", "both") == (2, 2)  # both wrong in the colour alone
+    assert confusion("kept", "both", "green", "target") == (1, 3)  # a wrong shape was not named; two wrong are not near
+    assert confusion("same", "target") == (0, 0)  # a valid answer is no wrong hit
+    assert confusion("same", "green", "both") == (1, 2)  # the target is not in the ranking: all of it counts
+
+
+def test_wrong_attributes_by_exact_labels(tiny_data: tuple[TripletData, np.ndarray]) -> None:
+    data, _ = tiny_data
+    words = vocabulary()
+    rows = np.asarray([0, 3, 7, 20])
+    images = np.stack([np.append(np.random.default_rng(row).integers(len(data.images), size=9), data.target[row]) for row in rows])
+    found = wrong_attributes(data, words, rows, images)
+    assert found is not None
+
+    def values(image: int) -> dict[str, str]:
+        return {a.name: a.values[data.labels[image, i]] for i, a in enumerate(words.attributes)}
+
+    for at, row in enumerate(rows.tolist()):
+        record = data.records[row]
+        asked = {name: [value] for name, value in values(int(data.reference[row])).items()} | (record.allowed or {})
+        expected = [sum(values(int(image))[name] not in allowed for name, allowed in asked.items()) for image in images[at]]
+        assert found[at].tolist() == expected
+    assert (found[:, -1] == 0).all(), "a target satisfies its own text"
+    assert found.max() > 1
+    unlabelled = msgspec.structs.replace(data.records[3], allowed=None)
+    assert wrong_attributes(replace_record(data, 3, unlabelled), words, rows, images) is None
+
+
+def replace_record(data: TripletData, row: int, record: TripletRecord) -> TripletData:
+    records = (*data.records[:row], record, *data.records[row + 1 :])
+    return TripletData(data.images, data.texts, data.reference, data.target, data.named, data.labels, records)
+
+
+def test_recall_over_sets_is_the_mean_of_their_means() -> None:
+    sets = []
+    for name, count, hits in (("a", 2, 1), ("b", 8, 8)):
+        gallery = tuple(f"{name}{i}" for i in range(12))
+        queries = QuerySet(name, tuple(Query(str(i), gallery[0], "x", (gallery[i + 1],)) for i in range(count)), gallery)
+        ranked = np.full((count, 12), 11)
+        ranked[:hits, 0] = queries.target[:hits]
+        sets.append(RankedSet(queries, ranked))
+    assert benchmark_scores("fashioniq", sets)["recall_at_1"].value == pytest.approx((1 / 2 + 8 / 8) / 2)
+
+
+# -- intervals -----------------------------------------------------------------------------------------------------------
+
+
+def test_students_t() -> None:
+    scipy_values = {1: 12.7062, 2: 4.30265, 4: 2.77645, 9: 2.26216, 30: 2.04227, 31: 2.03951, 60: 2.0003, 120: 1.97993}
+    for freedom, value in scipy_values.items():
+        assert student_t(freedom) == pytest.approx(value, abs=2e-3)
+
+
+def test_a_paired_difference_by_hand() -> None:
+    ours = [Ratio.of([1, 1, 1, 0]), Ratio.of([1, 1, 0, 0])]
+    other = [Ratio.of([1, 0, 0, 0]), Ratio.of([1, 0, 0, 0])]
+    found = compare(ours, other)
+    assert found is not None
+    assert found.values == (0.5, 0.25)
+    assert found.value == pytest.approx(0.375)
+    assert found.half_seeds == pytest.approx(12.706 * np.std([0.5, 0.25], ddof=1) / math.sqrt(2))
+    per_query = np.asarray([0, 1, 0.5, 0])
+    assert found.half_queries == pytest.approx(1.959964 * per_query.std(ddof=1) / 2)
+    assert found.half == pytest.approx(math.hypot(found.half_seeds, found.half_queries))
+    assert found.verdict == "unclear"
+    single = compare(ours[:1], other[:1])
+    assert single is not None
+    assert (single.half, single.verdict) == (None, "one seed")
+    assert compare(ours, [Ratio.of([0], [0])] * 2) is None
+    assert summarise([float("nan")]) is None
+
+
+@pytest.mark.parametrize(("effect", "least", "most"), [(0.0, 0.0, 0.07), (0.12, 0.8, 1.0)])
+def test_intervals_hold_what_they_promise(effect: float, least: float, most: float) -> None:
+    """Trainings that scatter, over queries that are a sample: no effect is called one in 1 of 20 cases at most, a large one is seen."""
+    rng = np.random.default_rng(1)
+    called = []
+    for _ in range(150):
+        difficulty = rng.normal(size=300)  # the same queries for all trainings
+
+        def training(shift: float, difficulty: np.ndarray = difficulty) -> Ratio:
+            return Ratio.of(difficulty + rng.normal(scale=0.5, size=300) < shift + rng.normal(scale=0.05))
+
+        found = compare([training(2.5 * effect) for _ in range(4)], [training(0.0) for _ in range(4)])
+        assert found is not None
+        called.append(found.verdict != "unclear")
+    assert least <= np.mean(called) <= most
+
+
+# -- the page ------------------------------------------------------------------------------------------------------------
+
+
+def result(cell: Cell, hits: list[int]) -> CellResult:
+    return CellResult(
+        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, machine="a machine",
+        scores={"recall_at_10": Ratio.of(hits)},
+    )  # fmt: skip
+
+
+def test_the_table_says_what_can_be_concluded() -> None:
+    made = plan(seeds=(0, 1, 2))
+    hits = {"baseline": [0, 0, 0, 1] * 50, "+trns": [1, 1, 1, 0] * 50}
+    results = {cell.key: result(cell, hits[cell.arm]) for cell in made.cells}
+    page = table(compare_cells(made, results, data="tiny"))
+    assert "| baseline | 3 | 10 | 2 | 1 | 25.0 |" in page
+    assert "**+50.0 [+38.0, +62.0]**" in page
+    assert "Against baseline: +trns R@10 higher." in page
+    same = {cell.key: result(cell, hits["baseline"]) for cell in made.cells}
+    assert "No figure of any arm differs measurably from baseline's." in table(compare_cells(made, same, data="tiny"))
+
+
+def test_the_table_of_what_is_not_finished() -> None:
+    made = plan()
+    assert table(compare_cells(made, {}, data="tiny")) == "No cell is finished yet.\n"
+    first = {cell.key: result(cell, [0, 1]) for cell in made.cells[:2]}
+    page = table(compare_cells(made, first, data="tiny"))
+    assert "**2 cells are not finished**" in page
+    assert "nothing can be concluded" in page
+    uneven = {cell.key: result(cell, [0, 1]) for cell in made.cells[:3]}  # the baseline has a seed more: pairs alone are compared
+    (arm,) = [arm for arm in compare_cells(made, uneven, data="tiny").arms if arm.differences]
+    assert (arm.label, arm.differences["recall_at_10"].seeds) == ("+trns", 1)

@@ -1,0 +1,96 @@
+"""The cells of an ablation: every arm (a variant at a point of the grid) with every seed, known by what they train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from dqe_engine.contracts.parsing import to_json
+from dqe_engine.errors import InputError
+
+from ..config import TrainConfig, override
+from .variants import Point, apply_variant, parse_variant, point_label
+
+Budget = Literal["steps", "seconds"]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table. `config` but for its seed."""
+
+    label: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. `key` says what is trained and evaluated, on what: an equal key is an equal cell."""
+
+    arm: str
+    seed: int
+    config: TrainConfig
+    key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`arms`: the first is what the others are compared with. `left_out`: points that no configuration can have, and why."""
+
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    cells: tuple[Cell, ...]
+    left_out: tuple[str, ...]
+
+
+def make_plan(
+    config: TrainConfig, variants: Sequence[str], seeds: Sequence[int], *, budget: Budget, identity: str, points: Sequence[Point] = ((),)
+) -> Plan:
+    """Cells seed by seed, so that an interrupted plan has compared all arms on the seeds that it finished.
+
+    `identity` of the data. A variant that a grid does not touch is one arm. Raises InputError.
+    """
+    if repeated := {name for name in (*variants, *map(str, seeds)) if [*variants, *map(str, seeds)].count(name) > 1}:
+        raise InputError(f"{min(repeated)} is there twice among the variants or seeds")
+    config = _with_budget(config, budget)
+    made: list[tuple[str, Point, TrainConfig]] = []
+    left_out: list[str] = []
+    for point in points:
+        try:
+            at_point = override(config, point, where=point_label(point))
+        except InputError as error:
+            left_out.append(str(error))
+            continue
+        made += [(name, point, apply_variant(at_point, parse_variant(name), name=name)) for name in variants]
+    if not made:
+        raise InputError(f"--sweep: no point is a valid configuration; {left_out[0]}")
+    arms: dict[TrainConfig, Arm] = {}
+    for name, point, wanted in made:
+        moves = len({other for same, _, other in made if same == name}) > 1
+        arm = Arm(f"{name} {point_label(point)}" if moves else name, wanted)
+        if arms.setdefault(wanted, arm).label != arm.label:
+            raise InputError(f"{arm.label} and {arms[wanted].label} train the same; leave one out")
+    cells = tuple(_cell(arm, seed, identity) for seed in seeds for arm in arms.values())
+    return Plan(tuple(arms.values()), tuple(seeds), budget, cells, tuple(left_out))
+
+
+def _with_budget(config: TrainConfig, budget: Budget) -> TrainConfig:
+    optim = config.optim
+    if budget == "seconds":
+        if optim.seconds <= 0:
+            raise InputError("--budget seconds: say how long a training may take with optim.seconds=60")
+        return config
+    if optim.epochs < 1:
+        raise InputError(f"--budget steps: optim.epochs must be at least 1, got {optim.epochs}")
+    return msgspec.structs.replace(config, optim=msgspec.structs.replace(optim, seconds=0.0))
+
+
+def _cell(arm: Arm, seed: int, identity: str) -> Cell:
+    config = msgspec.structs.replace(arm.config, optim=msgspec.structs.replace(arm.config.optim, seed=seed))
+    digest = hashlib.sha256(to_json((SCHEMA_VERSION, identity, config)))
+    return Cell(arm.label, seed, config, digest.hexdigest()[:32])

@@ -1,0 +1,76 @@
+"""Finished cells on disk: one file each, whole or absent, named by what the cell trains."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+from dqe_engine.contracts.parsing import Contract, parse_json
+from dqe_engine.errors import CheckpointError, InputError
+from dqe_engine.files import atomic_write
+
+from ..config import TrainConfig
+from .plan import SCHEMA_VERSION, Cell
+from .scores import Ratio
+
+
+class CellResult(Contract, frozen=True):
+    """One trained and evaluated cell. `seconds` of training, without loading, encoding and evaluation."""
+
+    schema_version: int
+    key: str
+    seed: int
+    config: TrainConfig
+    steps: int
+    seconds: float
+    refreshes: int
+    machine: str
+    scores: dict[str, Ratio]
+
+
+def machine() -> str:
+    """`AMD EPYC 7B13, 2 cores, torch 2.13.0`, or the GPU where there is one."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        found = None
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor}, {os.cpu_count()} cores"
+    return f"{device}, torch {torch.__version__}"
+
+
+def cell_path(out: Path, cell: Cell) -> Path:
+    return out / "cells" / f"{cell.key}.json"
+
+
+def write_cell(out: Path, cell: Cell, result: CellResult) -> None:
+    """Raises InputError when the disk does not take it."""
+    path = cell_path(out, cell)
+    try:
+        with atomic_write(path) as stream:
+            stream.write(msgspec.json.encode(result))  # on one line: it is mostly numbers
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read_cell(out: Path, cell: Cell) -> CellResult | None:
+    """None where the cell is not finished. Raises CheckpointError for a file that is damaged."""
+    path = cell_path(out, cell)
+    if not path.is_file():
+        return None
+    result = parse_json(CellResult, path.read_bytes(), where=str(path), error=CheckpointError)
+    if (result.schema_version, result.key, result.config) != (SCHEMA_VERSION, cell.key, cell.config):
+        raise CheckpointError(f"{path}: is of another cell than its name says; remove it, and the cell runs again")
+    return result
+
+
+def finished(out: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
+    """The finished cells by key."""
+    found = {cell.key: read_cell(out, cell) for cell in cells}
+    return {key: result for key, result in found.items() if result is not None}

@@ -1,0 +1,118 @@
+"""What a cell is judged by: every figure as a ratio of two sums over queries, so that its uncertainty can be worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.parsing import Contract
+
+from ..data.records import ImageRecord, TripletRecord
+from ..evaluation.benchmarks import RankedSet
+from ..evaluation.metrics import average_precision_at_k, filter_ranking
+from ..evaluation.protocol import EvaluationSet
+
+F64 = NDArray[np.float64]
+
+
+class Ratio(Contract, frozen=True):
+    """Sum of `numerator` over sum of `denominator`, both (Q,); query i of one cell is query i of every other."""
+
+    numerator: tuple[float, ...]
+    denominator: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, numerator: NDArray[np.generic] | Sequence[float], denominator: NDArray[np.generic] | Sequence[float] | float = 1.0
+    ) -> Ratio:
+        above = np.asarray(numerator, np.float64)
+        below = np.broadcast_to(np.asarray(denominator, np.float64), above.shape)
+        return cls(numerator=tuple(np.round(above, 6).tolist()), denominator=tuple(np.round(below, 6).tolist()))
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing counts."""
+        below = sum(self.denominator)
+        return sum(self.numerator) / below if below else float("nan")
+
+    @property
+    def influence(self) -> F64:
+        """(Q,): what each query adds to the figure beyond its share; their variance over Q is the figure's (delta method)."""
+        above, below = np.asarray(self.numerator), np.asarray(self.denominator)
+        return (above - self.value * below) / below.mean() if below.any() else np.full(len(above), np.nan)
+
+
+Scores = dict[str, Ratio]
+
+
+def folder_scores(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: Sequence[ImageRecord]) -> Scores:
+    """Figures of a dataset folder's val queries; what its labels do not tell is not among them. `images` as the gallery."""
+    target, held = evaluation.target, evaluation.held_out
+    hits = {k: (ranked[:, :k] == target[:, None]).any(axis=1) for k in (1, 5, 10, 50)}
+    scores = {f"recall_at_{k}": Ratio.of(hit) for k, hit in hits.items()}
+    if held.any():
+        scores["heldout_recall_at_10"] = Ratio.of(hits[10] & held, held)
+    if evaluation.relevant is not None:
+        wanted = [set(relevant) for relevant in evaluation.relevant]
+        has = np.asarray([bool(relevant) for relevant in wanted])
+        precision = [np.isin(row[:10], list(relevant)).sum() / 10 for row, relevant in zip(ranked, wanted, strict=True)]
+        scores["map_at_10"] = Ratio.of(
+            [average_precision_at_k(row, r, 10) for row, r in zip(ranked.tolist(), evaluation.relevant, strict=True)], has
+        )
+        scores["attribute_precision_at_10"] = Ratio.of(precision, [min(len(relevant), 10) / 10 for relevant in wanted])
+        scores["near_confusion"] = near_confusion(evaluation, ranked, images)
+    return scores
+
+
+def near_confusion(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: Sequence[ImageRecord]) -> Ratio:
+    """Of the wrong hits above the target, the share that differ from what was asked in one attribute alone, which the text names.
+
+    Wrong: an image that is no valid answer, ranked above the labelled target, or anywhere in the ranking's depth where that
+    does not hold the target. Asked: the values that the text allows, and the reference's for what it does not name.
+    """
+    assert evaluation.relevant is not None
+    near, wrong = np.zeros(len(ranked)), np.zeros(len(ranked))
+    for row, (record, relevant) in enumerate(zip(evaluation.records, evaluation.relevant, strict=True)):
+        (found,) = np.nonzero(ranked[row] == evaluation.target[row])
+        above = ranked[row][: found[0]] if len(found) else ranked[row]
+        asked = _asked(record, images[evaluation.reference[row]].attributes)
+        for item in set(above[above >= 0].tolist()) - set(relevant):
+            missed = [name for name, values in asked.items() if images[item].attributes.get(name) not in values]
+            wrong[row] += 1
+            near[row] += len(missed) == 1 and missed[0] in (record.allowed or {})
+    return Ratio.of(near, wrong)
+
+
+def _asked(record: TripletRecord, reference: dict[str, str]) -> dict[str, set[str]]:
+    return {name: {value} for name, value in reference.items()} | {name: set(values) for name, values in (record.allowed or {}).items()}
+
+
+def benchmark_scores(dataset: str, sets: Sequence[RankedSet]) -> Scores:
+    """Recall of the labelled target, averaged over the sets as the dataset's protocol does; for CIRR within the subset too, for
+    CIRCO mAP."""
+    scores = {f"recall_at_{k}": _over_sets([_hits(s.ranked, s.queries.target, k) for s in sets]) for k in (1, 5, 10, 50)}
+    if dataset == "cirr":
+        subsets = [filter_ranking(s.ranked, [s.queries.positions(query.subset) for query in s.queries.queries]) for s in sets]
+        scores |= {
+            f"subset_recall_at_{k}": _over_sets([_hits(r, s.queries.target, k) for r, s in zip(subsets, sets, strict=True)])
+            for k in (1, 2, 3)
+        }
+    if dataset == "circo":
+        precisions = [
+            np.asarray([average_precision_at_k(row, wanted, 10) for row, wanted in zip(s.ranked.tolist(), s.queries.relevant, strict=True)])
+            for s in sets
+        ]
+        scores["map_at_10"] = _over_sets(precisions)
+    return scores
+
+
+def _hits(ranked: NDArray[np.int64], targets: NDArray[np.int64], k: int) -> F64:
+    return (ranked[:, :k] == targets[:, None]).any(axis=1).astype(np.float64)
+
+
+def _over_sets(values: Sequence[F64]) -> Ratio:
+    """The mean over sets of each set's mean, as a mean over all queries: those of small sets count for more."""
+    total = sum(map(len, values))
+    return Ratio.of(np.concatenate([v * (total / (len(values) * len(v))) for v in values]))

@@ -1,0 +1,93 @@
+"""table.md: means ± standard deviations, differences with intervals, and what follows from them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .comparison import FIGURES, ZONE_FIGURES, ArmResult, Comparison, shown
+from .statistics import Difference, Summary
+
+
+def table(comparison: Comparison) -> str:
+    """The page, in Markdown; figures in per cent."""
+    if not comparison.arms:
+        return "No cell is finished yet.\n"
+    figures, zone = shown(comparison, FIGURES), shown(comparison, ZONE_FIGURES)
+    parts = [
+        f"{comparison.data}; equal {comparison.budget}; {'; '.join(comparison.machines)}.",
+        _unfinished(comparison),
+        "Mean ± standard deviation over seeds, in per cent.",
+        _figures(comparison.arms, figures, work=True),
+    ]
+    others = [arm for arm in comparison.arms if arm.differences]
+    if others:
+        parts += [
+            f"Difference from {comparison.against}, paired by seed and query, in percentage points, with 95 % intervals (Student's t over "
+            "seeds and the normal distribution over queries, in quadrature). **Bold**: zero is outside.",
+            _differences(others, figures),
+            _in_words(others, figures, comparison.against),
+        ]
+    if zone:
+        parts += ["The mid zone when training ends, and what the last refresh picked (docs/method.md):", _figures(comparison.arms, zone)]
+    if comparison.left_out:
+        parts.append("Left out, as no configuration can have it: " + "; ".join(comparison.left_out) + ".")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _unfinished(comparison: Comparison) -> str:
+    return f"**{comparison.unfinished} cells are not finished**; the same command goes on with them." if comparison.unfinished else ""
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(arms: Sequence[ArmResult], names: Mapping[str, str], *, work: bool = False) -> str:
+    header = ["", *(("seeds", "steps", "seconds", "refreshes") if work else ()), *names.values()]
+    rows = []
+    for arm in arms:
+        if not any(name in arm.figures for name in names):
+            continue
+        did = [str(len(arm.seeds)), *(_spell(value, 1, 0) for value in (arm.steps, arm.seconds, arm.refreshes))] if work else []
+        rows.append([arm.label, *did, *(_spell(arm.figures.get(name), 100, 1) for name in names)])
+    return _rows(header, rows)
+
+
+def _spell(summary: Summary | None, scale: float, digits: int) -> str:
+    if summary is None:
+        return ""
+    mean = f"{scale * summary.mean:.{digits}f}"
+    return mean if not summary.deviation else f"{mean} ± {scale * summary.deviation:.{digits}f}"
+
+
+def _differences(arms: Sequence[ArmResult], names: Mapping[str, str]) -> str:
+    return _rows(["", *names.values()], [[arm.label, *(_interval(arm.differences.get(name)) for name in names)] for arm in arms])
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if difference.half is None:
+        return f"{_points(difference.value)} (one seed)"
+    text = f"{_points(difference.value)} [{_points(difference.value - difference.half)}, {_points(difference.value + difference.half)}]"
+    return f"**{text}**" if difference.verdict in ("higher", "lower") else text
+
+
+def _points(value: float) -> str:
+    """0.061 -> +6.1, with a true minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _in_words(arms: Sequence[ArmResult], names: Mapping[str, str], against: str) -> str:
+    found = [(arm.label, name, arm.differences[name]) for arm in arms for name in names if name in arm.differences]
+    if all(difference.verdict == "one seed" for _, _, difference in found):
+        return "With one seed the spread between trainings is unknown: nothing can be concluded. Run more with `--seeds`."
+    judged = [(label, name, difference) for label, name, difference in found if difference.half is not None]
+    clear = [f"{label} {names[name]} {difference.verdict}" for label, name, difference in judged if difference.verdict != "unclear"]
+    said = f"Against {against}: {', '.join(clear)}." if clear else f"No figure of any arm differs measurably from {against}'s."
+    halves = sorted(100 * difference.half for _, _, difference in judged if difference.half is not None)
+    return (
+        f"{said} Of {len(judged)} intervals, one in twenty leaves zero outside by chance. Their half-widths are {halves[0]:.1f} to "
+        f"{halves[-1]:.1f} points, {halves[len(halves) // 2]:.1f} at the median: smaller differences cannot be seen here."
+    )
