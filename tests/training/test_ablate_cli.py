@@ -18,6 +18,7 @@ from dqe_training.ablation import running
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import ablate, evaluate
 from dqe_training.features import writing
+from dqe_training.step import TrainingStep
 
 TINY = (*OVERRIDES, "trns.zones.lo=0.05", "trns.zones.hi=0.5", "trns.picks=4")
 VARIANTS = ("--variants", "baseline,+trns", "--seeds", "2")
@@ -115,7 +116,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    owner, name = (running.Trainer, "_step") if moment == "in training" else (running, "audit")
+    owner, name = (TrainingStep, "run") if moment == "in training" else (running, "audit")
     with monkeypatch.context() as patch:
         original: Callable[..., Any] = getattr(owner, name)
         patch.setattr(owner, name, interrupt)

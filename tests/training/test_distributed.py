@@ -216,7 +216,7 @@ def test_torchrun_starts_the_command(garments: Path, tmp_path: Path) -> None:
         wait_until(lambda: process.poll() is not None or ((tmp_path / "run" / "metrics.jsonl").is_file() and losses_of(tmp_path / "run")))
         process.send_signal(signal.SIGINT)
         said = process.communicate()[1]
-    assert said.splitlines().count("interrupted") == 2, said
+    assert said.count("interrupted") == 2, said  # perhaps behind what was left of a progress bar
     assert latest_checkpoint(tmp_path / "run") is not None
     done = len(losses_of(tmp_path / "run"))
     assert done < 200
