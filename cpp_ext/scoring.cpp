@@ -94,7 +94,7 @@ TileScratch Scorer::scratch() const {
     TileScratch scratch;
     const int64_t items = by_rows_ || screened_ ? tile_items_ : strip_items_;
     const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
-    scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? rows * width_ : 0));
+    scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? (screened_ ? 1 : rows) * width_ : 0));
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());

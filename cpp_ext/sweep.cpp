@@ -27,8 +27,8 @@ int64_t sampled_rank(int64_t rank, const Sweep& sweep) {
 
 // A threshold for the best of the whole, guessed from a sample: the score, or its estimate, at some rank of it. While a sample is
 // scored, each thread keeps its best down to that rank alone; whatever it drops is no better than the guess. An estimated sample is
-// swept again and drops nothing. So the best entries that are found at the end are the best of all if the worst of them is above
-// the guess, or at the guess with nothing dropped.
+// swept again: it drops nothing, and keeps nothing. So the best entries that are found at the end are the best of all if the worst of them
+// is above the guess, or at the guess with nothing dropped.
 struct Guess {
     float threshold = -kInfinity;
     bool dropped = false;
@@ -290,6 +290,7 @@ Status Block::resolve(QueryState& state, int64_t b, int64_t valid) const {
         lo = valid > 0 ? anchor - state.field.at_rank(rank_of(sweep_.lo)) : nothing;
         hi = valid > 0 ? anchor - state.field.at_rank(rank_of(sweep_.hi)) : nothing;
     } else {
+        if (valid > 0 && state.field.size() == 0) return Status::misjudged;  // an estimate above every score
         anchor = valid > 0 ? state.field.at_rank(0) : nothing;
         lo = static_cast<float>(sweep_.lo);
         hi = static_cast<float>(sweep_.hi);

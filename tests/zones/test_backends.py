@@ -192,6 +192,24 @@ def test_a_sample_that_misleads_costs_a_second_sweep_only(
     assert_same(result, reference.select(request))
 
 
+@pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
+def test_estimates_above_every_score_cost_a_second_sweep_only(instruction_set: str, rng: np.random.Generator) -> None:
+    """One large coordinate that no query looks at makes all codes zero: every score is estimated as 0, and is about -40."""
+    items = rng.uniform(0.1, 1.1, (4096, 64)).astype(np.float32)
+    items[:, 0] = 1000
+    queries = np.full((8, 64), -1, np.float32)
+    queries[:, 0] = 0
+    zones = ZoneSpec(lo=0, hi=1)
+    request = validated(
+        queries, items, k=0, anchor=None, zones=zones, picks=3, counts=True, exclude=None, first_query=0, screen=Screen.build(items)
+    )
+    result = cpu.select(request, rescore_cost=0, least_field=50, instruction_set=instruction_set)
+    expected = reference.select(request)
+    np.testing.assert_allclose(result.anchor_scores, expected.anchor_scores, rtol=1e-5, atol=0)
+    assert result.counts is not None
+    np.testing.assert_array_equal(result.counts.sum(axis=1), 4096)
+
+
 @pytest.mark.parametrize(("batch", "k"), [(5, 1200), (1, 3000), (9, 40)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ties_that_were_dropped_while_sampling_are_found_again(batch: int, k: int, threads: int) -> None:
