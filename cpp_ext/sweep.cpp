@@ -16,13 +16,13 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The rank in a sample at which, almost surely, fewer than `rank` entries of the whole are better: three standard deviations
-// of a Poisson count and three more. 0 where the sample is too small to tell.
-int64_t sampled_rank(int64_t rank, const Sweep& sweep) {
-    if (rank == 0 || sweep.sample == 0) return 0;
-    const double expected = static_cast<double>(rank) * static_cast<double>(sweep.sample) / static_cast<double>(sweep.gallery.size);
+// The rank in a sample of `sampled` items at which, almost surely, fewer than `rank` entries of all `size` are better: three standard
+// deviations of a Poisson count and three more. 0 where the sample is too small to tell.
+int64_t sampled_rank(int64_t rank, int64_t sampled, int64_t size) {
+    if (rank == 0 || sampled == 0) return 0;
+    const double expected = static_cast<double>(rank) * static_cast<double>(sampled) / static_cast<double>(size);
     const auto safe = static_cast<int64_t>(expected + 3.0 * std::sqrt(expected) + 3.0) + 1;
-    return safe <= sweep.sample / 4 ? safe : 0;
+    return safe <= sampled / 4 ? safe : 0;
 }
 
 // A threshold for the best of the whole, guessed from a sample: the score, or its estimate, at some rank of it. While a sample is
@@ -92,6 +92,7 @@ class Block {
         int64_t rescored = 0;
     };
 
+    void choose_sample();
     Worker make_worker() const;
     void scan(Worker& worker, const Tile& tile) const;
     void estimate(Worker& worker, const Tile& tile) const;
@@ -115,8 +116,10 @@ class Block {
     std::vector<ZoneBounds> bounds_;
     std::vector<Guess> guesses_;  // of the top-k thresholds
     int threads_;
-    int64_t top_, field_, picks_;          // what each thread keeps of a query
-    int64_t sampled_top_, sampled_field_;  // ranks in the sample to guess thresholds from; 0: none is guessed
+    int64_t top_, field_, picks_;                  // what each thread keeps of a query
+    std::vector<Tile> tiles_;                      // those of the sample first
+    int64_t sampled_tiles_ = 0;                    // how many these are
+    int64_t sampled_top_ = 0, sampled_field_ = 0;  // ranks in the sample to guess thresholds from; 0: none is guessed
 };
 
 Block::Block(const Sweep& sweep, const Outcome& out)
@@ -129,8 +132,32 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       top_(std::min(sweep.k, sweep.gallery.size)),
       field_(zones_at_the_end() ? field_share(sweep, threads_) : 0),
       picks_(zones_as_it_goes() ? std::min(sweep.picks, sweep.gallery.size) : 0),
-      sampled_top_(sampled_rank(top_, sweep)),
-      sampled_field_(zones_at_the_end() ? sampled_rank(std::min(sweep.field, sweep.gallery.size), sweep) : 0) {}
+      tiles_(scorer_.tiles()) {
+    if (sweep.sample > 0 && sweep.gallery.size > 0) choose_sample();
+}
+
+// Whole tiles, and so perhaps more items than were asked for: ranks are those in what is really sampled. Where that is more than a
+// quarter of the gallery, it would save nothing.
+void Block::choose_sample() {
+    const int64_t size = sweep_.gallery.size;
+    const double items_per_tile = static_cast<double>(size) / static_cast<double>(tiles_.size());
+    const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
+    const size_t stride = std::max<size_t>(1, tiles_.size() / wanted);
+    std::vector<Tile> first, rest;
+    int64_t items = 0;
+    for (size_t i = 0; i < tiles_.size(); ++i) {
+        const bool chosen = i % stride == stride / 2;
+        (chosen ? first : rest).push_back(tiles_[i]);
+        items += chosen ? tiles_[i].count : 0;
+    }
+    if (4 * items > size) return;
+    sampled_top_ = sampled_rank(top_, items, size);
+    sampled_field_ = zones_at_the_end() ? sampled_rank(std::min(sweep_.field, size), items, size) : 0;
+    if (!sampled_top_ && !sampled_field_) return;
+    sampled_tiles_ = static_cast<int64_t>(first.size());
+    tiles_ = std::move(first);  // stable, so that ids still ascend within each part
+    tiles_.insert(tiles_.end(), rest.begin(), rest.end());
+}
 
 float Block::threshold(const QueryState& state) const {
     float lowest = kInfinity;
@@ -369,36 +396,22 @@ int64_t Block::run() {
     if (zones_as_it_goes())
         for (int64_t b = 0; b < sweep_.batch; ++b) bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
 
-    std::vector<Tile> tiles = scorer_.tiles();
-    // The sample is every so-manieth tile, first; stable, so that ids still ascend within each part.
-    const bool samples = sampled_top_ || sampled_field_;
-    int64_t sampled = 0;
-    if (samples) {
-        const double items_per_tile = static_cast<double>(sweep_.gallery.size) / static_cast<double>(tiles.size());
-        const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
-        const size_t stride = std::max<size_t>(1, tiles.size() / wanted);
-        std::vector<Tile> first, rest;
-        for (size_t i = 0; i < tiles.size(); ++i) (i % stride == stride / 2 ? first : rest).push_back(tiles[i]);
-        sampled = static_cast<int64_t>(first.size());
-        tiles = std::move(first);
-        tiles.insert(tiles.end(), rest.begin(), rest.end());
-    }
     std::vector<Worker> workers;
     for (int t = 0; t < threads_; ++t) workers.push_back(make_worker());
     // As many threads as the part is worth: a sample for one query is done before a second thread has woken up.
     const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {
-        const int64_t share = scorer_.work() / std::max<int64_t>(1, static_cast<int64_t>(tiles.size())) * (to - from);
+        const int64_t share = scorer_.work() / std::max<int64_t>(1, static_cast<int64_t>(tiles_.size())) * (to - from);
         for_each_part(to - from, std::min(threads_, useful_threads(threads_, share)),
-                      [&](int t, int64_t i) { work(workers[static_cast<size_t>(t)], tiles[static_cast<size_t>(from + i)]); });
+                      [&](int t, int64_t i) { work(workers[static_cast<size_t>(t)], tiles_[static_cast<size_t>(from + i)]); });
     };
-    if (samples) {
+    if (sampled_tiles_ > 0) {
         if (scorer_.estimates())
-            for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { estimate(worker, tile); });
+            for_each_tile(0, sampled_tiles_, [&](Worker& worker, const Tile& tile) { estimate(worker, tile); });
         else
-            for_each_tile(0, sampled, [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
+            for_each_tile(0, sampled_tiles_, [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
         for_each_query([&](int64_t b) { guess(workers, b); });
     }
-    for_each_tile(scorer_.estimates() ? 0 : sampled, static_cast<int64_t>(tiles.size()),
+    for_each_tile(scorer_.estimates() ? 0 : sampled_tiles_, static_cast<int64_t>(tiles_.size()),
                   [&](Worker& worker, const Tile& tile) { scan(worker, tile); });
     for_each_query([&](int64_t b) { finish(workers, b); });
     int64_t rescored = 0;

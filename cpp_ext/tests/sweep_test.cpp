@@ -154,27 +154,34 @@ void run_once(const TileKernels* kernels) {
     const Shard shards[] = {shard(0, first), shard(first, first), shard(first, request.size)};
     const Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
     Results results(request);
-    const Sweep sweep = {.queries = request.queries.data(),
-                         .query_rows = request.rows.data(),
-                         .batch = request.batch,
-                         .gallery = gallery,
-                         .excluded = {.offsets = request.offsets.data(), .ids = request.excluded.data()},
-                         .k = request.k,
-                         .picks = request.picks,
-                         .zoning = request.zoning,
-                         .anchor_is_best = request.zoning != Zoning::given,
-                         .anchor_ids = nullptr,
-                         .lo = request.lo,
-                         .hi = request.hi,
-                         .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
-                         .sample = request.sample,
-                         .field = request.field,
-                         .by_rows = request.batch <= kernels->max_row_queries,
-                         .threads = request.threads,
-                         .kernels = kernels};
+    Sweep sweep = {.queries = request.queries.data(),
+                   .query_rows = request.rows.data(),
+                   .batch = request.batch,
+                   .gallery = gallery,
+                   .excluded = {.offsets = request.offsets.data(), .ids = request.excluded.data()},
+                   .k = request.k,
+                   .picks = request.picks,
+                   .zoning = request.zoning,
+                   .anchor_is_best = request.zoning != Zoning::given,
+                   .anchor_ids = nullptr,
+                   .lo = request.lo,
+                   .hi = request.hi,
+                   .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
+                   .sample = request.sample,
+                   .field = request.field,
+                   .by_rows = request.batch <= kernels->max_row_queries,
+                   .threads = request.threads,
+                   .kernels = kernels};
     run(sweep, {results.scores.data(), results.ids.data(), results.anchor.data(), results.lo.data(), results.hi.data(),
                 results.counts.data(), results.keys.data(), results.picks.data(), results.pick_scores.data(), results.status.data()});
     check(request, results);
+    const auto misjudged = static_cast<int8_t>(Status::misjudged);
+    if (std::find(results.status.begin(), results.status.end(), misjudged) == results.status.end()) return;
+    request.sample = sweep.sample = 0;  // the second try, which must settle them
+    Results again(request);
+    run(sweep, {again.scores.data(), again.ids.data(), again.anchor.data(), again.lo.data(), again.hi.data(), again.counts.data(),
+                again.keys.data(), again.picks.data(), again.pick_scores.data(), again.status.data()});
+    check(request, again);
 }
 
 }  // namespace
