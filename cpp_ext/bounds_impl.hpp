@@ -13,14 +13,13 @@ constexpr int kScreenedQueries = 0x7FFFFFFF;
 // What a panel's queries bring to their bounds, in registers.
 template <int VECTORS>
 struct Lanes {
-    Vector scales[VECTORS], norms[VECTORS], errors[VECTORS], thresholds[VECTORS];
+    Vector scales[VECTORS], norms[VECTORS], errors[VECTORS];
 
-    Lanes(const CodedQueries& queries, const float* lowest) {
+    explicit Lanes(const CodedQueries& queries) {
         for (int v = 0; v < VECTORS; ++v) {
             scales[v] = load(queries.scales + v * kVector);
             norms[v] = load(queries.norms + v * kVector);
             errors[v] = load(queries.errors + v * kVector);
-            thresholds[v] = load(lowest + v * kVector);
         }
     }
 };
@@ -34,6 +33,11 @@ struct Finder {
     const Lanes<VECTORS> lanes;
     Bounded* reached;
     int64_t found = 0;
+    Vector thresholds[VECTORS];
+
+    Finder(const CodedRows& r, const CodedQueries& queries, const float* lowest, Bounded* to) : rows(r), lanes(queries), reached(to) {
+        for (int v = 0; v < VECTORS; ++v) thresholds[v] = load(lowest + v * kVector);
+    }
 
     template <int ROWS>
     void operator()(int64_t first, const Vector (&dots)[ROWS][VECTORS]) {
@@ -44,11 +48,11 @@ struct Finder {
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; ++v) {
                 bounds[r][v] = bound_of(dots[r][v], lanes.scales[v], lanes.norms[v], lanes.errors[v], rows, first + r);
-                any |= not_below(bounds[r][v], lanes.thresholds[v]);
+                any |= not_below(bounds[r][v], thresholds[v]);
             }
         if (__builtin_expect(any == 0, 1)) return;
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) note((first + r) * kLanes + v * kVector, bounds[r][v], lanes.thresholds[v]);
+            for (int v = 0; v < VECTORS; ++v) note((first + r) * kLanes + v * kVector, bounds[r][v], thresholds[v]);
     }
 
     // `position` is lane 0's.
@@ -62,7 +66,7 @@ struct Finder {
     }
 };
 
-// Stores the middle of what the codes leave open.
+// Stores the middle of what the codes leave open; 0 for a vector without a bound, whose codes are zero.
 template <int VECTORS>
 struct Estimator {
     const CodedRows& rows;
@@ -144,7 +148,7 @@ void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visi
 
 template <int VECTORS>
 int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const float* thresholds, Bounded* reached) {
-    Finder<VECTORS> finder{rows, Lanes<VECTORS>(queries, thresholds), reached};
+    Finder<VECTORS> finder(rows, queries, thresholds, reached);
     visit_panel<VECTORS>(rows, queries, finder);
     return finder.found;
 }
@@ -155,7 +159,7 @@ int64_t find_bounded(const CodedRows& rows, const CodedQueries& queries, int lan
 
 template <int VECTORS>
 void estimate_in_panel(const CodedRows& rows, const CodedQueries& queries, float* scores) {
-    Estimator<VECTORS> estimator{rows, Lanes<VECTORS>(queries, queries.scales), scores};
+    Estimator<VECTORS> estimator{rows, Lanes<VECTORS>(queries), scores};
     visit_panel<VECTORS>(rows, queries, estimator);
 }
 

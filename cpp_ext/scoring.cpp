@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "parallel.hpp"
 #include "screen.hpp"
 
 namespace dqe::cpu {
@@ -11,9 +12,11 @@ namespace {
 
 constexpr int64_t kGroupRows = 12, kSmallGroupRows = 4;  // that the panel kernels take at once
 
-// Tiles are what threads are given, and what is sampled; rows enough to amortise it.
+// Tiles are what threads are given, and what is sampled: rows enough to amortise it, and tiles enough for every thread.
 int64_t tile_items(const Sweep& sweep) {
-    const int64_t rows = sweep.by_rows ? 512 : sweep.gallery.screened ? 1024 : 20 * kGroupRows;
+    int64_t rows = sweep.by_rows ? 512 : 20 * kGroupRows;
+    if (sweep.gallery.screened && !sweep.by_rows)
+        rows = std::clamp<int64_t>(sweep.gallery.size * sweep.gallery.tokens / (8 * useful_threads(sweep.threads, INT64_MAX)), 256, 1024);
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
 }
 
@@ -145,7 +148,7 @@ float Scorer::score_of(int64_t b, int64_t id) const {
     for (; id >= sweep_.gallery.shards[s].count; ++s) id -= sweep_.gallery.shards[s].count;
     const Shard& shard = sweep_.gallery.shards[s];
     TileScratch scratch;
-    scratch.widened.resize(static_cast<size_t>(tokens_ * width_));
+    scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? tokens_ * width_ : 0));
     if (by_rows_ || screened_) return dot_item(shard, id, b, scratch);
     auto panel = panels_.begin();
     while (b >= panel->first + panel->lanes) ++panel;

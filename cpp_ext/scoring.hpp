@@ -1,5 +1,5 @@
-// How tiles are scored: in panels of queries or row by row, in full or from bounds first; float16 items are widened a tile
-// at a time. A pair's score is the same from all entry points of one Scorer.
+// How tiles are scored: in panels of queries or row by row, in full or from bounds first; float16 items are widened as
+// they are scored. A pair's score is the same from all entry points of one Scorer.
 #pragma once
 
 #include <algorithm>

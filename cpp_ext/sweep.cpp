@@ -8,36 +8,11 @@
 #include <vector>
 
 #include "parallel.hpp"
-#include "reservoir.hpp"
+#include "query_state.hpp"
 #include "scoring.hpp"
 
 namespace dqe::cpu {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The rank in a sample of `sampled` items at which, almost surely, fewer than `rank` entries of all `size` are better: three standard
-// deviations of a Poisson count and three more. 0 where the sample is too small to tell.
-int64_t sampled_rank(int64_t rank, int64_t sampled, int64_t size) {
-    if (rank == 0 || sampled == 0) return 0;
-    const double expected = static_cast<double>(rank) * static_cast<double>(sampled) / static_cast<double>(size);
-    const auto safe = static_cast<int64_t>(expected + 3.0 * std::sqrt(expected) + 3.0) + 1;
-    return safe <= sampled / 4 ? safe : 0;
-}
-
-// A threshold for the best of the whole, guessed from a sample: the score, or its estimate, at some rank of it. While a sample is
-// scored, each thread keeps its best down to that rank alone; whatever it drops is no better than the guess. An estimated sample is
-// swept again: it drops nothing, and keeps nothing. So the best entries that are found at the end are the best of all if the worst of them
-// is above the guess, or at the guess with nothing dropped.
-struct Guess {
-    float threshold = -kInfinity;
-    bool dropped = false;
-
-    bool holds(int64_t kept, int64_t wanted, float worst) const {
-        if (threshold == -kInfinity) return true;
-        return kept == wanted && (worst > threshold || (worst == threshold && !dropped));
-    }
-};
 
 // Tiles go to whichever thread is free, so each sees about its share of a query's field. A share that is too small after all
 // shows at the end, like a field that is; without a sample, which is the second try, each thread may hold the whole.
@@ -45,33 +20,6 @@ int64_t field_share(const Sweep& sweep, int threads) {
     const int64_t field = std::min(sweep.field, sweep.gallery.size);
     if (threads == 1 || (sweep.zoning == Zoning::quantile && sweep.sample == 0)) return field;
     return std::min(field, 3 * field / (2 * threads) + 64);
-}
-
-// What one query has seen on one thread. Candidates of thousands of queries come in no order: what most of them touch is together.
-struct alignas(64) QueryState {
-    Reservoir field;
-    float easy_below;            // all scores below this are easy
-    float best;                  // where the anchor is the best score
-    int64_t taken, not_numbers;  // candidates that reached the threshold: with a score, and without
-    Reservoir top;
-    int64_t counts[3];
-    int drawn;
-    BestHeap<double> picks;
-    double unreachable;             // a softmax pick with 1 - u above this is none of the best
-    uint32_t drawn_ids[kUniforms];  // of the mid zone, waiting for their random numbers
-    float drawn_scores[kUniforms];
-};
-
-// The lowest threshold t such that every score below t has Δ = anchor - score > hi, by bisection over all floats.
-float easy_threshold(float anchor, float hi) {
-    if (!std::isfinite(anchor) || !(hi < kInfinity)) return -kInfinity;
-    if (!(anchor - std::numeric_limits<float>::lowest() > hi)) return -kInfinity;
-    uint32_t easy = order_image(std::numeric_limits<float>::lowest()), not_easy = order_image(kInfinity);
-    while (not_easy - easy > 1) {
-        const uint32_t middle = easy + (not_easy - easy) / 2;
-        (anchor - score_of_image(middle) > hi ? easy : not_easy) = middle;
-    }
-    return score_of_image(not_easy);
 }
 
 class Block {
@@ -114,7 +62,8 @@ class Block {
     const Outcome& out_;
     Scorer scorer_;
     std::vector<ZoneBounds> bounds_;
-    std::vector<Guess> guesses_;  // of the top-k thresholds
+    std::vector<float> easy_below_;  // of given zones: all scores below are easy
+    std::vector<Guess> guesses_;     // of the top-k thresholds
     int threads_;
     int64_t top_, field_, picks_;                  // what each thread keeps of a query
     std::vector<Tile> tiles_;                      // those of the sample first
@@ -127,6 +76,7 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       out_(out),
       scorer_(sweep),
       bounds_(static_cast<size_t>(sweep.batch)),
+      easy_below_(static_cast<size_t>(sweep.batch), -kInfinity),
       guesses_(static_cast<size_t>(sweep.batch)),
       threads_(useful_threads(sweep.threads, scorer_.work())),
       top_(std::min(sweep.k, sweep.gallery.size)),
@@ -191,19 +141,10 @@ Block::Worker Block::make_worker() const {
                        static_cast<int64_t>(picks)};
         state.unreachable = std::numeric_limits<double>::infinity();
         state.best = -kInfinity;
-        state.easy_below = zones_as_it_goes() ? easy_threshold(bounds_[b].anchor, bounds_[b].hi) : -kInfinity;
+        state.easy_below = easy_below_[b];
         worker.thresholds[b] = threshold(state);
     }
     return worker;
-}
-
-// A softmax pick's key is score / τ - log(-log u). As -log u >= 1 - u, and a mid score is at most anchor - lo, it stays below
-// the worst key kept if 1 - u > exp((anchor - lo) / τ - worst): one comparison instead of two logarithms. The margin is far
-// above the rounding of either side.
-double unreachable_above(const ZoneBounds& bounds, double temperature, double worst) {
-    const double anchor = bounds.anchor, lo = bounds.lo;
-    const double best = (anchor - lo + 1e-6 * (std::abs(anchor) + std::abs(lo))) / temperature;
-    return std::exp(best - worst + 1e-6 * (1.0 + std::abs(best) + std::abs(worst)));
 }
 
 // One candidate of a query whose bounds are known; `draw` must follow the last.
@@ -394,10 +335,13 @@ int64_t Block::run() {
     };
     if (sweep_.anchor_ids) for_each_query([&](int64_t b) { out_.anchor[b] = scorer_.score_of(b, sweep_.anchor_ids[b]); });
     if (zones_as_it_goes())
-        for (int64_t b = 0; b < sweep_.batch; ++b) bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
+        for_each_query([&](int64_t b) {
+            bounds_[static_cast<size_t>(b)] = {out_.anchor[b], out_.lo[b], out_.hi[b]};
+            easy_below_[static_cast<size_t>(b)] = easy_threshold(out_.anchor[b], out_.hi[b]);
+        });
 
-    std::vector<Worker> workers;
-    for (int t = 0; t < threads_; ++t) workers.push_back(make_worker());
+    std::vector<Worker> workers(static_cast<size_t>(threads_));
+    for_each_part(threads_, sweep_.batch < kSome ? 1 : threads_, [&](int, int64_t t) { workers[static_cast<size_t>(t)] = make_worker(); });
     // As many threads as the part is worth: a sample for one query is done before a second thread has woken up.
     const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {
         const int64_t share = scorer_.work() / std::max<int64_t>(1, static_cast<int64_t>(tiles_.size())) * (to - from);

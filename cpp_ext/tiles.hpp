@@ -3,8 +3,8 @@
 //
 // A tile is some consecutive rows (tokens of items). Many queries are scored in panels: the lanes of vector registers are
 // queries, so that an item's numbers are broadcast and rows need no packing, no padding and no transposition. A few queries
-// are scored row by row: lanes run along D. Each score is one chain of additions whose order depends on D only, never on the
-// tile, the panel or the thread.
+// are scored row by row: lanes run along D. The order in which a score is added up depends on D only, never on the tile, the
+// panel or the thread.
 #pragma once
 
 #include <cstdint>
@@ -71,7 +71,7 @@ struct TileKernels {
     // Pairs whose upper bound is not below their lane's threshold, NaN included, in ascending order of position; returns how many.
     // `reached` has room for all. No bound is ever stored. Null where it would be slower than dot_panel.
     int64_t (*find_bounded)(const CodedRows& rows, const CodedQueries& queries, int lanes, const float* thresholds, Bounded* reached);
-    // scores[row * lanes + lane]: the middle of what the codes leave open. Null where find_bounded is.
+    // scores[row * lanes + lane]: the middle of what the codes leave open, 0 for vectors without a bound. Null where find_bounded is.
     void (*estimate_panel)(const CodedRows& rows, const CodedQueries& queries, int lanes, float* scores);
     // bounds[query * stride + row]: upper bounds of scores, NaN where there is none.
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);

@@ -84,22 +84,4 @@ struct ZoneBounds {
     float anchor, lo, hi;
 };
 
-// One query's zones: counts of (near, mid, easy) and the heap of picks from mid.
-struct ZoneRow {
-    ZoneBounds bounds;
-    int64_t query;
-    int64_t* counts;
-    BestHeap<double> picks;
-
-    DQE_HOST_DEVICE void offer(const PickRule& rule, float score, int64_t item) {
-        const float delta = bounds.anchor - score;
-        counts[0] += delta < bounds.lo;
-        counts[2] += delta > bounds.hi;
-        if (delta >= bounds.lo && delta <= bounds.hi) {
-            ++counts[1];
-            if (picks.capacity > 0) picks.offer(pick_key(rule, score, query, item), item, score);
-        }
-    }
-};
-
 }  // namespace dqe

@@ -176,7 +176,7 @@ def unit_vectors(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
 def test_a_sample_that_misleads_costs_a_second_sweep_only(
     screened: bool, instruction_set: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    """All good items sit where the sample is taken, so that the guessed thresholds are far too high."""
+    """All good items sit where the sample is taken (of one thread's tiles), so that the guessed thresholds are far too high."""
     items = rng.integers(-3, 4, (6000, 4)).astype(np.float32)
     items[2600:3400] += 100
     case = Case(seed=3, batch=9, size=6000, tokens=1, k=1000, picks=5, anchor="best", zones=ZoneSpec(lo=0.1, hi=0.15, bounds="quantile"))
@@ -187,7 +187,7 @@ def test_a_sample_that_misleads_costs_a_second_sweep_only(
     calls: list[int] = []
     sweep = _kernels.sweep
     monkeypatch.setattr(_kernels, "sweep", lambda *a, **options: calls.append(options["sample"]) or sweep(*a, **options))
-    result = cpu.select(request, sample=700, rescore_cost=0, instruction_set=instruction_set)
+    result = cpu.select(request, threads=1, sample=700, rescore_cost=0, instruction_set=instruction_set)
     assert calls == [700, 0]
     assert_same(result, reference.select(request))
 
