@@ -7,8 +7,8 @@ one whose thresholds were guessed too high from a sample, without the sample.
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -33,6 +33,8 @@ ESTIMATED_SAMPLE = 16_384
 RESCORE_COST = 10_000
 """Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
 
+_STATE_BYTES = 384
+"""Of a query on a thread beside what it keeps; QueryState of cpp_ext/query_state.hpp and a threshold, rounded up."""
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 
 
@@ -118,8 +120,8 @@ def select(
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
     field = _field(request, least_field)
     screened = request.screen is not None and request.batch <= _kernels.screened_queries(instruction_set)
-    if screened and not by_rows:
-        screened = field * rescore_cost <= request.size * math.prod(request.shards[0].shape[1:])
+    if not by_rows:
+        screened = screened and screening_pays(field, request.shards, rescore_cost=rescore_cost)
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
     sweeper = _Sweeper(request, field, min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
@@ -144,6 +146,17 @@ def select(
     )
 
 
+def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, rescore_cost: int = RESCORE_COST) -> bool:
+    """Whether panels of queries that keep `field` candidates each are found faster with a screen of these (n, M, D) shards."""
+    return field * rescore_cost <= sum(shard.size for shard in shards)
+
+
+def quantile_field(hi: float, size: int) -> int:
+    """Candidates to keep per query: those up to the rank that `hi` is at among `size`, and some with equal Δ."""
+    ranked = int(hi * max(size - 1, 0)) + 1
+    return ranked + max(16, ranked // 16)
+
+
 def _zoning(request: ZoneRequest) -> Zoning:
     if request.zones is None:
         return Zoning.NONE
@@ -160,8 +173,7 @@ def _field(request: ZoneRequest, least: int) -> int:
             return max(least, request.size // 32)
         case Zoning.QUANTILE:
             assert request.zones is not None
-            ranked = int(request.zones.hi * max(request.size - 1, 0)) + 1
-            return ranked + max(16, ranked // 16)
+            return quantile_field(request.zones.hi, request.size)
         case _:
             return 0
 
@@ -183,7 +195,7 @@ class _Sweeper:
         if field_threads > 1:
             field = min(field, 3 * field // (2 * field_threads) + 64)
         kept = top + field
-        return self.threads * (8 * (kept + kept // 2 + 32) + 20 * picks + 256)
+        return self.threads * (8 * (kept + kept // 2 + 32) + 20 * picks + _STATE_BYTES)
 
     def sweep(self, rows: I64, out: _Rows, kept_bytes: int) -> int:
         """Select for the queries in `rows` (ascending) of the request; returns how many pairs were scored again."""

@@ -127,9 +127,12 @@ class MiningJob:
         """The gallery's 8-bit copy, where it makes mining faster."""
         shards = shards_of(self.gallery)
         fits = screen_bytes(shards) <= SCREEN_BYTES and shards[0].shape[2] <= MAX_WIDTH
-        if self.resolved_backend != "cpu" or not fits or len(self.queries) < LEAST_SCREENED_QUERIES:
+        if self.resolved_backend != "cpu" or not fits or len(self.queries) < LEAST_SCREENED_QUERIES or not screens_panels():
             return None
-        return Screen.build(self.gallery, threads=self.threads) if screens_panels() else None
+        from . import cpu  # not without its kernels
+
+        field = cpu.quantile_field(self.zones.hi, self.size) if self.zones.bounds == "quantile" else 0
+        return Screen.build(self.gallery, threads=self.threads) if cpu.screening_pays(field, shards) else None
 
     @cached_property
     def resolved_backend(self) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import torch
+from support.dying import die_before_change
 from support.fork_server import serve
 from support.replayed_export import replay
 
@@ -25,16 +24,7 @@ def export_forever(checkpoint: str, out: str, traced: str) -> None:
 def export_once(checkpoint: str, out: str, traced: str, die_before: int = 0) -> None:
     """Export and replace; with `die_before`, die by SIGKILL just before the n-th rename."""
     torch.onnx.export = replay(Path(traced))
-    rename, count = os.replace, 0
-
-    def counting(source: str, target: str) -> None:
-        nonlocal count
-        count += 1
-        if count == die_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-
-    os.replace = counting
+    die_before_change(die_before, ("replace",))
     export_bundle(load_checkpoint(Path(checkpoint)), Path(out), force=True)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import torch
+from support.dying import die_before_change
 from support.fork_server import serve
 from support.tiny_training import make_model
 
@@ -34,20 +33,7 @@ def fill(cache: str, images: str) -> None:
 
 def fill_and_die(cache: str, images: str, die_before: int) -> None:
     """Die by SIGKILL just before the n-th change of what is on the disk."""
-    count = 0
-
-    def mortal(change: Any) -> Any:
-        def counting(*args: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == die_before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*args, **options)
-
-        return counting
-
-    for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
-        setattr(os, name, mortal(getattr(os, name)))
+    die_before_change(die_before)
     fill(cache, images)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.dying import die_before_change
 from support.fork_server import serve
 
 from dqe_engine.contracts.zones import ZoneSpec
@@ -35,20 +34,7 @@ def job(*, lo: float = ZONES.lo) -> MiningJob:
 
 def mine_and_die(out: str, die_before: int, lo: float, force: bool) -> None:
     """Mine to a folder, and die by SIGKILL just before the n-th change of what is on the disk."""
-    count = 0
-
-    def mortal(change: Any) -> Any:
-        def counting(*args: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == die_before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*args, **options)
-
-        return counting
-
-    for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
-        setattr(os, name, mortal(getattr(os, name)))
+    die_before_change(die_before)
     mine_to_folder(Path(out), job(lo=lo), force=force)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import torch
+from support.dying import die_before_change
 from support.fork_server import serve
 from support.tiny_training import load_tiny, make_trainer, train_config
 
@@ -26,16 +25,7 @@ def train(data: str, run: str, model: str) -> None:
 def replace_and_die(checkpoint: str, die_before: int) -> None:
     """Replace a checkpoint, and die by SIGKILL just before the n-th rename of it."""
     loaded = load_checkpoint(Path(checkpoint))
-    rename, count = os.replace, 0
-
-    def counting(source: str, target: str) -> None:
-        nonlocal count
-        count += 1
-        if count == die_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-
-    os.replace = counting
+    die_before_change(die_before, ("replace",))
     progress = Progress(step=loaded.meta.progress.step, finished=True)
     save_checkpoint(Path(checkpoint), loaded.model, loaded.tokenizer, config=loaded.meta.config, progress=progress, replace=True)
 

@@ -20,9 +20,9 @@ from dqe_training.data.benchmarks.base import Benchmark, Options
 from dqe_training.data.benchmarks.detect import open_benchmark
 from dqe_training.data.benchmarks.placing import open_images
 from dqe_training.data.queries import QuerySet
-from dqe_training.evaluation import pytorch
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import checkpoint_ranker
+from dqe_training.features import blocks
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_hp_fashioniq(model: Path, folders: Path, capsys: pytest.CaptureFixture[
 def test_blocks_do_not_change_a_ranking(model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark, checkpoint = opened(folders, "circo"), load_checkpoint(model)
     whole = evaluate_benchmark(benchmark, checkpoint_ranker(checkpoint), split="val")
-    monkeypatch.setattr(pytorch, "_DECODED_AT_ONCE", 7)
+    monkeypatch.setattr(blocks, "_DECODED_AT_ONCE", 7)
     parts = evaluate_benchmark(benchmark, checkpoint_ranker(checkpoint), split="val")
     assert whole[0] == parts[0]
     np.testing.assert_array_equal(whole[1][0].ranked, parts[1][0].ranked)

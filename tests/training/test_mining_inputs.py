@@ -58,7 +58,8 @@ def test_what_is_written_is_what_the_model_says(checkpoint: Path, garments: Path
 
 def test_many_images_are_encoded_in_batches(checkpoint: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert encode(checkpoint, "--data", garments, "--out", tmp_path / "once") == 0
-    monkeypatch.setattr("dqe_training.mining_inputs._IMAGE_BATCH", 7)
+    monkeypatch.setattr("dqe_training.encoding.ENCODE_BATCH", 7)
+    monkeypatch.setattr("dqe_training.features.blocks.ENCODE_BATCH", 7)
     monkeypatch.setattr("dqe_training.mining_inputs._QUERY_BATCH", 2)
     assert encode(checkpoint, "--data", garments, "--out", tmp_path / "parts") == 0
     for name in ("queries", "gallery"):

@@ -22,7 +22,7 @@ from support.mining_workers import BLOCK, GALLERY, PICKS, QUERIES, ZONES, job, p
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import recover_directory
-from dqe_engine.zones import Screen, mining, mining_folder
+from dqe_engine.zones import Screen, cpu, mining, mining_folder
 from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives, summarise
 from dqe_engine.zones.mining_folder import MANIFEST_FILE, MiningOutcome, mine_to_folder, read_mined
 
@@ -197,6 +197,8 @@ def test_the_zones_reach_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_screen_is_built_once_and_changes_no_pick(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = mine(block=10)
     built: list[Screen] = []
+    pays = cpu.screening_pays
+    monkeypatch.setattr(cpu, "screening_pays", lambda field, shards, **options: pays(field, shards, rescore_cost=1))
     build = Screen.build
     monkeypatch.setattr(mining, "LEAST_SCREENED_QUERIES", 1)
     monkeypatch.setattr(mining, "screens_panels", lambda: True)
@@ -209,6 +211,18 @@ def test_a_screen_is_built_once_and_changes_no_pick(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(mining, "SCREEN_BYTES", 10)
     mine(block=10)
     assert len(built) == 1
+
+
+def test_no_screen_is_built_that_selection_would_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[None] = []
+    monkeypatch.setattr(mining, "LEAST_SCREENED_QUERIES", 1)
+    monkeypatch.setattr(mining, "screens_panels", lambda: True)
+    monkeypatch.setattr(mining.Screen, "build", lambda *args, **options: built.append(None))
+    wide, margins = ZoneSpec(lo=0.1, hi=0.9, bounds="quantile"), ZoneSpec(lo=0.0, hi=0.2)
+    assert MiningJob(**problem(), zones=wide, picks=PICKS).screen is None
+    assert not built
+    assert MiningJob(**problem(), zones=margins, picks=PICKS).screen is None  # what the patched `build` returns
+    assert built
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory
 
 from .checkpoint import Checkpoint
-from .data.images import load_pixels, to_pixel_values
 from .data.triplets import TextBatcher
 from .encoding import Listener, evaluating
-from .features import cached_tokens
-from .model import DQEModel
+from .features import image_token_blocks
 from .workflow import TrainingSource
 
 IMAGES_FILE = "images.json"
-_IMAGE_BATCH = 128
 _QUERY_BATCH = 256
 
 
@@ -48,7 +43,6 @@ def write_mining_inputs(
     try:
         with atomic_directory(out, replace=force, marker=IMAGES_FILE) as new:
             data = source.read(source.read_vocabulary() if source.vocabulary else checkpoint.vocabulary)
-            image_tokens = _image_tokens(model, source.images, data.images, features, listener)
             texts = TextBatcher(checkpoint.tokenizer, data.texts, max_length=config.qformer.max_text_length)
             dtype = np.dtype("<f4" if storage == "f32" else "<f2")
             shape = (len(data.images), sizes.target_tokens, sizes.embedding_dim)
@@ -56,9 +50,10 @@ def write_mining_inputs(
             # Written as it comes, not through a mapping: where the disk is full, that is an error and not a SIGBUS.
             with open(new / "gallery.npy", "wb") as gallery, evaluating(model):
                 np.lib.format.write_array_header_1_0(gallery, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-                for start in range(0, len(data.images), _IMAGE_BATCH):
-                    stop = min(start + _IMAGE_BATCH, len(data.images))
-                    tokens = image_tokens(start, stop)
+                stop = 0
+                for block in image_token_blocks(model, source.images, data.images, features=features, listener=listener):
+                    tokens = block.to(device).float()
+                    start, stop = stop, stop + len(tokens)
                     gallery.write(model.encode_targets(tokens).float().cpu().numpy().astype(dtype).tobytes())
                     # The queries of these reference images, while their tokens are at hand.
                     (rows,) = np.nonzero((data.reference >= start) & (data.reference < stop))
@@ -76,23 +71,3 @@ def write_mining_inputs(
         if isinstance(error, FileExistsError) and error.strerror is None:  # of atomic_directory, with its own advice
             raise InputError(f"{error}" if force else f"{error}; choose another folder, or replace it with --force") from error
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
-
-
-def _image_tokens(
-    model: DQEModel, images: Path, names: Sequence[str], features: Path | None, listener: Listener
-) -> Callable[[int, int], Tensor]:
-    """A function of (start, stop) that gives the image tokens (B, P, Hv) float32 of those images, on the model's device."""
-    device = model.query_tokens.device
-    if features is not None:
-        stored = cached_tokens(features, model, images, names, listener=listener)
-        return lambda start, stop: stored[torch.arange(start, stop)].to(device).float()
-    loaded = 0
-
-    def advance(count: int) -> None:
-        nonlocal loaded
-        loaded += count
-        listener({"event": "load", "done": loaded, "total": len(names)})
-
-    spec = model.config.preprocessing
-    pixels = load_pixels(images, names, spec, advance=advance)
-    return lambda start, stop: model.encode_images(to_pixel_values(pixels[start:stop], spec).to(device))

@@ -19,7 +19,8 @@ from ..data.records import ImageRecord, read_jsonl
 from ..encoding import Listener
 from ..evaluation.benchmarks import evaluate_benchmark
 from ..evaluation.protocol import Embeddings, EvaluationSet, load_evaluation_set
-from ..evaluation.pytorch import embed, encode_gallery_images, evaluate_model, image_token_blocks
+from ..evaluation.pytorch import embed, encode_gallery_images, evaluate_model
+from ..features import image_token_blocks
 from ..features.identity import digest_images
 from ..trainer import Trainer
 from ..workflow import DataSource, TrainingSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,10 @@ from dqe_engine.zones import select_zones
 from ..data.images import load_pixels
 from ..data.queries import QuerySet
 from ..data.triplets import TextBatcher
-from ..encoding import ENCODE_BATCH, Listener, TokenTable, encode_image_tokens, encode_pixels
+from ..encoding import Listener, TokenTable, encode_image_tokens
 from ..features import cached_tokens
 from ..model import DQEModel
 from .protocol import Embeddings, EvaluationSet, Report, summarise
-
-_DECODED_AT_ONCE = 512  # images: enough for every decoding thread, 77 MB of pixels at 224
 
 
 def encode_gallery_images(
@@ -42,32 +40,6 @@ def encode_gallery_images(
         return tokens
     pixels = load_pixels(images, evaluation.gallery, model.config.preprocessing, advance=advance)
     return encode_image_tokens(model, pixels, dtype=torch.float32)
-
-
-def image_token_blocks(
-    model: DQEModel,
-    images: Path,
-    names: Sequence[str],
-    *,
-    features: Path | None = None,
-    listener: Listener = lambda event: None,
-    advance: Callable[[int], None] = lambda n: None,
-) -> Iterator[Tensor]:
-    """Image tokens (B, P, Hv) of images in order, a block at a time: what `embed` takes of a gallery of any size.
-
-    From the cache `features`, where one is given, which is filled with what it lacks; `listener` hears what it has to say.
-    """
-    if features is not None:
-        tokens = cached_tokens(features, model, images, names, listener=listener)
-        for rows in torch.arange(len(names)).split(ENCODE_BATCH):
-            yield tokens[rows]
-            advance(len(rows))
-        return
-    for start in range(0, len(names), _DECODED_AT_ONCE):
-        pixels = load_pixels(images, names[start : start + _DECODED_AT_ONCE], model.config.preprocessing)
-        for first in range(0, len(pixels), ENCODE_BATCH):
-            yield encode_pixels(model, pixels[first : first + ENCODE_BATCH])
-            advance(min(ENCODE_BATCH, len(pixels) - first))
 
 
 @torch.inference_mode()

@@ -13,9 +13,10 @@ from dqe_engine.engine import RetrievalEngine
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data.queries import QuerySet
 from ..encoding import Listener
+from ..features import image_token_blocks
 from .benchmarks import Ranker
 from .protocol import Embeddings
-from .pytorch import embed, image_token_blocks
+from .pytorch import embed
 from .runtime import search_queries
 
 Advance = Callable[[str, int], None]
