@@ -61,7 +61,7 @@ def _cirr_pair(pairid: int, members: list[str], rng: np.random.Generator, *, tar
 
 def write_cirr(directory: Path, *, images: bool = True) -> Path:
     """12 train, 20 val and 10 test1 pairs, val and test1 over `CIRR_GALLERY` images each; one test1 caption is blank."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(4)  # no two scores of a test1 query are as near as rounding errors
     for split, prefix, count in (("train", "train", 12), ("val", "dev", 20), ("test1", "test1", 10)):
         ids = [f"{prefix}-{i // 2}-{i % 2}-img0" for i in range(CIRR_GALLERY)]
         files = {id: f"./{prefix}/{id}.png" if split != "train" else f"./train/{i % 7}/{id}.png" for i, id in enumerate(ids)}

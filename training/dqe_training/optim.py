@@ -33,6 +33,7 @@ def build_optimizer(model: DQEModel, config: OptimConfig) -> torch.optim.Optimiz
         ],
         lr=config.learning_rate,
         betas=(0.9, 0.98),
+        fused=True,
     )
 
 

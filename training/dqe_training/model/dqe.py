@@ -17,6 +17,7 @@ from dqe_engine.contracts.vocabulary import AttributeVocabulary
 
 from ..config import ModelConfig
 from .attributes import AttributeHeads, compose
+from .cross_attention import use_few_query_attention
 from .vision import build_vision
 
 
@@ -63,13 +64,14 @@ class DQEModel(nn.Module):
             max_position_embeddings=q.position_embeddings or q.max_text_length,
             pad_token_id=pad_id,
             use_qformer_text_input=True,
-            attn_implementation="eager",  # the float mask below is what exports best, and only eager takes it
+            attn_implementation="eager",  # exports best
         )
         with torch.device("meta") if empty_vision else nullcontext():
             self.vision_model = build_vision(config)
         self.embeddings = Blip2TextEmbeddings(qformer_config)
         self.query_tokens = nn.Parameter(torch.randn(1, q.query_tokens, q.hidden_size) * 0.02)
         self.qformer = Blip2QFormerModel(qformer_config)
+        use_few_query_attention(self.qformer, q.query_tokens)
         self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
@@ -94,7 +96,7 @@ class DQEModel(nn.Module):
         return self.vision_model(pixel_values).last_hidden_state.float()
 
     def _fuse(self, embedded: Tensor, image_tokens: Tensor, text_mask: Tensor | None) -> Tensor:
-        """Q-Former encoder over (B, Q [+ L], H), cross-attending from the first Q to the image tokens."""
+        """Q-Former encoder over (B or 1, Q [+ L], H), cross-attending from the first Q to the image tokens, to (B, Q [+ L], H)."""
         hidden = self.qformer.dropout(self.qformer.layernorm(embedded))
         queries = self.query_tokens.shape[1]
         bias = None
@@ -109,7 +111,9 @@ class DQEModel(nn.Module):
 
     def encode_targets(self, image_tokens: Tensor) -> Tensor:
         """Image tokens (B, P, Hv) to target tokens (B, M, D), unit norm each."""
-        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        queries: Tensor = self.query_tokens  # the same for all images, and so is what they do up to the first cross-attention
+        if self.training and self.config.qformer.dropout:  # but for what is dropped
+            queries = queries.expand(image_tokens.shape[0], -1, -1)
         tokens = F.normalize(self.vision_projection(self._fuse(queries, image_tokens, None)), dim=-1)  # (B, Q, D)
         return F.normalize(tokens.mean(dim=1, keepdim=True), dim=-1) if self.config.qformer.pooled else tokens
 
