@@ -1,0 +1,34 @@
+"""An earlier commit of this repository, installed beside the present one: same interpreter, same libraries, its own kernels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+
+
+def install(commit: str, into: Path) -> Path:
+    """The folder of command lines of `commit`, built once under `into`; the present environment's packages serve both.
+
+    Raises subprocess.CalledProcessError where git or pip fail; what they say goes to this process's output.
+    """
+    source, environment = into / f"{commit}-source", into / f"{commit}-env"
+    commands = environment / "bin"
+    done = environment / "installed"
+    if done.exists():
+        return commands
+    into.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        subprocess.run(["git", "clone", "--quiet", str(_ROOT), str(source)], check=True)
+    subprocess.run(["git", "-C", str(source), "checkout", "--quiet", commit], check=True)
+    venv.create(environment, with_pip=True, clear=True)
+    (found,) = environment.glob("lib/python*/site-packages")
+    (found / "packages-of-the-present.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not followed
+    pip = [str(commands / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--editable", str(source)], check=True, stdout=sys.stderr)
+    done.touch()
+    return commands
