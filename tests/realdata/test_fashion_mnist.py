@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tinted_products import CATEGORIES, COLOURS, write_tinted_products
 
 from dqe_engine.engine import RetrievalEngine
 from dqe_export.bundle import export_bundle
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
+from dqe_training.data.tinted import CATEGORIES, COLOURS, TintedSpec, write_tinted
 from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.trainer import finish_run
@@ -41,7 +41,7 @@ def named(record: TripletRecord, attribute: str) -> bool:
 def test_held_out_products_are_found_by_colour_and_category(
     realdata: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    data = write_tinted_products(tmp_path / "products", realdata / "fashion_mnist" / "sprite.png")
+    data = write_tinted(tmp_path / "products", realdata / "fashion_mnist" / "sprite.png", TintedSpec())
     evaluation = load_evaluation_set(data)
     assert len(evaluation.gallery) == 600
     labelled = read_jsonl(data / "images.jsonl", ImageRecord)

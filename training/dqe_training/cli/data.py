@@ -29,6 +29,19 @@ def build_parser() -> argparse.ArgumentParser:
     garments.add_argument("--val-queries", type=int, default=1_000, help="0 for images and labels alone")
     garments.add_argument("--image-size", type=positive, default=96, help="pixels")
     garments.add_argument("--seed", type=int, default=0)
+    tinted = commands.add_parser(
+        "tinted",
+        help="real product photos in several colours, from Fashion-MNIST's overview picture",
+        description="900 product photos, each in several colours; triplets change the colour or the category.",
+        epilog="The picture is doc/img/fashion-mnist-sprite.png of github.com/zalandoresearch/fashion-mnist.",
+    )
+    tinted.add_argument("out", type=Path, metavar="DIR")
+    tinted.add_argument("--sprite", type=Path, required=True, metavar="FILE", help="fashion-mnist-sprite.png")
+    tinted.add_argument("--train-triplets", type=int, default=4_000)
+    tinted.add_argument("--val-queries", type=int, default=300)
+    tinted.add_argument("--gallery-products", type=positive, default=20, help="of each category's 90, kept out of training")
+    tinted.add_argument("--colours-each", type=positive, default=3, help="images of a product")
+    tinted.add_argument("--seed", type=int, default=0)
     encode = commands.add_parser(
         "encode",
         help="query embeddings and gallery tokens of a training set, for dqe-mine",
@@ -118,6 +131,21 @@ def _garments(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tinted(args: argparse.Namespace) -> int:
+    from ..data.tinted import TintedSpec, write_tinted
+
+    try:
+        spec = TintedSpec(
+            train_triplets=args.train_triplets, val_queries=args.val_queries, gallery_products=args.gallery_products,
+            colours_each=args.colours_each, seed=args.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    write_tinted(args.out, args.sprite, spec)
+    print(args.out)
+    return 0
+
+
 def _encode(args: argparse.Namespace) -> int:
     check_source_options(args)
     from ..checkpoint import load_checkpoint
@@ -164,7 +192,14 @@ def _check_submission(args: argparse.Namespace) -> int:
     return 0
 
 
-_HANDLERS = {"garments": _garments, "encode": _encode, "check": _check, "check-submission": _check_submission, "features": _features}
+_HANDLERS = {
+    "garments": _garments,
+    "tinted": _tinted,
+    "encode": _encode,
+    "check": _check,
+    "check-submission": _check_submission,
+    "features": _features,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
