@@ -43,7 +43,7 @@ def _doctor(args: argparse.Namespace) -> int:
     examination = examine(str(args.bundle) if args.bundle else None)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
     if args.json:
-        print(json.dumps(_as_json(examination, ok=not broken), indent=2, ensure_ascii=False))
+        print(json.dumps(_as_json(examination, ok=not broken), indent=2))
     else:
         _print_table(examination, broken=len(broken))
     return EXIT_BROKEN if broken else 0
@@ -75,13 +75,17 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
             table.add_row(Text(f"  {finding.name}"), Text(finding.status, style=style), Text(finding.found))
             if finding.remedy:
                 table.add_row("", "", Text(f"→ {finding.remedy}", style="yellow" if finding.status == "broken" else "dim"))
-    console.print(table)
-    console.print()
     total = sum(map(len, examination.values()))
-    if broken:
-        console.print(Text(f"{broken} of {total} checks found something broken; what to do stands after the arrows", style="bold red"))
-    else:
-        console.print(Text("all that is installed works", style="bold green"))
+    with console.capture() as printed:  # rich makes a broken pipe exit code 1, which means something here
+        console.print(table, "")
+        if broken:
+            summary = f"{broken} of {total} checks found something broken; what to do stands after the arrows"
+            console.print(Text(summary, style="bold red"))
+        else:
+            console.print(Text("all that is installed works", style="bold green"))
+    text = "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())  # no padding: reports are pasted into issues
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
 def _directory(text: str) -> Path:

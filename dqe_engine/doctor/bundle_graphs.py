@@ -29,7 +29,7 @@ def probe(context: Context) -> Steps:
         return
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files)
-    found = f"{manifest.name}, {manifest.precision}: {len(manifest.files)} files, {size / 1e6:.1f} MB, as they were exported"
+    found = f"{manifest.name}, {manifest.precision}: {len(manifest.files)} files, {_human(size)}, as they were exported"
     yield Finding("files", "ok", found, facts={"name": manifest.name, "model_hash": bundle.model_hash, "bytes": size})
     if not context.providers:
         yield Finding("graphs", "not available", "no provider works", "see ONNX Runtime")
@@ -38,6 +38,11 @@ def probe(context: Context) -> Steps:
             name = f"{graph.name}, {provider}"
             yield Trying(name, _EXPORT if provider == "cpu" else f"use --provider cpu until the provider {provider} runs this graph")
             yield _run(bundle, graph, provider, name)
+
+
+def _human(size: int) -> str:
+    unit = "kB" if size < 1e6 else "MB" if size < 1e9 else "GB"
+    return f"{size / {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[unit]:.1f} {unit}"
 
 
 def _run(bundle: Bundle, graph: GraphSpec, provider: Any, name: str) -> Finding:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.doctor_probes import GOOD
+from support.doctor_probes import GOOD, findings
 
 from dqe_engine.cli import doctor as command
-from dqe_engine.doctor import Finding, examination, isolation
+from dqe_engine.doctor import Finding, bundle_graphs, examination, isolation
 from dqe_engine.doctor.findings import Context
 from dqe_engine.doctor.isolation import run_isolated
+from dqe_engine.sessions import OnnxSession
 
 SECTIONS = ["machine", "libraries", "NVIDIA", "zone kernels", "ONNX Runtime", "TensorRT", "FAISS", "extras"]
 
@@ -104,6 +107,16 @@ def test_all_well_is_said(fake_probes: Callable[..., None], capsys: pytest.Captu
     assert capsys.readouterr().out.endswith("all that is installed works\n")
 
 
+def test_a_terminal_that_knows_ascii_only(fake_probes: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_probes(shaky="crashes")
+    for arguments in ([], ["--json"]):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        assert command.main(arguments) == 1
+        out.seek(0)
+        assert "mend it" in out.read()
+
+
 @pytest.mark.parametrize(
     ("probe", "found"),
     [
@@ -145,6 +158,21 @@ def test_a_damaged_bundle_is_broken(bundle_path: Path, tmp_path: Path) -> None:
     assert finding.status == "broken"
     assert finding.found.endswith("its bytes changed since export (SHA-256 differs)")
     assert finding.remedy == "copy the bundle again"
+
+
+def test_a_graph_whose_outputs_are_not_finite_is_broken(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = OnnxSession.run
+
+    def run_badly(self: OnnxSession, **inputs: Any) -> dict[str, Any]:
+        outputs = run(self, **inputs)
+        if self.spec.name == "query_encoder":
+            outputs["sub_queries"][0, -1, -1] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(OnnxSession, "run", run_badly)
+    found = findings(bundle_graphs.probe, bundle=str(bundle_path), providers=("cpu",))
+    assert [name for name, finding in found.items() if finding.status == "broken"] == ["query_encoder, cpu"]
+    assert found["query_encoder, cpu"].found == "sub_queries holds values that are not finite"
 
 
 def test_a_bundle_on_a_provider_that_fails_names_the_graph(bundle_path: Path) -> None:

@@ -1,14 +1,21 @@
-"""Probes that end badly, for the doctor's tests; they run in its child processes."""
+"""For the doctor's tests: probes that end badly, which run in its child processes, and a way to run its own without one."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-from dqe_engine.doctor.findings import Context, Finding, Steps, Trying
+from dqe_engine.doctor.findings import Context, Finding, Steps, Trying, guarded
 
 GOOD = Finding("good", "ok", "fine", facts={"answer": 42})
+
+
+def findings(probe: Callable[[Context], Steps], **context: Any) -> dict[str, Finding]:
+    """What a probe finds in this process, by name."""
+    return {step.name: step for step in guarded(probe(Context(**context))) if isinstance(step, Finding)}
 
 
 def noisy(context: Context) -> Steps:
