@@ -98,7 +98,7 @@ class CudaMemory:
 
     def __exit__(self, *_: object) -> None:
         while self._allocated:
-            self._call("cuMemFree_v2", self._allocated.pop())
+            self._driver.cuMemFree_v2(self._allocated.pop())  # after a failure it fails too, and the first error is the one to tell
 
     def upload(self, array: NDArray[Any]) -> ForeignArray:
         address = ctypes.c_uint64()

@@ -162,6 +162,7 @@ def test_no_package(probe: Any, name: str, left: bool, monkeypatch: pytest.Monke
 @PACKAGES
 @LEFTOVERS
 def test_what_an_uninstalled_twin_did_to_the_other(probe: Any, name: str, left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_installed(monkeypatch, twins, **{"faiss-cpu" if name == "faiss" else name: "1.0"})
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name) if left else None)
     found = findings(probe)
     assert list(found) == ["package"]
