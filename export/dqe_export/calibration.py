@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dqe_engine.contracts.graphs import GraphSpec
+from dqe_engine.contracts.graphs import VISION_ENCODER, GraphSpec
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.data.images import load_pixels, to_pixel_values
 from dqe_training.data.triplets import TextBatcher
@@ -17,7 +17,9 @@ from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
 
 from .graphs import random_inputs
 
-QUERIES = 16
+QUERIES, QUERIES_OF_LARGE = 16, 2
+_LARGE = 200_000_000
+"""Parameters of a vision tower, from which on a sweep of its layers takes the fewer queries."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class EvaluationData:
 
 @torch.inference_mode()
 def calibration_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData | None) -> dict[str, Tensor]:
-    """Inputs of `spec` for up to `QUERIES` queries."""
+    """Inputs of `spec` for up to `QUERIES` queries; `QUERIES_OF_LARGE` for a large vision tower itself."""
     model = checkpoint.model
+    large = spec == VISION_ENCODER and sum(p.numel() for p in model.vision_model.parameters()) >= _LARGE
+    count = QUERIES_OF_LARGE if large else QUERIES
     longest = model.config.qformer.max_text_length
     if data is None or not data.evaluation.records:
         vocab_size = model.embeddings.word_embeddings.num_embeddings
-        return random_inputs(spec, model.sizes, vocab_size, batch=QUERIES, text_length=min(8, longest), seed=0)
-    records = data.evaluation.records[:QUERIES]
+        return random_inputs(spec, model.sizes, vocab_size, batch=count, text_length=min(8, longest), seed=0)
+    records = data.evaluation.records[:count]
     pixels = load_pixels(data.images, [r.reference for r in records], model.config.preprocessing)
     texts = TextBatcher(checkpoint.tokenizer, [r.text for r in records], max_length=longest)
     ids, mask = texts(torch.arange(len(records)))
