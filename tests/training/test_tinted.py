@@ -41,7 +41,10 @@ def test_cells_are_cut_by_category(sprite: Path) -> None:
 def test_products_and_pairs_of_the_gallery_are_not_trained_on(tinted: Path) -> None:
     images = read_jsonl(tinted / "images.jsonl", ImageRecord)
     assert len(images) == 900 * 3 == sum(1 for _ in (tinted / "images").rglob("*.png"))
-    products = {split: {image.image.split("/")[1].rsplit("-", 1)[0] for image in images if image.image.startswith(split)} for split in ("train", "gallery")}
+    products = {
+        split: {image.image.split("/")[1].rsplit("-", 1)[0] for image in images if image.image.startswith(split)}
+        for split in ("train", "gallery")
+    }
     assert len(products["gallery"]) == 40
     assert not products["train"] & products["gallery"]
     pairs = {(image.attributes["category"], image.attributes["colour"]) for image in images if image.image.startswith("train")}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dqe_training.cli.runner import run_torch
 
+from .tensorrt_options import add_tensorrt_options, run_export
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -15,10 +17,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Export a checkpoint to ONNX, hold it against PyTorch, and write a bundle for the runtime.",
         epilog="example: dqe-export runs/garments/model bundle",
     )
-    parser.add_argument("checkpoint", type=Path, help="directory that dqe-train wrote (RUN/model)")
-    parser.add_argument("out", type=Path, help="the bundle directory")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
+    parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    add_tensorrt_options(parser)
     return parser
 
 
@@ -45,4 +48,4 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_torch(lambda: _export(args))
+    return run_torch(lambda: run_export(args, _export))
