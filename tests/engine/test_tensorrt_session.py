@@ -6,6 +6,7 @@ import gc
 import shutil
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -149,10 +150,20 @@ def test_strided_inputs(session: TensorRTSession) -> None:
     np.testing.assert_array_equal(session.run(**strided)["base_query"], session.run(**inputs)["base_query"])
 
 
-def test_threads_share_a_session(session: TensorRTSession) -> None:
+def test_threads_take_turns(session: TensorRTSession, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(1 + n % 6, 2 + n % 7) for n in range(24)]
     expected = [session.run(**query_inputs(*size))["base_query"] for size in sizes]
     found: dict[int, np.ndarray] = {}
+    inside, most, run_part = [0], [0], session._run_part
+
+    def counted(*arguments: Any) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.002)  # long enough for the others to come in, if they may
+        run_part(*arguments)
+        inside[0] -= 1
+
+    monkeypatch.setattr(session, "_run_part", counted)
 
     def work(n: int) -> None:
         found[n] = session.run(**query_inputs(*sizes[n]))["base_query"]
@@ -162,6 +173,7 @@ def test_threads_share_a_session(session: TensorRTSession) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert most == [1]
     for n, array in enumerate(expected):
         np.testing.assert_array_equal(found[n], array)
 
@@ -280,6 +292,13 @@ def test_compatible_engines_run_elsewhere_and_fitting_ones_come_first(with_engin
     with_engines()
     (bundle.path / "tensorrt" / "sm80+-10.16+" / "target_encoder.engine").unlink()  # no longer looked at
     assert bundle.session(TARGET_ENCODER, provider="tensorrt").provider == "tensorrt"
+
+
+def test_the_command_lines_offer_every_provider() -> None:
+    from dqe_engine.cli import main
+    from dqe_engine.sessions import PROVIDERS
+
+    assert main._PROVIDERS == PROVIDERS
 
 
 def test_no_engines_at_all(trt: FakeTensorRT, bundle_path: Path) -> None:

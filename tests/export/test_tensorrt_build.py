@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from support.fake_cuda import FakeCuda, cudaError_t
 from support.fake_tensorrt import FakeTensorRT
+from support.replayed_export import replay
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
 from dqe_engine.bundle import Bundle
@@ -302,6 +304,26 @@ def test_an_interrupted_build_leaves_the_bundle(bundle: Path, trt: FakeTensorRT,
     monkeypatch.setattr("dqe_export.tensorrt.engines.check_engine", interrupt)
     assert build(bundle) == 130
     assert files(bundle) == before
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_export_and_engines_in_one_go(
+    checkpoint_path: Path, bundle_path: Path, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    trt = FakeTensorRT(cuda).install(monkeypatch)
+    monkeypatch.setattr(torch.onnx, "export", replay(bundle_path))
+    out, length = tmp_path / "new", Bundle.load(bundle_path).manifest.tokenizer.max_length
+    arguments = [str(checkpoint_path), str(out), "--trt"]
+    assert main([*arguments, "--trt-profile", f"text_length=2:4:{length + 1}"]) == 2
+    assert not out.exists()  # told before the export
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "--maxShapes=pixel_values:32x3x" in capsys.readouterr().out
+    assert not out.exists()
+    assert main([*arguments, "--trt-profile", "batch=1:2:3"]) == 0
+    assert Bundle.load(out).model_hash == Bundle.load(bundle_path).model_hash
+    assert [max(p.shape["text_length"] for p in e.parity) for e in read_sidecar(folder_of(out, trt)).engines[1:2]] == [length]
+    assert set(RetrievalEngine.load(out).providers.values()) == {"tensorrt"}
 
 
 # -- the check ------------------------------------------------------------------------------------------------------------

@@ -138,18 +138,20 @@ def run_export(args: argparse.Namespace, export: Callable[[argparse.Namespace], 
     if args.dry_run:
         return plan_for_checkpoint(args)
     if args.trt:
-        _require_builder()
+        _check_before_export(args)
     code = export(args)
     return build_for_bundle(args, args.out) if code == 0 and args.trt else code
 
 
-def _require_builder() -> None:
-    """Raises BackendError now, rather than after an export of minutes."""
+def _check_before_export(args: argparse.Namespace) -> None:
+    """A missing GPU or a mistaken option is told now, rather than after an export of minutes."""
     from dqe_engine.tensorrt.api import import_tensorrt
     from dqe_engine.tensorrt.cuda import Cuda
+    from dqe_training.checkpoint import read_meta
 
     Cuda()
     import_tensorrt()
+    build_options(args, read_meta(args.checkpoint).tokenizer.max_length)
 
 
 def _gibibytes(text: str) -> int:
