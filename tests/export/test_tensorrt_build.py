@@ -213,6 +213,13 @@ def test_existing_engines_need_force_and_lend_their_timings(bundle: Path, trt: F
     assert "exists already; replace these engines with --force" in capsys.readouterr().err
     assert build(bundle, "--force", "--optimization-level", "0") == 0  # level 0 measures nothing
     assert (folder / "timing.cache").read_bytes() == trt.cache()
+    (folder / "timing.cache").write_bytes(b"timings of another GPU of this architecture")
+    assert build(bundle, "--force") == 2  # the sidecar says this GPU's
+    sidecar = folder / ENGINES_FILE
+    sidecar.write_text(sidecar.read_text().replace('"Fake GPU"', '"Another GPU"'))
+    assert build(bundle, "--force") == 0  # so it is not read
+    sidecar.write_text("damaged")
+    assert build(bundle, "--force") == 0
 
 
 def test_a_named_timing_cache_is_read_and_written(

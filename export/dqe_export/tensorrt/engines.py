@@ -14,11 +14,12 @@ from dqe_engine.contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEnt
 from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import BackendError, ExportError
+from dqe_engine.errors import BackendError, BundleError, ExportError
 from dqe_engine.files import atomic_directory, atomic_write, sha256_of
 from dqe_engine.sessions import OnnxSession
 from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
 from dqe_engine.tensorrt.cuda import Cuda, Gpu
+from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_engine.tensorrt.session import TensorRTSession
 
 from .build import build_engine, inspect_layers
@@ -55,7 +56,7 @@ def build_engines(
     folder = bundle.path / target_folder(gpu.compute_capability, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
-    cache = _read_cache(folder, options)
+    cache = _named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
     logger = make_logger(trt)
     try:
         with _removed_if_empty(folder.parent), atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary:
@@ -137,9 +138,17 @@ def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines:
     )
 
 
-def _read_cache(folder: Path, options: BuildOptions) -> bytes:
-    """The named timing cache, which need not exist yet; else that of the engines that are replaced."""
-    path = Path(options.timing_cache) if options.timing_cache is not None else folder / TIMING_CACHE
+def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
+    """That of the engines that are replaced, if they were built on such a device by this version; else b""."""
+    with contextlib.suppress(BundleError, OSError):  # damaged engines are what --force is for
+        earlier = read_sidecar(folder)
+        if (earlier.gpu, earlier.tensorrt) == (gpu.name, tensorrt):
+            return (folder / TIMING_CACHE).read_bytes()
+    return b""
+
+
+def _named_cache(path: Path) -> bytes:
+    """The user's timing cache, which need not exist yet."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
