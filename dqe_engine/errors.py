@@ -6,6 +6,9 @@ from __future__ import annotations
 class DQEError(Exception):
     """Base class. The message is one line: what came, what was expected, what to do."""
 
+    exit_code = 2
+    """Of command lines: 2 for what was given, 1 where a check of what was made failed."""
+
 
 class InputError(DQEError, ValueError):
     """An image, text, id or option that cannot be used."""
@@ -24,7 +27,13 @@ class CheckpointError(DQEError):
 
 
 class ExportError(DQEError):
-    """An export whose graphs failed validation; nothing was written."""
+    """An export that cannot be made, or whose graphs are not the model's; nothing was written."""
+
+
+class ParityError(ExportError):
+    """An export that was made, and is not close enough to PyTorch; nothing was written."""
+
+    exit_code = 1
 
 
 class BackendError(DQEError):

@@ -26,7 +26,7 @@ _PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")  # `sessions.PR
 
 
 def run(handler: Callable[[], int]) -> int:
-    """Exit code of `handler`: its own, 2 after an error the user can mend (one line on stderr), 130 after Ctrl-C.
+    """Exit code of `handler`: its own; the error's after one that the user can mend (one line on stderr); 130 after Ctrl-C.
 
     An optional package that is missing is such an error too. Anything else is our bug and keeps its traceback.
     """
@@ -36,7 +36,7 @@ def run(handler: Callable[[], int]) -> int:
         return code
     except DQEError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return error.exit_code
     except ModuleNotFoundError as error:
         if not (extras := _EXTRAS.get((error.name or "").partition(".")[0])):
             raise

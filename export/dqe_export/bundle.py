@@ -1,61 +1,155 @@
-"""From a checkpoint to a bundle: export, hold against PyTorch, write the manifest, rename into place."""
+"""From a checkpoint to a bundle: export, convert, hold against PyTorch, report, write the manifest, rename into place."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.graphs import GRAPHS
-from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest
+from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
+from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import ExportError
+from dqe_engine.errors import ExportError, ParityError
 from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint
+from dqe_training.model.cross_attention import upstream_attention
 
-from .onnx_graph import OPSET, export_graph
-from .parity import check_parity
+from .calibration import EvaluationData, calibration_inputs
+from .graphs import graph_module
+from .latency import time_graph
+from .onnx_graph import OPSET, export_graph, weights_beside
+from .parity import TOLERANCES, Precision, check_parity, check_retrieval
+from .precision import convert
+from .report import ExportReport, GraphReport, write_report
+from .sensitivity import LayerSensitivity, nodes_of, sweep
+
+_WORK = "work"
+
+Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`why`: the reason for the precision, where it was not the caller's choice. `data`: what the bundle's answers are compared on."""
+
+    name: str = "dqe"
+    precision: Precision = "float32"
+    why: str = ""
+    data: EvaluationData | None = None
 
 
 def export_bundle(
-    checkpoint: Checkpoint, out: Path, *, name: str = "dqe", force: bool = False, advance: Callable[[str], None] = lambda stage: None
+    checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, *, force: bool = False, advance: Advance = lambda stage: None
 ) -> BundleManifest:
-    """Write the bundle `out`, float32 ONNX. Nothing is there when it fails; an existing bundle needs `force`.
+    """Write the bundle `out`. Nothing is there when it fails; an existing bundle needs `force`.
 
-    Raises ExportError when a graph does not match PyTorch, or when `out` exists without `force`.
+    Raises ParityError when a graph or the bundle's answers do not match PyTorch, ExportError when `out` exists without `force`.
     """
+    options = options or ExportOptions()
     if out.exists() and not force:
         raise ExportError(f"{out}: exists already; choose another name, or replace it with --force")
-    model = checkpoint.model.eval()
     try:
         with atomic_directory(out, replace=force, marker=MANIFEST_FILE) as temporary:
-            parity = []
-            for spec in GRAPHS:
-                advance(f"exporting {spec.name}")
-                export_graph(spec, model, temporary / spec.file)
-                advance(f"checking {spec.name}")
-                parity.append(check_parity(spec, model, temporary / spec.file))
-            (temporary / checkpoint.meta.tokenizer.file).write_bytes((checkpoint.directory / checkpoint.meta.tokenizer.file).read_bytes())
-            manifest = BundleManifest(
-                name=name,
-                producer=f"dqe-engine {version('dqe-engine')}",
-                opset=OPSET,
-                model=msgspec.to_builtins(checkpoint.meta.config.model),
-                sizes=model.sizes,
-                graphs=GRAPHS,
-                preprocessing=checkpoint.meta.config.model.preprocessing,
-                tokenizer=checkpoint.meta.tokenizer,
-                vocabulary=checkpoint.vocabulary,
-                zones=checkpoint.meta.serving_zones,
-                parity=tuple(parity),
-                files=build_file_entries(temporary),
-            )
-            (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
-            advance("verifying")
-            Bundle.load(temporary)
+            return _fill(checkpoint, temporary, options, advance)
     except OSError as error:  # without an error number: `atomic_directory` says why it does not replace what is there
         raise ExportError(f"{out}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+
+
+def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> BundleManifest:
+    model, config = checkpoint.model.eval(), checkpoint.meta.config.model
+    graphs, reports = [], []
+    for spec in GRAPHS:
+        parity, report = _write_graph(spec, checkpoint, directory, options, advance)
+        graphs.append(parity)
+        reports.append(report)
+    (directory / checkpoint.meta.tokenizer.file).write_bytes((checkpoint.directory / checkpoint.meta.tokenizer.file).read_bytes())
+    manifest = BundleManifest(
+        name=options.name,
+        producer=f"dqe-engine {version('dqe-engine')}",
+        precision=options.precision,
+        opset=OPSET,
+        model=msgspec.to_builtins(config),
+        sizes=model.sizes,
+        graphs=GRAPHS,
+        preprocessing=config.preprocessing,
+        tokenizer=checkpoint.meta.tokenizer,
+        vocabulary=checkpoint.vocabulary,
+        zones=checkpoint.meta.serving_zones,
+        tolerance=TOLERANCES[options.precision],
+        parity=tuple(graphs),
+        files=build_file_entries(directory),
+    )
+    _write_manifest(directory, manifest)
+    if (data := options.data) is not None:
+        advance(f"answering the queries of {data.name}")
+        retrieval = check_retrieval(checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision)
+        manifest = msgspec.structs.replace(manifest, retrieval=retrieval)
+    write_report(directory, ExportReport.of(manifest, reports, why=options.why))
+    manifest = msgspec.structs.replace(manifest, files=build_file_entries(directory))
+    _write_manifest(directory, manifest)
+    advance("verifying")
+    Bundle.load(directory)
     return manifest
+
+
+def _write_manifest(directory: Path, manifest: BundleManifest) -> None:
+    (directory / MANIFEST_FILE).write_bytes(to_json(manifest))
+
+
+def _write_graph(
+    spec: GraphSpec, checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance
+) -> tuple[GraphParity, GraphReport]:
+    model, precision = checkpoint.model, options.precision
+    work, path = directory / _WORK, directory / spec.file
+    work.mkdir()
+    source = work / spec.file
+    advance(f"exporting {spec.name}")
+    with upstream_attention(model.qformer) if precision == "int8" else nullcontext():
+        export_graph(spec, model, source)
+    bytes_before = _size(source)
+    layers: list[LayerSensitivity] = []
+    if precision == "int8":
+        parity, layers = _write_int8(spec, checkpoint, source, path, options.data, advance)
+    else:
+        convert(source, path, precision)
+        advance(f"checking {spec.name}")
+        parity = check_parity(spec, model, path, precision=precision)
+    shutil.rmtree(work)
+    advance(f"timing {spec.name}")
+    report = GraphReport(
+        graph=spec.name, size=_size(path), float32_size=bytes_before, latency=time_graph(spec, model, path), layers=tuple(layers)
+    )
+    return parity, report
+
+
+def _write_int8(
+    spec: GraphSpec, checkpoint: Checkpoint, source: Path, path: Path, data: EvaluationData | None, advance: Advance
+) -> tuple[GraphParity, list[LayerSensitivity]]:
+    """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be."""
+    model = checkpoint.model
+    with upstream_attention(model.qformer):
+        module = graph_module(spec, model)
+        inputs = calibration_inputs(spec, checkpoint, data)
+        layers = sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        kept = 0
+        while True:
+            advance(f"checking {spec.name} with {kept} layers in float32")
+            convert(source, path, "int8", keep=nodes_of(source, module, [s.layer for s in layers[:kept]]))
+            try:
+                parity = check_parity(spec, model, path, precision="int8")
+            except ParityError:
+                if kept >= len(layers):
+                    raise
+                kept = min(max(1, 2 * kept), len(layers))
+                continue
+            return parity, [msgspec.structs.replace(s, kept=i < kept) for i, s in enumerate(layers)]
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, weights_beside(path)) if file.exists())

@@ -67,5 +67,5 @@ def random_inputs(spec: GraphSpec, sizes: GraphSizes, vocab_size: int, *, batch:
 
 def dynamic_shapes(spec: GraphSpec, max_text_length: int) -> dict[str, dict[int, torch.export.Dim]]:
     """Per forward argument, its symbolic axes: what `torch.onnx.export(dynamo=True)` takes."""
-    limits = {"batch": torch.export.Dim("batch", min=1), "text_length": torch.export.Dim("text_length", min=2, max=max_text_length)}
+    limits = {"batch": torch.export.Dim("batch", min=1), "text_length": torch.export.Dim("text_length", min=1, max=max_text_length)}
     return {t.name: {i: limits[a] for i, a in enumerate(t.axes) if isinstance(a, str) and a in DYNAMIC_AXES} for t in spec.inputs}

@@ -25,7 +25,8 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
     vocab_size = model.embeddings.word_embeddings.num_embeddings
     # An example batch or text length of 1 silently bakes in 1, so the example has neither.
     example = random_inputs(spec, sizes, vocab_size, batch=2, text_length=min(6, model.config.qformer.max_text_length), seed=0)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -43,9 +44,21 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
     proto = program.model_proto
     _strip_metadata(proto)
     _check_interface(spec, proto)
+    save_graph(proto, path)
+
+
+def save_graph(proto: onnx.ModelProto, path: Path) -> None:
+    """Write and check `path`; weights beside it where protobuf could not hold them."""
     large = proto.ByteSize() > _EXTERNAL_DATA_LIMIT
-    onnx.save_model(proto, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    beside = weights_beside(path)
+    beside.unlink(missing_ok=True)  # weights would be appended to it
+    onnx.save_model(proto, path, save_as_external_data=large, location=beside.name if large else None)
     onnx.checker.check_model(str(path))
+
+
+def weights_beside(path: Path) -> Path:
+    """Where the weights of the graph `path` are, if it is too large to hold them."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:

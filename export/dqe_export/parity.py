@@ -1,48 +1,132 @@
-"""Parity of an exported graph with PyTorch, at shapes that it was not traced with."""
+"""What an export is held to: each graph against PyTorch at shapes that it was not traced with, and the whole bundle in its answers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dqe_engine.contracts.graphs import GraphSpec
-from dqe_engine.contracts.manifest import GraphParity
-from dqe_engine.errors import ExportError
+from dqe_engine.contracts.manifest import GraphParity, OutputParity, RetrievalParity, Tolerance
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
+from dqe_training.checkpoint import Checkpoint
+from dqe_training.evaluation.protocol import EvaluationSet
+from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
+from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.model import DQEModel
 
 from .graphs import graph_module, random_inputs
 
-TOLERANCE = {"float32": 1e-4}  # largest absolute difference of any output element
+Precision = Literal["float32", "float16", "int8"]
+ANY_ERROR = 1e9
+"""For precisions that are held to cosines: finite, so that NaN and infinities fail."""
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    "float32": Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995),
+    "float16": Tolerance(max_error=ANY_ERROR, min_cosine=0.9995, recall_points=0.2, min_overlap=0.97),
+    "int8": Tolerance(max_error=ANY_ERROR, min_cosine=0.98, recall_points=1.0, min_overlap=0.8),
+}
 SHAPES: tuple[dict[str, int], ...] = (
+    {"batch": 1, "text_length": 1},
     {"batch": 1, "text_length": 2},
     {"batch": 2, "text_length": 5},
     {"batch": 7, "text_length": 17},
     {"batch": 33, "text_length": 32},
 )
+_RESAMPLES = 2000
 
 
 @torch.inference_mode()
-def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: str = "float32") -> GraphParity:
-    """Run `path` and PyTorch on the same random inputs. Raises ExportError when an output is off by more than allowed."""
-    tolerance = TOLERANCE[precision]
+def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: Precision = "float32") -> GraphParity:
+    """Run `path` and PyTorch (float32) on the same random inputs. Raises ParityError where an output is off by more than allowed."""
+    tolerance = TOLERANCES[precision]
     session = OnnxSession(path, spec, model.sizes, provider="cpu")
     module = graph_module(spec, model)
     longest = model.config.qformer.max_text_length
     vocab_size = model.embeddings.word_embeddings.num_embeddings
     shapes = tuple({**s, "text_length": min(s["text_length"], longest)} for s in SHAPES)
-    worst = {t.name: 0.0 for t in spec.outputs}
+    measured: dict[str, list[_Difference]] = {t.name: [] for t in spec.outputs}
     for seed, shape in enumerate(shapes, start=1):
         inputs = random_inputs(spec, model.sizes, vocab_size, seed=seed, **shape)
         expected = module(**inputs)
         found = session.run(**{name: value.numpy() for name, value in inputs.items()})
         for tensor, reference in zip(spec.outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
-            error = (torch.from_numpy(found[tensor.name]) - reference).abs().max().item()
-            if not error <= tolerance:  # NaN fails too
-                raise ExportError(
-                    f"{spec.name}: {tensor.name} differs from PyTorch by {error:.2e} at {shape}, "
-                    f"more than {tolerance:.0e}; nothing was written"
-                )
-            worst[tensor.name] = max(worst[tensor.name], error)
-    return GraphParity(graph=spec.name, max_abs_error=worst, tolerance=tolerance, shapes=shapes)
+            difference = _Difference(found[tensor.name], reference.numpy())
+            difference.check(f"{spec.name}: {tensor.name}", tolerance, f"at {shape}")
+            measured[tensor.name].append(difference)
+    outputs = {name: _summary(differences) for name, differences in measured.items()}
+    return GraphParity(graph=spec.name, outputs=outputs, shapes=shapes)
+
+
+class _Difference:
+    """Element errors, relative to the largest reference value where that exceeds 1, and cosines of vectors: those of the last axis."""
+
+    def __init__(self, found: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
+        a, b = (array.astype(np.float64).reshape(-1, array.shape[-1]) for array in (found, reference))
+        self.errors = np.abs(a - b) / max(1.0, float(np.abs(b).max(initial=0)))
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        same = (a == b).all(axis=1)  # also two zero vectors, which have no cosine
+        self.cosines = np.where(same, 1.0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, np.inf))
+
+    def check(self, what: str, tolerance: Tolerance, where: str) -> None:
+        """Raises ParityError; NaN fails."""
+        if not self.errors.max() <= tolerance.max_error:
+            raise ParityError(
+                f"{what} differs from PyTorch by {self.errors.max():.2e} {where}, more than {tolerance.max_error:.0e}; nothing was written"
+            )
+        if not self.cosines.min() >= tolerance.min_cosine:
+            raise ParityError(
+                f"{what} differs from PyTorch: cosine {self.cosines.min():.5f} {where}, less than {tolerance.min_cosine}; "
+                "nothing was written"
+            )
+
+
+def _summary(differences: list[_Difference]) -> OutputParity:
+    errors = np.concatenate([d.errors.ravel() for d in differences])
+    cosines = np.concatenate([d.cosines for d in differences])
+    return OutputParity(
+        max_error=float(errors.max()), mean_error=float(errors.mean()), cosine_min=float(cosines.min()),
+        cosine_p1=float(np.quantile(cosines, 0.01)), cosine_mean=float(cosines.mean()),
+    )  # fmt: skip
+
+
+def check_retrieval(
+    checkpoint: Checkpoint, bundle: Path, evaluation: EvaluationSet, images: Path, *, data: str, precision: Precision
+) -> RetrievalParity:
+    """Answer every query of `evaluation` in PyTorch (float32) and through the runtime, preprocessing and text included.
+
+    Raises ParityError where recall@10 or the overlap of the first ten falls by more than the precision allows; one query may always
+    change its mind.
+    """
+    model = checkpoint.model
+    _, ours = evaluate_model(model, checkpoint.tokenizer, evaluation, encode_gallery_images(model, images, evaluation))
+    engine = RetrievalEngine.load(bundle, provider="cpu", verify=False)
+    index_gallery(engine, images, evaluation)
+    _, theirs = evaluate_engine(engine, evaluation)
+    hits = [(found.ranked[:, :10] == evaluation.target[:, None]).any(axis=1) for found in (ours, theirs)]
+    change = 100 * (hits[1].astype(np.float64) - hits[0])
+    rows = np.random.default_rng(0).integers(len(change), size=(_RESAMPLES, len(change)))
+    low, high = np.quantile(change[rows].mean(axis=1), [0.025, 0.975])
+    overlap = np.mean([np.isin(a[a >= 0], b).mean() for a, b in zip(ours.ranked[:, :10], theirs.ranked[:, :10], strict=True)])
+    tolerance = TOLERANCES[precision]
+    allowed = max(tolerance.recall_points, 100 / len(change))
+    if not change.mean() >= -allowed:
+        raise ParityError(
+            f"recall@10 on {data} is {100 * hits[1].mean():.1f} % with the bundle, {100 * hits[0].mean():.1f} % in PyTorch: "
+            f"more than {allowed:.1f} points lower; nothing was written"
+        )
+    if not overlap >= tolerance.min_overlap:
+        raise ParityError(
+            f"of PyTorch's first ten answers on {data}, the bundle's first ten hold {100 * overlap:.1f} %, "
+            f"less than {100 * tolerance.min_overlap:.1f} %; nothing was written"
+        )
+    return RetrievalParity(
+        data=data, queries=len(change), gallery=len(evaluation.gallery), pytorch_recall_at_10=float(hits[0].mean()),
+        bundle_recall_at_10=float(hits[1].mean()), difference=float(change.mean()), interval=(float(low), float(high)),
+        top10_overlap=float(overlap),
+    )  # fmt: skip

@@ -31,7 +31,13 @@ def test_the_package_alone_loads_nothing() -> None:
     assert not loaded_by("import dqe_engine; dqe_engine.__version__") & HEAVY
 
 
-@pytest.mark.parametrize("command", ["index", "search"])
+def test_the_doctor_itself_loads_nothing_that_could_be_broken() -> None:
+    loaded = loaded_by("from dqe_engine.doctor import examine\nassert examine()")
+    assert not loaded & HEAVY
+    assert "subprocess" in loaded
+
+
+@pytest.mark.parametrize("command", ["index", "search", "doctor"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = f"from dqe_engine.cli.{command} import main\ntry: main(['--help'])\nexcept SystemExit as done: assert done.code == 0"
     assert not loaded_by(code) & HEAVY

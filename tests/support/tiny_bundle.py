@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSizes, GraphSpec
-from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest
+from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, Tolerance
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.tokenizer import TokenizerSpec
@@ -48,6 +48,7 @@ def write_manifest(path: Path, *, zones: ZoneSpec | None = None) -> None:
         tokenizer=TokenizerSpec(max_length=16),
         vocabulary=VOCABULARY,
         zones=zones or ZoneSpec(lo=0.1, hi=0.5),
+        tolerance=Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995),
         parity=(),
         files=build_file_entries(path),
     )

@@ -5,44 +5,90 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dqe_training.cli.runner import run_torch
 
 from .tensorrt_options import add_tensorrt_options, run_export
+
+if TYPE_CHECKING:
+    from ..calibration import EvaluationData
+    from ..parity import Precision
+
+PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8"}
+_EPILOG = """\
+int8 is judged by answers as well as by embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where
+--data shows that it keeps the recall, else float32.
+
+examples:
+  dqe-export runs/garments/model bundle
+  dqe-export runs/garments/model bundle-int8 --precision int8 --data data/garments
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-export",
         description="Export a checkpoint to ONNX, hold it against PyTorch, and write a bundle for the runtime.",
-        epilog="example: dqe-export runs/garments/model bundle",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
     parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
+    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="f32", help="of weights and arithmetic (default: f32)")
+    parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="what --precision auto chooses for (default: cpu)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     add_tensorrt_options(parser)
     return parser
 
 
+def choices(precision: str, target: str, data: EvaluationData | None) -> list[tuple[Precision, str]]:
+    """Precisions to try in this order, each with its reason."""
+    if precision != "auto":
+        return [(PRECISIONS[precision], "")]
+    if target == "cuda":
+        return [("float16", "float16, because GPUs multiply it twice as fast or faster and it loses nothing that can be seen.")]
+    if data is None:
+        return [("float32", "float32, because int8 needs an evaluation set to be judged by.")]
+    return [("int8", "int8, the fastest on a CPU, because it keeps the recall."), ("float32", "float32, because int8 did not pass.")]
+
+
 def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dqe_engine.errors import ExportError
+    from dqe_engine.errors import ExportError, ParityError
     from dqe_training.checkpoint import load_checkpoint
 
     if args.out.exists() and not args.force:
         raise ExportError(f"{args.out}: exists already; choose another name, or replace it with --force")
-    from ..bundle import export_bundle
+    from ..bundle import ExportOptions, export_bundle
+    from ..calibration import EvaluationData
 
     console = Console(stderr=True)
+    data = EvaluationData.open(args.data) if args.data is not None else None
     with console.status("loading") as status:
         checkpoint = load_checkpoint(args.checkpoint)
-        manifest = export_bundle(checkpoint, args.out, name=args.name, force=args.force, advance=status.update)
+        attempts = choices(args.precision, args.target, data)
+        for precision, why in attempts:
+            options = ExportOptions(name=args.name, precision=precision, why=why, data=data)
+            try:
+                manifest = export_bundle(checkpoint, args.out, options, force=args.force, advance=status.update)
+                break
+            except ParityError as error:
+                if precision == attempts[-1][0]:
+                    raise
+                console.print(f"{precision}: {error}", style="yellow", markup=False, highlight=False)
     for parity in manifest.parity:
-        worst = max(parity.max_abs_error.values())
-        print(f"{parity.graph:16} max abs difference from PyTorch {worst:.1e} (allowed {parity.tolerance:.0e})")
-    print(f"{args.out}  {sum(f.size for f in manifest.files) / 1e6:.1f} MB")
+        worst, cosine = max(o.max_error for o in parity.outputs.values()), min(o.cosine_min for o in parity.outputs.values())
+        print(f"{parity.graph:16} max error {worst:.1e}  min cosine {cosine:.6f} (allowed {manifest.tolerance.min_cosine})")
+    if (found := manifest.retrieval) is not None:
+        print(f"recall@10 {100 * found.bundle_recall_at_10:.2f} % ({found.difference:+.2f} points against PyTorch, "
+              f"allowed {-manifest.tolerance.recall_points}), top 10 overlap {100 * found.top10_overlap:.1f} %")  # fmt: skip
+    print(f"{args.out}  {manifest.precision}, {sum(f.size for f in manifest.files) / 1e6:.1f} MB{'. ' + why if why else ''}")
     return 0
 
 

@@ -125,9 +125,11 @@ def plan_for_checkpoint(args: argparse.Namespace) -> int:
     """`--dry-run` before there is a bundle: the checkpoint knows the sizes."""
     from dqe_training.checkpoint import load_checkpoint
 
+    from .export import PRECISIONS
+
     checkpoint = load_checkpoint(args.checkpoint)
     options = build_options(args, checkpoint.meta.tokenizer.max_length)
-    return print_plan(options, checkpoint.model.sizes, precision=getattr(args, "precision", None) or "float32", bundle=args.out)
+    return print_plan(options, checkpoint.model.sizes, precision=PRECISIONS.get(args.precision, args.precision), bundle=args.out)
 
 
 def run_export(args: argparse.Namespace, export: Callable[[argparse.Namespace], int]) -> int:
@@ -145,10 +147,13 @@ def run_export(args: argparse.Namespace, export: Callable[[argparse.Namespace], 
 
 def _check_before_export(args: argparse.Namespace) -> None:
     """A missing GPU or a mistaken option is told now, rather than after an export of minutes."""
+    from dqe_engine.errors import InputError
     from dqe_engine.tensorrt.api import import_tensorrt
     from dqe_engine.tensorrt.cuda import Cuda
     from dqe_training.checkpoint import read_meta
 
+    if args.precision == "int8":
+        raise InputError("--precision int8 quantises while it runs, which TensorRT has no operators for; use --trt with f32 or f16")
     Cuda()
     import_tensorrt()
     build_options(args, read_meta(args.checkpoint).tokenizer.max_length)

@@ -28,7 +28,7 @@ from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
 from dqe_training.trainer import finish_run
 from dqe_training.workflow import DataSource, build_model, train_run
 
-from ..bundle import export_bundle
+from ..bundle import ExportOptions, export_bundle
 
 Announce = Callable[[str], None]
 
@@ -134,7 +134,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
     bundle = directory / "bundle"
     with stage("exporting to ONNX"):
         checkpoint = load_checkpoint(dqe.checkpoints[0])
-        export_bundle(checkpoint, bundle, name="garments", force=True)
+        export_bundle(checkpoint, bundle, ExportOptions(name="garments"), force=True)
     with stage("indexing the gallery in the runtime"), listener_scope(listener("indexing")) as events:
         engine = RetrievalEngine.load(bundle)
         index_gallery(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +50,19 @@ class FewQueryCrossAttention(Blip2QFormerMultiHeadAttention):
             bias = attention.sum(dim=-1).view(-1, heads, queries).transpose(0, 1).reshape(heads, -1, 1) * bias
         output = (output + bias).transpose(0, 1).reshape(-1, queries, heads * width)
         return output, attention
+
+
+@contextmanager
+def upstream_attention(qformer: Blip2QFormerModel) -> Iterator[None]:
+    """Upstream's own products inside: two plain matrices per layer, which 8-bit products do not mind."""
+    ours = [module for module in qformer.modules() if type(module) is FewQueryCrossAttention]
+    for module in ours:
+        module.__class__ = Blip2QFormerMultiHeadAttention
+    try:
+        yield
+    finally:
+        for module in ours:
+            module.__class__ = FewQueryCrossAttention
 
 
 def use_few_query_attention(qformer: Blip2QFormerModel, queries: int) -> None:

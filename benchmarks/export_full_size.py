@@ -1,0 +1,108 @@
+"""Exports of BLIP-2 at its full size, with random weights: time, memory, sizes, and latency beside PyTorch from the exports' own reports.
+
+    python -m benchmarks.export_full_size --tower vit-g --precisions f32,f16,int8
+
+Random weights say nothing about accuracy: float16 and int8 are judged on trained models (docs/export.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, report
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
+from dqe_training.checkpoint import Progress, save_checkpoint
+from dqe_training.config import ModelConfig, QFormerConfig, TrainConfig, VisionConfig
+from dqe_training.data.garments.catalog import vocabulary
+from dqe_training.model import DQEModel
+from dqe_training.tokenizer import build_tokenizer
+
+_ROOT = Path(__file__).parent
+_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
+# Sizes of the published checkpoints (docs/backbones.md).
+TOWERS = {
+    "vit-g": VisionConfig(hidden_size=1408, layers=39, heads=16, mlp_size=6144, patch_size=14),
+    "vit-l": VisionConfig(hidden_size=1024, layers=23, heads=16, mlp_size=4096, patch_size=14),
+}
+QFORMER = QFormerConfig(
+    hidden_size=768, layers=12, heads=12, mlp_size=3072, query_tokens=32, embedding_dim=256, cross_attention_frequency=2, vocab_size=30_523,
+    position_embeddings=512,
+)  # fmt: skip
+
+
+def write_random_checkpoint(path: Path, tower: str) -> Path:
+    """A checkpoint as training writes it, of the full size."""
+    torch.manual_seed(0)
+    config = TrainConfig(model=ModelConfig(preprocessing=PreprocessingSpec(image_size=224), vision=TOWERS[tower], qformer=QFORMER))
+    texts = [word for attribute in vocabulary().attributes for word in attribute.words]
+    tokenizer = build_tokenizer(texts)
+    model = DQEModel(config.model, vocabulary(), tokenizer.get_vocab_size())
+    save_checkpoint(path, model, tokenizer, config=config, progress=Progress(finished=True))
+    return path
+
+
+def export(checkpoint: Path, out: Path, precision: str) -> dict[str, Any]:
+    """Run dqe-export; seconds and peak memory of its process, and its report."""
+    command = [str(Path(sys.executable).parent / "dqe-export"), str(checkpoint), str(out), "--precision", precision, "--force"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return {
+        "precision": precision, "seconds": time.perf_counter() - started, "peak_bytes": usage.ru_maxrss * 1024,
+        "report": json.loads((out / "report.json").read_bytes()),
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="export_full_size", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tower", choices=TOWERS, default="vit-g")
+    parser.add_argument("--precisions", default="f32,f16,int8", help="of f32, f16, int8 (default: all)")
+    parser.add_argument("--work", type=Path, default=_ROOT.parent / "build" / "full-size", help="folder for checkpoint and bundles, 20 GB")
+    parser.add_argument("--out", type=Path, default=_ROOT / "results" / machine.slug(), help="folder for results")
+    options = parser.parse_args(arguments)
+    checkpoint = options.work / options.tower
+    if not checkpoint.exists():
+        options.work.mkdir(parents=True, exist_ok=True)
+        write_random_checkpoint(checkpoint, options.tower)
+    rows = []
+    path = options.out / "export.json"
+    for precision in options.precisions.split(","):
+        started, before = datetime.now(UTC), machine.load_average()
+        bundle = options.work / f"{options.tower}-{precision}"
+        found = export(checkpoint, bundle, precision)
+        shutil.rmtree(bundle)
+        record = report.load(path, "export")
+        record["sections"][f"{options.tower} {precision}"] = found | {
+            "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),
+            "machine": machine.describe(_PACKAGES),
+        }  # fmt: skip
+        report.save_json(path, record)
+        for graph in found["report"]["graphs"]:
+            latencies = [
+                f"{t['pytorch_ms']:,.1f} / {t['runtime_ms']:,.1f} = {t['pytorch_ms'] / t['runtime_ms']:.2f} x" for t in graph["latency"]
+            ]
+            share = f"{graph['size'] / graph['float32_size']:.3f}"
+            rows.append([f"{precision} {graph['graph']}", f"{graph['size'] / 1e6:,.0f}", share, *latencies])
+        rows.append([f"{precision}: {found['seconds']:,.0f} s, peak {report.size(found['peak_bytes'])}", "", "", "", ""])
+    print(report.table(["graph", "MB", "of float32", "batch 1: PyTorch / runtime, ms", "batch 8"], rows))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""`dqe-doctor`: what of GPU, driver, CUDA, TensorRT, providers and kernels works on this machine, as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .main import run
+
+if TYPE_CHECKING:
+    from dqe_engine.doctor.findings import Finding
+
+EXIT_BROKEN = 1
+_STYLES: Mapping[str, str] = {"ok": "green", "not installed": "dim", "not available": "dim", "broken": "bold red"}
+_WIDTH_IN_FILES = 140
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dqe-doctor",
+        description="Find out what works on this machine, each by a small self-check, and what to do about the rest.",
+        epilog="Exit code 0: all that is installed works; 1: something is broken; 2: wrong arguments.",
+    )
+    parser.add_argument("bundle", type=_directory, nargs="?", help="an exported model: its files are verified, its graphs run once")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run(lambda: _doctor(args))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dqe_engine.doctor import all_findings, examine
+
+    examination = examine(str(args.bundle) if args.bundle else None)
+    broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
+    if args.json:
+        print(json.dumps(_as_json(examination, ok=not broken), indent=2))
+    else:
+        _print_table(examination, broken=len(broken))
+    return EXIT_BROKEN if broken else 0
+
+
+def _as_json(examination: Mapping[str, Sequence[Finding]], *, ok: bool) -> dict[str, object]:
+    from dqe_engine import __version__
+
+    findings = [{"section": section} | dataclasses.asdict(finding) for section, found in examination.items() for finding in found]
+    return {"dqe_engine": __version__, "ok": ok, "findings": findings}
+
+
+def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES)
+    table = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for section, findings in examination.items():
+        if table.row_count:
+            table.add_row()
+        table.add_row(Text(section, style="bold"))
+        for finding in findings:
+            style = _STYLES[finding.status]
+            table.add_row(Text(f"  {finding.name}"), Text(finding.status, style=style), Text(finding.found))
+            if finding.remedy:
+                table.add_row("", "", Text(f"→ {finding.remedy}", style="yellow" if finding.status == "broken" else "dim"))
+    total = sum(map(len, examination.values()))
+    with console.capture() as printed:  # rich makes a broken pipe exit code 1, which means something here
+        console.print(table, "")
+        if broken:
+            summary = f"{broken} of {total} checks found something broken; what to do stands after the arrows"
+            console.print(Text(summary, style="bold red"))
+        else:
+            console.print(Text("all that is installed works", style="bold green"))
+    text = "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())  # no padding: reports are pasted into issues
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a bundle, which is a directory, got {text!r}")
+    return path

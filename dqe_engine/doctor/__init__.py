@@ -1,0 +1,9 @@
+"""What of this machine works for the engine: `examine` finds out, `dqe-doctor` prints it.
+
+Every probe runs in a process of its own (`isolation`), so this package imports nothing but the standard library.
+"""
+
+from .examination import all_findings, examine
+from .findings import Finding, Status
+
+__all__ = ["Finding", "Status", "all_findings", "examine"]

@@ -1,0 +1,82 @@
+"""Which layers int8 hurts: each linear layer of a graph rounded alone, in PyTorch, and what that does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dqe_engine.contracts.parsing import Contract
+
+
+class LayerSensitivity(Contract, frozen=True):
+    """Smallest cosine of any output vector with float32's, where this layer alone is rounded. `kept`: in float32 in the bundle."""
+
+    graph: str
+    layer: str
+    cosine: float
+    kept: bool = False
+
+
+@torch.inference_mode()
+def sweep(
+    graph: str, module: nn.Module, inputs: Mapping[str, Tensor], *, advance: Callable[[str], None] = lambda layer: None
+) -> list[LayerSensitivity]:
+    """Round the linear layers of `module` one at a time as dynamic int8 does; the most sensitive first."""
+    layers, used = _linear_layers(module), set[nn.Module]()
+    handles = [layer.register_forward_hook(lambda layer, *_: used.add(layer)) for layer in layers.values()]
+    expected = _outputs(module, inputs)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for name, layer in layers.items():
+        if layer not in used:  # another graph's
+            continue
+        advance(name)
+        handle = layer.register_forward_hook(_rounded)
+        try:
+            changed = _outputs(module, inputs)
+        finally:
+            handle.remove()
+        cosine = min(F.cosine_similarity(a, b, dim=-1).min().item() for a, b in zip(expected, changed, strict=True))
+        found.append(LayerSensitivity(graph=graph, layer=name, cosine=min(cosine, 1.0)))
+    return sorted(found, key=lambda s: (s.cosine, s.layer))
+
+
+def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    output = module(**inputs)
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _rounded(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The layer's output from 8-bit weights, symmetric per output channel, and 8-bit activations, asymmetric per tensor."""
+    assert isinstance(layer, nn.Linear)
+    (x,) = arguments
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    step = ((high - low) / 255).clamp_min(1e-30)
+    zero = (-low / step).round()
+    activations = ((x / step + zero).round().clamp(0, 255) - zero) * step
+    scale = (layer.weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-30)
+    return F.linear(activations, (layer.weight / scale).round() * scale, layer.bias)
+
+
+def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Names of the nodes of the float32 graph `path` that multiply by the weights of `layers`, found by the weights' values."""
+    linear = _linear_layers(module)
+    wanted = [linear[name].weight.detach().numpy() for name in layers]
+    graph = onnx.load(path).graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 2}
+    names = {
+        name for name, array in weights.items() for weight in wanted
+        if any(array.shape == w.shape and (array == w).all() for w in (weight, weight.T))
+    }  # fmt: skip
+    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]

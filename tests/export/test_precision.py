@@ -1,0 +1,412 @@
+"""float16 and int8: close enough to PyTorch, smaller, and refused where they are not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from support.replayed_export import change_weight, drop_mask, replay
+from support.tiny_training import make_model, model_config, write_checkpoint, write_tiny_garments
+
+from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.parsing import parse_json
+from dqe_engine.errors import ParityError
+from dqe_export import bundle as bundle_module
+from dqe_export import onnx_graph, parity
+from dqe_export.bundle import ExportOptions, export_bundle
+from dqe_export.calibration import EvaluationData, calibration_inputs
+from dqe_export.cli.export import choices, main
+from dqe_export.graphs import graph_module, random_inputs
+from dqe_export.onnx_graph import export_graph
+from dqe_export.parity import TOLERANCES, Precision, check_parity
+from dqe_export.precision import convert
+from dqe_export.report import ExportReport, report_html
+from dqe_export.sensitivity import LayerSensitivity, nodes_of, sweep
+from dqe_training.checkpoint import load_checkpoint
+from dqe_training.config import VisionConfig
+from dqe_training.model.cross_attention import upstream_attention
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LOWER: tuple[Precision, ...] = ("float16", "int8")
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough that weights, not headers, make a graph's size."""
+    config = model_config(hidden_size=128, embedding_dim=32, query_tokens=8)
+    config = msgspec.structs.replace(config, vision=VisionConfig(hidden_size=64, layers=2, heads=2, patch_size=8))
+    return write_checkpoint(tmp_path_factory.mktemp("wide") / "model", config)
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_garments(tmp_path_factory.mktemp("data") / "garments")
+
+
+@pytest.fixture(scope="module")
+def exported(wide_checkpoint: Path, garments: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of each precision, by the command line."""
+    root = tmp_path_factory.mktemp("bundles")
+    for precision in ("f32", "f16", "int8"):
+        arguments = [str(wide_checkpoint), str(root / precision), "--precision", precision, "--data", str(garments)]
+        assert main(arguments) == 0
+    return {precision: root / precision for precision in ("f32", "f16", "int8")}
+
+
+@pytest.fixture(scope="module")
+def sources(wide_checkpoint: Path, exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """The float32 graphs that a precision is made from: int8's have upstream's cross-attention."""
+    folder, model = tmp_path_factory.mktemp("upstream"), load_checkpoint(wide_checkpoint).model
+    with upstream_attention(model.qformer):
+        for spec in GRAPHS:
+            export_graph(spec, model, folder / spec.file)
+    return {"float32": exported["f32"], "float16": exported["f32"], "int8": folder}
+
+
+# -- what is written --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("short", "precision", "most"), [("f16", "float16", 0.56), ("int8", "int8", 0.40)])
+def test_lower_precisions_are_smaller_and_close(exported: dict[str, Path], short: str, precision: Precision, most: float) -> None:
+    manifest = Bundle.load(exported[short]).manifest
+    assert manifest.precision == precision
+    assert manifest.tolerance == TOLERANCES[precision]
+    report = parse_json(ExportReport, (exported[short] / "report.json").read_bytes(), where="report")
+    for graph, measured in zip(report.graphs, manifest.parity, strict=True):
+        assert graph.size == sum(f.size for f in manifest.files if f.path.startswith(f"{graph.graph}.onnx"))
+        assert graph.size <= most * graph.float32_size
+        assert all(output.max_error > 0 for output in measured.outputs.values())  # it is another precision
+        assert all(output.cosine_min >= TOLERANCES[precision].min_cosine for output in measured.outputs.values())
+    assert not list(exported[short].glob("work*"))
+
+
+@pytest.mark.parametrize("short", ["f16", "int8"])
+@pytest.mark.parametrize("spec", GRAPHS, ids=lambda s: s.name)
+def test_every_shape_runs_with_float32_inputs_and_outputs(exported: dict[str, Path], short: str, spec: GraphSpec) -> None:
+    bundle = Bundle.load(exported[short])
+    session = bundle.session(spec, provider="cpu", threads=1)
+    for batch, length in [(1, 1), (1, 32), (2, 3), (7, 5), (33, 2)]:
+        inputs = random_inputs(spec, bundle.sizes, 100, batch=batch, text_length=length, seed=batch)
+        for tensor in spec.outputs:
+            found = session.run(**{name: value.numpy() for name, value in inputs.items()})[tensor.name]
+            assert found.dtype == np.float32
+            assert found.shape == tensor.shape(bundle.sizes, batch=batch, text_length=length)
+            assert np.isfinite(found).all()
+
+
+def test_weights_are_stored_in_the_precision(exported: dict[str, Path]) -> None:
+    kinds = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+    for short, kind in kinds.items():
+        for spec in GRAPHS:
+            tensors = onnx.load(exported[short] / spec.file).graph.initializer
+            large = [t for t in tensors if np.prod(t.dims) >= 4096]
+            share = sum(np.prod(t.dims) for t in large if t.data_type == kind) / sum(np.prod(t.dims) for t in large)
+            assert share > 0.85, (short, spec.name)
+
+
+def test_sums_of_squares_and_exponentials_stay_in_float32(exported: dict[str, Path]) -> None:
+    graph = onnx.load(exported["f16"] / QUERY_ENCODER.file).graph
+    half = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT16}
+    half |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16}
+    guarded = [node for node in graph.node if node.op_type in ("LayerNormalization", "Softmax", "ReduceL2")]
+    assert len(guarded) > 3
+    assert not [node.name for node in guarded if half.intersection(node.input)]
+
+
+def test_large_activations_do_not_overflow_float16(tmp_path: Path) -> None:
+    """Image tokens of a few hundred, as large towers have: their squares are beyond 65,504."""
+    model = make_model(model_config())
+    for precision in ("float32", "float16"):
+        (tmp_path / precision).mkdir()
+    source, path = (tmp_path / precision / TARGET_ENCODER.file for precision in ("float32", "float16"))
+    export_graph(TARGET_ENCODER, model, source)
+    convert(source, path, "float16")
+    session = onnx_session(path, TARGET_ENCODER, model)
+    tokens = 400 * torch.randn(3, model.sizes.image_tokens, model.sizes.vision_width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode_targets(tokens)
+    found = torch.from_numpy(session.run(image_tokens=tokens.numpy())["target_tokens"])
+    assert torch.cosine_similarity(found, expected, dim=-1).min() >= 0.999
+
+
+def onnx_session(path: Path, spec: GraphSpec, model: Any) -> Any:
+    from dqe_engine.sessions import OnnxSession
+
+    return OnnxSession(path, spec, model.sizes, provider="cpu", threads=1)
+
+
+def test_weights_beside_the_graph_are_converted_too(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_LIMIT", 20_000)
+    checkpoint = load_checkpoint(wide_checkpoint)
+    for precision in LOWER:
+        export_bundle(checkpoint, tmp_path / precision, ExportOptions(precision=precision))
+        names = {file.name for file in (tmp_path / precision).iterdir()}
+        assert "query_encoder.onnx.data" in names
+        assert len(names) == 4 + 2 * 3 - sum(f"{spec.file}.data" not in names for spec in GRAPHS)
+        Bundle.load(tmp_path / precision).session(QUERY_ENCODER, provider="cpu")
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_compared_with_pytorchs(exported: dict[str, Path], garments: Path) -> None:
+    found = {short: Bundle.load(path).manifest.retrieval for short, path in exported.items()}
+    for retrieval in found.values():
+        assert retrieval is not None
+        assert (retrieval.data, retrieval.queries, retrieval.gallery) == ("garments", 24, 60)
+        assert retrieval.interval[0] <= retrieval.difference <= retrieval.interval[1]
+    exact, rounded = found["f32"], found["int8"]
+    assert exact is not None
+    assert rounded is not None
+    assert (exact.difference, exact.top10_overlap, exact.interval) == (0, 1, (0, 0))
+    assert 0.8 < rounded.top10_overlap <= 1
+
+
+def test_a_wrong_mean_is_found_in_the_answers(
+    checkpoint_path: Path, bundle_path: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every graph is right; what the runtime feeds them is not."""
+    monkeypatch.setattr(torch.onnx, "export", replay(bundle_path))
+    manifest = bundle_module.BundleManifest
+
+    def wrong(**fields: Any) -> Any:
+        return manifest(**fields | {"preprocessing": msgspec.structs.replace(fields["preprocessing"], mean=(5.0, -5.0, 5.0))})
+
+    monkeypatch.setattr(bundle_module, "BundleManifest", wrong)
+    data = EvaluationData.open(garments)
+    with pytest.raises(ParityError, match="of PyTorch's first ten answers on garments, the bundle's first ten hold"):
+        export_bundle(load_checkpoint(checkpoint_path), tmp_path / "out", ExportOptions(data=data))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_right_answers_are_refused(
+    checkpoint_path: Path, bundle_path: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.onnx, "export", replay(bundle_path))
+    data = EvaluationData.open(garments)
+    evaluate = parity.evaluate_engine
+
+    def missing(*arguments: Any) -> Any:
+        report, found = evaluate(*arguments)
+        found.ranked[found.ranked == data.evaluation.target[:, None]] = -1
+        return report, found
+
+    monkeypatch.setattr(parity, "evaluate_engine", missing)
+    with pytest.raises(ParityError, match=r"recall@10 on garments is 0\.0 % with the bundle, .* in PyTorch: more than 4\.2 points lower"):
+        export_bundle(load_checkpoint(checkpoint_path), tmp_path / "out", ExportOptions(data=data))
+    assert not (tmp_path / "out").exists()
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+
+def swapped(proto: onnx.ModelProto) -> None:
+    """The first two of several equal-sized weights change places."""
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) == 2 and min(tensor.dims) >= 32:
+            shapes.setdefault(tuple(tensor.dims), []).append(tensor.name)
+    first, second = next(names[:2] for names in shapes.values() if len(names) > 1)
+    arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in proto.graph.initializer if t.name in (first, second)}
+    change_weight(proto, first, lambda _: arrays[second])
+    change_weight(proto, second, lambda _: arrays[first])
+
+
+def permuted_heads(proto: onnx.ModelProto) -> None:
+    for name in ("seeds", "projection"):
+        change_weight(proto, f"model.attribute_heads.{name}", lambda values: values[::-1].copy())
+
+
+CORRUPTIONS: dict[str, tuple[GraphSpec, Callable[[onnx.ModelProto], None]]] = {
+    "vision weights": (VISION_ENCODER, swapped),
+    "query weights": (QUERY_ENCODER, swapped),
+    "target weights": (TARGET_ENCODER, swapped),
+    "permuted heads": (QUERY_ENCODER, permuted_heads),
+    "dropped mask": (QUERY_ENCODER, drop_mask),
+}
+
+
+@pytest.mark.parametrize("precision", LOWER)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_are_no_rounding(
+    precision: Precision, name: str, wide_checkpoint: Path, sources: dict[Precision, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, edit = CORRUPTIONS[name]
+    monkeypatch.setattr(torch.onnx, "export", replay(sources[precision], lambda graph, proto: edit(proto) if graph == wrong.name else None))
+    with pytest.raises(ParityError, match=f"{wrong.name}: .* differs from PyTorch"):
+        export_bundle(load_checkpoint(wide_checkpoint), tmp_path / "out", ExportOptions(precision=precision))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_gate_ends_with_code_1(
+    checkpoint_path: Path, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        torch.onnx, "export", replay(bundle_path, lambda name, proto: drop_mask(proto) if name == "query_encoder" else None)
+    )
+    assert main([str(checkpoint_path), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: query_encoder: ")
+    assert "nothing was written" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- sensitive layers ------------------------------------------------------------------------------------------------------
+
+
+def test_the_sweep_finds_the_layer_that_rounding_ruins() -> None:
+    model = make_model(model_config(layers=2))
+    ruined = model.qformer.encoder.layer[1].output_query.dense
+    with torch.no_grad():
+        ruined.weight[:, 0] *= 1e4  # one column takes all 8 bits, and its input is made small
+        model.qformer.encoder.layer[1].intermediate_query.dense.weight[0] *= 1e-6
+        model.qformer.encoder.layer[1].intermediate_query.dense.bias[0] = -20
+    inputs = random_inputs(TARGET_ENCODER, model.sizes, 100, batch=4, text_length=3, seed=0)
+    found = sweep("target_encoder", graph_module(TARGET_ENCODER, model), inputs)
+    assert found[0].layer == "model.qformer.encoder.layer.1.output_query.dense"
+    assert found[0].cosine < found[1].cosine - 1e-3
+    assert [s.cosine for s in found] == sorted(s.cosine for s in found)
+    with torch.inference_mode():  # nothing stays rounded
+        torch.testing.assert_close(graph_module(TARGET_ENCODER, model)(**inputs), model.encode_targets(inputs["image_tokens"]))
+
+
+def test_nodes_are_found_by_their_weights(bundle_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(checkpoint_path).model
+    module = graph_module(TARGET_ENCODER, model)
+    source = bundle_path / TARGET_ENCODER.file
+    layer = "model.qformer.encoder.layer.0.intermediate_query.dense"
+    (node,) = nodes_of(source, module, [layer])
+    assert nodes_of(source, module, []) == []
+    (tmp_path / "float32").mkdir()
+    shutil.copy(source, tmp_path / "float32")
+    for keep, kept in (([], 0), ([node], 1)):
+        convert(tmp_path / "float32" / TARGET_ENCODER.file, tmp_path / "int8.onnx", "int8", keep=keep)
+        weight = dict(module.named_parameters())[f"{layer}.weight"].detach().numpy()
+        tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
+        assert sum(t.shape == weight.T.shape and np.array_equal(t, weight.T) for t in tensors) == kept
+
+
+def test_layers_are_kept_until_the_gate_passes(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tolerance between what all layers and what all but some reach, some are kept: the most sensitive ones."""
+    asked: list[int] = []
+
+    def strict(spec: GraphSpec, model: Any, path: Path, *, precision: Precision) -> Any:
+        kept = sum(t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= 4096 for t in onnx.load(path).graph.initializer)
+        asked.append(kept)
+        if spec is TARGET_ENCODER and kept < 3:
+            raise ParityError("not yet")
+        return check_parity(spec, model, path, precision=precision)
+
+    monkeypatch.setattr(bundle_module, "check_parity", strict)
+    export_bundle(load_checkpoint(wide_checkpoint), tmp_path / "out", ExportOptions(precision="int8"))
+    report = parse_json(ExportReport, (tmp_path / "out" / "report.json").read_bytes(), where="report")
+    layers = {graph.graph: graph.layers for graph in report.graphs}
+    assert [layer.kept for layer in layers["target_encoder"]] == [i < 4 for i in range(len(layers["target_encoder"]))]
+    assert not any(layer.kept for layer in layers["query_encoder"])
+    assert asked[-1] >= 3
+
+
+def test_where_no_layer_helps_the_export_fails(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise ParityError("never close enough")
+
+    monkeypatch.setattr(bundle_module, "check_parity", never)
+    with pytest.raises(ParityError, match="never close enough"):
+        export_bundle(load_checkpoint(wide_checkpoint), tmp_path / "out", ExportOptions(precision="int8"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_takes_the_evaluation_sets_queries(wide_checkpoint: Path, garments: Path) -> None:
+    checkpoint, data = load_checkpoint(wide_checkpoint), EvaluationData.open(garments)
+    for spec in GRAPHS:
+        inputs = calibration_inputs(spec, checkpoint, data)
+        assert set(inputs) == {t.name for t in spec.inputs}
+        assert all(len(value) == 16 for value in inputs.values())
+    real, random = (calibration_inputs(VISION_ENCODER, checkpoint, d)["pixel_values"] for d in (data, None))
+    assert not torch.equal(real, random)
+    assert real.abs().max() < 4  # normalised pictures
+
+
+# -- the command line ------------------------------------------------------------------------------------------------------
+
+
+def test_auto_says_why(garments: Path) -> None:
+    data = EvaluationData.open(garments)
+    assert choices("f16", "cpu", None) == [("float16", "")]
+    assert [precision for precision, _ in choices("auto", "cuda", data)] == ["float16"]
+    assert [precision for precision, _ in choices("auto", "cpu", data)] == ["int8", "float32"]
+    ((precision, why),) = choices("auto", "cpu", None)
+    assert (precision, why) == ("float32", "float32, because int8 needs an evaluation set to be judged by.")
+
+
+def test_auto_goes_on_with_float32_where_int8_fails(
+    wide_checkpoint: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCES", TOLERANCES | {"int8": msgspec.structs.replace(TOLERANCES["int8"], min_cosine=0.9999999)})
+    monkeypatch.setattr(bundle_module, "nodes_of", lambda *_: [])
+    arguments = [str(wide_checkpoint), str(tmp_path / "out"), "--precision", "auto", "--data", str(garments)]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "int8: vision_encoder: image_tokens differs from PyTorch" in " ".join(captured.err.split())
+    assert captured.out.splitlines()[-1].endswith("float32, because int8 did not pass.")
+    assert Bundle.load(tmp_path / "out").manifest.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--precision", "f8"], "invalid choice: 'f8'"), (["--data", "nowhere"], "nowhere"), (["--target", "tpu"], "invalid choice")],
+)
+def test_options_that_are_refused(
+    checkpoint_path: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([str(checkpoint_path), str(tmp_path / "out"), *options])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- the report ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_no_part_of_what_the_bundle_is(exported: dict[str, Path], tmp_path: Path) -> None:
+    manifest = Bundle.load(exported["f32"]).manifest
+    files = tuple(msgspec.structs.replace(f, sha256="0" * 64) if f.path.startswith("report.") else f for f in manifest.files)
+    assert msgspec.structs.replace(manifest, files=files).model_hash == manifest.model_hash
+    files = tuple(msgspec.structs.replace(f, sha256="0" * 64) if f.path.startswith("query") else f for f in manifest.files)
+    assert msgspec.structs.replace(manifest, files=files).model_hash != manifest.model_hash
+
+
+def test_the_page_shows_what_was_measured(exported: dict[str, Path]) -> None:
+    for short in exported:
+        report = parse_json(ExportReport, (exported[short] / "report.json").read_bytes(), where="report")
+        page = (exported[short] / "report.html").read_text()
+        assert page == report_html(report)
+        assert report.retrieval is not None
+        assert f"{100 * report.retrieval.top10_overlap:.2f} %" in page
+        assert all(f"{output.cosine_min:.6f}" in page for graph in report.parity for output in graph.outputs.values())
+        assert ("Layers that rounding hurts most" in page) == (short == "int8")
+        assert "<script" not in page
+
+
+def test_names_on_the_page_are_escaped(exported: dict[str, Path]) -> None:
+    report = parse_json(ExportReport, (exported["f32"] / "report.json").read_bytes(), where="report")
+    page = report_html(msgspec.structs.replace(report, name="<b>shop</b>", retrieval=None))
+    assert "&lt;b&gt;shop&lt;/b&gt;" in page
+    assert "no evaluation set was given" in page
+    kept = LayerSensitivity(graph="g", layer="model.a", cosine=0.5, kept=True)
+    graphs = (msgspec.structs.replace(report.graphs[0], layers=(kept,)), *report.graphs[1:])
+    assert '<span class="kept">float32</span>' in report_html(msgspec.structs.replace(report, graphs=graphs))
+    assert json.loads((exported["f32"] / "report.json").read_text())["precision"] == "float32"
