@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,9 +13,10 @@ from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
 from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, FileEntry
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
-from .errors import BundleError
+from .errors import BackendError, BundleError, InputError
 from .files import recover_directory, sha256_of
-from .sessions import GraphSession, OnnxSession, Provider
+from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
+from .tensorrt.engines import engine_folders, open_engine
 from .text import TextEncoder
 
 
@@ -59,7 +61,18 @@ class Bundle:
         return self.manifest.vocabulary
 
     def session(self, graph: GraphSpec, *, provider: Provider = "auto", threads: int | None = None) -> GraphSession:
-        """Open one of the manifest's graphs. Raises BackendError and BundleError as `OnnxSession` does."""
+        """Open one of the manifest's graphs. Raises BackendError and BundleError as `OnnxSession` and `open_engine` do.
+
+        "auto" takes an engine of this bundle where one fits and runs, else what `OnnxSession` takes; a damaged engine is an
+        error all the same. `threads` is for ONNX Runtime.
+        """
+        if provider not in PROVIDERS:
+            raise InputError(f"unknown provider {provider!r}; choose {', '.join(PROVIDERS)}")
+        if provider == "tensorrt":
+            return open_engine(self.path, self.model_hash, graph, self.sizes)
+        if provider == "auto" and engine_folders(self.path):
+            with contextlib.suppress(BackendError):
+                return open_engine(self.path, self.model_hash, graph, self.sizes)
         return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads)
 
     def text_encoder(self) -> TextEncoder:

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from .contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
 
-Provider = Literal["auto", "cpu", "cuda"]
+OrtProvider = Literal["auto", "cpu", "cuda", "ort-tensorrt"]
+Provider = Literal[OrtProvider, "tensorrt"]
+"""What runs a graph: "tensorrt" is our session on the bundle's own engines, the others are ONNX Runtime's."""
+PROVIDERS: tuple[Provider, ...] = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
 Arrays = dict[str, NDArray[Any]]
 
-_PROVIDER_NAMES: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDER_NAMES: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+}
+_ORDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "ort-tensorrt": ("ort-tensorrt", "cuda", "cpu")}
+"""Each provider and those that take the nodes it has no kernel for, such as the computation of shapes."""
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -65,14 +74,17 @@ def _describe(tensor: TensorSpec, sizes: GraphSizes, dynamic: Mapping[str, int])
 class OnnxSession:
     """An ONNX Runtime session bound to `spec`.
 
-    `provider`: "cpu" and "cuda" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
-    takes CUDA where it works, else the CPU, and `self.provider` says which. `threads`: intra-op threads of the CPU
+    `provider`: all but "auto" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
+    takes CUDA where it works, else the CPU, and `self.provider` says which. "ort-tensorrt" builds its engines anew in every
+    process, at the first run of a shape. `threads`: intra-op threads of the CPU
     provider, None for ONNX Runtime's own choice. Raises BundleError when the file is no graph or not the spec's graph.
     """
 
-    def __init__(self, path: Path, spec: GraphSpec, sizes: GraphSizes, *, provider: Provider = "auto", threads: int | None = None) -> None:
-        if provider not in ("auto", "cpu", "cuda"):
-            raise InputError(f"unknown provider {provider!r}; choose auto, cpu or cuda")
+    def __init__(
+        self, path: Path, spec: GraphSpec, sizes: GraphSizes, *, provider: OrtProvider = "auto", threads: int | None = None
+    ) -> None:
+        if provider not in ("auto", *_ORDERS):
+            raise InputError(f"unknown provider {provider!r}; choose auto, {', '.join(_ORDERS)}")
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         self.spec = spec
@@ -101,31 +113,44 @@ class OnnxSession:
         return outputs
 
 
-def _open_session(path: Path, provider: Provider, threads: int | None) -> tuple[Any, str]:
+def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tuple[Any, str]:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: what matters is checked below and raised
     if threads is not None:
         options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # versions without it do not mind
     available = ort.get_available_providers()
-    if provider == "cuda" and _PROVIDER_NAMES["cuda"] not in available:
-        raise BackendError(f"provider 'cuda': this onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead")
-    wants_cuda = provider == "cuda" or (provider == "auto" and _PROVIDER_NAMES["cuda"] in available)
-    names = [_PROVIDER_NAMES["cuda"], _PROVIDER_NAMES["cpu"]] if wants_cuda else [_PROVIDER_NAMES["cpu"]]
+    best = "cuda" if _PROVIDER_NAMES["cuda"] in available else "cpu"
+    wanted = best if provider == "auto" else provider
+    if _PROVIDER_NAMES[wanted] not in available:
+        raise BackendError(f"provider {wanted!r}: this onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead")
+    names = [_PROVIDER_NAMES[name] for name in _ORDERS[wanted] if _PROVIDER_NAMES[name] in available]
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().
         session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
     except Exception as error:  # as in OnnxSession.run
-        if wants_cuda:
+        if wanted != "cpu":
             if provider == "auto":
                 return _open_session(path, "cpu", threads)
-            raise BackendError(f"{path.name} cannot run on cuda: {_one_line(error)}") from error
+            raise BackendError(f"{path.name} cannot run on {wanted}: {_one_line(error)}") from error
         raise BundleError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
     first = session.get_providers()[0]
     ran = next((short for short, name in _PROVIDER_NAMES.items() if name == first), first)
     if provider != "auto" and ran != provider:
         raise BackendError(f"{path.name}: asked for {provider}, ONNX Runtime chose {first}; check the CUDA libraries, or use 'cpu'")
+    if ran != "cpu" and not _has_nodes(session, first):
+        if provider == "auto":
+            return _open_session(path, "cpu", threads)
+        raise BackendError(f"{path.name}: ONNX Runtime opened {first} and gave it no node of the graph; use another provider")
     return session, ran
+
+
+def _has_nodes(session: Any, provider: str) -> bool:
+    """Whether any node runs on `provider`: one that is merely listed first may have none. True where ONNX Runtime cannot say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # older versions
+        return True
+    return any(part.ep_name == provider for part in session.get_provider_graph_assignment_info())
 
 
 def _import_onnxruntime() -> Any:

@@ -22,6 +22,9 @@ _EXTRAS = {
 """Optional packages by the name they are imported as, and the extras of which one brings them."""
 
 
+_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")  # `sessions.PROVIDERS`, which --help must not import
+
+
 def run(handler: Callable[[], int]) -> int:
     """Exit code of `handler`: its own; the error's after one that the user can mend (one line on stderr); 130 after Ctrl-C.
 
@@ -57,5 +60,5 @@ def positive(text: str) -> int:
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """`--provider` and `--threads`, as `RetrievalEngine.load` takes them."""
-    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="auto", help="what runs the graphs (default: auto)")
+    parser.add_argument("--provider", choices=_PROVIDERS, default="auto", help="what runs the graphs (default: auto)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads per graph (default: ONNX Runtime's choice)")

@@ -88,6 +88,8 @@ def test_providers(bundle_path: Path) -> None:
     assert OnnxSession(path, VISION_ENCODER, SIZES, provider="auto").provider in ("cpu", "cuda")
     with pytest.raises(InputError, match="unknown provider 'gpu'"):
         OnnxSession(path, VISION_ENCODER, SIZES, provider="gpu")
+    with pytest.raises(InputError, match="unknown provider 'tensorrt'; choose auto, cpu, cuda, ort-tensorrt"):
+        OnnxSession(path, VISION_ENCODER, SIZES, provider="tensorrt")  # a bundle opens those
     with pytest.raises(InputError, match="threads"):
         OnnxSession(path, VISION_ENCODER, SIZES, threads=0)
 
@@ -120,13 +122,61 @@ def test_cuda_that_does_not_run_is_an_error_and_auto_says_cpu(bundle_path: Path,
     assert OnnxSession(path, VISION_ENCODER, SIZES, provider="auto").provider == "cpu"
 
 
-def test_cuda_that_is_not_in_the_build(bundle_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["cuda", "ort-tensorrt"])
+def test_a_provider_that_is_not_in_the_build(bundle_path: Path, provider: Any) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(BackendError, match="install onnxruntime-gpu"):
-        OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES, provider="cuda")
+    with pytest.raises(BackendError, match=f"provider '{provider}': .* install onnxruntime-gpu"):
+        OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES, provider=provider)
+
+
+def listing_onnxruntime(monkeypatch: pytest.MonkeyPatch, provider: str, nodes: list[str] | None) -> list[list[str]]:
+    """An ONNX Runtime that lists `provider` first and gives its nodes to `nodes`, None for a version that cannot say; what it was asked."""
+    import onnxruntime
+
+    asked: list[list[str]] = []
+
+    class Session:
+        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+            asked.append(providers)
+            self._real, self._providers = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), providers
+            if nodes is not None:
+                self.get_provider_graph_assignment_info = lambda: [types.SimpleNamespace(ep_name=name) for name in nodes]
+
+        def get_providers(self) -> list[str]:
+            return self._providers
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "get_provider_graph_assignment_info":
+                raise AttributeError(name)
+            return getattr(self._real, name)
+
+    fake = types.SimpleNamespace(
+        InferenceSession=Session,
+        SessionOptions=onnxruntime.SessionOptions,
+        get_available_providers=lambda: [provider, "CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    return asked
+
+
+@pytest.mark.parametrize("nodes", [["CPUExecutionProvider", "TensorrtExecutionProvider"], None])
+def test_onnx_runtimes_tensorrt(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: list[str] | None) -> None:
+    asked = listing_onnxruntime(monkeypatch, "TensorrtExecutionProvider", nodes)
+    session = OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES, provider="ort-tensorrt")
+    assert session.provider == "ort-tensorrt"
+    assert asked == [["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "ort-tensorrt"])
+def test_a_provider_that_is_listed_but_runs_nothing(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, provider: Any) -> None:
+    listing_onnxruntime(monkeypatch, "TensorrtExecutionProvider", ["CPUExecutionProvider"])
+    path = bundle_path / VISION_ENCODER.file
+    with pytest.raises(BackendError, match="and gave it no node of the graph"):
+        OnnxSession(path, VISION_ENCODER, SIZES, provider=provider)
+    assert OnnxSession(path, VISION_ENCODER, SIZES, provider="auto").provider == "cpu"
 
 
 @pytest.mark.parametrize("module", [None, types.ModuleType("onnxruntime")])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from dqe_training.cli.runner import run_torch
 
+from .tensorrt_options import add_tensorrt_options, run_export
+
 if TYPE_CHECKING:
     from ..calibration import EvaluationData
     from ..parity import Precision
@@ -31,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="directory that dqe-train wrote (RUN/model)")
-    parser.add_argument("out", type=Path, help="the bundle directory")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
+    parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
     parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="f32", help="of weights and arithmetic (default: f32)")
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="what --precision auto chooses for (default: cpu)")
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    add_tensorrt_options(parser)
     return parser
 
 
@@ -91,4 +94,4 @@ def _export(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_torch(lambda: _export(args))
+    return run_torch(lambda: run_export(args, _export))

@@ -1,0 +1,119 @@
+"""`engines.json`, the sidecar of a folder of TensorRT engines: what they were built from, on, and for.
+
+Plans carry no metadata of their own, so everything that decides whether an engine may be loaded stands here.
+"""
+
+from __future__ import annotations
+
+from .manifest import FileEntry
+from .parsing import Contract
+
+ENGINES_SCHEMA_VERSION = 1
+ENGINES_FILE = "engines.json"
+ENGINES_FOLDER = "tensorrt"  # within a bundle; a manifest's `model_hash` leaves out what is below it
+
+
+class AxisRange(Contract, frozen=True):
+    """Sizes of one dynamic axis: any of `min` to `max` runs, `opt` is what the engine is tuned for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"expected 1 <= min <= opt <= max, got {self.min}:{self.opt}:{self.max}")
+
+
+class Profile(Contract, frozen=True):
+    """One optimisation profile. Graphs without texts use `batch` alone."""
+
+    batch: AxisRange
+    text_length: AxisRange  # tokens, special ones included
+
+    def sizes(self, which: str) -> dict[str, int]:
+        """Both axes at "min", "opt" or "max"."""
+        return {"batch": getattr(self.batch, which), "text_length": getattr(self.text_length, which)}
+
+
+class EngineParity(Contract, frozen=True):
+    """Largest difference from ONNX Runtime at one shape, per output."""
+
+    shape: dict[str, int]
+    max_abs_error: dict[str, float]
+
+
+class EngineEntry(Contract, frozen=True):
+    """One engine: its file in the folder, what the engine inspector says of it, and how it compares.
+
+    `layer_types` counts layers by type. `device_memory`: bytes of activations, weights not included. `graph_shapes`: the
+    shapes that run as CUDA graphs.
+    """
+
+    graph: str
+    file: FileEntry
+    build_seconds: float
+    layers: int
+    layer_types: dict[str, int]
+    device_memory: int
+    graph_shapes: tuple[dict[str, int], ...]
+    atol: float
+    rtol: float
+    parity: tuple[EngineParity, ...]
+
+
+class EngineManifest(Contract, frozen=True, kw_only=True):
+    """`precision` is the bundle's: engines are strongly typed, so the ONNX graph decides it, and `tf32` alone adds to it.
+
+    `compute_capability`: "9.0". `tensorrt`: the full version. `cuda_driver`: the newest CUDA that the driver supports, "13.0".
+    `workspace`: bytes, None for all of the device's memory.
+    """
+
+    schema_version: int = ENGINES_SCHEMA_VERSION
+    model_hash: str
+    precision: str
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+    cuda_driver: str
+    hardware_compatible: bool
+    version_compatible: bool
+    tf32: bool
+    optimization_level: int
+    workspace: int | None
+    profiles: tuple[Profile, ...]
+    engines: tuple[EngineEntry, ...]
+
+    def refusal(self, *, compute_capability: str, tensorrt: str, model_hash: str) -> str:
+        """Why these engines cannot run there, in a few words; "" where they can."""
+        if self.model_hash != model_hash:
+            return "built from another export of the model"
+        if self.compute_capability != compute_capability:
+            if not self.hardware_compatible:
+                return f"built for compute capability {self.compute_capability}"
+            if _numbers(compute_capability) < _AMPERE:
+                return "hardware-compatible engines need compute capability 8.0 or newer"
+        if self.tensorrt != tensorrt:
+            if not self.version_compatible:
+                return f"built with TensorRT {self.tensorrt}"
+            if _numbers(tensorrt) < _numbers(self.tensorrt):
+                return f"built with TensorRT {self.tensorrt}, which is newer"
+        return ""
+
+
+_AMPERE = (8, 0)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of "10.16.1.11" or "10.13.3.9.post1", for comparing."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def folder_name(compute_capability: str, tensorrt: str, *, hardware_compatible: bool = False, version_compatible: bool = False) -> str:
+    """Name of the folder that holds the engines of one GPU architecture and version, such as "sm90-10.16".
+
+    Compatible engines have a name of their own, "sm80+-10.16+", so that they may lie beside faster ones that fit one GPU.
+    """
+    major, minor = _numbers(tensorrt)[:2]
+    architecture = "sm80+" if hardware_compatible else f"sm{compute_capability.replace('.', '')}"
+    return f"{architecture}-{major}.{minor}{'+' if version_compatible else ''}"

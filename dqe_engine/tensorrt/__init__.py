@@ -1,0 +1,1 @@
+"""TensorRT: engines of a bundle found, verified and run. Importing this loads neither TensorRT nor CUDA."""

@@ -1,0 +1,67 @@
+"""TensorRT's Python API: imported on demand, one of the versions this is written for, with a log that can be read back."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..errors import BackendError
+
+SUPPORTED_MAJORS = (10, 11)
+_KEPT_LINES = 5000  # of the log; a build writes some hundred, a broken one may repeat itself
+
+
+class Logger(Protocol):
+    """`trt.ILogger` that keeps what it is told."""
+
+    lines: list[str]
+
+    def errors(self) -> str:
+        """The errors logged so far, in one line, "no message" without any."""
+        ...
+
+
+def import_tensorrt() -> Any:
+    """The `tensorrt` module. Raises BackendError where it is missing, has no libraries, or is of another major version."""
+    try:
+        import tensorrt
+    except (ImportError, OSError, RuntimeError) as error:  # without its libraries it raises whatever dlopen said
+        reason = " ".join(str(error).split())
+        raise BackendError(f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[gpu]', or choose another provider") from error
+    version = str(getattr(tensorrt, "__version__", "unknown"))
+    if not version.startswith(tuple(f"{major}." for major in SUPPORTED_MAJORS)):
+        raise BackendError(f"TensorRT {version} is installed; this version of dqe-engine runs 10 and 11")
+    return tensorrt
+
+
+def make_logger(trt: Any) -> Logger:
+    """A logger for everything made from it. It must outlive those objects."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base is known only once TensorRT is imported
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind11 wants it by name
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity.name != "VERBOSE" and len(self.lines) < _KEPT_LINES:
+                self.lines.append(f"[{severity.name}] {msg}")
+
+        def errors(self) -> str:
+            found = [line.partition("] ")[2] for line in self.lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]"))]
+            return " | ".join(" ".join(text.split()) for text in found)[:600] or "no message"
+
+    log: Logger = Log()
+    return log
+
+
+def load_engine(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) -> Any:
+    """An ICudaEngine. `host_code`: the plan is version-compatible and brings its own runtime, which is then executed.
+
+    Raises BackendError with TensorRT's own words. Call it only where a device is known to be there.
+    """
+    runtime = trt.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(f"TensorRT {trt.__version__} cannot load the engine: {logger.errors()}; build it again on this machine")
+    return engine

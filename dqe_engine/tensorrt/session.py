@@ -1,0 +1,251 @@
+"""A graph that runs as a TensorRT engine: device buffers made once, a CUDA graph per profile, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contracts.engines import AxisRange
+from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
+from ..errors import BackendError, BundleError, InputError
+from ..sessions import Arrays, bind_inputs
+from .api import import_tensorrt, load_engine, make_logger
+from .cuda import Cuda
+
+_DTYPES = {"float32": "FLOAT", "int64": "INT64"}  # a spec's dtype -> the name in trt.DataType
+
+
+@dataclass
+class _Context:
+    """An execution context and what it is set to."""
+
+    context: Any
+    profile: int = -1
+    shape: tuple[tuple[str, int], ...] = ()
+
+
+class TensorRTSession:
+    """An engine bound to `spec`, on one stream of the current CUDA device. Threads take turns.
+
+    Buffers for the largest shapes of all profiles are allocated here and stay. The optimal shape of each profile is
+    captured as a CUDA graph; `graph_shapes` says which succeeded (engines with loops, for instance, cannot be), all other
+    shapes are enqueued one by one. A batch beyond the profiles runs in equal parts.
+
+    Raises BackendError where there is no device, no TensorRT or too little memory, and where the plan is another
+    version's or GPU's; BundleError where the engine's tensors are not the spec's.
+    """
+
+    provider = "tensorrt"
+
+    def __init__(self, plan: bytes, spec: GraphSpec, sizes: GraphSizes, *, host_code: bool = False) -> None:
+        assert all(tensor.axes[0] == "batch" for tensor in (*spec.inputs, *spec.outputs)), "requests are split along the first axis"
+        self.spec = spec
+        self._sizes = sizes
+        self._lock = threading.Lock()
+        self._cuda = Cuda()
+        self._trt = import_tensorrt()
+        self._logger = make_logger(self._trt)
+        with contextlib.ExitStack() as release:
+            self._engine = load_engine(self._trt, plan, self._logger, host_code=host_code)
+            _check_interface(self._trt, self._engine, spec, sizes)
+            self._profiles = tuple(_read_profile(self._engine, spec, i) for i in range(self._engine.num_optimization_profiles))
+            self._stream = self._cuda("cudaStreamCreateWithFlags", self._cuda.runtime.cudaStreamNonBlocking)
+            release.callback(self._cuda, "cudaStreamDestroy", self._stream)
+            self._buffers = {tensor.name: self._allocate(self._largest(tensor), release) for tensor in (*spec.inputs, *spec.outputs)}
+            # All contexts work in the same memory, since they run one after the other on one stream.
+            self._activations = self._allocate(self.device_memory, release)
+            self._eager = self._new_context()
+            self._graphs: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Any, _Context]] = {}
+            for index, profile in enumerate(self._profiles):
+                self._capture(index, {axis: sizes.opt for axis, sizes in profile.items()}, release)
+            weakref.finalize(self, release.pop_all().close)
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of activations; weights and buffers come on top."""
+        return int(self._engine.device_memory_size_v2)
+
+    @property
+    def graph_shapes(self) -> tuple[dict[str, int], ...]:
+        """The dynamic sizes that run as CUDA graphs."""
+        return tuple(dict(shape) for _, shape in self._graphs)
+
+    def run(self, **inputs: NDArray[Any]) -> Arrays:
+        """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
+
+        Raises InputError for sizes outside the engine's profiles, BackendError when the device fails.
+        """
+        dynamic = bind_inputs(self.spec, self._sizes, inputs)
+        outputs = {tensor.name: np.empty(tensor.shape(self._sizes, **dynamic), tensor.dtype) for tensor in self.spec.outputs}
+        if dynamic["batch"] == 0:
+            return outputs
+        profile, parts = self._split(dynamic)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        with self._lock:
+            start = 0
+            for count in parts:
+                rows = slice(start, start + count)
+                self._run_part(
+                    profile,
+                    {**dynamic, "batch": count},
+                    {name: array[rows] for name, array in contiguous.items()},
+                    {name: array[rows] for name, array in outputs.items()},
+                )
+                start += count
+        return outputs
+
+    def _split(self, dynamic: Mapping[str, int]) -> tuple[int, list[int]]:
+        """The profile to use and the batch of each part. The tightest profile that takes the whole batch comes first."""
+        batch = dynamic["batch"]
+        others = {axis: size for axis, size in dynamic.items() if axis != "batch"}
+        usable = [i for i, p in enumerate(self._profiles) if all(p[axis].min <= size <= p[axis].max for axis, size in others.items())]
+        if not usable:
+            ranges = ", ".join(f"{axis} {p[axis].min} to {p[axis].max}" for p in self._profiles for axis in others)
+            raise InputError(f"{self.spec.name}: {_describe(others)} is outside the engine's profiles ({ranges}); build it for such sizes")
+        whole = [i for i in usable if self._profiles[i]["batch"].min <= batch <= self._profiles[i]["batch"].max]
+        if whole:
+            return min(whole, key=lambda i: tuple(self._profiles[i][axis].max for axis in dynamic)), [batch]
+        profile = max(usable, key=lambda i: self._profiles[i]["batch"].max)
+        limits = self._profiles[profile]["batch"]
+        count = -(-batch // limits.max)
+        small, larger = divmod(batch, count)
+        if small < limits.min:
+            raise InputError(
+                f"{self.spec.name}: a batch of {batch} is outside the engine's profiles ({limits.min} to {limits.max} at a time); "
+                "build it with a smaller least batch"
+            )
+        return profile, [small + 1] * larger + [small] * (count - larger)
+
+    def _run_part(self, profile: int, dynamic: Mapping[str, int], inputs: Arrays, outputs: Arrays) -> None:
+        kinds = self._cuda.runtime.cudaMemcpyKind
+        key = (profile, tuple(dynamic.items()))
+        try:
+            for name, array in inputs.items():
+                self._copy(self._buffers[name], array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice)
+            if key in self._graphs:
+                self._cuda("cudaGraphLaunch", self._graphs[key][0], self._stream)
+            else:
+                self._prepare(self._eager, profile, dynamic)
+                self._enqueue(self._eager)
+            for name, array in outputs.items():
+                self._copy(array.ctypes.data, self._buffers[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
+            self._cuda("cudaStreamSynchronize", self._stream)
+        except BackendError as error:
+            with contextlib.suppress(BackendError):  # what was enqueued still reads and writes the caller's arrays
+                self._cuda("cudaStreamSynchronize", self._stream)
+            raise BackendError(f"{self.spec.name} failed on tensorrt: {error}") from error
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        self._cuda("cudaMemcpyAsync", target, source, size, kind, self._stream)
+
+    def _new_context(self) -> _Context:
+        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise BackendError(f"{self.spec.name}: TensorRT makes no execution context: {self._logger.errors()}")
+        context.set_device_memory(self._activations, self.device_memory)
+        for name, address in self._buffers.items():
+            if not context.set_tensor_address(name, address):
+                raise BackendError(f"{self.spec.name}: TensorRT refuses the buffer of {name}: {self._logger.errors()}")
+        return _Context(context)
+
+    def _prepare(self, ready: _Context, profile: int, dynamic: Mapping[str, int]) -> None:
+        """Set profile and input shapes where they changed, and hold the output shapes against the spec."""
+        shape, context = tuple(dynamic.items()), ready.context
+        if (ready.profile, ready.shape) == (profile, shape):
+            return
+        ready.shape = ()  # unknown until all of it is set
+        if ready.profile != profile:
+            if not context.set_optimization_profile_async(profile, int(self._stream)):
+                raise BackendError(f"TensorRT refuses profile {profile}: {self._logger.errors()}")
+            ready.profile = profile
+        for tensor in self.spec.inputs:
+            if not context.set_input_shape(tensor.name, tensor.shape(self._sizes, **dynamic)):
+                raise BackendError(f"TensorRT refuses {tensor.name} at {_describe(dynamic)}: {self._logger.errors()}")
+        if missing := context.infer_shapes():
+            raise BackendError(f"TensorRT cannot infer shapes, {', '.join(missing)} lacks something")
+        for tensor in self.spec.outputs:
+            found, wanted = tuple(context.get_tensor_shape(tensor.name)), tensor.shape(self._sizes, **dynamic)
+            if found != wanted:
+                raise BundleError(f"{self.spec.name}.{tensor.name}: the engine gives shape {found}, its spec says {wanted}")
+        ready.shape = shape
+
+    def _enqueue(self, ready: _Context) -> None:
+        if not ready.context.execute_async_v3(int(self._stream)):
+            raise BackendError(f"execute_async_v3: {self._logger.errors()}")
+
+    def _capture(self, profile: int, dynamic: Mapping[str, int], release: contextlib.ExitStack) -> None:
+        """Record one shape. A context of its own stays with it, since a graph must not outlive changes to its context."""
+        ready = self._new_context()
+        self._prepare(ready, profile, dynamic)
+        # Once outside the capture: it makes the deferred changes of shape and profile, which cannot be recorded.
+        self._enqueue(ready)
+        self._cuda("cudaStreamSynchronize", self._stream)
+        # Thread-local: what other threads allocate meanwhile (ONNX Runtime, another session) does not break the capture.
+        self._cuda("cudaStreamBeginCapture", self._stream, self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        recorded = ready.context.execute_async_v3(int(self._stream))
+        try:
+            graph = self._cuda("cudaStreamEndCapture", self._stream)
+        except BackendError:  # the capture was invalidated: this engine cannot be recorded, and the stream is usable again
+            return
+        try:
+            if recorded:
+                executable = self._cuda("cudaGraphInstantiate", graph, 0)
+                release.callback(self._cuda, "cudaGraphExecDestroy", executable)
+                self._graphs[profile, ready.shape] = executable, ready
+        finally:
+            self._cuda("cudaGraphDestroy", graph)
+
+    def _largest(self, tensor: TensorSpec) -> int:
+        """Bytes of `tensor` at the largest sizes of any profile."""
+        shapes = (tensor.shape(self._sizes, **{axis: sizes.max for axis, sizes in profile.items()}) for profile in self._profiles)
+        return max(prod(shape) for shape in shapes) * np.dtype(tensor.dtype).itemsize
+
+    def _allocate(self, size: int, release: contextlib.ExitStack) -> int:
+        """Zeroed device memory: the first enqueue reads inputs that nobody has written, and token ids must be valid."""
+        try:
+            address = int(self._cuda("cudaMalloc", max(size, 1)))
+        except BackendError as error:
+            raise BackendError(f"{self.spec.name}: {size / 2**20:.0f} MiB of device memory are not to be had ({error})") from error
+        release.callback(self._cuda, "cudaFree", address)
+        self._cuda("cudaMemsetAsync", address, 0, max(size, 1), self._stream)
+        return address
+
+
+def _describe(dynamic: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in dynamic.items())
+
+
+def _read_profile(engine: Any, spec: GraphSpec, index: int) -> dict[str, AxisRange]:
+    """The dynamic axes of one profile, in the order in which `bind_inputs` meets them."""
+    ranges: dict[str, AxisRange] = {}
+    for tensor in spec.inputs:
+        least, opt, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(tensor.name, index))
+        for i, axis in enumerate(tensor.axes):
+            if axis in DYNAMIC_AXES:
+                ranges.setdefault(str(axis), AxisRange(min=least[i], opt=opt[i], max=most[i]))
+    return ranges
+
+
+def _check_interface(trt: Any, engine: Any, spec: GraphSpec, sizes: GraphSizes) -> None:
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    for kind, mode, tensors in (("input", trt.TensorIOMode.INPUT, spec.inputs), ("output", trt.TensorIOMode.OUTPUT, spec.outputs)):
+        found = [name for name in names if engine.get_tensor_mode(name) == mode]
+        if set(found) != {tensor.name for tensor in tensors}:
+            raise BundleError(f"{spec.name}: the engine's {kind}s are {', '.join(found)}; build the engines again")
+        for tensor in tensors:
+            if engine.get_tensor_dtype(tensor.name) != getattr(trt.DataType, _DTYPES[tensor.dtype]):
+                dtype = engine.get_tensor_dtype(tensor.name)
+                raise BundleError(f"{spec.name}.{tensor.name}: the engine has {dtype}, the manifest says {tensor.dtype}; build it again")
+            wanted, shape = tensor.shape(sizes, **dict.fromkeys(DYNAMIC_AXES, -1)), tuple(engine.get_tensor_shape(tensor.name))
+            # An output's size that follows from a computation may be -1 here; a run holds it against the spec.
+            known = [size if kind == "output" and found == -1 else found for size, found in zip(wanted, shape, strict=False)]
+            if len(shape) != len(wanted) or tuple(known) != wanted:
+                raise BundleError(f"{spec.name}.{tensor.name}: the engine has shape {shape}, expected {wanted}; build it again")

@@ -1,0 +1,171 @@
+"""All engines of a bundle, built and checked in a folder that appears only when the last one has passed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEntry, EngineManifest, folder_name
+from dqe_engine.contracts.graphs import GraphSpec
+from dqe_engine.contracts.manifest import FileEntry
+from dqe_engine.contracts.parsing import to_json
+from dqe_engine.errors import BackendError, BundleError, ExportError
+from dqe_engine.files import atomic_directory, atomic_write, sha256_of
+from dqe_engine.sessions import OnnxSession
+from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
+from dqe_engine.tensorrt.cuda import Cuda, Gpu
+from dqe_engine.tensorrt.engines import read_sidecar
+from dqe_engine.tensorrt.session import TensorRTSession
+
+from .build import build_engine, inspect_layers
+from .check import check_engine, tolerance
+from .plan import BuildOptions
+
+TIMING_CACHE = "timing.cache"
+BUILD_LOG = "build.log"
+
+
+def engine_file(spec: GraphSpec) -> str:
+    return f"{spec.name}.engine"
+
+
+def target_folder(gpu: str, tensorrt: str, options: BuildOptions) -> str:
+    """Where engines go, relative to the bundle, such as "tensorrt/sm90-10.16"."""
+    name = folder_name(gpu, tensorrt, hardware_compatible=options.hardware_compatible, version_compatible=options.version_compatible)
+    return f"{ENGINES_FOLDER}/{name}"
+
+
+def build_engines(
+    bundle: Bundle, options: BuildOptions, *, force: bool = False, advance: Callable[[str], None] = lambda stage: None
+) -> tuple[Path, EngineManifest]:
+    """Build, check and write an engine per graph; the bundle's own files and its hash stay as they are.
+
+    Existing engines of the same folder need `force`, and stay until the new ones are complete. A build that fails or is
+    interrupted leaves nothing. Raises BackendError without a GPU or TensorRT, ExportError where a graph cannot be built,
+    EngineMismatchError where an engine differs from ONNX Runtime.
+    """
+    gpu, trt = Cuda().gpu(), import_tensorrt()
+    if options.hardware_compatible and int(gpu.compute_capability.split(".")[0]) < 8:
+        raise BackendError(f"{gpu.name}: --hardware-compatible needs compute capability 8.0 or newer, this has {gpu.compute_capability}")
+    tolerance(bundle.manifest.precision)  # known before hours of building
+    folder = bundle.path / target_folder(gpu.compute_capability, trt.__version__, options)
+    if folder.exists() and not force:
+        raise ExportError(f"{folder}: exists already; replace these engines with --force")
+    cache = _named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
+    logger = make_logger(trt)
+    try:
+        with _removed_if_empty(folder.parent), atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary:
+            engines = []
+            for spec in bundle.manifest.graphs:
+                entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, logger, advance)
+                engines.append(entry)
+            manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
+            (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
+            (temporary / BUILD_LOG).write_text("\n".join(logger.lines).replace(str(bundle.path), "BUNDLE") + "\n", encoding="utf-8")
+            if cache:
+                (temporary / TIMING_CACHE).write_bytes(cache)
+        if options.timing_cache is not None and cache:
+            with atomic_write(Path(options.timing_cache)) as stream:
+                stream.write(cache)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+    return folder, manifest
+
+
+def _build_one(
+    trt: Any,
+    bundle: Bundle,
+    spec: GraphSpec,
+    options: BuildOptions,
+    folder: Path,
+    cache: bytes,
+    logger: Logger,
+    advance: Callable[[str], None],
+) -> tuple[EngineEntry, bytes]:
+    advance(f"building {spec.name}")
+    path = bundle.path / spec.file
+    built = build_engine(trt, path, spec, bundle.sizes, options, timing_cache=cache, logger=logger)
+    file = folder / engine_file(spec)
+    file.write_bytes(built.plan)
+    layers = inspect_layers(trt, built.plan, logger, host_code=options.version_compatible)
+    advance(f"checking {spec.name}")
+    session = TensorRTSession(built.plan, spec, bundle.sizes, host_code=options.version_compatible)
+    parity = check_engine(
+        spec,
+        bundle.sizes,
+        session,
+        OnnxSession(path, spec, bundle.sizes, provider="cpu"),
+        options.profiles,
+        vocab_size=_vocab_size(bundle),
+        precision=bundle.manifest.precision,
+    )
+    atol, rtol = tolerance(bundle.manifest.precision)
+    entry = EngineEntry(
+        graph=spec.name,
+        file=FileEntry(path=file.name, size=len(built.plan), sha256=sha256_of(file)),
+        build_seconds=round(built.seconds, 3),
+        layers=sum(layers.values()),
+        layer_types=layers,
+        device_memory=session.device_memory,
+        graph_shapes=session.graph_shapes,
+        atol=atol,
+        rtol=rtol,
+        parity=parity,
+    )
+    return entry, built.timing_cache or cache
+
+
+def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:
+    return EngineManifest(
+        model_hash=bundle.model_hash,
+        precision=bundle.manifest.precision,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        tensorrt=trt.__version__,
+        cuda_driver=gpu.driver,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        tf32=options.tf32,
+        optimization_level=options.optimization_level,
+        workspace=options.workspace,
+        profiles=options.profiles,
+        engines=engines,
+    )
+
+
+def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
+    """That of the engines that are replaced, if they were built on such a device by this version; else b""."""
+    with contextlib.suppress(BundleError, OSError):  # damaged engines are what --force is for
+        earlier = read_sidecar(folder)
+        if (earlier.gpu, earlier.tensorrt) == (gpu.name, tensorrt):
+            return (folder / TIMING_CACHE).read_bytes()
+    return b""
+
+
+def _named_cache(path: Path) -> bytes:
+    """The user's timing cache, which need not exist yet."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ExportError(f"{path}: the timing cache cannot be read ({error.strerror})") from error
+
+
+def _vocab_size(bundle: Bundle) -> int:
+    return int(Tokenizer.from_file(str(bundle.path / bundle.manifest.tokenizer.file)).get_vocab_size())
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """A bundle that had no engines has no empty folder for them either after a failed build."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

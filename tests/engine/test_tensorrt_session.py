@@ -1,0 +1,329 @@
+"""Engines of a bundle that are found, refused and run, on a fake device that is as strict as a real one."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fake_cuda import FakeCuda, cudaError_t
+from support.fake_tensorrt import FakeTensorRT
+from support.tiny_bundle import SIZES
+
+from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange, EngineEntry, EngineManifest, Profile, folder_name
+from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.manifest import FileEntry
+from dqe_engine.contracts.parsing import to_json
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.errors import BackendError, BundleError, InputError
+from dqe_engine.files import sha256_of
+from dqe_engine.sessions import OnnxSession
+from dqe_engine.tensorrt.session import TensorRTSession
+
+VERSIONS = ("10.16.1.11", "11.4.0.106")
+ONE = Profile(batch=AxisRange(min=1, opt=1, max=1), text_length=AxisRange(min=2, opt=4, max=16))
+MANY = Profile(batch=AxisRange(min=1, opt=3, max=6), text_length=AxisRange(min=2, opt=5, max=8))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda().install(monkeypatch)
+
+
+@pytest.fixture
+def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return FakeTensorRT(cuda).install(monkeypatch)
+
+
+def plan(trt: FakeTensorRT, bundle: Path, spec: GraphSpec, *profiles: Profile, **options: Any) -> bytes:
+    shapes = [{t.name: [t.shape(SIZES, **p.sizes(w)) for w in ("min", "opt", "max")] for t in spec.inputs} for p in profiles]
+    return trt.plan(bundle / spec.file, shapes, **options)
+
+
+def query_inputs(batch: int, length: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(batch * 100 + length)
+    return {
+        "image_tokens": rng.standard_normal((batch, SIZES.image_tokens, SIZES.vision_width), np.float32),
+        "input_ids": rng.integers(0, 20, (batch, length)),
+        "attention_mask": np.ones((batch, length), np.int64),
+    }
+
+
+@pytest.fixture
+def session(trt: FakeTensorRT, bundle_path: Path) -> TensorRTSession:
+    return TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, ONE, MANY), QUERY_ENCODER, SIZES)
+
+
+@pytest.fixture
+def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the bundle with engines in `tensorrt/<folder>`."""
+
+    def write(version: str = trt.version, capability: str = "9.0", *, vc: bool = False, hc: bool = False, **changes: Any) -> Path:
+        bundle = tmp_path / "bundle"
+        if not bundle.exists():
+            shutil.copytree(bundle_path, bundle)
+        folder = bundle / "tensorrt" / folder_name(capability, version, hardware_compatible=hc, version_compatible=vc)
+        folder.mkdir(parents=True)
+        entries = []
+        for spec in GRAPHS:
+            file = folder / f"{spec.name}.engine"
+            built = types.SimpleNamespace(version=version, capability=capability)
+            file.write_bytes(FakeTensorRT.plan(built, bundle / spec.file, _shapes(spec), vc=vc, hc=hc))  # type: ignore[arg-type]
+            entry = FileEntry(path=file.name, size=file.stat().st_size, sha256=sha256_of(file))
+            entries.append(
+                EngineEntry(graph=spec.name, file=entry, build_seconds=1, layers=1, layer_types={}, device_memory=1, graph_shapes=(),
+                            atol=0, rtol=0, parity=())
+            )  # fmt: skip
+        sidecar = {"model_hash": Bundle.load(bundle).model_hash, "precision": "float32", "gpu": "g", "compute_capability": capability,
+                   "tensorrt": version, "cuda_driver": "13.0", "hardware_compatible": hc, "version_compatible": vc, "tf32": False,
+                   "optimization_level": 3, "workspace": None, "profiles": (MANY,), "engines": tuple(entries)}  # fmt: skip
+        (folder / ENGINES_FILE).write_bytes(to_json(EngineManifest(**(sidecar | changes))))
+        return bundle
+
+    def _shapes(spec: GraphSpec) -> list[Any]:
+        return [{t.name: [t.shape(SIZES, **MANY.sizes(w)) for w in ("min", "opt", "max")] for t in spec.inputs}]
+
+    return write
+
+
+# -- running --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_equals_onnx_runtime_at_every_size(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, bundle_path: Path, version: str) -> None:
+    trt = FakeTensorRT(cuda, version).install(monkeypatch)
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, ONE, MANY), QUERY_ENCODER, SIZES)
+    reference = OnnxSession(bundle_path / QUERY_ENCODER.file, QUERY_ENCODER, SIZES, provider="cpu", threads=1)
+    # Graphs, eager shapes, changes of profile, batches in parts; again, after the eager context has moved on.
+    for batch, length in [(1, 4), (3, 5), (2, 2), (1, 16), (3, 5), (6, 8), (7, 8), (13, 3), (2, 16), (1, 4), (0, 4)]:
+        inputs = query_inputs(batch, length)
+        found, expected = session.run(**inputs), reference.run(**inputs)
+        for name, array in expected.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
+            assert found[name].dtype == array.dtype
+
+
+def test_optimal_shapes_run_as_graphs(session: TensorRTSession, cuda: FakeCuda) -> None:
+    assert session.graph_shapes == ({"batch": 1, "text_length": 4}, {"batch": 3, "text_length": 5})
+    for batch, length, launches in [(1, 4, 1), (3, 5, 1), (3, 4, 0), (1, 5, 0)]:
+        cuda.calls.clear()
+        session.run(**query_inputs(batch, length))
+        assert cuda.calls.count("cudaGraphLaunch") == launches
+
+
+def test_a_batch_is_split_evenly(session: TensorRTSession, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[int] = []
+    original = session._run_part
+    monkeypatch.setattr(session, "_run_part", lambda p, dynamic, *rest: (parts.append(dynamic["batch"]), original(p, dynamic, *rest)))
+    session.run(**query_inputs(13, 5))
+    assert parts == [5, 4, 4]
+
+
+def test_nothing_is_allocated_by_a_run_and_all_is_freed(session: TensorRTSession, cuda: FakeCuda) -> None:
+    cuda.calls.clear()
+    for batch in (1, 6, 2, 9):
+        session.run(**query_inputs(batch, 5))
+    assert not {"cudaMalloc", "cudaStreamCreateWithFlags", "cudaGraphInstantiate"} & set(cuda.calls)
+
+
+def test_a_session_that_is_dropped_gives_everything_back(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    session = TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
+    assert cuda.allocated
+    assert len(cuda.graphs) == 1
+    del session
+    gc.collect()
+    assert (cuda.allocated, cuda.streams, cuda.graphs) == ({}, {}, {})
+
+
+def test_strided_inputs(session: TensorRTSession) -> None:
+    inputs = query_inputs(4, 6)
+    strided = {name: np.repeat(array, 2, axis=0)[::2] for name, array in inputs.items()}
+    np.testing.assert_array_equal(session.run(**strided)["base_query"], session.run(**inputs)["base_query"])
+
+
+def test_threads_take_turns(session: TensorRTSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(1 + n % 6, 2 + n % 7) for n in range(24)]
+    expected = [session.run(**query_inputs(*size))["base_query"] for size in sizes]
+    found: dict[int, np.ndarray] = {}
+    inside, most, run_part = [0], [0], session._run_part
+
+    def counted(*arguments: Any) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.002)  # long enough for the others to come in, if they may
+        run_part(*arguments)
+        inside[0] -= 1
+
+    monkeypatch.setattr(session, "_run_part", counted)
+
+    def work(n: int) -> None:
+        found[n] = session.run(**query_inputs(*sizes[n]))["base_query"]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(sizes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    for n, array in enumerate(expected):
+        np.testing.assert_array_equal(found[n], array)
+
+
+def test_sizes_outside_the_profiles(session: TensorRTSession, trt: FakeTensorRT, bundle_path: Path) -> None:
+    with pytest.raises(InputError, match=r"text_length 17 is outside the engine's profiles \(text_length 2 to 16, text_length 2 to 8\)"):
+        session.run(**query_inputs(1, 17))
+    fours = Profile(batch=AxisRange(min=4, opt=4, max=5), text_length=MANY.text_length)
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, fours), QUERY_ENCODER, SIZES)
+    for batch in (3, 6):
+        with pytest.raises(InputError, match=f"a batch of {batch} is outside the engine's profiles .4 to 5 at a time"):
+            session.run(**query_inputs(batch, 5))
+    with pytest.raises(InputError, match="expected int64, got int32"):
+        session.run(**query_inputs(4, 5) | {"input_ids": np.zeros((4, 5), np.int32)})
+
+
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    trt.faults.uncapturable = True
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, MANY), QUERY_ENCODER, SIZES)
+    assert session.graph_shapes == ()
+    assert np.isfinite(session.run(**query_inputs(3, 5))["base_query"]).all()
+    assert not cuda.graphs
+
+
+# -- failing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize"])
+def test_a_device_that_fails_is_a_backend_error(session: TensorRTSession, cuda: FakeCuda, function: str) -> None:
+    cuda.fail[function] = cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(BackendError, match=f"query_encoder failed on tensorrt: {function}: cudaErrorIllegalAddress"):
+        session.run(**query_inputs(3, 5))
+
+
+def test_an_enqueue_that_is_refused(session: TensorRTSession, trt: FakeTensorRT) -> None:
+    trt.faults.enqueue = True
+    with pytest.raises(BackendError, match="execute_async_v3: IExecutionContext::enqueueV3: Error Code 3"):
+        session.run(**query_inputs(2, 2))
+
+
+def test_out_of_device_memory(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    cuda.fail["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation
+    with pytest.raises(BackendError, match=r"vision_encoder: 0 MiB of device memory are not to be had \(cudaMalloc: out of memory\)"):
+        TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
+    assert not cuda.streams
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"devices": 0}, "no usable CUDA device .cudaGetDeviceCount: no CUDA-capable device is detected"),
+        ({"capability": (8, 0)}, "cannot load the engine: expecting compute 8.0 got compute 9.0"),
+    ],
+)
+def test_no_device_or_another(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path, changed: dict[str, Any], message: str) -> None:
+    made = plan(trt, bundle_path, VISION_ENCODER, MANY)
+    for name, value in changed.items():
+        setattr(cuda, name, value)
+    with pytest.raises(BackendError, match=message):
+        TensorRTSession(made, VISION_ENCODER, SIZES)
+
+
+def test_missing_and_unknown_tensorrt(trt: FakeTensorRT, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(trt, bundle_path, VISION_ENCODER, MANY)
+    for module, message in ((None, "tensorrt cannot be imported"), (types.SimpleNamespace(__version__="9.3"), "TensorRT 9.3 is installed")):
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        with pytest.raises(BackendError, match=message):
+            TensorRTSession(made, VISION_ENCODER, SIZES)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(BackendError, match=r"cuda.bindings cannot be imported"):
+        TensorRTSession(made, VISION_ENCODER, SIZES)
+
+
+def test_another_graphs_engine(trt: FakeTensorRT, bundle_path: Path) -> None:
+    with pytest.raises(BundleError, match="target_encoder: the engine's inputs are pixel_values"):
+        TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), TARGET_ENCODER, SIZES)
+
+
+# -- choosing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_runs_on_its_engines(with_engines: Callable[..., Path]) -> None:
+    bundle = with_engines()
+    for provider in ("tensorrt", "auto"):
+        engine = RetrievalEngine.load(bundle, provider=provider)
+        assert set(engine.providers.values()) == {"tensorrt"}
+    assert Bundle.load(bundle).model_hash == Bundle.load(bundle).manifest.model_hash
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"capability": "8.0"}, r"sm80-11.4 \(built for compute capability 8.0\)"),
+        ({"version": "11.3.0.99"}, r"sm90-11.3 \(built with TensorRT 11.3.0.99\)"),
+        ({"version": "11.4.1.0"}, r"sm90-11.4 \(built with TensorRT 11.4.1.0\)"),
+        ({"version": "11.5.0.1", "vc": True}, r"sm90-11.5\+ \(built with TensorRT 11.5.0.1, which is newer\)"),
+        ({"model_hash": "0" * 32}, r"sm90-11.4 \(built from another export of the model\)"),
+    ],
+)
+def test_engines_for_elsewhere_are_refused_and_auto_goes_on(with_engines: Callable[..., Path], made: dict[str, Any], reason: str) -> None:
+    bundle = Bundle.load(with_engines(**made))
+    with pytest.raises(
+        BackendError, match=rf"no TensorRT engine for Fake GPU .compute capability 9.0. and TensorRT 11.4.0.106; it has {reason}"
+    ):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_compatible_engines_run_elsewhere_and_fitting_ones_come_first(with_engines: Callable[..., Path], cuda: FakeCuda) -> None:
+    bundle = Bundle.load(with_engines("10.16.1.11", "8.6", vc=True, hc=True))
+    assert bundle.session(TARGET_ENCODER, provider="tensorrt").provider == "tensorrt"
+    cuda.capability = (7, 5)
+    with pytest.raises(BackendError, match=r"hardware-compatible engines need compute capability 8\.0 or newer"):
+        bundle.session(TARGET_ENCODER, provider="tensorrt")
+    cuda.capability = (9, 0)
+    with_engines()
+    (bundle.path / "tensorrt" / "sm80+-10.16+" / "target_encoder.engine").unlink()  # no longer looked at
+    assert bundle.session(TARGET_ENCODER, provider="tensorrt").provider == "tensorrt"
+
+
+def test_the_command_lines_offer_every_provider() -> None:
+    from dqe_engine.cli import main
+    from dqe_engine.sessions import PROVIDERS
+
+    assert main._PROVIDERS == PROVIDERS
+
+
+def test_no_engines_at_all(trt: FakeTensorRT, bundle_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"it has none at all; build on this machine with: dqe-export --trt --bundle"):
+        Bundle.load(bundle_path).session(VISION_ENCODER, provider="tensorrt")
+    with pytest.raises(InputError, match="unknown provider 'gpu'; choose auto, cpu, cuda, tensorrt, ort-tensorrt"):
+        Bundle.load(bundle_path).session(VISION_ENCODER, provider="gpu")  # type: ignore[arg-type]
+
+
+def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., Path]) -> None:
+    bundle = Bundle.load(with_engines())
+    folder = bundle.path / "tensorrt" / "sm90-11.4"
+    sidecar, engine = folder / ENGINES_FILE, folder / "vision_encoder.engine"
+    whole, text = engine.read_bytes(), sidecar.read_text()
+    for change, message in (
+        (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
+        (engine.unlink, "missing; build the engines again"),
+        (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
+        (lambda: sidecar.write_text(text.replace('"schema_version": 1', '"schema_version": 2')), "schema version 2, expected 1"),
+        (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
+        (lambda: sidecar.write_text("{"), "not valid JSON"),
+    ):
+        change()
+        for provider in ("tensorrt", "auto"):
+            with pytest.raises(BundleError, match=message):
+                bundle.session(VISION_ENCODER, provider=provider)
+        engine.write_bytes(whole)
+        sidecar.write_text(text)
