@@ -20,7 +20,9 @@ from .twins import INSTALL, Twins
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm", "onnxruntime-qnn")
 ENGINE_PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
-"""Those that `dqe_engine.sessions` uses, by the engine's names."""
+"""Those that run without more libraries than CUDA's, by the engine's names: a bundle is tried on each that works."""
+_TENSORRT = "TensorrtExecutionProvider"
+"""The engine's ort-tensorrt. It wants TensorRT's libraries, which few have, and takes minutes to build its engines."""
 _NEED_DEVICE = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 _NO_GRAPHS = ("AzureExecutionProvider",)
 """Calls a service for custom operators: it runs no graph of ours anywhere."""
@@ -50,13 +52,15 @@ def _provider(ort: Any, name: str, provider: str, devices: int) -> Finding:
     with captured_stderr() as said:
         wrong = _what_is_wrong(ort, provider)
     if wrong is None:
-        return Finding(name, "ok", "runs a graph" if engine_name else "runs a graph; the engine does not use it", facts=facts)
+        use = "" if engine_name else ", for --provider ort-tensorrt" if provider == _TENSORRT else "; the engine does not use it"
+        return Finding(name, "ok", f"runs a graph{use}", facts=facts)
     if provider in _NEED_DEVICE and not devices:
         return Finding(name, "not available", "in the package, but there is no CUDA device", NO_DEVICE, facts)
     if missing := re.search(r"with error: (\S+\.so\S*: [^\n]+)", said()):  # the exception does not say why it did not load
         wrong = f"does not load: {one_line(missing[1])}"
     if engine_name is None:
-        return Finding(name, "not available", f"in the package; {wrong}", "nothing to do: the engine does not use it", facts)
+        remedy = _remedy(provider) if provider == _TENSORRT else "nothing to do: the engine does not use it"
+        return Finding(name, "not available", f"in the package; {wrong}", remedy, facts)
     required = re.search(r"Require (cuDNN \S+ and CUDA \d+(?:\.\d+)*(?:\.\*)?)", said())
     return Finding(name, "broken", wrong, _remedy(provider, required[1] if required else None), facts)
 
@@ -83,6 +87,8 @@ def _remedy(provider: str, required: str | None = None) -> str:
     if provider == "CUDAExecutionProvider":
         libraries = required or f"cuDNN and CUDA {_built_with('cuda_version') or ''}".strip()
         return f"install {libraries}, with their folders in LD_LIBRARY_PATH; until then use --provider cpu"
+    if provider == _TENSORRT:
+        return "for --provider ort-tensorrt, install TensorRT's libraries; --provider tensorrt and cuda do not need this one"
     return f"reinstall ONNX Runtime: {INSTALL}"
 
 

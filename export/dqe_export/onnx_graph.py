@@ -49,7 +49,7 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
 
 def save_graph(proto: onnx.ModelProto, path: Path) -> None:
     """Write and check `path`; weights beside it where protobuf could not hold them."""
-    large = proto.ByteSize() > _EXTERNAL_DATA_LIMIT
+    large = sum(tensor.ByteSize() for tensor in proto.graph.initializer) > _EXTERNAL_DATA_LIMIT  # a large graph's own size is an error
     beside = weights_beside(path)
     beside.unlink(missing_ok=True)  # weights would be appended to it
     onnx.save_model(proto, path, save_as_external_data=large, location=beside.name if large else None)

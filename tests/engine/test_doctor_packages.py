@@ -52,12 +52,16 @@ def test_the_tiny_graph_is_what_the_onnx_package_would_write() -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, cuda: Callable[[], str], *, says: str = "", wrong: bool = False) -> None:
+def fake_onnxruntime(
+    monkeypatch: pytest.MonkeyPatch, cuda: Callable[[], str], *, says: str = "", wrong: bool = False, tensorrt: bool | None = None
+) -> None:
     """One that lists CUDA; `cuda()` gives the provider that a session asked for CUDA gets, or raises. It prints `says`."""
 
     class Session:
         def __init__(self, graph: bytes, options: Any, *, providers: list[str], enable_fallback: int) -> None:
             assert enable_fallback == 0
+            if providers == ["TensorrtExecutionProvider"] and not tensorrt:
+                raise RuntimeError("libnvinfer.so.10 is not there")
             if providers == ["CUDAExecutionProvider"]:
                 assert options.entries == {"session.disable_cpu_ep_fallback": "1"}
                 os.write(2, says.encode())
@@ -80,7 +84,10 @@ def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, cuda: Callable[[], str], *
 
     fake: Any = types.ModuleType("onnxruntime")
     fake.InferenceSession, fake.SessionOptions, fake.__version__ = Session, Options, "9.9"
-    fake.get_available_providers = lambda: ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+    fake.get_available_providers = lambda: [
+        *(["TensorrtExecutionProvider"] if tensorrt is not None else []), "CUDAExecutionProvider", "AzureExecutionProvider",
+        "CPUExecutionProvider",
+    ]  # fmt: skip
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
 
 
@@ -97,6 +104,15 @@ def test_a_provider_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found) == ["package", "CUDA provider", "CPU provider"]  # Azure runs no graphs
     assert found["CUDA provider"].status == "ok"
     assert found["CUDA provider"].facts == {"provider": "cuda"}
+
+
+@pytest.mark.parametrize(("works", "status"), [(True, "ok"), (False, "not available")])
+def test_tensorrts_provider_is_optional(monkeypatch: pytest.MonkeyPatch, works: bool, status: str) -> None:
+    fake_onnxruntime(monkeypatch, lambda: "CUDAExecutionProvider", tensorrt=works)
+    found = findings(onnx_runtime.probe, devices=1)["TensorRT provider"]
+    assert found.status == status
+    assert "ort-tensorrt" in (found.found if works else found.remedy or "")
+    assert found.facts == {}  # a bundle's graphs are not tried on it
 
 
 def test_a_provider_that_silently_falls_back_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
