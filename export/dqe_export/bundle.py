@@ -108,7 +108,7 @@ def _write_graph(
     model, precision = checkpoint.model, options.precision
     work, path = directory / _WORK, directory / spec.file
     work.mkdir()
-    source = work / spec.file
+    source = path if precision == "float32" else work / spec.file
     advance(f"exporting {spec.name}")
     with upstream_attention(model.qformer) if precision == "int8" else nullcontext():
         export_graph(spec, model, source)
@@ -117,7 +117,8 @@ def _write_graph(
     if precision == "int8":
         parity, layers = _write_int8(spec, checkpoint, source, path, options.data, advance)
     else:
-        convert(source, path, precision)
+        if precision == "float16":
+            convert(source, path, precision)
         advance(f"checking {spec.name}")
         parity = check_parity(spec, model, path, precision=precision)
     shutil.rmtree(work)

@@ -53,6 +53,8 @@ def save_graph(proto: onnx.ModelProto, path: Path) -> None:
     beside = weights_beside(path)
     beside.unlink(missing_ok=True)  # weights would be appended to it
     onnx.save_model(proto, path, save_as_external_data=large, location=beside.name if large else None)
+    if large:
+        beside.chmod(path.stat().st_mode)  # onnx makes it for its owner alone
     onnx.checker.check_model(str(path))
 
 

@@ -5,28 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import onnx
 
 from .onnx_graph import save_graph, weights_beside
-from .parity import Precision
 
 T = TypeVar("T")
+Lower = Literal["float16", "int8"]
 _FLOAT32_OPS = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "Clip", "Div")
 """Sums of squares and exponentials, which leave float16's range, and the divisions by them."""
 _QUANTISED_OPS = ("MatMul", "Gemm", "Gather")  # Gather: the word embeddings
 
 
-def convert(source: Path, path: Path, precision: Precision, *, keep: Collection[str] = ()) -> None:
+def convert(source: Path, path: Path, precision: Lower, *, keep: Collection[str] = ()) -> None:
     """Write `path` from the float32 graph `source`, in another folder. `keep`: names of nodes that int8 leaves in float32."""
-    match precision:
-        case "float32":
-            save_graph(onnx.load(source), path)
-        case "float16":
-            save_graph(_float16(source), path)
-        case "int8":
-            save_graph(_int8(source, keep), path)
+    save_graph(_float16(source) if precision == "float16" else _int8(source, keep), path)
 
 
 def _float16(source: Path) -> onnx.ModelProto:

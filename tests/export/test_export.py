@@ -226,7 +226,8 @@ def test_large_graphs_keep_their_weights_beside_them(
     monkeypatch.setattr(torch.onnx, "export", replay(bundle_path))
     monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_LIMIT", 30_000)
     export_bundle(load_checkpoint(checkpoint_path), tmp_path / "out")
-    assert (tmp_path / "out" / "query_encoder.onnx.data").is_file()
+    weights = tmp_path / "out" / "query_encoder.onnx.data"
+    assert weights.stat().st_mode == weights.with_suffix("").stat().st_mode
     RetrievalEngine.load(tmp_path / "out", provider="cpu", threads=1)
     flip_byte(tmp_path / "out" / "query_encoder.onnx.data")
     with pytest.raises(Exception, match=r"query_encoder\.onnx\.data"):
