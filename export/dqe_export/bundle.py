@@ -20,7 +20,7 @@ from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
-from .calibration import EvaluationData, calibration_inputs
+from .calibration import EvaluationData, calibration_inputs, is_large
 from .graphs import graph_module
 from .latency import time_graph
 from .onnx_graph import OPSET, export_graph, weights_beside
@@ -132,12 +132,19 @@ def _write_graph(
 def _write_int8(
     spec: GraphSpec, checkpoint: Checkpoint, source: Path, path: Path, data: EvaluationData | None, advance: Advance
 ) -> tuple[GraphParity, list[LayerSensitivity]]:
-    """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be."""
+    """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be.
+
+    A large tower, whose sweep takes minutes, is swept only where it has to be.
+    """
     model = checkpoint.model
+
+    def sensitivities() -> list[LayerSensitivity]:
+        inputs = calibration_inputs(spec, checkpoint, data)
+        return sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+
     with upstream_attention(model.qformer):
         module = graph_module(spec, model)
-        inputs = calibration_inputs(spec, checkpoint, data)
-        layers = sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        layers = [] if is_large(spec, model) else sensitivities()
         kept = 0
         while True:
             advance(f"checking {spec.name} with {kept} layers in float32")
@@ -145,6 +152,7 @@ def _write_int8(
             try:
                 parity = check_parity(spec, model, path, precision="int8")
             except ParityError:
+                layers = layers or sensitivities()
                 if kept >= len(layers):
                     raise
                 kept = min(max(1, 2 * kept), len(layers))

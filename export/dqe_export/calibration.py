@@ -14,6 +14,7 @@ from dqe_training.data.images import load_pixels, to_pixel_values
 from dqe_training.data.triplets import TextBatcher
 from dqe_training.encoding import encode_pixels
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
+from dqe_training.model import DQEModel
 
 from .graphs import random_inputs
 
@@ -43,12 +44,16 @@ class EvaluationData:
         return self.directory.name
 
 
+def is_large(spec: GraphSpec, model: DQEModel) -> bool:
+    """Whether `spec` is a vision tower of which one forward pass takes seconds on a CPU."""
+    return spec == VISION_ENCODER and sum(parameter.numel() for parameter in model.vision_model.parameters()) >= _LARGE
+
+
 @torch.inference_mode()
 def calibration_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData | None) -> dict[str, Tensor]:
     """Inputs of `spec` for up to `QUERIES` queries; `QUERIES_OF_LARGE` for a large vision tower itself."""
     model = checkpoint.model
-    large = spec == VISION_ENCODER and sum(p.numel() for p in model.vision_model.parameters()) >= _LARGE
-    count = QUERIES_OF_LARGE if large else QUERIES
+    count = QUERIES_OF_LARGE if is_large(spec, model) else QUERIES
     longest = model.config.qformer.max_text_length
     if data is None or not data.evaluation.records:
         vocab_size = model.embeddings.word_embeddings.num_embeddings

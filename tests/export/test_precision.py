@@ -22,7 +22,7 @@ from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, V
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.errors import ParityError
 from dqe_export import bundle as bundle_module
-from dqe_export import onnx_graph, parity
+from dqe_export import calibration, onnx_graph, parity
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData, calibration_inputs
 from dqe_export.cli.export import choices, main
@@ -314,6 +314,24 @@ def test_layers_are_kept_until_the_gate_passes(wide_checkpoint: Path, tmp_path: 
     assert [layer.kept for layer in layers["target_encoder"]] == [i < 4 for i in range(len(layers["target_encoder"]))]
     assert not any(layer.kept for layer in layers["query_encoder"])
     assert asked[-1] >= 3
+
+
+def test_large_towers_are_swept_only_where_they_have_to_be(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_LARGE", 1)
+    misses = iter([True, False])
+
+    def check(spec: GraphSpec, *arguments: Any, **options: Any) -> Any:
+        if spec is VISION_ENCODER and next(misses):
+            raise ParityError("once")
+        return check_parity(spec, *arguments, **options)
+
+    for name, missing in (("close", False), ("far", True)):
+        if missing:
+            monkeypatch.setattr(bundle_module, "check_parity", check)
+        export_bundle(load_checkpoint(wide_checkpoint), tmp_path / name, ExportOptions(precision="int8"))
+        report = parse_json(ExportReport, (tmp_path / name / "report.json").read_bytes(), where="report")
+        assert [sum(layer.kept for layer in graph.layers) for graph in report.graphs] == [int(missing), 0, 0]
+        assert [bool(graph.layers) for graph in report.graphs] == [missing, True, True]
 
 
 def test_where_no_layer_helps_the_export_fails(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
