@@ -16,6 +16,8 @@ def install(commit: str, into: Path) -> Path:
 
     Raises subprocess.CalledProcessError where git or pip fail; what they say goes to this process's output.
     """
+    resolve = ["git", "-C", str(_ROOT), "rev-parse", "--verify", f"{commit}^{{commit}}"]  # names move, hashes do not
+    commit = subprocess.run(resolve, check=True, capture_output=True, text=True).stdout.strip()
     source, environment = into / f"{commit}-source", into / f"{commit}-env"
     commands = environment / "bin"
     done = environment / "installed"

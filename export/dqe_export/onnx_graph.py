@@ -24,7 +24,7 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
     sizes = model.sizes
     vocab_size = model.embeddings.word_embeddings.num_embeddings
     # An example batch or text length of 1 silently bakes in 1, so the example has neither.
-    example = random_inputs(spec, sizes, vocab_size, batch=2, text_length=min(6, model.config.qformer.max_text_length), seed=0)
+    example = random_inputs(spec, sizes, vocab_size, batch=3, text_length=min(6, model.config.qformer.max_text_length), seed=0)
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

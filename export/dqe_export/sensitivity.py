@@ -43,9 +43,14 @@ def sweep(
             changed = _outputs(module, inputs)
         finally:
             handle.remove()
-        cosine = min(F.cosine_similarity(a, b, dim=-1).min().item() for a, b in zip(expected, changed, strict=True))
+        cosine = min(_least_cosine(a, b) for a, b in zip(expected, changed, strict=True))
         found.append(LayerSensitivity(graph=graph, layer=name, cosine=min(cosine, 1.0)))
     return sorted(found, key=lambda s: (s.cosine, s.layer))
+
+
+def _least_cosine(a: Tensor, b: Tensor) -> float:
+    """Over the vectors of the last axis; 1 for equal ones, also of zeros, which have none."""
+    return torch.where((a == b).all(dim=-1), 1.0, F.cosine_similarity(a, b, dim=-1)).min().item()
 
 
 def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
@@ -71,6 +76,8 @@ def _rounded(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) ->
 
 def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
     """Names of the nodes of the float32 graph `path` that multiply by the weights of `layers`, found by the weights' values."""
+    if not layers:
+        return []
     linear = _linear_layers(module)
     wanted = [linear[name].weight.detach().numpy() for name in layers]
     graph = onnx.load(path).graph
@@ -79,4 +86,5 @@ def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
         name for name, array in weights.items() for weight in wanted
         if any(array.shape == w.shape and (array == w).all() for w in (weight, weight.T))
     }  # fmt: skip
-    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]
+    nodes = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]
+    return [node.name if node.op_type == "MatMul" else f"{node.name}_MatMul" for node in nodes]  # what the quantiser makes of a Gemm

@@ -227,12 +227,21 @@ def permuted_heads(proto: onnx.ModelProto) -> None:
         change_weight(proto, f"model.attribute_heads.{name}", lambda values: values[::-1].copy())
 
 
+def tripled_weights(proto: onnx.ModelProto) -> None:
+    """Cosines do not see a factor."""
+    node = next(node for node in proto.graph.node if "attribute_weights" in node.output)
+    node.output[list(node.output).index("attribute_weights")] = "a_third"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(3), "three"))
+    proto.graph.node.append(onnx.helper.make_node("Mul", ["a_third", "three"], ["attribute_weights"]))
+
+
 CORRUPTIONS: dict[str, tuple[GraphSpec, Callable[[onnx.ModelProto], None]]] = {
     "vision weights": (VISION_ENCODER, swapped),
     "query weights": (QUERY_ENCODER, swapped),
     "target weights": (TARGET_ENCODER, swapped),
     "permuted heads": (QUERY_ENCODER, permuted_heads),
     "dropped mask": (QUERY_ENCODER, drop_mask),
+    "weights three times as large": (QUERY_ENCODER, tripled_weights),
 }
 
 
@@ -294,6 +303,26 @@ def test_nodes_are_found_by_their_weights(bundle_path: Path, checkpoint_path: Pa
         weight = dict(module.named_parameters())[f"{layer}.weight"].detach().numpy()
         tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
         assert sum(t.shape == weight.T.shape and np.array_equal(t, weight.T) for t in tensors) == kept
+
+
+def test_a_gemms_layer_is_kept(bundle_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
+    module = graph_module(QUERY_ENCODER, load_checkpoint(checkpoint_path).model)
+    source, layer = bundle_path / QUERY_ENCODER.file, "model.attribute_heads.presence.0"
+    assert any(node.op_type == "Gemm" for node in onnx.load(source).graph.node)
+    keep = nodes_of(source, module, [layer])
+    assert len(keep) == 1
+    (tmp_path / "float32").mkdir()
+    shutil.copy(source, tmp_path / "float32")
+    convert(tmp_path / "float32" / QUERY_ENCODER.file, tmp_path / "int8.onnx", "int8", keep=keep)
+    weight = dict(module.named_parameters())[f"{layer}.weight"].detach().numpy()
+    tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
+    assert any(any(t.shape == w.shape and np.array_equal(t, w) for w in (weight, weight.T)) for t in tensors)
+
+
+def test_zero_vectors_are_not_sensitive() -> None:
+    model = make_model(model_config(attribute_weights=False))
+    inputs = random_inputs(QUERY_ENCODER, model.sizes, 100, batch=4, text_length=3, seed=0)
+    assert min(s.cosine for s in sweep("query_encoder", graph_module(QUERY_ENCODER, model), inputs)) > 0.9
 
 
 def test_layers_are_kept_until_the_gate_passes(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

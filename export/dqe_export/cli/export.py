@@ -51,7 +51,7 @@ def choices(precision: str, target: str, data: EvaluationData | None) -> list[tu
     if precision != "auto":
         return [(PRECISIONS[precision], "")]
     if target == "cuda":
-        return [("float16", "float16, because GPUs multiply it twice as fast or faster and it loses nothing that can be seen.")]
+        return [("float16", "float16, because GPUs multiply it twice as fast or faster and its weights lose nothing that can be seen.")]
     if data is None:
         return [("float32", "float32, because int8 needs an evaluation set to be judged by.")]
     return [("int8", "int8, the fastest on a CPU, because it keeps the recall."), ("float32", "float32, because int8 did not pass.")]
