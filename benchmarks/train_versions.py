@@ -50,7 +50,7 @@ def train(version: str, commands: Path, data: Path, out: Path, seed: int) -> Tra
     environment = {name: value for name, value in os.environ.items() if name not in _THREADING}
     run, started = out / f"{version}-{seed}", time.perf_counter()
     arguments = ["--config", "garments", "--data", str(data), "--out", str(run), f"optim.seed={seed}", "optim.log_every=1"]
-    subprocess.run([str(commands / "dqe-train"), *arguments], check=True, env=environment, capture_output=True)
+    subprocess.run([str(commands / "dqe-train"), *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - started
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     evaluation = [str(commands / "dqe-eval"), str(run / "model"), "--data", str(data), "--json"]
@@ -74,22 +74,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = {options.against: earlier, "now": Path(sys.executable).parent}
     before, started = machine.load_average(), datetime.now(UTC)
     runs = options.work / f"runs-{started:%Y%m%d-%H%M%S}"
+    path = options.out / "train.json"
     done: list[Training] = []
     for seed in range(options.rounds):
         for version in sorted(versions, reverse=bool(seed % 2)):
             done.append(train(version, versions[version], data, runs, seed))
             print(done[-1], file=sys.stderr)
+        record = report.load(path, "train")  # after every round: an interruption loses no other
+        record["sections"][f"against {options.against}"] = {
+            "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),
+            "machine": machine.describe(_PACKAGES), "trainings": [asdict(t) for t in done],
+        }  # fmt: skip
+        report.save_json(path, record)
     pairs = {version: [t for t in done if t.version == version] for version in versions}
     old, new = pairs.values()
     ratios = [b.rate / a.rate for a, b in zip(old, new, strict=True)]
     recall = [100 * (b.recall_at_10 - a.recall_at_10) for a, b in zip(old, new, strict=True)]
-    path = options.out / "train.json"
-    record = report.load(path, "train")
-    record["sections"][f"against {options.against}"] = {
-        "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),
-        "machine": machine.describe(_PACKAGES), "trainings": [asdict(t) for t in done],
-    }  # fmt: skip
-    report.save_json(path, record)
     rows = [
         [v, f"{np.median([t.rate for t in ts]):,.0f}", f"{np.median([t.steps_s for t in ts]):.1f}",
          f"{np.median([t.wall_s for t in ts]):.1f}", f"{100 * np.mean([t.recall_at_10 for t in ts]):.1f}"] for v, ts in pairs.items()
