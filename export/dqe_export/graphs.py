@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_training.model import DQEModel
 
+from .inputs import random_arrays
+
 
 class VisionEncoder(nn.Module):
     def __init__(self, model: DQEModel) -> None:
@@ -50,19 +52,9 @@ def graph_module(spec: GraphSpec, model: DQEModel) -> nn.Module:
 
 
 def random_inputs(spec: GraphSpec, sizes: GraphSizes, vocab_size: int, *, batch: int, text_length: int, seed: int) -> dict[str, Tensor]:
-    """Inputs of one shape: normal floats, token ids of the whole vocabulary, masks with padding on the right."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs: dict[str, Tensor] = {}
-    for tensor in spec.inputs:
-        shape = tensor.shape(sizes, batch=batch, text_length=text_length)
-        if tensor.name == "attention_mask":
-            lengths = torch.randint(1, text_length + 1, (batch, 1), generator=generator)
-            inputs[tensor.name] = (torch.arange(text_length)[None, :] < lengths).to(torch.int64)
-        elif tensor.dtype == "int64":
-            inputs[tensor.name] = torch.randint(0, vocab_size, shape, generator=generator)
-        else:
-            inputs[tensor.name] = torch.randn(shape, generator=generator)
-    return inputs
+    """`random_arrays` as tensors."""
+    arrays = random_arrays(spec, sizes, vocab_size, batch=batch, text_length=text_length, seed=seed)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def dynamic_shapes(spec: GraphSpec, max_text_length: int) -> dict[str, dict[int, torch.export.Dim]]:

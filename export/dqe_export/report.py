@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, GraphParity, RetrievalParity, Tolerance
 from dqe_engine.contracts.parsing import Contract, to_json
+from dqe_training.machine import installed_versions, processor_name
 
 from .latency import GraphLatency
 from .sensitivity import LayerSensitivity
@@ -47,8 +46,8 @@ class ExportReport(Contract, frozen=True, kw_only=True):
     def of(cls, manifest: BundleManifest, graphs: Sequence[GraphReport], *, why: str) -> ExportReport:
         return cls(
             name=manifest.name, precision=manifest.precision, why=why, tolerance=manifest.tolerance, parity=manifest.parity,
-            retrieval=manifest.retrieval, graphs=tuple(graphs), processor=_processor(), cores=os.cpu_count() or 1,
-            packages={name: version(name) for name in _PACKAGES if _installed(name)},
+            retrieval=manifest.retrieval, graphs=tuple(graphs), processor=processor_name(), cores=os.cpu_count() or 1,
+            packages=installed_versions(_PACKAGES),
         )  # fmt: skip
 
 
@@ -69,21 +68,3 @@ def report_html(report: ExportReport) -> str:
     sensitive.sort(key=lambda layer: layer.cosine)
     shown = [layer for i, layer in enumerate(sensitive) if i < _MOST_LAYERS or layer.kept]
     return environment.get_template(_TEMPLATE).render(report=report, layers=shown, swept=len(sensitive))
-
-
-def _installed(package: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

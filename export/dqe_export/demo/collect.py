@@ -7,8 +7,6 @@ import platform
 import time
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +19,7 @@ from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.evaluation.protocol import Report
 from dqe_training.evaluation.runtime import agreement
+from dqe_training.machine import installed_versions, processor_name
 
 from .pipeline import DemoRun, TrainedModel
 from .report_data import (
@@ -235,15 +234,6 @@ def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
 def _environment() -> Environment:
     packages = ("dqe-engine", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
     return Environment(
-        cpu=_cpu_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions={p: version(p) for p in packages},
+        cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_versions(packages),
         date=date.today().isoformat(),
     )  # fmt: skip
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

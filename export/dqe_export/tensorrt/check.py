@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dqe_engine.contracts.engines import EngineParity, Profile
 from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 from dqe_engine.errors import ExportError
 from dqe_engine.sessions import GraphSession
+
+from ..inputs import random_arrays
 
 TOLERANCES: Mapping[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float16": (2e-2, 2e-2), "int8": (5e-2, 5e-2)}
 """By the bundle's precision: (atol, rtol), an element may be off by atol + rtol × its size. Chosen, not yet measured on a GPU."""
@@ -45,7 +45,7 @@ def check_engine(
     shapes = [{axis: size for axis, size in p.sizes(which).items() if axis in dynamic} for p in profiles for which in ("min", "opt", "max")]
     measured = []
     for seed, shape in enumerate(list({tuple(shape.items()): shape for shape in shapes}.values())):
-        inputs = sample_inputs(spec, sizes, vocab_size, seed=seed, **shape)
+        inputs = random_arrays(spec, sizes, vocab_size, seed=seed, **shape)
         expected, found = reference.run(**inputs), engine.run(**inputs)
         worst = {}
         for tensor in spec.outputs:
@@ -58,21 +58,3 @@ def check_engine(
                 )
         measured.append(EngineParity(shape=shape, max_abs_error=worst))
     return tuple(measured)
-
-
-def sample_inputs(
-    spec: GraphSpec, sizes: GraphSizes, vocab_size: int, *, batch: int, text_length: int = 0, seed: int
-) -> dict[str, NDArray[Any]]:
-    """Inputs of one shape: normal floats, token ids of the whole vocabulary, masks with padding on the right."""
-    rng = np.random.default_rng(seed)
-    inputs: dict[str, NDArray[Any]] = {}
-    for tensor in spec.inputs:
-        shape = tensor.shape(sizes, batch=batch, text_length=text_length)
-        if tensor.name == "attention_mask":
-            lengths = rng.integers(1, text_length + 1, (batch, 1))
-            inputs[tensor.name] = (np.arange(text_length)[None, :] < lengths).astype(np.int64)
-        elif tensor.dtype == "int64":
-            inputs[tensor.name] = rng.integers(0, vocab_size, shape)
-        else:
-            inputs[tensor.name] = rng.standard_normal(shape, np.float32)
-    return inputs

@@ -13,7 +13,7 @@ from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_engine.contracts.parsing import Contract, parse, parse_json
 from dqe_engine.errors import InputError
 
-SHORTEST_TEXT = 2  # tokens: the graphs are exported for no less
+SHORTEST_TEXT = 2  # tokens: the two that every text is put between
 DEFAULT_BATCH = AxisRange(min=1, opt=8, max=32)
 TYPICAL_TEXT = 16  # tokens
 _TRAFFIC_MAX = 0.99  # quantile of batches; larger ones run in parts, so that one outlier does not size every buffer

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
 from ..config import TrainConfig
+from ..machine import processor_name
 from .plan import SCHEMA_VERSION, Cell
 from .scores import Ratio
 
@@ -36,12 +35,7 @@ class CellResult(Contract, frozen=True):
 
 def machine() -> str:
     """`AMD EPYC 7B13, 2 cores, torch 2.13.0`, or the GPU where there is one."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
-    except OSError:
-        found = None
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor}, {os.cpu_count()} cores"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor_name()}, {os.cpu_count()} cores"
     return f"{device}, torch {torch.__version__}"
 
 
