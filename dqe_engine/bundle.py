@@ -6,11 +6,12 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import msgspec
 
 from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
-from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, FileEntry
+from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, FileEntry, HeadsManifest
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
@@ -42,10 +43,10 @@ class Bundle:
             raise BundleError(
                 f"{root}: a killed replacement left the old bundle at {error.filename} ({error.strerror}); rename that to {root.name}"
             ) from error
-        manifest = _read_manifest(root)
+        manifest = read_schema(BundleManifest, root / MANIFEST_FILE, "no bundle here", "dqe-export")
         _check_contents(root / MANIFEST_FILE, manifest)
         for entry in manifest.files:
-            _check_file(root, entry, hashed=verify)
+            check_file(root, entry, hashed=verify)
         return cls(root, manifest)
 
     @property
@@ -69,10 +70,10 @@ class Bundle:
         if provider not in PROVIDERS:
             raise InputError(f"unknown provider {provider!r}; choose {', '.join(PROVIDERS)}")
         if provider == "tensorrt":
-            return open_engine(self.path, self.model_hash, graph, self.sizes)
+            return open_engine(self.path, self.manifest.graph_hash(graph), graph, self.sizes)
         if provider == "auto" and engine_folders(self.path):
             with contextlib.suppress(BackendError):
-                return open_engine(self.path, self.model_hash, graph, self.sizes)
+                return open_engine(self.path, self.manifest.graph_hash(graph), graph, self.sizes)
         return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads)
 
     def text_encoder(self) -> TextEncoder:
@@ -95,23 +96,27 @@ def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ..
     return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
-def _read_manifest(root: Path) -> BundleManifest:
-    where = root / MANIFEST_FILE
+M = TypeVar("M", BundleManifest, HeadsManifest)
+
+
+def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
+    """Parse the JSON file `where` strictly, its schema version first. `missing`: what to say where it is not; `made_by`: the remedy."""
+    root = where.parent
     try:
         data = msgspec.json.decode(where.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{root}: no bundle here ({MANIFEST_FILE} is missing); make one with dqe-export") from error
+        raise BundleError(f"{root}: {missing} ({where.name} is missing); make one with {made_by}") from error
     except OSError as error:
         raise BundleError(f"{where}: cannot be read ({error.strerror})") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{where}: not valid JSON ({error}); copy the bundle again") from error
+        raise BundleError(f"{where}: not valid JSON ({error}); copy the folder again") from error
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise BundleError(f"{where}: schema_version must be {SCHEMA_VERSION}, got {version!r}; export the bundle again")
-    return parse(BundleManifest, data, where=str(where), error=BundleError)
+        raise BundleError(f"{where}: schema_version must be {SCHEMA_VERSION}, got {version!r}; export again")
+    return parse(kind, data, where=str(where), error=BundleError)
 
 
 def _check_contents(where: Path, manifest: BundleManifest) -> None:
@@ -134,12 +139,13 @@ def _check_contents(where: Path, manifest: BundleManifest) -> None:
         raise BundleError(f"{where}: sizes must be positive, got {sizes}")
 
 
-def _check_file(root: Path, entry: FileEntry, *, hashed: bool) -> None:
+def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = MANIFEST_FILE) -> None:
+    """Raises BundleError for an entry that leaves `root`, or a file that is not as the entry says."""
     relative = PurePosixPath(entry.path)
     plain = entry.path == str(relative) and "\\" not in entry.path and "\0" not in entry.path
     file = root / relative if plain else root
     if not plain or relative.is_absolute() or ".." in relative.parts or not file.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root / MANIFEST_FILE}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
+        raise BundleError(f"{root / listed_in}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
     if not file.is_file():
         raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
     if (size := file.stat().st_size) != entry.size:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .compose import apply_overrides, compose_query
-from .contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
+from .contracts.graphs import GRAPHS, GraphSpec
 from .contracts.zones import ZoneSpec
 from .errors import BackendError, InputError
 from .image_sources import ImageSource, decode_ahead, image_pairs, open_reference
@@ -26,7 +26,7 @@ from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchR
 from .sessions import GraphSession, Provider
 
 Progress = Callable[[int, int], None]
-STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "compose", "search")
+STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
 
 __all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "RetrievalEngine", "SearchResult", "SkippedImage", "ZoneMembers"]
 
@@ -34,12 +34,10 @@ __all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "Retrieva
 class RetrievalEngine:
     """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
 
-    def __init__(
-        self, bundle: Bundle, *, vision: GraphSession, query: GraphSession, target: GraphSession, index: GalleryIndex | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], *, index: GalleryIndex | None = None) -> None:
         """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made."""
         self.bundle = bundle
-        self._vision, self._query, self._target = vision, query, target
+        self._sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
         self._text = bundle.text_encoder()
         self._index = GalleryIndex.for_bundle(bundle)
         if index is not None:
@@ -51,15 +49,12 @@ class RetrievalEngine:
     ) -> RetrievalEngine:
         """Verify and open a bundle. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
         bundle = Bundle.load(bundle_path, verify=verify)
-        vision, query, target = (
-            bundle.session(graph, provider=provider, threads=threads) for graph in (VISION_ENCODER, QUERY_ENCODER, TARGET_ENCODER)
-        )
-        return cls(bundle, vision=vision, query=query, target=target)
+        return cls(bundle, lambda graph: bundle.session(graph, provider=provider, threads=threads))
 
     @property
     def providers(self) -> dict[str, str]:
         """What runs each graph."""
-        return {session.spec.name: session.provider for session in (self._vision, self._query, self._target)}
+        return {session.spec.name: session.provider for session in self._sessions}
 
     @property
     def index(self) -> GalleryIndex:
@@ -161,11 +156,14 @@ class RetrievalEngine:
             encoded = self._text.encode(texts)
         image_tokens = self._reference_tokens(index, references, timings)
         with _timed(timings, "query"):
-            parts = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
+            fused = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
+            base = fused.pop("base_query")
+        with _timed(timings, "attributes"):
+            read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
         with _timed(timings, "compose"):
-            predicted = parts["attribute_weights"]
+            predicted = read["attribute_weights"]
             weights = apply_overrides(predicted, self.bundle.vocabulary.names, attribute_weights or {})
-            queries = compose_query(parts["base_query"], parts["sub_queries"], weights)
+            queries = compose_query(base, read["sub_queries"], weights)
             if not np.isfinite(queries).all():
                 raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
         return EncodedQueries(queries, predicted, weights, encoded.truncated, timings)

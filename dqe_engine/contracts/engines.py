@@ -8,7 +8,7 @@ from __future__ import annotations
 from .manifest import FileEntry
 from .parsing import Contract
 
-ENGINES_SCHEMA_VERSION = 1
+ENGINES_SCHEMA_VERSION = 2
 ENGINES_FILE = "engines.json"
 ENGINES_FOLDER = "tensorrt"  # within a bundle; a manifest's `model_hash` leaves out what is below it
 
@@ -46,11 +46,13 @@ class EngineParity(Contract, frozen=True):
 class EngineEntry(Contract, frozen=True):
     """One engine: its file in the folder, what the engine inspector says of it, and how it compares.
 
+    `graph_hash` is the manifest's of the graph that it was built from: an engine outlives the replacement of other graphs.
     `layer_types` counts layers by type. `device_memory`: bytes of activations, weights not included. `graph_shapes`: the
     shapes that run as CUDA graphs.
     """
 
     graph: str
+    graph_hash: str
     file: FileEntry
     build_seconds: float
     layers: int
@@ -70,7 +72,6 @@ class EngineManifest(Contract, frozen=True, kw_only=True):
     """
 
     schema_version: int = ENGINES_SCHEMA_VERSION
-    model_hash: str
     precision: str
     gpu: str
     compute_capability: str
@@ -84,10 +85,10 @@ class EngineManifest(Contract, frozen=True, kw_only=True):
     profiles: tuple[Profile, ...]
     engines: tuple[EngineEntry, ...]
 
-    def refusal(self, *, compute_capability: str, tensorrt: str, model_hash: str) -> str:
-        """Why these engines cannot run there, in a few words; "" where they can."""
-        if self.model_hash != model_hash:
-            return "built from another export of the model"
+    def refusal(self, *, compute_capability: str, tensorrt: str, graph: str, graph_hash: str) -> str:
+        """Why the engine of `graph` cannot run there, in a few words; "" where it can."""
+        if any(entry.graph == graph and entry.graph_hash != graph_hash for entry in self.engines):
+            return f"{graph} was built from another export"
         if self.compute_capability != compute_capability:
             if not self.hardware_compatible:
                 return f"built for compute capability {self.compute_capability}"

@@ -21,6 +21,8 @@ class GraphSizes(Contract, frozen=True):
     vision_width: int  # Hv
     embedding_dim: int  # D
     target_tokens: int  # M
+    hidden_size: int  # H, of the Q-Former
+    query_tokens: int  # Q
     attributes: int  # A
 
 
@@ -50,15 +52,27 @@ VISION_ENCODER = GraphSpec(
     outputs=(TensorSpec(name="image_tokens", dtype="float32", axes=("batch", "image_tokens", "vision_width")),),
 )
 
+_FUSED = (
+    TensorSpec(name="fused_queries", dtype="float32", axes=("batch", "query_tokens", "hidden_size")),
+    TensorSpec(name="fused_text", dtype="float32", axes=("batch", "text_length", "hidden_size")),
+    TensorSpec(name="word_embeddings", dtype="float32", axes=("batch", "text_length", "hidden_size")),
+)
+_MASK = TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "text_length"))
+
 QUERY_ENCODER = GraphSpec(
     name="query_encoder",
     inputs=(
         TensorSpec(name="image_tokens", dtype="float32", axes=("batch", "image_tokens", "vision_width")),
         TensorSpec(name="input_ids", dtype="int64", axes=("batch", "text_length")),
-        TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "text_length")),
+        _MASK,
     ),
+    outputs=(TensorSpec(name="base_query", dtype="float32", axes=("batch", "embedding_dim")), *_FUSED),
+)
+
+ATTRIBUTE_HEADS = GraphSpec(
+    name="attribute_heads",
+    inputs=(*_FUSED, _MASK),
     outputs=(
-        TensorSpec(name="base_query", dtype="float32", axes=("batch", "embedding_dim")),
         TensorSpec(name="sub_queries", dtype="float32", axes=("batch", "attributes", "embedding_dim")),
         TensorSpec(name="attribute_weights", dtype="float32", axes=("batch", "attributes")),
     ),
@@ -70,4 +84,4 @@ TARGET_ENCODER = GraphSpec(
     outputs=(TensorSpec(name="target_tokens", dtype="float32", axes=("batch", "target_tokens", "embedding_dim")),),
 )
 
-GRAPHS: tuple[GraphSpec, ...] = (VISION_ENCODER, QUERY_ENCODER, TARGET_ENCODER)
+GRAPHS: tuple[GraphSpec, ...] = (VISION_ENCODER, QUERY_ENCODER, ATTRIBUTE_HEADS, TARGET_ENCODER)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cached_property
 
-from .parsing import Contract
+from .parsing import Contract, to_json
 
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
@@ -32,6 +33,11 @@ class AttributeVocabulary(Contract, frozen=True, dict=True):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(attribute.name for attribute in self.attributes)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the whole: names, their order, values and words."""
+        return hashlib.sha256(to_json(self)).hexdigest()
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str] | None, ...]:

@@ -19,7 +19,7 @@ def engine_folders(bundle: Path) -> list[Path]:
     return sorted(file.parent for file in (bundle / ENGINES_FOLDER).glob(f"[!.]*/{ENGINES_FILE}"))
 
 
-def open_engine(bundle: Path, model_hash: str, graph: GraphSpec, sizes: GraphSizes) -> TensorRTSession:
+def open_engine(bundle: Path, graph_hash: str, graph: GraphSpec, sizes: GraphSizes) -> TensorRTSession:
     """A session on the engine of `graph` that fits this machine.
 
     Raises BackendError where there is no GPU, no TensorRT, or no folder of engines for them, saying which folders there
@@ -27,19 +27,19 @@ def open_engine(bundle: Path, model_hash: str, graph: GraphSpec, sizes: GraphSiz
     """
     gpu = Cuda().gpu()
     version = str(import_tensorrt().__version__)
-    folder, manifest = select_folder(bundle, model_hash, gpu, version)
+    folder, manifest = select_folder(bundle, graph, graph_hash, gpu, version)
     entry = next((entry for entry in manifest.engines if entry.graph == graph.name), None)
     if entry is None:
         raise BundleError(f"{folder / ENGINES_FILE}: no engine for {graph.name}; build the engines again")
     return TensorRTSession(read_plan(folder, entry), graph, sizes, host_code=manifest.version_compatible)
 
 
-def select_folder(bundle: Path, model_hash: str, gpu: Gpu, tensorrt: str) -> tuple[Path, EngineManifest]:
-    """The folder whose engines run here. Those made for just this GPU and version come before the compatible ones."""
+def select_folder(bundle: Path, graph: GraphSpec, graph_hash: str, gpu: Gpu, tensorrt: str) -> tuple[Path, EngineManifest]:
+    """The folder whose engine of `graph` runs here. Those made for just this GPU and version come before the compatible ones."""
     refused, found = [], []
     for folder in engine_folders(bundle):
         manifest = read_sidecar(folder)
-        reason = manifest.refusal(compute_capability=gpu.compute_capability, tensorrt=tensorrt, model_hash=model_hash)
+        reason = manifest.refusal(compute_capability=gpu.compute_capability, tensorrt=tensorrt, graph=graph.name, graph_hash=graph_hash)
         if reason:
             refused.append(f"{folder.name} ({reason})")
         else:

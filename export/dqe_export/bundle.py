@@ -13,18 +13,18 @@ import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
-from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity
+from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, ParityError
 from dqe_engine.files import atomic_directory
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpoint import Checkpoint, encoder_hash
 from dqe_training.model.cross_attention import upstream_attention
 
 from .calibration import EvaluationData, calibration_inputs, is_large
 from .graphs import graph_module
 from .latency import time_graph
 from .onnx_graph import OPSET, export_graph, weights_beside
-from .parity import TOLERANCES, Precision, check_parity, check_retrieval
+from .parity import TOLERANCES, check_composition, check_parity, check_retrieval
 from .precision import convert
 from .report import ExportReport, GraphReport, write_report
 from .sensitivity import LayerSensitivity, nodes_of, sweep
@@ -65,9 +65,11 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
     model, config = checkpoint.model.eval(), checkpoint.meta.config.model
     graphs, reports = [], []
     for spec in GRAPHS:
-        parity, report = _write_graph(spec, checkpoint, directory, options, advance)
+        parity, report = write_graph(spec, checkpoint, directory, options, advance)
         graphs.append(parity)
         reports.append(report)
+    advance("checking the composed query")
+    graphs.append(check_composition(model, directory, precision=options.precision))
     (directory / checkpoint.meta.tokenizer.file).write_bytes((checkpoint.directory / checkpoint.meta.tokenizer.file).read_bytes())
     manifest = BundleManifest(
         name=options.name,
@@ -75,6 +77,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         precision=options.precision,
         opset=OPSET,
         model=msgspec.to_builtins(config),
+        encoder_hash=encoder_hash(model),
         sizes=model.sizes,
         graphs=GRAPHS,
         preprocessing=config.preprocessing,
@@ -102,9 +105,10 @@ def _write_manifest(directory: Path, manifest: BundleManifest) -> None:
     (directory / MANIFEST_FILE).write_bytes(to_json(manifest))
 
 
-def _write_graph(
+def write_graph(
     spec: GraphSpec, checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance
 ) -> tuple[GraphParity, GraphReport]:
+    """Export one graph, convert it, hold it against PyTorch and time it. Raises ParityError."""
     model, precision = checkpoint.model, options.precision
     work, path = directory / _WORK, directory / spec.file
     work.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dqe_engine.contracts.graphs import VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, VISION_ENCODER, GraphSpec
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.data.images import load_pixels, to_pixel_values
 from dqe_training.data.triplets import TextBatcher
@@ -68,4 +68,6 @@ def calibration_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: Evaluation
         "input_ids": ids,
         "attention_mask": mask,
     }
+    if spec == ATTRIBUTE_HEADS:
+        every |= model.fuse_query(every["image_tokens"], ids, mask)._asdict()
     return {tensor.name: every[tensor.name] for tensor in spec.inputs}

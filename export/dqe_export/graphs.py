@@ -1,6 +1,8 @@
-"""The three graphs as modules with plain tensor inputs, one per spec in `dqe_engine.contracts.graphs`."""
+"""The graphs as modules with plain tensor inputs, one per spec in `dqe_engine.contracts.graphs`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +27,18 @@ class QueryEncoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.model.encode_query(image_tokens, input_ids, attention_mask)
-        return output.base_query, output.sub_queries, output.attribute_weights
+    def forward(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.fuse_query(image_tokens, input_ids, attention_mask))
+
+
+class AttributeHeads(nn.Module):
+    def __init__(self, model: DQEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, fused_queries: Tensor, fused_text: Tensor, word_embeddings: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        read = self.model.read_attributes(fused_queries, fused_text, word_embeddings, attention_mask)
+        return read.sub_queries, read.attribute_weights
 
 
 class TargetEncoder(nn.Module):
@@ -39,9 +50,10 @@ class TargetEncoder(nn.Module):
         return self.model.encode_targets(image_tokens)
 
 
-_MODULES: dict[str, type[VisionEncoder] | type[QueryEncoder] | type[TargetEncoder]] = {
+_MODULES: dict[str, Callable[[DQEModel], nn.Module]] = {
     "vision_encoder": VisionEncoder,
     "query_encoder": QueryEncoder,
+    "attribute_heads": AttributeHeads,
     "target_encoder": TargetEncoder,
 }
 

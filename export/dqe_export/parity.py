@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dqe_engine.contracts.graphs import GraphSpec
-from dqe_engine.contracts.manifest import GraphParity, OutputParity, RetrievalParity, Tolerance
+from dqe_engine.compose import compose_query
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, GraphSpec
+from dqe_engine.contracts.manifest import GraphParity, OutputParity, Precision, RetrievalParity, Tolerance
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
@@ -23,7 +23,6 @@ from dqe_training.model import DQEModel
 
 from .graphs import graph_module, random_inputs
 
-Precision = Literal["float32", "float16", "int8"]
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "float32": Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995),
     "float16": Tolerance(max_error=0.02, min_cosine=0.9995, recall_points=0.2, min_overlap=0.97),
@@ -45,12 +44,10 @@ def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: Pre
     tolerance = TOLERANCES[precision]
     session = OnnxSession(path, spec, model.sizes, provider="cpu")
     module = graph_module(spec, model)
-    longest = model.config.qformer.max_text_length
-    vocab_size = model.embeddings.word_embeddings.num_embeddings
-    shapes = tuple({**s, "text_length": min(s["text_length"], longest)} for s in SHAPES)
+    shapes = _shapes(model)
     measured: dict[str, list[_Difference]] = {t.name: [] for t in spec.outputs}
     for seed, shape in enumerate(shapes, start=1):
-        inputs = random_inputs(spec, model.sizes, vocab_size, seed=seed, **shape)
+        inputs = random_inputs(spec, model.sizes, _vocab_size(model), seed=seed, **shape)
         expected = module(**inputs)
         found = session.run(**{name: value.numpy() for name, value in inputs.items()})
         for tensor, reference in zip(spec.outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
@@ -59,6 +56,33 @@ def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: Pre
             measured[tensor.name].append(difference)
     outputs = {name: _summary(differences) for name, differences in measured.items()}
     return GraphParity(graph=spec.name, outputs=outputs, shapes=shapes)
+
+
+@torch.inference_mode()
+def check_composition(model: DQEModel, directory: Path, *, precision: Precision = "float32") -> GraphParity:
+    """The composed query through the graphs in `directory` one after the other, whose errors add up, as `check_parity` does for one."""
+    tolerance, sizes = TOLERANCES[precision], model.sizes
+    query, heads = (OnnxSession(directory / spec.file, spec, sizes, provider="cpu") for spec in (QUERY_ENCODER, ATTRIBUTE_HEADS))
+    shapes, differences = _shapes(model), []
+    for seed, shape in enumerate(shapes, start=1):
+        inputs = random_inputs(QUERY_ENCODER, sizes, _vocab_size(model), seed=seed, **shape)
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        fused = query.run(**arrays)
+        base = fused.pop("base_query")
+        read = heads.run(**fused, attention_mask=arrays["attention_mask"])
+        found = compose_query(base, read["sub_queries"], read["attribute_weights"])
+        difference = _Difference(found, model.encode_query(**inputs).query.numpy())
+        difference.check("the composed query", tolerance, f"at {shape}")
+        differences.append(difference)
+    return GraphParity(graph="composed_query", outputs={"query": _summary(differences)}, shapes=shapes)
+
+
+def _shapes(model: DQEModel) -> tuple[dict[str, int], ...]:
+    return tuple({**s, "text_length": min(s["text_length"], model.config.qformer.max_text_length)} for s in SHAPES)
+
+
+def _vocab_size(model: DQEModel) -> int:
+    return model.embeddings.word_embeddings.num_embeddings
 
 
 class _Difference:
@@ -126,5 +150,5 @@ def check_retrieval(
     return RetrievalParity(
         data=data, queries=len(change), gallery=len(evaluation.gallery), pytorch_recall_at_10=float(hits[0].mean()),
         bundle_recall_at_10=float(hits[1].mean()), difference=float(change.mean()), interval=(float(low), float(high)),
-        top10_overlap=float(overlap),
+        top10_overlap=float(overlap), allowed=allowed,
     )  # fmt: skip

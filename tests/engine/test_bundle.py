@@ -88,12 +88,12 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 2")
+    refused(bundle, "schema_version must be 3")
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=3, novelty=1))
-    refused(bundle, "schema version 3 is newer than the supported 2; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=4, novelty=1))
+    refused(bundle, "schema version 4 is newer than the supported 3; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:

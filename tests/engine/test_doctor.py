@@ -50,7 +50,7 @@ def test_this_machine_and_a_bundle(bundle_path: Path, capsys: pytest.CaptureFixt
     assert by_name(report, "ONNX Runtime")["CPU provider"]["status"] == "ok"
     bundle = by_name(report, "bundle")
     assert bundle["files"]["facts"]["name"] == "tiny"
-    assert {f"{graph}, cpu" for graph in ("vision_encoder", "query_encoder", "target_encoder")} <= set(bundle)
+    assert {f"{graph}, cpu" for graph in ("vision_encoder", "query_encoder", "attribute_heads", "target_encoder")} <= set(bundle)
 
 
 @pytest.mark.parametrize("bundle", ["absent", "file"])
@@ -166,13 +166,13 @@ def test_a_graph_whose_outputs_are_not_finite_is_broken(bundle_path: Path, monke
     def run_badly(self: OnnxSession, **inputs: Any) -> dict[str, Any]:
         outputs = run(self, **inputs)
         if self.spec.name == "query_encoder":
-            outputs["sub_queries"][0, -1, -1] = float("nan")
+            outputs["fused_text"][0, -1, -1] = float("nan")
         return outputs
 
     monkeypatch.setattr(OnnxSession, "run", run_badly)
     found = findings(bundle_graphs.probe, bundle=str(bundle_path), providers=("cpu",))
     assert [name for name, finding in found.items() if finding.status == "broken"] == ["query_encoder, cpu"]
-    assert found["query_encoder, cpu"].found == "sub_queries holds values that are not finite"
+    assert found["query_encoder, cpu"].found == "fused_text holds values that are not finite"
 
 
 def test_a_bundle_on_a_provider_that_fails_names_the_graph(bundle_path: Path) -> None:
@@ -181,6 +181,6 @@ def test_a_bundle_on_a_provider_that_fails_names_the_graph(bundle_path: Path) ->
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     found = run_isolated("dqe_engine.doctor.bundle_graphs:probe", Context(bundle=str(bundle_path), providers=("cpu", "cuda")))
-    assert [finding.status for finding in found] == ["ok"] * 4 + ["broken"]
+    assert [finding.status for finding in found] == ["ok"] * 5 + ["broken"]
     assert found[-1].name == "vision_encoder, cuda"
     assert "BackendError: provider 'cuda'" in found[-1].found

@@ -14,7 +14,7 @@ from support.tiny_bundle import SIZES, build_tiny_bundle
 
 import dqe_engine
 from dqe_engine.compose import compose_query
-from dqe_engine.contracts.graphs import QUERY_ENCODER
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import STAGES, RetrievalEngine
 from dqe_engine.errors import BackendError, BundleError, IndexFormatError, InputError
@@ -124,8 +124,10 @@ def test_search_is_the_composed_query_against_the_gallery(indexed: RetrievalEngi
     text = indexed.bundle.text_encoder().encode(["in red"])
     session = indexed.bundle.session(QUERY_ENCODER, provider="cpu", threads=1)
     image_tokens = encoded.image_tokens[:1]
-    parts = session.run(image_tokens=image_tokens, input_ids=text.input_ids, attention_mask=text.attention_mask)
-    query = compose_query(parts["base_query"], parts["sub_queries"], parts["attribute_weights"])[0]
+    fused = session.run(image_tokens=image_tokens, input_ids=text.input_ids, attention_mask=text.attention_mask)
+    base = fused.pop("base_query")
+    parts = indexed.bundle.session(ATTRIBUTE_HEADS, provider="cpu", threads=1).run(**fused, attention_mask=text.attention_mask)
+    query = compose_query(base, parts["sub_queries"], parts["attribute_weights"])[0]
     scores = (encoded.target_tokens @ query).max(axis=1)
     order = np.argsort(-scores, kind="stable")
     assert [hit.id for hit in result.hits] == [IDS[n] for n in order]

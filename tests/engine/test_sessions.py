@@ -36,8 +36,9 @@ def test_outputs_by_name(query_session: OnnxSession, batch: int, length: int) ->
     outputs = query_session.run(**query_inputs(batch, length))
     assert {name: array.shape for name, array in outputs.items()} == {
         "base_query": (batch, 8),
-        "sub_queries": (batch, 2, 8),
-        "attribute_weights": (batch, 2),
+        "fused_queries": (batch, 2, 8),
+        "fused_text": (batch, length, 8),
+        "word_embeddings": (batch, length, 8),
     }
     assert all(array.dtype == np.float32 for array in outputs.values())
 

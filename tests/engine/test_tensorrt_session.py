@@ -20,7 +20,7 @@ from support.tiny_bundle import SIZES
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange, EngineEntry, EngineManifest, Profile, folder_name
-from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
@@ -67,26 +67,27 @@ def session(trt: FakeTensorRT, bundle_path: Path) -> TensorRTSession:
 def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
     """A copy of the bundle with engines in `tensorrt/<folder>`."""
 
-    def write(version: str = trt.version, capability: str = "9.0", *, vc: bool = False, hc: bool = False, **changes: Any) -> Path:
+    def write(version: str = trt.version, capability: str = "9.0", *, vc: bool = False, hc: bool = False, **made_from: str) -> Path:
         bundle = tmp_path / "bundle"
         if not bundle.exists():
             shutil.copytree(bundle_path, bundle)
         folder = bundle / "tensorrt" / folder_name(capability, version, hardware_compatible=hc, version_compatible=vc)
         folder.mkdir(parents=True)
-        entries = []
+        manifest, entries = Bundle.load(bundle).manifest, []
         for spec in GRAPHS:
             file = folder / f"{spec.name}.engine"
             built = types.SimpleNamespace(version=version, capability=capability)
             file.write_bytes(FakeTensorRT.plan(built, bundle / spec.file, _shapes(spec), vc=vc, hc=hc))  # type: ignore[arg-type]
             entry = FileEntry(path=file.name, size=file.stat().st_size, sha256=sha256_of(file))
+            made = made_from.get(spec.name) or manifest.graph_hash(spec)
             entries.append(
-                EngineEntry(graph=spec.name, file=entry, build_seconds=1, layers=1, layer_types={}, device_memory=1, graph_shapes=(),
-                            atol=0, rtol=0, parity=())
+                EngineEntry(graph=spec.name, graph_hash=made, file=entry, build_seconds=1, layers=1, layer_types={}, device_memory=1,
+                            graph_shapes=(), atol=0, rtol=0, parity=())
             )  # fmt: skip
-        sidecar = {"model_hash": Bundle.load(bundle).model_hash, "precision": "float32", "gpu": "g", "compute_capability": capability,
+        sidecar = {"precision": "float32", "gpu": "g", "compute_capability": capability,
                    "tensorrt": version, "cuda_driver": "13.0", "hardware_compatible": hc, "version_compatible": vc, "tf32": False,
                    "optimization_level": 3, "workspace": None, "profiles": (MANY,), "engines": tuple(entries)}  # fmt: skip
-        (folder / ENGINES_FILE).write_bytes(to_json(EngineManifest(**(sidecar | changes))))
+        (folder / ENGINES_FILE).write_bytes(to_json(EngineManifest(**sidecar)))
         return bundle
 
     def _shapes(spec: GraphSpec) -> list[Any]:
@@ -270,7 +271,7 @@ def test_a_bundle_runs_on_its_engines(with_engines: Callable[..., Path]) -> None
         ({"version": "11.3.0.99"}, r"sm90-11.3 \(built with TensorRT 11.3.0.99\)"),
         ({"version": "11.4.1.0"}, r"sm90-11.4 \(built with TensorRT 11.4.1.0\)"),
         ({"version": "11.5.0.1", "vc": True}, r"sm90-11.5\+ \(built with TensorRT 11.5.0.1, which is newer\)"),
-        ({"model_hash": "0" * 32}, r"sm90-11.4 \(built from another export of the model\)"),
+        ({"vision_encoder": "0" * 32}, r"sm90-11.4 \(vision_encoder was built from another export\)"),
     ],
 )
 def test_engines_for_elsewhere_are_refused_and_auto_goes_on(with_engines: Callable[..., Path], made: dict[str, Any], reason: str) -> None:
@@ -280,6 +281,11 @@ def test_engines_for_elsewhere_are_refused_and_auto_goes_on(with_engines: Callab
     ):
         bundle.session(VISION_ENCODER, provider="tensorrt")
     assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_engines_outlive_the_replacement_of_another_graph(with_engines: Callable[..., Path]) -> None:
+    engine = RetrievalEngine.load(with_engines(attribute_heads="0" * 32))
+    assert engine.providers == {spec.name: "cpu" if spec is ATTRIBUTE_HEADS else "tensorrt" for spec in GRAPHS}
 
 
 def test_compatible_engines_run_elsewhere_and_fitting_ones_come_first(with_engines: Callable[..., Path], cuda: FakeCuda) -> None:
@@ -317,7 +323,7 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
         (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
         (engine.unlink, "missing; build the engines again"),
         (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
-        (lambda: sidecar.write_text(text.replace('"schema_version": 1', '"schema_version": 2')), "schema version 2, expected 1"),
+        (lambda: sidecar.write_text(text.replace('"schema_version": 2', '"schema_version": 3')), "schema version 3, expected 2"),
         (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
         (lambda: sidecar.write_text("{"), "not valid JSON"),
     ):

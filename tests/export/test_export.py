@@ -14,7 +14,7 @@ from support.replayed_export import change_weight, drop_mask, replay
 from support.tiny_training import files_of_at_most, flip_byte, make_model, model_config, write_tiny_garments
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.graphs import DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import REPORT_FILES
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.zones import ZoneSpec
@@ -58,9 +58,9 @@ def test_the_bundle_is_complete(bundle_path: Path, checkpoint_path: Path) -> Non
 def test_parity_was_measured_and_is_recorded(bundle_path: Path) -> None:
     parity = Bundle.load(bundle_path).manifest.parity
     assert Bundle.load(bundle_path).manifest.tolerance == TOLERANCES["float32"]
-    assert [p.graph for p in parity] == [spec.name for spec in GRAPHS]
-    for measured, spec in zip(parity, GRAPHS, strict=True):
-        assert set(measured.outputs) == {t.name for t in spec.outputs}
+    wanted = {spec.name: {t.name for t in spec.outputs} for spec in GRAPHS} | {"composed_query": {"query"}}
+    assert {p.graph: set(p.outputs) for p in parity} == wanted
+    for measured in parity:
         assert all(0 <= output.mean_error <= output.max_error <= 1e-4 for output in measured.outputs.values())
         assert all(0.999999 <= output.cosine_min <= output.cosine_mean <= 1 + 1e-12 for output in measured.outputs.values())
         assert measured.shapes == SHAPES
@@ -71,7 +71,7 @@ def test_parity_was_measured_and_is_recorded(bundle_path: Path) -> None:
 def test_graphs_equal_pytorch_at_every_shape(spec: GraphSpec, bundle_path: Path, checkpoint_path: Path) -> None:
     model = load_checkpoint(checkpoint_path).model
     session = Bundle.load(bundle_path).session(spec, provider="cpu", threads=1)
-    lengths = range(1, 33) if spec is QUERY_ENCODER else (2,)
+    lengths = range(1, 33) if spec in (QUERY_ENCODER, ATTRIBUTE_HEADS) else (2,)
     for batch, length in [*((3, n) for n in lengths), (1, 9), (64, 2), (1, 1), (2, 1)]:
         inputs = random_inputs(spec, model.sizes, 100, batch=batch, text_length=length, seed=batch * 100 + length)
         with torch.inference_mode():
@@ -134,7 +134,7 @@ def test_checkpoint_and_bundle_agree(checkpoint_path: Path, bundle_path: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [QUERY_ENCODER, TARGET_ENCODER], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS, TARGET_ENCODER], ids=lambda s: s.name)
 def test_the_baseline_exports_too(spec: GraphSpec, tmp_path: Path) -> None:
     """One pooled target token, and a query without attribute weights."""
     model = make_model(model_config(pooled=True, attribute_weights=False, max_text_length=5))
@@ -180,13 +180,14 @@ def renamed(proto: onnx.ModelProto) -> None:
 CORRUPTIONS = {
     "a vision weight": (VISION_ENCODER, nudged("model.vision_model.embeddings.class_embedding", 0.05), "image_tokens differs from PyTorch"),
     "a query weight": (QUERY_ENCODER, nudged("model.query_tokens", 0.05), "base_query differs from PyTorch"),
-    "a head's weight": (QUERY_ENCODER, nudged("model.attribute_heads.seeds", 0.05), "sub_queries differs from PyTorch"),
-    "a presence weight": (QUERY_ENCODER, nudged("model.attribute_heads.presence.2.bias", 0.05), "attribute_weights differs from PyTorch"),
+    "a head's weight": (ATTRIBUTE_HEADS, nudged("model.attribute_heads.seeds", 0.05), "sub_queries differs from PyTorch"),
+    "a presence weight": (ATTRIBUTE_HEADS, nudged("model.attribute_heads.presence.2.bias", 0.05), "attribute_weights differs from PyTorch"),
     "a target weight": (TARGET_ENCODER, nudged("model.vision_projection.bias", 0.05), "target_tokens differs from PyTorch"),
     "not a number": (TARGET_ENCODER, nudged("model.vision_projection.bias", float("nan")), "target_tokens differs from PyTorch by nan"),
-    "permuted heads": (QUERY_ENCODER, reversed_heads, "sub_queries differs from PyTorch"),
-    "permuted weights": (QUERY_ENCODER, reversed_weights, "attribute_weights differs from PyTorch"),
+    "permuted heads": (ATTRIBUTE_HEADS, reversed_heads, "sub_queries differs from PyTorch"),
+    "permuted weights": (ATTRIBUTE_HEADS, reversed_weights, "attribute_weights differs from PyTorch"),
     "a dropped mask": (QUERY_ENCODER, drop_mask, "differs from PyTorch"),
+    "a mask that the heads drop": (ATTRIBUTE_HEADS, drop_mask, "sub_queries differs from PyTorch"),
     "a fixed batch": (QUERY_ENCODER, baked_in, "axis 'batch' of image_tokens was baked in as 2"),
     "another output": (TARGET_ENCODER, renamed, "graph has ['surprise'], the spec declares ['target_tokens']"),
 }

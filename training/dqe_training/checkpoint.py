@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,16 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
             f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
         ) from error
     return Checkpoint(model.eval(), tokenizer, meta, directory)
+
+
+def encoder_hash(model: DQEModel) -> str:
+    """SHA-256 of all that attribute heads are trained on: names, shapes and float32 values of every weight but their own."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("attribute_heads."):
+            found.update(f"{name} {tuple(value.shape)} ".encode())
+            found.update(value.float().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def latest_checkpoint(run: Path) -> Path | None:

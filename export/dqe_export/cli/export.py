@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from dqe_training.cli.runner import run_torch
 
+from .heads_options import add_heads_options, check_heads_options, export_heads_only
 from .tensorrt_options import add_tensorrt_options, run_export
 
 if TYPE_CHECKING:
+    from dqe_engine.contracts.manifest import Precision
+
     from ..calibration import EvaluationData
-    from ..parity import Precision
 
 PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8"}
 _EPILOG = """\
@@ -23,6 +25,7 @@ int8 is judged by answers as well as by embeddings where --data is given. --prec
 examples:
   dqe-export runs/garments/model bundle
   dqe-export runs/garments/model bundle-int8 --precision int8 --data data/garments
+  dqe-export runs/my-attributes/model --heads-only --bundle bundle --new-vocabulary
 """
 
 
@@ -36,20 +39,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
     parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
-    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="f32", help="of weights and arithmetic (default: f32)")
+    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32)")
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="what --precision auto chooses for (default: cpu)")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="one that exists: for --trt, or to replace the attribute heads of")
+    add_heads_options(parser)
     add_tensorrt_options(parser)
     return parser
 
 
-def choices(precision: str, target: str, data: EvaluationData | None) -> list[tuple[Precision, str]]:
+def choices(precision: str | None, target: str, data: EvaluationData | None) -> list[tuple[Precision, str]]:
     """Precisions to try in this order, each with its reason."""
     if precision != "auto":
-        return [(PRECISIONS[precision], "")]
+        return [(PRECISIONS[precision or "f32"], "")]
     if target == "cuda":
         return [("float16", "float16, because GPUs multiply it twice as fast or faster and its weights lose nothing that can be seen.")]
     if data is None:
@@ -87,11 +92,18 @@ def _export(args: argparse.Namespace) -> int:
         print(f"{parity.graph:16} max error {worst:.1e}  min cosine {cosine:.6f} (allowed {manifest.tolerance.min_cosine})")
     if (found := manifest.retrieval) is not None:
         print(f"recall@10 {100 * found.bundle_recall_at_10:.2f} % ({found.difference:+.2f} points against PyTorch, "
-              f"allowed {-manifest.tolerance.recall_points}), top 10 overlap {100 * found.top10_overlap:.1f} %")  # fmt: skip
+              f"allowed {-found.allowed:.1f}), top 10 overlap {100 * found.top10_overlap:.1f} %")  # fmt: skip
     print(f"{args.out}  {manifest.precision}, {sum(f.size for f in manifest.files) / 1e6:.1f} MB{'. ' + why if why else ''}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_torch(lambda: run_export(args, _export))
+    return run_torch(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_heads_options(args)
+    if args.heads_only:
+        return export_heads_only(args, PRECISIONS[args.precision or "f32"])
+    return run_export(args, _export)

@@ -8,25 +8,18 @@ import numpy as np
 
 from dqe_engine.contracts.engines import EngineParity, Profile
 from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
-from dqe_engine.errors import ExportError
+from dqe_engine.contracts.manifest import Precision
+from dqe_engine.errors import ParityError
 from dqe_engine.sessions import GraphSession
 
 from ..inputs import random_arrays
 
-TOLERANCES: Mapping[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float16": (2e-2, 2e-2), "int8": (5e-2, 5e-2)}
+TOLERANCES: Mapping[Precision, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float16": (2e-2, 2e-2), "int8": (5e-2, 5e-2)}
 """By the bundle's precision: (atol, rtol), an element may be off by atol + rtol × its size. Chosen, not yet measured on a GPU."""
 
 
-class EngineMismatchError(ExportError):
+class EngineMismatchError(ParityError):
     """An engine that computes something else than its graph."""
-
-
-def tolerance(precision: str) -> tuple[float, float]:
-    """Raises ExportError for a precision that has none."""
-    try:
-        return TOLERANCES[precision]
-    except KeyError:
-        raise ExportError(f"no tolerance for engines of precision {precision!r}; there are {', '.join(TOLERANCES)}") from None
 
 
 def check_engine(
@@ -37,10 +30,10 @@ def check_engine(
     profiles: Sequence[Profile],
     *,
     vocab_size: int,
-    precision: str,
+    precision: Precision,
 ) -> tuple[EngineParity, ...]:
     """Run both on the same seeded inputs. Raises EngineMismatchError where an output differs by more than allowed; NaN always does."""
-    atol, rtol = tolerance(precision)
+    atol, rtol = TOLERANCES[precision]
     dynamic = {str(tensor_axis) for tensor in spec.inputs for tensor_axis in tensor.axes}
     shapes = [{axis: size for axis, size in p.sizes(which).items() if axis in dynamic} for p in profiles for which in ("min", "opt", "max")]
     measured = []

@@ -23,7 +23,7 @@ from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_engine.tensorrt.session import TensorRTSession
 
 from .build import build_engine, inspect_layers
-from .check import check_engine, tolerance
+from .check import TOLERANCES, check_engine
 from .plan import BuildOptions
 
 TIMING_CACHE = "timing.cache"
@@ -52,7 +52,6 @@ def build_engines(
     gpu, trt = Cuda().gpu(), import_tensorrt()
     if options.hardware_compatible and int(gpu.compute_capability.split(".")[0]) < 8:
         raise BackendError(f"{gpu.name}: --hardware-compatible needs compute capability 8.0 or newer, this has {gpu.compute_capability}")
-    tolerance(bundle.manifest.precision)  # known before hours of building
     folder = bundle.path / target_folder(gpu.compute_capability, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
@@ -104,9 +103,10 @@ def _build_one(
         vocab_size=_vocab_size(bundle),
         precision=bundle.manifest.precision,
     )
-    atol, rtol = tolerance(bundle.manifest.precision)
+    atol, rtol = TOLERANCES[bundle.manifest.precision]
     entry = EngineEntry(
         graph=spec.name,
+        graph_hash=bundle.manifest.graph_hash(spec),
         file=FileEntry(path=file.name, size=len(built.plan), sha256=sha256_of(file)),
         build_seconds=round(built.seconds, 3),
         layers=sum(layers.values()),
@@ -122,7 +122,6 @@ def _build_one(
 
 def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:
     return EngineManifest(
-        model_hash=bundle.model_hash,
         precision=bundle.manifest.precision,
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,

@@ -21,6 +21,24 @@ from .cross_attention import use_few_query_attention
 from .vision import build_vision
 
 
+class FusedQuery(NamedTuple):
+    """What the attribute heads read: fused query tokens (B, Q, H) and text tokens (B, L, H), and the words' embeddings (B, L, H)
+    before fusion. `base_query` (B, D) is unit norm."""
+
+    base_query: Tensor
+    fused_queries: Tensor
+    fused_text: Tensor
+    word_embeddings: Tensor
+
+
+class AttributeReading(NamedTuple):
+    """`sub_queries` (B, A, D) unit norm, `attribute_weights` (B, A), and `presence` (B, A), the logits that they come from."""
+
+    sub_queries: Tensor
+    attribute_weights: Tensor
+    presence: Tensor
+
+
 class QueryOutput(NamedTuple):
     """`query` (B, D) unit norm is what is searched with; the others explain it. `presence` (B, A) are logits."""
 
@@ -88,6 +106,8 @@ class DQEModel(nn.Module):
             vision_width=c.vision.hidden_size,
             embedding_dim=c.qformer.embedding_dim,
             target_tokens=1 if c.qformer.pooled else c.qformer.query_tokens,
+            hidden_size=c.qformer.hidden_size,
+            query_tokens=c.qformer.query_tokens,
             attributes=len(self.vocabulary.attributes),
         )
 
@@ -117,21 +137,35 @@ class DQEModel(nn.Module):
         tokens = F.normalize(self.vision_projection(self._fuse(queries, image_tokens, None)), dim=-1)  # (B, Q, D)
         return F.normalize(tokens.mean(dim=1, keepdim=True), dim=-1) if self.config.qformer.pooled else tokens
 
-    def encode_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> QueryOutput:
-        """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 to the composed query."""
+    def fuse_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> FusedQuery:
+        """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 through the Q-Former."""
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
         embedded = self.embeddings(input_ids, query_embeds=queries)  # (B, Q + L, H)
         fused = self._fuse(embedded, image_tokens, attention_mask)
         count = self.query_tokens.shape[1]
         base = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)  # (B, D)
+        return FusedQuery(base, fused[:, :count], fused[:, count:], self.embeddings.word_embeddings(input_ids))
+
+    def read_attributes(
+        self, fused_queries: Tensor, fused_text: Tensor, word_embeddings: Tensor, attention_mask: Tensor
+    ) -> AttributeReading:
+        """The attribute heads on the parts of a `FusedQuery`; `attention_mask` (B, L) int64 is the text's."""
+        batch, count = fused_queries.shape[:2]
         if not self.config.attribute_weights:  # the baseline: the heads are neither used nor paid for
-            absent = base.new_zeros(base.shape[0], len(self.vocabulary.attributes), base.shape[1])
-            return QueryOutput(base, base, absent, absent[:, :, 0], absent[:, :, 0])
-        mask = torch.cat([attention_mask.new_ones(attention_mask.shape[0], count), attention_mask], dim=1)
-        sub_queries = self.attribute_heads.sub_queries(fused, mask)
-        presence = self.attribute_heads.logits(self.embeddings.word_embeddings(input_ids), attention_mask)
-        weights = self.attribute_heads.weights(presence)
-        return QueryOutput(compose(base, sub_queries, weights), base, sub_queries, weights, presence)
+            absent = fused_queries.new_zeros(batch, len(self.vocabulary.attributes), self.config.qformer.embedding_dim)
+            return AttributeReading(absent, absent[:, :, 0], absent[:, :, 0])
+        mask = torch.cat([attention_mask.new_ones(batch, count), attention_mask], dim=1)
+        sub_queries = self.attribute_heads.sub_queries(torch.cat([fused_queries, fused_text], dim=1), mask)
+        presence = self.attribute_heads.logits(word_embeddings, attention_mask)
+        return AttributeReading(sub_queries, self.attribute_heads.weights(presence), presence)
+
+    def encode_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> QueryOutput:
+        """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 to the composed query."""
+        fused = self.fuse_query(image_tokens, input_ids, attention_mask)
+        read = self.read_attributes(fused.fused_queries, fused.fused_text, fused.word_embeddings, attention_mask)
+        base = fused.base_query
+        query = compose(base, read.sub_queries, read.attribute_weights) if self.config.attribute_weights else base
+        return QueryOutput(query, base, *read)
 
 
 def score(queries: Tensor, target_tokens: Tensor) -> Tensor:
