@@ -65,8 +65,12 @@ def upstream_attention(qformer: Blip2QFormerModel) -> Iterator[None]:
             module.__class__ = FewQueryCrossAttention
 
 
-def use_few_query_attention(qformer: Blip2QFormerModel, queries: int) -> None:
-    """Let the Q-Former's cross-attention be `FewQueryCrossAttention` where that is less work: fewer `queries` than a head is wide."""
+def use_few_query_attention(qformer: Blip2QFormerModel, queries: int, tokens: int) -> None:
+    """Let the Q-Former's cross-attention from `queries` to `tokens` be `FewQueryCrossAttention` where that is fewer multiply-adds."""
     for layer in qformer.encoder.layer:
-        if layer.has_cross_attention and queries < layer.crossattention.attention.attention_head_size:
-            layer.crossattention.attention.__class__ = FewQueryCrossAttention
+        if not layer.has_cross_attention:
+            continue
+        attention = layer.crossattention.attention
+        width, image_width = attention.attention_head_size, attention.key.in_features
+        if queries * image_width * (tokens + width) < width * tokens * (image_width + queries):
+            attention.__class__ = FewQueryCrossAttention

@@ -89,7 +89,7 @@ class DQEModel(nn.Module):
         self.embeddings = Blip2TextEmbeddings(qformer_config)
         self.query_tokens = nn.Parameter(torch.randn(1, q.query_tokens, q.hidden_size) * 0.02)
         self.qformer = Blip2QFormerModel(qformer_config)
-        use_few_query_attention(self.qformer, q.query_tokens)
+        use_few_query_attention(self.qformer, q.query_tokens, self.sizes.image_tokens)
         self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
