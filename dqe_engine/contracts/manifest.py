@@ -12,7 +12,7 @@ from .tokenizer import TokenizerSpec
 from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
-Precision = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8", "int8-static"]
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 HEADS_FILE = "heads.json"

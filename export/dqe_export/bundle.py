@@ -15,7 +15,7 @@ from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
 from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import ExportError, ParityError
+from dqe_engine.errors import ExportError, InputError, ParityError
 from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint, encoder_hash
 from dqe_training.model.cross_attention import upstream_attention
@@ -25,7 +25,7 @@ from .graphs import graph_module
 from .latency import time_graph
 from .onnx_graph import OPSET, export_graph, weights_beside
 from .parity import TOLERANCES, check_composition, check_parity, check_retrieval
-from .precision import convert
+from .precision import Int8, convert
 from .report import ExportReport, GraphReport, write_report
 from .sensitivity import LayerSensitivity, nodes_of, sweep
 
@@ -114,12 +114,12 @@ def write_graph(
     work.mkdir()
     source = path if precision == "float32" else work / spec.file
     advance(f"exporting {spec.name}")
-    with upstream_attention(model.qformer) if precision == "int8" else nullcontext():
+    with upstream_attention(model.qformer) if precision in ("int8", "int8-static") else nullcontext():
         export_graph(spec, model, source)
     bytes_before = _size(source)
     layers: list[LayerSensitivity] = []
-    if precision == "int8":
-        parity, layers = _write_int8(spec, checkpoint, source, path, options.data, advance)
+    if precision in ("int8", "int8-static"):
+        parity, layers = _write_int8(spec, checkpoint, source, path, precision, options.data, advance)
     else:
         if precision == "float16":
             convert(source, path, precision)
@@ -134,13 +134,19 @@ def write_graph(
 
 
 def _write_int8(
-    spec: GraphSpec, checkpoint: Checkpoint, source: Path, path: Path, data: EvaluationData | None, advance: Advance
+    spec: GraphSpec, checkpoint: Checkpoint, source: Path, path: Path, precision: Int8, data: EvaluationData | None, advance: Advance
 ) -> tuple[GraphParity, list[LayerSensitivity]]:
     """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be.
 
-    A large tower, whose sweep takes minutes, is swept only where it has to be.
+    A large tower, whose sweep takes minutes, is swept only where it has to be. Raises InputError for "int8-static" without data.
     """
     model = checkpoint.model
+    calibration = None
+    if precision == "int8-static":
+        if data is None:
+            raise InputError("int8-static reads the scales of activations off real queries; name an evaluation set with --data")
+        advance(f"calibrating {spec.name}")
+        calibration = {name: value.numpy() for name, value in calibration_inputs(spec, checkpoint, data).items()}
 
     def sensitivities() -> list[LayerSensitivity]:
         inputs = calibration_inputs(spec, checkpoint, data)
@@ -152,9 +158,9 @@ def _write_int8(
         kept = 0
         while True:
             advance(f"checking {spec.name} with {kept} layers in float32")
-            convert(source, path, "int8", keep=nodes_of(source, module, [s.layer for s in layers[:kept]]))
+            convert(source, path, precision, keep=nodes_of(source, module, [s.layer for s in layers[:kept]]), inputs=calibration)
             try:
-                parity = check_parity(spec, model, path, precision="int8")
+                parity = check_parity(spec, model, path, precision=precision)
             except ParityError:
                 layers = layers or sensitivities()
                 if kept >= len(layers):

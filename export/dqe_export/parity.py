@@ -26,7 +26,7 @@ from .graphs import graph_module, random_inputs
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "float32": Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995),
     "float16": Tolerance(max_error=0.02, min_cosine=0.9995, recall_points=0.2, min_overlap=0.97),
-    "int8": Tolerance(max_error=0.2, min_cosine=0.98, recall_points=1.0, min_overlap=0.8),
+    **dict.fromkeys(("int8", "int8-static"), Tolerance(max_error=0.2, min_cosine=0.98, recall_points=1.0, min_overlap=0.8)),
 }
 SHAPES: tuple[dict[str, int], ...] = (
     {"batch": 1, "text_length": 1},

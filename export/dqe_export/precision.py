@@ -1,26 +1,34 @@
-"""Lower precisions of an exported graph: float16 and int8 by ONNX Runtime's own tools; inputs and outputs stay float32."""
+"""Lower precisions of an exported graph: float16, and int8 in two ways, by ONNX Runtime's own tools; inputs and outputs stay float32."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
 
 import onnx
+from numpy.typing import NDArray
 
 from .onnx_graph import save_graph, weights_beside
 
 T = TypeVar("T")
-Lower = Literal["float16", "int8"]
+Int8 = Literal["int8", "int8-static"]
+Lower = Literal["float16", Int8]
 _FLOAT32_OPS = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "Clip", "Div")
 """Sums of squares and exponentials, which leave float16's range, and the divisions by them."""
 _QUANTISED_OPS = ("MatMul", "Gemm", "Gather")  # Gather: the word embeddings
 
 
-def convert(source: Path, path: Path, precision: Lower, *, keep: Collection[str] = ()) -> None:
-    """Write `path` from the float32 graph `source`, in another folder. `keep`: names of nodes that int8 leaves in float32."""
-    save_graph(_float16(source) if precision == "float16" else _int8(source, keep), path)
+def convert(
+    source: Path, path: Path, precision: Lower, *, keep: Collection[str] = (), inputs: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """Write `path` from the float32 graph `source`, in another folder.
+
+    `keep`: names of nodes that int8 leaves in float32. `inputs`: for "int8-static", whose scales of activations are read off them.
+    """
+    save_graph(_float16(source) if precision == "float16" else _int8(source, keep, inputs), path)
 
 
 def _float16(source: Path) -> onnx.ModelProto:
@@ -35,18 +43,24 @@ def _float16(source: Path) -> onnx.ModelProto:
     return proto
 
 
-def _int8(source: Path, keep: Collection[str]) -> onnx.ModelProto:
-    """Weights symmetric and per channel, once; activations per tensor, at run time."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def _int8(source: Path, keep: Collection[str], inputs: Mapping[str, NDArray[Any]] | None) -> onnx.ModelProto:
+    """Weights symmetric and per channel, once. Activations per tensor: at run time, or, with `inputs`, symmetric in QuantizeLinear and
+    DequantizeLinear pairs, which is how TensorRT takes 8 bits."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     target = source.with_name(f"int8-{source.name}")
-    _quietly(
-        lambda: quantize_dynamic(
-            source, target, op_types_to_quantize=list(_QUANTISED_OPS), per_channel=True, weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(keep), use_external_data_format=weights_beside(source).exists(),
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-    )  # fmt: skip
+    options: dict[str, Any] = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
+    shared: dict[str, Any] = {
+        "op_types_to_quantize": list(_QUANTISED_OPS), "per_channel": True, "weight_type": QuantType.QInt8,
+        "nodes_to_exclude": list(keep), "use_external_data_format": weights_beside(source).exists(), "extra_options": options,
+    }  # fmt: skip
+    if inputs is None:
+        _quietly(lambda: quantize_dynamic(source, target, **shared))
+    else:
+        options |= {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
+        once = iter([dict(inputs), None])
+        reader = SimpleNamespace(get_next=lambda: next(once))
+        _quietly(lambda: quantize_static(source, target, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **shared))
     proto = onnx.load(target)
     for file in (target, weights_beside(target)):
         file.unlink(missing_ok=True)

@@ -87,4 +87,4 @@ def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
         if any(array.shape == w.shape and (array == w).all() for w in (weight, weight.T))
     }  # fmt: skip
     nodes = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]
-    return [node.name if node.op_type == "MatMul" else f"{node.name}_MatMul" for node in nodes]  # what the quantiser makes of a Gemm
+    return [name for node in nodes for name in (node.name, f"{node.name}_MatMul")]  # the latter is what dynamic int8 makes of a Gemm

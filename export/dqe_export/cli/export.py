@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from ..calibration import EvaluationData
 
-PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8"}
+PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8", "int8-static": "int8-static"}
 _EPILOG = """\
-int8 is judged by answers as well as by embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where
+int8 is for CPUs; int8-static, whose scales are read off the queries of --data, is for TensorRT. Both are judged by answers as well as by
+embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where
 --data shows that it keeps the recall, else float32.
 
 examples:

@@ -27,7 +27,7 @@ def check_heads_options(args: argparse.Namespace) -> None:
         raise InputError("--heads-only takes a checkpoint, and either a folder to write or --bundle BUNDLE to replace the heads of")
     if args.trt or args.dry_run:
         raise InputError("--heads-only builds no engines; replace the heads first, then: dqe-export --trt --bundle BUNDLE --force")
-    if args.bundle is None and (args.data is not None or args.new_vocabulary):
+    if args.bundle is None and (args.new_vocabulary or (args.data is not None and args.precision != "int8-static")):
         raise InputError("--data and --new-vocabulary need a bundle to put the heads into; add --bundle BUNDLE")
     if args.bundle is not None and args.precision is not None:
         raise InputError("--precision is the bundle's, where heads are put into one; leave it out")

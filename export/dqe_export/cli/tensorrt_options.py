@@ -146,7 +146,9 @@ def _check_before_export(args: argparse.Namespace) -> None:
     from dqe_training.checkpoint import read_meta
 
     if args.precision == "int8":
-        raise InputError("--precision int8 quantises while it runs, which TensorRT has no operators for; use --trt with f32 or f16")
+        raise InputError(
+            "--precision int8 quantises while it runs, which TensorRT has no operators for; use --trt with f32, f16 or int8-static"
+        )
     Cuda()
     import_tensorrt()
     build_options(args, read_meta(args.checkpoint).tokenizer.max_length)
