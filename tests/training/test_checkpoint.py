@@ -133,10 +133,10 @@ def edited(checkpoint: Path, **changes: object) -> None:
 
 
 def test_a_newer_schema_says_upgrade(checkpoint: Path) -> None:
-    edited(checkpoint, schema_version=3, something_new={"a": 1})
+    edited(checkpoint, schema_version=4, something_new={"a": 1})
     with pytest.raises(CheckpointError) as caught:
         read_meta(checkpoint)
-    one_line(caught, "schema 3", "upgrade")
+    one_line(caught, "schema 4", "upgrade")
 
 
 def test_the_first_schema_is_read(checkpoint: Path) -> None:

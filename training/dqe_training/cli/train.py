@@ -39,8 +39,8 @@ def _train(args: argparse.Namespace) -> int:
 
     check_source_options(args)
     config = load_config(args.config or default_config(args), args.overrides)
-    if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
-        raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
+    if config.vision_random:
+        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
     from ..trainer import finish_run
     from ..workflow import train_run
