@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -62,6 +63,11 @@ def train_config(
         trns=trns or TRNSConfig(warmup_epochs=1, interval=1, picks=4, zones=zones),
         optim=OptimConfig(**plan | optim),
     )
+
+
+def heads_alone(model: ModelConfig | None = None, *, start: str = "runs/model", **optim: Any) -> TrainConfig:
+    """`train_config` of the attribute heads alone. Where no model is built from it, `start` need not be there."""
+    return msgspec.structs.replace(train_config(model, **optim), finetune="attributes", start=start)
 
 
 def make_model(
