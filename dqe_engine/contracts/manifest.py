@@ -79,7 +79,7 @@ class RetrievalParity(Contract, frozen=True):
 class BundleManifest(Contract, frozen=True, kw_only=True):
     """`model` is the training configuration's model section, for the record; the runtime reads `sizes`.
 
-    `encoder_hash`: identity of the weights that attribute heads were trained on, which is all of the model's but their own.
+    `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer.
     """
 
     schema_version: int = SCHEMA_VERSION

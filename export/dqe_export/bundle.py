@@ -17,11 +17,12 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphPa
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
 from dqe_engine.files import atomic_directory
-from dqe_training.checkpoint import Checkpoint, encoder_hash
+from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
 from .calibration import EvaluationData, calibration_inputs, is_large
 from .graphs import graph_module
+from .identity import encoder_identity
 from .latency import time_graph
 from .onnx_graph import OPSET, export_graph, weights_beside
 from .parity import TOLERANCES, check_composition, check_parity, check_retrieval
@@ -77,7 +78,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         precision=options.precision,
         opset=OPSET,
         model=msgspec.to_builtins(config),
-        encoder_hash=encoder_hash(model),
+        encoder_hash=encoder_identity(checkpoint),
         sizes=model.sizes,
         graphs=GRAPHS,
         preprocessing=config.preprocessing,

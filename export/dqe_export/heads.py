@@ -15,9 +15,10 @@ from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError
 from dqe_engine.files import atomic_directory, scratch_directory
 from dqe_engine.heads import load_heads, replace_heads
-from dqe_training.checkpoint import Checkpoint, encoder_hash
+from dqe_training.checkpoint import Checkpoint
 
 from .bundle import Advance, ExportOptions, write_graph
+from .identity import encoder_identity
 from .onnx_graph import OPSET
 from .parity import TOLERANCES, check_composition, check_retrieval
 
@@ -70,7 +71,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         producer=f"dqe-engine {version('dqe-engine')}",
         precision=options.precision,
         opset=OPSET,
-        encoder_hash=encoder_hash(checkpoint.model),
+        encoder_hash=encoder_identity(checkpoint),
         sizes=checkpoint.model.sizes,
         vocabulary=checkpoint.vocabulary,
         vocabulary_hash=checkpoint.vocabulary.hash,

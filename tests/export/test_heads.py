@@ -125,7 +125,7 @@ def test_an_encoder_that_is_not_pytorchs_is_noticed(checkpoint_path: Path, bundl
     """The heads are right by themselves, and the bundle's query encoder is not what it says: the composed query tells."""
     checkpoint = load_checkpoint(checkpoint_path)
     lying = dataclasses.replace(checkpoint, model=_shifted(checkpoint.model))
-    monkeypatch.setattr("dqe_export.heads.encoder_hash", lambda model: Bundle.load(bundle).manifest.encoder_hash)
+    monkeypatch.setattr("dqe_export.heads.encoder_identity", lambda checkpoint: Bundle.load(bundle).manifest.encoder_hash)
     before = Bundle.load(bundle).manifest
     with pytest.raises(ParityError, match="the composed query differs from PyTorch"):
         export_heads_into(lying, bundle)

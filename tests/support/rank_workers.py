@@ -27,7 +27,7 @@ from dqe_training.refresh import mine_shared
 from dqe_training.step import Batch, TrainingStep
 from dqe_training.tokenizer import build_tokenizer
 from dqe_training.trainer import Trainer
-from dqe_training.workflow import build_model
+from dqe_training.workflow import build_model, make_tokenizer
 
 SHARE = 0.3  # of the relevance distribution, so that target similarities matter
 
@@ -41,10 +41,11 @@ def batch_gradients(data: str, config: TrainConfig, *, negatives: bool, world: W
     of float16 gradients, which are returned without it."""
     triplets, pixels, _ = load_tiny(Path(data))
     tokenizer = build_tokenizer(triplets.texts)
-    model = make_model(config.model, vocab_size=tokenizer.get_vocab_size()).train()
+    model = make_model(config.model, vocab_size=tokenizer.get_vocab_size()).train(not config.encoder_frozen)
     prepare_finetuning(model, config)
     model.checkpoint_activations = config.optim.checkpoint_activations
-    images = TrainingImages(model, pixels, None, frozen=config.optim.vision_learning_rate == 0, world=world)
+    frozen = config.optim.vision_learning_rate == 0
+    images = TrainingImages(model, pixels, None, frozen=frozen, encoder_frozen=config.encoder_frozen, world=world)
     images.prepare(lambda event: None)
     texts = TextBatcher(tokenizer, triplets.training_texts, max_length=32)
     step = TrainingStep(model, build_optimizer(model, config.optim), config, triplets, texts, images, world)
@@ -119,7 +120,7 @@ def train(data: str, run: str, config: str, timeout: float = 60.0, stranger: int
 
     def work() -> int:
         with joined_world(timeout=timeout) as world:
-            tokenizer = build_tokenizer(triplets.texts)
+            tokenizer = make_tokenizer(settings, triplets.texts)
             model = build_model(settings, vocabulary(), tokenizer.get_vocab_size())
             shown = 255 - pixels if world.rank == stranger else pixels
             trainer = Trainer(model, tokenizer, settings, triplets, shown, Path(run), world=world, listener=listen)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from dqe_training.data.triplets import TripletData
 from dqe_training.model import DQEModel
 from dqe_training.tokenizer import build_tokenizer
 from dqe_training.trainer import Trainer
-from dqe_training.workflow import DataSource, build_model
+from dqe_training.workflow import DataSource, build_model, make_tokenizer
 
 IMAGE_SIZE = 16
 SPEC = GarmentsSpec(train_images=64, train_triplets=40, gallery_images=60, val_queries=24, image_size=IMAGE_SIZE)
@@ -62,6 +63,11 @@ def train_config(
         trns=trns or TRNSConfig(warmup_epochs=1, interval=1, picks=4, zones=zones),
         optim=OptimConfig(**plan | optim),
     )
+
+
+def heads_alone(model: ModelConfig | None = None, *, start: str = "runs/model", **optim: Any) -> TrainConfig:
+    """`train_config` of the attribute heads alone. Where no model is built from it, `start` need not be there."""
+    return msgspec.structs.replace(train_config(model, **optim), finetune="attributes", start=start)
 
 
 def make_model(
@@ -115,7 +121,7 @@ def load_tiny(directory: Path) -> tuple[TripletData, NDArray[np.uint8], DataSour
 def make_trainer(
     config: TrainConfig, data: TripletData, pixels: NDArray[np.uint8], run: Path, *, listener: Listener = lambda event: None
 ) -> Trainer:
-    tokenizer = build_tokenizer(data.texts)
+    tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary(), tokenizer.get_vocab_size())
     return Trainer(model, tokenizer, config, data, pixels, run, listener=listener)
 

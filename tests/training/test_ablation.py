@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from support.tiny_training import train_config
+from support.tiny_training import heads_alone, train_config
 
 from dqe_engine.errors import InputError
 from dqe_training.ablation.audit import wrong_attributes
@@ -64,6 +64,13 @@ def test_a_variant_has_its_parts_and_no_others() -> None:
             assert made.trns.enabled == (made.loss.rank_weight > 0) == ("trns" in parts)
             assert made.optim == config.optim
     assert apply_variant(config, frozenset(PARTS), name="full") == config
+
+
+def test_heads_alone_are_compared_with_heads() -> None:
+    config = heads_alone()
+    assert apply_variant(config, frozenset(["law"]), name="+law").finetune == "attributes"
+    with pytest.raises(InputError, match="variant 'baseline': without law nothing would train, since finetune is attributes"):
+        apply_variant(config, frozenset(), name="baseline")
 
 
 def test_settings_of_a_part_that_is_off_do_not_matter() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -133,16 +134,16 @@ def edited(checkpoint: Path, **changes: object) -> None:
 
 
 def test_a_newer_schema_says_upgrade(checkpoint: Path) -> None:
-    edited(checkpoint, schema_version=3, something_new={"a": 1})
+    edited(checkpoint, schema_version=4, something_new={"a": 1})
     with pytest.raises(CheckpointError) as caught:
         read_meta(checkpoint)
-    one_line(caught, "schema 3", "upgrade")
+    one_line(caught, "schema 4", "upgrade")
 
 
 def test_the_first_schema_is_read(checkpoint: Path) -> None:
     """As it was written before backbones: without their keys."""
     config = json.loads((checkpoint / "checkpoint.json").read_text())["config"]
-    for name in ("backbone", "finetune", "lora"):
+    for name in ("backbone", "finetune", "lora", "start"):
         del config[name]
     for name in ("vision_precision", "heads_learning_rate"):
         del config["optim"][name]
@@ -155,6 +156,15 @@ def test_the_first_schema_is_read(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint)
     assert loaded.meta.config == expected.meta.config
     assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in expected.model.state_dict().items())
+
+
+def test_the_second_schema_is_read(checkpoint: Path) -> None:
+    """As it was written before a training could start with a checkpoint."""
+    expected, path = read_meta(checkpoint), checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text()) | {"schema_version": 2}
+    del content["config"]["start"], content["start_hash"]
+    path.write_text(json.dumps(content))
+    assert read_meta(checkpoint) == msgspec.structs.replace(expected, schema_version=2)
 
 
 def test_an_unlisted_file_is_not_trusted(checkpoint: Path) -> None:

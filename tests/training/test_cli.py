@@ -175,16 +175,23 @@ def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "shoes"], "'shoes': no such preset"),
+        (["start=/nowhere/model"], "start /nowhere/model: not a checkpoint (no checkpoint.json); give a directory that dqe-train wrote"),
+    ],
+)
+def test_a_mistake_in_a_process_of_its_own(arguments: list[str], said: str, tmp_path: Path) -> None:
     """Told before torch is imported, on stderr, without a traceback."""
     code = (
         "import sys; from dqe_training.cli.train import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
     )
-    finished = in_a_process(code, "--config", "shoes", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    finished = in_a_process(code, *arguments, "--data", str(tmp_path), "--out", str(tmp_path / "run"))
     assert finished.returncode == 2
     assert finished.stdout == ""
-    assert finished.stderr.startswith("error: 'shoes': no such preset")
+    assert finished.stderr.startswith(f"error: {said}")
     assert finished.stderr.count("\n") == 1
 
 

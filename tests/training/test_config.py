@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.tiny_blip2 import IMAGE_SIZE, write_blip2
+from support.tiny_training import write_checkpoint
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
@@ -20,7 +21,10 @@ OF_A_BACKBONE = ("blip2", "fashioniq", "cirr")
 def test_presets_parse_and_survive_json(name: str, tmp_path: Path) -> None:
     if name in OF_A_BACKBONE:
         write_blip2(tmp_path)
-    config = load_config(name, [f"backbone={tmp_path}"] if name in OF_A_BACKBONE else [])
+    if name == "start":
+        write_checkpoint(tmp_path / "model")
+    named = {"start": [f"start={tmp_path / 'model'}"]} | {preset: [f"backbone={tmp_path}"] for preset in OF_A_BACKBONE}
+    config = load_config(name, named.get(name, []))
     assert parse_json(TrainConfig, to_json(config), where="") == config
 
 

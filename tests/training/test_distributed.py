@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from support import rank_workers
 from support.rank_workers import batch_gradients, largest_difference, mining_arrays
 from support.ranks import Ranks, error_lines, errors_of, wait_until
-from support.tiny_training import OVERRIDES, model_config, train_config
+from support.tiny_training import OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
@@ -58,6 +58,8 @@ GRADIENTS = {
     "vision": (train_config(vision_learning_rate=1e-4), True),
     "infonce": (train_config(model_config(attribute_weights=False), loss=LossConfig(objective="infonce")), False),
     "activations": (train_config(cached_chunk=2, checkpoint_activations=True), True),
+    "attributes": (heads_alone(), True),
+    "attributes-chunks": (heads_alone(cached_chunk=3), True),
 }
 
 
@@ -143,6 +145,17 @@ def test_two_ranks_train_as_one_process(ranks: Ranks, garments: Path, tmp_path: 
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=2e-4)
     assert_same(*finals(tmp_path / "2"))
+
+
+def test_two_ranks_train_the_heads_alone(ranks: Ranks, garments: Path, tmp_path: Path) -> None:
+    """One process writes what two resume; the encoder stays that of the checkpoint, to the bit, on both."""
+    start, run = write_checkpoint(tmp_path / "model"), tmp_path / "run"
+    arguments = {"data": str(garments), "run": str(run), "config": as_json(heads_alone(start=str(start)))}
+    assert ranks.run(run, "train", size=1, at=6, rank=0, number=int(signal.SIGTERM), **arguments) == [130], errors_of(run, 1)
+    assert ranks.run(run, "train", **arguments) == [0, 0], errors_of(run)
+    assert_same(*finals(run))
+    before, after = load_checkpoint(start).model.state_dict(), finals(run)[0]
+    assert {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"attribute_heads"}
 
 
 def test_dropout_differs_between_ranks_and_nothing_else(straight: Path) -> None:

@@ -1,4 +1,4 @@
-"""What trains: everything, adapters or heads; adapters are merged for whoever loads a checkpoint, and resume exactly."""
+"""What trains: everything, adapters, heads or the attribute heads alone; adapters are merged for whoever loads a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.rank_workers import batch_gradients, largest_difference
 from support.tiny_blip2 import write_blip2
-from support.tiny_training import make_model, make_trainer, model_config, query_inputs, train_config
+from support.tiny_training import heads_alone, make_model, make_trainer, model_config, query_inputs, train_config, write_checkpoint
 
 from dqe_engine.errors import InputError
 from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
 from dqe_training.config import LoRAConfig, TrainConfig, load_config
 from dqe_training.data.triplets import TripletData
+from dqe_training.distributed import World
+from dqe_training.encoder_hash import encoder_hash
+from dqe_training.model import DQEModel
 from dqe_training.model.adapters import adapter_state, has_adapters, merge_adapters, plain_state, prepare_finetuning, restore
 from dqe_training.trainer import finish_run
 from dqe_training.workflow import DataSource, build_model, train_run
@@ -45,6 +49,8 @@ def test_what_each_mode_trains() -> None:
     assert lora > heads
     assert all(".lora_" in name for name in lora - heads)
     assert roots(lora - heads) == {"qformer"}
+    attributes = trainable(heads_alone())
+    assert attributes == {f"attribute_heads.{name}" for name, _ in make_model().attribute_heads.named_parameters()}
     full = trainable(finetuned("full"))
     assert roots(full) == {*roots(heads), "qformer", "embeddings", "query_tokens"}
     assert roots(trainable(finetuned("full", vision_learning_rate=1e-3))) == {*roots(full), "vision_model"}
@@ -174,3 +180,81 @@ def test_a_backbone_is_fine_tuned_with_a_half_precision_tower(garments: Path, tm
     assert all(torch.equal(value, vision[name].float()) for name, value in loaded.model.vision_model.state_dict().items())
     assert not torch.equal(loaded.model.text_projection.weight, start.text_projection.weight)
     assert loaded.tokenizer.token_to_id("[DEC]") == config.model.qformer.vocab_size - 1
+
+
+# -- the attribute heads alone ---------------------------------------------------------------------------------------------
+
+
+def tensor_bytes(directory: Path) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in load_file(directory / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("stop", [0, 4, 8])  # before and after the first refresh
+def test_the_encoder_keeps_every_bit(stop: int, tiny_data: Tiny, tmp_path: Path) -> None:
+    start = write_checkpoint(tmp_path / "start", model_config(dropout=0.1))
+    config = heads_alone(model_config(dropout=0.1), start=str(start))
+    if stop:
+        with pytest.raises(StopError):
+            make_trainer(config, *tiny_data, tmp_path / "run", listener=stop_at(stop)).train()
+        torch.manual_seed(99)
+    make_trainer(config, *tiny_data, tmp_path / "run").train()
+    finish_run(tmp_path / "run", tmp_path / "model")
+    before, after = tensor_bytes(start), tensor_bytes(tmp_path / "model")
+    assert before.keys() == after.keys()
+    assert roots({name for name in before if before[name] != after[name]}) == {"attribute_heads"}
+    assert encoder_hash(tmp_path / "model") == encoder_hash(start)
+    if stop:
+        straight = make_trainer(config, *tiny_data, tmp_path / "straight").train().state_dict()
+        assert {name: value.numpy().tobytes() for name, value in straight.items()} == after
+
+
+def test_the_heads_have_the_gradients_of_a_full_training(garments: Path) -> None:
+    full = batch_gradients(str(garments), train_config(), negatives=True, world=World())
+    alone = batch_gradients(str(garments), heads_alone(), negatives=True, world=World())
+    kept = {name for name in full if name.startswith(("attribute_heads.", "loss.", "queries"))}
+    assert {name.partition(".")[0] for name in full.keys() - kept} == {"qformer", "embeddings", *FROZEN}
+    assert largest_difference(alone, {name: full[name] for name in kept}) <= 5e-6
+
+
+FROZEN = ("query_tokens", "vision_projection", "text_projection")
+
+
+def test_nothing_frozen_has_a_backward_pass(tiny_data: Tiny) -> None:
+    """Neither a graph through the Q-Former nor, for targets, a forward pass in every step."""
+    model = make_model()
+    prepare_finetuning(model, heads_alone())
+    output = model.encode_query(*query_inputs(model, 4, 6))
+    assert not output.base_query.requires_grad
+    leaves, seen, left = set(), set(), [output.query.sum().grad_fn, output.presence.sum().grad_fn]
+    while left:
+        if (node := left.pop()) is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        left += [following for following, _ in node.next_functions]
+    assert leaves == {id(parameter) for parameter in model.attribute_heads.parameters()}
+
+
+def test_targets_of_a_frozen_encoder_are_encoded_once(tiny_data: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    encode = DQEModel.encode_targets
+
+    def counting(self: DQEModel, image_tokens: torch.Tensor) -> torch.Tensor:
+        rows.append(len(image_tokens))
+        return encode(self, image_tokens)
+
+    monkeypatch.setattr(DQEModel, "encode_targets", counting)
+    trainer = make_trainer(heads_alone(start=str(write_checkpoint(tmp_path / "start"))), *tiny_data, tmp_path / "run")
+    trainer.train()
+    assert trainer.negatives.mined is not None
+    assert sum(rows) == len(tiny_data[0].images)
+
+
+def test_the_rate_that_is_logged_is_one_that_trains(tiny_data: Tiny, tmp_path: Path) -> None:
+    config = heads_alone(start=str(write_checkpoint(tmp_path / "start")), heads_learning_rate=1e-2, warmup_share=0.0, epochs=1)
+    events: list[dict[str, Any]] = []
+    trainer = make_trainer(config, *tiny_data, tmp_path / "run", listener=events.append)
+    trainer.train()
+    assert {group["peak"] for group in trainer.optimizer.param_groups} == {1e-2}
+    assert next(e for e in events if e["event"] == "step")["learning_rate"] == pytest.approx(1e-2)

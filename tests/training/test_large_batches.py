@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.rank_workers import batch_gradients, largest_difference
-from support.tiny_training import make_model, make_trainer, model_config, query_inputs, train_config
+from support.tiny_training import heads_alone, make_model, make_trainer, model_config, query_inputs, train_config
 from torch import Tensor
 
 from dqe_training.config import TrainConfig
@@ -60,6 +60,12 @@ def test_chunks_have_the_gradients_of_the_batch(chunk: int, vision: float, garme
     expected = gradients(garments, train_config(batch_size=16, vision_learning_rate=vision))
     found = gradients(garments, train_config(batch_size=16, vision_learning_rate=vision, cached_chunk=chunk))
     assert largest_difference(found, expected) <= 5e-6
+
+
+@pytest.mark.parametrize("chunk", [3, 16])
+def test_chunks_of_the_heads_alone(chunk: int, garments: Path) -> None:
+    expected = gradients(garments, heads_alone(batch_size=16))
+    assert largest_difference(gradients(garments, heads_alone(batch_size=16, cached_chunk=chunk)), expected) <= 5e-6
 
 
 def test_chunks_draw_the_same_dropout_again(garments: Path, monkeypatch: pytest.MonkeyPatch) -> None:

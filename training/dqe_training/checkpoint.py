@@ -1,13 +1,11 @@
-"""Checkpoints: a directory of safetensors and JSON, whole or absent, verified before use. No pickle."""
+"""Checkpoints: a directory of safetensors and JSON, whole or absent, verified before use. No pickle. Their record: checkpoint_meta.py."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -15,45 +13,24 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dqe_engine.bundle import build_file_entries
-from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import Contract, parse, parse_json, to_json
+from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_directory, recover_directory, remove_stale_temporaries, scratch_directory, sha256_of
+from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
-from .backbone.weights import copy_weights
+from .backbone.weights import NEW, copy_weights
+from .checkpoint_meta import META, SCHEMA_VERSION, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .config import TrainConfig
 from .model import DQEModel
 from .model.adapters import plain_state
+from .start import check_start, start_directory
 
-SCHEMA_VERSION = 2  # 1: without backbones; its checkpoints are read, and only its unfinished runs not resumed
-_META = "checkpoint.json"
-
-
-UNCALIBRATED_ZONES = ZoneSpec(lo=0.05, hi=0.2, policy="hardest")
-"""What a checkpoint of unfinished training says; `Trainer` reads better ones off the training set at the end."""
-
-
-class Progress(Contract, frozen=True):
-    """Where training stands. `step_in_epoch` batches of `epoch` are done; `seconds` is time spent training."""
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    seconds: float = 0.0
-    finished: bool = False
-
-
-class CheckpointMeta(Contract, frozen=True):
-    schema_version: int
-    config: TrainConfig
-    tokenizer: TokenizerSpec
-    data_hash: str
-    progress: Progress
-    serving_zones: ZoneSpec
-    files: tuple[FileEntry, ...]
+__all__ = [
+    "UNCALIBRATED_ZONES", "Checkpoint", "CheckpointMeta", "Progress", "clean_run", "latest_checkpoint", "load_checkpoint", "load_start",
+    "load_state", "optimizer_tensors", "prune_checkpoints", "read_meta", "restore_optimizer", "save_checkpoint", "stored_vision_dtype",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +57,7 @@ def save_checkpoint(
     data_hash: str = "",
     serving_zones: ZoneSpec = UNCALIBRATED_ZONES,
     state: dict[str, Tensor] | None = None,
+    start_hash: str = "",
     replace: bool = False,
 ) -> None:
     """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs.
@@ -90,7 +68,7 @@ def save_checkpoint(
     if directory.exists() and not replace:
         raise CheckpointError(f"{directory}: exists already; choose another folder")
     try:
-        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, replace)
+        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, replace)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 
@@ -104,11 +82,12 @@ def _write_checkpoint(
     data_hash: str,
     serving_zones: ZoneSpec,
     state: dict[str, Tensor] | None,
+    start_hash: str,
     replace: bool,
 ) -> None:
     spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
-    with atomic_directory(directory, replace=replace, marker=_META) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in plain_state(model).items()}, temporary / "model.safetensors")
+    with atomic_directory(directory, replace=replace, marker=META) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in plain_state(model).items()}, temporary / WEIGHTS)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.save(str(temporary / spec.file))
@@ -123,39 +102,9 @@ def _write_checkpoint(
             progress=progress,
             serving_zones=serving_zones,
             files=build_file_entries(temporary),
+            start_hash=start_hash,
         )
-        (temporary / _META).write_bytes(to_json(meta))
-
-
-def read_meta(directory: Path) -> CheckpointMeta:
-    """Parse and verify a checkpoint directory: every file present, of the recorded size and SHA-256."""
-    path = directory / _META
-    try:
-        recover_directory(directory)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: its replacement was interrupted; rename {error.filename} to it") from error
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: not a checkpoint (no {_META}); give a directory that dqe-train wrote")
-    try:
-        data = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); restore it or train again") from error
-    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
-    meta = parse(CheckpointMeta, data, where=str(path), error=CheckpointError)
-    listed = {entry.path for entry in meta.files}
-    for needed in ("model.safetensors", "vocabulary.json", meta.tokenizer.file):
-        if needed not in listed:
-            raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
-    for entry in meta.files:
-        file = directory / entry.path
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing from the checkpoint; restore it or train again")
-        if file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
-            raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {_META}); restore it or train again")
-    return meta
+        (temporary / META).write_bytes(to_json(meta))
 
 
 def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
@@ -164,32 +113,46 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
     The model is float32; with `as_stored`, a vision tower that was frozen in half precision stays so.
     """
     meta = read_meta(directory)
-    vocabulary = parse_json(
-        AttributeVocabulary, (directory / "vocabulary.json").read_bytes(), where=str(directory / "vocabulary.json"), error=CheckpointError
-    )
+    vocabulary = _read_vocabulary(directory)
     tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
     try:
         model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id, empty_vision=True)
-        weights = directory / "model.safetensors"
         if as_stored:
-            with safe_open(weights, framework="pt") as stream:
-                model.vision_model.to(stream.get_tensor("vision_model.post_layernorm.weight").dtype)
-        copy_weights(model, [weights], where=directory)
+            model.vision_model.to(stored_vision_dtype(directory))
+        copy_weights(model, [directory / WEIGHTS], where=directory)
     except (CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory}/model.safetensors: does not fit the configuration ({' '.join(str(error).split())[:300]})"
-        ) from error
+        raise CheckpointError(f"{directory}/{WEIGHTS}: does not fit the configuration ({' '.join(str(error).split())[:300]})") from error
     return Checkpoint(model.eval(), tokenizer, meta, directory)
 
 
-def encoder_hash(model: DQEModel) -> str:
-    """SHA-256 of all that attribute heads are trained on: names, shapes and float32 values of every weight but their own."""
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("attribute_heads."):
-            found.update(f"{name} {tuple(value.shape)} ".encode())
-            found.update(value.float().contiguous().numpy().data)
-    return found.hexdigest()
+def _read_vocabulary(directory: Path) -> AttributeVocabulary:
+    path = directory / "vocabulary.json"
+    return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path), error=CheckpointError)
+
+
+def stored_vision_dtype(directory: Path) -> torch.dtype:
+    """The precision that a checkpoint's vision tower is stored in."""
+    with safe_open(directory / WEIGHTS, framework="pt") as stream:
+        dtype: torch.dtype = stream.get_tensor("vision_model.post_layernorm.weight").dtype
+    return dtype
+
+
+def load_start(model: DQEModel, config: TrainConfig) -> str:
+    """Copy the weights of the verified checkpoint `config.start` into `model`, whose dtypes stay; what became of the attribute heads.
+
+    Its heads are taken over where they were trained for the same attributes in the same order, and keep the values that they
+    have in `model` otherwise. Raises CheckpointError.
+    """
+    directory = start_directory(config.start)
+    made = read_meta(directory).config.model
+    check_start(config, made)
+    theirs, ours = _read_vocabulary(directory).names, model.vocabulary.names
+    same = made.attribute_weights and theirs == ours
+    heads = () if same else tuple(name for name in model.state_dict() if name.startswith(NEW))
+    copy_weights(model, [directory / WEIGHTS], unused=heads, new=NEW if heads else "\0", where=directory)
+    if same:
+        return f"attribute heads taken over ({', '.join(ours)})"
+    return f"attribute heads drawn anew ({', '.join(ours)}; there {', '.join(theirs) if made.attribute_weights else 'untrained'})"
 
 
 def latest_checkpoint(run: Path) -> Path | None:

@@ -210,9 +210,12 @@ class TrainConfig(Contract, frozen=True):
     """`vision_learning_rate` 0 freezes the vision tower: image tokens are then computed once and kept.
 
     `backbone`: a BLIP-2 image-text checkpoint, "owner/name[@revision]" on the hub or a directory; `model` then starts from
-    its configuration (`load_config`). `vision_weights`: a `dqe-pretrain` output directory, "garments" for the one that
-    ships, or empty for random. `finetune`: "full" trains everything but the frozen tower, "lora" adapters of the Q-Former,
-    the projections and the attribute heads, "heads" only the last two.
+    its configuration (`load_config`). `start`: a checkpoint of `dqe-train`, RUN/model, to begin with; `model` and the tokenizer
+    are then its own. `vision_weights`: a `dqe-pretrain` output directory, "garments" for the one that ships, or empty for random.
+    At most one of the three.
+
+    `finetune`: "full" trains everything but the frozen tower, "lora" adapters of the Q-Former, the projections and the
+    attribute heads, "heads" only the last two, "attributes" only the last: every other weight keeps its bits.
     """
 
     model: ModelConfig
@@ -221,12 +224,37 @@ class TrainConfig(Contract, frozen=True):
     optim: OptimConfig = OptimConfig()
     vision_weights: str = ""
     backbone: str = ""
-    finetune: Literal["full", "lora", "heads"] = "full"
+    finetune: Literal["full", "lora", "heads", "attributes"] = "full"
     lora: LoRAConfig = LoRAConfig()
+    start: str = ""
 
     def __post_init__(self) -> None:
+        if self.start and (other := self.backbone or self.vision_weights):
+            raise ValueError(f"start {self.start} brings all weights, so backbone and vision_weights must be empty, got {other}")
         if self.backbone and self.vision_weights:
             raise ValueError(f"backbone {self.backbone} brings a vision tower, so vision_weights must be empty, got {self.vision_weights}")
+        if self.encoder_frozen:
+            self._check_encoder_frozen()
+
+    def _check_encoder_frozen(self) -> None:
+        if not (self.start or self.backbone):
+            raise ValueError("finetune attributes keeps the encoder as it is, so set start to a checkpoint of dqe-train that has one")
+        if not self.model.attribute_weights:
+            raise ValueError("finetune attributes trains the attribute heads, but model.attribute_weights is false; set it to true")
+        if (rate := self.optim.vision_learning_rate) > 0:
+            raise ValueError(f"finetune attributes keeps the encoder as it is, so optim.vision_learning_rate must be 0, got {rate}")
+        if self.start and (precision := self.optim.vision_precision) in ("float16", "bfloat16"):
+            raise ValueError(f"finetune attributes keeps every bit of the encoder, so set vision_precision to auto, got {precision}")
+
+    @property
+    def encoder_frozen(self) -> bool:
+        """Whether nothing but the attribute heads trains."""
+        return self.finetune == "attributes"
+
+    @property
+    def vision_random(self) -> bool:
+        """Whether the vision tower would stay as it is initialised: nothing brings another, and it does not train."""
+        return not (self.vision_weights or self.backbone or self.start) and self.optim.vision_learning_rate == 0
 
 
 def preset_names() -> list[str]:
@@ -286,10 +314,10 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     data[last] = _parse_yaml(value, f"override {assignment!r}") if value else ""
 
 
-def _named_backbone(data: dict[str, Any], overrides: Sequence[str]) -> str:
-    named = data.get("backbone", "")
+def _named(key: str, data: dict[str, Any], overrides: Sequence[str]) -> str:
+    named = data.get(key, "")
     for assignment in overrides:
-        if assignment.startswith("backbone="):
+        if assignment.startswith(f"{key}="):
             named = _parse_yaml(assignment.partition("=")[2], f"override {assignment!r}") or ""
     return named if isinstance(named, str) else ""  # anything else is told by strict parsing
 
@@ -306,19 +334,32 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Parse a preset name or YAML path with overrides. Raises InputError naming the key and the valid ones.
 
     Where a `backbone` is named, `model` starts from its configuration: it is fetched here if it is not on this machine,
-    and CheckpointError is raised when that fails or when its configuration is not one that a model can have.
+    and CheckpointError is raised when that fails or when its configuration is not one that a model can have. So it does where
+    a `start` is named, and CheckpointError is raised when there is no checkpoint, or when its weights do not fit what is set over it.
     """
     data = _read(source)
     if not isinstance(data, dict):
         raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
-    if backbone := _named_backbone(data, overrides):
+    described: ModelConfig | None = None
+    if start := _named("start", data, overrides):
+        from .start import check_start, read_start
+
+        described = read_start(start).config.model
+    elif backbone := _named("backbone", data, overrides):
         from .backbone import describe_backbone, find_backbone
 
-        described = msgspec.to_builtins(describe_backbone(find_backbone(backbone)))
-        data = data | {"model": _with_defaults(data.get("model", {}), described)}
+        described = describe_backbone(find_backbone(backbone))
+    if described is not None:
+        data = data | {"model": _with_defaults(data.get("model", {}), msgspec.to_builtins(described))}
     elif "model" not in data:
-        raise InputError(f"{source}: no model section; add one, or name a BLIP-2 checkpoint with backbone=owner/name or backbone=DIRECTORY")
-    return override(parse(TrainConfig, data, where=source), overrides, where=source)
+        raise InputError(
+            f"{source}: no model section; add one, or name a checkpoint: backbone=owner/name or backbone=DIRECTORY of BLIP-2, "
+            "or start=RUN/model of dqe-train"
+        )
+    config = override(parse(TrainConfig, data, where=source), overrides, where=source)
+    if start and described is not None:
+        check_start(config, described)
+    return config
 
 
 def override(config: TrainConfig, overrides: Sequence[str], *, where: str) -> TrainConfig:

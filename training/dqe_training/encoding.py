@@ -1,4 +1,4 @@
-"""Encoding many images: tokens of a frozen tower once, target tokens of a whole gallery."""
+"""Encoding many images: tokens of what is frozen once, target tokens of a whole gallery."""
 
 from __future__ import annotations
 
@@ -78,17 +78,31 @@ def encode_image_tokens(
 
 
 class TrainingImages:
-    """Image tokens of a training's images by row: through the tower where it trains, else from a table, which `prepare` makes
-    where none is given. `pixels` (I, H, W, 3) uint8 may be None where there is a table."""
+    """Image tokens, and target tokens, of a training's images by row: through the model where it trains, else from tables, which
+    `prepare` makes. `pixels` (I, H, W, 3) uint8 may be None where a `table` of image tokens is given. `frozen`: the vision tower
+    is; `encoder_frozen`: all that targets go through is."""
 
-    def __init__(self, model: DQEModel, pixels: NDArray[np.uint8] | None, table: TokenTable | None, *, frozen: bool, world: World) -> None:
-        self._model, self._pixels, self._table, self._frozen, self._world = model, pixels, table, frozen, world
+    def __init__(
+        self,
+        model: DQEModel,
+        pixels: NDArray[np.uint8] | None,
+        table: TokenTable | None,
+        *,
+        frozen: bool,
+        world: World,
+        encoder_frozen: bool = False,
+    ) -> None:
+        self._model, self._pixels, self._table, self._world = model, pixels, table, world
+        self._frozen, self._encoder_frozen = frozen, encoder_frozen
+        self._targets: NDArray[np.float32] | None = None
 
     def prepare(self, listener: Listener) -> None:
-        """Encode the images with a frozen tower, once. Not before resuming, which may bring the tower."""
+        """Encode the images with what is frozen, once. Not before resuming, which may bring the encoder."""
         if self._frozen and self._table is None:
             assert self._pixels is not None
             self._table = encode_image_tokens(self._model, self._pixels, listener=listener, world=self._world)
+        if self._encoder_frozen:
+            self._targets = self._encode_targets()
 
     def __call__(self, rows: NDArray[np.int64]) -> Tensor:
         """Tokens (B, P, Hv) float32 of the images at `rows` (B,), on the model's device."""
@@ -99,16 +113,27 @@ class TrainingImages:
         assert self._pixels is not None
         return self._model.encode_images(to_pixel_values(self._pixels[rows], self._model.config.preprocessing).to(device))
 
+    def targets(self, rows: NDArray[np.int64]) -> Tensor:
+        """Target tokens (B, M, D) of the images at `rows` (B,), on the model's device."""
+        if self._targets is None:
+            return self._model.encode_targets(self(rows))
+        return torch.from_numpy(self._targets[rows]).to(self._model.query_tokens.device)
 
-def encode_target_tokens(model: DQEModel, images: TrainingImages, count: int, world: World) -> NDArray[np.float32]:
-    """Target tokens (count, M, D) float32 of images 0 to count. The ranks of `world` share the work."""
-    tokens = torch.empty(count, model.sizes.target_tokens, model.sizes.embedding_dim)
-    mine = world.rows(count, TOKEN_BATCH)
-    with evaluating(model):
-        for start in mine[::TOKEN_BATCH]:
-            stop = min(start + TOKEN_BATCH, mine.stop)
-            tokens[start:stop] = model.encode_targets(images(np.arange(start, stop))).float().cpu()
-    return world.complete(tokens, TOKEN_BATCH).numpy()
+    def all_targets(self) -> NDArray[np.float32]:
+        """Target tokens (I, M, D) of all images, of the model as it is. The ranks of `world` share the work."""
+        return self._encode_targets() if self._targets is None else self._targets
+
+    def _encode_targets(self) -> NDArray[np.float32]:
+        images = self._pixels if self._table is None else self._table
+        assert images is not None
+        sizes = self._model.sizes
+        tokens = torch.empty(len(images), sizes.target_tokens, sizes.embedding_dim)
+        mine = self._world.rows(len(images), TOKEN_BATCH)
+        with evaluating(self._model):
+            for start in mine[::TOKEN_BATCH]:
+                stop = min(start + TOKEN_BATCH, mine.stop)
+                tokens[start:stop] = self._model.encode_targets(self(np.arange(start, stop))).float().cpu()
+        return self._world.complete(tokens, TOKEN_BATCH).numpy()
 
 
 def encode_queries(

@@ -38,9 +38,11 @@ def build_optimizer(model: DQEModel, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, fraction: float) -> float:
-    """Set every group's rate for `fraction` of the training done, in [0, 1]; returns the main one."""
+    """Set every group's rate for `fraction` of the training done, in [0, 1]; returns the first one: the heads' where they train alone,
+    else `learning_rate`'s."""
     warm = min(1.0, (fraction + 1e-4) / config.warmup_share) if config.warmup_share else 1.0
     scale = warm * (config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * fraction)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * scale
-    return config.learning_rate * scale
+    rate: float = optimizer.param_groups[0]["lr"]
+    return rate

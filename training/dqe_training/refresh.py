@@ -17,7 +17,7 @@ from dqe_engine.zones.mining import mine_negatives
 from .config import TRNSConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
-from .encoding import TrainingImages, encode_queries, encode_target_tokens
+from .encoding import TrainingImages, encode_queries
 from .model import DQEModel
 from .serving_zones import calibrate_zones
 from .trns import draw_negative
@@ -60,7 +60,7 @@ class Negatives:
 
     def embeddings(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Queries (B, D) of the triplets `rows` and target tokens (I, M, D) of all images, of the model as it is."""
-        tokens = encode_target_tokens(self._model, self._images, len(self._data.images), self._world)
+        tokens = self._images.all_targets()
         return self._encode(rows).numpy(), tokens
 
     def due(self, epoch: int) -> bool:
@@ -74,7 +74,7 @@ class Negatives:
         if len(stale):
             self._bank[stale] = self._encode(stale.numpy())
         zones = msgspec.structs.replace(self._config.zones, seed=(self._config.zones.seed + 1_000_003 * epoch) % 2**64)
-        tokens = encode_target_tokens(self._model, self._images, len(self._data.images), self._world)
+        tokens = self._images.all_targets()
         self._mined = mine_shared(self._bank.numpy(), tokens, self._data, zones=zones, picks=self._config.picks, world=self._world)
         return {"encoded_again": len(stale), "empty": float((self._mined[:, 0] < 0).mean())}
 

@@ -102,7 +102,7 @@ class TrainingStep:
             wanted = np.concatenate([wanted, np.maximum(batch.negative[part], 0)])
         with self._autocast():
             output = self.model.encode_query(self._images(data.reference[rows]), ids, mask)
-            tokens = self.model.encode_targets(self._images(wanted))
+            tokens = self._images.targets(wanted)
         return tuple(embedded.float() for embedded in (*output, *tokens.split(len(rows))))
 
     def _loss(self, embedded: Sequence[Tensor], batch: Batch, relevance_share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

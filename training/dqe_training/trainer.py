@@ -23,7 +23,6 @@ from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
 from .checkpoint import (
-    SCHEMA_VERSION,
     UNCALIBRATED_ZONES,
     Progress,
     clean_run,
@@ -36,6 +35,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from .checkpoint_meta import WEIGHTS
 from .config import TrainConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
@@ -47,6 +47,7 @@ from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, r
 from .optim import build_optimizer, set_rate
 from .random_state import random_state, restore_random_state
 from .refresh import Negatives
+from .start import read_start
 from .step import Batch, TrainingStep
 
 
@@ -106,11 +107,12 @@ class Trainer:
         model.checkpoint_activations = config.optim.checkpoint_activations
         self._given_tokens = image_tokens is not None
         self._hash = data_hash(data, _identity(pixels, image_digests))
+        self._start_hash = read_start(config.start).file(WEIGHTS).sha256 if config.start else ""
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
         texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
-        self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, world=self.world)
+        self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
         if self.world.rank:  # dropout of its own; what was drawn before, the weights, is the same on every rank
@@ -140,7 +142,7 @@ class Trainer:
         self._resume()
         if not self.progress.finished:
             self._images.prepare(self.listener)
-            self.model.train()
+            self.model.train(not self.config.encoder_frozen)  # what is frozen embeds as it will when it serves, without dropout
             with held_signals(several=self.world.size > 1) as asked, open(self._log_file(), "a", encoding="utf-8") as log:
                 epoch = self.progress.epoch
                 while self.fraction() < 1.0:
@@ -218,7 +220,7 @@ class Trainer:
         state = optimizer_tensors(self.optimizer) | adapter_state(self.model) | self._negatives.state() | self._step.state() | random
         save_checkpoint(
             self.run / f"step-{self.progress.step:08d}", self.model, self.tokenizer, config=self.config, progress=self.progress,
-            data_hash=self._hash, serving_zones=self.serving_zones, state=state, replace=True,
+            data_hash=self._hash, serving_zones=self.serving_zones, state=state, start_hash=self._start_hash, replace=True,
         )  # fmt: skip
         prune_checkpoints(self.run)
 
@@ -236,7 +238,7 @@ class Trainer:
         return newest.name
 
     def _resume(self) -> None:
-        self.world.agree("configuration, triplets and images", f"{to_json(self.config)!r} {self._hash}")
+        self.world.agree("configuration, triplets and images", f"{to_json(self.config)!r} {self._hash} {self._start_hash}")
         name = self.world.from_main(lambda: self._find_checkpoint().encode()).decode()
         if not name:
             return
@@ -247,8 +249,12 @@ class Trainer:
         if meta.config != self.config:
             raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
         if meta.data_hash != self._hash:
-            old = " or by an earlier version, whose runs are not resumed" if meta.schema_version < SCHEMA_VERSION else ""
+            old = " or by an earlier version, whose runs are not resumed" if meta.schema_version == 1 else ""
             raise CheckpointError(f"{newest}: made with other training data{old}; use the same to resume, or another run directory")
+        if meta.start_hash != self._start_hash:
+            raise CheckpointError(
+                f"{newest}: began with other weights than {self.config.start} holds now; put those back, or use another run directory"
+            )
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state, weights = load_state(newest), load_file(newest / "model.safetensors")
@@ -310,5 +316,5 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     meta = checkpoint.meta
     save_checkpoint(
         destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,
-        serving_zones=meta.serving_zones, replace=replace,
+        serving_zones=meta.serving_zones, start_hash=meta.start_hash, replace=replace,
     )  # fmt: skip

@@ -24,7 +24,8 @@ from dqe_engine.errors import CheckpointError, InputError
 from .backbone import find_backbone
 from .backbone.tokenizer import load_backbone_tokenizer
 from .backbone.weights import load_backbone_weights
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, load_start, stored_vision_dtype
+from .checkpoint_meta import verify_file
 from .config import ModelConfig, TrainConfig, load_config
 from .data.images import load_pixels
 from .data.triplets import TripletData, load_triplets, read_vocabulary
@@ -34,6 +35,7 @@ from .features import FeatureStore, fill
 from .features.identity import digest_images
 from .features.store import row_bytes, spell_bytes
 from .model import DQEModel
+from .start import read_start, start_directory
 from .tokenizer import build_tokenizer
 from .trainer import Trainer, silent
 
@@ -84,20 +86,27 @@ class DataSource:
 
 
 def vision_dtype(config: TrainConfig) -> torch.dtype:
-    """The precision of the vision tower: float32 where it trains, else `vision_precision`; "auto" is float16 on CUDA."""
+    """The precision of the vision tower: float32 where it trains, else `vision_precision`; "auto" is float16 on CUDA, or what
+    the checkpoint has where none of its bits may change."""
     wanted = config.optim.vision_precision
     if wanted == "auto":
         wanted = "float16" if config.optim.vision_learning_rate == 0 and torch.cuda.is_available() else "float32"
+        if wanted == "float16" and config.start and config.encoder_frozen:
+            return stored_vision_dtype(start_directory(config.start))
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[wanted]
 
 
-def build_model(config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size: int) -> DQEModel:
-    """A model initialised by `optim.seed`: all but the attribute heads from `backbone`, or its vision tower from
-    `vision_weights`, where one is set. Raises CheckpointError."""
+def build_model(
+    config: TrainConfig, vocabulary: AttributeVocabulary, vocab_size: int, *, listener: Listener = lambda event: None
+) -> DQEModel:
+    """A model initialised by `optim.seed`: from the checkpoint `start`, all but the attribute heads from `backbone`, or its vision
+    tower from `vision_weights`, where one is set. Raises CheckpointError."""
     torch.manual_seed(config.optim.seed)
-    model = DQEModel(config.model, vocabulary, vocab_size, empty_vision=bool(config.backbone))
+    model = DQEModel(config.model, vocabulary, vocab_size, empty_vision=bool(config.backbone or config.start))
     model.vision_model.to(vision_dtype(config))  # before a backbone is loaded: it is never in memory in float32 then
-    if config.backbone:
+    if config.start:
+        listener({"event": "start", "text": f"starting with {config.start}: {load_start(model, config)}"})
+    elif config.backbone:
         load_backbone_weights(model, find_backbone(config.backbone))
     elif config.vision_weights:
         load_vision(model, config.vision_weights)
@@ -116,7 +125,10 @@ def load_tower(checkpoint: Path | None, *, backbone: str | None = None, override
 
 
 def make_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Tokenizer:
-    """The backbone's tokenizer, or one built from the training texts. Raises CheckpointError."""
+    """The tokenizer of `start` or of the backbone, or one built from the training texts. Raises CheckpointError."""
+    if config.start:
+        meta = read_start(config.start)
+        return Tokenizer.from_file(str(verify_file(start_directory(config.start), meta.file(meta.tokenizer.file))))
     if config.backbone:
         return load_backbone_tokenizer(find_backbone(config.backbone), config.model.qformer.vocab_size)
     return build_tokenizer(texts)
@@ -190,7 +202,7 @@ def train_run(
     data = source.read(vocabulary)
     digests = digest_images(source.images, data.images)
     tokenizer = make_tokenizer(config, data.texts)
-    model = build_model(config, vocabulary, tokenizer.get_vocab_size())
+    model = build_model(config, vocabulary, tokenizer.get_vocab_size(), listener=listener)
     if features is not None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)

@@ -43,6 +43,8 @@ def apply_variant(config: TrainConfig, parts: frozenset[str], *, name: str) -> T
     kl: the KL relevance loss, else InfoNCE. law: attribute weights, with the attribute margin and presence losses. trns: mined
     negatives with the ranking loss. Raises InputError where a part would change nothing.
     """
+    if config.encoder_frozen and "law" not in parts:
+        raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
     loss, defaults = config.loss, LossConfig()
     if "kl" in parts:
         _refuse(loss.relevance_share == 0, name, "kl", "loss.relevance_share is 0")

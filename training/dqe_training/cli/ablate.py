@@ -88,8 +88,8 @@ def _configure(args: argparse.Namespace) -> TrainConfig:
     from ..config import load_config
 
     config = load_config(args.config or default_config(args), args.overrides)
-    if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
-        raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
+    if config.vision_random:
+        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
     return config
 
 

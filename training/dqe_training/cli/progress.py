@@ -46,7 +46,7 @@ class TrainingProgress:
                 self._progress.update(self._task(self.label), completed=event["fraction"], note=note)
             case "refresh":
                 self._progress.console.print(f"negatives mined for epoch {event['epoch']} in {event['seconds']:.1f} s")
-            case "features":
+            case "features" | "start":
                 self._progress.console.print(event["text"], highlight=False, soft_wrap=True)
             case "resume":
                 self._progress.console.print(f"resumed at step {event['step']}")

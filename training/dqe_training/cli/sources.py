@@ -42,10 +42,13 @@ def check_source_options(args: argparse.Namespace) -> None:
 
 
 def default_config(args: argparse.Namespace) -> str:
-    """The preset for a source where none is asked for; with a backbone among the overrides, a public dataset's own."""
+    """The preset for a source where none is asked for; with a checkpoint among the overrides, "start"; with a backbone, a public
+    dataset's own."""
     from ..config import preset_names
     from ..data.benchmarks.detect import open_benchmark
 
+    if any(assignment.startswith("start=") for assignment in args.overrides):
+        return "start"
     benchmark = open_benchmark(args.data, args.dataset) if args.data is not None and args.data.is_dir() else None
     if any(assignment.startswith("backbone=") for assignment in args.overrides):
         return benchmark.name if benchmark is not None and benchmark.name in preset_names() else "blip2"

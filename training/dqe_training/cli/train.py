@@ -18,10 +18,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dqe-train",
         description="Train DQE-CIR. Run the same command again to resume after an interruption. Under torchrun, all its processes train "
         "one model together: torchrun --nproc-per-node 2 -m dqe_training.cli.train ...",
-        epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2",
+        epilog="example: dqe-train --config garments --data data/garments --out runs/garments optim.epochs=5 loss.rank_weight=0.2; or, "
+        "from a model of ours: dqe-train --triplets mine.jsonl --images photos --vocabulary mine.json --out runs/mine "
+        "start=runs/garments/model finetune=attributes",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
-    parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: by the data, or blip2 with backbone=)")
+    parser.add_argument(
+        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: by the data; start with start=, blip2 with backbone=)"
+    )
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
@@ -39,8 +43,8 @@ def _train(args: argparse.Namespace) -> int:
 
     check_source_options(args)
     config = load_config(args.config or default_config(args), args.overrides)
-    if not (config.vision_weights or config.backbone) and config.optim.vision_learning_rate == 0:
-        raise InputError("the vision tower would stay random: set backbone or vision_weights, or optim.vision_learning_rate above 0")
+    if config.vision_random:
+        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
     from ..trainer import finish_run
     from ..workflow import train_run

@@ -15,7 +15,8 @@ from .dqe import DQEModel
 
 _NAME = "default"  # peft's name for the only adapter
 _STATE = "adapter."
-_ALWAYS = ("attribute_heads.", "vision_projection.", "text_projection.")
+_HEADS = "attribute_heads."
+_PROJECTIONS = ("vision_projection.", "text_projection.")
 
 
 def prepare_finetuning(model: DQEModel, config: TrainConfig) -> None:
@@ -28,7 +29,9 @@ def prepare_finetuning(model: DQEModel, config: TrainConfig) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith("vision_model."):
             parameter.requires_grad_(config.optim.vision_learning_rate > 0)
-        elif config.finetune == "full" or name.startswith(_ALWAYS):
+        elif config.encoder_frozen:
+            parameter.requires_grad_(name.startswith(_HEADS))
+        elif config.finetune == "full" or name.startswith((_HEADS, *_PROJECTIONS)):
             parameter.requires_grad_(True)
         else:
             parameter.requires_grad_(".lora_" in name)

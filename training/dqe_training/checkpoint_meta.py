@@ -1,0 +1,94 @@
+"""What a checkpoint says of itself, `checkpoint.json`, read without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from dqe_engine.contracts.manifest import FileEntry
+from dqe_engine.contracts.parsing import Contract, parse
+from dqe_engine.contracts.tokenizer import TokenizerSpec
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import CheckpointError
+from dqe_engine.files import recover_directory, sha256_of
+
+from .config import TrainConfig
+
+SCHEMA_VERSION = 3
+"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`."""
+META = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+
+UNCALIBRATED_ZONES = ZoneSpec(lo=0.05, hi=0.2, policy="hardest")
+"""What a checkpoint of unfinished training says; `Trainer` reads better ones off the training set at the end."""
+
+
+class Progress(Contract, frozen=True):
+    """Where training stands. `step_in_epoch` batches of `epoch` are done; `seconds` is time spent training."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class CheckpointMeta(Contract, frozen=True):
+    """`start_hash`: SHA-256 of the weights file that training began with, where it began with a checkpoint (`config.start`)."""
+
+    schema_version: int
+    config: TrainConfig
+    tokenizer: TokenizerSpec
+    data_hash: str
+    progress: Progress
+    serving_zones: ZoneSpec
+    files: tuple[FileEntry, ...]
+    start_hash: str = ""
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of a file that every checkpoint has."""
+        return next(entry for entry in self.files if entry.path == name)
+
+
+def parse_meta(directory: Path) -> CheckpointMeta:
+    """What a checkpoint directory says of itself; its files are not looked at. Raises CheckpointError."""
+    path = directory / META
+    try:
+        recover_directory(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: its replacement was interrupted; rename {error.filename} to it") from error
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: not a checkpoint (no {META}); give a directory that dqe-train wrote")
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); restore it or train again") from error
+    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
+    meta = parse(CheckpointMeta, data, where=str(path), error=CheckpointError)
+    listed = {entry.path for entry in meta.files}
+    for needed in (WEIGHTS, "vocabulary.json", meta.tokenizer.file):
+        if needed not in listed:
+            raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
+    return meta
+
+
+def read_meta(directory: Path) -> CheckpointMeta:
+    """Parse and verify a checkpoint directory: every file present, of the recorded size and SHA-256. Raises CheckpointError."""
+    meta = parse_meta(directory)
+    for entry in meta.files:
+        verify_file(directory, entry)
+    return meta
+
+
+def verify_file(directory: Path, entry: FileEntry) -> Path:
+    """The path of one of a checkpoint's files, of the recorded size and SHA-256. Raises CheckpointError."""
+    file = directory / entry.path
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing from the checkpoint; restore it or train again")
+    if file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
+        raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {META}); restore it or train again")
+    return file
