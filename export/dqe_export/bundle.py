@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
+from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
@@ -20,7 +20,7 @@ from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
-from .calibration import EvaluationData, calibration_inputs, is_large
+from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs
 from .graphs import graph_module
 from .identity import encoder_identity
 from .latency import time_graph
@@ -70,7 +70,8 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         graphs.append(parity)
         reports.append(report)
     advance("checking the composed query")
-    graphs.append(check_composition(model, directory, precision=options.precision))
+    inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
+    graphs.append(check_composition(model, directory, precision=options.precision, inputs=inputs))
     (directory / checkpoint.meta.tokenizer.file).write_bytes((checkpoint.directory / checkpoint.meta.tokenizer.file).read_bytes())
     manifest = BundleManifest(
         name=options.name,
@@ -161,7 +162,7 @@ def _write_int8(
             advance(f"checking {spec.name} with {kept} layers in float32")
             convert(source, path, precision, keep=nodes_of(source, module, [s.layer for s in layers[:kept]]), inputs=calibration)
             try:
-                parity = check_parity(spec, model, path, precision=precision)
+                parity = check_parity(spec, model, path, precision=precision, inputs=parity_inputs(spec, checkpoint, data, precision))
             except ParityError:
                 layers = layers or sensitivities()
                 if kept >= len(layers):

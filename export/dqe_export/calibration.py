@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, VISION_ENCODER, GraphSpec
+from dqe_engine.contracts.manifest import Precision
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.data.images import load_pixels, to_pixel_values
+from dqe_training.data.records import TripletRecord
 from dqe_training.data.triplets import TextBatcher
-from dqe_training.encoding import encode_pixels
+from dqe_training.encoding import encode_image_tokens
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
 from dqe_training.model import DQEModel
 
 from .graphs import random_inputs
+from .parity import MakeInputs
 
-QUERIES, QUERIES_OF_LARGE = 16, 2
+QUERIES, QUERIES_OF_LARGE = 32, 2
 _LARGE = 200_000_000
 """Parameters of a vision tower, from which on a sweep of its layers takes the fewer queries."""
 
@@ -54,20 +61,40 @@ def calibration_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: Evaluation
     """Inputs of `spec` for up to `QUERIES` queries; `QUERIES_OF_LARGE` for a large vision tower itself."""
     model = checkpoint.model
     count = QUERIES_OF_LARGE if is_large(spec, model) else QUERIES
-    longest = model.config.qformer.max_text_length
     if data is None or not data.evaluation.records:
-        vocab_size = model.embeddings.word_embeddings.num_embeddings
+        longest, vocab_size = model.config.qformer.max_text_length, model.embeddings.word_embeddings.num_embeddings
         return random_inputs(spec, model.sizes, vocab_size, batch=count, text_length=min(8, longest), seed=0)
-    records = data.evaluation.records[:count]
+    return _inputs_of(spec, checkpoint, data, data.evaluation.records[:count])
+
+
+def parity_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData | None, precision: Precision) -> MakeInputs | None:
+    """What `spec` is held against PyTorch on: random inputs (None), which ask for more than real ones do. But scales that were read off
+    real queries fit no others, and are judged by queries that they were not read off."""
+    return partial(real_inputs, spec, checkpoint, data) if precision == "int8-static" and data is not None else None
+
+
+@torch.inference_mode()
+def real_inputs(
+    spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData, *, batch: int, text_length: int, seed: int
+) -> dict[str, Tensor]:
+    """Inputs of one shape from queries that nothing was calibrated on, as far as there are any: texts are cut or padded."""
+    records = data.evaluation.records[QUERIES:] or data.evaluation.records
+    chosen = np.random.default_rng(seed).integers(0, len(records), batch)
+    return _inputs_of(spec, checkpoint, data, [records[row] for row in chosen], text_length=text_length)
+
+
+def _inputs_of(
+    spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData, records: Sequence[TripletRecord], *, text_length: int | None = None
+) -> dict[str, Tensor]:
+    model = checkpoint.model
     pixels = load_pixels(data.images, [r.reference for r in records], model.config.preprocessing)
-    texts = TextBatcher(checkpoint.tokenizer, [r.text for r in records], max_length=longest)
+    texts = TextBatcher(checkpoint.tokenizer, [r.text for r in records], max_length=model.config.qformer.max_text_length)
     ids, mask = texts(torch.arange(len(records)))
-    every = {
-        "pixel_values": to_pixel_values(pixels, model.config.preprocessing),
-        "image_tokens": encode_pixels(model, pixels).cpu(),
-        "input_ids": ids,
-        "attention_mask": mask,
-    }
+    if text_length is not None:
+        ids, mask = (F.pad(tokens, (0, max(0, text_length - tokens.shape[1])))[:, :text_length] for tokens in (ids, mask))
+    every = {"pixel_values": to_pixel_values(pixels, model.config.preprocessing), "input_ids": ids, "attention_mask": mask}
+    if spec != VISION_ENCODER:
+        every["image_tokens"] = encode_image_tokens(model, pixels, dtype=torch.float32)
     if spec == ATTRIBUTE_HEADS:
         every |= model.fuse_query(every["image_tokens"], ids, mask)._asdict()
     return {tensor.name: every[tensor.name] for tensor in spec.inputs}

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.manifest import HEADS_FILE, BundleManifest, HeadsManifest
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError
@@ -18,6 +18,7 @@ from dqe_engine.heads import load_heads, replace_heads
 from dqe_training.checkpoint import Checkpoint
 
 from .bundle import Advance, ExportOptions, write_graph
+from .calibration import parity_inputs
 from .identity import encoder_identity
 from .onnx_graph import OPSET
 from .parity import TOLERANCES, check_composition, check_retrieval
@@ -52,7 +53,8 @@ def export_heads_into(
 
     def check(directory: Path, manifest: BundleManifest) -> BundleManifest:
         advance("checking the composed query")
-        composed = check_composition(checkpoint.model, directory, precision=options.precision)
+        inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
+        composed = check_composition(checkpoint.model, directory, precision=options.precision, inputs=inputs)
         parity = tuple(composed if p.graph == composed.graph else p for p in manifest.parity)
         retrieval = None
         if (data := options.data) is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dqe_engine.compose import compose_query
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, GraphSpec
@@ -38,18 +41,32 @@ SHAPES: tuple[dict[str, int], ...] = (
 _RESAMPLES = 2000
 
 
+class MakeInputs(Protocol):
+    """Inputs of one graph in one shape."""
+
+    def __call__(self, *, batch: int, text_length: int, seed: int) -> Mapping[str, Tensor]: ...
+
+
+def _random_inputs(spec: GraphSpec, model: DQEModel) -> MakeInputs:
+    return partial(random_inputs, spec, model.sizes, model.embeddings.word_embeddings.num_embeddings)
+
+
 @torch.inference_mode()
-def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: Precision = "float32") -> GraphParity:
-    """Run `path` and PyTorch (float32) on the same random inputs. Raises ParityError where an output is off by more than allowed."""
+def check_parity(
+    spec: GraphSpec, model: DQEModel, path: Path, *, precision: Precision = "float32", inputs: MakeInputs | None = None
+) -> GraphParity:
+    """Run `path` and PyTorch (float32) on the same inputs, random ones unless `inputs` makes others.
+
+    Raises ParityError where an output is off by more than allowed.
+    """
     tolerance = TOLERANCES[precision]
     session = OnnxSession(path, spec, model.sizes, provider="cpu")
-    module = graph_module(spec, model)
-    shapes = _shapes(model)
+    module, make, shapes = graph_module(spec, model), inputs or _random_inputs(spec, model), _shapes(model)
     measured: dict[str, list[_Difference]] = {t.name: [] for t in spec.outputs}
     for seed, shape in enumerate(shapes, start=1):
-        inputs = random_inputs(spec, model.sizes, _vocab_size(model), seed=seed, **shape)
-        expected = module(**inputs)
-        found = session.run(**{name: value.numpy() for name, value in inputs.items()})
+        given = make(seed=seed, **shape)
+        expected = module(**given)
+        found = session.run(**{name: value.numpy() for name, value in given.items()})
         for tensor, reference in zip(spec.outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
             difference = _Difference(found[tensor.name], reference.numpy())
             difference.check(f"{spec.name}: {tensor.name}", tolerance, f"at {shape}")
@@ -59,19 +76,21 @@ def check_parity(spec: GraphSpec, model: DQEModel, path: Path, *, precision: Pre
 
 
 @torch.inference_mode()
-def check_composition(model: DQEModel, directory: Path, *, precision: Precision = "float32") -> GraphParity:
+def check_composition(
+    model: DQEModel, directory: Path, *, precision: Precision = "float32", inputs: MakeInputs | None = None
+) -> GraphParity:
     """The composed query through the graphs in `directory` one after the other, whose errors add up, as `check_parity` does for one."""
     tolerance, sizes = TOLERANCES[precision], model.sizes
     query, heads = (OnnxSession(directory / spec.file, spec, sizes, provider="cpu") for spec in (QUERY_ENCODER, ATTRIBUTE_HEADS))
-    shapes, differences = _shapes(model), []
+    make, shapes, differences = inputs or _random_inputs(QUERY_ENCODER, model), _shapes(model), []
     for seed, shape in enumerate(shapes, start=1):
-        inputs = random_inputs(QUERY_ENCODER, sizes, _vocab_size(model), seed=seed, **shape)
-        arrays = {name: value.numpy() for name, value in inputs.items()}
+        given = make(seed=seed, **shape)
+        arrays = {name: value.numpy() for name, value in given.items()}
         fused = query.run(**arrays)
         base = fused.pop("base_query")
         read = heads.run(**fused, attention_mask=arrays["attention_mask"])
         found = compose_query(base, read["sub_queries"], read["attribute_weights"])
-        difference = _Difference(found, model.encode_query(**inputs).query.numpy())
+        difference = _Difference(found, model.encode_query(**given).query.numpy())
         difference.check("the composed query", tolerance, f"at {shape}")
         differences.append(difference)
     return GraphParity(graph="composed_query", outputs={"query": _summary(differences)}, shapes=shapes)
@@ -79,10 +98,6 @@ def check_composition(model: DQEModel, directory: Path, *, precision: Precision 
 
 def _shapes(model: DQEModel) -> tuple[dict[str, int], ...]:
     return tuple({**s, "text_length": min(s["text_length"], model.config.qformer.max_text_length)} for s in SHAPES)
-
-
-def _vocab_size(model: DQEModel) -> int:
-    return model.embeddings.word_embeddings.num_embeddings
 
 
 class _Difference:
