@@ -28,9 +28,9 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
         return pool.submit(function, *args).result()
 
 
-def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
-    """The contender's times in each of the cases, in one process that runs nothing else."""
-    return in_own_process(_times, list(cases), name, rounds, threads)
+def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, *, blocks: int = 1) -> list[Timing]:
+    """The contender's times in each of the cases, in one process that runs nothing else; `blocks`: pass over the cases so often."""
+    return in_own_process(_times, list(cases), name, rounds, threads, blocks)
 
 
 def peak_memory(case: Case, name: str, threads: int) -> Memory:
@@ -42,8 +42,8 @@ def _contender(case: Case, name: str) -> Contender:
     return next(contender for contender in case.contenders() if contender.name == name)
 
 
-def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
-    out = []
+def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, blocks: int) -> list[Timing]:
+    ready = []
     for case in cases:
         contender, inputs = _contender(case, name), case.inputs()
         run = contender.prepare(inputs)
@@ -51,12 +51,19 @@ def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> li
         _, cold = check(case, contender, run, case.checker(inputs))
         if cold < rounds.seconds:
             timed(contender, run)
-        samples: list[float] = []
-        while rounds.wants(samples):
-            time.sleep(SETTLE_SECONDS)
-            samples.append(timed(contender, run)[0])
-        out.append(Timing(tuple(samples)))
-    return out
+        ready.append((contender, run, list[list[float]]()))
+    for _ in range(blocks):
+        for contender, run, taken in ready:
+            taken.append(_block(contender, run, rounds))
+    return [Timing.of_blocks(taken) if blocks > 1 else Timing(tuple(taken[0])) for _, _, taken in ready]
+
+
+def _block(contender: Contender, run: Callable[[], Any], rounds: Rounds) -> list[float]:
+    samples: list[float] = []
+    while rounds.wants(samples):
+        time.sleep(SETTLE_SECONDS)
+        samples.append(timed(contender, run)[0])
+    return samples
 
 
 def _memory(case: Case, name: str, threads: int) -> Memory:
@@ -69,14 +76,14 @@ def _memory(case: Case, name: str, threads: int) -> Memory:
     inputs = case.inputs()
     gc.collect()
     _return_freed()
-    without = _status_bytes("VmRSS")
+    without = status_bytes("VmRSS")
     run = contender.prepare(inputs)
     gc.collect()
     _return_freed()
-    kept, exact = _status_bytes("VmRSS"), _reset_peak()
-    before = _status_bytes("VmHWM")
+    kept, exact = status_bytes("VmRSS"), reset_peak()
+    before = status_bytes("VmHWM")
     raw = run()
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     del raw
     return Memory(prepared=max(kept - without, 0), peak_extra=max(peak - before, 0), exact=exact)
 
@@ -87,14 +94,14 @@ def _return_freed() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reset_peak() -> bool:
+def reset_peak() -> bool:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
         return True
     return False
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
     """A memory figure of this process. VmHWM and not `ru_maxrss`: the latter inherits the parent's peak through exec."""
     try:
         found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
