@@ -7,17 +7,15 @@ import ctypes
 import gc
 import importlib
 import multiprocessing
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .harness import SETTLE_SECONDS, Case, Contender, Memory, Rounds, Timing, check, timed
+from .harness import SETTLE_SECONDS, Case, Contender, Memory, Result, Rounds, Timing, check, timed
 from .machine import limit_threads
+from .resident import status_bytes
 
 T = TypeVar("T")
 
@@ -31,6 +29,24 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
 def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, *, blocks: int = 1) -> list[Timing]:
     """The contender's times in each of the cases, in one process that runs nothing else; `blocks`: pass over the cases so often."""
     return in_own_process(_times, list(cases), name, rounds, threads, blocks)
+
+
+def add_alone(
+    cases: Sequence[Case],
+    results: Sequence[Sequence[Result]],
+    rounds: Rounds,
+    threads: int,
+    *,
+    step: Callable[[str], None],
+    blocks: int = 1,
+) -> None:
+    """Time each contender in a process of its own, over all cases that have it, and put that into its results."""
+    for name in dict.fromkeys(result.name for row in results for result in row if result.status == "ok"):
+        mine = [(case, r) for case, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"]
+        step(f"{cases[0].label}: {name} in its own process")
+        timings = times_alone([case for case, _ in mine], name, rounds, threads, blocks=blocks)
+        for (_, result), timing in zip(mine, timings, strict=True):
+            result.alone = timing
 
 
 def peak_memory(case: Case, name: str, threads: int) -> Memory:
@@ -75,12 +91,12 @@ def _memory(case: Case, name: str, threads: int) -> Memory:
     _contender(small, name).prepare(small.inputs())()
     inputs = case.inputs()
     gc.collect()
-    _return_freed()
+    return_freed()
     without = status_bytes("VmRSS")
     run = contender.prepare(inputs)
     gc.collect()
-    _return_freed()
-    kept, exact = status_bytes("VmRSS"), reset_peak()
+    return_freed()
+    kept, exact = status_bytes("VmRSS"), _reset_peak()
     before = status_bytes("VmHWM")
     raw = run()
     peak = status_bytes("VmHWM")
@@ -88,25 +104,14 @@ def _memory(case: Case, name: str, threads: int) -> Memory:
     return Memory(prepared=max(kept - without, 0), peak_extra=max(peak - before, 0), exact=exact)
 
 
-def _return_freed() -> None:
+def return_freed() -> None:
     """Give freed heap back to the system (glibc), where it would hide what the call takes from it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def reset_peak() -> bool:
+def _reset_peak() -> bool:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
         return True
     return False
-
-
-def status_bytes(name: str) -> int:
-    """A memory figure of this process. VmHWM and not `ru_maxrss`: the latter inherits the parent's peak through exec."""
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -66,6 +67,17 @@ def affinity() -> list[int]:
 def frequencies() -> list[int]:
     """MHz of each processor of the machine at this moment; empty where the system does not say."""
     return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", _read("/proc/cpuinfo"), re.MULTILINE)]
+
+
+def cuda_devices() -> int:
+    """How many the driver shows; asked of the driver itself, so that no library is loaded for it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    found: bool = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if found else 0
 
 
 def limit_threads(threads: int) -> None:
