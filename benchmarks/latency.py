@@ -18,7 +18,7 @@ from .harness import AnswerMismatchError
 
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("dqe-engine", "onnxruntime", "torch", "transformers", "faiss-cpu", "tokenizers", "pillow", "threadpoolctl")
-_SECTIONS = ("query", "stages", "throughput", "gallery", "cold", "model-size")
+SECTIONS = ("query", "stages", "throughput", "gallery", "cold", "model-size")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     size.add_argument("--full", action="store_true", help="more batches, sizes and rounds: half an hour")
     parser.add_argument(
-        "--only", action="append", choices=_SECTIONS, metavar="SECTION", help=f"of {', '.join(_SECTIONS)}; repeatable (default: all)"
+        "--only", action="append", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}; repeatable (default: all)"
     )
     parser.add_argument("--contenders", metavar="NAME;…", help="of section query only these, separated by semicolons; see --list")
     parser.add_argument("--list", action="store_true", help="print sections and contenders, and which can run here")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(options: argparse.Namespace) -> int:
     from .serving.cases import known_contenders
 
-    print("sections: " + ", ".join(_SECTIONS))
+    print("sections: " + ", ".join(SECTIONS))
     print("\n".join(f"{c.name}: {c.obstacle() or 'can run'}" for c in known_contenders()))
     return 0
 
@@ -85,7 +85,6 @@ def _measure(options: argparse.Namespace) -> int:
     from .sections import busy
     from .serving.cases import known_contenders
     from .serving.sections import Sizes
-    from .serving.setting import open_setting, prepare
     from .targets import targets_table
 
     names = None if options.contenders is None else [name.strip() for name in options.contenders.split(";")]
@@ -96,19 +95,26 @@ def _measure(options: argparse.Namespace) -> int:
         if obstacle := known[name].obstacle():
             raise InputError(f"--contenders: {name} cannot run here ({obstacle}); leave it out")
     sizes = Sizes.quick() if options.quick else Sizes.full() if options.full else Sizes()
-    setting = open_setting(
-        options.bundle, options.checkpoint, options.data, _ROOT / "build" / "latency", items=sizes.items, pool=sizes.pool,
-        threads=options.threads,
-    )  # fmt: skip
     console = Console(stderr=True)
+    setting = _prepared(options, sizes, console)
     if (load := busy()) is not None:
         console.print(f"The machine is busy (load {load:.1f} per core): times will be too long.", style="yellow")
-    with console.status("preparing") as status:
-        setting = prepare(setting, lambda text: status.update(f"preparing: {text}"))
     paths, verdicts = _sections(options, setting, sizes, names, console)
     print(targets_table(verdicts))
     print("\n" + "\n".join(str(path) for path in paths))
     return 0
+
+
+def _prepared(options: argparse.Namespace, sizes: Any, console: Any) -> Any:
+    """The setting, with everything on disk that is made once."""
+    from .serving.setting import open_setting, prepare
+
+    work = _ROOT / "build" / "latency"
+    setting = open_setting(
+        options.bundle, options.checkpoint, options.data, work, items=sizes.items, pool=sizes.pool, threads=options.threads
+    )  # fmt: skip
+    with console.status("preparing") as status:
+        return prepare(setting, lambda text: status.update(f"preparing: {text}"))
 
 
 def _sections(options: argparse.Namespace, setting: Any, sizes: Any, names: list[str] | None, console: Any) -> tuple[list[Path], list[Any]]:
@@ -119,7 +125,7 @@ def _sections(options: argparse.Namespace, setting: Any, sizes: Any, names: list
     from . import report
     from .sections import recorded
     from .serving import plots, summary
-    from .serving.sections import SECTIONS, Bench
+    from .serving import sections as serving
     from .serving.targets import targets
 
     path = options.out / "latency.json"
@@ -130,18 +136,18 @@ def _sections(options: argparse.Namespace, setting: Any, sizes: Any, names: list
         task = progress.add_task("", place="", total=len(chosen))
         for number, name in enumerate(chosen):
             progress.update(task, place=f"{name} ({number + 1} of {len(chosen)})", completed=number)
-            bench = Bench(
+            bench = serving.Bench(
                 setting,
                 sizes,
                 wanted=lambda contender: names is None or contender in names,
                 step=lambda text: progress.update(task, description=escape(text)),
                 reached=lambda share, number=number: progress.update(task, completed=number + share),  # type: ignore[misc]
             )
-            measured = recorded(partial(SECTIONS[name], bench), _PACKAGES, quick=options.quick, threads=options.threads)
+            measured = recorded(partial(serving.SECTIONS[name], bench), _PACKAGES, quick=options.quick, threads=options.threads)
             results["sections"][name] = measured | {"sizes": dataclasses.asdict(sizes), "int8_missing": setting.int8_missing}
+            results["sections"] = {name: results["sections"][name] for name in SECTIONS if name in results["sections"]}
             report.save_json(path, results | {"targets": [target.record() for target in targets(results["sections"])]})
         progress.update(task, completed=len(chosen))
-    results["sections"] = {name: results["sections"][name] for name in SECTIONS if name in results["sections"]}
     report.save_text(path.with_suffix(".md"), summary.markdown(results, targets(results["sections"])))
     drawn = plots.draw(results["sections"], options.out)
     return [path, path.with_suffix(".md"), *drawn], targets({name: results["sections"][name] for name in chosen})

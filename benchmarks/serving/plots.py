@@ -43,12 +43,12 @@ def _query(section: dict[str, Any], path: Path) -> Path:
             bands = [c[c["counted"]].get("band_s") or (c["median_s"],) * 2 for c in done]
             spread = np.abs(1e3 * np.array(bands).T - np.array(medians))
             axes.barh([c["name"] for c in done], medians, xerr=spread, color=[_COLOURS.get(c["name"], _PEER) for c in done], capsize=2)
-            for at, (c, value, high) in enumerate(zip(done, medians, spread[1], strict=True)):
+            for at, (c, value) in enumerate(zip(done, medians, strict=True)):
                 share = c["answer"]["same_ids"]
-                note = "" if share > 0.9995 else f"  recall {100 * share:.0f} %"
-                axes.text(value + high, at, f"  {value:.2g}{note}", va="center", fontsize=8)
+                note = "" if share > 0.9995 else f", recall {100 * share:.0f} %"
+                axes.annotate(f"{value:.3g}{note}", (value, at), xytext=(4, 7), textcoords="offset points", fontsize=8)
             axes.set(title=f"{case['case']['kind']} reference, {case['case']['items']:,} items", xlabel="milliseconds, median and band")
-            axes.margins(x=0.3)
+            axes.set_xlim(0, 1.35 * max(medians))  # a wide band is cut off; the table has it
         return save(figure, path)
 
 
@@ -83,22 +83,21 @@ def _throughput(section: dict[str, Any], path: Path) -> Path:
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
-        for axes, (axis, other, title) in zip(
-            figure.subplots(1, 2, sharey=True),
-            (("callers", "batch", "callers, a query each"), ("batch", "callers", "batch of one caller")),
-            strict=True,
-        ):
+        views = (("callers", "batch", "callers, a query each"), ("batch", "callers", "batch of one caller"))
+        for axes, (axis, other, title) in zip(figure.subplots(1, 2), views, strict=True):
             for kind, style in (("catalogue", "-"), ("uploaded", "--")):
                 for name in dict.fromkeys(row["name"] for row in section["rows"]):
                     mine = [row for row in section["rows"] if (row["kind"], row["name"], row[other]) == (kind, name, 1)]
                     x, y = [row[axis] for row in mine], [row["queries_per_s"] for row in mine]
-                    axes.plot(x, y, style, marker="o", ms=4, color=_COLOURS[name], label=f"{name}, {kind}")
+                    main, _, single = name.partition(", ")
+                    axes.plot(x, y, style, marker="o" if not single else "x", ms=5, color=_COLOURS[main], label=f"{name}, {kind}")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.set(xlabel=title, ylim=(0, None))
+            axes.set(xlabel=title)
+            axes.set_ylim(bottom=0)
         figure.axes[0].set_ylabel("queries per second (median of blocks)")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         return save(figure, path)
 
 
@@ -106,7 +105,7 @@ def _gallery(section: dict[str, Any], path: Path) -> Path:
     """The search (solid) and the whole query (dotted) against the number of items, a panel for each number of tokens."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     done = [row for row in section["rows"] if row["status"] == "ok"]
     panels = list(dict.fromkeys(row["tokens"] for row in done))
@@ -121,6 +120,7 @@ def _gallery(section: dict[str, Any], path: Path) -> Path:
             axes.set(xscale="log", yscale="log", xlabel="items", title=f"{tokens} token{'s' if tokens > 1 else ''} an item")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         figure.axes[0].set_ylabel("milliseconds (median); dotted: the whole query")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)

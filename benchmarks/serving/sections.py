@@ -33,10 +33,10 @@ _SEARCHES = tuple(
     sizing.SearchSize(items, tokens, width, batch)
     for items, tokens in ((20_000, 1), (20_000, 8), (200_000, 1), (200_000, 8))
     for width in (64, 256)
-    for batch in (1, 16, 64)
+    for batch in (1, 4, 16, 64)
     if items * tokens * width <= 110_000_000
 )
-_HELD_OUT_SEARCHES = (sizing.SearchSize(100_000, 4, 128, 1), sizing.SearchSize(100_000, 4, 128, 32))
+_HELD_OUT_SEARCHES = (sizing.SearchSize(100_000, 4, 128, 1), sizing.SearchSize(100_000, 4, 128, 2), sizing.SearchSize(100_000, 4, 128, 32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Sizes:
     rounds: Rounds = dataclasses.field(default_factory=lambda: Rounds(minimum=3, maximum=20, seconds=0.12))
     stage_queries: int = 50
     loads: tuple[Load, ...] = LOADS
-    load_seconds: float = 0.4
+    load_seconds: float = 0.3
     gallery_sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     largest: int = 5_000_000
     """Of one token an item; the others stop at the last of `gallery_sizes`."""

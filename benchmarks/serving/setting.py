@@ -110,16 +110,16 @@ def open_setting(bundle: Path, checkpoint: Path, data: Path, work: Path, *, item
     return Setting(bundle, checkpoint, data, folder, items, pool, threads)
 
 
-def prepare(setting: Setting, step: Callable[[str], None]) -> Setting:
+def prepare(setting: Setting, step: Callable[[str], None], *, int8: bool = True) -> Setting:
     """Write what is not there yet: an int8 bundle, an index of each bundle, the arrays that peers load. Not timed."""
     setting.work.mkdir(parents=True, exist_ok=True)
     step("exporting int8")
-    setting = replace(setting, int8_missing=_export_int8(setting))
+    setting = replace(setting, int8_missing=_export_int8(setting) if int8 else "left out")
     precisions: tuple[Precision, ...] = ("f32",) if setting.int8_missing else ("f32", "int8")
     for precision in precisions:
         step(f"indexing {setting.items:,} images in {precision}")
         _build_index(setting, precision)
-    if not setting.images_file.exists():  # the last to be written
+    if not all(path.exists() for path in (setting.ids_file, setting.targets_file, setting.images_file)):
         from dqe_engine.index import GalleryIndex
 
         index = GalleryIndex.load(setting.index_of("f32"))

@@ -23,6 +23,7 @@ from .setting import Setting
 TEXT_LENGTH = 12
 VOCABULARY = 1000
 K = 10
+FEW_QUERIES = 4
 GALLERIES = (1_000_000, 100_000_000)
 NODES = (1, 4, 16, 64)
 MERGE_MS = 1.0
@@ -58,9 +59,16 @@ class SearchSize:
 
     @property
     def terms(self) -> dict[str, float]:
-        """What the search's time is made of: a call, bytes of the items read, multiply-adds, candidates looked at."""
+        """What the search's time is made of: a call, bytes of the items read, multiply-adds. Few queries run along D, more side by side
+        (decision 18), so each of the two kernels has its own rates."""
         values = float(self.items * self.tokens * self.width)
-        return {"call": 1.0, "bytes": 4 * values, "flops": 2 * self.batch * values, "scores": float(self.batch * self.items * self.tokens)}
+        costs = {"bytes": 4 * values, "flops": 2 * self.batch * values}
+        few = self.batch <= FEW_QUERIES
+        return {"call": 1.0} | {
+            f"{name}, {which}": value if few == (which == "few queries") else 0.0
+            for which in ("few queries", "many queries")
+            for name, value in costs.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,5 +214,13 @@ def galleries(setting: Setting, coefficients: dict[str, float]) -> list[dict[str
             part = SearchSize(-(-items // nodes), targets.shape[1], targets.shape[2], 1)
             seconds = model(part.terms) + (MERGE_MS / 1e3 if nodes > 1 else 0.0)
             shape = {"tokens": part.tokens, "width": part.width}
-            out.append({"items": items, "nodes": nodes, **shape, "search_s": seconds, "bytes_per_node": part.terms["bytes"]})
+            out.append(
+                {
+                    "items": items,
+                    "nodes": nodes,
+                    **shape,
+                    "search_s": seconds,
+                    "bytes_per_node": 4.0 * part.items * part.tokens * part.width,
+                }
+            )
     return out

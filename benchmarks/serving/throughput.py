@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,52 +24,83 @@ class Load:
     batch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A searcher, and the threads that PyTorch gives each query: its pool is one for the process, so it is set before each run."""
+
+    name: str
+    searcher: by.Searcher
+    torch_threads: int | None = None
+
+
 LOADS = (Load(1, 1), Load(2, 1), Load(4, 1), Load(8, 1), Load(1, 8), Load(1, 64))
 
 
 def throughput(
     setting: Setting, *, loads: Sequence[Load], blocks: int, seconds: float, step: Callable[[str], None], reached: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Each load on each way for `seconds`, `blocks` times over."""
-    ways: dict[str, by.Searcher] = {OURS: by.ours(setting, "f32"), EAGER: by.pytorch(setting)}
-    if setting.int8_missing is None:
-        ways[INT8] = by.ours(setting, "int8")
-    plan = [(kind, load, name) for kind in KINDS for load in loads for name in ways]
+    """Each load on each way for `seconds`, `blocks` times over. Several callers also with one thread a query."""
+    plan = [(kind, load, way) for kind in KINDS for load in loads for way in _ways(setting, load)]
     rates: list[list[float]] = [[] for _ in plan]
     requests: list[list[float]] = [[] for _ in plan]
     for block in range(blocks):
-        for place, (kind, load, name) in enumerate(plan):
-            step(f"{kind} reference, {load.callers} callers, batches of {load.batch}: {name}")
+        for place, (kind, load, way) in enumerate(plan):
+            step(f"{kind} reference, {load.callers} callers, batches of {load.batch}: {way.name}")
             reached((block + place / len(plan)) / blocks)
-            run_load(ways[name], setting, kind, load, seconds / 10)  # warm; threads start
-            rate, taken = run_load(ways[name], setting, kind, load, seconds)
+            _set_torch_threads(way.torch_threads)
+            run_load(way.searcher, setting, kind, load, seconds / 10)  # warm
+            rate, taken = run_load(way.searcher, setting, kind, load, seconds)
             rates[place].append(rate)
             requests[place] += taken
+    _set_torch_threads(setting.threads)
     rows = [
         {
-            "kind": kind, "name": name, "callers": load.callers, "batch": load.batch, "queries_per_s": float(np.median(found)),
-            "band": band(found, around=float(np.median(found))), "blocks_queries_per_s": found,
-            "request_ms": percentiles(taken), "samples_ms": [round(value, 3) for value in taken],
+            "kind": kind,
+            "name": way.name,
+            "callers": load.callers,
+            "batch": load.batch,
+            "queries_per_s": float(np.median(found)),
+            "band": band(found, around=float(np.median(found))),
+            "blocks_queries_per_s": found,
+            "request_ms": percentiles(taken),
+            "samples_ms": [round(value, 3) for value in taken],
         }
-        for (kind, load, name), found, taken in zip(plan, rates, requests, strict=True)
-    ]  # fmt: skip
+        for (kind, load, way), found, taken in zip(plan, rates, requests, strict=True)
+    ]
     missing = {} if setting.int8_missing is None else {INT8: setting.int8_missing}
     return {"rows": rows, "missing": missing, "seconds_each": seconds}
 
 
+def _ways(setting: Setting, load: Load) -> list[Way]:
+    eager = by.pytorch(setting)
+    ways = [Way(OURS, by.ours(setting, "f32")), Way(EAGER, eager, setting.threads)]
+    if setting.int8_missing is None:
+        ways.append(Way(INT8, by.ours(setting, "int8")))
+    if load.callers > 1 and setting.threads > 1:
+        ways += [Way(f"{OURS}, 1 thread a query", by.ours(replace(setting, threads=1), "f32")), Way(f"{EAGER}, 1 thread a query", eager, 1)]
+    return ways
+
+
+def _set_torch_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def run_load(searcher: by.Searcher, setting: Setting, kind: Kind, load: Load, seconds: float) -> tuple[float, list[float]]:
-    """Queries per second, and the milliseconds of each request. A request that was begun in time is waited for and counted."""
+    """Queries per second, and the milliseconds of each request. Every caller asks at least once; what was begun in time is waited for."""
     work = workload(setting)
     batches = [work.batch(kind, number, load.batch) for number in range(max(1, setting.pool // load.batch))]
     started = time.perf_counter()
     stop = started + seconds
 
     def call(caller: int) -> list[float]:
-        taken, number = [], caller
-        while (begun := time.perf_counter()) < stop:
-            searcher.search(*batches[number % len(batches)], setting.k)
+        taken: list[float] = []
+        while not taken or time.perf_counter() < stop:
+            begun = time.perf_counter()
+            searcher.search(*batches[(caller + len(taken) * load.callers) % len(batches)], setting.k)
             taken.append((time.perf_counter() - begun) * 1e3)
-            number += load.callers
         return taken
 
     with ThreadPoolExecutor(load.callers, thread_name_prefix="caller") as pool:
