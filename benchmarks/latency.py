@@ -8,13 +8,20 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dqe_engine.cli.main import positive
 from dqe_training.cli.runner import run_torch
 
 from . import machine
 from .harness import AnswerMismatchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .serving.sections import Sizes
+    from .serving.setting import Setting
+    from .targets import Target
 
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("dqe-engine", "onnxruntime", "torch", "transformers", "faiss-cpu", "tokenizers", "pillow", "threadpoolctl")
@@ -105,7 +112,7 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(options: argparse.Namespace, sizes: Any, console: Any) -> Any:
+def _prepared(options: argparse.Namespace, sizes: Sizes, console: Console) -> Setting:
     """The setting, with everything on disk that is made once."""
     from .serving.setting import open_setting, prepare
 
@@ -117,7 +124,9 @@ def _prepared(options: argparse.Namespace, sizes: Any, console: Any) -> Any:
         return prepare(setting, lambda text: status.update(f"preparing: {text}"))
 
 
-def _sections(options: argparse.Namespace, setting: Any, sizes: Any, names: list[str] | None, console: Any) -> tuple[list[Path], list[Any]]:
+def _sections(
+    options: argparse.Namespace, setting: Setting, sizes: Sizes, names: list[str] | None, console: Console
+) -> tuple[list[Path], list[Target]]:
     """Run the sections, each written as soon as it is done; what was written, and the targets of this run."""
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

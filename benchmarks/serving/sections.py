@@ -45,7 +45,7 @@ class Sizes:
 
     items: int = 5_000
     pool: int = 128
-    batches: tuple[int, ...] = (1, 4, 16, 64)
+    batches: tuple[int, ...] = (1, 8, 64)
     compiled: bool = True
     alone: bool = True
     blocks: int = 4
