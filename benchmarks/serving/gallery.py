@@ -54,12 +54,17 @@ def gallery(
         step(f"galleries of {one.tokens} tokens an item, up to {max(one.sizes):,} items")
         reached(number / (len(series) + 1))
         rows += in_own_process(measure_series, setting, one)
-    cases = [(tokens, storage, screened) for tokens in dict.fromkeys(one.tokens for one in series) for storage, screened in STORAGES]
-    for number, (tokens, storage, screened) in enumerate(cases):
-        step(f"memory of {resident_items:,} items, {tokens} tokens, {name_of(storage, screened)}")
+    cases = [(tokens, storage) for tokens in dict.fromkeys(one.tokens for one in series) for storage in indexed()]
+    for number, (tokens, storage) in enumerate(cases):
+        step(f"memory of {resident_items:,} items, {tokens} tokens, {storage}")
         reached((len(series) + number / len(cases)) / (len(series) + 1))
-        resident.append(measure_resident(setting, resident_items, tokens, storage, screened))
+        resident += measure_resident(setting, resident_items, tokens, storage)
     return {"rows": rows, "resident": resident, "noise": _NOISE}
+
+
+def indexed() -> tuple[Storage, ...]:
+    """The storages that need an index each; a screen is made for either."""
+    return tuple(dict.fromkeys(storage for storage, _ in STORAGES))
 
 
 def tokens_of(setting: Setting) -> int:
@@ -95,8 +100,7 @@ def measure_series(setting: Setting, series: Series) -> list[dict[str, Any]]:
     sizes = [size for size in series.sizes if bytes_needed(size, series.tokens, width) <= room]
     items = synthetic(setting, max(sizes), series.tokens)
     ids = [f"{at:08d}" for at in range(len(items))]
-    kinds: tuple[Storage, ...] = ("f32", "f16")
-    indexes = {storage: new_index(bundle, series.tokens, storage) for storage in kinds}
+    indexes = {storage: new_index(bundle, series.tokens, storage) for storage in indexed()}
     engines = {storage: RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads) for storage in indexes}
     for size in sizes:
         for storage, index in indexes.items():
@@ -187,15 +191,23 @@ def _figures(blocks: list[list[tuple[float, float]]]) -> dict[str, Any]:
     return out
 
 
-def measure_resident(setting: Setting, items: int, tokens: int, storage: Storage, screened: bool) -> dict[str, Any]:
-    """Bytes that a saved index of `items` adds to a process that searches it: mapped pages (which the system can drop) and others."""
+def measure_resident(setting: Setting, items: int, tokens: int, storage: Storage) -> list[dict[str, Any]]:
+    """Bytes that a saved index of `items` adds to a process that searches it, without and with a screen: mapped pages (which the
+    system can drop) and others."""
     folder = setting.work / "resident"
     try:
         in_own_process(_write_index, setting, folder, items, tokens, storage)
-        added = in_own_process(_resident_of, setting, folder, screened)
+        return [
+            {
+                "name": name_of(storage, screened),
+                "items": items,
+                "tokens": tokens,
+                **in_own_process(_resident_of, setting, folder, screened),
+            }
+            for screened in (False, True)
+        ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"name": name_of(storage, screened), "items": items, "tokens": tokens, **added}
 
 
 def _write_index(setting: Setting, folder: Path, items: int, tokens: int, storage: Storage) -> None:

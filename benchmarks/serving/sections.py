@@ -29,13 +29,19 @@ _ENCODERS = (
 )
 _BETWEEN = sizing.EncoderSize(6, 384, 16, 257)
 _BLIP2 = sizing.EncoderSize(12, 768, 32, 257)
-_SEARCHES = tuple(
+_SEARCHES = tuple(  # beyond the caches
     sizing.SearchSize(items, tokens, width, batch)
-    for items, tokens in ((20_000, 1), (20_000, 8), (200_000, 1), (200_000, 8))
-    for width in (64, 256)
+    for items, tokens, width in (
+        (100_000, 1, 256),
+        (200_000, 1, 128),
+        (40_000, 8, 128),
+        (200_000, 1, 256),
+        (100_000, 8, 64),
+        (50_000, 8, 256),
+    )
     for batch in (1, 4, 16, 64)
-    if items * tokens * width <= 110_000_000
 )
+_QUICK_SEARCHES = tuple(sizing.SearchSize(items, 1, 64, batch) for items in (5_000, 20_000) for batch in (1, 4, 16, 64))
 _HELD_OUT_SEARCHES = (sizing.SearchSize(100_000, 4, 128, 1), sizing.SearchSize(100_000, 4, 128, 2), sizing.SearchSize(100_000, 4, 128, 32))
 
 
@@ -53,10 +59,11 @@ class Sizes:
     stage_queries: int = 50
     loads: tuple[Load, ...] = LOADS
     load_seconds: float = 0.3
-    gallery_sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    largest: int = 5_000_000
-    """Of one token an item; the others stop at the last of `gallery_sizes`."""
-    gallery_queries: int = 6
+    galleries_of_one: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
+    """Items of one token."""
+    galleries: tuple[int, ...] = (10_000, 100_000, 300_000)
+    """Items of the model's own number of tokens."""
+    gallery_queries: int = 4
     resident_items: int = 200_000
     starts: int = 5
     encoders: tuple[sizing.EncoderSize, ...] = _ENCODERS
@@ -73,7 +80,8 @@ class Sizes:
             rounds=Rounds(minimum=5, maximum=40, seconds=0.4),
             stage_queries=100,
             load_seconds=1.0,
-            gallery_sizes=(10_000, 30_000, 100_000, 300_000, 1_000_000),
+            galleries_of_one=(10_000, 30_000, 100_000, 300_000, 1_000_000, 5_000_000),
+            galleries=(10_000, 30_000, 100_000, 300_000, 1_000_000),
             gallery_queries=10,
             resident_items=1_000_000,
             starts=10,
@@ -93,15 +101,15 @@ class Sizes:
             stage_queries=5,
             loads=(Load(1, 1), Load(2, 1), Load(1, 16)),
             load_seconds=0.1,
-            gallery_sizes=(2_000, 10_000),
-            largest=20_000,
+            galleries_of_one=(2_000, 10_000),
+            galleries=(2_000, 5_000),
             gallery_queries=2,
             resident_items=10_000,
             starts=2,
             encoders=_ENCODERS[:3],
             held_out_encoders=(sizing.EncoderSize(4, 256, 16, 65),),
-            searches=tuple(s for s in _SEARCHES if s.items == 20_000),
-            held_out_searches=(sizing.SearchSize(10_000, 4, 128, 1),),
+            searches=_QUICK_SEARCHES,
+            held_out_searches=(sizing.SearchSize(10_000, 1, 64, 1),),
         )
 
 
@@ -157,9 +165,9 @@ def gallery(bench: Bench) -> dict[str, Any]:
     """Galleries of the model's own tokens an item, and of one, which reach further."""
     sizes = bench.sizes
     tokens = large.tokens_of(bench.setting)
-    series = [large.Series(1, (*sizes.gallery_sizes, sizes.largest), sizes.gallery_queries, sizes.blocks)]
+    series = [large.Series(1, sizes.galleries_of_one, sizes.gallery_queries, sizes.blocks)]
     if tokens > 1:
-        series.append(large.Series(tokens, sizes.gallery_sizes, sizes.gallery_queries, sizes.blocks))
+        series.append(large.Series(tokens, sizes.galleries, sizes.gallery_queries, sizes.blocks))
     return large.gallery(bench.setting, series=tuple(series), resident_items=sizes.resident_items, step=bench.step, reached=bench.reached)
 
 

@@ -163,6 +163,16 @@ def test_galleries_are_answered_exactly(setting: Setting, tokens: int) -> None:
     assert all(len(row["search_ms"]["samples"]) == 3 and row["search_ms"]["p50"] <= row["total_ms"]["p50"] for row in rows)
 
 
+@pytest.mark.slow
+def test_memory_is_told_apart(setting: Setting) -> None:
+    plain, screened = gallery.measure_resident(setting, 20_000, 3, "f32")
+    assert (plain["name"], screened["name"]) == ("ours f32", "ours f32 screened")
+    assert plain["resident_bytes"] > 20_000 * 3 * 8 * 4 / 2  # most of its pages were touched
+    assert all(row["anonymous_bytes"] <= row["resident_bytes"] for row in (plain, screened))
+    assert screened["anonymous_bytes"] > plain["anonymous_bytes"]
+    assert not (setting.work / "resident").exists()
+
+
 def test_galleries_that_do_not_fit_are_named(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     need = gallery.bytes_needed(30, 1, 8)
     monkeypatch.setattr(gallery, "available_bytes", lambda: 2 * need)
