@@ -179,6 +179,9 @@ def test_galleries_that_do_not_fit_are_named(setting: Setting, monkeypatch: pyte
     rows = gallery.measure_series(setting, gallery.Series(1, (30, 1000), queries=1, blocks=1))
     assert {row["items"] for row in rows if row["status"] == "ok"} == {30}
     assert [row["items"] for row in rows if row["status"] == "skipped: memory"] == [1000]
+    monkeypatch.setattr(gallery, "available_bytes", lambda: 0)
+    (row,) = gallery.measure_series(setting, gallery.Series(1, (30,), queries=1, blocks=1))
+    assert row["status"] == "skipped: memory"
 
 
 @pytest.mark.slow
