@@ -103,6 +103,26 @@ def without_gpu() -> str | None:
     return None if machine.cuda_devices() else NO_GPU
 
 
+def main_ways(setting: Setting) -> tuple[dict[str, by.Searcher], dict[str, str]]:
+    """Ours and PyTorch's searchers that can run here, by name, and of the others why they cannot."""
+    ways: dict[str, by.Searcher] = {OURS: by.ours(setting, "f32"), EAGER: by.pytorch(setting)}
+    missing: dict[str, str] = {}
+    if setting.int8_missing is None:
+        ways[INT8] = by.ours(setting, "int8")
+    else:
+        missing[INT8] = setting.int8_missing
+    if (no_gpu := without_gpu()) is None:
+        ways |= {OURS_GPU: by.ours(setting, "f32", "cuda"), EAGER_GPU: by.pytorch(setting, "cuda")}
+    else:
+        missing |= {OURS_GPU: no_gpu, EAGER_GPU: no_gpu}
+    return ways, missing
+
+
+def gpu_not_measured() -> dict[str, str]:
+    """Of sections that measure processors alone."""
+    return dict.fromkeys((OURS_GPU, EAGER_GPU), without_gpu() or "not measured in this section")
+
+
 def known_contenders() -> Sequence[Contender]:
     """All there are, whatever the setting."""
     nowhere = Path()

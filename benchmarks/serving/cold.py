@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..statistics import band
+from .cases import EAGER, OURS, gpu_not_measured
 from .searchers import TorchFiles
 from .setting import Setting, workload
 
-WAYS = {"ours f32": "engine", "PyTorch eager": "torch"}
+WAYS = {OURS: "engine", EAGER: "torch"}
 PHASES = ("interpreter", "imported", "ready", "first answer", "served")
 _ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,8 @@ def cold(setting: Setting, *, repetitions: int, step: Callable[[str], None], rea
             if repetition >= 0:
                 found[name].append(started)
         reached((repetition + 1) / repetitions)
-    return {"rows": [{"name": name, "starts": starts, **_summary(starts)} for name, starts in found.items()]}
+    rows = [{"name": name, "starts": starts, **_summary(starts)} for name, starts in found.items()]
+    return {"rows": rows, "missing": gpu_not_measured()}
 
 
 def start(setting: Setting, way: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..machine import available_bytes
 from ..resident import status_bytes
 from ..statistics import band, percentiles
 from . import searchers as by
-from .cases import EAGER
+from .cases import EAGER, gpu_not_measured
 from .checks import Answer, compare
 from .setting import Reference, Setting, workload
 
@@ -60,7 +60,7 @@ def gallery(
         step(f"memory of {resident_items:,} items, {tokens} tokens, {storage}")
         reached((len(series) + number / len(cases)) / (len(series) + 1))
         resident += measure_resident(setting, resident_items, tokens, storage)
-    return {"rows": rows, "resident": resident, "noise": _NOISE}
+    return {"rows": rows, "resident": resident, "noise": _NOISE, "missing": gpu_not_measured()}
 
 
 def indexed() -> tuple[Storage, ...]:

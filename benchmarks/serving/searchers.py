@@ -53,13 +53,15 @@ class EngineSearcher:
 
 
 class Clock:
-    """Milliseconds by stage; `lap` ends one."""
+    """Milliseconds by stage; `lap` ends one, once `synchronize` says that the device is idle."""
 
-    def __init__(self) -> None:
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
+        self._synchronize = synchronize
         self.timings_ms: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        self._synchronize()
         now = time.perf_counter()
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1e3
         self._last = now
@@ -159,7 +161,7 @@ class TorchSearcher:
     def search(self, references: Sequence[Reference], texts: Sequence[str], k: int) -> list[Ranking]:
         from dqe_training.model.dqe import score
 
-        clock = Clock()
+        clock = Clock(self._torch.cuda.synchronize) if self._encoder.device == "cuda" else Clock()
         with self._torch.inference_mode():
             queries, rows = self._encoder.encode(references, texts, clock)
             scores = score(queries, self._items)  # (B, N)

@@ -11,7 +11,7 @@ import numpy as np
 from ..harness import SETTLE_SECONDS
 from ..statistics import band, percentiles
 from . import searchers as by
-from .cases import EAGER, INT8, OURS
+from .cases import main_ways
 from .setting import KINDS, Kind, Setting, workload
 
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "compose", "search")
@@ -23,9 +23,7 @@ ZONES = "ours f32, zones"
 
 def stages(setting: Setting, *, queries: int, blocks: int, step: Callable[[str], None], reached: Callable[[float], None]) -> dict[str, Any]:
     """Milliseconds of `blocks` times `queries` single queries, for each kind of reference and each way."""
-    ways: dict[str, by.Searcher] = {OURS: by.ours(setting, "f32"), EAGER: by.pytorch(setting)}
-    if setting.int8_missing is None:
-        ways[INT8] = by.ours(setting, "int8")
+    ways, missing = main_ways(setting)
     ways[ZONES] = by.EngineSearcher(by.ours(setting, "f32").served, zones=True)
     taken: dict[tuple[Kind, str], list[list[dict[str, float]]]] = {(kind, name): [] for kind in KINDS for name in ways}
     for kind in KINDS:
@@ -38,7 +36,6 @@ def stages(setting: Setting, *, queries: int, blocks: int, step: Callable[[str],
             for samples, (_, name) in zip(_block(setting, ways, kind, block * queries, queries), ((kind, n) for n in ways), strict=True):
                 taken[kind, name].append(samples)
     rows = [{"kind": kind, "name": name, "stages": _summary(found)} for (kind, name), found in taken.items()]
-    missing = {} if setting.int8_missing is None else {INT8: setting.int8_missing}
     return {"rows": rows, "missing": missing, "queries": queries * blocks}
 
 

@@ -119,6 +119,7 @@ def _gallery(section: dict[str, Any]) -> list[str]:
         "### Memory of a million items",
         "Resident set that a loaded and searched index adds; mapped pages count, the system may drop them.",
         table(("way", "resident", "of that not mapped", "measured with"), memory),
+        *_missing(section),
     ]
 
 
@@ -131,7 +132,11 @@ def _cold(section: dict[str, Any]) -> list[str]:
         rows.append(tuple(row))
     rows.append(("peak", *(text for way in section["rows"] for text in ("–", "–", size(way["peak_bytes"])))))
     header = ("until", *(f"{row['name']}: {what}" for row in section["rows"] for what in ("ms", "band", "resident")))
-    return [f"Since the process was spawned; {len(section['rows'][0]['starts'])} starts, files in the page cache.", table(header, rows)]
+    return [
+        f"Since the process was spawned; {len(section['rows'][0]['starts'])} starts, files in the page cache.",
+        table(header, rows),
+        *_missing(section),
+    ]
 
 
 def _model_size(section: dict[str, Any]) -> list[str]:
@@ -163,7 +168,7 @@ def _model_size(section: dict[str, Any]) -> list[str]:
 
 
 def _missing(section: dict[str, Any]) -> list[str]:
-    return [f"{name}: {reason}." for name, reason in section["missing"].items()]
+    return ["\n".join(f"- {name}: {reason}." for name, reason in section["missing"].items())]
 
 
 _TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {

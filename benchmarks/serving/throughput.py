@@ -12,7 +12,7 @@ import numpy as np
 
 from ..statistics import band, percentiles
 from . import searchers as by
-from .cases import EAGER, INT8, OURS
+from .cases import EAGER, OURS, main_ways
 from .setting import KINDS, Kind, Setting, workload
 
 
@@ -33,6 +33,7 @@ class Way:
     torch_threads: int | None = None
 
 
+ONE_THREAD = ", 1 thread a query"
 LOADS = (Load(1, 1), Load(2, 1), Load(4, 1), Load(8, 1), Load(1, 8), Load(1, 64))
 
 
@@ -67,17 +68,15 @@ def throughput(
         }
         for (kind, load, way), found, taken in zip(plan, rates, requests, strict=True)
     ]
-    missing = {} if setting.int8_missing is None else {INT8: setting.int8_missing}
-    return {"rows": rows, "missing": missing, "seconds_each": seconds}
+    return {"rows": rows, "missing": main_ways(setting)[1], "seconds_each": seconds}
 
 
 def _ways(setting: Setting, load: Load) -> list[Way]:
-    eager = by.pytorch(setting)
-    ways = [Way(OURS, by.ours(setting, "f32")), Way(EAGER, eager, setting.threads)]
-    if setting.int8_missing is None:
-        ways.append(Way(INT8, by.ours(setting, "int8")))
+    searchers, _ = main_ways(setting)
+    ways = [Way(name, searcher, setting.threads if name == EAGER else None) for name, searcher in searchers.items()]
     if load.callers > 1 and setting.threads > 1:
-        ways += [Way(f"{OURS}, 1 thread a query", by.ours(replace(setting, threads=1), "f32")), Way(f"{EAGER}, 1 thread a query", eager, 1)]
+        ours = by.ours(replace(setting, threads=1), "f32")
+        ways += [Way(OURS + ONE_THREAD, ours), Way(EAGER + ONE_THREAD, searchers[EAGER], 1)]
     return ways
 
 

@@ -111,7 +111,9 @@ def test_approximate_rankings_state_their_recall() -> None:
 def test_stages_add_up(setting: Setting) -> None:
     assert STAGES == ENGINE_STAGES
     found = stages(setting, queries=2, blocks=3, step=quiet, reached=quiet)
-    assert found["missing"] == {INT8: "left out"}
+    if machine.cuda_devices():
+        pytest.skip("with a GPU there are more ways")
+    assert found["missing"] == {INT8: "left out", OURS_GPU: NO_GPU, EAGER_GPU: NO_GPU}
     assert {(row["kind"], row["name"]) for row in found["rows"]} == {(k, n) for k in KINDS for n in (OURS, EAGER, "ours f32, zones")}
     for row in found["rows"]:
         by_stage = {name: np.array(stage["samples_ms"]) for name, stage in row["stages"].items()}
