@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from ..harness import SETTLE_SECONDS, Rounds, Timing
 from ..isolated import in_own_process
 from .fit import Fit, fit
 from .setting import Setting
+
+if TYPE_CHECKING:
+    from dqe_training.model import DQEModel
 
 TEXT_LENGTH = 12
 VOCABULARY = 1000
@@ -84,6 +88,16 @@ class Plan:
     blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What is timed, and the value of each term of the model there."""
+
+    name: str
+    held_out: bool
+    terms: dict[str, float]
+    run: Callable[[], Any]
+
+
 def sizing(setting: Setting, plan: Plan, *, step: Callable[[str], None], reached: Callable[[float], None]) -> dict[str, Any]:
     """Both models: coefficients, every point with what the model says of it, and what follows for galleries on several nodes."""
     encoders = _encoders(setting, plan, step)
@@ -94,7 +108,7 @@ def sizing(setting: Setting, plan: Plan, *, step: Callable[[str], None], reached
 
 def _encoders(setting: Setting, plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
     sizes = plan.encoders + plan.held_out_encoders
-    points: list[tuple[str, bool, dict[str, float], Callable[[], Any]]] = []
+    points: list[Point] = []
     for size in sizes:
         path = setting.work.parent / "sizing" / f"{size.layers}-{size.width}-{size.query_tokens}-{size.image_tokens}.onnx"
         if not path.exists():
@@ -105,7 +119,8 @@ def _encoders(setting: Setting, plan: Plan, step: Callable[[str], None]) -> dict
         for batch in plan.batches:
             inputs = random_arrays(QUERY_ENCODER, shape, VOCABULARY, batch=batch, text_length=TEXT_LENGTH, seed=0)
             terms = {"call": 1.0, "layers": float(size.layers), "flops": batch * encoder_flops(size), "bytes": float(path.stat().st_size)}
-            points.append((f"{size.name}, B = {batch}", size in plan.held_out_encoders, terms, lambda s=session, i=inputs: s.run(**i)))  # type: ignore[misc]
+            held_out = size in plan.held_out_encoders
+            points.append(Point(f"{size.name}, B = {batch}", held_out, terms, partial(session.run, **inputs)))
     return _fitted(points, plan, step)
 
 
@@ -113,49 +128,49 @@ def _searches(setting: Setting, plan: Plan, step: Callable[[str], None]) -> dict
     rng = np.random.default_rng(0)
     sizes = plan.searches + plan.held_out_searches
     pool = rng.standard_normal(max(s.items * s.tokens * s.width for s in sizes), np.float32)
-    points: list[tuple[str, bool, dict[str, float], Callable[[], Any]]] = []
+    points: list[Point] = []
     for size in sizes:
         items = pool[: size.items * size.tokens * size.width].reshape(size.items, size.tokens, size.width)
         queries = rng.standard_normal((size.batch, size.width), np.float32)
-
-        def search(q: Any = queries, i: Any = items) -> Any:
-            return select_zones(q, i, k=K, threads=setting.threads)
-
-        points.append((size.name, size in plan.held_out_searches, size.terms, search))
+        search = partial(select_zones, queries, items, k=K, threads=setting.threads)
+        points.append(Point(size.name, size in plan.held_out_searches, size.terms, search))
     return _fitted(points, plan, step)
 
 
-def _fitted(
-    points: Sequence[tuple[str, bool, dict[str, float], Callable[[], Any]]], plan: Plan, step: Callable[[str], None]
-) -> dict[str, Any]:
+def _fitted(points: Sequence[Point], plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
     """Time all points in turns, block by block, and fit those that are not held out."""
     blocks: list[list[list[float]]] = [[] for _ in points]
+    for point in points:
+        point.run()
     for block in range(plan.blocks):
-        for (name, _, _, run), taken in zip(points, blocks, strict=True):
-            step(f"{name}, block {block + 1} of {plan.blocks}")
-            if block == 0:
-                run()
+        for point, taken in zip(points, blocks, strict=True):
+            step(f"{point.name}, block {block + 1} of {plan.blocks}")
             samples: list[float] = []
             while plan.rounds.wants(samples):
                 time.sleep(SETTLE_SECONDS)
                 started = time.perf_counter()
-                run()
+                point.run()
                 samples.append(time.perf_counter() - started)
             taken.append(samples)
-    timings = [Timing.of_blocks(taken) for taken in blocks]
-    known = [at for at, (_, held_out, _, _) in enumerate(points) if not held_out]
-    model = fit([points[at][2] for at in known], [timings[at].median for at in known])
+    timed = [(point, Timing.of_blocks(taken)) for point, taken in zip(points, blocks, strict=True)]
+    known = [(point.terms, timing.median) for point, timing in timed if not point.held_out]
+    model = fit([terms for terms, _ in known], [median for _, median in known])
     rows = [
         {
-            "name": name, "held_out": held_out, "terms": terms, "predicted_s": model(terms), "error": model.error(terms, timing.median),
+            "name": point.name,
+            "held_out": point.held_out,
+            "terms": point.terms,
+            "predicted_s": model(point.terms),
+            "error": model.error(point.terms, timing.median),
             **timing.record(),
         }
-        for (name, held_out, terms, _), timing in zip(points, timings, strict=True)
-    ]  # fmt: skip
+        for point, timing in timed
+    ]
     return {"coefficients": model.record(), "rows": rows}
 
 
 def sizes_of(size: EncoderSize) -> GraphSizes:
+    """Of the exported graph; no axis of the query encoder is `image_size`."""
     return GraphSizes(
         image_size=1,
         image_tokens=size.image_tokens,
@@ -176,16 +191,14 @@ def encoder_flops(size: EncoderSize) -> float:
     return 2.0 * (size.layers * (attention + feed_forward) + (size.layers + 1) // 2 * cross)
 
 
-def write_encoder(size: EncoderSize, path: Path) -> None:
-    """Export a query encoder of random weights. Imports torch: call in a process of its own."""
+def build_encoder(size: EncoderSize) -> DQEModel:
+    """Of random weights."""
     import torch
 
     from dqe_engine.contracts.preprocessing import PreprocessingSpec
-    from dqe_export.onnx_graph import export_graph
     from dqe_training.config import ModelConfig, QFormerConfig, VisionConfig
     from dqe_training.data.garments.catalog import vocabulary
     from dqe_training.model import DQEModel
-    from dqe_training.model.cross_attention import upstream_attention
 
     side = round((size.image_tokens - 1) ** 0.5)
     torch.manual_seed(0)
@@ -197,7 +210,15 @@ def write_encoder(size: EncoderSize, path: Path) -> None:
             cross_attention_frequency=2,
         ),
     )  # fmt: skip
-    model = DQEModel(config, vocabulary(), VOCABULARY).eval()
+    return DQEModel(config, vocabulary(), VOCABULARY).eval()
+
+
+def write_encoder(size: EncoderSize, path: Path) -> None:
+    """Export a query encoder, with upstream's cross-attention. Imports torch: call in a process of its own."""
+    from dqe_export.onnx_graph import export_graph
+    from dqe_training.model.cross_attention import upstream_attention
+
+    model = build_encoder(size)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     with upstream_attention(model.qformer):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import latency, machine
 from benchmarks.harness import AnswerMismatchError, Rounds, Turns, interleave
-from benchmarks.serving import gallery, searchers, sections, summary
+from benchmarks.serving import gallery, searchers, sections, sizing, summary
 from benchmarks.serving.cases import COMPILED, EAGER, EAGER_GPU, FLAT, HNSW, INT8, NO_GPU, ONE_VECTOR, OURS, OURS_GPU, QueryCase
 from benchmarks.serving.checks import ATOL, Answer, compare
 from benchmarks.serving.cold import PHASES, cold
@@ -23,10 +24,9 @@ from benchmarks.serving.targets import targets
 from benchmarks.serving.throughput import Load, run_load
 from dqe_engine.engine import STAGES as ENGINE_STAGES
 from dqe_engine.errors import InputError
+from dqe_training.model.cross_attention import upstream_attention
 
 ROUNDS = Rounds(minimum=1, maximum=1, seconds=0.0)
-
-Quiet = Callable[..., None]
 
 
 def quiet(*_: object) -> None:
@@ -204,6 +204,36 @@ def test_the_pool_is_gone_through_in_order(setting: Setting) -> None:
     assert texts == [*work.texts[8:], *work.texts[:4]]
     assert references[:4] == [work.ids[row] for row in work.rows[8:]]
     assert work.batch("uploaded", 0, 1)[0] == [(setting.data / "images" / work.ids[work.rows[0]]).read_bytes()]
+
+
+# -- cost model ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [sizing.EncoderSize(2, 128, 8, 65), sizing.EncoderSize(3, 256, 16, 17)])
+def test_multiply_adds_are_those_that_pytorch_counts(size: sizing.EncoderSize) -> None:
+    """But for the attribute heads and projections, a few per cent."""
+    model = sizing.build_encoder(size)
+    tokens = torch.zeros(2, size.image_tokens, size.width)
+    ids = torch.full((2, sizing.TEXT_LENGTH), 5)
+    with torch.inference_mode(), upstream_attention(model.qformer), FlopCounterMode(display=False) as counted:
+        model.encode_query(tokens, ids, torch.ones_like(ids))
+    assert 2 * sizing.encoder_flops(size) == pytest.approx(counted.get_total_flops(), rel=0.12)
+    assert 2 * sizing.encoder_flops(size) < counted.get_total_flops()
+
+
+def test_the_cost_of_a_search_tells_few_queries_from_many() -> None:
+    few, many = sizing.SearchSize(10, 2, 3, 4).terms, sizing.SearchSize(10, 2, 3, 5).terms
+    assert few == {"call": 1, "bytes, few queries": 240, "flops, few queries": 480, "bytes, many queries": 0, "flops, many queries": 0}
+    assert many == {"call": 1, "bytes, few queries": 0, "flops, few queries": 0, "bytes, many queries": 240, "flops, many queries": 600}
+
+
+def test_galleries_are_split_over_nodes(setting: Setting) -> None:
+    rows = sizing.galleries(setting, {"call": 1e-3, "bytes, few queries": 1e-10})
+    by_nodes = {row["nodes"]: row for row in rows if row["items"] == 100_000_000}
+    one, four = by_nodes[1], by_nodes[4]
+    assert (one["tokens"], one["width"], one["bytes_per_node"]) == (3, 8, 1e8 * 3 * 8 * 4)
+    assert one["search_s"] == pytest.approx(1e-3 + 1e-10 * 9.6e9)
+    assert four["search_s"] == pytest.approx(1e-3 + 1e-10 * 9.6e9 / 4 + sizing.MERGE_MS / 1e3)
 
 
 # -- command line ----------------------------------------------------------------------------------------------------------
