@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ def timing_of(contender: dict[str, Any]) -> Timing:
 
 
 def _query(case: dict[str, Any]) -> Iterator[Target]:
-    """Asked of catalogue references; batches and uploads are told by the tables."""
+    """Asked of single queries with a catalogue reference; batches and uploads are in the tables."""
     if case["case"]["kind"] != "catalogue" or case["case"]["batch"] != 1:
         return
     by_name = {c["name"]: c for c in case["contenders"] if c["status"] == "ok"}
@@ -54,9 +55,8 @@ def _cold(section: dict[str, Any]) -> Iterator[Target]:
             ),
             ("a process from its start to a ready engine", READY_MS, [s["phases"]["ready"]["ms"] for s in row["starts"]]),
         ):
-            ordered = sorted(times)
-            median = ordered[len(ordered) // 2]
-            measured = f"{median / 1e3:.2f} s [{ordered[0] / 1e3:.2f}, {ordered[-1] / 1e3:.2f}: all starts]"
+            median = statistics.median(times)
+            measured = f"{median / 1e3:.2f} s [{min(times) / 1e3:.2f}, {max(times) / 1e3:.2f}: all starts]"
             yield Target("cold", what, f"≤ {limit / 1e3:g} s", measured, median <= limit)
         resident = phases["served"]["resident_bytes"] / 1e6
         yield Target("cold", "resident set of a serving process", f"≤ {RESIDENT_MB:g} MB", f"{resident:.0f} MB", resident <= RESIDENT_MB)
