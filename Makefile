@@ -36,9 +36,13 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_ext/*.hpp' 'cpp_ext/*.cpp' 'cpp_ext/*.cu' 'cpp_ext/*.cuh')
 
-# 20 to 40 minutes on two idle cores; python -m benchmarks.bench_zones --quick takes a minute.
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.bench_zones --full
+# Under 20 minutes on two idle cores, without the demo, which is made when it is missing; benchmarks/README.md has the longer runs.
+bench: $(STAMP) demo/bundle
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.bench_zones --short
+
+demo/bundle: | $(STAMP)
+	$(BIN)/dqe-demo --out demo
 
 # Build outputs and caches; the environment and what the demo wrote stay.
 clean:

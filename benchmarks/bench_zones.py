@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,19 +16,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dqe_engine import _kernels
 
-from . import machine, report
+from . import machine, report, sections
 from .harness import AnswerMismatchError, Contender
+from .targets import Target, targets_table
 from .zones import plots, summary
 from .zones.cases import MaxSimCase, ScalingCase, TopKCase
 from .zones.refresh import RefreshCase
 from .zones.sections import SECTIONS, Bench, Sizes
-from .zones.targets import Target, targets
+from .zones.targets import targets
 from .zones.vectors import VectorSpec
 
 _PACKAGES = ("dqe-engine", "torch", "faiss-cpu", "usearch", "threadpoolctl")
 _ROOT = Path(__file__).parent.parent
-_BUSY = 0.3
-"""Load average per core from which on a warning is printed."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,8 +38,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True)
-    load = machine.load_average()[0] / machine.cores()
-    if load > _BUSY:
+    if (load := sections.busy()) is not None:
         console.print(f"The machine is busy (load {load:.1f} per core): times will be too long.", style="yellow")
     try:
         results, verdicts = _run(options, console)
@@ -53,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"bench_zones: interrupted; sections that were finished are in {options.out}", file=sys.stderr)
         return 130
-    print(summary.targets_table(verdicts))
+    print(targets_table(verdicts))
     print(f"\n{summary.how_checked()}\n" + "\n".join(str(path) for path in results))
     return 0
 
@@ -131,21 +126,11 @@ def _wanted(names: list[str] | None) -> Callable[[str], bool]:
 
 
 def _section(name: str, bench: Bench, quick: bool) -> dict[str, Any]:
-    before, started, clock = machine.load_average(), datetime.now(UTC), time.perf_counter()
-    measured = SECTIONS[name](bench)
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - clock, 1),
-        "quick": quick,
-        "threads": bench.threads,
-        "niceness": os.nice(0),
-        "load_before": before,
-        "load_after": machine.load_average(),
-        "machine": machine.describe(_PACKAGES),
-        "instruction_sets": list(_kernels.instruction_sets()),
-        "sizes": dataclasses.asdict(bench.sizes),
-        **measured,
-    }
+    def measure() -> dict[str, Any]:
+        measured = SECTIONS[name](bench)
+        return {"instruction_sets": list(_kernels.instruction_sets()), "sizes": dataclasses.asdict(bench.sizes), **measured}
+
+    return sections.recorded(measure, _PACKAGES, quick=quick, threads=bench.threads)
 
 
 if __name__ == "__main__":

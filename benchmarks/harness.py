@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .statistics import Samples, band, block_medians
+
 SETTLE_SECONDS = 0.01
 """Pause between two contenders, in which the idle threads of the last one's pool stop spinning."""
 _RESAMPLES = 2000
@@ -32,12 +34,20 @@ class Contender:
     answer: Callable[[Any], Any] = lambda raw: raw
     package: str | None = None
     """The module that must be importable; None where nothing but this project is needed."""
+    unavailable: Callable[[], str | None] = lambda: None
+    """Why it cannot run on this machine, such as "not run: no GPU"; that becomes its status."""
+    checked_calls: int = 1
+    """So many calls make the answer that is checked, where one call does a part of the case's work; `answer` gets all of them."""
     synchronize: Callable[[], None] = lambda: None
     """Wait until a device is idle; called before the clock is read."""
 
     @property
     def installed(self) -> bool:
         return self.package is None or find_spec(self.package) is not None
+
+    def obstacle(self) -> str | None:
+        """Why it cannot run here; None where it can."""
+        return self.unavailable() if self.installed else "not installed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +100,41 @@ class Timing:
     """Seconds of each run."""
 
     samples: tuple[float, ...]
+    blocks: tuple[int, ...] = ()
+    """How many of the samples each block of the run has, in order; empty: one block."""
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Timing:
+        """What `record` wrote."""
+        return cls(tuple(record["samples_s"]), tuple(record.get("blocks", ())))
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[Sequence[float]]) -> Timing:
+        return cls(tuple(sample for block in blocks for sample in block), tuple(map(len, blocks)))
 
     @property
     def median(self) -> float:
         return float(np.median(self.samples))
 
+    @property
+    def by_block(self) -> list[Samples]:
+        """The samples of each block."""
+        return np.split(np.array(self.samples), np.cumsum(self.blocks, dtype=np.int64)[:-1])
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """Where the median of another run on this machine is expected (`statistics.band`); None for fewer than three blocks."""
+        return band([float(np.median(block)) for block in self.by_block], around=self.median)
+
     def record(self) -> dict[str, Any]:
+        blocks = {"blocks": list(self.blocks), "band_s": self.band} if self.blocks else {}
         return {
             "median_s": self.median,
             "p95_s": float(np.percentile(self.samples, 95)),
             "min_s": min(self.samples),
             "rounds": len(self.samples),
             "samples_s": [round(sample, 7) for sample in self.samples],
+            **blocks,
         }
 
 
@@ -160,66 +193,93 @@ def timed(contender: Contender, run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def check(case: Case, contender: Contender, run: Callable[[], Any], checker: Callable[[Any], Agreement]) -> tuple[Agreement, float]:
-    """Run once and hold the answer against the truth; also the seconds it took. Raises AnswerMismatchError."""
-    seconds, raw = timed(contender, run)
+    """Run and hold the answer against the truth; also the seconds a call took. Raises AnswerMismatchError."""
+    calls = [timed(contender, run) for _ in range(contender.checked_calls)]
+    raw = [found for _, found in calls] if contender.checked_calls > 1 else calls[0][1]
     agreement = checker(contender.answer(raw))
     if not agreement.ok:
         raise AnswerMismatchError(f"{case.label}: {contender.name}: {agreement.detail}")
-    return agreement, seconds
+    return agreement, sum(seconds for seconds, _ in calls) / len(calls)
 
 
-def interleave(
-    case: Case,
-    rounds: Rounds,
-    *,
-    wanted: Callable[[str], bool] = lambda name: True,
-    skip: Callable[[str], str | None] = lambda name: None,
-    on_step: Callable[[str], None] = lambda text: None,
-    prepared: Callable[[], None] = lambda: None,
-    between: Callable[[], None] = lambda: None,
-) -> list[Result]:
-    """Measure all contenders of a case in this process, taking turns.
+class Turns:
+    """A case whose contenders are prepared, checked and warm, to be timed in turns: in one block, or in several spread over a run.
 
-    `skip` gives a reason not to run a contender (memory), which becomes its status; `prepared` is called once every library
-    is loaded, `between` once a round.
+    `wanted` chooses contenders, `skip` gives a reason not to run one (memory), which becomes its status; `prepared` is called once
+    every library is loaded. Raises AnswerMismatchError.
     """
-    inputs = case.inputs()
-    checker = case.checker(inputs)
-    results: list[Result] = []
-    cold: dict[str, float] = {}
-    ready: list[tuple[Contender, Callable[[], Any], list[float], Result]] = []
-    for contender in case.contenders():
-        if not wanted(contender.name):
-            continue
-        reason = skip(contender.name) if contender.installed else "not installed"
-        result = Result(contender.name, status=reason or "ok")
-        results.append(result)
-        if reason:
-            continue
-        on_step(f"{case.label}: checking {contender.name}")
-        run = contender.prepare(inputs)
-        result.agreement, cold[contender.name] = check(case, contender, run, checker)
-        ready.append((contender, run, [], result))
-    prepared()
-    for contender, run, _, _ in ready:  # warm caches and pools, now that every library has been loaded
-        if cold[contender.name] < rounds.seconds:  # the check itself is warm-up enough for what takes long
-            timed(contender, run)
-    while any(rounds.wants(samples) for _, _, samples, _ in ready):
-        on_step(f"{case.label}: round {1 + max(len(samples) for _, _, samples, _ in ready)}")
-        between()
-        for contender, run, samples, _ in ready:
-            if rounds.wants(samples):
-                time.sleep(SETTLE_SECONDS)
-                samples.append(timed(contender, run)[0])
-    for _, _, samples, result in ready:
-        result.interleaved = Timing(tuple(samples))
-    return results
+
+    def __init__(
+        self,
+        case: Case,
+        rounds: Rounds,
+        *,
+        wanted: Callable[[str], bool] = lambda name: True,
+        skip: Callable[[str], str | None] = lambda name: None,
+        on_step: Callable[[str], None] = lambda text: None,
+        prepared: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.case, self.rounds = case, rounds
+        self._on_step = on_step
+        self._results: list[Result] = []
+        self._ready: list[tuple[Contender, Callable[[], Any], list[list[float]], Result]] = []
+        cold: dict[str, float] = {}
+        inputs = case.inputs()
+        checker = case.checker(inputs)
+        for contender in case.contenders():
+            if not wanted(contender.name):
+                continue
+            reason = contender.obstacle() or skip(contender.name)
+            result = Result(contender.name, status=reason or "ok")
+            self._results.append(result)
+            if reason:
+                continue
+            on_step(f"{case.label}: checking {contender.name}")
+            run = contender.prepare(inputs)
+            result.agreement, cold[contender.name] = check(case, contender, run, checker)
+            self._ready.append((contender, run, [], result))
+        prepared()
+        for contender, run, _, _ in self._ready:  # warm caches and pools, now that every library has been loaded
+            if cold[contender.name] < rounds.seconds:  # the check itself is warm-up enough for what takes long
+                timed(contender, run)
+
+    def block(self, *, between: Callable[[], None] = lambda: None) -> None:
+        """Rounds until each contender has its own; `between` is called once a round."""
+        turns: list[tuple[Contender, Callable[[], Any], list[float]]] = [(contender, run, []) for contender, run, _, _ in self._ready]
+        while any(self.rounds.wants(samples) for _, _, samples in turns):
+            self._on_step(f"{self.case.label}: round {1 + max(len(samples) for _, _, samples in turns)}")
+            between()
+            for contender, run, samples in turns:
+                if self.rounds.wants(samples):
+                    time.sleep(SETTLE_SECONDS)
+                    samples.append(timed(contender, run)[0])
+        for (_, _, blocks, _), (_, _, samples) in zip(self._ready, turns, strict=True):
+            blocks.append(samples)
+
+    def results(self) -> list[Result]:
+        """Of the blocks so far, in the order of the case's contenders."""
+        for _, _, blocks, result in self._ready:
+            result.interleaved = Timing.of_blocks(blocks) if len(blocks) > 1 else Timing(tuple(blocks[0]))
+        return self._results
+
+
+def interleave(case: Case, rounds: Rounds, *, between: Callable[[], None] = lambda: None, **options: Any) -> list[Result]:
+    """Measure all contenders of a case in this process, taking turns in one block. `options` are those of `Turns`."""
+    turns = Turns(case, rounds, **options)
+    turns.block(between=between)
+    return turns.results()
 
 
 def ratio(slow: Timing, fast: Timing, *, confidence: float = 0.95) -> tuple[float, float, float]:
-    """How many times faster: the ratio of medians, and the ends of its percentile bootstrap interval."""
+    """How many times faster: the ratio of medians, and the ends of its percentile bootstrap interval.
+
+    Where both were timed in the same number of blocks, blocks are drawn first (the same of both) and runs within them.
+    """
     rng = np.random.default_rng(0)
-    medians = [np.median(rng.choice(t.samples, (_RESAMPLES, len(t.samples))), axis=1) for t in (slow, fast)]
+    if len(slow.blocks) == len(fast.blocks) > 1:
+        medians = block_medians(rng, (slow.by_block, fast.by_block), _RESAMPLES)
+    else:
+        medians = [np.median(rng.choice(t.samples, (_RESAMPLES, len(t.samples))), axis=1) for t in (slow, fast)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians[0] / medians[1], (tail, 1 - tail))
     return slow.median / fast.median, float(low), float(high)

@@ -7,17 +7,15 @@ import ctypes
 import gc
 import importlib
 import multiprocessing
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .harness import SETTLE_SECONDS, Case, Contender, Memory, Rounds, Timing, check, timed
+from .harness import SETTLE_SECONDS, Case, Contender, Memory, Result, Rounds, Timing, check, timed
 from .machine import limit_threads
+from .resident import status_bytes
 
 T = TypeVar("T")
 
@@ -28,9 +26,27 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
         return pool.submit(function, *args).result()
 
 
-def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
-    """The contender's times in each of the cases, in one process that runs nothing else."""
-    return in_own_process(_times, list(cases), name, rounds, threads)
+def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, *, blocks: int = 1) -> list[Timing]:
+    """The contender's times in each of the cases, in one process that runs nothing else; `blocks`: pass over the cases so often."""
+    return in_own_process(_times, list(cases), name, rounds, threads, blocks)
+
+
+def add_alone(
+    cases: Sequence[Case],
+    results: Sequence[Sequence[Result]],
+    rounds: Rounds,
+    threads: int,
+    *,
+    step: Callable[[str], None],
+    blocks: int = 1,
+) -> None:
+    """Time each contender in a process of its own, over all cases that have it, and put that into its results."""
+    for name in dict.fromkeys(result.name for row in results for result in row if result.status == "ok"):
+        mine = [(case, r) for case, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"]
+        step(f"{cases[0].label}: {name} in its own process")
+        timings = times_alone([case for case, _ in mine], name, rounds, threads, blocks=blocks)
+        for (_, result), timing in zip(mine, timings, strict=True):
+            result.alone = timing
 
 
 def peak_memory(case: Case, name: str, threads: int) -> Memory:
@@ -42,8 +58,8 @@ def _contender(case: Case, name: str) -> Contender:
     return next(contender for contender in case.contenders() if contender.name == name)
 
 
-def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> list[Timing]:
-    out = []
+def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, blocks: int) -> list[Timing]:
+    ready = []
     for case in cases:
         contender, inputs = _contender(case, name), case.inputs()
         run = contender.prepare(inputs)
@@ -51,12 +67,19 @@ def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int) -> li
         _, cold = check(case, contender, run, case.checker(inputs))
         if cold < rounds.seconds:
             timed(contender, run)
-        samples: list[float] = []
-        while rounds.wants(samples):
-            time.sleep(SETTLE_SECONDS)
-            samples.append(timed(contender, run)[0])
-        out.append(Timing(tuple(samples)))
-    return out
+        ready.append((contender, run, list[list[float]]()))
+    for _ in range(blocks):
+        for contender, run, taken in ready:
+            taken.append(_block(contender, run, rounds))
+    return [Timing.of_blocks(taken) if blocks > 1 else Timing(tuple(taken[0])) for _, _, taken in ready]
+
+
+def _block(contender: Contender, run: Callable[[], Any], rounds: Rounds) -> list[float]:
+    samples: list[float] = []
+    while rounds.wants(samples):
+        time.sleep(SETTLE_SECONDS)
+        samples.append(timed(contender, run)[0])
+    return samples
 
 
 def _memory(case: Case, name: str, threads: int) -> Memory:
@@ -68,20 +91,20 @@ def _memory(case: Case, name: str, threads: int) -> Memory:
     _contender(small, name).prepare(small.inputs())()
     inputs = case.inputs()
     gc.collect()
-    _return_freed()
-    without = _status_bytes("VmRSS")
+    return_freed()
+    without = status_bytes("VmRSS")
     run = contender.prepare(inputs)
     gc.collect()
-    _return_freed()
-    kept, exact = _status_bytes("VmRSS"), _reset_peak()
-    before = _status_bytes("VmHWM")
+    return_freed()
+    kept, exact = status_bytes("VmRSS"), _reset_peak()
+    before = status_bytes("VmHWM")
     raw = run()
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     del raw
     return Memory(prepared=max(kept - without, 0), peak_extra=max(peak - before, 0), exact=exact)
 
 
-def _return_freed() -> None:
+def return_freed() -> None:
     """Give freed heap back to the system (glibc), where it would hide what the call takes from it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -92,14 +115,3 @@ def _reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
         return True
     return False
-
-
-def _status_bytes(name: str) -> int:
-    """A memory figure of this process. VmHWM and not `ru_maxrss`: the latter inherits the parent's peak through exec."""
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

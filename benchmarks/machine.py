@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -58,6 +59,27 @@ def load_average() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
+def affinity() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
+
+
+def frequencies() -> list[int]:
+    """MHz of each processor of the machine at this moment; empty where the system does not say."""
+    return [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", _read("/proc/cpuinfo"), re.MULTILINE)]
+
+
+def cuda_devices() -> int:
+    """How many the driver shows; asked of the driver itself, so that no library is loaded for it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    found: bool = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if found else 0
+
+
 def limit_threads(threads: int) -> None:
     """Give every loaded BLAS and OpenMP pool this many threads. Call when all libraries are loaded."""
     if threads == cores():
@@ -77,7 +99,8 @@ def describe(packages: tuple[str, ...]) -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cores": cores(),
-        "mhz": [round(float(value)) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", info, re.MULTILINE)],
+        "affinity": affinity(),
+        "mhz": frequencies(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "caches": _caches(),
         "flags": [flag for flag in _FLAGS if flag in flags],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from dqe_engine.files import atomic_write
 
 SCHEMA = 1
+_NUMBERS = re.compile(r"\[[-+.eE\d\s,]+\]")
+"""Lists of numbers alone, such as samples: a line each."""
 
 
 def load(path: Path, benchmark: str) -> dict[str, Any]:
@@ -23,9 +26,9 @@ def load(path: Path, benchmark: str) -> dict[str, Any]:
 
 
 def save_json(path: Path, results: dict[str, Any]) -> None:
+    text = json.dumps(results, indent=1, allow_nan=False)
     with atomic_write(path, "w") as stream:
-        json.dump(results, stream, indent=1, allow_nan=False)
-        stream.write("\n")
+        stream.write(_NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def save_text(path: Path, text: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dqe_engine.files import atomic_write
+from ..plotting import STYLE, save
 
 _COLOURS = {
     "ours f16": "#c1272d",
@@ -20,14 +19,6 @@ _COLOURS = {
     "FAISS f16": "#7c6aa8",
 }
 _MARKERS = {"ours f16": "o", "ours": "o", "ours screened": "D"}
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.dpi": 150,
-}
 
 
 def draw(sections: dict[str, Any], folder: Path) -> list[Path]:
@@ -41,7 +32,7 @@ def _scaling(section: dict[str, Any], path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         base = section["items"]
@@ -59,7 +50,7 @@ def _scaling(section: dict[str, Any], path: Path) -> Path:
         left.set_ylabel("milliseconds (median)")
         handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _series(cases: list[dict[str, Any]], axis: str, fixed: dict[str, int]) -> dict[str, list[tuple[int, float]]]:
@@ -82,7 +73,7 @@ def _roofline(section: dict[str, Any], path: Path) -> Path:
     intensity = np.array([p["flops"] / p["bytes"] for p in points])
     reached = np.array([p["flops"] / p["median_s"] / 1e9 for p in points])
     x = np.geomspace(intensity.min() / 2, intensity.max() * 3, 200)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 5.2), layout="constrained")
         axes = figure.subplots()
         top = peaks["fma_flops"] / 1e9
@@ -117,12 +108,4 @@ def _roofline(section: dict[str, Any], path: Path) -> Path:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.legend(loc="lower right", fontsize=8, frameon=True)
-        return _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with atomic_write(path) as stream:
-        stream.write(buffer.getvalue())
-    return path
+        return save(figure, path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..harness import Case, Result, Rounds, interleave
-from ..isolated import peak_memory, times_alone
+from ..isolated import add_alone, peak_memory
 from ..machine import available_bytes, limit_threads
 from . import peaks
 from .cases import MaxSimCase, ScalingCase, SearchCase, TopKCase
@@ -89,14 +89,8 @@ class Bench:
 
     def run_alone(self, cases: Sequence[Case], results: Sequence[list[Result]], rounds: Rounds) -> None:
         """Time each contender in a process of its own, over all cases that have it."""
-        if not self.alone:
-            return
-        names = dict.fromkeys(r.name for row in results for r in row if r.status == "ok")
-        for name in names:
-            mine = [(case, r) for case, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"]
-            self.step(f"{cases[0].label}: {name} in its own process")
-            for (_, result), timing in zip(mine, times_alone([c for c, _ in mine], name, rounds, self.threads), strict=True):
-                result.alone = timing
+        if self.alone:
+            add_alone(cases, results, rounds, self.threads, step=self.step)
 
     def measure_memory(self, case: Case, results: Sequence[Result]) -> None:
         for result in results:

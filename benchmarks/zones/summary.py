@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..report import milliseconds, size, table
+from ..sections import provenance
+from ..targets import Target, targets_table
 from .checks import ATOL
 from .refresh import OURS
-from .targets import Target
 
 
 def markdown(results: dict[str, Any], verdicts: list[Target]) -> str:
     """The whole report: targets first, then each section's cases."""
     parts = ["# Zone kernels: measured", targets_table(verdicts)]
     for name, section in results["sections"].items():
-        parts += [f"## {name}", _provenance(section)]
+        parts += [f"## {name}", provenance(section)]
         if name == "roofline":
             parts += _roofline(section)
         elif name == "scaling":
@@ -24,23 +25,6 @@ def markdown(results: dict[str, Any], verdicts: list[Target]) -> str:
         if name == "refresh":
             parts.append(_whole_refresh(section))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def targets_table(verdicts: list[Target]) -> str:
-    words = {True: "yes", False: "**no**", None: "–"}
-    rows = [(target.what, target.asked, target.measured, words[target.met]) for target in verdicts]
-    return table(("target", "asked", "measured [95 % interval]", "met"), rows)
-
-
-def _provenance(section: dict[str, Any]) -> str:
-    machine = section["machine"]
-    commit = (machine["commit"] or "unknown")[:10] + (" with local changes" if machine["dirty"] else "")
-    load = f"load average {section['load_before'][0]:.2f} before, {section['load_after'][0]:.2f} after"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    return (
-        f"{machine['cpu']}, {section['threads']} threads, {load}; commit {commit}; {section['started']}, "
-        f"{section['seconds']:.0f} s.\n{versions}; kernels: {', '.join(section['instruction_sets'])}."
-    )
 
 
 def _case(case: dict[str, Any]) -> list[str]:

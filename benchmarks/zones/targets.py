@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..harness import Timing, ratio
+from ..targets import Target
 from .refresh import OURS, PEER
 
 EXACT = ("NumPy matmul + argpartition", "PyTorch matmul + topk", "USearch exact")
 FAISS = ("FAISS flat, BLAS forced", "FAISS flat, BLAS from 20", "FAISS flat, default")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """`asked` and `measured` in words; `met` is None where it was not measured."""
-
-    section: str
-    what: str
-    asked: str
-    measured: str
-    met: bool | None
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class _Case:
@@ -38,7 +24,7 @@ class _Case:
 
     def timing(self, name: str) -> Timing | None:
         entry = self.by_name.get(name)
-        return Timing(tuple(entry[entry["counted"]]["samples_s"])) if entry else None
+        return Timing.of(entry[entry["counted"]]) if entry else None
 
     def best(self, names: tuple[str, ...]) -> tuple[str, Timing] | None:
         found = [(name, timing) for name in names if (timing := self.timing(name))]

@@ -27,8 +27,28 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+def modules_loaded_by(code: str) -> set[str]:
+    """Modules, by full name, that are loaded once `code` has run, but for the standard library's and what the interpreter begins with."""
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
 def test_the_package_alone_loads_nothing() -> None:
     assert not loaded_by("import dqe_engine; dqe_engine.__version__") & HEAVY
+    assert modules_loaded_by("import dqe_engine") == {"dqe_engine"}
+
+
+def test_what_the_engine_loads_is_known() -> None:
+    """Every module here is paid for at each start of a server: one more is added knowingly. ONNX Runtime waits for the first bundle."""
+    loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
+    ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
+    assert ours == {
+        "bundle", "compose", "contracts", "engine", "errors", "files", "image_sources", "index", "preprocessing", "results", "sessions",
+        "tensorrt", "text", "zones",
+    }  # fmt: skip
+    assert {name.partition(".")[0] for name in loaded} - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}
+    assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.index.on_ray"} & loaded
 
 
 def test_the_doctor_itself_loads_nothing_that_could_be_broken() -> None:

@@ -1,0 +1,51 @@
+"""What stands beside a section's results: when it ran, how long, on what, and how busy that was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from . import machine
+
+BUSY = 0.3
+"""Load average per core from which on a benchmark warns."""
+
+
+def busy() -> float | None:
+    """The load average per core where it is high enough to lengthen times, else None."""
+    load = machine.load_average()[0] / machine.cores()
+    return load if load > BUSY else None
+
+
+def recorded(measure: Callable[[], dict[str, Any]], packages: tuple[str, ...], *, quick: bool, threads: int) -> dict[str, Any]:
+    """What `measure` returns, after the record of the run: time, load and frequency before and after, machine and versions."""
+    load, mhz, started, clock = machine.load_average(), machine.frequencies(), datetime.now(UTC), time.perf_counter()
+    measured = measure()
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "quick": quick,
+        "threads": threads,
+        "niceness": os.nice(0),
+        "load_before": load,
+        "load_after": machine.load_average(),
+        "mhz_before": mhz,
+        "machine": machine.describe(packages),
+        **measured,
+    }
+
+
+def provenance(section: dict[str, Any]) -> str:
+    """Two lines for a report: the machine with its load, and the versions."""
+    on = section["machine"]
+    commit = (on["commit"] or "unknown")[:10] + (" with local changes" if on["dirty"] else "")
+    load = f"load average {section['load_before'][0]:.2f} before, {section['load_after'][0]:.2f} after"
+    versions = ", ".join(f"{name} {version}" for name, version in on["versions"].items() if version)
+    kernels = f"; kernels: {', '.join(section['instruction_sets'])}" if "instruction_sets" in section else ""
+    return (
+        f"{on['cpu']}, {section['threads']} threads, {load}; commit {commit}; {section['started']}, {section['seconds']:.0f} s.\n"
+        f"{versions}{kernels}."
+    )

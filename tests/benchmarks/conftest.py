@@ -1,0 +1,41 @@
+"""Shared fixtures of the benchmarks' tests: a checkpoint, the bundle exported from it, and a dataset, as one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.tiny_training import one_cpu_thread, write_checkpoint, write_tiny_garments
+
+from benchmarks.serving.checks import write_truth
+from benchmarks.serving.setting import Setting, open_setting, prepare
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the demo leaves it: bundle, checkpoint and garments."""
+    from dqe_export.cli.export import main
+
+    folder = tmp_path_factory.mktemp("served")
+    checkpoint = write_checkpoint(folder / "model")
+    write_tiny_garments(folder / "garments")
+    with one_cpu_thread():
+        assert main([str(checkpoint), str(folder / "bundle"), "--name", "tiny"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def setting(served: Path) -> Setting:
+    """Prepared, without int8, with the true scores written. Tests only read it."""
+    opened = open_setting(served / "bundle", served / "model", served / "garments", served / "work", items=50, pool=12, threads=1)
+    prepared = prepare(opened, lambda text: None, int8=False)
+    with one_cpu_thread():
+        write_truth(prepared)
+    return prepared
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    with one_cpu_thread():
+        yield
