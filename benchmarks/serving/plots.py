@@ -23,7 +23,7 @@ _COLOURS = {
     "ours f16 screened": "#e8853b",
 }
 _PEER = "#9aa5b1"
-_STAGE_COLOURS = ("#4c78a8", "#72b7b2", "#b279a2", "#f58518", "#e45756", "#ff9da6", "#54a24b", "#bab0ac")
+_STAGE_COLOURS = ("#4c78a8", "#72b7b2", "#b279a2", "#f58518", "#e45756", "#ff9da6", "#eeca3b", "#54a24b", "#bab0ac")
 
 
 def draw(sections: dict[str, Any], folder: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from . import searchers as by
 from .cases import main_ways
 from .setting import KINDS, Kind, Setting, workload
 
-STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "compose", "search")
-"""As `SearchResult.timings_ms` names them. The attribute heads are inside "query"; in PyTorch composing is, too."""
+STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
+"""As `SearchResult.timings_ms` names them. In PyTorch, attributes and composing are inside "query"."""
 OTHER, TOTAL = "other", "total"
 """What no stage has: building results, checks of arguments. `TOTAL` is the whole call, by a clock around it."""
 ZONES = "ours f32, zones"
