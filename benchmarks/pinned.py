@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
@@ -34,3 +35,15 @@ def install(commit: str, into: Path) -> Path:
     subprocess.run([*pip, "--editable", str(source)], check=True, stdout=sys.stderr)
     done.touch()
     return commands
+
+
+def turns(versions: Mapping[str, Path], rounds: int) -> Iterator[tuple[int, str, Path]]:
+    """(round, version, its folder of command lines): all versions in every round, their order reversed in every other one."""
+    for number in range(rounds):
+        for version in sorted(versions, reverse=bool(number % 2)):
+            yield number, version, versions[version]
+
+
+def present() -> Path:
+    """The folder of command lines of the running version."""
+    return Path(sys.executable).parent

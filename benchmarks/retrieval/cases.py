@@ -50,7 +50,7 @@ class GalleryCase:
         return self.check
 
     def check(self, answer: _Answer) -> Agreement:
-        """Positions are other items than the reference, each once; where scores claim to be MaxSim's they are; an exact list is the best."""
+        """Positions are other items than the reference, each once; scores that claim to be MaxSim's are; an exact list is the best."""
         scores, found = answer.found
         rows = min(_CHECKED, self.batch)
         truth = self._truth(answer.point.stored)[:rows]

@@ -12,9 +12,10 @@ from dqe_engine.files import atomic_write
 _STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150,
 }  # fmt: skip
-_OURS = ("#7a0c12", "#c1272d", "#e8853b", "#d9a441")
+_OURS = {"ours f32": "#7a0c12", "ours f16": "#c1272d", "ours f32, screened": "#b5651d", "ours f16, screened": "#e8a33b"}
 _PEERS = ("#3566a8", "#2f7d4f", "#7c6aa8", "#6f6f6f", "#1f9e9e", "#8a5a2b", "#8fbf9f", "#b06a9a", "#4a4a8a", "#a0a030")
-_MARKERS = ("s", "^", "v", "D", "P", "X", "<", ">", "p", "h")
+_MARKERS = ("s", "^", "v", "D", "P", "X", "<", ">", "p")
+"""One fewer than the colours, so that pairs repeat late."""
 
 
 def draw(sections: dict[str, Any], folder: Path) -> list[Path]:
@@ -24,24 +25,26 @@ def draw(sections: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def curves(rows: Sequence[dict[str, Any]], batch: str) -> dict[str, list[tuple[float, float]]]:
-    """Per method: (milliseconds a query, overlap with exact search), the fastest first."""
+    """Per method: (milliseconds a query, overlap with exact search), in the order of its settings."""
     out: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if batch in row.get("batches", ()):
             at = 1e3 * row["batches"][batch]["median_s"] / int(batch)
             out.setdefault(row["method"], []).append((at, row["figures"]["overlap_at_10"]))
-    return {method: sorted(points) for method, points in out.items()}
+    return out
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method, the same in all panels."""
     looks: dict[str, dict[str, Any]] = {}
+    peers = [name for name in methods if name not in _OURS]
     for name in methods:
-        ours = name.startswith("ours")
-        number = sum(other.startswith("ours") == ours for other in looks)
-        colours = _OURS if ours else _PEERS
-        looks[name] = {"color": colours[number % len(colours)], "marker": "o" if ours else _MARKERS[number % len(_MARKERS)]}
-        looks[name] |= {"ms": 7 if ours else 4.5, "lw": 1.3, "zorder": 4 if ours else 3}
+        if name in _OURS:
+            looks[name] = {"color": _OURS[name], "marker": "o", "ms": 8, "zorder": 4}
+        else:
+            number = peers.index(name)
+            looks[name] = {"color": _PEERS[number % len(_PEERS)], "marker": _MARKERS[number % len(_MARKERS)], "ms": 5, "zorder": 3}
+        looks[name]["lw"] = 1.3
     return looks
 
 

@@ -21,7 +21,7 @@ from ..harness import Result, Rounds, Turns
 from . import faiss_methods as by_faiss
 from .cases import GalleryCase
 from .figures import CUTS, DEPTH, TOP, Outcomes, differences, outcomes, record
-from .galleries import MIXED, NOISE, F32, I64, Gallery, among_distractors
+from .galleries import F32, I64, MIXED, NOISE, Gallery, among_distractors
 from .methods import Method, Point, ours
 from .setting import MODELS, PRECISIONS, REFERENCE, NotExportedError, Setting
 

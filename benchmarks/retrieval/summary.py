@@ -77,9 +77,9 @@ def _storage(section: dict[str, Any]) -> list[str]:
 def _pareto(section: dict[str, Any]) -> list[str]:
     d = section["distractors"]
     parts = [
-        f"{section['queries']:,} queries, the {section['k']} best of each. {d['real']:,} real items; the others are distractors: points up to "
-        f"{d['mixed']:g} of the way between two real items, token by token, plus noise of norm {d['noise']:g}, to unit norm, as float16. "
-        "They are valid answers to nothing, so recall falls with their number for every method; overlap with exact search is the figure to read."
+        f"{section['queries']:,} queries, the {section['k']} best of each. {d['real']:,} real items; the others are distractors: "
+        f"points up to {d['mixed']:g} of the way between two real items, token by token, plus noise of norm {d['noise']:g}, to unit norm, as float16. "
+        "They are valid answers to nothing, so recall falls with their number whatever the method; read the overlap with exact search."
     ]
     for gallery in section["galleries"]:
         parts += [f"### {gallery['label']}", _points(gallery["rows"], gallery["real_items"], gallery["items"])]
