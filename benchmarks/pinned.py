@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +29,10 @@ def install(commit: str, into: Path) -> Path:
     subprocess.run(["git", "-C", str(source), "checkout", "--quiet", commit], check=True)
     venv.create(environment, with_pip=True, clear=True)
     (found,) = environment.glob("lib/python*/site-packages")
-    (found / "packages-of-the-present.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not followed
+    present = [
+        entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")
+    ]  # their own .pth files are not followed
+    (found / "packages-of-the-present.pth").write_text("".join(f"{entry}\n" for entry in present))
     pip = [str(commands / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--editable", str(source)], check=True, stdout=sys.stderr)
     done.touch()

@@ -78,7 +78,8 @@ def _pareto(section: dict[str, Any]) -> list[str]:
     d = section["distractors"]
     parts = [
         f"{section['queries']:,} queries, the {section['k']} best of each. {d['real']:,} real items; the others are distractors: "
-        f"points up to {d['mixed']:g} of the way between two real items, token by token, plus noise of norm {d['noise']:g}, to unit norm, as float16. "
+        f"points up to {d['mixed']:g} of the way between two real items, token by token, plus noise of norm {d['noise']:g}, "
+        "to unit norm, as float16. "
         "They are valid answers to nothing, so recall falls with their number whatever the method; read the overlap with exact search."
     ]
     for gallery in section["galleries"]:
