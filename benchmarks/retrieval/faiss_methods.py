@@ -73,14 +73,18 @@ def hnsw(rows: Rows, links: int, searches: tuple[tuple[int, int], ...], *, resco
             parameters = faiss.SearchParametersHNSW(efSearch=ef)
             return lambda queries, fetch: index.search(queries, fetch, params=parameters)
 
-        points = [
-            _point(gallery, rows, searching(ef), fetch, rescored, {"efSearch": ef, "fetch": fetch})
-            for fetch, ef in searches if fetch <= gallery.count * (gallery.tokens if rows == "tokens" else 1)
-        ]  # fmt: skip
+        points = [_point(gallery, rows, searching(ef), fetch, rescored, {"efSearch": ef, "fetch": fetch}) for fetch, ef in searches]
         return _built(gallery, index, rescored, points)
 
     how = f"a graph of {links} links a row over float32, efConstruction {EF_CONSTRUCTION}"
-    return _method(f"FAISS HNSW{links}, {rows}", rows, rescored, build, how, most_rows)
+
+    def obstacle(gallery: Gallery) -> str | None:
+        count = len(_rows(gallery, rows))
+        if most_rows is None or count <= most_rows:
+            return None
+        return f"left out: building it over {count:,} rows takes minutes (--full)"
+
+    return _method(f"FAISS HNSW{links}, {rows}", rows, rescored, build, how, obstacle)
 
 
 def ivf_pq(rows: Rows, lists: int, code: int, probes: tuple[int, ...], fetch: int, *, rescored: bool) -> Method:
@@ -89,28 +93,30 @@ def ivf_pq(rows: Rows, lists: int, code: int, probes: tuple[int, ...], fetch: in
     def build(gallery: Gallery) -> Built:
         faiss = _faiss()
         vectors = _rows(gallery, rows)
-        cells = min(lists, max(len(vectors) // 40, 1))
         quantizer = faiss.IndexFlatIP(gallery.width)
-        index = faiss.IndexIVFPQ(quantizer, gallery.width, cells, code, 8, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQ(quantizer, gallery.width, lists, code, 8, faiss.METRIC_INNER_PRODUCT)
         for clustering in (index.cp, index.pq.cp):
             clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, _TRAINING_ROWS  # it warns of fewer than 39
             clustering.niter = _TRAINING_ROUNDS
-        index.train(_sample(vectors, _TRAINING_ROWS * max(cells, 256)))
+        index.train(_sample(vectors, _TRAINING_ROWS * max(lists, 256)))
         index.add(vectors)
 
         def searching(count: int) -> Callable[[F32, int], Found]:
             parameters = faiss.SearchParametersIVF(nprobe=count)
             return lambda queries, fetch: index.search(queries, fetch, params=parameters)
 
-        points = [
-            _point(gallery, rows, searching(count), fetch, rescored, {"nprobe": count, "fetch": fetch})
-            for count in probes
-            if count <= cells
-        ]
+        points = [_point(gallery, rows, searching(count), fetch, rescored, {"nprobe": count, "fetch": fetch}) for count in probes]
         return _built(gallery, index, rescored, points)
 
     how = f"{lists} cells, {code} bytes a row"
-    return _method(f"FAISS IVF{lists},PQ{code}, {rows}", rows, rescored, build, how)
+
+    def obstacle(gallery: Gallery) -> str | None:
+        if gallery.width % code:
+            return f"left out: {code} subvectors do not divide a width of {gallery.width}"
+        count = len(_rows(gallery, rows))
+        return f"left out: {count:,} rows, fewer than {max(lists, 256):,} to train on" if count < max(lists, 256) else None
+
+    return _method(f"FAISS IVF{lists},PQ{code}, {rows}", rows, rescored, build, how, obstacle)
 
 
 def enough(gallery: Gallery, rows: Rows, k: int) -> int:
@@ -126,11 +132,11 @@ def _faiss() -> Any:
     return faiss
 
 
-def _method(name: str, rows: Rows, rescored: bool, build: Callable[[Gallery], Built], how: str, most_rows: int | None = None) -> Method:
-    return Method(
-        name + (", re-scored" if rescored else ""), f"{how}; {_HOW[rows, rescored]}.", build, "faiss",
-        (lambda gallery: gallery.tokens) if rows == "tokens" else (lambda gallery: 1), most_rows,
-    )  # fmt: skip
+def _method(
+    name: str, rows: Rows, rescored: bool, build: Callable[[Gallery], Built], how: str,
+    obstacle: Callable[[Gallery], str | None] = lambda gallery: None,
+) -> Method:  # fmt: skip
+    return Method(name + (", re-scored" if rescored else ""), f"{how}; {_HOW[rows, rescored]}.", build, "faiss", obstacle)
 
 
 def _rows(gallery: Gallery, rows: Rows) -> F32:

@@ -45,20 +45,13 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`how`: what is stored and how MaxSim is answered, for the report. `most_rows`: larger indexes are left out."""
+    """`how`: what is stored and how MaxSim is answered, for the report. `obstacle`: why it is left out of a gallery, if it is."""
 
     name: str
     how: str
     build: Callable[[Gallery], Built]
     package: str | None = None
-    rows_per_item: Callable[[Gallery], int] = lambda gallery: 1
-    most_rows: int | None = None
-
-    def obstacle(self, gallery: Gallery) -> str | None:
-        rows = gallery.count * self.rows_per_item(gallery)
-        if self.most_rows is not None and rows > self.most_rows:
-            return f"left out: building it over {rows:,} rows takes minutes (--full)"
-        return None
+    obstacle: Callable[[Gallery], str | None] = lambda gallery: None
 
     def timed_build(self, gallery: Gallery) -> tuple[Built, float]:
         """The index, and the seconds that it took; shared views of the gallery are made before."""

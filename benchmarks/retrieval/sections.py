@@ -20,7 +20,7 @@ from dqe_training.evaluation.rankers import open_ranker
 from ..harness import Result, Rounds, Turns
 from . import faiss_methods as by_faiss
 from .cases import GalleryCase
-from .figures import CUTS, DEPTH, TOP, Outcomes, differences, outcomes, record
+from .figures import DEPTH, TOP, Outcomes, differences, outcomes, record
 from .galleries import F32, I64, MIXED, NOISE, Gallery, among_distractors
 from .methods import Method, Point, ours
 from .setting import MODELS, PRECISIONS, REFERENCE, NotExportedError, Setting
@@ -38,7 +38,7 @@ class Sizes:
     items: int = 100_000_000
     batches: tuple[int, ...] = (1, 64)
     blocks: int = 3
-    rounds: Rounds = field(default_factory=lambda: Rounds(minimum=3, maximum=30, seconds=0.03))
+    rounds: Rounds = field(default_factory=lambda: Rounds(minimum=3, maximum=12, seconds=0.03))
     galleries: tuple[int, ...] = (200_000, 1_000_000)
     asked: int = 256
     """Queries of the `pareto` section."""
@@ -96,9 +96,9 @@ def _outcomes(setting: Setting, ranked: I64, exact: I64) -> Outcomes:
 # -- storage and approximation ---------------------------------------------------------------------------------------------
 
 
-def storage_methods(k: int) -> list[Method]:
+def storage_methods(k: int, tokens: int, width: int) -> list[Method]:
     """Over the dataset's own gallery, small enough for every way to be built."""
-    pooled = ((64, 64), (256, 256))
+    all_tokens, code = tokens * (k + 1), width // 4
     return [
         ours("ours f32", "float32"),
         ours("ours f16", "float16"),
@@ -106,27 +106,31 @@ def storage_methods(k: int) -> list[Method]:
         ours("ours f16, screened", "float16", screened=True),
         by_faiss.flat("tokens", k),
         by_faiss.scalar_8bit(k),
-        *(by_faiss.hnsw("tokens", links, ((128, 128), (408, 408), (408, 1024)), rescored=False) for links in (16, 32)),
-        *(by_faiss.ivf_pq("tokens", lists, 16, (1, 4, 16), 408, rescored=False) for lists in (64, 256)),
-        *(by_faiss.ivf_pq("tokens", 256, code, (16,), 408, rescored=False) for code in (8, 32)),
-        by_faiss.ivf_pq("tokens", 256, 16, (4, 16), 408, rescored=True),
+        *(
+            by_faiss.hnsw("tokens", links, ((128, 128), (all_tokens, all_tokens), (all_tokens, 1024)), rescored=False)
+            for links in (16, 32)
+        ),
+        *(by_faiss.ivf_pq("tokens", lists, code, (1, 4, 16), all_tokens, rescored=False) for lists in (64, 256)),
+        *(by_faiss.ivf_pq("tokens", 256, size, (16,), all_tokens, rescored=False) for size in (code // 2, 2 * code)),
+        by_faiss.ivf_pq("tokens", 256, code, (4, 16), all_tokens, rescored=True),
         by_faiss.flat("pooled", k),
         by_faiss.flat("pooled", k, (64, 256), rescored=True),
-        by_faiss.hnsw("pooled", 16, pooled, rescored=True),
-        by_faiss.ivf_pq("pooled", 64, 16, (4, 16), 256, rescored=True),
-    ]
+        by_faiss.hnsw("pooled", 16, ((64, 64), (256, 256)), rescored=True),
+        by_faiss.ivf_pq("pooled", 64, code, (4, 16), 256, rescored=True),
+    ]  # fmt: skip
 
 
-def pareto_methods(k: int, sizes: Sizes) -> list[Method]:
+def pareto_methods(k: int, width: int, sizes: Sizes) -> list[Method]:
     """Over large galleries: what people build there. Each point is one place on a method's curve."""
-    widths = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024))
+    fetches = (16, 32, 64, 128, 256, 512, 1024)
+    both = tuple((fetch, fetch) for fetch in fetches)
     return [
         ours("ours f16", "float16"),
         ours("ours f16, screened", "float16", screened=True),
-        by_faiss.flat("pooled", k, tuple(fetch for fetch, _ in widths), rescored=True),
-        by_faiss.hnsw("pooled", 16, widths, rescored=True, most_rows=sizes.graph_rows),
-        by_faiss.ivf_pq("tokens", sizes.lists, 16, (1, 2, 4, 8, 16, 32, 64), 256, rescored=True),
-        by_faiss.ivf_pq("pooled", sizes.lists // 2, 32, (1, 4, 16, 64), 512, rescored=True),
+        by_faiss.flat("pooled", k, fetches, rescored=True),
+        by_faiss.hnsw("pooled", 16, both, rescored=True, most_rows=sizes.graph_rows),
+        by_faiss.ivf_pq("tokens", sizes.lists, width // 4, (1, 2, 4, 8, 16, 32, 64), 256, rescored=True),
+        by_faiss.ivf_pq("pooled", sizes.lists // 2, width // 2, (1, 4, 16, 64), 512, rescored=True),
     ]
 
 
@@ -135,7 +139,9 @@ def storage(bench: Bench) -> dict[str, Any]:
     setting = bench.setting
     found = setting.embeddings("bundle f32")
     gallery = Gallery(found.target_tokens)
-    measured = measure(bench, gallery, found.queries, setting.evaluation.reference, storage_methods(DEPTH), DEPTH)
+    measured = measure(
+        bench, gallery, found.queries, setting.evaluation.reference, storage_methods(DEPTH, gallery.tokens, gallery.width), DEPTH
+    )
     return {"queries": len(found.queries), "gallery": gallery.count, "k": DEPTH, **_rows(bench, *measured, len(found.queries))}
 
 
@@ -149,7 +155,7 @@ def pareto(bench: Bench) -> dict[str, Any]:
         bench.step(f"drawing {count:,} items")
         gallery = among_distractors(found.target_tokens, count)
         queries, references = found.queries[:asked], setting.evaluation.reference[:asked]
-        measured = measure(bench, gallery, queries, references, pareto_methods(TOP, bench.sizes), TOP)
+        measured = measure(bench, gallery, queries, references, pareto_methods(TOP, gallery.width, bench.sizes), TOP)
         out.append({"label": f"{gallery.count:,} items", "items": gallery.count, **_rows(bench, *measured, asked)})
     distractors = {"real": len(found.target_tokens), "mixed": MIXED, "noise": NOISE}
     return {"queries": asked, "k": TOP, "distractors": distractors, "galleries": out}
@@ -255,6 +261,3 @@ def _dataset(bench: Bench, name: str, folder: Path | None) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "precision": precision, "storage": storage, "pareto": pareto, "public": public,
 }  # fmt: skip
-CONTENDERS = ("ours f32", "ours f16", "ours screened", "FAISS flat", "FAISS SQ8", "FAISS HNSW", "FAISS IVF-PQ")
-
-__all__ = ["CONTENDERS", "CUTS", "SECTIONS", "Bench", "Sizes"]

@@ -91,11 +91,13 @@ def test_bytes_are_of_all_that_a_search_reads(searched: tuple[Gallery, F32, I64]
     assert rescored == pytest.approx(4 * ITEMS * WIDTH + 2 * values, abs=100)
 
 
-def test_large_graphs_are_left_out_in_words(searched: tuple[Gallery, F32, I64]) -> None:
+def test_what_is_left_out_says_why(searched: tuple[Gallery, F32, I64]) -> None:
     gallery = searched[0]
-    method = by_faiss.hnsw("tokens", 8, ((16, 16),), rescored=False, most_rows=ITEMS)
-    assert method.obstacle(gallery) == "left out: building it over 900 rows takes minutes (--full)"
-    assert dataclasses.replace(method, most_rows=ITEMS * TOKENS).obstacle(gallery) is None
+    for most, said in ((ITEMS, "left out: building it over 900 rows takes minutes (--full)"), (ITEMS * TOKENS, None)):
+        assert by_faiss.hnsw("tokens", 8, ((16, 16),), rescored=False, most_rows=most).obstacle(gallery) == said
+    for code, lists, said in ((4, 4, None), (5, 4, "5 subvectors do not divide a width of 16"), (4, 1000, "fewer than 1,000 to train on")):
+        found = by_faiss.ivf_pq("tokens", lists, code, (1,), 9, rescored=False).obstacle(gallery)
+        assert found is None if said is None else said in str(found)
 
 
 # -- the check before the clock ----------------------------------------------------------------------------------------------
