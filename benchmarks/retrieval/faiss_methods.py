@@ -87,8 +87,8 @@ def hnsw(rows: Rows, links: int, searches: tuple[tuple[int, int], ...], *, resco
     return _method(f"FAISS HNSW{links}, {rows}", rows, rescored, build, how, obstacle)
 
 
-def ivf_pq(rows: Rows, lists: int, code: int, probes: tuple[int, ...], fetch: int, *, rescored: bool) -> Method:
-    """`lists` cells of which `probes` are searched, rows as `code` bytes (8 bits a subvector)."""
+def ivf_pq(rows: Rows, lists: int, code: int, searches: tuple[tuple[int, int], ...], *, rescored: bool) -> Method:
+    """`lists` cells, rows as `code` bytes (8 bits a subvector). `searches`: (rows fetched, cells searched) of each point."""
 
     def build(gallery: Gallery) -> Built:
         faiss = _faiss()
@@ -105,7 +105,7 @@ def ivf_pq(rows: Rows, lists: int, code: int, probes: tuple[int, ...], fetch: in
             parameters = faiss.SearchParametersIVF(nprobe=count)
             return lambda queries, fetch: index.search(queries, fetch, params=parameters)
 
-        points = [_point(gallery, rows, searching(count), fetch, rescored, {"nprobe": count, "fetch": fetch}) for count in probes]
+        points = [_point(gallery, rows, searching(count), fetch, rescored, {"nprobe": count, "fetch": fetch}) for fetch, count in searches]
         return _built(gallery, index, rescored, points)
 
     how = f"{lists} cells, {code} bytes a row"

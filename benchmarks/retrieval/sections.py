@@ -99,6 +99,10 @@ def _outcomes(setting: Setting, ranked: I64, exact: I64) -> Outcomes:
 def storage_methods(k: int, tokens: int, width: int) -> list[Method]:
     """Over the dataset's own gallery, small enough for every way to be built."""
     all_tokens, code = tokens * (k + 1), width // 4
+
+    def probed(*cells: int) -> tuple[tuple[int, int], ...]:
+        return tuple((all_tokens, count) for count in cells)
+
     return [
         ours("ours f32", "float32"),
         ours("ours f16", "float16"),
@@ -110,27 +114,28 @@ def storage_methods(k: int, tokens: int, width: int) -> list[Method]:
             by_faiss.hnsw("tokens", links, ((128, 128), (all_tokens, all_tokens), (all_tokens, 1024)), rescored=False)
             for links in (16, 32)
         ),
-        *(by_faiss.ivf_pq("tokens", lists, code, (1, 4, 16), all_tokens, rescored=False) for lists in (64, 256)),
-        *(by_faiss.ivf_pq("tokens", 256, size, (16,), all_tokens, rescored=False) for size in (code // 2, 2 * code)),
-        by_faiss.ivf_pq("tokens", 256, code, (4, 16), all_tokens, rescored=True),
+        *(by_faiss.ivf_pq("tokens", lists, code, probed(1, 4, 16), rescored=False) for lists in (64, 256)),
+        *(by_faiss.ivf_pq("tokens", 256, size, probed(16), rescored=False) for size in (code // 2, 2 * code)),
+        by_faiss.ivf_pq("tokens", 256, code, probed(4, 16), rescored=True),
         by_faiss.flat("pooled", k),
         by_faiss.flat("pooled", k, (64, 256), rescored=True),
         by_faiss.hnsw("pooled", 16, ((64, 64), (256, 256)), rescored=True),
-        by_faiss.ivf_pq("pooled", 64, code, (4, 16), 256, rescored=True),
+        by_faiss.ivf_pq("pooled", 64, code, ((256, 4), (256, 16)), rescored=True),
     ]  # fmt: skip
 
 
 def pareto_methods(k: int, width: int, sizes: Sizes) -> list[Method]:
     """Over large galleries: what people build there. Each point is one place on a method's curve."""
-    fetches = (16, 32, 64, 128, 256, 512, 1024)
-    both = tuple((fetch, fetch) for fetch in fetches)
+    both = tuple((fetch, fetch) for fetch in (16, 32, 64, 128, 256, 512, 1024))
+    of_tokens = ((256, 1), (256, 2), (256, 4), (256, 8), (256, 16), (1024, 16), (1024, 64))
+    of_items = ((512, 1), (512, 4), (512, 16), (2048, 16), (2048, 64))
     return [
         ours("ours f16", "float16"),
         ours("ours f16, screened", "float16", screened=True),
-        by_faiss.flat("pooled", k, fetches, rescored=True),
+        by_faiss.flat("pooled", k, (64, 256, 1024), rescored=True),
         by_faiss.hnsw("pooled", 16, both, rescored=True, most_rows=sizes.graph_rows),
-        by_faiss.ivf_pq("tokens", sizes.lists, width // 4, (1, 2, 4, 8, 16, 32, 64), 256, rescored=True),
-        by_faiss.ivf_pq("pooled", sizes.lists // 2, width // 2, (1, 4, 16, 64), 512, rescored=True),
+        by_faiss.ivf_pq("tokens", sizes.lists, width // 4, of_tokens, rescored=True),
+        by_faiss.ivf_pq("pooled", sizes.lists // 2, width // 2, of_items, rescored=True),
     ]
 
 

@@ -39,7 +39,7 @@ EXACT: dict[str, Callable[[int], Method]] = {
     "ours screened": lambda k: ours("ours screened", "float32", screened=True),
     "FAISS flat tokens": lambda k: by_faiss.flat("tokens", k),
     "FAISS HNSW over all, re-scored": lambda k: by_faiss.hnsw("tokens", 32, ((ITEMS * TOKENS, ITEMS * TOKENS),), rescored=True),
-    "FAISS IVF over all cells, re-scored": lambda k: by_faiss.ivf_pq("tokens", 4, 4, (4,), ITEMS * TOKENS, rescored=True),
+    "FAISS IVF over all cells, re-scored": lambda k: by_faiss.ivf_pq("tokens", 4, 4, ((ITEMS * TOKENS, 4),), rescored=True),
     "FAISS pooled, all re-scored": lambda k: by_faiss.flat("pooled", k, (ITEMS,), rescored=True),
 }
 
@@ -96,7 +96,7 @@ def test_what_is_left_out_says_why(searched: tuple[Gallery, F32, I64]) -> None:
     for most, said in ((ITEMS, "left out: building it over 900 rows takes minutes (--full)"), (ITEMS * TOKENS, None)):
         assert by_faiss.hnsw("tokens", 8, ((16, 16),), rescored=False, most_rows=most).obstacle(gallery) == said
     for code, lists, said in ((4, 4, None), (5, 4, "5 subvectors do not divide a width of 16"), (4, 1000, "fewer than 1,000 to train on")):
-        found = by_faiss.ivf_pq("tokens", lists, code, (1,), 9, rescored=False).obstacle(gallery)
+        found = by_faiss.ivf_pq("tokens", lists, code, ((9, 1),), rescored=False).obstacle(gallery)
         assert found is None if said is None else said in str(found)
 
 
