@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
@@ -52,7 +52,8 @@ def change(old: Figure, new: Figure) -> Change:
     if min(old.samples.size, new.samples.size) < 2 or before <= 0 or after <= 0:
         ratio = after / before if before > 0 else math.nan
         return Change(new.name, new.unit, before, after, ratio, (math.nan, math.nan), "none", new.lower_is_better)
-    band, basis = _sample_band(old, new), cast(Basis, "samples")
+    band = _sample_band(old, new)
+    basis: Basis = "samples"
     if (between := _block_spread(old, new)) is not None:
         band, basis = (min(band[0], math.exp(-between)), max(band[1], math.exp(between))), "blocks"
     return Change(new.name, new.unit, before, after, after / before, band, basis, new.lower_is_better)

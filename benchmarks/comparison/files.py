@@ -91,8 +91,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _explanation(changes: Sequence[Change]) -> str:
-    counts = {verdict: sum(c.verdict == verdict for c in changes) for verdict in ("better", "worse", "within noise")}
-    lines = [f"{len(changes)} figures: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}."]
+    counts = {verdict: sum(c.verdict == verdict and c.basis != "none" for c in changes) for verdict in ("better", "worse", "within noise")}
+    counts["not judged"] = sum(c.basis == "none" for c in changes)
+    lines = [f"{len(changes)} figures: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}."]
     lines.append(f"A band holds 95 % of ratios where nothing changed, so about {0.05 * len(changes):.1f} of these leave theirs by chance.")
     if any(c.basis == "samples" and c.unit == "s" for c in changes):
         lines.append("Bands from samples know the spread within a run alone, not that of the machine between runs, so they are too narrow.")

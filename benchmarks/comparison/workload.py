@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,15 @@ def zones(options: dict[str, Any]) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     count = options["items"]
     tokens = _unit(rng.standard_normal((count, TOKENS, WIDTH), np.float32))
-    single = np.ascontiguousarray(tokens.reshape(count, TOKENS * WIDTH)[:, : 4 * WIDTH])
-    single = _unit(single)
+    single = _unit(np.ascontiguousarray(tokens.reshape(count, TOKENS * WIDTH)[:, : 4 * WIDTH]))
     spec = ZoneSpec(lo=0.001, hi=0.01, bounds="quantile", policy="softmax")
-    out = {}
+    out: dict[str, list[float]] = {}
     for batch in BATCHES:
-        queries = {width: _unit(rng.standard_normal((batch, width), np.float32)) for width in (WIDTH, 4 * WIDTH)}
-        calls: dict[str, Callable[[], Any]] = {
-            "top 50": lambda q=queries[4 * WIDTH]: select_zones(q, single, k=50),
-            "MaxSim top 50": lambda q=queries[WIDTH]: select_zones(q, tokens, k=50),
-            "MaxSim zones and 16 picks": lambda q=queries[WIDTH]: select_zones(q, tokens, k=50, zones=spec, picks=16, counts=True),
-        }
-        out |= {f"{name}, B = {batch}": _timed(call) for name, call in calls.items()}
+        narrow, wide = (_unit(rng.standard_normal((batch, width), np.float32)) for width in (WIDTH, 4 * WIDTH))
+        out[f"top 50, B = {batch}"] = _timed(partial(select_zones, wide, single, k=50))
+        out[f"MaxSim top 50, B = {batch}"] = _timed(partial(select_zones, narrow, tokens, k=50))
+        zoned = partial(select_zones, narrow, tokens, k=50, zones=spec, picks=16, counts=True)
+        out[f"MaxSim zones and 16 picks, B = {batch}"] = _timed(zoned)
     return out
 
 
@@ -51,12 +49,11 @@ def search(options: dict[str, Any]) -> dict[str, list[float]]:
     engine = RetrievalEngine.load(options["bundle"])
     engine.load_index(options["index"])
     references, texts, images = options["references"], options["texts"], Path(options["images"])
-    out = {}
+    out: dict[str, list[float]] = {}
     for batch in BATCHES:
         ids, asked = references[:batch], texts[:batch]
-        files = [images / id for id in ids]
-        out[f"catalogue reference, B = {batch}"] = _timed(lambda ids=ids, asked=asked: engine.search_batch(ids, asked))
-        out[f"uploaded reference, B = {batch}"] = _timed(lambda files=files, asked=asked: engine.search_batch(files, asked))
+        out[f"catalogue reference, B = {batch}"] = _timed(partial(engine.search_batch, ids, asked))
+        out[f"uploaded reference, B = {batch}"] = _timed(partial(engine.search_batch, [images / id for id in ids], asked))
     return out
 
 
