@@ -76,14 +76,9 @@ def _run(options: argparse.Namespace) -> int:
     with console.status("loading") as status:
         step = lambda text: status.update(escape(text))  # noqa: E731
         setting = open_setting(
-            options.bundle,
-            options.checkpoint,
-            options.data,
-            _ROOT / "build" / "recall",
-            queries=sizes.queries,
-            items=sizes.items,
-            step=step,
-        )
+            options.bundle, options.checkpoint, options.data, _ROOT / "build" / "recall",
+            queries=sizes.queries, items=sizes.items, exports=not options.quick, step=step,
+        )  # fmt: skip
         try:
             paths = _measure(Bench(setting, sizes, public, step), options.only or list(_SECTIONS), out, quick=options.quick)
         except AnswerMismatchError as error:

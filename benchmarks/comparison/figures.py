@@ -20,6 +20,8 @@ from ..statistics import Samples
 Unit = str
 _SKIPPED = frozenset(("machine", "sizes", "targets", "case", "distractors", "settings", "difference", "figures"))
 _MACHINE = ("cpu", "cores")
+_DETAILS = ("kind", "items", "tokens", "width", "callers", "batch")
+"""What tells rows of one name apart where they have no label."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +97,7 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[Figure]:
     if isinstance(node, list):
         for entry in node:
             if isinstance(entry, dict):
-                label = next((str(entry[key]) for key in ("label", "name", "version") if key in entry), None)
-                yield from _walk(entry, path if label is None else (*path, label))
+                yield from _walk(entry, (*path, *_label(entry)))
     elif isinstance(node, dict):
         if "samples_s" in node:
             yield _timing(node, path)
@@ -111,9 +112,32 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[Figure]:
         if "per_query" in node:
             for name, values in by_query(from_record(node["per_query"])).items():
                 yield Figure(" / ".join((*path, name)), values, "share", lower_is_better=False, paired=True)
+        yield from _milliseconds(node, path)
+        if rates := node.get("blocks_queries_per_s"):
+            name = " / ".join((*path, "queries per second"))
+            yield Figure(name, np.array(rates, np.float64), "rate", lower_is_better=False, blocks=(1,) * len(rates))
         for key, value in node.items():
             if key not in _SKIPPED:
                 yield from _walk(value, path if isinstance(value, list) else (*path, key))
+
+
+def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    if "label" in entry:
+        return (str(entry["label"]),)
+    names = [str(entry[key]) for key in ("name", "version") if key in entry]
+    details = [f"{key} {entry[key]}" for key in _DETAILS if isinstance(entry.get(key), int | str)]
+    return (", ".join(names + details),) if names else ()
+
+
+def _milliseconds(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Figure]:
+    """Times of a row in milliseconds: `samples_ms`, or several such as `search_ms` with the blocks that they share."""
+    if "samples_ms" in node:
+        yield Figure(" / ".join((*path, "request")), np.array(node["samples_ms"]) / 1e3)
+    for key, value in node.items():
+        if key.endswith("_ms") and isinstance(value, dict) and "samples" in value:
+            blocks = tuple(node.get("blocks", ()))
+            samples = np.array(value["samples"]) / 1e3
+            yield Figure(" / ".join((*path, key.removesuffix("_ms"))), samples, blocks=blocks if sum(blocks) == len(samples) else ())
 
 
 def _timing(record: Mapping[str, Any], path: tuple[str, ...]) -> Figure:

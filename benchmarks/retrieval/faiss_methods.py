@@ -11,13 +11,17 @@ from .galleries import F32, Gallery
 from .methods import Built, Found, Method, Point, by_rows
 
 BLAS_FROM = 20
-"""Queries from which flat search multiplies by BLAS; FAISS's default of 128,000 makes batches several times slower."""
+"""Queries from which flat search (of coarse cells too) multiplies by BLAS. FAISS's default, in effect never, makes batches several times
+slower; always makes one query over a small index several times slower."""
+_NEVER = 128_000
 EF_CONSTRUCTION = 40
 _TRAINING_ROWS = 64
 """Per centroid. FAISS takes up to 256; the centroids hardly change and training takes minutes."""
 _TRAINING_ROUNDS = 10
 
 Rows = Literal["tokens", "pooled"]
+RowSearch = Callable[[F32, int], Found]
+"""Queries (B, D) and how many rows to fetch, to scores and rows, best first."""
 _HOW = {
     ("tokens", False): "every token a row; an item scores as its best row among those fetched",
     ("tokens", True): "every token a row; the items of the rows fetched are scored again by all of their tokens in float16",
@@ -34,11 +38,7 @@ def flat(rows: Rows, k: int, fetches: tuple[int, ...] = (), *, rescored: bool = 
         index = faiss.IndexFlatIP(gallery.width)
         index.add(_rows(gallery, rows))
 
-        def search(queries: F32, fetch: int) -> Found:
-            faiss.cvar.distance_compute_blas_threshold = BLAS_FROM
-            found: Found = index.search(queries, fetch)
-            return found
-
+        search = _search(index)
         points = [
             _point(gallery, rows, search, fetch, rescored, {"fetch": fetch}, exact=rows == "tokens")
             for fetch in fetches or (enough(gallery, rows, k),)
@@ -55,7 +55,7 @@ def scalar_8bit(k: int) -> Method:
         index.train(_sample(gallery.rows, 100_000))
         index.add(gallery.rows)
         fetch = enough(gallery, "tokens", k)
-        return _built(gallery, index, False, [_point(gallery, "tokens", index.search, fetch, False, {"fetch": fetch})])
+        return _built(gallery, index, False, [_point(gallery, "tokens", _search(index), fetch, False, {"fetch": fetch})])
 
     return _method("FAISS SQ8, tokens", "tokens", False, build, "8 bits a dimension, every row read")
 
@@ -69,9 +69,8 @@ def hnsw(rows: Rows, links: int, searches: tuple[tuple[int, int], ...], *, resco
         index.hnsw.efConstruction = EF_CONSTRUCTION
         index.add(_rows(gallery, rows))
 
-        def searching(ef: int) -> Callable[[F32, int], Found]:
-            parameters = faiss.SearchParametersHNSW(efSearch=ef)
-            return lambda queries, fetch: index.search(queries, fetch, params=parameters)
+        def searching(ef: int) -> RowSearch:
+            return _search(index, faiss.SearchParametersHNSW(efSearch=ef))
 
         points = [_point(gallery, rows, searching(ef), fetch, rescored, {"efSearch": ef, "fetch": fetch}) for fetch, ef in searches]
         return _built(gallery, index, rescored, points)
@@ -101,9 +100,8 @@ def ivf_pq(rows: Rows, lists: int, code: int, searches: tuple[tuple[int, int], .
         index.train(_sample(vectors, _TRAINING_ROWS * max(lists, 256)))
         index.add(vectors)
 
-        def searching(count: int) -> Callable[[F32, int], Found]:
-            parameters = faiss.SearchParametersIVF(nprobe=count)
-            return lambda queries, fetch: index.search(queries, fetch, params=parameters)
+        def searching(count: int) -> RowSearch:
+            return _search(index, faiss.SearchParametersIVF(nprobe=count))
 
         points = [_point(gallery, rows, searching(count), fetch, rescored, {"nprobe": count, "fetch": fetch}) for fetch, count in searches]
         return _built(gallery, index, rescored, points)
@@ -132,6 +130,17 @@ def _faiss() -> Any:
     return faiss
 
 
+def _search(index: Any, parameters: Any = None) -> RowSearch:
+    faiss = _faiss()
+
+    def search(queries: F32, fetch: int) -> Found:
+        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_FROM else _NEVER  # one for the whole process
+        found: Found = index.search(queries, fetch, params=parameters)
+        return found
+
+    return search
+
+
 def _method(
     name: str, rows: Rows, rescored: bool, build: Callable[[Gallery], Built], how: str,
     obstacle: Callable[[Gallery], str | None] = lambda gallery: None,
@@ -144,7 +153,7 @@ def _rows(gallery: Gallery, rows: Rows) -> F32:
 
 
 def _point(
-    gallery: Gallery, rows: Rows, search: Callable[[F32, int], Found], fetch: int, rescored: bool, settings: dict[str, int],
+    gallery: Gallery, rows: Rows, search: RowSearch, fetch: int, rescored: bool, settings: dict[str, int],
     *, exact: bool = False,
 ) -> Point:  # fmt: skip
     kept = gallery.items.astype(np.float16, copy=False) if rescored else None

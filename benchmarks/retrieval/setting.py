@@ -32,8 +32,8 @@ _SAME_MODEL = 1e-3
 Step = Callable[[str], None]
 
 
-class NotExportedError(Exception):
-    """dqe-export refused; the message is its last line."""
+class NotExportedError(InputError):
+    """There is no bundle of that precision; the message says why, for example dqe-export's last line."""
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Setting:
     data: Path
     work: Path
     """For bundles that are exported here; below it a folder per checkpoint."""
+    exports: bool
+    """False: take only bundles that are there."""
     evaluation: EvaluationSet
     step: Step
     _encoded: dict[str, Embeddings] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class Setting:
             return self.bundle
         out = self.work / _digest(self.checkpoint / "model.safetensors") / f"bundle-{precision}"
         if not out.exists():
+            if not self.exports:
+                raise NotExportedError("--quick exports nothing; run once without it")
             self.step(f"exporting {precision}")
             out.parent.mkdir(parents=True, exist_ok=True)
             command = [str(Path(sys.executable).parent / "dqe-export"), str(self.checkpoint), str(out), "--precision", precision]
@@ -97,8 +101,9 @@ class Setting:
 
 
 def open_setting(
-    bundle: Path, checkpoint: Path, data: Path, work: Path, *, queries: int, items: int, step: Step = lambda text: None
-) -> Setting:
+    bundle: Path, checkpoint: Path, data: Path, work: Path, *, queries: int, items: int, exports: bool = True,
+    step: Step = lambda text: None,
+) -> Setting:  # fmt: skip
     """The first `queries` of the dataset, over the images that they name and others up to `items`.
 
     Raises InputError where something is missing, with what to run.
@@ -110,7 +115,7 @@ def open_setting(
     ):
         if not (path / file).is_file():
             raise InputError(f"--{option} {path}: no {file} there; {_REMEDY}")
-    return Setting(bundle, checkpoint, data, work, part_of(data, queries, items), step)
+    return Setting(bundle, checkpoint, data, work, exports, part_of(data, queries, items), step)
 
 
 def part_of(data: Path, queries: int, items: int) -> EvaluationSet:

@@ -77,6 +77,23 @@ def test_trainings_are_figures_of_each_version(tmp_path: Path) -> None:
     assert len(figures) == 6
 
 
+def test_rows_in_milliseconds_and_rates_are_told_apart(tmp_path: Path) -> None:
+    rows = [
+        {"name": "ours", "items": items, "tokens": 8, "blocks": [2, 1], "search_ms": {"p50": 2.0, "samples": [1.0, 2.0, 3.0]}}
+        for items in (10, 20)
+    ]  # fmt: skip
+    rows.append({"name": "ours", "kind": "catalogue", "callers": 4, "samples_ms": [4.0, 6.0], "blocks_queries_per_s": [10.0, 20.0]})
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"schema": 1, "benchmark": "latency", "sections": {"gallery": {"machine": MACHINE, "rows": rows}}}))
+    figures = read(path).figures
+    assert {name: figure.value for name, figure in figures.items()} == {
+        "gallery / ours, items 10, tokens 8 / search": 0.002, "gallery / ours, items 20, tokens 8 / search": 0.002,
+        "gallery / ours, kind catalogue, callers 4 / request": 0.005, "gallery / ours, kind catalogue, callers 4 / queries per second": 15,
+    }  # fmt: skip
+    assert figures["gallery / ours, items 10, tokens 8 / search"].blocks == (2, 1)
+    assert not figures["gallery / ours, kind catalogue, callers 4 / queries per second"].lower_is_better
+
+
 @pytest.mark.parametrize("benchmark", ["zones", "train"])
 def test_results_that_are_kept_here_can_be_read(benchmark: str) -> None:
     (path,) = (Path(compare.__file__).parent / "results").glob(f"intel-*/{benchmark}.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,34 @@ def test_public_datasets_run_by_their_protocols_where_given(
     text = capsys.readouterr().out
     assert "cirr: not run: no images here" in text
     assert "| dress recall_at_10 |" in text
+
+
+def test_bundles_come_from_dqe_export(
+    checkpoint_path: Path, bundle_path: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for once, by its command line; where it refuses, its last line is the reason."""
+    monkeypatch.undo()
+    commands: list[list[str]] = []
+
+    def export(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if "int8" in command:
+            return subprocess.CompletedProcess(command, 1, "", "loading\nerror: too far from PyTorch\n")
+        Path(command[2]).mkdir()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", export)
+    options: dict[str, Any] = {"queries": 4, "items": 10}
+    opened = setting.open_setting(bundle_path, checkpoint_path, garments, tmp_path, **options)
+    assert opened.bundle_of("f32") == bundle_path
+    assert opened.bundle_of("f16") == opened.bundle_of("f16") == Path(commands[0][2])
+    with pytest.raises(setting.NotExportedError, match="error: too far from PyTorch"):
+        opened.bundle_of("int8")
+    assert [command[4] for command in commands] == ["f16", "int8"]
+    frugal = setting.open_setting(bundle_path, checkpoint_path, garments, tmp_path, exports=False, **options)
+    assert frugal.bundle_of("f16").is_dir()
+    with pytest.raises(setting.NotExportedError, match="--quick exports nothing"):
+        frugal.bundle_of("int8")
 
 
 @pytest.mark.parametrize("missing", ["bundle", "checkpoint", "data"])
