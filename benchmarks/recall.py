@@ -74,7 +74,10 @@ def _run(options: argparse.Namespace) -> int:
     out = options.out or (_ROOT / "build" / "benchmarks" if options.quick else Path(__file__).parent / "results") / machine.slug()
     public = {name: folder for name in ("fashioniq", "cirr", "circo") if (folder := getattr(options, name)) is not None}
     with console.status("loading") as status:
-        step = lambda text: status.update(escape(text))  # noqa: E731
+
+        def step(text: str) -> None:
+            status.update(escape(text))
+
         setting = open_setting(
             options.bundle, options.checkpoint, options.data, _ROOT / "build" / "recall",
             queries=sizes.queries, items=sizes.items, exports=not options.quick, step=step,
