@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
 import venv
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
@@ -29,8 +29,23 @@ def install(commit: str, into: Path) -> Path:
     subprocess.run(["git", "-C", str(source), "checkout", "--quiet", commit], check=True)
     venv.create(environment, with_pip=True, clear=True)
     (found,) = environment.glob("lib/python*/site-packages")
-    (found / "packages-of-the-present.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not followed
+    present = [
+        entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")
+    ]  # their own .pth files are not followed
+    (found / "packages-of-the-present.pth").write_text("".join(f"{entry}\n" for entry in present))
     pip = [str(commands / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--editable", str(source)], check=True, stdout=sys.stderr)
     done.touch()
     return commands
+
+
+def turns(versions: Mapping[str, Path], rounds: int) -> Iterator[tuple[int, str, Path]]:
+    """(round, version, its folder of command lines): all versions in every round, their order reversed in every other one."""
+    for number in range(rounds):
+        for version in sorted(versions, reverse=bool(number % 2)):
+            yield number, version, versions[version]
+
+
+def present() -> Path:
+    """The folder of command lines of the running version."""
+    return Path(sys.executable).parent

@@ -24,10 +24,13 @@ def band(medians: Sequence[float], *, around: float) -> tuple[float, float] | No
     """
     if len(medians) < LEAST_BLOCKS or min(medians) <= 0 or around <= 0:
         return None
-    freedom = len(medians) - 1
-    student = _STUDENT_95[freedom] if freedom < len(_STUDENT_95) else 1.96 + 2.5 / freedom
-    spread = student * float(np.std(np.log(medians), ddof=1)) * math.sqrt(1 + 1 / len(medians))
+    spread = student_95(len(medians) - 1) * float(np.std(np.log(medians), ddof=1)) * math.sqrt(1 + 1 / len(medians))
     return around * math.exp(-spread), around * math.exp(spread)
+
+
+def student_95(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t."""
+    return _STUDENT_95[freedom] if freedom < len(_STUDENT_95) else 1.96 + 2.5 / freedom
 
 
 def block_medians(rng: np.random.Generator, contenders: Sequence[Sequence[Samples]], resamples: int) -> list[Samples]:

@@ -71,15 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = options.work / "garments"
     if not data.exists():
         write_garments(data, SPEC)
-    versions = {options.against: earlier, "now": Path(sys.executable).parent}
+    versions = {options.against: earlier, "now": pinned.present()}
     before, started = machine.load_average(), datetime.now(UTC)
     runs = options.work / f"runs-{started:%Y%m%d-%H%M%S}"
     path = options.out / "train.json"
     done: list[Training] = []
-    for seed in range(options.rounds):
-        for version in sorted(versions, reverse=bool(seed % 2)):
-            done.append(train(version, versions[version], data, runs, seed))
-            print(done[-1], file=sys.stderr)
+    for seed, version, commands in pinned.turns(versions, options.rounds):
+        done.append(train(version, commands, data, runs, seed))
+        print(done[-1], file=sys.stderr)
+        if len(done) % len(versions):
+            continue
         record = report.load(path, "train")  # after every round: an interruption loses no other
         record["sections"][f"against {options.against}"] = {
             "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),

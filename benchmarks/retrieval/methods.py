@@ -1,0 +1,98 @@
+"""Ways to store a gallery and search it: what each keeps, and how it answers a MaxSim query."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.zones import Screen, select_zones
+
+from .galleries import F32, I64, Gallery
+
+Found = tuple[F32, I64]
+"""Scores and gallery positions (B, k), score descending, then position ascending; padded with -inf and -1."""
+Search = Callable[[F32, I64, int], Found]
+"""Queries (B, D), each one's reference (B,), which is left out of its answer, and k."""
+Scores = Literal["exact", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of a method. `scores`: those of MaxSim on the vectors as stored, or an estimate of its own.
+
+    `exact`: the answer is that of a full MaxSim search over the vectors as stored.
+    """
+
+    settings: dict[str, int]
+    search: Search
+    exact: bool = False
+    scores: Scores = "exact"
+    stored: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A method's index of one gallery. `size`: bytes of all that a search reads."""
+
+    size: int
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`how`: what is stored and how MaxSim is answered, for the report. `obstacle`: why it is left out of a gallery, if it is."""
+
+    name: str
+    how: str
+    build: Callable[[Gallery], Built]
+    package: str | None = None
+    obstacle: Callable[[Gallery], str | None] = lambda gallery: None
+
+    def timed_build(self, gallery: Gallery) -> tuple[Built, float]:
+        """The index, and the seconds that it took; shared views of the gallery are made before."""
+        _ = gallery.rows, gallery.pooled
+        started = time.perf_counter()
+        return self.build(gallery), time.perf_counter() - started
+
+
+def ours(name: str, stored: Literal["float32", "float16"], *, screened: bool = False) -> Method:
+    def build(gallery: Gallery) -> Built:
+        items = gallery.items.astype(stored, copy=False)
+        screen = Screen.build(items) if screened else None
+
+        def search(queries: F32, references: I64, k: int) -> Found:
+            found = select_zones(queries, items, k=k, exclude=references[:, None], screen=screen, backend="cpu")
+            return found.scores, found.ids
+
+        return Built(items.nbytes + (screen.nbytes if screen else 0), [Point({}, search, exact=True, stored=stored)])
+
+    beside = ", with 8-bit codes beside them that say which need not be read" if screened else ""
+    return Method(name, f"every token as {stored}{beside}; one fused pass takes the maximum over an item's tokens. Exact.", build)
+
+
+def by_rows(search_rows: Callable[[F32, int], Found], rows_per_item: int, fetch: int, rescore: NDArray[Any] | None) -> Search:
+    """MaxSim by a library that ranks single vectors.
+
+    The `fetch` best rows are taken, the row's item is row // `rows_per_item`, and an item's score is that of its best row. With
+    `rescore` (N, M, D), the items found are scored again by all of their tokens. Where every token is a row and the library is exact,
+    M (k + 1) rows hold the k best items and the reference, so the answer is exact.
+    """
+
+    def search(queries: F32, references: I64, k: int) -> Found:
+        scores, rows = search_rows(queries, fetch)
+        best, positions = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        for b, query in enumerate(queries):
+            items, first = np.unique(rows[b] // rows_per_item, return_index=True)  # rows come best first
+            kept = (items >= 0) & (items != references[b])
+            items = items[kept]
+            mine = scores[b][first[kept]] if rescore is None else (rescore[items].astype(np.float32, copy=False) @ query).max(axis=1)
+            order = np.lexsort((items, -mine))[:k]
+            best[b, : len(order)], positions[b, : len(order)] = mine[order], items[order]
+        return best, positions
+
+    return search
