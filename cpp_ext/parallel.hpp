@@ -11,8 +11,9 @@
 
 namespace dqe::cpu {
 
-// Below this many multiply-adds a further thread costs more (some 20 microseconds) than it gains.
-constexpr int64_t kWorkPerThread = 1 << 20;
+// Below this many multiply-adds a further thread costs more than it gains: some 20 microseconds where a processor is idle, and
+// milliseconds where the system has given it to another thread, of ONNX Runtime's pool for one.
+constexpr int64_t kWorkPerThread = 1 << 21;
 
 inline int useful_threads(int wanted, int64_t work) {
     const int64_t most = wanted > 0 ? wanted : std::max(1u, std::thread::hardware_concurrency());

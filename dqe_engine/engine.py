@@ -70,7 +70,7 @@ class RetrievalEngine:
         self._index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
         return self._index
 
-    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool = False) -> None:
+    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None) -> None:
         """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
         self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened)
 

@@ -177,6 +177,8 @@ def sizes_of(size: EncoderSize) -> GraphSizes:
         vision_width=size.width,
         embedding_dim=256,
         target_tokens=size.query_tokens,
+        hidden_size=size.width,
+        query_tokens=size.query_tokens,
         attributes=4,
     )
 

@@ -24,6 +24,7 @@ from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Stor
 from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
 
 Metadata = Mapping[str, Any]
+SCREENED_BYTES = 256 << 20
 F32 = NDArray[np.float32]
 
 
@@ -34,7 +35,8 @@ class GalleryIndex:
     image tokens spare a catalogue reference the vision encoder; "f16" rounds them to 11 bits, so the composed query
     differs from the uncached one by about 1e-3; "none" stores no image tokens, for large galleries (P * Hv values each).
     `screened`: keep an 8-bit copy of the target tokens in memory (a quarter of float32), made at the first search: results
-    stay exact, and searches of large galleries take a fraction of the time (`dqe_engine.zones.Screen`).
+    stay exact, and searches take a fraction of the time (`dqe_engine.zones.Screen`). None: while the target tokens take at most
+    `SCREENED_BYTES`, so that no memory is taken that anybody would miss.
 
     Threads may search while one adds, removes or saves: a search sees the index as it was when the search began.
     """
@@ -47,7 +49,7 @@ class GalleryIndex:
         image_shape: tuple[int, int],
         storage: Storage = "f32",
         image_storage: ImageStorage = "none",
-        screened: bool = False,
+        screened: bool | None = None,
     ) -> None:
         """`target_shape`: (M, D); `image_shape`: (P, Hv). Raises InputError for an unknown storage."""
         if storage not in DTYPES or image_storage not in ("none", *DTYPES):
@@ -212,7 +214,7 @@ class GalleryIndex:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, model_hash: str | None = None, verify: bool = False, screened: bool = False
+        cls, path: str | os.PathLike[str], *, model_hash: str | None = None, verify: bool = False, screened: bool | None = None
     ) -> GalleryIndex:
         """Open a saved index; tokens are memory-mapped, so this takes the time of reading ids and metadata.
 
@@ -239,7 +241,7 @@ class GalleryIndex:
             )
 
     @classmethod
-    def _open(cls, root: Path, manifest: IndexManifest, model_hash: str | None, verify: bool, screened: bool) -> GalleryIndex:
+    def _open(cls, root: Path, manifest: IndexManifest, model_hash: str | None, verify: bool, screened: bool | None) -> GalleryIndex:
         index = cls(
             model_hash=manifest.model_hash,
             target_shape=manifest.target_shape,
@@ -288,7 +290,8 @@ class GalleryIndex:
             excluded = [np.array(sorted({self._positions[id] for id in ids if id in self._positions}), np.int64) for ids in exclude]
             dead = np.array(sorted(self._dead), np.int64)
             shards, cache, ids, metadata = self._targets.shards(), self._screen, self._ids, self._metadata
-        screen = cache.screen(*shards) if self.screened else None  # outside of the lock: the first one takes a while
+        wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if self.screened is None else self.screened
+        screen = cache.screen(*shards) if wanted else None  # outside of the lock: the first one takes a while
         return Snapshot(shards, screen, ids, metadata, dead, excluded)
 
     def _append(self, root: Path, ours: IndexManifest) -> None:

@@ -60,11 +60,14 @@ def search_snapshot(
     view: Snapshot, queries: F32, k: int, *, filter: Filter | None, zones: ZoneSpec | None, picks: int
 ) -> tuple[IndexMatches, ...]:
     """See `GalleryIndex.search`."""
-    passes = _passes(view, filter)
-    count = int(np.count_nonzero(passes))
-    # Few candidates are gathered; otherwise the rows are searched where they are, and the others excluded.
-    gathered = np.flatnonzero(passes) if 2 * count <= view.size else None
-    excluded = _excluded(view, passes, gathered)
+    if filter is None and not len(view.dead):
+        count, gathered, excluded = view.size, None, view.excluded
+    else:
+        passes = _passes(view, filter)
+        count = int(np.count_nonzero(passes))
+        # Few candidates are gathered; otherwise the rows are searched where they are, and the others excluded.
+        gathered = np.flatnonzero(passes) if 2 * count <= view.size else None
+        excluded = _excluded(view, passes, gathered)
     found = select_zones(
         np.ascontiguousarray(queries),
         view.shards if gathered is None else _gather(view, gathered),
@@ -78,7 +81,7 @@ def search_snapshot(
 
     def matches(rows: I64, scores: F32) -> tuple[Match, ...]:
         hits = [(int(row if gathered is None else gathered[row]), float(s)) for row, s in zip(rows, scores, strict=True) if row >= 0]
-        return tuple(Match(view.ids[at], score, copy.deepcopy(view.metadata[at])) for at, score in hits)
+        return tuple(Match(view.ids[at], score, _copied(view.metadata[at])) for at, score in hits)
 
     results = []
     for b in range(len(queries)):
@@ -86,6 +89,10 @@ def search_snapshot(
         picked = () if found.picks is None or found.pick_scores is None else matches(found.picks[b], found.pick_scores[b])
         results.append(IndexMatches(matches(found.ids[b], found.scores[b]), counts, picked))
     return tuple(results)
+
+
+def _copied(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if metadata is None else copy.deepcopy(metadata)
 
 
 def _passes(view: Snapshot, filter: Filter | None) -> NDArray[np.bool_]:

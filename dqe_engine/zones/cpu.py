@@ -222,14 +222,19 @@ class _Sweeper:
     def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int) -> int:
         request = self.request
         zones = request.zones or ZoneSpec(lo=0, hi=0)
-        sizes = np.diff(request.offsets)[rows]
-        excluded = [request.excluded[request.offsets[b] : request.offsets[b + 1]] for b in rows.tolist()] if sizes.any() else []
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if len(rows) == last - first:
+            queries, offsets = request.queries[first:last], request.offsets[first : last + 1]
+            excluded, offsets = request.excluded[offsets[0] : offsets[-1]], offsets - offsets[0]
+        else:
+            queries, offsets = request.queries[rows], np.concatenate(([0], np.cumsum(np.diff(request.offsets)[rows])))
+            excluded = np.concatenate([request.excluded[request.offsets[b] : request.offsets[b + 1]] for b in rows.tolist()])
         return _kernels.sweep(
-            request.queries[rows[0] : rows[-1] + 1] if len(rows) == rows[-1] - rows[0] + 1 else request.queries[rows],
+            queries,
             list(request.shards),
             list(request.screen.shards) if self.screened and request.screen is not None else [],
-            np.concatenate(([0], np.cumsum(sizes))),
-            np.concatenate(excluded) if excluded else np.empty(0, np.int64),
+            offsets,
+            excluded,
             query_rows=rows + request.first_query,
             zoning=zoning,
             anchor_is_best=request.anchor_ids is None and request.anchor_scores is None,

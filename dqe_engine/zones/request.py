@@ -196,6 +196,9 @@ def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, 
             raise InputError(f"exclude[{row}]: expected a sequence of integer ids, got {entry.dtype} of shape {entry.shape}")
     ids = np.concatenate([entry.astype(np.int64) for entry in entries]) if entries else np.empty(0, np.int64)
     _check_ids("exclude", ids, size)
+    if batch == 1:
+        ids = np.unique(ids)
+        return np.array([0, len(ids)]), ids
     pairs = np.unique(np.repeat(np.arange(batch, dtype=np.int64), [entry.size for entry in entries]) * size + ids)
     offsets = np.searchsorted(pairs, np.arange(batch + 1, dtype=np.int64) * size).astype(np.int64)
     return offsets, pairs % size if size else pairs

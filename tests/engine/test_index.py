@@ -15,7 +15,7 @@ from support.samples import image_rows, query_rows, target_rows
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.index import GalleryIndex, IndexMatches, searching
+from dqe_engine.index import GalleryIndex, IndexMatches, gallery, searching
 from dqe_engine.zones import ZoneSelection
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -108,7 +108,7 @@ def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, m
     seen: list[ZoneSelection] = []
     select = searching.select_zones
     monkeypatch.setattr(searching, "select_zones", lambda *args, **options: seen.append(select(*args, **options)) or seen[-1])
-    plain, screened = make_index(3000), make_index(3000, screened=True)
+    plain, screened = make_index(3000, screened=False), make_index(3000, screened=True)
     queries = query_rows(2)
     for _ in range(2):
         assert screened.search(queries, 5, exclude=[["i7"], []]) == plain.search(queries, 5, exclude=[["i7"], []])
@@ -116,6 +116,15 @@ def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, m
             index.add(["new", "newer"], target_rows(2, 9), replace=True)
     assert [found.rescored is None for found in seen] == [False, True, False, True]
     assert all(found.rescored < 3000 for found in seen if found.rescored is not None)
+
+
+def test_indexes_are_screened_until_they_are_large(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make_index(10)
+    assert index._snapshot([()]).screen is not None
+    monkeypatch.setattr(gallery, "SCREENED_BYTES", index._targets.shards()[1].nbytes)
+    assert index._snapshot([()]).screen is not None
+    index.add(["one more"], target_rows(1))
+    assert index._snapshot([()]).screen is None
 
 
 @pytest.mark.parametrize("removed", [0, 3, 15, 20])
