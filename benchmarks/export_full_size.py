@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tower", choices=TOWERS, default="vit-g")
     parser.add_argument("--precisions", default="f32,f16,int8", help="of f32, f16, int8 (default: all)")
     parser.add_argument("--work", type=Path, default=_ROOT.parent / "build" / "full-size", help="folder for checkpoint and bundles, 20 GB")
+    parser.add_argument("--keep", action="store_true", help="keep the bundles, for benchmarks.query_full_size")
     parser.add_argument("--out", type=Path, default=_ROOT / "results" / machine.slug(), help="folder for results")
     options = parser.parse_args(arguments)
     checkpoint = options.work / options.tower
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started, before = datetime.now(UTC), machine.load_average()
         bundle = options.work / f"{options.tower}-{precision}"
         found = export(checkpoint, bundle, precision)
-        shutil.rmtree(bundle)
+        if not options.keep:
+            shutil.rmtree(bundle)
         record = report.load(path, "export")
         record["sections"][f"{options.tower} {precision}"] = found | {
             "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),

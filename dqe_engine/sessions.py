@@ -16,6 +16,9 @@ OrtProvider = Literal["auto", "cpu", "cuda", "ort-tensorrt"]
 Provider = Literal[OrtProvider, "tensorrt"]
 """What runs a graph: "tensorrt" is our session on the bundle's own engines, the others are ONNX Runtime's."""
 PROVIDERS: tuple[Provider, ...] = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
+LITTLE_WORK = 8 << 20
+"""Batch times bytes of a graph and its weights, up to which a second thread is not woken: it would save less than what the system
+at times takes to let it run (a tick of 4 ms, at the 95th percentile)."""
 Arrays = dict[str, NDArray[Any]]
 
 _PROVIDER_NAMES: Mapping[str, str] = {
@@ -76,8 +79,8 @@ class OnnxSession:
 
     `provider`: all but "auto" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
     takes CUDA where it works, else the CPU, and `self.provider` says which. "ort-tensorrt" builds its engines anew in every
-    process, at the first run of a shape. `threads`: intra-op threads of the CPU
-    provider, None for ONNX Runtime's own choice. Raises BundleError when the file is no graph or not the spec's graph.
+    process, at the first run of a shape. `threads`: intra-op threads of the CPU provider; None for ONNX Runtime's own choice, and
+    for one where there is little to do (`LITTLE_WORK`). Raises BundleError when the file is no graph or not the spec's graph.
     """
 
     def __init__(
@@ -92,6 +95,10 @@ class OnnxSession:
         self._session, self.provider = _open_session(path, provider, threads)
         _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
+        weights = (path, path.with_name(f"{path.name}.data"))
+        size = sum(file.stat().st_size for file in weights if file.exists())
+        little = LITTLE_WORK // size if threads is None and self.provider == "cpu" else 0
+        self._little, self._single = little, _open_session(path, "cpu", 1)[0] if little else None
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching ONNX Runtime.
@@ -102,8 +109,9 @@ class OnnxSession:
         shapes = {tensor.name: tensor.shape(self._sizes, **dynamic) for tensor in self.spec.outputs}
         if dynamic["batch"] == 0:
             return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
+        session = self._single if self._single is not None and dynamic["batch"] <= self._little else self._session
         try:
-            values = self._session.run(list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+            values = session.run(list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             raise BackendError(f"{self.spec.name} failed on {self.provider}: {_one_line(error)}") from error
         outputs = dict(zip(shapes, values, strict=True))

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from support.tiny_bundle import SIZES
 
+from dqe_engine import sessions
 from dqe_engine.contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_engine.errors import BackendError, BundleError, InputError
 from dqe_engine.sessions import OnnxSession
@@ -211,3 +212,35 @@ def test_graph_next_to_spaces_and_unicode(bundle_path: Path, tmp_path: Path) -> 
     path.parent.mkdir()
     shutil.copy(bundle_path / "vision_encoder.onnx", path)
     assert OnnxSession(path, VISION_ENCODER, SIZES, provider="cpu").provider == "cpu"
+
+
+@pytest.mark.parametrize(("threads", "little"), [(None, [True, True, False]), (2, [False] * 3)])
+def test_little_work_wakes_no_second_thread(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, little: list[bool]
+) -> None:
+    shutil.copy(bundle_path / QUERY_ENCODER.file, tmp_path)
+    size = (tmp_path / QUERY_ENCODER.file).stat().st_size
+    monkeypatch.setattr(sessions, "LITTLE_WORK", 4 * size)
+    for weights in (0, size):  # beside the graph
+        if weights:
+            (tmp_path / f"{QUERY_ENCODER.file}.data").write_bytes(bytes(weights))
+        session = OnnxSession(tmp_path / QUERY_ENCODER.file, QUERY_ENCODER, SIZES, provider="cpu", threads=threads)
+        most = 4 if not weights else 2
+        expected = session.run(**query_inputs(most + 1))
+        used: list[bool] = []
+
+        class Spy:
+            def __init__(self, session: Any, single: bool) -> None:
+                self._session, self._single = session, single
+
+            def run(self, *arguments: Any) -> Any:
+                used.append(self._single)  # noqa: B023
+                return self._session.run(*arguments)
+
+        monkeypatch.setattr(session, "_session", Spy(session._session, False))
+        if session._single is not None:
+            monkeypatch.setattr(session, "_single", Spy(session._single, True))
+        for batch in (1, most, most + 1):
+            found = session.run(**{name: array[:batch] for name, array in query_inputs(most + 1).items()})
+            np.testing.assert_allclose(found["base_query"], expected["base_query"][:batch], rtol=0, atol=1e-6)
+        assert used == little
