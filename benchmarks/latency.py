@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dqe_engine.cli.main import positive
-from dqe_training.cli.runner import run_torch
+from dqe_engine.cli.main import positive, run
 
 from . import machine
 from .harness import AnswerMismatchError
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is None:
         options.out = (_ROOT / "build" / "benchmarks" if options.quick else Path(__file__).parent / "results") / machine.slug()
     try:
-        return run_torch(partial(_list if options.list else _measure, options))
+        return run(partial(_list if options.list else _measure, options))
     except AnswerMismatchError as error:
         print(f"error: wrong answer: {error}", file=sys.stderr)
         return 1

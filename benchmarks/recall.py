@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{name}: {what}" for name, what in _SECTIONS.items()))
         return 0
-    from dqe_training.cli.runner import run_torch
+    from dqe_engine.cli.main import run
 
-    return run_torch(lambda: _run(options))
+    return run(lambda: _run(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -49,6 +49,13 @@ class Bundle:
             check_file(root, entry, hashed=verify)
         return cls(root, manifest)
 
+    def is_current(self) -> bool:
+        """Whether what lies at `path` is still this bundle: it may be replaced, or take other attribute heads, meanwhile."""
+        try:
+            return read_schema(BundleManifest, self.path / MANIFEST_FILE, "no bundle here", "dqe-export") == self.manifest
+        except BundleError:
+            return False
+
     @property
     def model_hash(self) -> str:
         return self.manifest.model_hash

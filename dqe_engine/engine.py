@@ -16,7 +16,7 @@ from .bundle import Bundle
 from .compose import apply_overrides, compose_query
 from .contracts.graphs import GRAPHS, GraphSpec
 from .contracts.zones import ZoneSpec
-from .errors import BackendError, InputError
+from .errors import BackendError, DQEError, InputError
 from .image_sources import ImageSource, decode_ahead, image_pairs, open_reference
 from .index import GalleryIndex, ImageStorage, Storage
 from .index.filters import Filter
@@ -34,9 +34,13 @@ __all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "Retrieva
 class RetrievalEngine:
     """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
 
-    def __init__(self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], *, index: GalleryIndex | None = None) -> None:
-        """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made."""
+    def __init__(
+        self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], *, index: GalleryIndex | None = None, threads: int = 0
+    ) -> None:
+        """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made. `threads`: of a search
+        at most, 0 for one per processor."""
         self.bundle = bundle
+        self._threads = threads
         self._sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
         self._text = bundle.text_encoder()
         self._index = GalleryIndex.for_bundle(bundle)
@@ -47,9 +51,18 @@ class RetrievalEngine:
     def load(
         cls, bundle_path: str | os.PathLike[str], *, provider: Provider = "auto", threads: int | None = None, verify: bool = True
     ) -> RetrievalEngine:
-        """Verify and open a bundle. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
-        bundle = Bundle.load(bundle_path, verify=verify)
-        return cls(bundle, lambda graph: bundle.session(graph, provider=provider, threads=threads))
+        """Verify and open a bundle. `threads`: CPU threads of a graph and of a search; None for all, and for one where there is little
+        to do. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
+        while True:
+            bundle = Bundle.load(bundle_path, verify=verify)
+            try:
+                engine = cls(bundle, lambda graph: bundle.session(graph, provider=provider, threads=threads), threads=threads or 0)  # noqa: B023
+            except DQEError:
+                if bundle.is_current():
+                    raise
+                continue
+            if bundle.is_current():  # else the files that were opened may be another bundle's, or of two
+                return engine
 
     @property
     def providers(self) -> dict[str, str]:
@@ -226,7 +239,9 @@ class RetrievalEngine:
         spec = self._zone_spec(zones)
         timings = dict(encoded.timings_ms)
         with _timed(timings, "search"):
-            found = index.search(encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0)
+            found = index.search(
+                encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0, threads=self._threads
+            )
         names, overrides = self.bundle.vocabulary.names, {name: float(value) for name, value in (attribute_weights or {}).items()}
         return tuple(
             SearchResult(

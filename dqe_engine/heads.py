@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from .bundle import Bundle, build_file_entries, check_file, read_schema
+from .bundle import Bundle, check_file, read_schema
 from .contracts.graphs import ATTRIBUTE_HEADS
-from .contracts.manifest import HEADS_FILE, MANIFEST_FILE, REPORT_FILES, BundleManifest, HeadsManifest, graph_files
+from .contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, REPORT_FILES, BundleManifest, HeadsManifest, graph_files
 from .contracts.parsing import to_json
 from .errors import BundleError, InputError
 from .files import atomic_directory
@@ -54,21 +54,23 @@ def replace_heads(
     old, new, root = Bundle.load(bundle).manifest, load_heads(heads), Path(bundle)
     _check_fit(root, old, Path(heads), new, new_vocabulary=new_vocabulary)
     OnnxSession(Path(heads) / ATTRIBUTE_HEADS.file, ATTRIBUTE_HEADS, new.sizes, provider="cpu", threads=1)  # it runs, before it replaces
+    kept = [entry for entry in old.files if entry.path not in (*REPORT_FILES, *graph_files(ATTRIBUTE_HEADS))]
+    measured = [parity for parity in old.parity if parity.graph not in (ATTRIBUTE_HEADS.name, COMPOSED_QUERY)]
     manifest = msgspec.structs.replace(
         old,
         producer=new.producer,
         sizes=new.sizes,
         vocabulary=new.vocabulary,
         zones=new.zones,
-        parity=tuple(new.parity if p.graph == ATTRIBUTE_HEADS.name else p for p in old.parity),
+        parity=(*measured, new.parity),
         retrieval=None,
+        files=tuple(sorted((*kept, *new.files), key=lambda entry: entry.path)),
     )
     try:
         with atomic_directory(root, replace=True, marker=MANIFEST_FILE) as temporary:
             _link_files(root, temporary, without=(MANIFEST_FILE, *REPORT_FILES, *graph_files(ATTRIBUTE_HEADS)))
             for entry in new.files:
                 shutil.copyfile(Path(heads) / entry.path, temporary / entry.path)
-            manifest = msgspec.structs.replace(manifest, files=build_file_entries(temporary))
             (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
             manifest = check(temporary, manifest)
             (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
@@ -96,7 +98,10 @@ def _check_fit(bundle: Path, old: BundleManifest, heads: Path, new: HeadsManifes
 
 
 def _link_files(source: Path, target: Path, *, without: tuple[str, ...]) -> None:
-    """Hard links to all files but those, so that gigabytes are not copied; copies where the disk has no links."""
+    """Hard links to all files but those, so that gigabytes are not copied; copies where the disk has no links.
+
+    To files that the manifest does not list, too: engines, and whatever the user keeps there.
+    """
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         name = file.relative_to(source)
         if name.as_posix() in without:

@@ -16,9 +16,9 @@ OrtProvider = Literal["auto", "cpu", "cuda", "ort-tensorrt"]
 Provider = Literal[OrtProvider, "tensorrt"]
 """What runs a graph: "tensorrt" is our session on the bundle's own engines, the others are ONNX Runtime's."""
 PROVIDERS: tuple[Provider, ...] = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
-LITTLE_WORK = 8 << 20
-"""Batch times bytes of a graph and its weights, up to which a second thread is not woken: it would save less than what the system
-at times takes to let it run (a tick of 4 ms, at the 95th percentile)."""
+LITTLE_WORK = 256 << 20
+"""Batch times image tokens times bytes of a graph and its weights, up to which a second thread is not woken: it would save less than
+what the system at times takes to let it run (a tick of 4 ms, at the 95th percentile). A bound on multiply-adds, if weights have 8 bits."""
 Arrays = dict[str, NDArray[Any]]
 
 _PROVIDER_NAMES: Mapping[str, str] = {
@@ -97,7 +97,7 @@ class OnnxSession:
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
         weights = (path, path.with_name(f"{path.name}.data"))
         size = sum(file.stat().st_size for file in weights if file.exists())
-        little = LITTLE_WORK // size if threads is None and self.provider == "cpu" else 0
+        little = LITTLE_WORK // (size * sizes.image_tokens) if threads is None and self.provider == "cpu" else 0
         self._little, self._single = little, _open_session(path, "cpu", 1)[0] if little else None
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:

@@ -49,6 +49,8 @@ class Change:
 def change(old: Figure, new: Figure) -> Change:
     """Of two runs' figures of the same name."""
     before, after = old.value, new.value
+    if before > 0 and after == 0 and not new.lower_is_better:  # nothing is left of it, and no ratio says how much worse that is
+        return Change(new.name, new.unit, before, after, 0.0, (1.0, 1.0), "samples", new.lower_is_better)
     if min(old.samples.size, new.samples.size) < 2 or before <= 0 or after <= 0:
         ratio = after / before if before > 0 else math.nan
         return Change(new.name, new.unit, before, after, ratio, (math.nan, math.nan), "none", new.lower_is_better)

@@ -57,6 +57,8 @@ class Results:
     machines: dict[str, str]
     versions: dict[str, dict[str, str | None]]
     commits: dict[str, str]
+    workloads: dict[str, dict[str, Any]]
+    """Of each section, what its figures' names do not say: a quick run's are of other work."""
 
 
 def read(path: Path) -> Results:
@@ -83,7 +85,13 @@ def read(path: Path) -> Results:
         {name: _machine(section) for name, section in sections.items()},
         {name: section.get("machine", {}).get("versions", {}) for name, section in sections.items()},
         {name: str(section.get("machine", {}).get("commit") or "unknown")[:10] for name, section in sections.items()},
+        {name: _workload(section) for name, section in sections.items()},
     )
+
+
+def _workload(section: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = section.get("sizes", {})
+    return {"quick": bool(section.get("quick"))} | {key: sizes[key] for key in ("items", "pool", "queries") if key in sizes}
 
 
 def _machine(section: Mapping[str, Any]) -> str:

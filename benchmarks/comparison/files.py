@@ -34,6 +34,9 @@ def compare_files(old: Path, new: Path, *, across_machines: bool = False) -> Com
             raise InputError(f"the files come from different machines ({differ}); measure both on one, or pass --across-machines")
         notes.append(f"DIFFERENT MACHINES ({differ}): times say which machine is faster, not which version.")
     notes += _versions(before, after)
+    for name in (name for name in before.workloads if name in after.workloads):
+        if (was := before.workloads[name]) != (now := after.workloads[name]):
+            raise InputError(f"section {name} is of different work, {was} in {old} and {now} in {new}; measure the same in both")
     names = [name for name in after.figures if name in before.figures]
     if not names:
         raise InputError(f"{old} and {new} have no figure in common: other sections, or other sizes (--quick); measure the same in both")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.errors import IndexFormatError, InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, sha256_of
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
 
+from .. import machine
 from ..report import save_text
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def open_setting(bundle: Path, checkpoint: Path, data: Path, work: Path, *, item
     pool = min(pool, int(np.count_nonzero(evaluation.reference < items)))
     if not pool:
         raise InputError(f"--data {data}: no query has its reference among the first {items} gallery images; take more items")
-    folder = work / Bundle.load(bundle).model_hash[:16]
+    Bundle.load(bundle)
+    folder = work / sha256_of(bundle / "manifest.json")[:16]  # the attribute heads count too, which no model hash knows
     return Setting(bundle, checkpoint, data, folder, items, pool, threads)
 
 
@@ -151,7 +153,8 @@ def engine(setting: Setting, precision: Precision, provider: Literal["cpu", "cud
     """With the setting's index attached; one a process."""
     from dqe_engine.engine import RetrievalEngine
 
-    found = RetrievalEngine.load(setting.bundle_of(precision), provider=provider, threads=setting.threads)
+    threads = None if setting.threads == machine.cores() else setting.threads  # by default, it chooses how many are worth waking
+    found = RetrievalEngine.load(setting.bundle_of(precision), provider=provider, threads=threads)
     found.load_index(setting.index_of(precision))
     return found
 

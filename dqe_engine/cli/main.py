@@ -61,4 +61,6 @@ def positive(text: str) -> int:
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """`--provider` and `--threads`, as `RetrievalEngine.load` takes them."""
     parser.add_argument("--provider", choices=_PROVIDERS, default="auto", help="what runs the graphs (default: auto)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads per graph (default: ONNX Runtime's choice)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of a graph and of a search (default: as many as are worth it)"
+    )

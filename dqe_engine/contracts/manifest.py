@@ -16,6 +16,8 @@ Precision = Literal["float32", "float16", "int8", "int8-static"]
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 HEADS_FILE = "heads.json"
+COMPOSED_QUERY = "composed_query"
+"""In a manifest's `parity`: query encoder and attribute heads one after the other, as if they were one graph."""
 REPORT_FILES = ("report.json", "report.html")
 """What export says of the bundle, timings included: no part of what the bundle is."""
 

@@ -169,12 +169,13 @@ class GalleryIndex:
         filter: Filter | None = None,
         zones: ZoneSpec | None = None,
         picks: int = 0,
+        threads: int = 0,
     ) -> tuple[IndexMatches, ...]:
         """The k best items of each query, or all there are.
 
         queries: (B, D) float32, unit norm; exclude: per query, ids that are no candidates (ids that are not in the index
         exclude nothing); filter: see `compile_filter`; zones: also count the zones by Δ to the query's best candidate and
-        pick `picks` items of the mid zone by the spec's policy. Raises InputError.
+        pick `picks` items of the mid zone by the spec's policy; threads: at most, 0 for one per processor. Raises InputError.
         """
         if queries.ndim != 2 or queries.shape[1] != self.target_shape[1] or queries.dtype != np.float32:
             raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
@@ -187,7 +188,7 @@ class GalleryIndex:
         for ids in exclude or ():
             check_no_single_str("exclude", ids)
         view = self._snapshot(exclude if exclude is not None else [()] * len(queries))
-        return search_snapshot(view, queries, k, filter=filter, zones=zones, picks=picks)
+        return search_snapshot(view, queries, k, filter=filter, zones=zones, picks=picks, threads=threads)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Make the present contents durable in the directory `path`; once this returns, no kill can lose them.

@@ -57,7 +57,7 @@ class Snapshot:
 
 
 def search_snapshot(
-    view: Snapshot, queries: F32, k: int, *, filter: Filter | None, zones: ZoneSpec | None, picks: int
+    view: Snapshot, queries: F32, k: int, *, filter: Filter | None, zones: ZoneSpec | None, picks: int, threads: int
 ) -> tuple[IndexMatches, ...]:
     """See `GalleryIndex.search`."""
     if filter is None and not len(view.dead):
@@ -77,6 +77,7 @@ def search_snapshot(
         counts=zones is not None,
         exclude=excluded if any(map(len, excluded)) else None,
         screen=view.screen if gathered is None else None,
+        threads=threads,
     )
 
     def matches(rows: I64, scores: F32) -> tuple[Match, ...]:

@@ -20,7 +20,7 @@ from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
-from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs
+from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
 from .graphs import graph_module
 from .identity import encoder_identity
 from .latency import time_graph
@@ -148,7 +148,7 @@ def _write_int8(
         if data is None:
             raise InputError("int8-static reads the scales of activations off real queries; name an evaluation set with --data")
         advance(f"calibrating {spec.name}")
-        calibration = {name: value.numpy() for name, value in calibration_inputs(spec, checkpoint, data).items()}
+        calibration = {name: value.numpy() for name, value in scale_inputs(spec, checkpoint, data).items()}
 
     def sensitivities() -> list[LayerSensitivity]:
         inputs = calibration_inputs(spec, checkpoint, data)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import Precision
+from dqe_engine.errors import InputError
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.data.images import load_pixels, to_pixel_values
 from dqe_training.data.records import TripletRecord
@@ -58,13 +59,28 @@ def is_large(spec: GraphSpec, model: DQEModel) -> bool:
 
 @torch.inference_mode()
 def calibration_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData | None) -> dict[str, Tensor]:
-    """Inputs of `spec` for up to `QUERIES` queries; `QUERIES_OF_LARGE` for a large vision tower itself."""
+    """What layers are judged by: inputs of `spec` for up to `QUERIES` queries; `QUERIES_OF_LARGE` for a large vision tower itself."""
     model = checkpoint.model
     count = QUERIES_OF_LARGE if is_large(spec, model) else QUERIES
     if data is None or not data.evaluation.records:
         longest, vocab_size = model.config.qformer.max_text_length, model.embeddings.word_embeddings.num_embeddings
         return random_inputs(spec, model.sizes, vocab_size, batch=count, text_length=min(8, longest), seed=0)
     return _inputs_of(spec, checkpoint, data, data.evaluation.records[:count])
+
+
+@torch.inference_mode()
+def scale_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData) -> dict[str, Tensor]:
+    """What fixed scales are read off: inputs of `spec` for up to `QUERIES` queries, at most half of those there are."""
+    return _inputs_of(spec, checkpoint, data, data.evaluation.records[: _scaled_by(data)])
+
+
+def _scaled_by(data: EvaluationData) -> int:
+    count = len(data.evaluation.records)
+    if count < 2:
+        raise InputError(
+            f"{data.directory}: int8-static needs two queries, some to read scales off and others to judge them; it has {count}"
+        )
+    return min(QUERIES, count // 2)
 
 
 def parity_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData | None, precision: Precision) -> MakeInputs | None:
@@ -77,8 +93,8 @@ def parity_inputs(spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData 
 def real_inputs(
     spec: GraphSpec, checkpoint: Checkpoint, data: EvaluationData, *, batch: int, text_length: int, seed: int
 ) -> dict[str, Tensor]:
-    """Inputs of one shape from queries that nothing was calibrated on, as far as there are any: texts are cut or padded."""
-    records = data.evaluation.records[QUERIES:] or data.evaluation.records
+    """Inputs of one shape from queries that no scale was read off: texts are cut or padded. Raises InputError where there are none."""
+    records = data.evaluation.records[_scaled_by(data) :]
     chosen = np.random.default_rng(seed).integers(0, len(records), batch)
     return _inputs_of(spec, checkpoint, data, [records[row] for row in chosen], text_length=text_length)
 

@@ -55,16 +55,19 @@ def export_heads_into(
         advance("checking the composed query")
         inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
         composed = check_composition(checkpoint.model, directory, precision=options.precision, inputs=inputs)
-        parity = tuple(composed if p.graph == composed.graph else p for p in manifest.parity)
         retrieval = None
         if (data := options.data) is not None:
             advance(f"answering the queries of {data.name}")
             retrieval = check_retrieval(checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision)
-        return msgspec.structs.replace(manifest, parity=parity, retrieval=retrieval)
+        return msgspec.structs.replace(manifest, parity=(*manifest.parity, composed), retrieval=retrieval)
 
-    with scratch_directory(bundle.with_name(f"{bundle.name}.heads")) as scratch:
-        _fill(checkpoint, scratch, options, advance)
-        return replace_heads(bundle, scratch, new_vocabulary=new_vocabulary, check=check)
+    bundle = bundle.absolute()
+    try:
+        with scratch_directory(bundle.with_name(f"{bundle.name}.heads")) as scratch:
+            _fill(checkpoint, scratch, options, advance)
+            return replace_heads(bundle, scratch, new_vocabulary=new_vocabulary, check=check)
+    except OSError as error:
+        raise ExportError(f"{bundle}: cannot be written ({error.strerror or error})") from error
 
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> HeadsManifest:

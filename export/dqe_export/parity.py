@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dqe_engine.compose import compose_query
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, GraphSpec
-from dqe_engine.contracts.manifest import GraphParity, OutputParity, Precision, RetrievalParity, Tolerance
+from dqe_engine.contracts.manifest import COMPOSED_QUERY, GraphParity, OutputParity, Precision, RetrievalParity, Tolerance
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
@@ -93,7 +93,7 @@ def check_composition(
         difference = _Difference(found, model.encode_query(**given).query.numpy())
         difference.check("the composed query", tolerance, f"at {shape}")
         differences.append(difference)
-    return GraphParity(graph="composed_query", outputs={"query": _summary(differences)}, shapes=shapes)
+    return GraphParity(graph=COMPOSED_QUERY, outputs={"query": _summary(differences)}, shapes=shapes)
 
 
 def _shapes(model: DQEModel) -> tuple[dict[str, int], ...]:

@@ -18,6 +18,8 @@ Int8 = Literal["int8", "int8-static"]
 Lower = Literal["float16", Int8]
 _FLOAT32_OPS = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "Clip", "Div")
 """Sums of squares and exponentials, which leave float16's range, and the divisions by them."""
+_AT_ONCE = 8
+"""Queries in a batch while scales are read off them."""
 _QUANTISED_OPS = ("MatMul", "Gemm", "Gather")  # Gather: the word embeddings
 
 
@@ -58,8 +60,9 @@ def _int8(source: Path, keep: Collection[str], inputs: Mapping[str, NDArray[Any]
         _quietly(lambda: quantize_dynamic(source, target, **shared))
     else:
         options |= {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
-        once = iter([dict(inputs), None])
-        reader = SimpleNamespace(get_next=lambda: next(once))
+        count = len(next(iter(inputs.values())))
+        parts = iter([{name: a[at : at + _AT_ONCE] for name, a in inputs.items()} for at in range(0, count, _AT_ONCE)])
+        reader = SimpleNamespace(get_next=lambda: next(parts, None))
         _quietly(lambda: quantize_static(source, target, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **shared))
     proto = onnx.load(target)
     for file in (target, weights_beside(target)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.samples import noise_image
-from support.tiny_bundle import SIZES, build_tiny_bundle
+from support.tiny_bundle import SIZES, build_tiny_bundle, build_tiny_heads
 
 import dqe_engine
+from dqe_engine.bundle import Bundle
 from dqe_engine.compose import compose_query
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, GraphSpec
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import STAGES, RetrievalEngine
 from dqe_engine.errors import BackendError, BundleError, IndexFormatError, InputError
+from dqe_engine.heads import replace_heads
 from dqe_engine.index import GalleryIndex
 
 IDS = tuple(sorted(f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(12)))
@@ -311,3 +314,27 @@ def test_concurrent_searches_do_not_disturb_each_other(indexed: RetrievalEngine,
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bundle_that_takes_other_heads_while_it_is_opened_is_opened_again(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Between the check of the files and the last session: old graphs under a new manifest, or the reverse, would answer wrongly."""
+    bundle, heads = tmp_path / "bundle", build_tiny_heads(tmp_path / "heads")
+    shutil.copytree(bundle_path, bundle)
+    session, opened = Bundle.session, list[str]()
+
+    def interrupted(self: Bundle, graph: GraphSpec, **options: Any) -> Any:
+        opened.append(graph.name)
+        if len(opened) == 2:
+            replace_heads(bundle, heads)
+            if fails:
+                raise BundleError("of another size")
+        return session(self, graph, **options)
+
+    monkeypatch.setattr(Bundle, "session", interrupted)
+    engine = RetrievalEngine.load(bundle, provider="cpu", threads=1)
+    assert engine.bundle.manifest == Bundle.load(bundle).manifest
+    assert opened[-len(GRAPHS) :] == [spec.name for spec in GRAPHS]
+    assert len(opened) == len(GRAPHS) + (2 if fails else len(GRAPHS))

@@ -43,6 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_only_the_heads_change(bundle: Path, heads: Path, tmp_path: Path) -> None:
     (bundle / "tensorrt" / "sm90-10.16").mkdir(parents=True)
     (bundle / "tensorrt" / "sm90-10.16" / "vision_encoder.engine").write_bytes(b"plan")
+    (bundle / "notes.txt").write_text("mine")
     before, old = contents(bundle), Bundle.load(bundle)
     manifest = replace_heads(bundle, heads)
     after, new = contents(bundle), Bundle.load(bundle)
@@ -50,7 +51,11 @@ def test_only_the_heads_change(bundle: Path, heads: Path, tmp_path: Path) -> Non
     assert after[ATTRIBUTE_HEADS.file] == (heads / ATTRIBUTE_HEADS.file).read_bytes()
     assert new.manifest == manifest
     assert manifest.zones == load_heads(heads).zones != old.manifest.zones
-    assert [p.graph for p in manifest.parity] == [spec.name for spec in GRAPHS]
+    assert {p.graph for p in manifest.parity} == {spec.name for spec in GRAPHS}  # the composed query was not measured anew
+    assert {entry.path for entry in manifest.files} == {"tokenizer.json", *(spec.file for spec in GRAPHS)}  # no engine, as before
+    (bundle / "tensorrt" / "sm90-10.16" / "vision_encoder.engine").write_bytes(b"built again")
+    assert Bundle.load(bundle).manifest == manifest
+    assert (bundle / "notes.txt").read_text() == "mine"
     assert new.model_hash == old.model_hash  # so indexes stay valid
     assert {spec.name for spec in GRAPHS if manifest.graph_hash(spec) != old.manifest.graph_hash(spec)} == {ATTRIBUTE_HEADS.name}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "heads"]

@@ -220,7 +220,7 @@ def test_little_work_wakes_no_second_thread(
 ) -> None:
     shutil.copy(bundle_path / QUERY_ENCODER.file, tmp_path)
     size = (tmp_path / QUERY_ENCODER.file).stat().st_size
-    monkeypatch.setattr(sessions, "LITTLE_WORK", 4 * size)
+    monkeypatch.setattr(sessions, "LITTLE_WORK", 4 * size * SIZES.image_tokens)
     for weights in (0, size):  # beside the graph
         if weights:
             (tmp_path / f"{QUERY_ENCODER.file}.data").write_bytes(bytes(weights))

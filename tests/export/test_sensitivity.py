@@ -20,7 +20,7 @@ from dqe_engine.errors import ParityError
 from dqe_export import bundle as bundle_module
 from dqe_export import calibration
 from dqe_export.bundle import ExportOptions, export_bundle
-from dqe_export.calibration import EvaluationData, calibration_inputs, parity_inputs, real_inputs
+from dqe_export.calibration import EvaluationData, calibration_inputs, parity_inputs, real_inputs, scale_inputs
 from dqe_export.graphs import graph_module, random_inputs
 from dqe_export.parity import check_parity
 from dqe_export.precision import convert
@@ -172,7 +172,7 @@ def test_static_scales_are_judged_by_queries_they_were_not_read_off(
         seen.append(list(records))
 
     monkeypatch.setattr(calibration, "_inputs_of", inputs_of)
-    calibration_inputs(VISION_ENCODER, checkpoint, data)
+    scale_inputs(VISION_ENCODER, checkpoint, data)
     real_inputs(VISION_ENCODER, checkpoint, data, batch=100, text_length=1, seed=0)
     records = data.evaluation.records
     assert seen[0] == list(records[:4])

@@ -22,7 +22,7 @@ from dqe_engine.contracts.graphs import (
     GraphSizes,
     GraphSpec,
 )
-from dqe_engine.contracts.manifest import HEADS_FILE, MANIFEST_FILE, BundleManifest, GraphParity, HeadsManifest, Tolerance
+from dqe_engine.contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, BundleManifest, GraphParity, HeadsManifest, Tolerance
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.tokenizer import TokenizerSpec
@@ -65,7 +65,7 @@ def write_manifest(path: Path, *, zones: ZoneSpec | None = None) -> None:
         vocabulary=VOCABULARY,
         zones=zones or ZoneSpec(lo=0.1, hi=0.5),
         tolerance=TOLERANCE,
-        parity=tuple(GraphParity(graph=spec.name, outputs={}, shapes=()) for spec in GRAPHS),
+        parity=tuple(GraphParity(graph=name, outputs={}, shapes=()) for name in (*(spec.name for spec in GRAPHS), COMPOSED_QUERY)),
         files=build_file_entries(path),
     )
     (path / MANIFEST_FILE).write_bytes(to_json(manifest))

@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: colour and shape)")
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: the start's, else colour and shape)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
     parser.add_argument(
@@ -46,11 +48,14 @@ def _train(args: argparse.Namespace) -> int:
     if config.vision_random:
         raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
+    from ..start import start_directory
     from ..trainer import finish_run
     from ..workflow import train_run
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 
+    if config.start and args.vocabulary is None:  # else its heads would be thrown away where the data names no attributes of its own
+        args.vocabulary = start_directory(config.start) / "vocabulary.json"
     with joined_world(timeout=args.rank_timeout) as world:
         source = open_source(args)
         with TrainingProgress(shown=world.main) as progress:
