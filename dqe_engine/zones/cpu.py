@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,18 +73,25 @@ class _Rows:
 
     @classmethod
     def empty(cls, batch: int, k: int, picks: int) -> _Rows:
-        return cls(
-            scores=np.full((batch, k), -np.inf, np.float32),
-            ids=np.full((batch, k), -1, np.int64),
-            anchor=np.full(batch, np.nan, np.float32),
-            lo=np.full(batch, np.nan, np.float32),
-            hi=np.full(batch, np.nan, np.float32),
+        out = cls(
+            scores=np.empty((batch, k), np.float32),
+            ids=np.empty((batch, k), np.int64),
+            anchor=np.empty(batch, np.float32),
+            lo=np.empty(batch, np.float32),
+            hi=np.empty(batch, np.float32),
             counts=np.zeros((batch, 3), np.int64),
-            pick_keys=np.full((batch, picks), -np.inf),
-            picks=np.full((batch, picks), -1, np.int64),
-            pick_scores=np.full((batch, picks), -np.inf, np.float32),
+            pick_keys=np.empty((batch, picks)),
+            picks=np.empty((batch, picks), np.int64),
+            pick_scores=np.empty((batch, picks), np.float32),
             status=np.zeros(batch, np.int8),
         )
+        for array in (out.scores, out.pick_keys, out.pick_scores):
+            array.fill(-np.inf)
+        for array in (out.anchor, out.lo, out.hi):
+            array.fill(np.nan)
+        for ids in (out.ids, out.picks):
+            ids.fill(-1)
+        return out
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -115,11 +123,11 @@ def select(
     `threads`, the sizes and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
-    threads = threads or os.cpu_count() or 1
-    instruction_set = instruction_set or _kernels.instruction_sets()[0]
+    threads = threads or _processors()
+    instruction_set = instruction_set or _best_instruction_set()
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
     field = _field(request, least_field)
-    screened = request.screen is not None and request.batch <= _kernels.screened_queries(instruction_set)
+    screened = request.screen is not None and request.batch <= _screened_queries(instruction_set)
     if not by_rows:
         screened = screened and screening_pays(field, request.shards, rescore_cost=rescore_cost)
     if sample is None:
@@ -130,7 +138,8 @@ def select(
     rescored = 0
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
-        rescored += sweeper.sweep(np.arange(start, stop), out.rows(start, stop), kept_bytes)
+        part = out if stop - start == request.batch else out.rows(start, stop)
+        rescored += sweeper.sweep(np.arange(start, stop), part, kept_bytes)
     zones = request.zones
     return ZoneSelection(
         scores=out.scores,
@@ -144,6 +153,12 @@ def select(
         backend="cpu",
         rescored=rescored if screened else None,
     )
+
+
+# Asked once: a question costs microseconds, of which a small search has two hundred.
+_processors = cache(lambda: os.cpu_count() or 1)
+_best_instruction_set = cache(lambda: _kernels.instruction_sets()[0])
+_screened_queries = cache(_kernels.screened_queries)
 
 
 def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, rescore_cost: int = RESCORE_COST) -> bool:
@@ -205,6 +220,8 @@ class _Sweeper:
         if zones is not None and zoning is Zoning.GIVEN:
             out.lo[:], out.hi[:] = zones.lo, zones.hi
         rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
+        if not out.status.any():
+            return rescored
         (again,) = np.nonzero(out.status == Status.MISJUDGED)
         step = max(1, kept_bytes // self.bytes_per_query(1))  # without a sample, each thread may have to hold the whole field
         for some in (again[at : at + step] for at in range(0, len(again), step)):

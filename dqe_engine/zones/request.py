@@ -179,8 +179,8 @@ def _split_anchor(anchor: Any, batch: int, size: int) -> tuple[I64 | None, F32 |
 
 
 def _check_ids(name: str, ids: I64, size: int) -> None:
-    wrong = ids[(ids < 0) | (ids >= size)]
-    if len(wrong):
+    if len(ids) and (ids.min() < 0 or ids.max() >= size):
+        wrong = ids[(ids < 0) | (ids >= size)]
         raise InputError(f"{name}: id {wrong[0]} is not a position in items (0 to {size - 1})")
 
 
@@ -197,7 +197,7 @@ def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, 
     ids = np.concatenate([entry.astype(np.int64) for entry in entries]) if entries else np.empty(0, np.int64)
     _check_ids("exclude", ids, size)
     if batch == 1:
-        ids = np.unique(ids)
+        ids = np.unique(ids) if len(ids) > 1 else ids
         return np.array([0, len(ids)]), ids
     pairs = np.unique(np.repeat(np.arange(batch, dtype=np.int64), [entry.size for entry in entries]) * size + ids)
     offsets = np.searchsorted(pairs, np.arange(batch + 1, dtype=np.int64) * size).astype(np.int64)
