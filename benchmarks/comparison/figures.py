@@ -140,7 +140,8 @@ def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _milliseconds(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Figure]:
     """Times of a row in milliseconds: `samples_ms`, or several such as `search_ms` with the blocks that they share."""
     if "samples_ms" in node:
-        yield Figure(" / ".join((*path, "request")), np.array(node["samples_ms"]) / 1e3)
+        samples, blocks = np.array(node["samples_ms"]) / 1e3, tuple(node.get("blocks", ()))
+        yield Figure(" / ".join((*path, "request")), samples, blocks=blocks if sum(blocks) == len(samples) else ())
     for key, value in node.items():
         if key.endswith("_ms") and isinstance(value, dict) and "samples" in value:
             blocks = tuple(node.get("blocks", ()))
