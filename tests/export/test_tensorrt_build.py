@@ -151,7 +151,7 @@ def test_dry_run_plans_and_writes_nothing(bundle: Path, trt: FakeTensorRT, cuda:
         (["checkpoint", "b", "--workspace", "2"], "--workspace goes with --trt"),
         (["checkpoint", "b", "--version-compatible"], "--version-compatible goes with --trt"),
         (["checkpoint", "--trt"], "expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE"),
-        (["checkpoint", "b", "--trt", "--precision", "int8"], "use --trt with f32 or f16"),
+        (["checkpoint", "b", "--trt", "--precision", "int8"], "use --trt with f32, f16 or int8-static"),
         (["checkpoint", "b", "--trt", "--bundle", "b"], "it takes no checkpoint"),
         (["--trt", "--bundle", "b", "--traffic", "t", SMALL], "choose one"),
         (["--trt", "--bundle", "absent"], "no bundle here"),
