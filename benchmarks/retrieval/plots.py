@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dqe_engine.files import atomic_write
+from ..plotting import STYLE, save
 
-_STYLE: Any = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150,
-}  # fmt: skip
 _OURS = {"ours f32": "#7a0c12", "ours f16": "#c1272d", "ours f32, screened": "#b5651d", "ours f16, screened": "#e8a33b"}
 _PEERS = ("#3566a8", "#2f7d4f", "#7c6aa8", "#6f6f6f", "#1f9e9e", "#8a5a2b", "#8fbf9f", "#b06a9a", "#4a4a8a", "#a0a030")
 _MARKERS = ("s", "^", "v", "D", "P", "X", "<", ">", "p")
@@ -56,7 +52,7 @@ def _pareto(section: dict[str, Any], path: Path) -> Path:
     galleries = section["galleries"]
     batches = list(dict.fromkeys(b for g in galleries for row in g["rows"] for b in row.get("batches", ())))
     looks = _looks(list(dict.fromkeys(row["method"] for g in galleries for row in g["rows"] if row["status"] == "ok")))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(batches), 4 * len(galleries) + 0.8), layout="constrained")
         panels = figure.subplots(len(galleries), len(batches), sharex=True, sharey=True, squeeze=False)
         for row, gallery in zip(panels, galleries, strict=True):
@@ -72,7 +68,7 @@ def _pareto(section: dict[str, Any], path: Path) -> Path:
             row[0].set_ylabel("overlap with exact top 10, %")
         handles = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _storage(section: dict[str, Any], path: Path) -> Path:
@@ -82,7 +78,7 @@ def _storage(section: dict[str, Any], path: Path) -> Path:
 
     rows = [row for row in section["rows"] if row["status"] == "ok"]
     looks = _looks(list(dict.fromkeys(row["method"] for row in rows)))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 5), layout="constrained")
         axes = figure.subplots()
         for method, look in looks.items():
@@ -92,12 +88,4 @@ def _storage(section: dict[str, Any], path: Path) -> Path:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else ""))
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
-        return _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with atomic_write(path) as stream:
-        stream.write(buffer.getvalue())
-    return path
+        return save(figure, path)
