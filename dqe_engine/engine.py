@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -56,7 +57,7 @@ class RetrievalEngine:
         while True:
             bundle = Bundle.load(bundle_path, verify=verify)
             try:
-                engine = cls(bundle, lambda graph: bundle.session(graph, provider=provider, threads=threads), threads=threads or 0)  # noqa: B023
+                engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0)
             except DQEError:
                 if bundle.is_current():
                     raise

@@ -49,7 +49,7 @@ class SearchResult:
 
     hits: by score descending. weights: the attribute weights that were used; predicted_weights: what the model said;
     overrides: the multipliers between the two. truncated: the text lost words to the model's limit. timings_ms: per
-    stage (decode, preprocess, tokenise, vision, query, compose, search), of the whole batch that the query was in.
+    stage (decode, preprocess, tokenise, vision, query, attributes, compose, search), of the whole batch that the query was in.
     """
 
     hits: tuple[Hit, ...]

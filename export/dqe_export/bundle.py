@@ -37,12 +37,17 @@ Advance = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`why`: the reason for the precision, where it was not the caller's choice. `data`: what the bundle's answers are compared on."""
+    """`why`: the reason for the precision, where it was not the caller's choice. `data`: what the bundle's answers are compared on, and
+    what "int8-static" reads its scales off: it raises InputError without."""
 
     name: str = "dqe"
     precision: Precision = "float32"
     why: str = ""
     data: EvaluationData | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8-static" and self.data is None:
+            raise InputError("int8-static reads the scales of activations off real queries; name an evaluation set with --data")
 
 
 def export_bundle(
@@ -140,13 +145,12 @@ def _write_int8(
 ) -> tuple[GraphParity, list[LayerSensitivity]]:
     """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be.
 
-    A large tower, whose sweep takes minutes, is swept only where it has to be. Raises InputError for "int8-static" without data.
+    A large tower, whose sweep takes minutes, is swept only where it has to be.
     """
     model = checkpoint.model
     calibration = None
     if precision == "int8-static":
-        if data is None:
-            raise InputError("int8-static reads the scales of activations off real queries; name an evaluation set with --data")
+        assert data is not None
         advance(f"calibrating {spec.name}")
         calibration = {name: value.numpy() for name, value in scale_inputs(spec, checkpoint, data).items()}
 

@@ -30,9 +30,6 @@ examples:
 """
 
 
-NO_QUERIES = "int8-static reads the scales of activations off real queries; name an evaluation set with --data"
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-export",
@@ -69,13 +66,11 @@ def choices(precision: str | None, target: str, data: EvaluationData | None) -> 
 def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from dqe_engine.errors import ExportError, InputError, ParityError
+    from dqe_engine.errors import ExportError, ParityError
     from dqe_training.checkpoint import load_checkpoint
 
     if args.out.exists() and not args.force:
         raise ExportError(f"{args.out}: exists already; choose another name, or replace it with --force")
-    if args.precision == "int8-static" and args.data is None:
-        raise InputError(NO_QUERIES)
     from ..bundle import ExportOptions, export_bundle
     from ..calibration import EvaluationData
 
