@@ -9,9 +9,9 @@ import importlib
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from .harness import SETTLE_SECONDS, Case, Contender, Memory, Result, Rounds, Timing, check, timed
 from .machine import limit_threads
@@ -20,10 +20,31 @@ from .resident import status_bytes
 T = TypeVar("T")
 
 
+class OwnProcess:
+    """A fresh interpreter for calls one after the other: what the first one loads, the next ones find."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def begin(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """The function's exceptions are raised by the future."""
+        return self._pool.submit(function, *args)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """`begin`, and wait."""
+        return self.begin(function, *args).result()
+
+
 def in_own_process(function: Callable[..., T], *args: Any) -> T:
-    """Call in a fresh interpreter; its exceptions are raised here."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+    """One call in an `OwnProcess`."""
+    with OwnProcess() as process:
+        return process.call(function, *args)
 
 
 def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, *, blocks: int = 1) -> list[Timing]:

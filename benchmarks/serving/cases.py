@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ OURS, INT8, EAGER = "ours f32", "ours int8", "PyTorch eager"
 COMPILED, FLAT, HNSW = "torch.compile", "ONNX Runtime + FAISS flat, all tokens", "ONNX Runtime + FAISS HNSW, all tokens"
 ONE_VECTOR = "PyTorch + FAISS flat, one vector"
 OURS_GPU, EAGER_GPU = "ours, GPU", "PyTorch eager, GPU"
+ZONES = "ours f32, zones"
 NO_GPU = "not run: no GPU"
 
 
@@ -103,19 +104,27 @@ def without_gpu() -> str | None:
     return None if machine.cuda_devices() else NO_GPU
 
 
-def main_ways(setting: Setting) -> tuple[dict[str, by.Searcher], dict[str, str]]:
-    """Ours and PyTorch's searchers that can run here, by name, and of the others why they cannot."""
-    ways: dict[str, by.Searcher] = {OURS: by.ours(setting, "f32"), EAGER: by.pytorch(setting)}
-    missing: dict[str, str] = {}
-    if setting.int8_missing is None:
-        ways[INT8] = by.ours(setting, "int8")
-    else:
-        missing[INT8] = setting.int8_missing
-    if (no_gpu := without_gpu()) is None:
-        ways |= {OURS_GPU: by.ours(setting, "f32", "cuda"), EAGER_GPU: by.pytorch(setting, "cuda")}
-    else:
-        missing |= {OURS_GPU: no_gpu, EAGER_GPU: no_gpu}
-    return ways, missing
+_MAIN_WAYS: Mapping[str, Callable[[Setting], by.Searcher]] = {
+    OURS: lambda setting: by.ours(setting, "f32"),
+    EAGER: by.pytorch,
+    INT8: lambda setting: by.ours(setting, "int8"),
+    OURS_GPU: lambda setting: by.ours(setting, "f32", "cuda"),
+    EAGER_GPU: lambda setting: by.pytorch(setting, "cuda"),
+    ZONES: lambda setting: by.EngineSearcher(by.ours(setting, "f32").served, zones=True),
+}
+
+
+def main_ways(setting: Setting) -> tuple[list[str], dict[str, str]]:
+    """Names of ours and PyTorch's searchers that can run here, and of the others why they cannot."""
+    no_gpu = without_gpu()
+    reasons = {INT8: setting.int8_missing, OURS_GPU: no_gpu, EAGER_GPU: no_gpu}
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name in (OURS, EAGER, INT8, OURS_GPU, EAGER_GPU) if name not in missing], missing
+
+
+def open_way(setting: Setting, name: str) -> by.Searcher:
+    """The searcher of that name, the same one again in the same process."""
+    return _MAIN_WAYS[name](setting)
 
 
 def gpu_not_measured() -> dict[str, str]:

@@ -10,12 +10,13 @@ import numpy as np
 from ..plotting import STYLE, save
 from .cases import EAGER, INT8, OURS
 from .stages import OTHER, STAGES, TOTAL
-from .throughput import ONE_THREAD
+from .throughput import WORKERS
 
 _COLOURS = {
-    "ours f32": "#c1272d",
-    "ours int8": "#e8853b",
-    "PyTorch eager": "#3566a8",
+    OURS: "#c1272d",
+    INT8: "#e8853b",
+    EAGER: "#3566a8",
+    WORKERS: "#7fb2e5",
     "ours, GPU": "#7a0c12",
     "PyTorch eager, GPU": "#1f3d66",
     "ours f32 screened": "#7a0c12",
@@ -92,8 +93,7 @@ def _throughput(section: dict[str, Any], path: Path) -> Path:
                 for name in dict.fromkeys(row["name"] for row in section["rows"]):
                     mine = [row for row in section["rows"] if (row["kind"], row["name"], row[other]) == (kind, name, 1)]
                     x, y = [row[axis] for row in mine], [row["queries_per_s"] for row in mine]
-                    main = name.removesuffix(ONE_THREAD)
-                    axes.plot(x, y, style, marker="o" if main == name else "x", ms=5, color=_COLOURS[main], label=f"{name}, {kind}")
+                    axes.plot(x, y, style, marker="o", ms=5, color=_COLOURS[name], label=f"{name}, {kind}")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set(xlabel=title)

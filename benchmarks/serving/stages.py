@@ -1,60 +1,66 @@
-"""Where a query's time goes: the stages of the engine beside the same stages in PyTorch, query by query in turns."""
+"""Where a query's time goes: the stages of the engine beside the same stages in PyTorch, block by block in turns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from ..harness import SETTLE_SECONDS
+from ..isolated import OwnProcess
+from ..machine import limit_threads
 from ..statistics import band, percentiles
-from . import searchers as by
-from .cases import main_ways
+from .cases import ZONES, main_ways, open_way
 from .setting import KINDS, Kind, Setting, workload
 
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
 """As `SearchResult.timings_ms` names them. In PyTorch, attributes and composing are inside "query"."""
 OTHER, TOTAL = "other", "total"
 """What no stage has: building results, checks of arguments. `TOTAL` is the whole call, by a clock around it."""
-ZONES = "ours f32, zones"
+WARM_QUERIES = 5
+"""Before each block: another process had the caches."""
+
+Block = list[dict[str, float]]
+"""Milliseconds by stage, of each query."""
 
 
 def stages(setting: Setting, *, queries: int, blocks: int, step: Callable[[str], None], reached: Callable[[float], None]) -> dict[str, Any]:
-    """Milliseconds of `blocks` times `queries` single queries, for each kind of reference and each way."""
+    """Milliseconds of `blocks` times `queries` single queries, for each kind of reference and each way in a process of its own."""
     ways, missing = main_ways(setting)
-    ways[ZONES] = by.EngineSearcher(by.ours(setting, "f32").served, zones=True)
-    taken: dict[tuple[Kind, str], list[list[dict[str, float]]]] = {(kind, name): [] for kind in KINDS for name in ways}
-    for kind in KINDS:
-        for searcher in ways.values():
-            searcher.search(*workload(setting).batch(kind, 0, 1), setting.k)  # warm
-    for block in range(blocks):
-        for half, kind in enumerate(KINDS):
-            step(f"{kind} reference, block {block + 1} of {blocks}")
-            reached((block + half / len(KINDS)) / blocks)
-            for samples, (_, name) in zip(_block(setting, ways, kind, block * queries, queries), ((kind, n) for n in ways), strict=True):
-                taken[kind, name].append(samples)
+    ways = [*ways, ZONES]
+    taken: dict[tuple[Kind, str], list[Block]] = {(kind, name): [] for kind in KINDS for name in ways}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(OwnProcess()) for name in ways}
+        for block in range(blocks):
+            for place, (kind, name) in enumerate(taken):
+                step(f"{kind} reference, block {block + 1} of {blocks}: {name}")
+                reached((block + place / len(taken)) / blocks)
+                taken[kind, name].append(processes[name].call(measure_block, setting, name, kind, block * queries, queries))
     rows = [{"kind": kind, "name": name, "stages": _summary(found)} for (kind, name), found in taken.items()]
     return {"rows": rows, "missing": missing, "queries": queries * blocks}
 
 
-def _block(setting: Setting, ways: Mapping[str, by.Searcher], kind: Kind, first: int, count: int) -> list[list[dict[str, float]]]:
-    """Per way, the milliseconds of each query by stage."""
-    out: list[list[dict[str, float]]] = [[] for _ in ways]
-    for number in range(first, first + count):
-        references, texts = workload(setting).batch(kind, number, 1)
-        for searcher, samples in zip(ways.values(), out, strict=True):
-            time.sleep(SETTLE_SECONDS)
-            started = time.perf_counter()
-            searcher.search(references, texts, setting.k)
-            total = (time.perf_counter() - started) * 1e3
+def measure_block(setting: Setting, name: str, kind: Kind, first: int, count: int) -> Block:
+    """Milliseconds of each of `count` queries by stage, after a few that are not counted."""
+    searcher, work = open_way(setting, name), workload(setting)
+    limit_threads(setting.threads)
+    samples: Block = []
+    for number in range(first - WARM_QUERIES, first + count):
+        references, texts = work.batch(kind, number, 1)
+        time.sleep(SETTLE_SECONDS)
+        started = time.perf_counter()
+        searcher.search(references, texts, setting.k)
+        total = (time.perf_counter() - started) * 1e3
+        if number >= first:
             found = searcher.timings_ms
             samples.append(dict(found) | {OTHER: max(total - sum(found.values()), 0.0), TOTAL: total})
-    return out
+    return samples
 
 
-def _summary(blocks: list[list[dict[str, float]]]) -> dict[str, Any]:
+def _summary(blocks: list[Block]) -> dict[str, Any]:
     """By stage: percentiles, the band of the median, and every sample."""
     out = {}
     for stage in (*STAGES, OTHER, TOTAL):

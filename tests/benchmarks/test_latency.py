@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import latency, machine
 from benchmarks.harness import AnswerMismatchError, Rounds, Turns, interleave
 from benchmarks.serving import gallery, searchers, sections, sizing, summary
-from benchmarks.serving.cases import COMPILED, EAGER, EAGER_GPU, FLAT, HNSW, INT8, NO_GPU, ONE_VECTOR, OURS, OURS_GPU, QueryCase
+from benchmarks.serving.cases import COMPILED, EAGER, EAGER_GPU, FLAT, HNSW, INT8, NO_GPU, ONE_VECTOR, OURS, OURS_GPU, ZONES, QueryCase
 from benchmarks.serving.checks import ATOL, Answer, compare
 from benchmarks.serving.cold import PHASES, cold
 from benchmarks.serving.setting import KINDS, Kind, Setting, workload
-from benchmarks.serving.stages import OTHER, STAGES, TOTAL, stages
+from benchmarks.serving.stages import OTHER, STAGES, TOTAL, measure_block, stages
 from benchmarks.serving.targets import targets
-from benchmarks.serving.throughput import Load, run_load
+from benchmarks.serving.throughput import WORKERS, Load, run_load, throughput
 from dqe_engine.engine import STAGES as ENGINE_STAGES
 from dqe_engine.errors import InputError
 from dqe_training.model.cross_attention import upstream_attention
@@ -108,20 +108,32 @@ def test_approximate_rankings_state_their_recall() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_stages_add_up(setting: Setting) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [OURS, EAGER, ZONES])
+def test_stages_add_up(setting: Setting, name: str, kind: Kind) -> None:
     assert STAGES == ENGINE_STAGES
+    block = measure_block(setting, name, kind, 2, 6)
+    assert len(block) == 6
+    for taken in block:
+        whole = taken.pop(TOTAL)
+        assert taken.keys() <= {*STAGES, OTHER}
+        assert ("vision" in taken and taken["vision"] > 0) == (kind == "uploaded")
+        assert sum(taken.values()) == pytest.approx(whole)
+
+
+@pytest.mark.slow
+def test_every_way_is_measured_in_its_own_process(setting: Setting) -> None:
     found = stages(setting, queries=2, blocks=3, step=quiet, reached=quiet)
+    loaded = throughput(setting, loads=(Load(1, 1), Load(2, 1)), blocks=3, seconds=0.01, step=quiet, reached=quiet)
     if machine.cuda_devices():
         pytest.skip("with a GPU there are more ways")
-    assert found["missing"] == {INT8: "left out", OURS_GPU: NO_GPU, EAGER_GPU: NO_GPU}
-    assert {(row["kind"], row["name"]) for row in found["rows"]} == {(k, n) for k in KINDS for n in (OURS, EAGER, "ours f32, zones")}
-    for row in found["rows"]:
-        by_stage = {name: np.array(stage["samples_ms"]) for name, stage in row["stages"].items()}
-        assert by_stage.keys() <= {*STAGES, OTHER, TOTAL}
-        assert ("vision" in by_stage) == (row["kind"] == "uploaded")
-        whole = by_stage.pop(TOTAL)
-        assert len(whole) == 6
-        np.testing.assert_allclose(sum(by_stage.values()), whole, rtol=0, atol=2e-3)  # milliseconds, rounded to 1e-4
+    assert found["missing"] == loaded["missing"] == {INT8: "left out", OURS_GPU: NO_GPU, EAGER_GPU: NO_GPU}
+    assert {(row["kind"], row["name"]) for row in found["rows"]} == {(k, n) for k in KINDS for n in (OURS, EAGER, ZONES)}
+    assert all(len(row["stages"][TOTAL]["samples_ms"]) == 6 for row in found["rows"])
+    assert {row["name"] for row in loaded["rows"]} == {OURS, EAGER, WORKERS}
+    for row in loaded["rows"]:
+        assert len(row["blocks_queries_per_s"]) == len(row["blocks"]) == 3
+        assert sum(row["blocks"]) == len(row["samples_ms"]) >= 3 * row["callers"]
 
 
 @pytest.mark.usefixtures("one_thread")
