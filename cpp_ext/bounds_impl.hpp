@@ -234,7 +234,10 @@ inline void bound_sixteen(const CodedRows& rows, int64_t first, const CodedQueri
         const __m512i part = _mm512_loadu_si512(query + d);
         const uint8_t* row = codes + d;
 #pragma GCC unroll 16
-        for (int r = 0; r < 16; ++r, row += rows.width) add_products(sums[r], _mm512_loadu_si512(row), part);
+        for (int r = 0; r < 16; ++r, row += rows.width) {
+            __builtin_prefetch(row + 2 * 16 * rows.width);  // two blocks of rows ahead
+            add_products(sums[r], _mm512_loadu_si512(row), part);
+        }
     }
     const __m512i sum = _mm512_add_epi32(sum_each(sums), _mm512_set1_epi32(queries.offsets[q]));
     const Vector dot = _mm512_cvtepi32_ps(sum);

@@ -20,10 +20,11 @@ def compose_query(base_query: NDArray[np.float32], sub_queries: NDArray[np.float
     batch, dim = base_query.shape if base_query.ndim == 2 else (-1, -1)
     if batch < 0 or sub_queries.ndim != 3 or sub_queries.shape != (*weights.shape, dim) or weights.shape[0] != batch:
         raise InputError(f"expected (B, D), (B, A, D) and (B, A), got {base_query.shape}, {sub_queries.shape} and {weights.shape}")
-    total = base_query + (weights[:, None, :].astype(np.float64) @ sub_queries)[:, 0]  # (B, D)
-    norm = np.sqrt((total * total).sum(axis=1, keepdims=True))
+    total = base_query + np.einsum("ba,bad->bd", weights, sub_queries, dtype=np.float64)  # (B, D)
+    norm = np.sqrt(np.einsum("bd,bd->b", total, total))
+    norm[norm == 0] = 1  # zero stays zero
     with np.errstate(invalid="ignore"):  # inf / inf is NaN, which the caller sees
-        unit: NDArray[np.float64] = np.divide(total, norm, out=np.zeros_like(total), where=norm != 0)
+        unit: NDArray[np.float64] = total / norm[:, None]
     return unit.astype(np.float32)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
@@ -165,22 +165,22 @@ class RetrievalEngine:
     ) -> EncodedQueries:
         if len(references) != len(texts):
             raise InputError(f"{len(references)} reference images for {len(texts)} modification texts; a composed query needs one of each")
-        timings = dict.fromkeys(STAGES[:-1], 0.0)
-        with _timed(timings, "tokenise"):
-            encoded = self._text.encode(texts)
-        image_tokens = self._reference_tokens(index, references, timings)
-        with _timed(timings, "query"):
-            fused = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
-            base = fused.pop("base_query")
-        with _timed(timings, "attributes"):
-            read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
-        with _timed(timings, "compose"):
-            predicted = read["attribute_weights"]
-            weights = apply_overrides(predicted, self.bundle.vocabulary.names, attribute_weights or {})
-            queries = compose_query(base, read["sub_queries"], weights)
-            if not np.isfinite(queries).all():
-                raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
-        return EncodedQueries(queries, predicted, weights, encoded.truncated, timings)
+        clock = _Clock(STAGES[:-1])
+        encoded = self._text.encode(texts)
+        clock.lap("tokenise")
+        image_tokens = self._reference_tokens(index, references, clock)
+        fused = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
+        base = fused.pop("base_query")
+        clock.lap("query")
+        read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
+        clock.lap("attributes")
+        predicted = read["attribute_weights"]
+        weights = apply_overrides(predicted, self.bundle.vocabulary.names, attribute_weights or {})
+        queries = compose_query(base, read["sub_queries"], weights)
+        if not np.isfinite(queries).all():
+            raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
+        clock.lap("compose")
+        return EncodedQueries(queries, predicted, weights, encoded.truncated, clock.timings_ms)
 
     def search(
         self,
@@ -238,17 +238,17 @@ class RetrievalEngine:
                 if isinstance(reference, str):
                     ids.add(reference)  # where it is no id, this excludes nothing
         spec = self._zone_spec(zones)
-        timings = dict(encoded.timings_ms)
-        with _timed(timings, "search"):
-            found = index.search(
-                encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0, threads=self._threads
-            )
+        clock = _Clock()
+        found = index.search(encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0, threads=self._threads)
+        clock.lap("search")
+        timings = {**encoded.timings_ms, **clock.timings_ms}
         names, overrides = self.bundle.vocabulary.names, {name: float(value) for name, value in (attribute_weights or {}).items()}
+        weights, predicted = encoded.weights.tolist(), encoded.predicted_weights.tolist()
         return tuple(
             SearchResult(
                 hits=hits,
-                weights=dict(zip(names, map(float, encoded.weights[b]), strict=True)),
-                predicted_weights=dict(zip(names, map(float, encoded.predicted_weights[b]), strict=True)),
+                weights=dict(zip(names, weights[b], strict=True)),
+                predicted_weights=dict(zip(names, predicted[b], strict=True)),
                 overrides=dict(overrides),
                 truncated=encoded.truncated[b],
                 zones=members,
@@ -290,23 +290,23 @@ class RetrievalEngine:
             replace=replace,
         )
 
-    def _reference_tokens(self, index: GalleryIndex, references: Sequence[ImageLike], timings: dict[str, float]) -> NDArray[np.float32]:
+    def _reference_tokens(self, index: GalleryIndex, references: Sequence[ImageLike], clock: _Clock) -> NDArray[np.float32]:
         """Image tokens of the references, (B, P, Hv) float32: from the cache where they are ids, else by the vision encoder."""
         sizes, spec = self.bundle.sizes, self.bundle.manifest.preprocessing
         tokens = np.empty((len(references), sizes.image_tokens, sizes.vision_width), np.float32)
         rows, images = [], []
-        with _timed(timings, "decode"):
-            for row, reference in enumerate(references):
-                if isinstance(reference, str) and reference in index:
-                    tokens[row] = index.image_tokens(reference)
-                else:
-                    rows.append(row)
-                    images.append(open_reference(reference, spec))
+        for row, reference in enumerate(references):
+            if isinstance(reference, str) and reference in index:
+                index.image_tokens(reference, out=tokens[row])
+            else:
+                rows.append(row)
+                images.append(open_reference(reference, spec))
+        clock.lap("decode")
         if rows:
-            with _timed(timings, "preprocess"):
-                pixel_values = self._normalised([fit_image(image, spec) for image in images])
-            with _timed(timings, "vision"):
-                tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
+            pixel_values = self._normalised([fit_image(image, spec) for image in images])
+            clock.lap("preprocess")
+            tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
+            clock.lap("vision")
         return tokens
 
 
@@ -322,8 +322,14 @@ def usable_pairs(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedIm
     return usable
 
 
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[stage] = (time.perf_counter() - start) * 1e3
+class _Clock:
+    """Milliseconds by stage: each `lap` ends one, which began where the last one ended."""
+
+    def __init__(self, stages: Sequence[str] = ()) -> None:
+        self.timings_ms = dict.fromkeys(stages, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.timings_ms[stage] = (now - self._last) * 1e3
+        self._last = now

@@ -96,7 +96,7 @@ class IndexingReport:
 
 def build_hits(matches: tuple[Match, ...], best: float) -> tuple[Hit, ...]:
     """Hits with Δ to the score `best`, in the order of `matches`."""
-    return tuple(Hit(match.id, match.score, best - match.score, match.metadata) for match in matches)
+    return tuple([Hit(id, score, best - score, metadata) for id, score, metadata in matches])
 
 
 def build_result_parts(found: IndexMatches) -> tuple[tuple[Hit, ...], ZoneMembers | None]:

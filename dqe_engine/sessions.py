@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .binding import Binding
 from .contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
 
@@ -28,6 +29,8 @@ _PROVIDER_NAMES: Mapping[str, str] = {
 }
 _ORDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "ort-tensorrt": ("ort-tensorrt", "cuda", "cpu")}
 """Each provider and those that take the nodes it has no kernel for, such as the computation of shapes."""
+_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+"""On the CPU: the fused kernel works number by number, an addition and `LayerNormalization` do not (decision 78)."""
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -47,33 +50,6 @@ class GraphSession(Protocol):
         ...
 
 
-def bind_inputs(spec: GraphSpec, sizes: GraphSizes, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Sizes of the dynamic axes, after holding the inputs' names, dtypes and shapes against the spec. Raises InputError."""
-    wanted = {tensor.name for tensor in spec.inputs}
-    if inputs.keys() != wanted:
-        raise InputError(f"{spec.name} takes {', '.join(sorted(wanted))}; got {', '.join(sorted(inputs)) or 'nothing'}")
-    dynamic: dict[str, int] = {}
-    for tensor in spec.inputs:
-        array = inputs[tensor.name]
-        if array.dtype != tensor.dtype:
-            raise InputError(f"{spec.name}.{tensor.name}: expected {tensor.dtype}, got {array.dtype}")
-        if array.ndim == len(tensor.axes):
-            for axis, size in zip(tensor.axes, array.shape, strict=True):
-                if axis in DYNAMIC_AXES:
-                    dynamic.setdefault(str(axis), size)
-            if array.shape == tensor.shape(sizes, **dynamic):
-                continue
-        raise InputError(f"{spec.name}.{tensor.name}: expected shape {_describe(tensor, sizes, dynamic)}, got {array.shape}")
-    return dynamic
-
-
-def _describe(tensor: TensorSpec, sizes: GraphSizes, dynamic: Mapping[str, int]) -> str:
-    free = {axis: axis for axis in DYNAMIC_AXES if axis not in dynamic}
-    axes = (str(free[a]) if a in free else str(tensor.shape(sizes, **{n: dynamic.get(n, 0) for n in DYNAMIC_AXES})[i])
-            for i, a in enumerate(tensor.axes))  # fmt: skip
-    return f"({', '.join(axes)})"
-
-
 class OnnxSession:
     """An ONNX Runtime session bound to `spec`.
 
@@ -91,7 +67,7 @@ class OnnxSession:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         self.spec = spec
-        self._sizes = sizes
+        self._binding = Binding(spec, sizes)
         self._session, self.provider = _open_session(path, provider, threads)
         _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
@@ -105,8 +81,8 @@ class OnnxSession:
 
         Raises BackendError when the runtime fails (out of memory, device lost).
         """
-        dynamic = bind_inputs(self.spec, self._sizes, inputs)
-        shapes = {tensor.name: tensor.shape(self._sizes, **dynamic) for tensor in self.spec.outputs}
+        dynamic = self._binding.dynamic_sizes(inputs)
+        shapes = self._binding.output_shapes(dynamic)
         if dynamic["batch"] == 0:
             return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
         session = self._single if self._single is not None and dynamic["batch"] <= self._little else self._session
@@ -138,7 +114,9 @@ def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tup
     names = [_PROVIDER_NAMES[name] for name in _ORDERS[wanted] if _PROVIDER_NAMES[name] in available]
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().
-        session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
+        session = ort.InferenceSession(
+            str(path), options, providers=names, enable_fallback=0, disabled_optimizers=_SLOWER_FUSIONS if wanted == "cpu" else None
+        )
     except Exception as error:  # as in OnnxSession.run
         if wanted != "cpu":
             if provider == "auto":

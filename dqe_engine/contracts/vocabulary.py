@@ -30,7 +30,7 @@ class AttributeVocabulary(Contract, frozen=True, dict=True):
         if len(set(names)) != len(names):
             raise ValueError(f"attribute names repeat: {', '.join(names)}")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(attribute.name for attribute in self.attributes)
 

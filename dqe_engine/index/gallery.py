@@ -93,14 +93,19 @@ class GalleryIndex:
         with self._state:
             return tuple(self._positions)
 
-    def image_tokens(self, id: str) -> F32:
-        """The item's cached image tokens: (P, Hv) float32. Raises InputError for an unknown id, or where none are kept."""
+    def image_tokens(self, id: str, *, out: F32 | None = None) -> F32:
+        """The item's cached image tokens: (P, Hv) float32, written to `out` where it is given.
+
+        Raises InputError for an unknown id, or where none are kept.
+        """
+        out = np.empty(self.image_shape, np.float32) if out is None else out
         with self._state:
             if id not in self._positions:
                 raise InputError(f"{id!r} is not in the index")
             if self._images is None:
                 raise InputError(f"the index keeps no image tokens, so {id!r} cannot be a reference by id; pass its image instead")
-            return self._images[self._positions[id]].astype(np.float32)
+            out[:] = self._images[self._positions[id]]
+        return out
 
     def target_tokens(self, id: str) -> F32:
         """The item's target tokens as they are searched: (M, D) float32. Raises InputError for an unknown id."""

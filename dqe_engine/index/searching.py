@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """One gallery item: its score (MaxSim, higher is better) and a copy of its metadata."""
 
     id: str
@@ -81,8 +80,9 @@ def search_snapshot(
     )
 
     def matches(rows: I64, scores: F32) -> tuple[Match, ...]:
-        hits = [(int(row if gathered is None else gathered[row]), float(s)) for row, s in zip(rows, scores, strict=True) if row >= 0]
-        return tuple(Match(view.ids[at], score, _copied(view.metadata[at])) for at, score in hits)
+        positions = rows if gathered is None else np.where(rows >= 0, gathered[rows], -1)
+        pairs = zip(positions.tolist(), scores.tolist(), strict=True)
+        return tuple([Match(view.ids[at], score, _copied(view.metadata[at])) for at, score in pairs if at >= 0])
 
     results = []
     for b in range(len(queries)):

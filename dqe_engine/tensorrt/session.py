@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..binding import Binding
 from ..contracts.engines import AxisRange
 from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from ..errors import BackendError, BundleError, InputError
-from ..sessions import Arrays, bind_inputs
+from ..sessions import Arrays
 from .api import import_tensorrt, load_engine, make_logger
 from .cuda import Cuda
 
@@ -48,7 +49,7 @@ class TensorRTSession:
     def __init__(self, plan: bytes, spec: GraphSpec, sizes: GraphSizes, *, host_code: bool = False) -> None:
         assert all(tensor.axes[0] == "batch" for tensor in (*spec.inputs, *spec.outputs)), "requests are split along the first axis"
         self.spec = spec
-        self._sizes = sizes
+        self._sizes, self._binding = sizes, Binding(spec, sizes)
         self._lock = threading.Lock()
         self._cuda = Cuda()
         self._trt = import_tensorrt()
@@ -83,8 +84,9 @@ class TensorRTSession:
 
         Raises InputError for sizes outside the engine's profiles, BackendError when the device fails.
         """
-        dynamic = bind_inputs(self.spec, self._sizes, inputs)
-        outputs = {tensor.name: np.empty(tensor.shape(self._sizes, **dynamic), tensor.dtype) for tensor in self.spec.outputs}
+        dynamic = self._binding.dynamic_sizes(inputs)
+        shapes = self._binding.output_shapes(dynamic)
+        outputs: Arrays = {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
         if dynamic["batch"] == 0:
             return outputs
         profile, parts = self._split(dynamic)
@@ -224,7 +226,7 @@ def _describe(dynamic: Mapping[str, int]) -> str:
 
 
 def _read_profile(engine: Any, spec: GraphSpec, index: int) -> dict[str, AxisRange]:
-    """The dynamic axes of one profile, in the order in which `bind_inputs` meets them."""
+    """The dynamic axes of one profile, in the order in which `Binding` meets them."""
     ranges: dict[str, AxisRange] = {}
     for tensor in spec.inputs:
         least, opt, most = (tuple(dims) for dims in engine.get_tensor_profile_shape(tensor.name, index))
