@@ -110,7 +110,7 @@ class Timing:
 
     @classmethod
     def of_blocks(cls, blocks: Sequence[Sequence[float]]) -> Timing:
-        return cls(tuple(sample for block in blocks for sample in block), tuple(map(len, blocks)))
+        return cls(tuple(sample for block in blocks for sample in block), tuple(map(len, blocks)) if len(blocks) > 1 else ())
 
     @property
     def median(self) -> float:
@@ -159,6 +159,8 @@ class Result:
     agreement: Agreement | None = None
     interleaved: Timing | None = None
     alone: Timing | None = None
+    busy: Timing | None = None
+    """As `alone`, but each call at once after the last one."""
     memory: Memory | None = None
 
     @property
@@ -168,9 +170,10 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         out: dict[str, Any] = {"name": self.name, "status": self.status}
-        for name in ("interleaved", "alone"):
-            timing = getattr(self, name)
+        for name, timing in (("interleaved", self.interleaved), ("alone", self.alone)):
             out[name] = timing.record() if timing else None
+        if self.busy:
+            out["busy"] = self.busy.record()
         best = self.best
         out["median_s"] = best.median if best else None
         out["counted"] = None if best is None else "interleaved" if best is self.interleaved else "alone"
@@ -259,7 +262,7 @@ class Turns:
     def results(self) -> list[Result]:
         """Of the blocks so far, in the order of the case's contenders."""
         for _, _, blocks, result in self._ready:
-            result.interleaved = Timing.of_blocks(blocks) if len(blocks) > 1 else Timing(tuple(blocks[0]))
+            result.interleaved = Timing.of_blocks(blocks)
         return self._results
 
 

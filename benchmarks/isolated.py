@@ -10,6 +10,8 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,6 +20,7 @@ from .machine import limit_threads
 from .resident import status_bytes
 
 T = TypeVar("T")
+Samples = list[float]
 
 
 class OwnProcess:
@@ -30,6 +33,9 @@ class OwnProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._pool.shutdown()
 
     def begin(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -47,11 +53,6 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
         return process.call(function, *args)
 
 
-def times_alone(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, *, blocks: int = 1) -> list[Timing]:
-    """The contender's times in each of the cases, in one process that runs nothing else; `blocks`: pass over the cases so often."""
-    return in_own_process(_times, list(cases), name, rounds, threads, blocks)
-
-
 def add_alone(
     cases: Sequence[Case],
     results: Sequence[Sequence[Result]],
@@ -60,14 +61,30 @@ def add_alone(
     *,
     step: Callable[[str], None],
     blocks: int = 1,
+    busy: bool = False,
 ) -> None:
-    """Time each contender in a process of its own, over all cases that have it, and put that into its results."""
-    for name in dict.fromkeys(result.name for row in results for result in row if result.status == "ok"):
-        mine = [(case, r) for case, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"]
-        step(f"{cases[0].label}: {name} in its own process")
-        timings = times_alone([case for case, _ in mine], name, rounds, threads, blocks=blocks)
-        for (_, result), timing in zip(mine, timings, strict=True):
-            result.alone = timing
+    """Time each contender in a process of its own, over all cases that have it, and put that into its results.
+
+    Processes take turns, block by block, so that all meet the same states of the machine. `busy`: also without the pause between calls.
+    """
+    names = dict.fromkeys(result.name for row in results for result in row if result.status == "ok")
+    mine = {
+        name: [(c, r) for c, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"] for name in names
+    }
+    pauses = (SETTLE_SECONDS, 0.0) if busy else (SETTLE_SECONDS,)
+    taken: dict[str, list[list[list[Samples]]]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(OwnProcess()) for name in names}
+        for block in range(blocks):
+            for name, process in processes.items():
+                step(f"{cases[0].label}: {name} in its own process" + (f", block {block + 1} of {blocks}" if blocks > 1 else ""))
+                taken[name].append(process.call(_block, tuple(case for case, _ in mine[name]), name, rounds, threads, pauses))
+                if block == blocks - 1:
+                    process.close()  # and its memory
+    for name, by_block in taken.items():
+        for number, (_, result) in enumerate(mine[name]):
+            timings = [Timing.of_blocks([block[number][way] for block in by_block]) for way in range(len(pauses))]
+            result.alone, result.busy = timings[0], timings[1] if busy else None
 
 
 def peak_memory(case: Case, name: str, threads: int) -> Memory:
@@ -79,26 +96,33 @@ def _contender(case: Case, name: str) -> Contender:
     return next(contender for contender in case.contenders() if contender.name == name)
 
 
-def _times(cases: Sequence[Case], name: str, rounds: Rounds, threads: int, blocks: int) -> list[Timing]:
+@cache
+def _ready(cases: tuple[Case, ...], name: str, threads: int) -> list[tuple[Contender, Callable[[], Any], float]]:
+    """Prepared and checked, once a process, with the seconds of a call."""
     ready = []
     for case in cases:
         contender, inputs = _contender(case, name), case.inputs()
         run = contender.prepare(inputs)
         limit_threads(threads)
-        _, cold = check(case, contender, run, case.checker(inputs))
-        if cold < rounds.seconds:
+        ready.append((contender, run, check(case, contender, run, case.checker(inputs))[1]))
+    return ready
+
+
+def _block(cases: tuple[Case, ...], name: str, rounds: Rounds, threads: int, pauses: Sequence[float]) -> list[list[Samples]]:
+    """Seconds of each run, by case and pause; warm, for another process had the caches."""
+    found = []
+    for contender, run, seconds in _ready(cases, name, threads):
+        if seconds < rounds.seconds:  # the check itself is warm-up enough for what takes long
             timed(contender, run)
-        ready.append((contender, run, list[list[float]]()))
-    for _ in range(blocks):
-        for contender, run, taken in ready:
-            taken.append(_block(contender, run, rounds))
-    return [Timing.of_blocks(taken) if blocks > 1 else Timing(tuple(taken[0])) for _, _, taken in ready]
+        found.append([_rounds(contender, run, rounds, pause) for pause in pauses])
+    return found
 
 
-def _block(contender: Contender, run: Callable[[], Any], rounds: Rounds) -> list[float]:
-    samples: list[float] = []
+def _rounds(contender: Contender, run: Callable[[], Any], rounds: Rounds, pause: float) -> Samples:
+    samples: Samples = []
     while rounds.wants(samples):
-        time.sleep(SETTLE_SECONDS)
+        if pause:
+            time.sleep(pause)
         samples.append(timed(contender, run)[0])
     return samples
 

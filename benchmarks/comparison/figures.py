@@ -113,6 +113,8 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[Figure]:
         if "counted" in node:  # two timings of one contender, of which the better counts
             if node["counted"] is not None:
                 yield from _walk(node[node["counted"]], path)
+            if "busy" in node:
+                yield from _walk(node["busy"], (*path, "without pauses"))
             return
         if "trainings" in node:
             yield from _trainings(node["trainings"], path)

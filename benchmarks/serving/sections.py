@@ -125,7 +125,7 @@ class Bench:
 
 
 def query(bench: Bench) -> dict[str, Any]:
-    """End to end, by kind of reference and batch: everybody in turns, in blocks over all cases, and each alone."""
+    """End to end, by kind of reference and batch: everybody in turns, in blocks over all cases, and each alone, also without pauses."""
     sizes, threads = bench.sizes, bench.setting.threads
     bench.step("true scores by PyTorch")
     in_own_process(write_truth, bench.setting)
@@ -142,7 +142,7 @@ def query(bench: Bench) -> dict[str, Any]:
     results = [turn.results() for turn in turns]
     bench.reached(0.6)
     if sizes.alone:
-        add_alone(cases, results, sizes.rounds, threads, step=bench.step, blocks=sizes.blocks)
+        add_alone(cases, results, sizes.rounds, threads, step=bench.step, blocks=sizes.blocks, busy=True)
     rows: Sequence[dict[str, Any]] = [
         {"label": case.label, "case": case.describe(), "contenders": [result.record() for result in row]}
         for case, row in zip(cases, results, strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from dqe_engine.errors import InputError
 F32 = NDArray[np.float32]
 
 _CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
+_HUGE_PAGE = 2 << 20
 MAX_WIDTH = 65536
 """Of tokens that can be screened; kMostCodedWidth of cpp_ext/screen.hpp."""
 
@@ -47,7 +50,7 @@ class Screen:
         for shard in shards_of(items):
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
-            codes = _on_cache_line(_coded_shape(shard))
+            codes = _empty_codes(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
             kernels().encode(shard, codes, scales, errors, norms, threads)
             coded.append(CodedShard(codes, scales, errors, norms))
@@ -65,11 +68,20 @@ class Screen:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
 
 
-def _on_cache_line(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time."""
+def _empty_codes(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time.
+
+    Where Linux has them, on pages of 2 MiB from one such page on: with the usual ones, a sweep of some megabytes waits for addresses.
+    """
     size = math.prod(shape)
-    room = np.empty(size + _CODE_ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _CODE_ALIGNMENT
+    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        room, alignment = np.frombuffer(pages, np.uint8), _HUGE_PAGE
+    else:
+        room, alignment = np.empty(size + _CODE_ALIGNMENT, np.uint8), _CODE_ALIGNMENT
+    start = -room.ctypes.data % alignment
     return room[start : start + size].reshape(shape)
 
 
