@@ -59,8 +59,10 @@ class GalleryIndex:
         self.storage, self.image_storage = storage, image_storage
         self._state = threading.RLock()  # brief: guards the attributes below
         self._writer = threading.RLock()  # long: one add, remove or save at a time; taken before _state
-        self.screened = screened
+        self._screened = screened
         self._screen = ScreenCache()
+        self._view: Snapshot | None = None  # of the last search, while nothing has changed since
+        self._changes = 0
         self._targets, self._images = self._columns()
         self._ids: list[str] = []  # by position; a removed item keeps its position until compaction
         self._metadata: list[dict[str, Any] | None] = []
@@ -86,6 +88,17 @@ class GalleryIndex:
 
     def __contains__(self, id: object) -> bool:
         return id in self._positions
+
+    @property
+    def screened(self) -> bool | None:
+        """Whether searches take the 8-bit copy; None: by size. Can be set at any time."""
+        return self._screened
+
+    @screened.setter
+    def screened(self, screened: bool | None) -> None:
+        with self._state:
+            self._screened = screened
+            self._changed()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -148,6 +161,7 @@ class GalleryIndex:
                 raise InputError(f"{len(existing)} ids are in the index already: {some(existing)}; remove them or pass replace=True")
             self._kill(existing)
             self._targets.append(targets)
+            self._changed()
             if self._images is not None and images is not None:
                 self._images.append(images)
             for id, entry in zip(ids, entries, strict=True):
@@ -192,8 +206,8 @@ class GalleryIndex:
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():
             check_no_single_str("exclude", ids)
-        view = self._snapshot(exclude if exclude is not None else [()] * len(queries))
-        return search_snapshot(view, queries, k, filter=filter, zones=zones, picks=picks, threads=threads)
+        view, excluded = self._snapshot(exclude if exclude is not None else [()] * len(queries))
+        return search_snapshot(view, queries, k, excluded=excluded, filter=filter, zones=zones, picks=picks, threads=threads)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Make the present contents durable in the directory `path`; once this returns, no kill can lose them.
@@ -290,15 +304,30 @@ class GalleryIndex:
             position = self._positions.pop(id)
             self._dead.add(position)
             self._unsaved.append(Event(removed=position))
+            self._changed()
 
-    def _snapshot(self, exclude: Sequence[Collection[str]]) -> Snapshot:
+    def _changed(self) -> None:
+        """What searches see is no longer what `_view` says."""
+        self._changes += 1
+        self._view = None
+
+    def _snapshot(self, exclude: Sequence[Collection[str]]) -> tuple[Snapshot, list[NDArray[np.int64]]]:
+        """The index as it is now, and per query the excluded positions, sorted and unique."""
         with self._state:
             excluded = [np.array(sorted({self._positions[id] for id in ids if id in self._positions}), np.int64) for ids in exclude]
+            if self._view is not None:
+                return self._view, excluded
             dead = np.array(sorted(self._dead), np.int64)
             shards, cache, ids, metadata = self._targets.shards(), self._screen, self._ids, self._metadata
-        wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if self.screened is None else self.screened
+            changes, wanted = self._changes, self.screened
+        if wanted is None:
+            wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES
         screen = cache.screen(*shards) if wanted else None  # outside of the lock: the first one takes a while
-        return Snapshot(shards, screen, ids, metadata, dead, excluded)
+        view = Snapshot(shards, screen, ids, metadata, dead)
+        with self._state:
+            if changes == self._changes:
+                self._view = view
+        return view, excluded
 
     def _append(self, root: Path, ours: IndexManifest) -> None:
         images = ours.images
@@ -342,6 +371,7 @@ class GalleryIndex:
         targets, images = self._mapped_columns(root, manifest)
         with self._state:
             self._targets, self._images = targets, images
+            self._changed()
             self._screen = ScreenCache()  # of the mapped rows, at the next search
             if compacted is not None:
                 self._ids, self._metadata = compacted

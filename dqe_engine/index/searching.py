@@ -47,7 +47,6 @@ class Snapshot:
     ids: list[str]  # by position, at least N
     metadata: list[dict[str, Any] | None]
     dead: I64  # positions of removed items, sorted
-    excluded: list[I64]  # per query, positions, sorted and unique
 
     @property
     def size(self) -> int:
@@ -56,17 +55,25 @@ class Snapshot:
 
 
 def search_snapshot(
-    view: Snapshot, queries: F32, k: int, *, filter: Filter | None, zones: ZoneSpec | None, picks: int, threads: int
+    view: Snapshot,
+    queries: F32,
+    k: int,
+    *,
+    excluded: list[I64],
+    filter: Filter | None,
+    zones: ZoneSpec | None,
+    picks: int,
+    threads: int,
 ) -> tuple[IndexMatches, ...]:
-    """See `GalleryIndex.search`."""
+    """See `GalleryIndex.search`. `excluded`: per query, positions, sorted and unique."""
     if filter is None and not len(view.dead):
-        count, gathered, excluded = view.size, None, view.excluded
+        count, gathered = view.size, None
     else:
         passes = _passes(view, filter)
         count = int(np.count_nonzero(passes))
         # Few candidates are gathered; otherwise the rows are searched where they are, and the others excluded.
         gathered = np.flatnonzero(passes) if 2 * count <= view.size else None
-        excluded = _excluded(view, passes, gathered)
+        excluded = _excluded(excluded, passes, gathered)
     found = select_zones(
         np.ascontiguousarray(queries),
         view.shards if gathered is None else _gather(view, gathered),
@@ -93,7 +100,10 @@ def search_snapshot(
 
 
 def _copied(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if metadata is None else copy.deepcopy(metadata)
+    if metadata is None:
+        return None
+    flat = all(isinstance(value, str | int | float | None) for value in metadata.values())
+    return dict(metadata) if flat else copy.deepcopy(metadata)  # the latter takes microseconds an item
 
 
 def _passes(view: Snapshot, filter: Filter | None) -> NDArray[np.bool_]:
@@ -113,9 +123,9 @@ def _gather(view: Snapshot, positions: I64) -> NDArray[Any]:
     return np.concatenate([shard[positions[cuts[s] : cuts[s + 1]] - starts[s]] for s, shard in enumerate(view.shards)])
 
 
-def _excluded(view: Snapshot, passes: NDArray[np.bool_], gathered: I64 | None) -> list[I64]:
+def _excluded(excluded: list[I64], passes: NDArray[np.bool_], gathered: I64 | None) -> list[I64]:
     """Per query, the rows of the searched items that are none of its candidates, sorted."""
     if gathered is not None:
-        return [np.searchsorted(gathered, np.intersect1d(gathered, ids)) for ids in view.excluded]
+        return [np.searchsorted(gathered, np.intersect1d(gathered, ids)) for ids in excluded]
     others = np.flatnonzero(~passes)
-    return [np.union1d(others, ids) if len(ids) else others for ids in view.excluded]
+    return [np.union1d(others, ids) if len(ids) else others for ids in excluded]

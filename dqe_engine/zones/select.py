@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
@@ -98,7 +99,7 @@ def select_zones(
 
 def kernels() -> ModuleType:
     """The compiled kernels. Raises BackendError where they are not built."""
-    if find_spec("dqe_engine._kernels") is None:
+    if not _built():
         raise BackendError("backend='cpu': dqe_engine._kernels is not built; install with pip install -e ., or use 'reference'")
     from dqe_engine import _kernels
 
@@ -111,13 +112,18 @@ def screens_panels() -> bool:
     return bool(compiled.screened_queries(compiled.instruction_sets()[0]) > compiled.MAX_ROW_QUERIES)
 
 
+@cache
+def _built() -> bool:
+    return find_spec("dqe_engine._kernels") is not None
+
+
 def _resolve(backend: str, queries: object) -> Literal["cpu", "reference", "cuda"]:
     on_device = not isinstance(queries, np.ndarray) and hasattr(queries, "__dlpack_device__")
     match backend:
         case "auto" if on_device:
             return "cuda"
         case "auto":
-            return "cpu" if find_spec("dqe_engine._kernels") is not None else "reference"
+            return "cpu" if _built() else "reference"
         case "cpu":
             kernels()
             return "cpu"

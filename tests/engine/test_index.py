@@ -16,6 +16,7 @@ from support.samples import image_rows, query_rows, target_rows
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.index import GalleryIndex, IndexMatches, gallery, searching
+from dqe_engine.index.columns import ScreenCache
 from dqe_engine.zones import ZoneSelection
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -120,11 +121,47 @@ def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, m
 
 def test_indexes_are_screened_until_they_are_large(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make_index(10)
-    assert index._snapshot([()]).screen is not None
+    assert index._snapshot([()])[0].screen is not None
     monkeypatch.setattr(gallery, "SCREENED_BYTES", index._targets.shards()[1].nbytes)
-    assert index._snapshot([()]).screen is not None
+    assert index._snapshot([()])[0].screen is not None
     index.add(["one more"], target_rows(1))
-    assert index._snapshot([()]).screen is None
+    assert index._snapshot([()])[0].screen is None
+
+
+def test_a_search_looks_again_only_where_something_changed(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(10)
+
+    def looked_again() -> bool:
+        before = index._view
+        index.search(query_rows(1), 3)
+        return index._view is not before
+
+    assert looked_again()
+    assert not looked_again()
+    changes: list[Callable[[], None]] = [
+        lambda: index.add(["new"], target_rows(1)),
+        lambda: index.add(["new"], target_rows(1), replace=True),
+        lambda: index.remove(["i3"]),
+        lambda: index.save(tmp_path / "index"),
+        lambda: setattr(index, "screened", False),
+    ]
+    for change in changes:
+        change()
+        assert looked_again()
+        assert not looked_again()
+
+
+def test_a_change_while_a_search_prepares_is_seen_by_the_next(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, screen = make_index(10), ScreenCache.screen
+
+    def slow_screen(cache: ScreenCache, *shards: Any) -> Any:
+        monkeypatch.setattr(ScreenCache, "screen", screen)
+        index.remove(["i3"])  # as another thread might
+        return cache.screen(*shards)
+
+    monkeypatch.setattr(ScreenCache, "screen", slow_screen)
+    assert len(index.search(query_rows(1), 20)[0].matches) == 10  # the index as it was when the search began
+    assert len(index.search(query_rows(1), 20)[0].matches) == 9
 
 
 @pytest.mark.parametrize("removed", [0, 3, 15, 20])

@@ -101,7 +101,7 @@ def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, *, raises: bool) -> None:
     import onnxruntime
 
     class Session(onnxruntime.InferenceSession):
-        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int, disabled_optimizers: Any) -> None:
             assert enable_fallback == 0
             if raises and "CUDAExecutionProvider" in providers:
                 raise RuntimeError("CUDA failure 35:\n no driver")
@@ -141,7 +141,7 @@ def listing_onnxruntime(monkeypatch: pytest.MonkeyPatch, provider: str, nodes: l
     asked: list[list[str]] = []
 
     class Session:
-        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int, disabled_optimizers: Any) -> None:
             asked.append(providers)
             self._real, self._providers = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), providers
             if nodes is not None:
