@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True)
     if (load := sections.busy()) is not None:
-        console.print(f"The machine is busy (load {load:.1f} per core): times will be too long.", style="yellow")
+        console.print(f"The machine is busy ({load:.0%} of its processors are taken): times will be too long.", style="yellow")
     try:
         results, verdicts = _run(options, console)
     except AnswerMismatchError as error:

@@ -104,7 +104,7 @@ def _measure(options: argparse.Namespace) -> int:
     console = Console(stderr=True)
     setting = _prepared(options, sizes, console)
     if (load := busy()) is not None:
-        console.print(f"The machine is busy (load {load:.1f} per core): times will be too long.", style="yellow")
+        console.print(f"The machine is busy ({load:.0%} of its processors are taken): times will be too long.", style="yellow")
     paths, verdicts = _sections(options, setting, sizes, names, console)
     print(targets_table(verdicts))
     print("\n" + "\n".join(str(path) for path in paths))

@@ -59,6 +59,15 @@ def load_average() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
+def processor_seconds() -> tuple[float, float] | None:
+    """Since the system started, of all processors together: working, and in all. None where there is no /proc/stat."""
+    total = _read("/proc/stat").partition("\n")[0].split()[1:9]  # user nice system idle iowait irq softirq steal; guests are in user
+    if len(total) < 8:
+        return None
+    ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in total]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
 def affinity() -> list[int]:
     """Numbers of the processors that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     if (load := busy()) is not None:
-        console.print(f"The machine is busy (load {load:.1f} per core): times will be too long.", style="yellow")
+        console.print(f"The machine is busy ({load:.0%} of its processors are taken): times will be too long.", style="yellow")
     sizes = Sizes.quick() if options.quick else Sizes.full() if options.full else Sizes()
     out = options.out or (_ROOT / "build" / "benchmarks" if options.quick else Path(__file__).parent / "results") / machine.slug()
     public = {name: folder for name in ("fashioniq", "cirr", "circo") if (folder := getattr(options, name)) is not None}

@@ -10,14 +10,23 @@ from typing import Any
 
 from . import machine
 
-BUSY = 0.3
-"""Load average per core from which on a benchmark warns."""
+BUSY = 0.15
+"""Share of all processors' time that others take, from which on a benchmark warns."""
+_LOOK_SECONDS = 0.5
 
 
 def busy() -> float | None:
-    """The load average per core where it is high enough to lengthen times, else None."""
-    load = machine.load_average()[0] / machine.cores()
-    return load if load > BUSY else None
+    """The share of the processors' time that is taken while this process waits, where it is high enough to lengthen times, else None.
+
+    Not the load average, which remembers minutes, the last benchmark among them. None too where the system does not say.
+    """
+    before = machine.processor_seconds()
+    time.sleep(_LOOK_SECONDS)
+    after = machine.processor_seconds()
+    if before is None or after is None:
+        return None
+    taken, passed = (late - early for late, early in zip(after, before, strict=True))
+    return taken / passed if passed > 0 and taken / passed > BUSY else None
 
 
 def recorded(measure: Callable[[], dict[str, Any]], packages: tuple[str, ...], *, quick: bool, threads: int) -> dict[str, Any]:

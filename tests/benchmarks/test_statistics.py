@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import machine, report, sections
 from benchmarks.harness import Agreement, AnswerMismatchError, Contender, Rounds, Timing, Turns, interleave, ratio
 from benchmarks.serving.fit import fit
 from benchmarks.statistics import band, percentiles
@@ -165,3 +165,16 @@ def test_a_fit_has_no_negative_costs() -> None:
     found = fit(points, [2.0, 1.9, 1.8, 1.7, 1.6])
     assert found.coefficients["x"] == 0.0
     assert 1.6 < found.coefficients["call"] < 2.0
+
+
+@pytest.mark.parametrize(("taken", "said"), [(0.5, None), (6.0, 0.6)])
+def test_a_machine_is_busy_by_what_is_taken_now(monkeypatch: pytest.MonkeyPatch, taken: float, said: float | None) -> None:
+    readings = iter([(1000.0, 5000.0), (1000.0 + taken, 5010.0)])
+    monkeypatch.setattr(machine, "processor_seconds", lambda: next(readings))
+    monkeypatch.setattr(sections, "_LOOK_SECONDS", 0.0)
+    assert sections.busy() == said
+
+
+def test_what_the_processors_did_is_read() -> None:
+    before = machine.processor_seconds()
+    assert before is None or 0 < before[0] <= before[1]
