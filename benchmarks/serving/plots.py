@@ -47,11 +47,18 @@ def _query(section: dict[str, Any], path: Path) -> Path:
             bands = [c[c["counted"]].get("band_s") or (c["median_s"],) * 2 for c in done]
             spread = np.abs(1e3 * np.array(bands).T - np.array(medians))
             axes.barh([c["name"] for c in done], medians, xerr=spread, color=[_COLOURS.get(c["name"], _PEER) for c in done], capsize=2)
+            busy = [(1e3 * c["busy"]["median_s"], at) for at, c in enumerate(done) if "busy" in c]
+            if busy:
+                axes.plot(*zip(*busy, strict=True), "D", color="white", markeredgecolor="black", ms=5, ls="", label="asked at once")
+                axes.legend(loc="upper right", frameon=False, fontsize=8)
             for at, (c, value) in enumerate(zip(done, medians, strict=True)):
                 share = c["answer"]["same_ids"]
                 note = "" if share > 0.9995 else f", recall {100 * share:.0f} %"
                 axes.annotate(f"{value:.3g}{note}", (value, at), xytext=(4, 7), textcoords="offset points", fontsize=8)
-            axes.set(title=f"{case['case']['kind']} reference, {case['case']['items']:,} items", xlabel="milliseconds, median and band")
+            axes.set(
+                title=f"{case['case']['kind']} reference, {case['case']['items']:,} items",
+                xlabel="milliseconds after a pause: median and band",
+            )
             axes.set_xlim(0, 1.35 * max(medians))  # a wide band is cut off; the table has it
         return save(figure, path)
 
