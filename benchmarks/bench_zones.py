@@ -57,7 +57,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="bench_zones", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="a section to run (repeatable); default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing of worth")
-    parser.add_argument("--short", action="store_true", help="full sizes, few rounds, interleaved only, random vectors: minutes")
+    parser.add_argument(
+        "--short", action="store_true", help="full sizes, few rounds, interleaved only, random vectors: minutes; to zones-short.json"
+    )
     parser.add_argument("--full", action="store_true", help="refresh: run ours on all queries (minutes), not on a slice")
     parser.add_argument("--no-alone", action="store_true", help="do not time contenders in processes of their own as well")
     parser.add_argument("--contenders", metavar="NAME;…", help="only these, separated by semicolons; see --list")
@@ -90,7 +92,7 @@ def _contenders() -> dict[str, Contender]:
 
 def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], list[Target]]:
     """Run the sections, each written as soon as it is done; returns what was written and the targets of this run."""
-    path = options.out / "zones.json"
+    path = options.out / ("zones-short.json" if options.short else "zones.json")
     results = report.load(path, "zones")
     names: list[str] = options.only or list(SECTIONS)
     with Progress(
@@ -114,7 +116,8 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Path], lis
     verdicts = targets(results["sections"])
     report.save_text(path.with_suffix(".md"), summary.markdown(results, verdicts))
     measured = targets({name: results["sections"][name] for name in names})
-    return [path, path.with_suffix(".md"), *plots.draw(results["sections"], options.out)], measured
+    drawn = [] if options.short else plots.draw(results["sections"], options.out)
+    return [path, path.with_suffix(".md"), *drawn], measured
 
 
 def _reached(progress: Progress, task: TaskID, before: int, share: float) -> None:

@@ -60,12 +60,16 @@ def load_average() -> list[float]:
 
 
 def processor_seconds() -> tuple[float, float] | None:
-    """Since the system started, of all processors together: working, and in all. None where there is no /proc/stat."""
-    total = _read("/proc/stat").partition("\n")[0].split()[1:9]  # user nice system idle iowait irq softirq steal; guests are in user
-    if len(total) < 8:
-        return None
-    ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in total]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+    """Since the system started, of the processors that this process may use: working, and in all. None where there is no /proc/stat."""
+    working = passed = 0.0
+    names = {f"cpu{number}" for number in affinity()}
+    for line in _read("/proc/stat").splitlines():
+        name, *ticks = line.split()
+        if name in names:
+            of = [int(value) / os.sysconf("SC_CLK_TCK") for value in ticks[:8]]  # guests are in user
+            passed += sum(of)
+            working += sum(of) - of[3] - of[4]  # idle, and idle while something is read
+    return (working, passed) if passed else None
 
 
 def affinity() -> list[int]:

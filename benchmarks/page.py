@@ -11,11 +11,13 @@ from typing import Any
 from . import machine, report
 from .targets import Target, targets_table
 
+SHORT = "zones-short"
 BENCHMARKS = {
     "latency": "Latency, end to end",
     "query-full-size": "A query at BLIP-2's full size",
     "recall": "Recall: precisions, storage, approximation",
     "zones": "Zone kernels",
+    SHORT: "Zone kernels, a short run",
     "train": "Training",
     "export": "Exports at full size",
 }
@@ -26,7 +28,9 @@ def page(folder: Path) -> str:
     """Markdown: of each benchmark in `folder`, when and on what it ran, its targets, its plots, and where its tables are."""
     parts = [f"# Measured: {folder.name}", "Written by `python -m benchmarks.page`; [how it is measured](../../README.md)."]
     for name, title in BENCHMARKS.items():
-        results = report.load(folder / f"{name}.json", name)
+        if name == SHORT and (folder / "zones.json").exists():
+            continue
+        results = report.load(folder / f"{name}.json", "zones" if name == SHORT else name)
         if results["sections"]:
             parts += [f"## {title}", _ran(results), *_targets(results), *_plots(folder, name), _links(folder, name)]
     return "\n\n".join(parts) + "\n"

@@ -11,7 +11,7 @@ from typing import Any
 from . import machine
 
 BUSY = 0.15
-"""Share of all processors' time that others take, from which on a benchmark warns."""
+"""Share of the processors' time that others take, from which on a benchmark warns."""
 _LOOK_SECONDS = 0.5
 
 

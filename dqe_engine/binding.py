@@ -34,8 +34,9 @@ class Binding:
             if array.dtype != dtype:
                 raise InputError(f"{self._graph}.{name}: expected {dtype}, got {array.dtype}")
             fits = len(array.shape) == len(axes)
-            for axis, size in zip(axes, array.shape, strict=False):
-                fits = size == (dynamic.setdefault(axis, size) if isinstance(axis, str) else axis) and fits
+            if fits:
+                for axis, size in zip(axes, array.shape, strict=True):
+                    fits = size == (dynamic.setdefault(axis, size) if isinstance(axis, str) else axis) and fits
             if not fits:
                 expected = ", ".join(str(dynamic.get(axis, axis) if isinstance(axis, str) else axis) for axis in axes)
                 raise InputError(f"{self._graph}.{name}: expected shape ({expected}), got {array.shape}")

@@ -34,6 +34,20 @@ def compile_filter(conditions: Filter) -> Predicate:
     return lambda metadata: all(metadata is not None and key in metadata and test(metadata[key]) for key, test in tests)
 
 
+def filter_key(conditions: Filter) -> str:
+    """Two valid filters with the same key pass the same items."""
+
+    def plain(operand: Any) -> Any:
+        return list(operand) if isinstance(operand, Sequence) and not isinstance(operand, str) else operand
+
+    return repr(
+        [
+            (key, [(name, plain(operand)) for name, operand in condition.items()] if isinstance(condition, Mapping) else condition)
+            for key, condition in conditions.items()
+        ]
+    )
+
+
 def _compile(key: str, name: str, operand: Any) -> Callable[[Any], bool]:
     if name in _RANGE:
         kind: Any = str if isinstance(operand, str) else (int, float)

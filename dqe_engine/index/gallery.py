@@ -59,9 +59,9 @@ class GalleryIndex:
         self.storage, self.image_storage = storage, image_storage
         self._state = threading.RLock()  # brief: guards the attributes below
         self._writer = threading.RLock()  # long: one add, remove or save at a time; taken before _state
-        self._screened = screened
+        self.screened = screened
         self._screen = ScreenCache()
-        self._view: Snapshot | None = None  # of the last search, while nothing has changed since
+        self._views: dict[bool | None, Snapshot] = {}  # by `screened`, while nothing has changed since
         self._changes = 0
         self._targets, self._images = self._columns()
         self._ids: list[str] = []  # by position; a removed item keeps its position until compaction
@@ -90,17 +90,6 @@ class GalleryIndex:
         return id in self._positions
 
     @property
-    def screened(self) -> bool | None:
-        """Whether searches take the 8-bit copy; None: by size. Can be set at any time."""
-        return self._screened
-
-    @screened.setter
-    def screened(self, screened: bool | None) -> None:
-        with self._state:
-            self._screened = screened
-            self._changed()
-
-    @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the items, oldest first."""
         with self._state:
@@ -111,7 +100,10 @@ class GalleryIndex:
 
         Raises InputError for an unknown id, or where none are kept.
         """
-        out = np.empty(self.image_shape, np.float32) if out is None else out
+        if out is None:
+            out = np.empty(self.image_shape, np.float32)
+        elif out.shape != self.image_shape or out.dtype != np.float32:
+            raise InputError(f"out: expected {self.image_shape} float32, got {out.shape} {out.dtype}")
         with self._state:
             if id not in self._positions:
                 raise InputError(f"{id!r} is not in the index")
@@ -193,8 +185,9 @@ class GalleryIndex:
         """The k best items of each query, or all there are.
 
         queries: (B, D) float32, unit norm; exclude: per query, ids that are no candidates (ids that are not in the index
-        exclude nothing); filter: see `compile_filter`; zones: also count the zones by Δ to the query's best candidate and
-        pick `picks` items of the mid zone by the spec's policy; threads: at most, 0 for one per processor. Raises InputError.
+        exclude nothing); filter: see `compile_filter`, and what passed one is remembered until the index changes; zones: also
+        count the zones by Δ to the query's best candidate and pick `picks` items of the mid zone by the spec's policy; threads:
+        at most, 0 for one per processor. Raises InputError.
         """
         if queries.ndim != 2 or queries.shape[1] != self.target_shape[1] or queries.dtype != np.float32:
             raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
@@ -307,26 +300,25 @@ class GalleryIndex:
             self._changed()
 
     def _changed(self) -> None:
-        """What searches see is no longer what `_view` says."""
+        """What searches see is no longer what `_views` say."""
         self._changes += 1
-        self._view = None
+        self._views.clear()
 
     def _snapshot(self, exclude: Sequence[Collection[str]]) -> tuple[Snapshot, list[NDArray[np.int64]]]:
         """The index as it is now, and per query the excluded positions, sorted and unique."""
         with self._state:
             excluded = [np.array(sorted({self._positions[id] for id in ids if id in self._positions}), np.int64) for ids in exclude]
-            if self._view is not None:
-                return self._view, excluded
+            screened, changes = self.screened, self._changes
+            if (view := self._views.get(screened)) is not None:
+                return view, excluded
             dead = np.array(sorted(self._dead), np.int64)
             shards, cache, ids, metadata = self._targets.shards(), self._screen, self._ids, self._metadata
-            changes, wanted = self._changes, self.screened
-        if wanted is None:
-            wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES
+        wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if screened is None else screened
         screen = cache.screen(*shards) if wanted else None  # outside of the lock: the first one takes a while
         view = Snapshot(shards, screen, ids, metadata, dead)
         with self._state:
             if changes == self._changes:
-                self._view = view
+                self._views[screened] = view
         return view, excluded
 
     def _append(self, root: Path, ours: IndexManifest) -> None:

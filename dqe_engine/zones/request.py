@@ -196,9 +196,12 @@ def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, 
             raise InputError(f"exclude[{row}]: expected a sequence of integer ids, got {entry.dtype} of shape {entry.shape}")
     ids = np.concatenate([entry.astype(np.int64) for entry in entries]) if entries else np.empty(0, np.int64)
     _check_ids("exclude", ids, size)
-    if batch == 1:
-        ids = np.unique(ids) if len(ids) > 1 else ids
-        return np.array([0, len(ids)]), ids
+    offsets = np.cumsum([0, *(entry.size for entry in entries)])
+    rises = ids[1:] > ids[:-1]
+    starts = offsets[1:-1]
+    rises[starts[(starts > 0) & (starts < len(ids))] - 1] = True  # from one query to the next they need not
+    if rises.all():
+        return offsets, ids
     pairs = np.unique(np.repeat(np.arange(batch, dtype=np.int64), [entry.size for entry in entries]) * size + ids)
     offsets = np.searchsorted(pairs, np.arange(batch + 1, dtype=np.int64) * size).astype(np.int64)
     return offsets, pairs % size if size else pairs

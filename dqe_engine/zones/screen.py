@@ -69,20 +69,24 @@ class Screen:
 
 
 def _empty_codes(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time.
-
-    Where Linux has them, on pages of 2 MiB from one such page on: with the usual ones, a sweep of some megabytes waits for addresses.
-    """
+    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time."""
     size = math.prod(shape)
-    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-        room, alignment = np.frombuffer(pages, np.uint8), _HUGE_PAGE
-    else:
-        room, alignment = np.empty(size + _CODE_ALIGNMENT, np.uint8), _CODE_ALIGNMENT
+    room, alignment = _room(size)
     start = -room.ctypes.data % alignment
     return room[start : start + size].reshape(shape)
+
+
+def _room(size: int) -> tuple[NDArray[np.uint8], int]:
+    """An alignment, and enough bytes for `size` of them from a multiple of it on.
+
+    Pages of 2 MiB where Linux has them: with the usual ones, a sweep over some megabytes waits for addresses.
+    """
+    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without such pages; or no memory, which NumPy will say
+            pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            pages.madvise(mmap.MADV_HUGEPAGE)
+            return np.frombuffer(pages, np.uint8), _HUGE_PAGE
+    return np.empty(size + _CODE_ALIGNMENT, np.uint8), _CODE_ALIGNMENT
 
 
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:
