@@ -20,7 +20,6 @@ from .machine import limit_threads
 from .resident import status_bytes
 
 T = TypeVar("T")
-Samples = list[float]
 
 
 class OwnProcess:
@@ -72,7 +71,7 @@ def add_alone(
         name: [(c, r) for c, row in zip(cases, results, strict=True) for r in row if r.name == name and r.status == "ok"] for name in names
     }
     pauses = (SETTLE_SECONDS, 0.0) if busy else (SETTLE_SECONDS,)
-    taken: dict[str, list[list[list[Samples]]]] = {name: [] for name in names}
+    taken: dict[str, list[list[list[list[float]]]]] = {name: [] for name in names}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(OwnProcess()) for name in names}
         for block in range(blocks):
@@ -108,7 +107,7 @@ def _ready(cases: tuple[Case, ...], name: str, threads: int) -> list[tuple[Conte
     return ready
 
 
-def _block(cases: tuple[Case, ...], name: str, rounds: Rounds, threads: int, pauses: Sequence[float]) -> list[list[Samples]]:
+def _block(cases: tuple[Case, ...], name: str, rounds: Rounds, threads: int, pauses: Sequence[float]) -> list[list[list[float]]]:
     """Seconds of each run, by case and pause; warm, for another process had the caches."""
     found = []
     for contender, run, seconds in _ready(cases, name, threads):
@@ -118,8 +117,8 @@ def _block(cases: tuple[Case, ...], name: str, rounds: Rounds, threads: int, pau
     return found
 
 
-def _rounds(contender: Contender, run: Callable[[], Any], rounds: Rounds, pause: float) -> Samples:
-    samples: Samples = []
+def _rounds(contender: Contender, run: Callable[[], Any], rounds: Rounds, pause: float) -> list[float]:
+    samples: list[float] = []
     while rounds.wants(samples):
         if pause:
             time.sleep(pause)

@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
+from .contracts.graphs import GraphSizes, GraphSpec
 from .errors import InputError
-
-Axes = tuple[int | str, ...]
-"""Sizes, and names of the dynamic axes."""
 
 
 class Binding:
@@ -21,8 +18,8 @@ class Binding:
     def __init__(self, spec: GraphSpec, sizes: GraphSizes) -> None:
         self._graph = spec.name
         self._names = frozenset(tensor.name for tensor in spec.inputs)
-        self._inputs = tuple((tensor.name, np.dtype(tensor.dtype), _axes(tensor, sizes)) for tensor in spec.inputs)
-        self._outputs = tuple((tensor.name, _axes(tensor, sizes)) for tensor in spec.outputs)
+        self._inputs = tuple((tensor.name, np.dtype(tensor.dtype), tensor.sized(sizes)) for tensor in spec.inputs)
+        self._outputs = tuple((tensor.name, tensor.sized(sizes)) for tensor in spec.outputs)
 
     def dynamic_sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """Sizes of the dynamic axes. Raises InputError for inputs that the graph does not take."""
@@ -45,7 +42,3 @@ class Binding:
     def output_shapes(self, dynamic: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Of every output by name, in the spec's order."""
         return {name: tuple([dynamic[axis] if isinstance(axis, str) else axis for axis in axes]) for name, axes in self._outputs}
-
-
-def _axes(tensor: TensorSpec, sizes: GraphSizes) -> Axes:
-    return tuple(axis if isinstance(axis, int) or axis in DYNAMIC_AXES else int(getattr(sizes, axis)) for axis in tensor.axes)

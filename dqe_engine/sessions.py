@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .binding import Binding
-from .contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
+from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
 
 OrtProvider = Literal["auto", "cpu", "cuda", "ort-tensorrt"]
@@ -163,8 +163,7 @@ def _check_bound(path: Path, kind: str, tensors: tuple[TensorSpec, ...], found: 
             raise BundleError(f"{path}: {kind} {tensor.name} is {argument.type}, the manifest says {tensor.dtype}")
         if len(argument.shape) != len(tensor.axes):
             raise BundleError(f"{path}: {kind} {tensor.name} has {len(argument.shape)} axes, the manifest says {len(tensor.axes)}")
-        for axis, size in zip(tensor.axes, argument.shape, strict=True):
-            wanted = axis if isinstance(axis, int) or axis in DYNAMIC_AXES else getattr(sizes, axis)
+        for axis, wanted, size in zip(tensor.axes, tensor.sized(sizes), argument.shape, strict=True):
             if isinstance(size, int) and size != wanted:  # a dynamic axis equals no size: it must be symbolic
                 raise BundleError(f"{path}: {kind} {tensor.name}: axis {axis!r} is fixed at {size}, expected {wanted}; export again")
 

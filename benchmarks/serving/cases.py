@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ def main_ways(setting: Setting) -> tuple[list[str], dict[str, str]]:
     return [name for name in (OURS, EAGER, INT8, OURS_GPU, EAGER_GPU) if name not in missing], missing
 
 
+@cache
 def open_way(setting: Setting, name: str) -> by.Searcher:
     """The searcher of that name, the same one again in the same process."""
     return _MAIN_WAYS[name](setting)

@@ -85,12 +85,9 @@ def measure_load(setting: Setting, name: str, kind: Kind, load: Load, seconds: f
     """`run_load` on the way of that name, after a tenth of the time that is not counted."""
     searcher = open_way(setting, name)
     limit_threads(setting.threads)
-    enter = _one_torch_thread if name == EAGER else _nothing
+    enter = _one_torch_thread if name == EAGER else None
     run_load(searcher, setting, kind, load, seconds / 10, enter)
     return run_load(searcher, setting, kind, load, seconds, enter)
-
-
-def _nothing() -> None: ...
 
 
 def _one_torch_thread() -> None:
@@ -102,7 +99,7 @@ def _one_torch_thread() -> None:
 
 
 def run_load(
-    searcher: by.Searcher, setting: Setting, kind: Kind, load: Load, seconds: float, enter: Callable[[], None] = _nothing
+    searcher: by.Searcher, setting: Setting, kind: Kind, load: Load, seconds: float, enter: Callable[[], None] | None = None
 ) -> tuple[float, list[float]]:
     """Queries per second, and the milliseconds of each request. Every caller asks at least once; what was begun in time is waited for.
 

@@ -31,9 +31,13 @@ class TensorSpec(Contract, frozen=True):
     dtype: Literal["float32", "int64"]
     axes: tuple[str | int, ...]
 
+    def sized(self, sizes: GraphSizes) -> tuple[int | str, ...]:
+        """The axes with one model's sizes put in: the names that are left are dynamic."""
+        return tuple(a if isinstance(a, int) or a in DYNAMIC_AXES else int(getattr(sizes, a)) for a in self.axes)
+
     def shape(self, sizes: GraphSizes, **dynamic: int) -> tuple[int, ...]:
         """Concrete shape, given the model's sizes and a value per dynamic axis."""
-        return tuple(a if isinstance(a, int) else dynamic[a] if a in DYNAMIC_AXES else int(getattr(sizes, a)) for a in self.axes)
+        return tuple(dynamic[a] if isinstance(a, str) else a for a in self.sized(sizes))
 
 
 class GraphSpec(Contract, frozen=True):
