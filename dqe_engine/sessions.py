@@ -105,6 +105,8 @@ def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tup
         options.intra_op_num_threads = threads
     # Idle workers would spin for a while and take the cores from the search, which comes next (decision 13).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # versions without it do not mind
     available = ort.get_available_providers()
     best = "cuda" if _PROVIDER_NAMES["cuda"] in available else "cpu"

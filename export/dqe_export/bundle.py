@@ -156,7 +156,7 @@ def _write_int8(
 
     def sensitivities() -> list[LayerSensitivity]:
         inputs = calibration_inputs(spec, checkpoint, data)
-        return sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        return sweep(spec.name, module, inputs, precision, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
 
     with upstream_attention(model.qformer):
         module = graph_module(spec, model)

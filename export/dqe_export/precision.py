@@ -1,4 +1,4 @@
-"""Lower precisions of an exported graph: float16, and int8 in two ways, by ONNX Runtime's own tools; inputs and outputs stay float32."""
+"""Lower precisions of an exported graph: float16, int8 with a scale per row, int8 with fixed scales; inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any, Literal, TypeVar
 import onnx
 from numpy.typing import NDArray
 
+from dqe_engine.errors import ExportError
+
 from .onnx_graph import save_graph, weights_beside
+from .row_int8 import may_saturate, quantise_rows
 
 T = TypeVar("T")
 Int8 = Literal["int8", "int8-static"]
@@ -28,9 +31,21 @@ def convert(
 ) -> None:
     """Write `path` from the float32 graph `source`, in another folder.
 
-    `keep`: names of nodes that int8 leaves in float32. `inputs`: for "int8-static", whose scales of activations are read off them.
+    `keep`: names of nodes that int8 leaves in float32. `inputs`: of "int8-static", whose scales of activations are read off them.
     """
-    save_graph(_float16(source) if precision == "float16" else _int8(source, keep, inputs), path)
+    if precision == "float16":
+        proto = _float16(source)
+    elif precision == "int8-static":
+        assert inputs is not None
+        proto = _static_int8(source, keep, inputs)
+    else:
+        proto = onnx.load(source)
+        quantise_rows(proto, keep=keep)
+        if overflowing := may_saturate(proto):
+            raise ExportError(
+                f"{len(overflowing)} 8-bit products of {path.name} would overflow on processors without VNNI: {overflowing[0]}"
+            )
+    save_graph(proto, path)
 
 
 def _float16(source: Path) -> onnx.ModelProto:
@@ -45,25 +60,26 @@ def _float16(source: Path) -> onnx.ModelProto:
     return proto
 
 
-def _int8(source: Path, keep: Collection[str], inputs: Mapping[str, NDArray[Any]] | None) -> onnx.ModelProto:
-    """Weights symmetric and per channel, once. Activations per tensor: at run time, or, with `inputs`, symmetric in QuantizeLinear and
+def _static_int8(source: Path, keep: Collection[str], inputs: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+    """Weights symmetric and per channel. Activations symmetric and per tensor, by scales that are read off `inputs`, in QuantizeLinear and
     DequantizeLinear pairs, which is how TensorRT takes 8 bits."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     target = source.with_name(f"int8-{source.name}")
-    options: dict[str, Any] = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
-    shared: dict[str, Any] = {
-        "op_types_to_quantize": list(_QUANTISED_OPS), "per_channel": True, "weight_type": QuantType.QInt8,
-        "nodes_to_exclude": list(keep), "use_external_data_format": weights_beside(source).exists(), "extra_options": options,
+    options = {
+        "MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT, "ActivationSymmetric": True, "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
     }  # fmt: skip
-    if inputs is None:
-        _quietly(lambda: quantize_dynamic(source, target, **shared))
-    else:
-        options |= {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
-        count = len(next(iter(inputs.values())))
-        parts = iter([{name: a[at : at + _AT_ONCE] for name, a in inputs.items()} for at in range(0, count, _AT_ONCE)])
-        reader = SimpleNamespace(get_next=lambda: next(parts, None))
-        _quietly(lambda: quantize_static(source, target, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **shared))
+    count = len(next(iter(inputs.values())))
+    parts = iter([{name: a[at : at + _AT_ONCE] for name, a in inputs.items()} for at in range(0, count, _AT_ONCE)])
+    reader = SimpleNamespace(get_next=lambda: next(parts, None))
+    _quietly(
+        lambda: quantize_static(
+            source, target, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(_QUANTISED_OPS), per_channel=True, nodes_to_exclude=list(keep),
+            use_external_data_format=weights_beside(source).exists(), extra_options=options,
+        )
+    )  # fmt: skip
     proto = onnx.load(target)
     for file in (target, weights_beside(target)):
         file.unlink(missing_ok=True)

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from dqe_engine.contracts.parsing import Contract
 
+from .precision import Int8
+from .row_int8 import ACTIVATION_STEPS, WEIGHT_STEPS
+
 
 class LayerSensitivity(Contract, frozen=True):
     """Smallest cosine of any output vector with float32's, where this layer alone is rounded. `kept`: in float32 in the bundle."""
@@ -25,9 +28,15 @@ class LayerSensitivity(Contract, frozen=True):
 
 @torch.inference_mode()
 def sweep(
-    graph: str, module: nn.Module, inputs: Mapping[str, Tensor], *, advance: Callable[[str], None] = lambda layer: None
+    graph: str,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    precision: Int8 = "int8",
+    *,
+    advance: Callable[[str], None] = lambda layer: None,
 ) -> list[LayerSensitivity]:
-    """Round the linear layers of `module` one at a time as dynamic int8 does; the most sensitive first."""
+    """Round the linear layers of `module` one at a time as `precision` does; the most sensitive first."""
+    rounded = _rounded_rows if precision == "int8" else _rounded_tensor
     layers, used = _linear_layers(module), set[nn.Module]()
     handles = [layer.register_forward_hook(lambda layer, *_: used.add(layer)) for layer in layers.values()]
     expected = _outputs(module, inputs)
@@ -38,7 +47,7 @@ def sweep(
         if layer not in used:  # another graph's
             continue
         advance(name)
-        handle = layer.register_forward_hook(_rounded)
+        handle = layer.register_forward_hook(rounded)
         try:
             changed = _outputs(module, inputs)
         finally:
@@ -62,16 +71,21 @@ def _outputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, .
     return output if isinstance(output, tuple) else (output,)
 
 
-def _rounded(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The layer's output from 8-bit weights, symmetric per output channel, and 8-bit activations, asymmetric per tensor."""
+def _rounded_rows(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The layer's output by the scheme of `row_int8`."""
+    return _product(layer, arguments[0], arguments[0].abs().amax(dim=-1, keepdim=True), WEIGHT_STEPS)
+
+
+def _rounded_tensor(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The layer's output with one scale for all activations, and 8 bits of the weights."""
+    return _product(layer, arguments[0], arguments[0].abs().amax(), 127)
+
+
+def _product(layer: nn.Module, x: Tensor, largest: Tensor, weight_steps: int) -> Tensor:
     assert isinstance(layer, nn.Linear)
-    (x,) = arguments
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    step = ((high - low) / 255).clamp_min(1e-30)
-    zero = (-low / step).round()
-    activations = ((x / step + zero).round().clamp(0, 255) - zero) * step
-    scale = (layer.weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-30)
-    return F.linear(activations, (layer.weight / scale).round() * scale, layer.bias)
+    step = (largest / ACTIVATION_STEPS).clamp_min(1e-30)
+    scale = (layer.weight.abs().amax(dim=1, keepdim=True) / weight_steps).clamp_min(1e-30)
+    return F.linear((x / step).round() * step, (layer.weight / scale).round() * scale, layer.bias)
 
 
 def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
@@ -86,5 +100,4 @@ def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
         name for name, array in weights.items() for weight in wanted
         if any(array.shape == w.shape and (array == w).all() for w in (weight, weight.T))
     }  # fmt: skip
-    nodes = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]
-    return [name for node in nodes for name in (node.name, f"{node.name}_MatMul")]  # the latter is what dynamic int8 makes of a Gemm
+    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]

@@ -23,7 +23,7 @@ from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData, calibration_inputs, parity_inputs, real_inputs, scale_inputs
 from dqe_export.graphs import graph_module, random_inputs
 from dqe_export.parity import check_parity
-from dqe_export.precision import convert
+from dqe_export.precision import Int8, convert
 from dqe_export.report import ExportReport
 from dqe_export.sensitivity import nodes_of, sweep
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
@@ -64,15 +64,20 @@ def test_nodes_are_found_by_their_weights(bundle_path: Path, checkpoint_path: Pa
         assert sum(t.shape == weight.T.shape and np.array_equal(t, weight.T) for t in tensors) == kept
 
 
-def test_a_gemms_layer_is_kept(bundle_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
-    module = graph_module(ATTRIBUTE_HEADS, load_checkpoint(checkpoint_path).model)
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_a_gemms_layer_is_kept(precision: Int8, bundle_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(checkpoint_path).model
+    module = graph_module(ATTRIBUTE_HEADS, model)
     source, layer = bundle_path / ATTRIBUTE_HEADS.file, "model.attribute_heads.presence.0"
     assert any(node.op_type == "Gemm" for node in onnx.load(source).graph.node)
     keep = nodes_of(source, module, [layer])
-    assert len(keep) == 2  # as it is called in the graph, and once the quantiser has taken it apart
+    assert len(keep) == 1
+    inputs = {
+        name: value.numpy() for name, value in random_inputs(ATTRIBUTE_HEADS, model.sizes, 100, batch=4, text_length=3, seed=0).items()
+    }
     (tmp_path / "float32").mkdir()
     shutil.copy(source, tmp_path / "float32")
-    convert(tmp_path / "float32" / ATTRIBUTE_HEADS.file, tmp_path / "int8.onnx", "int8", keep=keep)
+    convert(tmp_path / "float32" / ATTRIBUTE_HEADS.file, tmp_path / "int8.onnx", precision, keep=keep, inputs=inputs)
     weight = dict(module.named_parameters())[f"{layer}.weight"].detach().numpy()
     tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer]
     assert any(any(t.shape == w.shape and np.array_equal(t, w) for w in (weight, weight.T)) for t in tensors)

@@ -1,0 +1,150 @@
+"""8-bit matrix products whose rows know nothing of each other, in ONNX's own operators, exact on every processor.
+
+A row x of activations is scaled by its own largest magnitude m and a column w of weights by its own, 64 steps to either side:
+
+    x·w ≈ m·s·Σ (a - 128)·q,   a = round(127·x / m) + 128 in 1 to 255,   q = round(w / (127·s)) in -64 to 64,   s = max|w| / (64·127)
+
+So an answer depends neither on its neighbours in the batch nor on padding. The sum is of whole numbers, and no processor may round it: AVX2
+without VNNI adds pairs of products in 16 bits, and 2·255·64 = 32,640 still fits, where weights of 8 bits (2·255·127) overflow in silence.
+That costs one bit of the weights; scaling all rows alike, as ONNX Runtime's own scheme does, costs more (docs/export.md has the table).
+Infinite activations and NaN among the weights stay visible in the result; a NaN among the activations may become a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+WEIGHT_STEPS = 64
+"""Largest magnitude of a weight: the largest of which two, times 255, fit into 16 bits with sign."""
+ACTIVATION_STEPS = 127
+_ZERO = 128
+_LEAST = 1e-30
+"""In place of the largest magnitude of a row of zeros."""
+
+
+def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = (), weight_steps: int = WEIGHT_STEPS) -> None:
+    """Replace, in place, each product with a constant matrix, and each table that an input looks up, but for the nodes named in `keep`.
+
+    `weight_steps`: more of them are more exact, and only right where `may_saturate` does not matter.
+    """
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = {value.name for value in graph.input}
+    writer = _Writer(weight_steps)
+    for node in graph.node:
+        table = constants.get(_weight_input(node))
+        if node.name in keep or table is None or len(table.dims) != 2 or table.data_type != onnx.TensorProto.FLOAT:
+            writer.nodes.append(node)
+        elif node.op_type == "Gather":
+            writer.look_up(node, numpy_helper.to_array(table)) if node.input[1] in inputs else writer.nodes.append(node)
+        else:
+            writer.multiply(node, _matrix(node, table))
+    used = {name for node in writer.nodes for name in node.input} | {value.name for value in graph.output}
+    left = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(writer.nodes)
+    graph.initializer.extend([*left, *writer.constants.values()])
+
+
+def quantise_columns(matrix: NDArray[np.float32], steps_a_side: int = WEIGHT_STEPS) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix (K, N) as `q` (K, N), -64 to 64 unless `steps_a_side` says otherwise, and steps (N,): matrix ≈ q * steps."""
+    steps = np.maximum(np.abs(matrix).max(axis=0, initial=0) / steps_a_side, np.float32(_LEAST))
+    with np.errstate(invalid="ignore"):  # NaN: the column's step carries it
+        return np.rint(matrix / steps).astype(np.int8), steps.astype(np.float32)
+
+
+def may_saturate(proto: onnx.ModelProto) -> list[str]:
+    """Names of 8-bit products whose sums could leave 16 bits on a processor that adds pairs of them there, whatever the activations.
+
+    The worst case of every product is looked at, so an empty list is a proof: nothing depends on the processor that ran a check.
+    """
+    values = {tensor.name: tensor for tensor in proto.graph.initializer}
+    products = ("MatMulInteger", "ConvInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+    found = []
+    for node in proto.graph.node:
+        if node.op_type not in products:
+            continue
+        weights = values.get(node.input[3 if node.op_type == "QLinearMatMul" else 1])
+        if weights is None or weights.data_type == onnx.TensorProto.UINT8:  # unsigned ones are widened before they are multiplied
+            continue
+        largest = int(np.abs(numpy_helper.to_array(weights).astype(np.int32)).max(initial=0))
+        if 2 * 255 * largest > np.iinfo(np.int16).max:
+            found.append(node.name)
+    return found
+
+
+def _weight_input(node: onnx.NodeProto) -> str:
+    if node.op_type == "Gather":
+        return node.input[0]
+    if node.op_type == "MatMul":
+        return node.input[1]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    plain = node.op_type == "Gemm" and not attributes.get("transA") and {attributes.get(n, 1.0) for n in ("alpha", "beta")} == {1.0}
+    return node.input[1] if plain else ""
+
+
+def _matrix(node: onnx.NodeProto, table: onnx.TensorProto) -> NDArray[np.float32]:
+    """The weights as (K, N)."""
+    array = numpy_helper.to_array(table)
+    transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+    return np.ascontiguousarray(array.T) if transposed else array
+
+
+@dataclass
+class _Writer:
+    """The graph as it grows: `rows` remembers which activations are in 8 bits already, since query, key and value share theirs."""
+
+    weight_steps: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    rows: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def multiply(self, node: onnx.NodeProto, matrix: NDArray[np.float32]) -> None:
+        quantised, largest = self.rows.get(node.input[0]) or self._quantise(node.input[0])
+        weights, steps = quantise_columns(matrix, self.weight_steps)
+        name, bias = f"{node.output[0]}_int8", node.input[2:]
+        scaled = f"{name}_scaled" if bias else node.output[0]
+        inputs = [quantised, self._constant(f"{name}_weights", weights), self._constant("int8_zero", np.uint8(_ZERO))]
+        self._add("MatMulInteger", inputs, f"{name}_sum")
+        self._add("Cast", [f"{name}_sum"], f"{name}_float", to=onnx.TensorProto.FLOAT)
+        # Not Mul(Cast, Mul(steps, largest)): ONNX Runtime 1.32 fuses that into MatMulIntegerToFloat, which takes one scale for all rows.
+        self._add("Mul", [f"{name}_float", self._constant(f"{name}_steps", steps / np.float32(ACTIVATION_STEPS))], f"{name}_columns")
+        self._add("Mul", [f"{name}_columns", largest], scaled)
+        if bias:
+            self._add("Add", [scaled, *bias], node.output[0])
+
+    def look_up(self, node: onnx.NodeProto, table: NDArray[np.float32]) -> None:
+        """A table's rows are scaled one by one, and stay a table: 8 bits, since they are not multiplied."""
+        name = f"{node.output[0]}_int8"
+        steps = np.maximum(np.abs(table).max(axis=1, keepdims=True, initial=0) / 127, np.float32(_LEAST)).astype(np.float32)
+        rows, scales = np.rint(table / steps).astype(np.int8), steps
+        self._add("Gather", [self._constant(f"{name}_rows", rows), node.input[1]], f"{name}_row")
+        self._add("Gather", [self._constant(f"{name}_steps", scales), node.input[1]], f"{name}_step")
+        self._add("Cast", [f"{name}_row"], f"{name}_float", to=onnx.TensorProto.FLOAT)
+        self._add("Mul", [f"{name}_float", f"{name}_step"], node.output[0])
+
+    def _quantise(self, source: str) -> tuple[str, str]:
+        """Names of `source` in 8 bits and of its rows' largest magnitudes."""
+        name = f"{source}_int8"
+        self._add("Abs", [source], f"{name}_abs")
+        self._add("ReduceMax", [f"{name}_abs", self._constant("int8_axis", np.array([-1]))], f"{name}_max", keepdims=1)
+        self._add("Max", [f"{name}_max", self._constant("int8_least", np.float32(_LEAST))], f"{name}_largest")
+        self._add("Div", [source, f"{name}_largest"], f"{name}_unit")
+        step = self._constant("int8_step", np.float32(1 / ACTIVATION_STEPS))
+        self._add("QuantizeLinear", [f"{name}_unit", step, self._constant("int8_zero", np.uint8(_ZERO))], f"{name}_rows")
+        self.rows[source] = f"{name}_rows", f"{name}_largest"
+        return self.rows[source]
+
+    def _add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes))
+
+    def _constant(self, name: str, value: Any) -> str:
+        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        return name
