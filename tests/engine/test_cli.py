@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.samples import noise_image
+from support.signals import interrupts_heard  # noqa: F401 (used by every test here)
 from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.cli import index as index_command
@@ -54,6 +55,23 @@ def test_indexing_goes_on_where_it_stopped(
     assert len(calls) == 6
     assert index(bundle_path, image_folder, out) == 0
     assert "0 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+
+
+def test_an_ignored_interrupt_stays_ignored(
+    bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_batch = RetrievalEngine._add_batch
+
+    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+        add_batch(self, *args, **options)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RetrievalEngine, "_add_batch", interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
+    assert index(bundle_path, image_folder, tmp_path / "index") == 0
+    assert "12 images added" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_prune_and_new_images(bundle_path: Path, image_folder: Path, tmp_path: Path, indexed: list[str]) -> None:

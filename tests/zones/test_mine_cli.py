@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.mining_workers import GALLERY, QUERIES, problem
+from support.signals import interrupts_heard  # noqa: F401 (used by every test here)
 
 from dqe_engine.cli import mine
 from dqe_engine.contracts.zones import ZoneSpec
