@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +16,33 @@ from typing import IO, Any
 
 _TEMPORARY_PREFIX = ".tmp-"
 _OLD = "old"  # within a temporary: what is being replaced
+
+
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; check the path",
+    errno.EISDIR: "expected a file; check the path",
+    errno.EEXIST: "choose another name, or remove it yourself",
+    errno.EACCES: "grant this user access to it, or run as its owner",
+    errno.EPERM: "grant this user access to it, or run as its owner",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some of your quota, then run the same command again",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.EIO: "the disk or its connection fails; look into the system's log",
+}
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for the user: which file, what the system says, what to do. `a.json: permission denied; grant this user …`."""
+    if error.strerror is None:  # raised by a library, in its own words
+        return " ".join(str(error).split()) or type(error).__name__
+    said = error.strerror[:1].lower() + error.strerror[1:]
+    where = "" if error.filename is None else f"{error.filename}: "
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{said}; {remedy}" if remedy else f"{where}{said}"
 
 
 def sha256_of(path: Path) -> str:

@@ -33,8 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _doctor(args))
+    return run(lambda: _doctor(build_parser().parse_args(argv)))
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -76,7 +75,7 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
             if finding.remedy:
                 table.add_row("", "", Text(f"→ {finding.remedy}", style="yellow" if finding.status == "broken" else "dim"))
     total = sum(map(len, examination.values()))
-    with console.capture() as printed:  # rich makes a broken pipe exit code 1, which means something here
+    with console.capture() as printed:
         console.print(table, "")
         if broken:
             summary = f"{broken} of {total} checks found something broken; what to do stands after the arrows"
@@ -84,8 +83,7 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
         else:
             console.print(Text("all that is installed works", style="bold green"))
     text = "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())  # no padding: reports are pasted into issues
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.write(text)
 
 
 def _directory(text: str) -> Path:

@@ -83,11 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    return run(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if (args.out is None) == (args.show is None):
         parser.error("give either --out OUT, to mine, or --show OUT")
-    return run(lambda: _show(args) if args.show else _mine(args))
+    return _show(args) if args.show else _mine(args)
 
 
 def _mine(args: argparse.Namespace) -> int:

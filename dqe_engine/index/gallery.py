@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexFormatError, InputError
+from dqe_engine.files import describe_os_error
 
 from . import storage as disk
 from .columns import Column, ScreenCache
@@ -242,7 +243,9 @@ class GalleryIndex:
             except OSError as error:  # a writer may have compacted twice between our two reads: look again
                 newer = disk.read_manifest(root)
                 if newer == manifest:
-                    raise IndexFormatError(f"{root}: {error.filename} cannot be read ({error.strerror}); index again") from error
+                    if isinstance(error, FileNotFoundError):
+                        raise IndexFormatError(f"{error.filename}: missing; restore it from a copy or index again") from error
+                    raise IndexFormatError(describe_os_error(error)) from error
                 manifest = newer
         raise IndexFormatError(f"{root}: no index here (manifest.json is missing); make one with dqe-index")
 

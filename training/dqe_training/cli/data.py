@@ -202,6 +202,9 @@ _HANDLERS = {
 }
 
 
+def _run(args: argparse.Namespace) -> int:
+    return _HANDLERS[args.command](args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _HANDLERS[args.command](args))
+    return run_torch(lambda: _run(build_parser().parse_args(argv)))

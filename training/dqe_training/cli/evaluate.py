@@ -197,5 +197,4 @@ def _print_benchmark(report: BenchmarkReport, *, as_json: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _evaluate(args))
+    return run_torch(lambda: _evaluate(build_parser().parse_args(argv)))

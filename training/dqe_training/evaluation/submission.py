@@ -162,7 +162,8 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     _check_size(raw, where=str(path))
     try:
-        content = json.loads(raw, object_pairs_hook=_without_repeats)
+        # As the servers read it: text in UTF-8, without the byte order mark and the other encodings that json.loads takes as bytes.
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except ValueError as error:  # also what is not UTF-8
         raise InputError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
