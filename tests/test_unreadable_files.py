@@ -250,3 +250,29 @@ def test_an_output_that_cannot_be_written(
         code = main(expanded(arguments, out))
     check_line(code, capsys.readouterr().err, "ermission" if place == "denied" else str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+WRITTEN_BY_HAND = (
+    (train.main, OWN, "own/triplets.jsonl own/labels.jsonl own/vocabulary.json"),
+    (train.main, f"{TRAIN} --config config.yaml", "config.yaml"),
+    (train.main, BACKBONE, "blip2/config.json blip2/tokenizer.json"),
+    (evaluate.main, EVAL, "garments/val.jsonl garments/images.jsonl"),
+    (evaluate.main, EVAL_PUBLIC, CHECKED),
+    (export.main, "--trt --dry-run --bundle bundle --traffic traffic.jsonl", "traffic.jsonl"),
+)
+
+
+@pytest.mark.parametrize(("main", "arguments", "files"), WRITTEN_BY_HAND, ids=[c[2] for c in WRITTEN_BY_HAND])
+def test_a_byte_order_mark_changes_nothing(
+    main: Main, arguments: str, files: str, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some editors write one, and so does PowerShell."""
+    kept = {workspace / file: (workspace / file).read_bytes() for file in files.split()}
+    try:
+        for path, content in kept.items():
+            path.write_bytes(b"\xef\xbb\xbf" + content)
+        code = main(expanded(arguments, tmp_path / "out"))
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert code == 0, capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
+from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.errors import InputError
 
 from ..image_folder import ImageFolder
@@ -97,7 +98,7 @@ class Benchmark(Protocol):
 def read_annotations(path: Path, kind: type[T]) -> T:
     """JSON as `kind`; keys that it does not know are the dataset's own business. Raises InputError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(without_mark(path.read_bytes()), type=kind)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such annotation file") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
