@@ -86,6 +86,18 @@ def _continue_index(
     engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
 ) -> int | None:
     """Add what is new to the index in `--out`, saving as it goes. How many images were added, None after Ctrl-C."""
+    from dqe_engine.errors import IndexConflictError
+
+    try:
+        return _add_new(engine, pairs, args, skipped)
+    except IndexConflictError as error:  # whose remedies are those of a program
+        message = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
+        raise IndexConflictError(f"{args.out}: {message}") from error
+
+
+def _add_new(
+    engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
+) -> int | None:
     _open_index(engine, args)
     if args.prune:
         engine.index.remove(set(engine.index.ids) - {id for id, _ in pairs})

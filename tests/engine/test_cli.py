@@ -100,6 +100,33 @@ def test_bad_images(bundle_path: Path, image_folder: Path, tmp_path: Path, capsy
     assert "05.png: not an image" in captured.err
 
 
+@pytest.mark.parametrize("moment", ["new_index", "_add_batch"])
+def test_the_loser_of_two_runs_is_told_what_to_do(
+    moment: str, bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another dqe-index saves between the look for an index and the first save, or between two saves."""
+    out, method = tmp_path / "index", getattr(RetrievalEngine, moment)
+
+    def overtaken(self: RetrievalEngine, *args: object, **options: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(RetrievalEngine, moment, method)
+            other = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+            if out.exists():
+                other.load_index(out)
+            other.index_images({f"theirs-{len(other.index)}": image_folder / "00.png"})
+            other.save_index(out)
+        method(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalEngine, moment, overtaken)
+        assert index(bundle_path, image_folder, out) == 2
+    said = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
+    assert capsys.readouterr().err == f"error: {out}: {said}\n"
+    assert GalleryIndex.load(out).ids[0] == "theirs-0"
+    assert index(bundle_path, image_folder, out) == 0
+    assert len(GalleryIndex.load(out)) >= 13
+
+
 def test_another_models_index_and_force(image_folder: Path, tmp_path: Path, indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     other = build_tiny_bundle(tmp_path / "other", seed=1)
     assert index(other, image_folder, Path(indexed[1])) == 2
