@@ -18,6 +18,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory, directory_lock, sha256_of
 from dqe_engine.image_sources import decode_ahead
 
+from ..data.damage import require_readable
 from ..encoding import ENCODE_BATCH, Listener, encode_pixels
 from ..model import DQEModel
 from .identity import digest_images
@@ -62,6 +63,7 @@ def _fill(store: FeatureStore, model: DQEModel, images: Path, missing: dict[str,
     """`missing`: image names by SHA-256, in the order in which they are encoded."""
     if not missing:
         return
+    require_readable(images, list(missing.values()))
     need, free = len(missing) * store.row_bytes, shutil.disk_usage(store.directory).free
     size = store.describe(len(missing))
     if need + _MARGIN > free:
