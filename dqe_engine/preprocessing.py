@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .contracts.preprocessing import PreprocessingSpec
 from .errors import InputError
+from .files import describe_os_error
 from .image_metadata import JPEG, PNG, without_metadata
 
 ImageLike = Image.Image | str | os.PathLike[str] | bytes
@@ -59,7 +60,7 @@ def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a directory, expected an image file") from error
     except PermissionError as error:
-        raise InputError(f"{name}: no permission to read it") from error
+        raise InputError(describe_os_error(error, name)) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image that Pillow can read") from error
     except _TOO_LARGE as error:  # Pillow's own limits, where lower than ours

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 from dqe_engine.image_metadata import JPEG
 from dqe_engine.preprocessing import open_image
 
@@ -70,7 +71,7 @@ def _problem(path: Path, *, decode: bool) -> str:
         with open(path, "rb") as stream:
             start = stream.read(_TAIL)
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return describe_os_error(error, path).removeprefix(f"{path}: ")
     if not start:
         return "empty"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):

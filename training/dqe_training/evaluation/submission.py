@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_os_error
 
 from ..data.benchmarks.base import Benchmark
 from ..data.benchmarks.detect import open_benchmark
@@ -159,7 +159,7 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
     _check_size(raw, where=str(path))
     try:
         # As the servers read it: text in UTF-8, without the byte order mark and the other encodings that json.loads takes as bytes.

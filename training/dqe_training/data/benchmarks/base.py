@@ -11,6 +11,7 @@ import msgspec
 
 from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
@@ -104,7 +105,7 @@ def read_annotations(path: Path, kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not the official format: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
 
 
 def ascending(ids: Iterable[str]) -> tuple[str, ...]:
