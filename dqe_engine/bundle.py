@@ -153,9 +153,12 @@ def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = M
     file = root / relative if plain else root
     if not plain or relative.is_absolute() or ".." in relative.parts or not file.resolve().is_relative_to(root.resolve()):
         raise BundleError(f"{root / listed_in}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
-    if not file.is_file():
-        raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
-    if (size := file.stat().st_size) != entry.size:
-        raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
-    if hashed and sha256_of(file) != entry.sha256:
-        raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")
+    try:
+        if not file.is_file():
+            raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
+        if (size := file.stat().st_size) != entry.size:
+            raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
+        if hashed and sha256_of(file) != entry.sha256:
+            raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")
+    except OSError as error:
+        raise BundleError(describe_os_error(error, file)) from error

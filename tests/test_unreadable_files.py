@@ -23,6 +23,8 @@ from support.tiny_bundle import build_tiny_bundle, build_tiny_heads
 from support.tiny_training import OVERRIDES, write_checkpoint, write_tiny_garments
 
 from dqe_engine.cli import heads, index, mine, search
+from dqe_engine.doctor import bundle_graphs
+from dqe_engine.doctor.findings import Context, Finding
 from dqe_export.cli import demo, export
 from dqe_training.cli import ablate, data, evaluate, pretrain, train
 
@@ -277,3 +279,11 @@ def test_a_byte_order_mark_changes_nothing(
         for path, content in kept.items():
             path.write_bytes(content)
     assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "vision_encoder.onnx"])
+def test_the_doctor_advises_no_other_bundle_where_this_one_may_not_be_read(file: str, workspace: Path) -> None:
+    """In this thread: `enforced_permissions` does not bind another process."""
+    with damaged(workspace / "bundle" / file, "denied"):
+        (finding,) = (step for step in bundle_graphs.probe(Context(bundle="bundle")) if isinstance(step, Finding))
+    assert (finding.found, finding.remedy) == (f"bundle/{file}: permission denied", "grant this user access to it, or run as its owner")

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Find out what works on this machine, each by a small self-check, and what to do about the rest.",
         epilog="Exit code 0: all that is installed works; 1: something is broken; 2: wrong arguments.",
     )
-    parser.add_argument("bundle", type=_directory, nargs="?", help="an exported model: its files are verified, its graphs run once")
+    parser.add_argument("bundle", type=Path, nargs="?", help="an exported model: its files are verified, its graphs run once")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from dqe_engine.doctor import all_findings, examine
+    from dqe_engine.errors import InputError
 
+    if args.bundle is not None and not args.bundle.is_dir():
+        raise InputError(f"{args.bundle}: not a directory, expected a bundle, which is one; check the path")
     examination = examine(str(args.bundle) if args.bundle else None)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
     if args.json:
@@ -84,10 +87,3 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
             console.print(Text("all that is installed works", style="bold green"))
     text = "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())  # no padding: reports are pasted into issues
     sys.stdout.write(text)
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a bundle, which is a directory, got {text!r}")
-    return path
