@@ -8,7 +8,7 @@ import os
 import sys
 
 _ESCAPE = "dqe-escape"
-_LOSSY = frozenset({"strict", "surrogateescape"})
+_RAISING = frozenset({"strict", "surrogateescape"})
 """Error handlers that raise for a character which the encoding lacks. Any other one was chosen, and stays."""
 
 
@@ -30,7 +30,7 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (stays open)
     codecs.register_error(_ESCAPE, _escape)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in _LOSSY:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in _RAISING:
             stream.reconfigure(errors=_ESCAPE)
 
 
