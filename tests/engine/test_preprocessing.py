@@ -124,6 +124,8 @@ def test_cmyk_jpeg_becomes_rgb() -> None:
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.array([[0, 257, 32896, 65535]], np.uint16)
     assert [pixel[0] for pixel in np.asarray(open_image(encoded(Image.fromarray(ramp)), SPEC))[0]] == [0, 1, 128, 255]
+    dark = np.array([[0, 100, 200]], np.uint16)  # opened as "I" by Pillow before 10.3, and taken for 8 bits then
+    assert [pixel[0] for pixel in np.asarray(open_image(encoded(Image.fromarray(dark)), SPEC))[0]] == [0, 0, 1]
 
 
 def test_palette_transparency_is_composited_onto_white() -> None:
