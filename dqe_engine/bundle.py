@@ -15,7 +15,7 @@ from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, F
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
-from .files import recover_directory, sha256_of
+from .files import describe_os_error, recover_directory, sha256_of
 from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
 from .tensorrt.engines import engine_folders, open_engine
 from .text import TextEncoder
@@ -114,7 +114,7 @@ def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{root}: {missing} ({where.name} is missing); make one with {made_by}") from error
     except OSError as error:
-        raise BundleError(f"{where}: cannot be read ({error.strerror})") from error
+        raise BundleError(describe_os_error(error, where)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{where}: not valid JSON ({error}); copy the folder again") from error
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
@@ -153,9 +153,12 @@ def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = M
     file = root / relative if plain else root
     if not plain or relative.is_absolute() or ".." in relative.parts or not file.resolve().is_relative_to(root.resolve()):
         raise BundleError(f"{root / listed_in}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
-    if not file.is_file():
-        raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
-    if (size := file.stat().st_size) != entry.size:
-        raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
-    if hashed and sha256_of(file) != entry.sha256:
-        raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")
+    try:
+        if not file.is_file():
+            raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
+        if (size := file.stat().st_size) != entry.size:
+            raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
+        if hashed and sha256_of(file) != entry.sha256:
+            raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")
+    except OSError as error:
+        raise BundleError(describe_os_error(error, file)) from error

@@ -22,6 +22,10 @@ class IndexFormatError(DQEError):
     """A saved index that is missing, damaged, or belongs to another model."""
 
 
+class IndexConflictError(IndexFormatError):
+    """A save to a place where another writer has saved meanwhile, or another index lies; nothing was written."""
+
+
 class CheckpointError(DQEError):
     """A training checkpoint that is missing, damaged, or does not fit the configuration."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +16,57 @@ from typing import IO, Any
 
 _TEMPORARY_PREFIX = ".tmp-"
 _OLD = "old"  # within a temporary: what is being replaced
+
+
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; check the path",
+    errno.EISDIR: "expected a file; check the path",
+    errno.EEXIST: "choose another name, or remove it yourself",
+    errno.EACCES: "grant this user access to it, or run as its owner",
+    errno.EPERM: "grant this user access to it, or run as its owner",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some of your quota, then run the same command again",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.EIO: "the disk or its connection fails; look into the system's log",
+}
+
+
+def describe_os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
+    """One line for the user: which file, what the system says, what to do. `a.json: permission denied; grant this user …`.
+
+    `path`: the file, where the error does not name one (reading and writing raise such).
+    """
+    if error.strerror is None:  # raised by a library, in its own words
+        return " ".join(str(error).split()) or type(error).__name__
+    said = error.strerror[:1].lower() + error.strerror[1:]
+    name = path if error.filename is None else error.filename
+    where = "" if name is None else f"{name}: "
+    return f"{where}{said}{_remedy(error)}"
+
+
+def describe_write_error(error: OSError, out: Path) -> str:
+    """`describe_os_error` for what was to become `out`: `out: cannot be written (Permission denied); grant this user …`.
+
+    An error of another file, one that was read meanwhile, is told as that file's.
+    """
+    if error.strerror is None:
+        return describe_os_error(error)
+    if error.filename is not None:
+        place, file = out.absolute(), Path(os.fsdecode(error.filename)).absolute()
+        within = file.relative_to(place.parent).parts if file.is_relative_to(place.parent) else ()
+        ours = within and (within[0] == place.name or within[0].startswith((_TEMPORARY_PREFIX, f"{place.name}.")))
+        if not (ours or place.is_relative_to(file)):
+            return describe_os_error(error)
+    return f"{out}: cannot be written ({error.strerror}){_remedy(error)}"
+
+
+def _remedy(error: OSError) -> str:
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"; {remedy}" if remedy else ""
 
 
 def sha256_of(path: Path) -> str:

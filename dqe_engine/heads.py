@@ -14,7 +14,7 @@ from .contracts.graphs import ATTRIBUTE_HEADS
 from .contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, REPORT_FILES, BundleManifest, HeadsManifest, graph_files
 from .contracts.parsing import to_json
 from .errors import BundleError, InputError
-from .files import atomic_directory
+from .files import atomic_directory, describe_write_error
 from .sessions import OnnxSession
 
 
@@ -76,7 +76,7 @@ def replace_heads(
             (temporary / MANIFEST_FILE).write_bytes(to_json(manifest))
             Bundle.load(temporary)
     except OSError as error:
-        raise BundleError(f"{root}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+        raise BundleError(describe_write_error(error, root)) from error
     return manifest
 
 

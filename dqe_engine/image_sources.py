@@ -15,6 +15,7 @@ from PIL import Image
 
 from .contracts.preprocessing import PreprocessingSpec
 from .errors import InputError
+from .files import describe_os_error
 from .preprocessing import ImageLike, fit_image, open_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -51,7 +52,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+    raise InputError(describe_os_error(error)) from error
 
 
 def open_reference(reference: object, spec: PreprocessingSpec) -> Image.Image:

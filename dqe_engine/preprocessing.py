@@ -8,13 +8,21 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .contracts.preprocessing import PreprocessingSpec
 from .errors import InputError
+from .files import describe_os_error
+from .image_metadata import JPEG, PNG, without_metadata
 
 ImageLike = Image.Image | str | os.PathLike[str] | bytes
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""By EXIF orientation."""
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -25,17 +33,26 @@ def _describe(source: ImageLike) -> str:
 
 
 def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
-    """Decode to upright RGB: EXIF orientation applied, 16-bit scaled to 8, alpha composited onto `spec.background`.
+    """Decode to upright RGB: EXIF orientation applied, greys scaled to 8 bits, alpha composited onto `spec.background`.
+
+    Greys: Pillow's "I;16" (16 bits) by 255 / 65535. "I" (32 bits) and "F" (floating point) do not say which value is white: it is
+    1 for "F" where none is above it, else 255 where none is above that, else 65535; what lies outside is clipped.
 
     Raises InputError for a missing or unreadable file, a truncated image, or more than `spec.max_pixels` pixels (read
-    from the header, before anything is decoded).
+    from the header, before anything is decoded). Malformed metadata (EXIF, texts, profiles) is no reason to refuse pixels.
     """
     name = _describe(source)
     try:
         if isinstance(source, Image.Image):
             return _decode(source, name, spec)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _decode(image, name, spec)
+        try:
+            return _decode_file(io.BytesIO(source) if isinstance(source, bytes) else source, name, spec)
+        except Exception as error:
+            if isinstance(error, (InputError, *_TOO_LARGE)) or getattr(error, "errno", None):
+                raise
+            if (bare := _without_metadata(source)) is None:
+                raise
+        return _decode_file(io.BytesIO(bare), name, spec)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -43,13 +60,26 @@ def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a directory, expected an image file") from error
     except PermissionError as error:
-        raise InputError(f"{name}: no permission to read it") from error
+        raise InputError(describe_os_error(error, name)) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image that Pillow can read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limits, where lower than ours
+    except _TOO_LARGE as error:  # Pillow's own limits, where lower than ours
         raise InputError(f"{name}: more pixels than the limit of {spec.max_pixels}; scale it down first") from error
     except Exception as error:  # hostile bytes make Pillow's plugins raise struct.error, IndexError, zlib.error and others
         raise InputError(f"{name}: damaged or truncated image ({error})") from error
+
+
+def _without_metadata(source: str | os.PathLike[str] | bytes) -> bytes | None:
+    if isinstance(source, bytes):
+        return without_metadata(source)
+    with open(source, "rb") as stream:
+        start = stream.read(len(PNG))
+        return without_metadata(start + stream.read()) if start.startswith((PNG, JPEG)) else None
+
+
+def _decode_file(file: str | os.PathLike[str] | io.BytesIO, name: str, spec: PreprocessingSpec) -> Image.Image:
+    with Image.open(file) as image:
+        return _decode(image, name, spec)
 
 
 def _decode(image: Image.Image, name: str, spec: PreprocessingSpec) -> Image.Image:
@@ -59,20 +89,36 @@ def _decode(image: Image.Image, name: str, spec: PreprocessingSpec) -> Image.Ima
     if width == 0 or height == 0:
         raise InputError(f"{name}: an image of {width} x {height} pixels has no content")
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image), spec.background)
+    return _to_rgb(_upright(image), spec.background)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF says. `ImageOps.exif_transpose` also rewrites the EXIF, and fails where that is malformed."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as hostile as pixels
+        orientation = 1
+    turn = _TURNS.get(orientation)
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        float_scale = 255.0 if values.max() <= 1.0 else 1.0
-        scale = float_scale if image.mode == "F" else 1 / 257.0  # "I" holds 16-bit PNGs; an 8-bit range would be "L"
-        grey = np.clip(np.nan_to_num(values) * scale, 0, 255).round().astype(np.uint8)
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        white = _white(image.mode, values.max())
+        grey = np.clip(values * (255 / white), 0, 255).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _white(mode: str, largest: float) -> float:
+    """The value that is white; see `open_image`."""
+    if mode == "F" and largest <= 1:
+        return 1.0
+    return 255.0 if mode in ("I", "F") and largest <= 255 else 65535.0
 
 
 def fit_image(image: Image.Image, spec: PreprocessingSpec) -> NDArray[np.uint8]:

@@ -26,20 +26,22 @@ def build_parser() -> argparse.ArgumentParser:
         description="Find out what works on this machine, each by a small self-check, and what to do about the rest.",
         epilog="Exit code 0: all that is installed works; 1: something is broken; 2: wrong arguments.",
     )
-    parser.add_argument("bundle", type=_directory, nargs="?", help="an exported model: its files are verified, its graphs run once")
+    parser.add_argument("bundle", type=Path, nargs="?", help="an exported model: its files are verified, its graphs run once")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _doctor(args))
+    return run(lambda: _doctor(build_parser().parse_args(argv)))
 
 
 def _doctor(args: argparse.Namespace) -> int:
     from dqe_engine.doctor import all_findings, examine
+    from dqe_engine.errors import InputError
 
+    if args.bundle is not None and not args.bundle.is_dir():
+        raise InputError(f"{args.bundle}: not a directory, expected a bundle, which is one; check the path")
     examination = examine(str(args.bundle) if args.bundle else None)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
     if args.json:
@@ -76,7 +78,7 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
             if finding.remedy:
                 table.add_row("", "", Text(f"→ {finding.remedy}", style="yellow" if finding.status == "broken" else "dim"))
     total = sum(map(len, examination.values()))
-    with console.capture() as printed:  # rich makes a broken pipe exit code 1, which means something here
+    with console.capture() as printed:
         console.print(table, "")
         if broken:
             summary = f"{broken} of {total} checks found something broken; what to do stands after the arrows"
@@ -84,12 +86,4 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
         else:
             console.print(Text("all that is installed works", style="bold green"))
     text = "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines())  # no padding: reports are pasted into issues
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a bundle, which is a directory, got {text!r}")
-    return path
+    sys.stdout.write(text)

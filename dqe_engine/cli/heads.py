@@ -23,8 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _replace(args))
+    return run(lambda: _replace(build_parser().parse_args(argv)))
 
 
 def _replace(args: argparse.Namespace) -> int:

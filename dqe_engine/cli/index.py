@@ -53,8 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _index(args))
+    return run(lambda: _index(build_parser().parse_args(argv)))
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -87,6 +86,18 @@ def _continue_index(
     engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
 ) -> int | None:
     """Add what is new to the index in `--out`, saving as it goes. How many images were added, None after Ctrl-C."""
+    from dqe_engine.errors import IndexConflictError
+
+    try:
+        return _add_new(engine, pairs, args, skipped)
+    except IndexConflictError as error:  # whose remedies are those of a program
+        message = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
+        raise IndexConflictError(f"{args.out}: {message}") from error
+
+
+def _add_new(
+    engine: RetrievalEngine, pairs: Sequence[tuple[str, ImageLike]], args: argparse.Namespace, skipped: list[SkippedImage]
+) -> int | None:
     _open_index(engine, args)
     if args.prune:
         engine.index.remove(set(engine.index.ids) - {id for id, _ in pairs})
@@ -223,13 +234,14 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
 def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
     """Hold back the first Ctrl-C until the yielded function is called, which then raises KeyboardInterrupt.
 
-    A second Ctrl-C stops at once. Only the main thread receives signals; elsewhere nothing is held back.
+    A second Ctrl-C stops at once. Only the main thread receives signals; elsewhere nothing is held back, nor where SIGINT was
+    ignored from the start, as in a shell's background job: a signal that the caller had us ignore stays ignored.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield lambda: None
         return
     asked = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()

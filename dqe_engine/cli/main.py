@@ -1,13 +1,16 @@
-"""What every command shares: errors as one line, exit codes, and argument types."""
+"""What every command shares: errors as one line, exit codes, safe standard streams, and argument types."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
 from collections.abc import Callable
 
 from dqe_engine.errors import DQEError
+from dqe_engine.files import describe_os_error
+
+from .streams import drop_unwritten, prepare_streams
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -26,29 +29,54 @@ _PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")  # `sessions.PR
 
 
 def run(handler: Callable[[], int]) -> int:
-    """Exit code of `handler`: its own; the error's after one that the user can mend (one line on stderr); 130 after Ctrl-C.
+    """Exit code of `handler`, which parses the arguments and does the work: its own; the error's after one that the user can mend
+    (one line on stderr); 130 after Ctrl-C; 141 where nobody reads the output any more (`| head`).
 
-    An optional package that is missing is such an error too. Anything else is our bug and keeps its traceback.
+    A file that cannot be read or written and an optional package that is missing are such errors too. Anything else is our bug
+    and keeps its traceback. SystemExit, argparse's after --help and wrong arguments, passes through. See `prepare_streams` for
+    what is done about the standard streams.
     """
+    prepare_streams()
+    try:
+        return _outcome(handler)
+    except BrokenPipeError:
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _fail(describe_os_error(error))
+    finally:
+        drop_unwritten()
+
+
+def _outcome(handler: Callable[[], int]) -> int:
     try:
         code = handler()
         sys.stdout.flush()
         return code
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # what rich's console makes of one
+            return EXIT_BROKEN_PIPE
+        sys.stdout.flush()
+        raise
     except DQEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         if not (extras := _EXTRAS.get((error.name or "").partition(".")[0])):
             raise
         remedy = " or ".join(f"pip install 'dqe-engine[{extra}]'" for extra in extras)
-        print(f"error: {error.name} is not installed; {remedy}", file=sys.stderr)
-        return EXIT_ERROR
+        return _fail(f"{error.name} is not installed; {remedy}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `dqe-search … | head`; the interpreter would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+
+
+def _fail(message: str, code: int = EXIT_ERROR) -> int:
+    _say(f"error: {' '.join(message.splitlines())}")
+    return code
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # where nobody hears it, the exit code has to do
+        print(line, file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -83,11 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    return run(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if (args.out is None) == (args.show is None):
         parser.error("give either --out OUT, to mine, or --show OUT")
-    return run(lambda: _show(args) if args.show else _mine(args))
+    return _show(args) if args.show else _mine(args)
 
 
 def _mine(args: argparse.Namespace) -> int:
@@ -263,11 +267,12 @@ def _mapped(path: Path, dtypes: tuple[str, ...], ranks: tuple[int, ...]) -> NDAr
     import numpy as np
 
     from dqe_engine.errors import InputError
+    from dqe_engine.files import describe_os_error
 
     try:
         array = np.load(path, mmap_mode="r")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(describe_os_error(error, path)) from error
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy file of numbers ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(array, np.ndarray):

@@ -42,8 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _search(args))
+    return run(lambda: _search(build_parser().parse_args(argv)))
 
 
 def _search(args: argparse.Namespace) -> int:

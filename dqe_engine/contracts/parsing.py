@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Any, TypeVar, get_args
 
@@ -39,10 +40,15 @@ def _struct_at(kind: type[msgspec.Struct], message: str) -> Any:
     return current
 
 
+def without_mark(raw: bytes) -> bytes:
+    """`raw` without the UTF-8 byte order mark that some editors begin a file with. For what people write by hand."""
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
 def parse_json(kind: type[T], raw: bytes, *, where: str, error: type[DQEError] = InputError) -> T:
-    """Like `parse`, from JSON bytes; broken JSON is the same `error`."""
+    """Like `parse`, from JSON bytes, with or without a byte order mark; broken JSON is the same `error`."""
     try:
-        data = msgspec.json.decode(raw)
+        data = msgspec.json.decode(without_mark(raw))
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise error(f"{where}: not valid JSON: {problem}") from problem
     return parse(kind, data, where=where, error=error)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import IndexFormatError, InputError
+from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
+from dqe_engine.files import describe_os_error
 
 from . import storage as disk
 from .columns import Column, ScreenCache
@@ -206,8 +207,8 @@ class GalleryIndex:
         """Make the present contents durable in the directory `path`; once this returns, no kill can lose them.
 
         Saving again to the same place appends what is new. More than half of the rows removed, or a new place: a new
-        generation with the live rows only. Raises IndexFormatError when `path` holds an index that this one was not
-        loaded from or that another writer changed since (unless `overwrite`), and when the disk refuses.
+        generation with the live rows only. Raises IndexConflictError when `path` holds an index that this one was not
+        loaded from or that another writer changed since (unless `overwrite`), and IndexFormatError when the disk refuses.
         """
         root = Path(path).absolute()
         with self._writer, disk.writing(root):
@@ -216,7 +217,7 @@ class GalleryIndex:
             known = current is not None and ours is not None and current.revision == ours.revision
             if current is not None and not known and not overwrite:
                 reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
-                raise IndexFormatError(f"{root} {reason}, or pass overwrite=True")
+                raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
             if known and not self._unsaved:
                 return
             disk.remove_orphans(root, keep=current)
@@ -242,7 +243,9 @@ class GalleryIndex:
             except OSError as error:  # a writer may have compacted twice between our two reads: look again
                 newer = disk.read_manifest(root)
                 if newer == manifest:
-                    raise IndexFormatError(f"{root}: {error.filename} cannot be read ({error.strerror}); index again") from error
+                    if isinstance(error, FileNotFoundError):
+                        raise IndexFormatError(f"{error.filename}: missing; restore it from a copy or index again") from error
+                    raise IndexFormatError(describe_os_error(error)) from error
                 manifest = newer
         raise IndexFormatError(f"{root}: no index here (manifest.json is missing); make one with dqe-index")
 

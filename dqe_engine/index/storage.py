@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.parsing import Contract, parse, to_json
 from dqe_engine.errors import IndexFormatError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_os_error, describe_write_error
 
 Storage = Literal["f32", "f16"]
 ImageStorage = Literal["none", "f16", "f32"]
@@ -86,7 +86,7 @@ def read_manifest(root: Path) -> IndexManifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise IndexFormatError(f"{where}: cannot be read ({error.strerror})") from error
+        raise IndexFormatError(describe_os_error(error, where)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IndexFormatError(f"{where}: not valid JSON ({error}); restore it from a copy or index again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -125,7 +125,7 @@ def writing(root: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX)  # released by the kernel even when we are killed
             yield
     except OSError as error:
-        raise IndexFormatError(f"{root}: the index cannot be written ({error.strerror or error})") from error
+        raise IndexFormatError(describe_write_error(error, root)) from error
 
 
 def remove_orphans(root: Path, keep: IndexManifest | None) -> None:

@@ -9,6 +9,7 @@ from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, ENGINES_SCHEMA_VER
 from ..contracts.graphs import GraphSizes, GraphSpec
 from ..contracts.parsing import parse_json
 from ..errors import BackendError, BundleError
+from ..files import describe_os_error
 from .api import import_tensorrt
 from .cuda import Cuda, Gpu
 from .session import TensorRTSession
@@ -59,7 +60,7 @@ def read_sidecar(folder: Path) -> EngineManifest:
     try:
         raw = where.read_bytes()
     except OSError as error:
-        raise BundleError(f"{where}: cannot be read ({error.strerror}); build the engines again") from error
+        raise BundleError(describe_os_error(error, where)) from error
     manifest = parse_json(EngineManifest, raw, where=str(where), error=BundleError)
     if manifest.schema_version != ENGINES_SCHEMA_VERSION:
         raise BundleError(f"{where}: schema version {manifest.schema_version}, expected {ENGINES_SCHEMA_VERSION}; build the engines again")

@@ -29,7 +29,15 @@ from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_directory, atomic_write, recover_directory, remove_stale_temporaries, sha256_of
+from dqe_engine.files import (
+    atomic_directory,
+    atomic_write,
+    describe_os_error,
+    describe_write_error,
+    recover_directory,
+    remove_stale_temporaries,
+    sha256_of,
+)
 
 from .mining import ARRAYS, MinedNegatives, MiningJob, Progress, no_progress
 
@@ -136,7 +144,7 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
         hint = f"; a run to it is unfinished, run dqe-mine again ({partial})" if (partial := _partial(folder)).is_dir() else ""
         raise InputError(f"{folder}: no mined negatives here (no {MANIFEST_FILE}){hint}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
     manifest = _parse(MiningManifest, raw, path)
     for entry in manifest.files:
         file = folder / entry.path
@@ -383,4 +391,4 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileExistsError) and error.strerror is None:  # of atomic_directory, with its own advice
             raise InputError(f"{error}; choose another folder") from error
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); finished blocks stay, run again to go on") from error
+        raise InputError(f"{describe_write_error(error, out)}; finished blocks stay, run again to go on") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.samples import noise_image
+from support.signals import interrupts_heard  # noqa: F401 (used by every test here)
 from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.cli import index as index_command
@@ -56,6 +57,23 @@ def test_indexing_goes_on_where_it_stopped(
     assert "0 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
 
 
+def test_an_ignored_interrupt_stays_ignored(
+    bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_batch = RetrievalEngine._add_batch
+
+    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+        add_batch(self, *args, **options)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RetrievalEngine, "_add_batch", interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
+    assert index(bundle_path, image_folder, tmp_path / "index") == 0
+    assert "12 images added" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_prune_and_new_images(bundle_path: Path, image_folder: Path, tmp_path: Path, indexed: list[str]) -> None:
     (image_folder / "00.png").unlink()
     noise_image(77).save(image_folder / "new.webp")
@@ -80,6 +98,33 @@ def test_bad_images(bundle_path: Path, image_folder: Path, tmp_path: Path, capsy
     captured = capsys.readouterr()
     assert f"{11 - kept} images added, 1 skipped, 11 in the index" in captured.out
     assert "05.png: not an image" in captured.err
+
+
+@pytest.mark.parametrize("moment", ["new_index", "_add_batch"])
+def test_the_loser_of_two_runs_is_told_what_to_do(
+    moment: str, bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another dqe-index saves between the look for an index and the first save, or between two saves."""
+    out, method = tmp_path / "index", getattr(RetrievalEngine, moment)
+
+    def overtaken(self: RetrievalEngine, *args: object, **options: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(RetrievalEngine, moment, method)
+            other = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+            if out.exists():
+                other.load_index(out)
+            other.index_images({f"theirs-{len(other.index)}": image_folder / "00.png"})
+            other.save_index(out)
+        method(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalEngine, moment, overtaken)
+        assert index(bundle_path, image_folder, out) == 2
+    said = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
+    assert capsys.readouterr().err == f"error: {out}: {said}\n"
+    assert GalleryIndex.load(out).ids[0] == "theirs-0"
+    assert index(bundle_path, image_folder, out) == 0
+    assert len(GalleryIndex.load(out)) >= 13
 
 
 def test_another_models_index_and_force(image_folder: Path, tmp_path: Path, indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:

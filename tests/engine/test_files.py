@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -13,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from dqe_engine import files
-from dqe_engine.files import atomic_directory, directory_lock, recover_directory, remove_stale_temporaries, scratch_directory
+from dqe_engine.files import (
+    atomic_directory,
+    describe_write_error,
+    directory_lock,
+    recover_directory,
+    remove_stale_temporaries,
+    scratch_directory,
+)
 
 NAMES = ["run", "run[1]", "run*", "run.v2", "größe "]
 
@@ -215,3 +223,20 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
     holder.stdout.close()
     with directory_lock(tmp_path, waiting=waiting):
         assert waited == [True]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        (None, "a/out: cannot be written (Permission denied); grant"),
+        ("a/out/x.bin", "a/out: cannot be written (Permission denied); grant"),
+        ("a/.tmp-out.abcdefgh/x.bin", "a/out: cannot be written (Permission denied); grant"),
+        ("a/out.partial/x", "a/out: cannot be written (Permission denied); grant"),
+        ("a", "a/out: cannot be written (Permission denied); grant"),
+        ("a/output/x", "a/output/x: permission denied; grant"),
+        ("b/read.me", "b/read.me: permission denied; grant"),
+    ],
+)
+def test_an_error_while_writing_is_told_of_the_file_that_it_is_of(file: str | None, line: str) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied") if file is None else PermissionError(errno.EACCES, "Permission denied", file)
+    assert describe_write_error(error, Path("a/out")).startswith(line)

@@ -44,8 +44,8 @@ def test_what_the_engine_loads_is_known() -> None:
     loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
     ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
     assert ours == {
-        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "image_sources", "index", "preprocessing", "results",
-        "sessions", "tensorrt", "text", "zones",
+        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "image_metadata", "image_sources", "index",
+        "preprocessing", "results", "sessions", "tensorrt", "text", "zones",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in loaded} - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}
     assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.index.on_ray"} & loaded

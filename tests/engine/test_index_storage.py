@@ -150,7 +150,7 @@ def test_damage_is_found(make_index: MakeIndex, tmp_path: Path, suffix: str) -> 
     with pytest.raises(IndexFormatError, match=r"confirmed|checksum differs"):
         GalleryIndex.load(path)
     file.unlink()
-    with pytest.raises(IndexFormatError, match="cannot be read"):
+    with pytest.raises(IndexFormatError, match="missing; restore it from a copy or index again"):
         GalleryIndex.load(path)
 
 

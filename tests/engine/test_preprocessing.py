@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from support.samples import noise_image
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
@@ -124,6 +124,8 @@ def test_cmyk_jpeg_becomes_rgb() -> None:
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.array([[0, 257, 32896, 65535]], np.uint16)
     assert [pixel[0] for pixel in np.asarray(open_image(encoded(Image.fromarray(ramp)), SPEC))[0]] == [0, 1, 128, 255]
+    dark = np.array([[0, 100, 200]], np.uint16)  # opened as "I" by Pillow before 10.3, and taken for 8 bits then
+    assert [pixel[0] for pixel in np.asarray(open_image(encoded(Image.fromarray(dark)), SPEC))[0]] == [0, 0, 1]
 
 
 def test_palette_transparency_is_composited_onto_white() -> None:
@@ -154,6 +156,123 @@ def test_exif_orientation_is_applied(orientation: int, corner: tuple[int, int]) 
     upright = open_image(encoded(image, "PNG", exif=exif), SPEC)
     assert upright.size == ((30, 10) if orientation in (1, 3) else (10, 30))
     assert upright.getpixel(corner) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once_in_every_format(kind: str, orientation: int) -> None:
+    """Pillow turns TIFFs itself, and up to 10.0 left the word of it in place."""
+    image = Image.new("RGB", (64, 32), "black")
+    image.paste((255, 255, 255), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    transverse = image.transpose(Image.Transpose.TRANSVERSE)
+    turned = {
+        1: image, 2: ImageOps.mirror(image), 3: image.rotate(180), 4: ImageOps.flip(image), 5: image.transpose(Image.Transpose.TRANSPOSE),
+        6: image.rotate(-90, expand=True), 7: transverse, 8: image.rotate(90, expand=True),
+    }[orientation]  # fmt: skip
+    upright = open_image(encoded(image, kind, exif=exif), SPEC)
+    assert upright.size == turned.size
+    assert np.abs(np.asarray(upright, int) - np.asarray(turned, int)).max() < 60  # JPEG and WebP round
+
+
+# -- metadata that is no reason to refuse pixels ---------------------------------------------------------------------------
+
+PICTURE = noise_image(5, (30, 20))
+MALFORMED_EXIF = b"Exif\0\0not a TIFF at all"
+LARGE_TEXT = b"comment\0\0" + zlib.compress(b"a" * 2_000_000)
+
+
+def png_chunk(kind: bytes, data: bytes, *, crc: int | None = None) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+
+
+def png_with(chunk: bytes, *, at_end: bool) -> bytes:
+    """`PICTURE` with a chunk before or after its pixels."""
+    data = encoded(PICTURE)
+    at = data.index(b"IEND") - 4 if at_end else data.index(b"IDAT") - 4
+    return data[:at] + chunk + data[at:]
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", LARGE_TEXT), png_chunk(b"iTXt", b"XML\0\1\0\0\0" + LARGE_TEXT[9:]),
+        png_chunk(b"tEXt", b"a\0" + b"b" * 70_000_000),
+        png_chunk(b"iCCP", b"profile\0\7junk"), png_chunk(b"iCCP", b"profile\0\0" + LARGE_TEXT[9:]), png_chunk(b"pHYs", b"\0"),
+        png_chunk(b"tEXt", b"a\0b", crc=1), png_chunk(b"eXIf", MALFORMED_EXIF[6:]), png_chunk(b"eXIf", b"", crc=7),
+    ],
+    ids=["large zTXt", "large iTXt", "large tEXt", "odd profile", "large profile", "short pHYs", "text's CRC", "EXIF", "EXIF's CRC"],
+)  # fmt: skip
+def test_a_png_is_its_pixels(chunk: bytes, at_end: bool) -> None:
+    assert np.array_equal(np.asarray(open_image(png_with(chunk, at_end=at_end), SPEC)), np.asarray(PICTURE))
+
+
+def test_a_png_that_loses_its_texts_keeps_its_orientation_and_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(image, "PNG", transparency=0, exif=exif)
+    at = data.index(b"IDAT") - 4
+    upright = open_image(data[:at] + png_chunk(b"zTXt", LARGE_TEXT) + data[at:], SPEC)
+    assert np.asarray(upright).tolist() == [[[255, 255, 255]], [[0, 0, 255]]]
+
+
+def test_metadata_hides_no_damage(tmp_path: Path) -> None:
+    whole = png_with(png_chunk(b"zTXt", LARGE_TEXT), at_end=False)
+    for broken in (whole[:-100], whole.replace(b"IDAT", b"JDAT"), png_header(30_000, 30_000) + whole[8:]):
+        (tmp_path / "broken.png").write_bytes(broken)
+        for source in (broken, tmp_path / "broken.png"):
+            with pytest.raises(InputError):
+                open_image(source, SPEC)
+    (tmp_path / "whole.png").write_bytes(whole)
+    assert open_image(tmp_path / "whole.png", SPEC).size == PICTURE.size
+    with pytest.raises(InputError, match="30 x 20 pixels, more than the limit"):
+        open_image(whole, PreprocessingSpec(image_size=32, max_pixels=599))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_malformed_exif(kind: str) -> None:
+    plain = open_image(encoded(PICTURE, kind), SPEC)
+    assert np.array_equal(np.asarray(open_image(encoded(PICTURE, kind, exif=MALFORMED_EXIF), SPEC)), np.asarray(plain))
+
+
+def test_a_jpeg_is_its_scan() -> None:
+    """A profile that Pillow cannot read, an orientation that counts, and the Adobe segment that says what CMYK is."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for image in (PICTURE, PICTURE.convert("CMYK")):
+        data = encoded(image, "JPEG", exif=exif)
+        profile = b"ICC_PROFILE\0"  # without the two counters that follow
+        odd = data[:2] + b"\xff\xff\xe2" + struct.pack(">H", 2 + len(profile)) + profile + data[2:]
+        with pytest.raises(UnidentifiedImageError), Image.open(io.BytesIO(odd)) as opened:
+            opened.load()
+        assert np.array_equal(np.asarray(open_image(odd, SPEC)), np.asarray(open_image(data, SPEC)))
+        assert open_image(odd, SPEC).size == PICTURE.size[::-1]
+
+
+# -- greys -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I", [0, 100, 255], [0, 100, 255]), ("I", [0, 256, 65535], [0, 1, 255]), ("I", [-9, 257, 100_000], [0, 1, 255]),
+        ("I;16", [0, 100, 255], [0, 0, 1]), ("I;16", [0, 257, 65535], [0, 1, 255]), ("I;16B", [0, 32896, 65535], [0, 128, 255]),
+        ("F", [0.0, 0.5, 1.0], [0, 128, 255]), ("F", [0.0, 100.0, 255.0], [0, 100, 255]), ("F", [float("nan"), 0.5, 1.0], [0, 128, 255]),
+        ("F", [0.0, 25_700.0, 65535.0], [0, 100, 255]),
+    ],
+)  # fmt: skip
+def test_greys_by_their_mode(mode: str, values: list[float], expected: list[int]) -> None:
+    image = Image.new(mode, (3, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    assert [pixel[0] for pixel in np.asarray(open_image(image, SPEC))[0].tolist()] == expected
+    if mode != "I;16B":  # Pillow writes it as I;16
+        assert [pixel[0] for pixel in np.asarray(open_image(encoded(image, "TIFF"), SPEC))[0].tolist()] == expected
 
 
 def test_target_pad_keeps_the_aspect_ratio_within_bounds() -> None:

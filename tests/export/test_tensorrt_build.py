@@ -101,7 +101,7 @@ def test_profile_from_traffic(tmp_path: Path) -> None:
         ('{"batch": 0, "text_length": 4}', "expected batch >= 1"),
         ('{"batch": 1, "text_length": 65}', "a text of 65 tokens, but this bundle cuts texts at 64"),
         ("batch 1", "line 1: not valid JSON"),
-        (None, "cannot be read"),
+        (None, "no such file or directory; check the path"),
     ],
 )
 def test_traffic_that_is_refused(tmp_path: Path, content: str | None, message: str) -> None:

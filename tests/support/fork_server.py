@@ -21,6 +21,7 @@ Tasks = Mapping[str, Callable[..., None]]
 
 def serve(tasks: Tasks) -> None:
     """Run jobs until the input ends. Called by the process that `ForkServer` starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background, and inherited
     for line in sys.stdin:
         name, arguments = json.loads(line)
         pid = os.fork()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_benchmarks import WRITERS, write_cirr, write_fashioniq
+from support.tiny_bundle import build_tiny_bundle
 from support.tiny_training import OVERRIDES, write_checkpoint
 
 from dqe_engine.errors import InputError
@@ -268,3 +269,19 @@ def test_training_mistakes(folders: Path, tmp_path: Path, capsys: pytest.Capture
     assert train.main([*map(str, arguments(folders)), "--out", str(tmp_path / "run"), *OVERRIDES]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_every_damaged_image_is_told_at_once_and_before_the_work(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all categories, for a checkpoint and a bundle alike: nobody wants to run an evaluation once per bad file."""
+    write_fashioniq(tmp_path / "fashioniq")
+    images = tmp_path / "fashioniq" / "images"
+    for name, content in (("dress/Dva000.png", b""), ("shirt/Sva001.JPG", b"<html>404"), ("toptee/Tva002.webp", b"RIFF")):
+        (images / name).write_bytes(content)
+    for path in (model, build_tiny_bundle(tmp_path / "bundle")):
+        assert evaluate.main([str(path), "--data", str(tmp_path / "fashioniq")]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        line = captured.err.splitlines()[-1]
+        assert line.startswith(f"error: {images}: 3 of 60 images cannot be read: ")
+        for said in ("dress/Dva000.png (empty)", "shirt/Sva001.JPG (a web page)", "toptee/Tva002.webp (not an image that Pillow can read)"):
+            assert said in line

@@ -463,7 +463,14 @@ def test_a_disk_that_fills_up_keeps_finished_shards(images: Path, tmp_path: Path
 
 def test_an_image_that_cannot_be_read(images: Path, tmp_path: Path, small: None) -> None:
     folder = shutil.copytree(images, tmp_path / "images")
-    (folder / "17.png").write_bytes((folder / "17.png").read_bytes()[:50])
+    whole = (folder / "17.png").read_bytes()
+    (folder / "17.png").write_bytes(whole[:50])
+    (folder / "21.png").write_bytes(b"")
+    refused(lambda: fill(tmp_path / "cache", folder), "2 of 23 images cannot be read: 17.png", "21.png (empty)", kind=InputError)
+    assert not list((tmp_path / "cache").glob("*/shard-*")), "that is told before the work"
+    shutil.copy(images / "21.png", folder)
+    middle = whole.index(b"IDAT") + 40
+    (folder / "17.png").write_bytes(whole[:middle] + bytes(4) + whole[middle + 4 :])  # what only decoding finds ends the work
     refused(lambda: fill(tmp_path / "cache", folder), "17.png", kind=InputError)
     assert len(FeatureStore(tmp_path / "cache", make_model())) == SHARD_ROWS
     refused(lambda: fill(tmp_path / "cache", folder, [*NAMES, "x.png"]), "1 of 24 images are missing: x.png", kind=InputError)

@@ -62,9 +62,10 @@ def test_missing_images_are_named_and_counted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [64, 2])
-def test_an_unreadable_image_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_unreadable_images_are_named_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(images, "_CHUNK", chunk)
     Image.new("RGB", (9, 9)).save(folder / "4.png")
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:40])
-    with pytest.raises(InputError, match=r"4\.png"):
+    (folder / "sub" / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"2 of 7 images cannot be read: sub/1\.png \(not an image that .*\), 4\.png \("):
         load_pixels(folder, NAMES, SPEC)

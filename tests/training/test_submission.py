@@ -142,7 +142,7 @@ def test_files_that_are_no_submission(circo: CIRCO, tmp_path: Path, monkeypatch:
         path.write_bytes(raw)
         with pytest.raises(InputError, match=said):
             check_file(path, circo)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file or directory; check the path"):
         check_file(tmp_path / "none.json", circo)
     path.write_text("{}")
     with pytest.raises(InputError, match="no queries of circo 'train' here; splits are val, test"):

@@ -95,8 +95,8 @@ def test_what_is_no_sprite_is_refused(tmp_path: Path, tinted: Path, sprite: Path
     text.write_text("no picture")
     cases: list[tuple[list[str], str]] = [
         ([str(tmp_path / "out"), "--sprite", str(small)], "28 x 56 px, expected the 840 x 840 px"),
-        ([str(tmp_path / "out"), "--sprite", str(text)], "not a picture that can be read"),
-        ([str(tmp_path / "out"), "--sprite", str(tmp_path / "none.png")], "No such file"),
+        ([str(tmp_path / "out"), "--sprite", str(text)], "not an image that Pillow can read"),
+        ([str(tmp_path / "out"), "--sprite", str(tmp_path / "none.png")], "no such image file"),
         ([str(tinted), "--sprite", str(sprite)], "exists; remove it or choose another folder"),
         ([str(tmp_path / "out"), "--sprite", str(sprite), "--gallery-products", "90"], "gallery_products must lie between 1 and 89"),
         ([str(tmp_path / "out"), "--sprite", str(sprite), "--colours-each", "6"], "colours_each must lie between 2 and 5"),

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from support.signals import interrupts_heard  # noqa: F401 (used by every test here)
 from support.tiny_training import flip_byte, make_trainer, model_config, train_config
 
 from dqe_engine.errors import CheckpointError, InputError

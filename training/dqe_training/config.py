@@ -15,6 +15,7 @@ from dqe_engine.contracts.parsing import Contract, parse
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
 
 def _check(config: msgspec.Struct, minimum: float, *names: str) -> None:
@@ -293,8 +294,10 @@ def _read(source: str) -> Any:
             raise InputError(f"{path}: no such configuration file")
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        except OSError as error:
+            raise InputError(describe_os_error(error, path)) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     elif source in preset_names():
         text = files("dqe_training.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     else:

@@ -17,7 +17,8 @@ def held_signals(*, several: bool) -> Iterator[Callable[[], bool]]:
 
     `several`: this is one of several ranks. When these leave by KeyboardInterrupt, SIGTERM is ignored from then on: torchrun
     sends it to all others as soon as the first has left, and they would die of it instead of exiting with their own code.
-    Signals are the main thread's; elsewhere nothing is held back.
+    Signals are the main thread's; elsewhere nothing is held back. Nor is a signal that was ignored from the start, as SIGINT is
+    in a shell's background job: it stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -27,7 +28,7 @@ def held_signals(*, several: bool) -> Iterator[Callable[[], bool]]:
     def ask(number: int, frame: Any) -> None:
         asked.set()
 
-    previous = {number: signal.signal(number, ask) for number in _SIGNALS}
+    previous = {number: signal.signal(number, ask) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield asked.is_set
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_directory
+from dqe_engine.files import atomic_directory, describe_write_error
 
 from .checkpoint import Checkpoint
 from .data.triplets import TextBatcher
@@ -70,4 +70,4 @@ def write_mining_inputs(
     except OSError as error:
         if isinstance(error, FileExistsError) and error.strerror is None:  # of atomic_directory, with its own advice
             raise InputError(f"{error}" if force else f"{error}; choose another folder, or replace it with --force") from error
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(describe_write_error(error, out)) from error

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dqe_engine.contracts.parsing import Contract, to_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError
-from dqe_engine.files import atomic_directory
+from dqe_engine.files import atomic_directory, describe_write_error
 
 from .config import ModelConfig
 from .data.images import load_pixels, to_pixel_values
@@ -161,5 +161,5 @@ def pretrain_from_dataset(
             record = {"model": model, "pretraining": config, "images": int((~held_back).sum()), "accuracy": figures}
             (temporary / "vision.json").write_bytes(to_json(record))
     except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise CheckpointError(describe_write_error(error, out)) from error
     return figures

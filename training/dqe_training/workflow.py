@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -23,7 +22,7 @@ from dqe_engine.errors import CheckpointError, InputError
 
 from .backbone import find_backbone
 from .backbone.tokenizer import load_backbone_tokenizer
-from .backbone.weights import load_backbone_weights
+from .backbone.weights import load_backbone_weights, reading_weights
 from .checkpoint import load_checkpoint, load_start, stored_vision_dtype
 from .checkpoint_meta import verify_file
 from .config import ModelConfig, TrainConfig, load_config
@@ -156,9 +155,11 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
             f"{directory}: the tower is {made.vision} at {made.preprocessing.image_size} px, "
             f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px"
         )
+    with reading_weights(weights):
+        tensors = load_file(weights)
     try:
-        model.vision_model.load_state_dict({name: p.float() for name, p in load_file(weights).items()})
-    except (SafetensorError, RuntimeError) as error:
+        model.vision_model.load_state_dict({name: p.float() for name, p in tensors.items()})
+    except RuntimeError as error:
         raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
 
 

@@ -83,5 +83,4 @@ def _judge(agreement: Agreement | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _demo(args))
+    return run_torch(lambda: _demo(build_parser().parse_args(argv)))

@@ -10,8 +10,9 @@ import msgspec
 
 from dqe_engine.contracts.engines import AxisRange, Profile
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
-from dqe_engine.contracts.parsing import Contract, parse, parse_json
+from dqe_engine.contracts.parsing import Contract, parse, parse_json, without_mark
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
 SHORTEST_TEXT = 2  # tokens: the two that every text is put between
 DEFAULT_BATCH = AxisRange(min=1, opt=8, max=32)
@@ -82,9 +83,9 @@ def traffic_profile(path: Path, max_text_length: int) -> Profile:
     did not come up in one file of traffic must still be served. Raises InputError.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = without_mark(path.read_bytes()).splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
     requests = [parse_json(_Request, line, where=f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not requests:
         raise InputError(f'{path}: no traffic in it; expected lines such as {{"batch": 4, "text_length": 11}}')

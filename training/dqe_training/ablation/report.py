@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_write_error
 
 from .comparison import Comparison
 from .plot import plot
@@ -25,4 +25,4 @@ def write_report(out: Path, comparison: Comparison) -> None:
         if not plot(comparison, out / PLOT):
             (out / PLOT).unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(describe_write_error(error, out)) from error

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.errors import CheckpointError
+from dqe_engine.files import describe_os_error
 
 
 def load_backbone_tokenizer(directory: Path, vocab_size: int, pad_id: int = 0) -> Tokenizer:
@@ -21,7 +22,11 @@ def load_backbone_tokenizer(directory: Path, vocab_size: int, pad_id: int = 0) -
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
     try:
-        data = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error)) from error
+    try:
+        data = json.loads(raw)
         data["added_tokens"] = [token for token in data.get("added_tokens", []) if token["id"] < vocab_size]
         tokenizer = Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # tokenizers raises bare Exception for every kind of bad file

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dqe_engine.errors import CheckpointError
+from dqe_engine.files import describe_os_error
 
 from ..model import DQEModel
 
@@ -66,7 +67,12 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading_weights(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, one line, where the block cannot read the safetensors file at `path`."""
+    try:
+        path.open("rb").close()  # safetensors calls every file that it may not open missing
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error)) from error
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -84,7 +90,7 @@ def copy_weights(model: nn.Module, files: list[Path], *, unused: tuple[str, ...]
     wanted = model.state_dict()
     left = {name for name in wanted if not name.startswith(new)}
     for path in files:
-        with _reading(path), safe_open(path, framework="pt") as stream:
+        with reading_weights(path), safe_open(path, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 if name in unused:
                     continue

@@ -125,5 +125,4 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_intermixed_args(argv)  # options between overrides, too
-    return run_torch(lambda: _ablate(args))
+    return run_torch(lambda: _ablate(build_parser().parse_intermixed_args(argv)))  # options between overrides, too

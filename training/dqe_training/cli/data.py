@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dqe_engine.cli.main import positive
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
 from .sources import DATASET_HELP, add_source_options, check_source_options
+
+if TYPE_CHECKING:
+    from ..data.benchmarks.base import Benchmark
+    from ..data.benchmarks.check import DatasetCheck
 
 _ENCODE_EPILOG = """\
 OUT holds queries.npy, gallery.npy, targets.npy and exclude.npy (the references), as dqe-mine takes them, and images.json:
@@ -58,13 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="count what a dataset folder holds and lacks",
-        description="Triplets and galleries per split and category, blank captions, missing images. Exit code 1: images are missing.",
+        description="Triplets and galleries per split and category, blank captions, images that are missing or damaged (empty, cut short, "
+        "a web page). Exit code 1: some are.",
         epilog="example: dqe-data check data/fashioniq --images data/fashioniq/images --missing-list missing.txt",
     )
     check.add_argument("data", type=Path, metavar="DIR", help="dataset folder, or a folder of such folders")
     check.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
     check.add_argument("--images", type=Path, metavar="DIR", help="where its images are, if not where the authors put them")
     check.add_argument("--missing-list", type=Path, metavar="FILE", help="write the ids of all missing images, one a line")
+    check.add_argument("--damaged-list", type=Path, metavar="FILE", help="write the paths of all damaged images, one a line")
+    check.add_argument(
+        "--decode", action="store_true", help="decode every image, which finds damage in its middle, too (default: its header and its end)"
+    )
     submission = commands.add_parser(
         "check-submission",
         help="hold a file for the CIRR or CIRCO server against its rules",
@@ -166,22 +176,34 @@ def _check(args: argparse.Namespace) -> int:
 
     from ..data.benchmarks.check import check_dataset, describe
     from ..data.benchmarks.detect import find_benchmarks
+    from .progress import simple_progress
 
     found = find_benchmarks(args.data, args.dataset)
     if args.images is not None and len(found) > 1:
         raise InputError(f"{args.data}: --images is for one dataset, here are {', '.join(b.name for b in found)}; check them one by one")
-    checks = [check_dataset(benchmark, args.images) for benchmark in found]
+    with simple_progress() as progress:
+
+        def check(benchmark: Benchmark) -> DatasetCheck:
+            task = progress.add_task(f"images of {benchmark.name}", total=None)
+            return check_dataset(
+                benchmark, args.images, decode=args.decode, progress=lambda done, total: progress.update(task, completed=done, total=total)
+            )
+
+        checks = [check(benchmark) for benchmark in found]
     missing = sorted({id for check in checks for id in check.missing})
+    damaged = [str(path) for check in checks for path in check.damaged_files]
     print("\n\n".join("\n".join(describe(check)) for check in checks))
-    if args.missing_list is not None:
+    for option, path, lines in (("--missing-list", args.missing_list, missing), ("--damaged-list", args.damaged_list, damaged)):
+        if path is None:
+            continue
         if unknown := [check.benchmark.directory for check in checks if check.images is None]:
-            raise InputError(f"--missing-list: no images found for {unknown[0]}; say where they are with --images DIR")
+            raise InputError(f"{option}: no images found for {unknown[0]}; say where they are with --images DIR")
         try:
-            with atomic_write(args.missing_list, "w") as stream:
-                stream.write("".join(f"{id}\n" for id in missing))
+            with atomic_write(path, "w") as stream:
+                stream.write("".join(f"{line}\n" for line in lines))
         except OSError as error:
-            raise InputError(f"{args.missing_list}: cannot be written ({error.strerror})") from error
-    return 1 if missing else 0
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    return 1 if missing or damaged else 0
 
 
 def _check_submission(args: argparse.Namespace) -> int:
@@ -202,6 +224,9 @@ _HANDLERS = {
 }
 
 
+def _run(args: argparse.Namespace) -> int:
+    return _HANDLERS[args.command](args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _HANDLERS[args.command](args))
+    return run_torch(lambda: _run(build_parser().parse_args(argv)))

@@ -77,12 +77,15 @@ def _evaluate_folder(args: argparse.Namespace) -> int:
     """A folder of JSON lines, as dqe-data garments writes it."""
     from dqe_engine.contracts.manifest import MANIFEST_FILE
 
+    from ..data.damage import require_readable
     from ..evaluation.protocol import load_evaluation_set
     from .progress import simple_progress
 
     evaluation = load_evaluation_set(args.data)
     images = args.data / "images"
     with simple_progress() as progress:
+        checked = progress.add_task("looking at images", total=len(evaluation.gallery))
+        require_readable(images, evaluation.gallery, progress=lambda done, total: progress.update(checked, completed=done))
         gallery = progress.add_task("gallery", total=len(evaluation.gallery))
         queries = progress.add_task("queries", total=len(evaluation.records))
         if (args.model / MANIFEST_FILE).is_file():
@@ -130,7 +133,7 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
         if existing and not args.force:
             raise InputError(f"{existing[0]}: exists already; choose another folder, or replace it with --force")
     with simple_progress() as progress:
-        tasks = {what: progress.add_task(what, total=0) for what in ("gallery", "queries")}
+        tasks = {what: progress.add_task(what, total=0) for what in ("looking at images", "gallery", "queries")}
 
         def prepared(queries: QuerySet, coverage: Coverage) -> None:
             if args.submission is None and queries.secret:
@@ -149,6 +152,7 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
         report, ranked = evaluate_benchmark(
             benchmark, ranker, split=split,
             options=Options(args.gallery, args.shared_concept), images=args.images, allow_missing=args.allow_missing, prepared=prepared,
+            checked=lambda done, total: progress.update(tasks["looking at images"], completed=done, total=total),
         )  # fmt: skip
     written: list[Path] = []
     if args.submission is not None:
@@ -197,5 +201,4 @@ def _print_benchmark(report: BenchmarkReport, *, as_json: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _evaluate(args))
+    return run_torch(lambda: _evaluate(build_parser().parse_args(argv)))

@@ -45,5 +45,4 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _pretrain(args))
+    return run_torch(lambda: _pretrain(build_parser().parse_args(argv)))

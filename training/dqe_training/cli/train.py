@@ -68,8 +68,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run_torch(lambda: _train(args))
+    return run_torch(lambda: _train(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

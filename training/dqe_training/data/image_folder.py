@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -64,8 +65,8 @@ def _same_content(one: Path, other: Path) -> bool:
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error)) from error
 
 
 def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+    raise InputError(describe_os_error(error)) from error

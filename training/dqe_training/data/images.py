@@ -17,11 +17,20 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import fit_image, open_image
 
+from .damage import describe_damage
+
 _CHUNK = 64
 
 
-def _load_chunk(paths: Sequence[Path], spec: PreprocessingSpec) -> NDArray[np.uint8]:
-    return np.stack([fit_image(open_image(path, spec), spec) for path in paths])
+def _load_chunk(directory: Path, spec: PreprocessingSpec, names: Sequence[str]) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
+    """The images that can be read, in order, and what is wrong with the others, by name."""
+    pixels, damaged = [], {}
+    for name in names:
+        try:
+            pixels.append(fit_image(open_image(directory / name, spec), spec))
+        except InputError as error:
+            damaged[name] = str(error).removeprefix(f"{directory / name}: ")
+    return pixels, damaged
 
 
 def require_images(directory: Path, names: Sequence[str]) -> None:
@@ -35,22 +44,26 @@ def require_images(directory: Path, names: Sequence[str]) -> None:
 def load_pixels(
     directory: Path, names: Sequence[str], spec: PreprocessingSpec, *, advance: Callable[[int], None] = lambda n: None
 ) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8, resized by `spec`. Raises InputError naming the first image that is missing or unreadable."""
+    """(N, H, W, 3) uint8, resized by `spec`. Raises InputError that counts the images which are missing or cannot be read."""
     require_images(directory, names)
     pixels = np.empty((len(names), spec.image_size, spec.image_size, 3), np.uint8)
-    paths = [directory / name for name in names]
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     filled = 0
+    damaged: dict[str, str] = {}
     # Pillow decodes and resizes without the interpreter's lock. Worker processes would each import torch first, and break
     # in scripts without a `__main__` guard.
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
-        for chunk in pool.map(partial(_load_chunk, spec=spec), chunks):
-            pixels[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
+        for chunk, (loaded, problems) in zip(chunks, pool.map(partial(_load_chunk, directory, spec), chunks), strict=True):
+            damaged |= problems
+            for image in loaded:
+                pixels[filled] = image
+                filled += 1
             advance(len(chunk))
     finally:
         pool.shutdown(cancel_futures=True)
+    if damaged:
+        raise InputError(describe_damage(directory, damaged, len(names)))
     return pixels
 
 

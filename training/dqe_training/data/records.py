@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from dqe_engine.contracts.parsing import Contract, parse_json
+from dqe_engine.contracts.parsing import Contract, parse_json, without_mark
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_write
 
@@ -56,7 +56,7 @@ def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     records: list[R] = []
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if line.strip():
+            if without_mark(line).strip():
                 records.append(parse_json(kind, line, where=f"{path}, line {number}"))
     if not records:
         raise InputError(f"{path}: holds no records; expected one JSON object a line")

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dqe_engine.contracts.parsing import Contract, to_json
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory
+from dqe_engine.preprocessing import open_image
 
 from .records import ImageRecord, TripletRecord, write_jsonl
 
@@ -75,12 +77,8 @@ def is_held_out(category: int, colour: str) -> bool:
 
 def read_cells(sprite: Path) -> NDArray[np.uint8]:
     """(10, 90, 28, 28) grey photos, by category. Raises InputError for another picture."""
-    try:
-        with Image.open(sprite) as image:
-            grey = np.asarray(image.convert("L"))
-    except OSError as error:
-        raise InputError(f"{sprite}: not a picture that can be read ({error.strerror or error})") from error
     side = CELL * CELLS_PER_ROW
+    grey = np.asarray(open_image(sprite, PreprocessingSpec(image_size=side)).convert("L"))
     if grey.shape != (side, side):
         raise InputError(f"{sprite}: {grey.shape[1]} x {grey.shape[0]} px, expected the {side} x {side} px of fashion-mnist-sprite.png")
     grid = grey.reshape(CELLS_PER_ROW, CELL, CELLS_PER_ROW, CELL)

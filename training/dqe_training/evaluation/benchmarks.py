@@ -15,6 +15,7 @@ from dqe_engine.errors import InputError
 
 from ..data.benchmarks.base import Benchmark, Options
 from ..data.benchmarks.placing import Coverage, open_images, place_queries
+from ..data.damage import Progress, require_readable
 from ..data.queries import QuerySet
 from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
 from .protocol import Embeddings
@@ -126,17 +127,20 @@ def evaluate_benchmark(
     images: Path | None = None,
     allow_missing: bool = False,
     prepared: Callable[[QuerySet, Coverage], None] = lambda queries, coverage: None,
+    checked: Progress = lambda done, total: None,
 ) -> tuple[BenchmarkReport, tuple[RankedSet, ...]]:
     """Rank every query set of a split and work out its figures.
 
-    `prepared` is told of each query set before the first is ranked. Raises InputError, for missing images too, before
-    any image is encoded.
+    `prepared` is told of each query set before the first is ranked, `checked` of the images looked at. Raises InputError, for
+    images that are missing or damaged, too, before any is encoded.
     """
     options = options or Options()
     folder = open_images(benchmark, images)
     placed = [place_queries(q, folder, allow_missing=allow_missing) for q in benchmark.query_sets(split, options, folder)]
     for queries, coverage in placed:
         prepared(queries, coverage)
+    names = dict.fromkeys(folder.names[id] for queries, _ in placed for id in queries.gallery)
+    require_readable(folder.root, list(names), progress=checked)  # all of them at once, and before the hours of work
     sets, ranked = [], []
     for queries, coverage in placed:
         found = rank(queries, folder.root, [folder.names[id] for id in queries.gallery])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_os_error
 
 from ..data.benchmarks.base import Benchmark
 from ..data.benchmarks.detect import open_benchmark
@@ -159,10 +159,11 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
     _check_size(raw, where=str(path))
     try:
-        content = json.loads(raw, object_pairs_hook=_without_repeats)
+        # As the servers read it: text in UTF-8, without the byte order mark and the other encodings that json.loads takes as bytes.
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except ValueError as error:  # also what is not UTF-8
         raise InputError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):

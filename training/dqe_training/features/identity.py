@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
-from dqe_engine.files import sha256_of
+from dqe_engine.files import describe_os_error, sha256_of
 
 from ..data.images import require_images
 from ..model import DQEModel
@@ -53,6 +53,6 @@ def digest_images(directory: Path, names: Sequence[str], *, advance: Callable[[i
             try:
                 digests += pool.map(sha256_of, [directory / name for name in names[start : start + _CHUNK]])
             except OSError as error:
-                raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+                raise InputError(describe_os_error(error)) from error
             advance(min(_CHUNK, len(names) - start))
     return digests

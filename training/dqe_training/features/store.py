@@ -16,7 +16,7 @@ from torch import Tensor
 from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write, sha256_of
+from dqe_engine.files import atomic_write, describe_os_error, sha256_of
 
 from ..config import VisionConfig
 from ..model import DQEModel
@@ -81,7 +81,7 @@ class FeatureStore:
                     stream.write(to_json(meta))
             raw = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{root}: cannot hold a feature cache ({error.strerror or error})") from error
+            raise InputError(f"{root}: cannot hold a feature cache ({describe_os_error(error)})") from error
         version = parse_json(_Versioned, raw, where=str(path), error=CheckpointError).schema_version
         if version > SCHEMA_VERSION:
             raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
@@ -131,7 +131,7 @@ class FeatureStore:
         try:
             found = sha256_of(path)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(describe_os_error(error, path)) from error
         if found != self._records[self.shards[number]].sha256:
             raise CheckpointError(f"{path}: damaged (SHA-256 differs); remove {path.parent}, and its images are encoded again")
         self._verified.add(number)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_directory, directory_lock, sha256_of
+from dqe_engine.files import atomic_directory, describe_write_error, directory_lock, sha256_of
 from dqe_engine.image_sources import decode_ahead
 
+from ..data.damage import require_readable
 from ..encoding import ENCODE_BATCH, Listener, encode_pixels
 from ..model import DQEModel
 from .identity import digest_images
@@ -62,6 +63,7 @@ def _fill(store: FeatureStore, model: DQEModel, images: Path, missing: dict[str,
     """`missing`: image names by SHA-256, in the order in which they are encoded."""
     if not missing:
         return
+    require_readable(images, list(missing.values()))
     need, free = len(missing) * store.row_bytes, shutil.disk_usage(store.directory).free
     size = store.describe(len(missing))
     if need + _MARGIN > free:
@@ -77,7 +79,7 @@ def _fill(store: FeatureStore, model: DQEModel, images: Path, missing: dict[str,
                     done += count
                     listener({"event": "encode", "done": done, "total": len(missing)})
         except OSError as error:
-            raise InputError(f"{store.directory}: cannot be written ({error.strerror or error}); finished shards stay") from error
+            raise InputError(f"{describe_write_error(error, store.directory)}; finished shards stay") from error
         store.refresh()
         number += 1
 

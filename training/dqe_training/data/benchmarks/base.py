@@ -9,7 +9,9 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
+from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
@@ -97,13 +99,13 @@ class Benchmark(Protocol):
 def read_annotations(path: Path, kind: type[T]) -> T:
     """JSON as `kind`; keys that it does not know are the dataset's own business. Raises InputError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(without_mark(path.read_bytes()), type=kind)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such annotation file") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not the official format: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(describe_os_error(error, path)) from error
 
 
 def ascending(ids: Iterable[str]) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
-"""What a dataset folder holds and lacks: counts, captions without words, images that are missing."""
+"""What a dataset folder holds and lacks: counts, captions without words, images that are missing or damaged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..damage import Progress, find_damaged
 from ..image_folder import ImageFolder
 from .base import Benchmark, BlankCaption, Part
 
@@ -14,11 +15,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class PartCheck:
-    """missing: ids of the part's images that have no file; affected: queries that name one of them."""
+    """missing: ids of the part's images that have no file; damaged: those whose file cannot be read."""
 
     part: Part
     missing: tuple[str, ...] = ()
-    affected: int = 0
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,29 +27,41 @@ class DatasetCheck:
     benchmark: Benchmark
     images: ImageFolder | None
     parts: tuple[PartCheck, ...]
+    damage: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with each damaged image, by id."""
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Ids of all parts, each once, ascending."""
         return tuple(sorted({id for check in self.parts for id in check.missing}))
 
+    @property
+    def damaged_files(self) -> tuple[Path, ...]:
+        """By id, ascending."""
+        return () if self.images is None else tuple(self.images.root / self.images.names[id] for id in sorted(self.damage))
 
-def check_dataset(benchmark: Benchmark, images: Path | None = None) -> DatasetCheck:
-    """Read every annotation file, and look every image up once. `images`: the folder, where it is not the usual one.
 
-    Raises InputError for annotations that are not in the official format.
+def check_dataset(
+    benchmark: Benchmark,
+    images: Path | None = None,
+    *,
+    decode: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> DatasetCheck:
+    """Read every annotation file, and look every image that one names up once. `images`: the folder, where it is not the usual one.
+
+    `decode` and `progress`: see `find_damaged`. Raises InputError for annotations that are not in the official format.
     """
     root = images or benchmark.image_directory()
     folder = None if root is None else ImageFolder.scan(root)
-    return DatasetCheck(benchmark, folder, tuple(_check_part(part, folder) for part in benchmark.parts(folder)))
-
-
-def _check_part(part: Part, images: ImageFolder | None) -> PartCheck:
-    if images is None:
-        return PartCheck(part)
-    missing = images.missing(part.images)
-    gone = set(missing)
-    return PartCheck(part, missing, sum(not gone.isdisjoint(query.images) for query in part.queries or ()))
+    parts = benchmark.parts(folder)
+    if folder is None:
+        return DatasetCheck(benchmark, None, tuple(map(PartCheck, parts)))
+    ids = [id for id in dict.fromkeys(id for part in parts for id in part.images) if id in folder]
+    damaged = find_damaged(folder.root, [folder.names[id] for id in ids], decode=decode, progress=progress)
+    damage = {id: damaged[folder.names[id]] for id in ids if folder.names[id] in damaged}
+    checks = [PartCheck(part, folder.missing(part.images), tuple(id for id in part.images if id in damage)) for part in parts]
+    return DatasetCheck(benchmark, folder, tuple(checks), damage)
 
 
 def describe(check: DatasetCheck) -> list[str]:
@@ -100,12 +113,22 @@ def _blank_lines(part: Part) -> list[str]:
 def _image_lines(check: DatasetCheck) -> list[str]:
     if check.images is None:
         return ["images: none given; say where they are with --images DIR"]
-    lines = [f"images: {len(check.images)} under {check.images.root}, {len(check.missing)} missing"]
+    counts = f"{len(check.missing)} missing, {len(check.damage)} damaged"
+    lines = [f"images: {len(check.images)} under {check.images.root}, {counts}"]
     for c in check.parts:
-        if c.missing:
-            queries = "" if c.part.queries is None else f", which {c.affected} of {len(c.part.queries)} triplets need"
-            lines.append(f"{_label(c.part)}: {len(c.missing)} of {len(c.part.images)} images missing{queries}: {_some(c.missing)}")
+        lines += _lacking(c.part, "missing", c.missing, _some(c.missing))
+        lines += _lacking(c.part, "damaged", c.damaged, _some([f"{id} ({check.damage[id]})" for id in c.damaged]))
     return lines
+
+
+def _lacking(part: Part, what: str, ids: Sequence[str], shown: str) -> list[str]:
+    """`val dress: 2 of 20 images missing, which 5 of 8 triplets need: …`."""
+    if not ids:
+        return []
+    gone = set(ids)
+    affected = sum(not gone.isdisjoint(query.images) for query in part.queries or ())
+    queries = "" if part.queries is None else f", which {affected} of {len(part.queries)} triplets need"
+    return [f"{_label(part)}: {len(ids)} of {len(part.images)} images {what}{queries}: {shown}"]
 
 
 def _some(items: Sequence[str]) -> str:
