@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dqe_engine.contracts.graphs import GRAPHS, VISION_ENCODER, GraphSpec
 from dqe_export.folding import fold_constants
 
-BIG = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+BIG = (0.1 * np.random.default_rng(0).standard_normal((64, 64))).astype(np.float32)
 
 
 def graph_of(nodes: Sequence[onnx.NodeProto], **weights: np.ndarray) -> onnx.ModelProto:
@@ -48,6 +48,24 @@ def node(op: str, inputs: str, output: str) -> onnx.NodeProto:
 def test_a_chain_of_weights_becomes_one_weight() -> None:
     nodes = [node("MatMul", "a b", "ab"), node("Softmax", "ab", "s"), node("Transpose", "s", "t"), node("Add", "x t", "y")]
     assert folded(graph_of(nodes, a=BIG, b=BIG)) == (["Add"], {"t": (64, 64)})
+
+
+def test_results_are_those_of_float64_rounded_whatever_the_processor() -> None:
+    proto = graph_of([node("MatMul", "a a", "aa"), node("MatMul", "aa a", "aaa"), node("Add", "x aaa", "y")], a=BIG)
+    assert folded(proto) == (["Add"], {"aaa": (64, 64)})
+    wide = BIG.astype(np.float64)
+    assert np.array_equal(numpy_helper.to_array(proto.graph.initializer[0]), (wide @ wide @ wide).astype(np.float32))
+    assert not np.array_equal((BIG @ BIG @ BIG), (wide @ wide @ wide).astype(np.float32))
+
+
+def test_what_has_no_kernel_for_float64_or_is_float64_stays() -> None:
+    assert folded(graph_of([node("Erf", "a", "e"), node("Add", "x e", "y")], a=BIG)) == (["Erf", "Add"], {"a": (64, 64)})
+    down, up = node("Cast", "w", "d"), node("Cast", "n", "w")
+    down.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+    up.attribute.append(helper.make_attribute("to", TensorProto.DOUBLE))
+    add = node("Add", "x d", "y")
+    assert folded(graph_of([up, down, add], n=np.ones(64, np.int64)))[0] == ["Cast", "Cast", "Add"]
+    assert folded(graph_of([down, add], w=BIG.astype(np.float64)))[0] == ["Cast", "Add"]
 
 
 def test_a_weight_is_not_expanded_but_what_it_is_made_of_is_computed() -> None:
