@@ -22,6 +22,7 @@ from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
 from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
+from .folding import layers_left
 from .graphs import graph_module
 from .identity import encoder_identity
 from .latency import time_graphs
@@ -163,7 +164,9 @@ def _write_int8(
 
     def sensitivities() -> list[LayerSensitivity]:
         inputs = calibration_inputs(spec, checkpoint, data)
-        return sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        found = sweep(spec.name, module, inputs, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        left = layers_left(source, module)
+        return [layer for layer in found if layer.layer in left]
 
     with upstream_attention(model.qformer):
         module = graph_module(spec, model)

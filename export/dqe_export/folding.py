@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 _SMALL = 4096  # bytes, of what may be larger than what it is made of: shapes and masks
 
@@ -40,6 +43,18 @@ def fold_constants(proto: onnx.ModelProto) -> None:
     _keep(graph.node, [node.output[0] not in constant for node in graph.node])
     made = {name for node in graph.node for name in node.output}
     _keep(graph.value_info, [info.name in made for info in graph.value_info])
+
+
+def layers_left(path: Path, module: nn.Module) -> set[str]:
+    """Names of the linear layers of `module` whose weights the graph `path` holds, as they are or transposed; others are folded."""
+    tensors = (tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 2)
+    held = {_digest(numpy_helper.to_array(tensor)) for tensor in tensors}
+    weights = {name: layer.weight.detach().numpy() for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    return {name for name, weight in weights.items() if held.intersection(map(_digest, (weight, weight.T)))}
+
+
+def _digest(array: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
 
 def _constant_nodes(proto: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> tuple[Arrays, list[str]]:

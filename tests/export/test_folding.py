@@ -10,9 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from dqe_engine.contracts.graphs import GRAPHS, VISION_ENCODER, GraphSpec
-from dqe_export.folding import fold_constants
+from dqe_engine.contracts.graphs import GRAPHS, TARGET_ENCODER, VISION_ENCODER, GraphSpec
+from dqe_export.folding import fold_constants, layers_left
+from dqe_export.graphs import graph_module
+from dqe_training.checkpoint import load_checkpoint
 
 BIG = (0.1 * np.random.default_rng(0).standard_normal((64, 64))).astype(np.float32)
 
@@ -109,6 +112,16 @@ def test_exported_graphs_are_folded(spec: GraphSpec, bundle_path: Path) -> None:
     before = proto.SerializeToString(deterministic=True)
     fold_constants(proto)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_folded_layers_are_not_there_to_be_rounded(bundle_path: Path, checkpoint_path: Path) -> None:
+    """The Q-Former's first self-attention over its queries, which are the same for all images."""
+    module = graph_module(TARGET_ENCODER, load_checkpoint(checkpoint_path).model)
+    left = layers_left(bundle_path / TARGET_ENCODER.file, module)
+    first = {f"model.qformer.encoder.layer.0.attention.{name}" for name in ("attention.query", "attention.value", "output.dense")}
+    assert first <= {name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    assert not first & left
+    assert {"model.vision_projection", "model.qformer.encoder.layer.0.crossattention.output.dense"} <= left
 
 
 def test_the_vision_tower_is_exported_with_plain_attention(bundle_path: Path) -> None:
