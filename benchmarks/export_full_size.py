@@ -95,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }  # fmt: skip
         report.save_json(path, record)
         for graph in found["report"]["graphs"]:
-            latencies = [
-                f"{t['pytorch_ms']:,.1f} / {t['runtime_ms']:,.1f} = {t['pytorch_ms'] / t['runtime_ms']:.2f} x" for t in graph["latency"]
-            ]
+            medians = [(timed["pytorch"]["median"], timed["runtime"]["median"]) for timed in graph["latency"]]
+            latencies = [f"{pytorch:,.1f} / {runtime:,.1f} = {pytorch / runtime:.2f} x" for pytorch, runtime in medians]
             share = f"{graph['size'] / graph['float32_size']:.3f}"
             rows.append([f"{precision} {graph['graph']}", f"{graph['size'] / 1e6:,.0f}", share, *latencies])
         rows.append([f"{precision}: {found['seconds']:,.0f} s, peak {report.size(found['peak_bytes'])}", "", "", "", ""])

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dqe_training.machine import processor_name, usable_processors
+
 _FLAGS = (
     "avx2",
     "fma",
@@ -33,19 +35,13 @@ _ROOT = Path(__file__).parent.parent
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    text = _read("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    """How many processors this process may use."""
+    return len(usable_processors())
 
 
 def slug() -> str:
     """A folder name for results of this kind of machine: `amd-epyc-2-cores`."""
-    name = re.sub(r"\(r\)|\(tm\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", cpu_model().lower())
+    name = re.sub(r"\(r\)|\(tm\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", processor_name().lower())
     return re.sub(r"[^a-z0-9]+", "-", f"{name} {cores()} cores").strip("-")
 
 
@@ -57,24 +53,6 @@ def available_bytes() -> int:
 
 def load_average() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
-
-
-def processor_seconds() -> tuple[float, float] | None:
-    """Since the system started, of the processors that this process may use: working, and in all. None where there is no /proc/stat."""
-    working = passed = 0.0
-    names = {f"cpu{number}" for number in affinity()}
-    for line in _read("/proc/stat").splitlines():
-        name, *ticks = line.split()
-        if name in names:
-            of = [int(value) / os.sysconf("SC_CLK_TCK") for value in ticks[:8]]  # guests are in user
-            passed += sum(of)
-            working += sum(of) - of[3] - of[4]  # idle, and idle while something is read
-    return (working, passed) if passed else None
-
-
-def affinity() -> list[int]:
-    """Numbers of the processors that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
 
 
 def frequencies() -> list[int]:
@@ -110,9 +88,9 @@ def describe(packages: tuple[str, ...]) -> dict[str, Any]:
         flags = set(found[1].split())
     meminfo = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return {
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "cores": cores(),
-        "affinity": affinity(),
+        "affinity": usable_processors(),
         "mhz": frequencies(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "caches": _caches(),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from dqe_training.machine import BUSY, Company
+
 from . import machine
 
-BUSY = 0.15
-"""Share of the processors' time that others take, from which on a benchmark warns."""
 _LOOK_SECONDS = 0.5
 
 
@@ -20,13 +20,10 @@ def busy() -> float | None:
 
     Not the load average, which remembers minutes, the last benchmark among them. None too where the system does not say.
     """
-    before = machine.processor_seconds()
-    time.sleep(_LOOK_SECONDS)
-    after = machine.processor_seconds()
-    if before is None or after is None:
-        return None
-    taken, passed = (late - early for late, early in zip(after, before, strict=True))
-    return taken / passed if passed > 0 and taken / passed > BUSY else None
+    company = Company()
+    with company:
+        time.sleep(_LOOK_SECONDS)
+    return company.share if company.share is not None and company.share > BUSY else None
 
 
 def recorded(measure: Callable[[], dict[str, Any]], packages: tuple[str, ...], *, quick: bool, threads: int) -> dict[str, Any]:

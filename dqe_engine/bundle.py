@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
-from .contracts.manifest import MANIFEST_FILE, SCHEMA_VERSION, BundleManifest, FileEntry, HeadsManifest
+from .contracts.manifest import MANIFEST_FILE, REPORT_FILES, SCHEMA_VERSION, BundleManifest, FileEntry, HeadsManifest
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
@@ -32,6 +32,7 @@ class Bundle:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         """Parse `manifest.json` strictly and hold the directory against it: every file present, of its size and SHA-256.
 
+        The export's report is no part of a bundle: it may be edited or deleted.
         `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
         a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents. A bundle
         that a killed replacement moved aside is put back.
@@ -43,7 +44,7 @@ class Bundle:
             raise BundleError(
                 f"{root}: a killed replacement left the old bundle at {error.filename} ({error.strerror}); rename that to {root.name}"
             ) from error
-        manifest = read_schema(BundleManifest, root / MANIFEST_FILE, "no bundle here", "dqe-export")
+        manifest = _read_manifest(root)
         _check_contents(root / MANIFEST_FILE, manifest)
         for entry in manifest.files:
             check_file(root, entry, hashed=verify)
@@ -52,7 +53,7 @@ class Bundle:
     def is_current(self) -> bool:
         """Whether what lies at `path` is still this bundle: it may be replaced, or take other attribute heads, meanwhile."""
         try:
-            return read_schema(BundleManifest, self.path / MANIFEST_FILE, "no bundle here", "dqe-export") == self.manifest
+            return _read_manifest(self.path) == self.manifest
         except BundleError:
             return False
 
@@ -88,7 +89,7 @@ class Bundle:
 
 
 def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ...]:
-    """Path, size and SHA-256 of every file below `directory` but the manifest, sorted by path.
+    """Path, size and SHA-256 of every file below `directory` but the manifest and the export's report, sorted by path.
 
     Raises BundleError for a link, since what it points at does not travel with the bundle.
     """
@@ -98,9 +99,15 @@ def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ..
         if file.is_symlink():
             raise BundleError(f"{file}: a bundle cannot hold links; copy the file instead")
         name = file.relative_to(root).as_posix()
-        if file.is_file() and name != MANIFEST_FILE:
+        if file.is_file() and name not in (MANIFEST_FILE, *REPORT_FILES):
             entries.append(FileEntry(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
     return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _read_manifest(root: Path) -> BundleManifest:
+    """Without the entries of the report, which older exports listed."""
+    manifest = read_schema(BundleManifest, root / MANIFEST_FILE, "no bundle here", "dqe-export")
+    return msgspec.structs.replace(manifest, files=tuple(entry for entry in manifest.files if entry.path not in REPORT_FILES))
 
 
 M = TypeVar("M", BundleManifest, HeadsManifest)

@@ -54,7 +54,7 @@ def replace_heads(
     old, new, root = Bundle.load(bundle).manifest, load_heads(heads), Path(bundle)
     _check_fit(root, old, Path(heads), new, new_vocabulary=new_vocabulary)
     OnnxSession(Path(heads) / ATTRIBUTE_HEADS.file, ATTRIBUTE_HEADS, new.sizes, provider="cpu", threads=1)  # it runs, before it replaces
-    kept = [entry for entry in old.files if entry.path not in (*REPORT_FILES, *graph_files(ATTRIBUTE_HEADS))]
+    kept = [entry for entry in old.files if entry.path not in graph_files(ATTRIBUTE_HEADS)]
     measured = [parity for parity in old.parity if parity.graph not in (ATTRIBUTE_HEADS.name, COMPOSED_QUERY)]
     manifest = msgspec.structs.replace(
         old,

@@ -1,4 +1,4 @@
-"""The bundle manifest: `manifest.json`, which names, sizes and hashes everything else in a bundle."""
+"""The bundle manifest: `manifest.json`, which names, sizes and hashes everything in a bundle that is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS_FILE = "heads.json"
 COMPOSED_QUERY = "composed_query"
 """In a manifest's `parity`: query encoder and attribute heads one after the other, as if they were one graph."""
 REPORT_FILES = ("report.json", "report.html")
-"""What export says of the bundle, timings included: no part of what the bundle is."""
+"""What export says of the bundle, timings included: no part of what the bundle is, so they are neither listed nor verified."""
 
 
 class FileEntry(Contract, frozen=True):
@@ -109,7 +109,7 @@ class BundleManifest(Contract, frozen=True, kw_only=True):
         Attribute heads have no part in it. They move queries among the same embeddings, and may be replaced under an index.
         """
         heads = graph_files(ATTRIBUTE_HEADS)
-        files = tuple(f for f in self.files if not f.path.startswith("tensorrt/") and f.path not in (*REPORT_FILES, *heads))
+        files = tuple(f for f in self.files if not f.path.startswith("tensorrt/") and f.path not in heads)
         return _digest((self.preprocessing, self.tokenizer, files))
 
     def graph_hash(self, graph: GraphSpec) -> str:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,9 +22,10 @@ from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
 from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
+from .folding import layers_left
 from .graphs import graph_module
 from .identity import encoder_identity
-from .latency import time_graph
+from .latency import time_graphs
 from .onnx_graph import OPSET, export_graph, weights_beside
 from .parity import TOLERANCES, check_composition, check_parity, check_retrieval
 from .precision import Int8, convert
@@ -69,11 +71,8 @@ def export_bundle(
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> BundleManifest:
     model, config = checkpoint.model.eval(), checkpoint.meta.config.model
-    graphs, reports = [], []
-    for spec in GRAPHS:
-        parity, report = write_graph(spec, checkpoint, directory, options, advance)
-        graphs.append(parity)
-        reports.append(report)
+    written = [write_graph(spec, checkpoint, directory, options, advance) for spec in GRAPHS]
+    graphs = [graph.parity for graph in written]
     advance("checking the composed query")
     inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
     graphs.append(check_composition(model, directory, precision=options.precision, inputs=inputs))
@@ -100,9 +99,16 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         advance(f"answering the queries of {data.name}")
         retrieval = check_retrieval(checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision)
         manifest = msgspec.structs.replace(manifest, retrieval=retrieval)
-    write_report(directory, ExportReport.of(manifest, reports, why=options.why))
-    manifest = msgspec.structs.replace(manifest, files=build_file_entries(directory))
-    _write_manifest(directory, manifest)
+        _write_manifest(directory, manifest)
+    latency, company = time_graphs(model, directory, advance)
+    reports = [
+        GraphReport(
+            graph=spec.name, size=_size(directory / spec.file), float32_size=graph.float32_size, latency=latency[spec.name],
+            layers=graph.layers,
+        )
+        for spec, graph in zip(GRAPHS, written, strict=True)
+    ]  # fmt: skip
+    write_report(directory, ExportReport.of(manifest, reports, company=company, why=options.why))
     advance("verifying")
     Bundle.load(directory)
     return manifest
@@ -112,10 +118,16 @@ def _write_manifest(directory: Path, manifest: BundleManifest) -> None:
     (directory / MANIFEST_FILE).write_bytes(to_json(manifest))
 
 
-def write_graph(
-    spec: GraphSpec, checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance
-) -> tuple[GraphParity, GraphReport]:
-    """Export one graph, convert it, hold it against PyTorch and time it. Raises ParityError."""
+class WrittenGraph(NamedTuple):
+    """`float32_size`: bytes of the graph before its conversion; `layers`: int8's sweep, the most sensitive first."""
+
+    parity: GraphParity
+    float32_size: int
+    layers: tuple[LayerSensitivity, ...]
+
+
+def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> WrittenGraph:
+    """Export one graph, convert it and hold it against PyTorch. Raises ParityError."""
     model, precision = checkpoint.model, options.precision
     work, path = directory / _WORK, directory / spec.file
     work.mkdir()
@@ -123,7 +135,7 @@ def write_graph(
     advance(f"exporting {spec.name}")
     with upstream_attention(model.qformer) if precision in ("int8", "int8-static") else nullcontext():
         export_graph(spec, model, source)
-    bytes_before = _size(source)
+    float32_size = _size(source)
     layers: list[LayerSensitivity] = []
     if precision in ("int8", "int8-static"):
         parity, layers = _write_int8(spec, checkpoint, source, path, precision, options.data, advance)
@@ -133,11 +145,7 @@ def write_graph(
         advance(f"checking {spec.name}")
         parity = check_parity(spec, model, path, precision=precision)
     shutil.rmtree(work)
-    advance(f"timing {spec.name}")
-    report = GraphReport(
-        graph=spec.name, size=_size(path), float32_size=bytes_before, latency=time_graph(spec, model, path), layers=tuple(layers)
-    )
-    return parity, report
+    return WrittenGraph(parity, float32_size, tuple(layers))
 
 
 def _write_int8(
@@ -156,7 +164,9 @@ def _write_int8(
 
     def sensitivities() -> list[LayerSensitivity]:
         inputs = calibration_inputs(spec, checkpoint, data)
-        return sweep(spec.name, module, inputs, precision, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        found = sweep(spec.name, module, inputs, precision, advance=lambda layer: advance(f"rounding {spec.name}: {layer}"))
+        left = layers_left(source, module)
+        return [layer for layer in found if layer.layer in left]
 
     with upstream_attention(model.qformer):
         module = graph_module(spec, model)

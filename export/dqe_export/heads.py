@@ -71,7 +71,7 @@ def export_heads_into(
 
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> HeadsManifest:
-    parity, _ = write_graph(ATTRIBUTE_HEADS, checkpoint, directory, options, advance)
+    parity = write_graph(ATTRIBUTE_HEADS, checkpoint, directory, options, advance).parity
     manifest = HeadsManifest(
         producer=f"dqe-engine {version('dqe-engine')}",
         precision=options.precision,

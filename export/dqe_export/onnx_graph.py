@@ -12,7 +12,10 @@ import torch
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSpec
 from dqe_engine.errors import ExportError
 from dqe_training.model import DQEModel
+from dqe_training.model.vision import eager_attention
 
+from .decompositions import decomposed_by_hand
+from .folding import fold_constants
 from .graphs import dynamic_shapes, graph_module, random_inputs
 
 OPSET = 20  # 17 silently becomes 18; 23 and 24 emit `Attention`, which ONNX Runtime's CPU provider refuses with our masks
@@ -27,7 +30,7 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
     example = random_inputs(spec, sizes, vocab_size, batch=3, text_length=min(6, model.config.qformer.max_text_length), seed=0)
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), decomposed_by_hand(), eager_attention(model.vision_model):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph_module(spec, model),
@@ -43,6 +46,7 @@ def export_graph(spec: GraphSpec, model: DQEModel, path: Path) -> None:
     assert program is not None
     proto = program.model_proto
     _strip_metadata(proto)
+    fold_constants(proto)
     _check_interface(spec, proto)
     save_graph(proto, path)
 

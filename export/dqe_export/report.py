@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, GraphParity, RetrievalParity, Tolerance
 from dqe_engine.contracts.parsing import Contract, to_json
-from dqe_training.machine import installed_versions, processor_name
+from dqe_training.machine import BUSY, installed_versions, processor_name, usable_processors
 
 from .latency import GraphLatency
 from .sensitivity import LayerSensitivity
@@ -29,7 +28,8 @@ class GraphReport(Contract, frozen=True):
 
 
 class ExportReport(Contract, frozen=True, kw_only=True):
-    """What was measured of a bundle, and where. Latencies are of the machine that exported."""
+    """What was measured of a bundle, and where. Latencies are of the machine that exported; `company` is the share of its processors'
+    time that other processes took while they were measured, None where the system does not say."""
 
     name: str
     precision: str
@@ -38,15 +38,21 @@ class ExportReport(Contract, frozen=True, kw_only=True):
     parity: tuple[GraphParity, ...]
     retrieval: RetrievalParity | None
     graphs: tuple[GraphReport, ...]
+    company: float | None
     processor: str
     cores: int
     packages: dict[str, str]
 
+    @property
+    def busy(self) -> bool:
+        """Whether others took so much that the times are too long."""
+        return self.company is not None and self.company > BUSY
+
     @classmethod
-    def of(cls, manifest: BundleManifest, graphs: Sequence[GraphReport], *, why: str) -> ExportReport:
+    def of(cls, manifest: BundleManifest, graphs: Sequence[GraphReport], *, company: float | None, why: str) -> ExportReport:
         return cls(
             name=manifest.name, precision=manifest.precision, why=why, tolerance=manifest.tolerance, parity=manifest.parity,
-            retrieval=manifest.retrieval, graphs=tuple(graphs), processor=processor_name(), cores=os.cpu_count() or 1,
+            retrieval=manifest.retrieval, graphs=tuple(graphs), company=company, processor=processor_name(), cores=len(usable_processors()),
             packages=installed_versions(_PACKAGES),
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ import pytest
 from support.tiny_bundle import SIZES, build_tiny_bundle
 
 from dqe_engine.bundle import Bundle, build_file_entries
+from dqe_engine.contracts.manifest import REPORT_FILES
+from dqe_engine.doctor import bundle_graphs
+from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.errors import BundleError
 
 
@@ -59,6 +63,27 @@ def test_a_changed_byte_or_a_missing_or_cut_file(bundle: Path, name: str) -> Non
     refused(bundle, "bytes, the manifest says", verify=False)
     file.unlink()
     refused(bundle, "missing from the bundle", verify=False)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["as exported", "as older exports listed it"])
+def test_the_report_is_no_part_of_the_bundle(bundle: Path, listed: bool) -> None:
+    """It may be edited or deleted: the bundle loads, is the same and current, and the doctor finds nothing."""
+    model_hash = Bundle.load(bundle).model_hash
+    for name in REPORT_FILES:
+        (bundle / name).write_text("measured")
+    assert not {entry.path for entry in build_file_entries(bundle)} & set(REPORT_FILES)
+    if listed:
+        entry = {"size": 8, "sha256": hashlib.sha256(b"measured").hexdigest()}
+        edit(bundle, lambda manifest: manifest["files"].extend({"path": name, **entry} for name in REPORT_FILES))
+    loaded = Bundle.load(bundle)
+    for change in (lambda file: file.write_text("mEasured"), Path.unlink):
+        for name in REPORT_FILES:
+            change(bundle / name)
+        assert loaded.is_current()
+        assert Bundle.load(bundle).manifest == loaded.manifest
+        assert Bundle.load(bundle).model_hash == model_hash
+        findings = {found.name: found.status for found in bundle_graphs.probe(Context(bundle=str(bundle))) if isinstance(found, Finding)}
+        assert findings["files"] == "ok"
 
 
 def test_a_bundle_that_a_killed_replacement_moved_aside(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

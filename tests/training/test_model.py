@@ -16,6 +16,7 @@ from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.errors import CheckpointError
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel
+from dqe_training.model.vision import eager_attention
 from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
 from dqe_training.workflow import build_model, load_vision
 
@@ -34,6 +35,23 @@ def model(request: pytest.FixtureRequest) -> DQEModel:
 
 def assert_unit(rows: torch.Tensor) -> None:
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:-1]), rtol=0, atol=1e-5)
+
+
+def test_eager_attention_is_the_same_and_ends() -> None:
+    tower = make_model().vision_model
+    side = tower.config.image_size
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    calls = []
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        attention = F.scaled_dot_product_attention
+        patch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: (calls.append(1), attention(*a, **o))[1])
+        trained = tower(pixels).last_hidden_state
+        assert len(calls) == tower.config.num_hidden_layers
+        with eager_attention(tower):
+            torch.testing.assert_close(tower(pixels).last_hidden_state, trained, rtol=0, atol=1e-5)
+        assert len(calls) == tower.config.num_hidden_layers
+        assert torch.equal(tower(pixels).last_hidden_state, trained)
+    assert len(calls) == 2 * tower.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("batch", [1, 5])

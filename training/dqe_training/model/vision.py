@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,17 @@ def build_vision(config: ModelConfig) -> Blip2VisionModel:
         tower.embeddings.position_embedding[0, 1:] = 0.5 * sincos_2d(side, v.hidden_size)
         tower.embeddings.class_embedding.normal_(std=0.02)
     return tower
+
+
+@contextmanager
+def eager_attention(tower: Blip2VisionModel) -> Iterator[None]:
+    """Attention as two plain products and a softmax inside: what exports best. Training is faster with `scaled_dot_product_attention`."""
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        tower.set_attn_implementation(before)
 
 
 def sincos_2d(side: int, width: int) -> Tensor:
