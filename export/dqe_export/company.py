@@ -13,8 +13,8 @@ from dqe_engine.contracts.graphs import GraphSpec, TensorSpec
 from dqe_engine.errors import ParityError
 
 Arrays = Mapping[str, NDArray[Any]]
-_WORDS = 3
-"""Tokens of the text that is asked alone."""
+_WORDS, _MOST_WORDS = 3, 128
+"""Tokens of the text that is asked alone, and at most of those beside it."""
 
 
 class MakeInputs(Protocol):
@@ -27,13 +27,15 @@ def check_company(
     spec: GraphSpec, run: Callable[[Arrays], Arrays], make: MakeInputs, *, longest: int, bound: float | None, name: str = ""
 ) -> float:
     """The largest difference between the answer to a question asked alone and to the same one in company: first and last in a batch of
-    five, padded to `longest` tokens with others behind the mask, and both. Relative to the answer's largest value where that exceeds 1.
+    five, padded with other tokens behind the mask, and both. Relative to the answer's largest value where that exceeds 1.
 
-    `run` takes the inputs of `spec`. Outputs at masked positions answer nothing, and are not compared.
+    `run` takes the inputs of `spec`. `longest`: tokens that the model takes; the long texts here have 128 at most. Outputs at masked
+    positions answer nothing, and are not compared.
+
     Raises ParityError above `bound`; NaN fails.
     """
     name = name or spec.name
-    words = min(_WORDS, longest)
+    words, longest = min(_WORDS, longest), min(_MOST_WORDS, longest)
     alone = _arrays(make(batch=1, text_length=words, seed=101))
     text_axes = {t.name: t.axes.index("text_length") for t in spec.outputs if "text_length" in t.axes}
     expected, worst = run(alone), 0.0

@@ -52,7 +52,7 @@ SHAPES: tuple[dict[str, int], ...] = (
     {"batch": 7, "text_length": 17},
     {"batch": 33, "text_length": 32},
 )
-_LONGEST_TEXTS = 2048
+_LONGEST_TEXTS = 1024
 """Tokens of the longest texts that a graph is tried with, all together: no more, so that a published BLIP-2 takes seconds."""
 UNIT_NORM = frozenset({"base_query", "sub_queries", "target_tokens", "query"})
 NEVER_NEGATIVE = frozenset({"attribute_weights"})

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from support.corruptions import GraphEdit, with_batch_mean
+from support.graph_edits import GraphEdit, with_batch_mean
 
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.errors import ParityError
