@@ -31,14 +31,20 @@ class FileEntry(Contract, frozen=True):
 
 
 class Tolerance(Contract, frozen=True):
-    """What a precision is held to. `max_error` of any element, relative to the largest reference value where that exceeds 1;
-    `min_cosine` of any vector of an output with PyTorch's; on an evaluation set, `recall_points` by which recall@10 may fall, in
-    percentage points, and `min_overlap` of the first ten."""
+    """What a precision is held to. `max_error` of any element and `mean_error` over all, relative to the largest reference value where
+    that exceeds 1; `min_cosine` of any vector of an output with PyTorch's; on an evaluation set, `recall_points` by which recall@10 may
+    fall, in percentage points, and `min_overlap` of the first ten. `norm`: by how much the length of a vector of unit norm may be off.
+    `company`: how far (as `max_error`) an answer may move with what else is in its batch, and with padding.
+
+    None: older exports were not held to it."""
 
     max_error: float
     min_cosine: float
     recall_points: float
     min_overlap: float
+    mean_error: float | None = None
+    norm: float | None = None
+    company: float | None = None
 
 
 class OutputParity(Contract, frozen=True):
@@ -52,11 +58,13 @@ class OutputParity(Contract, frozen=True):
 
 
 class GraphParity(Contract, frozen=True):
-    """One graph against PyTorch over the validated shapes, none of which was traced, by output."""
+    """One graph against PyTorch over the validated shapes, none of which was traced, by output. `company`: the largest difference of
+    any output between a question alone and the same one in a batch or padded (see `Tolerance`); None where it was not measured."""
 
     graph: str
     outputs: dict[str, OutputParity]
     shapes: tuple[dict[str, int], ...]
+    company: float | None = None
 
 
 class RetrievalParity(Contract, frozen=True):

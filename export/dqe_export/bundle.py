@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: export, convert, hold against PyTorch, report, write the manifest, rename into place."""
+"""From a checkpoint to a bundle: export, hold against PyTorch, convert, hold again, report, write the manifest, rename into place."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from dqe_engine.files import atomic_directory
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
+from .answers import check_retrieval
 from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
+from .converted import check_conversion
 from .folding import layers_left
 from .graphs import graph_module
 from .identity import encoder_identity
 from .latency import time_graphs
 from .onnx_graph import OPSET, export_graph, weights_beside
-from .parity import TOLERANCES, check_composition, check_parity, check_retrieval
+from .parity import TOLERANCES, Reference, check_composition, check_parity, check_source
 from .precision import Int8, convert
+from .reading import check_reading
 from .report import ExportReport, GraphReport, write_report
 from .sensitivity import LayerSensitivity, nodes_of, sweep
 
@@ -95,6 +98,8 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         files=build_file_entries(directory),
     )
     _write_manifest(directory, manifest)
+    advance("reading images and texts")
+    check_reading(checkpoint, directory)
     if (data := options.data) is not None:
         advance(f"answering the queries of {data.name}")
         retrieval = check_retrieval(checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision)
@@ -135,7 +140,10 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
     advance(f"exporting {spec.name}")
     with upstream_attention(model.qformer) if precision in ("int8", "int8-static") else nullcontext():
         export_graph(spec, model, source)
-    float32_size = _size(source)
+    float32_size, reference = _size(source), Reference(spec, model)
+    if source != path:
+        advance(f"checking {spec.name} before it is rounded")
+        check_source(reference, source)
     layers: list[LayerSensitivity] = []
     if precision in ("int8", "int8-static"):
         parity, layers = _write_int8(spec, checkpoint, source, path, precision, options.data, advance)
@@ -143,7 +151,9 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
         if precision == "float16":
             convert(source, path, precision)
         advance(f"checking {spec.name}")
-        parity = check_parity(spec, model, path, precision=precision)
+        parity = check_parity(spec, model, path, precision=precision, reference=reference)
+    if source != path:
+        check_conversion(spec, source, path)
     shutil.rmtree(work)
     return WrittenGraph(parity, float32_size, tuple(layers))
 

@@ -23,8 +23,8 @@ from dqe_training.encoding import encode_image_tokens
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
 from dqe_training.model import DQEModel
 
+from .company import MakeInputs
 from .graphs import random_inputs
-from .parity import MakeInputs
 
 QUERIES, QUERIES_OF_LARGE = 32, 2
 _LARGE = 200_000_000

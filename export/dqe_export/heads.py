@@ -17,11 +17,13 @@ from dqe_engine.files import atomic_directory, scratch_directory
 from dqe_engine.heads import load_heads, replace_heads
 from dqe_training.checkpoint import Checkpoint
 
+from .answers import check_retrieval
 from .bundle import Advance, ExportOptions, write_graph
 from .calibration import parity_inputs
 from .identity import encoder_identity
 from .onnx_graph import OPSET
-from .parity import TOLERANCES, check_composition, check_retrieval
+from .parity import TOLERANCES, check_composition
+from .reading import check_reading
 
 
 def export_heads(
@@ -55,6 +57,7 @@ def export_heads_into(
         advance("checking the composed query")
         inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
         composed = check_composition(checkpoint.model, directory, precision=options.precision, inputs=inputs)
+        check_reading(checkpoint, directory)
         retrieval = None
         if (data := options.data) is not None:
             advance(f"answering the queries of {data.name}")

@@ -13,16 +13,22 @@ from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 def random_arrays(
     spec: GraphSpec, sizes: GraphSizes, vocab_size: int, *, batch: int, text_length: int = 0, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Inputs of one shape: normal floats, token ids of the whole vocabulary, masks with padding on the right."""
+    """Inputs of one shape: normal floats, token ids, masks with padding on the right but for the first text, which fills its row.
+
+    No id comes twice before all of the vocabulary have come once; there are ids behind the mask too, where a service has padding.
+    """
     rng = np.random.default_rng(seed)
     inputs: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
         shape = tensor.shape(sizes, batch=batch, text_length=text_length)
         if tensor.name == "attention_mask":
             lengths = rng.integers(1, text_length + 1, (batch, 1))
+            lengths[:1] = text_length
             inputs[tensor.name] = (np.arange(text_length)[None, :] < lengths).astype(np.int64)
         elif tensor.dtype == "int64":
-            inputs[tensor.name] = rng.integers(0, vocab_size, shape)
+            count = batch * text_length
+            rounds = [rng.permutation(vocab_size) for _ in range(-(-count // vocab_size))]
+            inputs[tensor.name] = np.concatenate(rounds)[:count].astype(np.int64).reshape(shape)
         else:
             inputs[tensor.name] = rng.standard_normal(shape, np.float32)
     return inputs

@@ -1,0 +1,91 @@
+"""A float16 or int8 graph beside the float32 graph that it was made from: rounding changes weights by half a step, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from dqe_engine.contracts.graphs import GraphSpec
+from dqe_engine.errors import ParityError
+
+_SMALLEST = 1e-7
+"""What ONNX Runtime's conversion lifts smaller numbers to, next to float16's smallest."""
+
+
+class _Weights:
+    """The weights of a graph by name, read one at a time: a large graph's are in a file beside it."""
+
+    def __init__(self, path: Path) -> None:
+        proto = onnx.load(path, load_external_data=False)
+        self._folder = str(path.parent)
+        self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self.used = {name for node in proto.graph.node for name in node.input}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return numpy_helper.to_array(self._tensors[name], self._folder)
+
+
+def check_conversion(spec: GraphSpec, source: Path, path: Path) -> None:
+    """Hold `path` to the float32 graph `source`, which was held to PyTorch: what kept its name and type is equal to the bit, what became
+    float16 is the nearest, and what became 8 bits is within half a step, where they lie beside their scale under its name, as ONNX
+    Runtime's tools put them. Vectors (biases, norms, seeds) are never taken to 8 bits. Each is still in use.
+
+    Raises ParityError. However an int8 scheme may store and multiply its matrices, what they do is `check_parity`'s to hold.
+    """
+    before, after = _Weights(source), _Weights(path)
+    for name in before:
+        where = f"{spec.name}: the weights {name}"
+        wanted = before[name]
+        if name not in after:
+            if wanted.ndim < 2:
+                raise ParityError(f"{where} were lost in the conversion; nothing was written")
+            _check_steps(where, name, wanted, after)
+            continue
+        if name not in after.used:
+            raise ParityError(f"{where} are not used any more after the conversion; nothing was written")
+        found = after[name]
+        if found.shape != wanted.shape:
+            raise ParityError(f"{where} have shape {found.shape} after the conversion, {wanted.shape} before; nothing was written")
+        if found.dtype == np.float16 and wanted.dtype == np.float32:
+            wanted = wanted.astype(np.float64)
+            allowed = np.abs(wanted) * 2.0**-11 + _SMALLEST
+            same = bool((np.abs(found.astype(np.float64) - wanted) <= allowed).all())
+        else:
+            same = found.dtype == wanted.dtype and np.array_equal(found, wanted)
+        if not same:
+            raise ParityError(f"{where} are others after the conversion, not the same rounded; nothing was written")
+
+
+def _check_steps(where: str, name: str, wanted: NDArray[Any], after: _Weights) -> None:
+    parts = [f"{name}_{part}" for part in ("quantized", "scale", "zero_point")]
+    if not all(part in after for part in parts):
+        return
+    values, scale, zero = (after[part].astype(np.float64) for part in parts)
+    if values.shape != wanted.shape:
+        raise ParityError(f"{where} have shape {values.shape} after the conversion, {wanted.shape} before; nothing was written")
+    off = min(_steps_off(values, scale.reshape(shape), zero.reshape(shape), wanted) for shape in _along(scale.size, wanted.shape))
+    if not off <= 0.501:
+        raise ParityError(f"{where} are off by up to {off:.2f} steps of their 8 bits, more than half a step; nothing was written")
+
+
+def _along(count: int, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """How `count` scales may lie along a matrix: one for all, or one a channel on any axis of that length."""
+    if count == 1:
+        return [(1,) * len(shape)]
+    return [tuple(count if i == axis else 1 for i in range(len(shape))) for axis, length in enumerate(shape) if length == count]
+
+
+def _steps_off(values: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return float((np.abs((values - zero) * scale - wanted) / scale).max(initial=0))
