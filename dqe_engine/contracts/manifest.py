@@ -13,7 +13,7 @@ from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
 Precision = Literal["float32", "float16", "int8", "int8-static"]
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 HEADS_FILE = "heads.json"
 COMPOSED_QUERY = "composed_query"

@@ -146,7 +146,7 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
         check_source(reference, source)
     layers: list[LayerSensitivity] = []
     if precision in ("int8", "int8-static"):
-        parity, layers = _write_int8(spec, checkpoint, source, path, precision, options.data, advance)
+        parity, layers = _write_int8(reference, checkpoint, source, path, precision, options.data, advance)
     else:
         if precision == "float16":
             convert(source, path, precision)
@@ -159,14 +159,13 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
 
 
 def _write_int8(
-    spec: GraphSpec, checkpoint: Checkpoint, source: Path, path: Path, precision: Int8, data: EvaluationData | None, advance: Advance
+    reference: Reference, checkpoint: Checkpoint, source: Path, path: Path, precision: Int8, data: EvaluationData | None, advance: Advance
 ) -> tuple[GraphParity, list[LayerSensitivity]]:
     """Keep none, then 1, 2, 4, ... of the most sensitive layers in float32, until the graph is as close to PyTorch as int8 must be.
 
     A large tower, whose sweep takes minutes, is swept only where it has to be.
     """
-    model = checkpoint.model
-    calibration = None
+    spec, model, calibration = reference.spec, checkpoint.model, None
     if precision == "int8-static":
         assert data is not None
         advance(f"calibrating {spec.name}")
@@ -181,12 +180,14 @@ def _write_int8(
     with upstream_attention(model.qformer):
         module = graph_module(spec, model)
         layers = [] if is_large(spec, model) else sensitivities()
+        if (inputs := parity_inputs(spec, checkpoint, data, precision)) is not None:
+            reference = Reference(spec, model, inputs)
         kept = 0
         while True:
             advance(f"checking {spec.name} with {kept} layers in float32")
             convert(source, path, precision, keep=nodes_of(source, module, [s.layer for s in layers[:kept]]), inputs=calibration)
             try:
-                parity = check_parity(spec, model, path, precision=precision, inputs=parity_inputs(spec, checkpoint, data, precision))
+                parity = check_parity(spec, model, path, precision=precision, reference=reference)
             except ParityError:
                 layers = layers or sensitivities()
                 if kept >= len(layers):

@@ -40,7 +40,7 @@ class _Weights:
 def check_conversion(spec: GraphSpec, source: Path, path: Path) -> None:
     """Hold `path` to the float32 graph `source`, which was held to PyTorch: what kept its name and type is equal to the bit, what became
     float16 is the nearest, and what became 8 bits is within half a step, where they lie beside their scale under its name, as ONNX
-    Runtime's tools put them. Vectors (biases, norms, seeds) are never taken to 8 bits. Each is still in use.
+    Runtime's tools and `row_int8` put them. Vectors (biases, norms, seeds) are never taken to 8 bits. Each is still in use.
 
     Raises ParityError. However an int8 scheme may store and multiply its matrices, what they do is `check_parity`'s to hold.
     """
@@ -69,13 +69,15 @@ def check_conversion(spec: GraphSpec, source: Path, path: Path) -> None:
 
 
 def _check_steps(where: str, name: str, wanted: NDArray[Any], after: _Weights) -> None:
-    parts = [f"{name}_{part}" for part in ("quantized", "scale", "zero_point")]
-    if not all(part in after for part in parts):
+    values, scale = f"{name}_quantized", f"{name}_scale"
+    if values not in after or scale not in after:
         return
-    values, scale, zero = (after[part].astype(np.float64) for part in parts)
-    if values.shape != wanted.shape:
-        raise ParityError(f"{where} have shape {values.shape} after the conversion, {wanted.shape} before; nothing was written")
-    off = min(_steps_off(values, scale.reshape(shape), zero.reshape(shape), wanted) for shape in _along(scale.size, wanted.shape))
+    stored, steps = after[values].astype(np.float64), after[scale].astype(np.float64)
+    zero = after[f"{name}_zero_point"].astype(np.float64) if f"{name}_zero_point" in after else np.zeros(steps.shape)
+    sides = [side for side in (wanted, wanted.T) if side.shape == stored.shape]  # a Gemm's may be stored for MatMul, turned over
+    if not sides:
+        raise ParityError(f"{where} have shape {stored.shape} after the conversion, {wanted.shape} before; nothing was written")
+    off = min(_steps_off(stored, steps.reshape(s), zero.reshape(s), side) for side in sides for s in _along(steps.size, side.shape))
     if not off <= 0.501:
         raise ParityError(f"{where} are off by up to {off:.2f} steps of their 8 bits, more than half a step; nothing was written")
 

@@ -30,18 +30,8 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     "float16": Tolerance(
         max_error=0.005, mean_error=0.001, min_cosine=0.99996, norm=0.001, company=0.001, recall_points=0.2, min_overlap=0.97
     ),
-    **dict.fromkeys(
-        ("int8", "int8-static"),
-        Tolerance(
-            max_error=0.2,
-            mean_error=0.02,
-            min_cosine=0.98,
-            norm=1e-5,
-            company=0.2,  # the scheme of today scales per tensor
-            recall_points=1.0,
-            min_overlap=0.8,
-        ),
-    ),
+    "int8": Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, company=1e-5, recall_points=1.0, min_overlap=0.8),
+    "int8-static": Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, company=1e-5, recall_points=1.0, min_overlap=0.8),
 }
 """Some four times what is measured on the demo's model and on those of the tests, or a little more. float16's `norm` and `company` are two
 of its steps at 1: an output that is rounded to it may be one off."""

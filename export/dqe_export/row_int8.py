@@ -1,8 +1,8 @@
 """8-bit matrix products whose rows know nothing of each other, in ONNX's own operators, exact on every processor.
 
-A row x of activations is scaled by its own largest magnitude m and a column w of weights by its own, 64 steps to either side:
+A row x of activations has a step of its own, of which its largest magnitude has 127, and so has a column w of weights, with 64:
 
-    x·w ≈ m·s·Σ (a - 128)·q,   a = round(127·x / m) + 128 in 1 to 255,   q = round(w / (127·s)) in -64 to 64,   s = max|w| / (64·127)
+    x·w ≈ r·s·Σ (a - 128)·q,   a = round(x / r) + 128 in 1 to 255,   r = max|x| / 127,   q = round(w / s) in -64 to 64,   s = max|w| / 64
 
 So an answer depends neither on its neighbours in the batch nor on padding. The sum is of whole numbers, and no processor may round it: AVX2
 without VNNI adds pairs of products in 16 bits, and 2·255·64 = 32,640 still fits, where weights of 8 bits (2·255·127) overflow in silence.
@@ -43,9 +43,12 @@ def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = (), weight_
         if node.name in keep or table is None or len(table.dims) != 2 or table.data_type != onnx.TensorProto.FLOAT:
             writer.nodes.append(node)
         elif node.op_type == "Gather":
-            writer.look_up(node, numpy_helper.to_array(table)) if node.input[1] in inputs else writer.nodes.append(node)
+            if node.input[1] in inputs:
+                writer.look_up(node, table.name, numpy_helper.to_array(table))
+            else:
+                writer.nodes.append(node)
         else:
-            writer.multiply(node, _matrix(node, table))
+            writer.multiply(node, table.name, _matrix(node, table))
     used = {name for node in writer.nodes for name in node.input} | {value.name for value in graph.output}
     left = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -106,41 +109,44 @@ class _Writer:
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     rows: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def multiply(self, node: onnx.NodeProto, matrix: NDArray[np.float32]) -> None:
-        quantised, largest = self.rows.get(node.input[0]) or self._quantise(node.input[0])
-        weights, steps = quantise_columns(matrix, self.weight_steps)
+    def multiply(self, node: onnx.NodeProto, weight: str, matrix: NDArray[np.float32]) -> None:
+        rows, row_step = self.rows.get(node.input[0]) or self._quantise(node.input[0])
+        columns, column_steps = self._store(weight, *quantise_columns(matrix, self.weight_steps))
         name, bias = f"{node.output[0]}_int8", node.input[2:]
-        scaled = f"{name}_scaled" if bias else node.output[0]
-        inputs = [quantised, self._constant(f"{name}_weights", weights), self._constant("int8_zero", np.uint8(_ZERO))]
-        self._add("MatMulInteger", inputs, f"{name}_sum")
+        product = f"{name}_product" if bias else node.output[0]
+        self._add("MatMulInteger", [rows, columns, self._constant("int8_zero", np.uint8(_ZERO))], f"{name}_sum")
         self._add("Cast", [f"{name}_sum"], f"{name}_float", to=onnx.TensorProto.FLOAT)
-        # Not Mul(Cast, Mul(steps, largest)): ONNX Runtime 1.32 fuses that into MatMulIntegerToFloat, which takes one scale for all rows.
-        self._add("Mul", [f"{name}_float", self._constant(f"{name}_steps", steps / np.float32(ACTIVATION_STEPS))], f"{name}_columns")
-        self._add("Mul", [f"{name}_columns", largest], scaled)
+        # Not Mul(Cast, Mul(steps, step)): ONNX Runtime 1.32 fuses that into MatMulIntegerToFloat, which takes one scale for all rows.
+        self._add("Mul", [f"{name}_float", column_steps], f"{name}_columns")
+        self._add("Mul", [f"{name}_columns", row_step], product)
         if bias:
-            self._add("Add", [scaled, *bias], node.output[0])
+            self._add("Add", [product, *bias], node.output[0])
 
-    def look_up(self, node: onnx.NodeProto, table: NDArray[np.float32]) -> None:
-        """A table's rows are scaled one by one, and stay a table: 8 bits, since they are not multiplied."""
-        name = f"{node.output[0]}_int8"
+    def look_up(self, node: onnx.NodeProto, weight: str, table: NDArray[np.float32]) -> None:
+        """A table's rows are scaled one by one, and stay a table: all 8 bits, since they are not multiplied."""
         steps = np.maximum(np.abs(table).max(axis=1, keepdims=True, initial=0) / 127, np.float32(_LEAST)).astype(np.float32)
-        rows, scales = np.rint(table / steps).astype(np.int8), steps
-        self._add("Gather", [self._constant(f"{name}_rows", rows), node.input[1]], f"{name}_row")
-        self._add("Gather", [self._constant(f"{name}_steps", scales), node.input[1]], f"{name}_step")
+        stored, name = self._store(weight, np.rint(table / steps).astype(np.int8), steps), f"{node.output[0]}_int8"
+        for values, part in zip(stored, ("row", "step"), strict=True):
+            self._add("Gather", [values, node.input[1]], f"{name}_{part}")
         self._add("Cast", [f"{name}_row"], f"{name}_float", to=onnx.TensorProto.FLOAT)
         self._add("Mul", [f"{name}_float", f"{name}_step"], node.output[0])
 
     def _quantise(self, source: str) -> tuple[str, str]:
-        """Names of `source` in 8 bits and of its rows' largest magnitudes."""
+        """Names of `source` in 8 bits and of the steps of its rows."""
         name = f"{source}_int8"
         self._add("Abs", [source], f"{name}_abs")
-        self._add("ReduceMax", [f"{name}_abs", self._constant("int8_axis", np.array([-1]))], f"{name}_max", keepdims=1)
-        self._add("Max", [f"{name}_max", self._constant("int8_least", np.float32(_LEAST))], f"{name}_largest")
-        self._add("Div", [source, f"{name}_largest"], f"{name}_unit")
-        step = self._constant("int8_step", np.float32(1 / ACTIVATION_STEPS))
-        self._add("QuantizeLinear", [f"{name}_unit", step, self._constant("int8_zero", np.uint8(_ZERO))], f"{name}_rows")
-        self.rows[source] = f"{name}_rows", f"{name}_largest"
+        self._add("ReduceMax", [f"{name}_abs", self._constant("int8_axis", np.array([-1]))], f"{name}_largest", keepdims=1)
+        self._add("Mul", [f"{name}_largest", self._constant("int8_step", np.float32(1 / ACTIVATION_STEPS))], f"{name}_part")
+        self._add("Max", [f"{name}_part", self._constant("int8_least", np.float32(_LEAST))], f"{name}_step")
+        self._add("Div", [source, f"{name}_step"], f"{name}_steps")
+        ends = self._constant("int8_one", np.float32(1)), self._constant("int8_zero", np.uint8(_ZERO))
+        self._add("QuantizeLinear", [f"{name}_steps", *ends], f"{name}_rows")
+        self.rows[source] = f"{name}_rows", f"{name}_step"
         return self.rows[source]
+
+    def _store(self, weight: str, values: NDArray[np.int8], steps: NDArray[np.float32]) -> tuple[str, str]:
+        """Under the names that ONNX Runtime's tools would give them."""
+        return self._constant(f"{weight}_quantized", values), self._constant(f"{weight}_scale", steps)
 
     def _add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes))

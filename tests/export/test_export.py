@@ -14,7 +14,7 @@ from support.replayed_export import replay
 from support.tiny_training import files_of_at_most, flip_byte, make_model, model_config, write_tiny_garments
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import REPORT_FILES
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.zones import ZoneSpec

@@ -56,10 +56,9 @@ def run(proto: onnx.ModelProto, x: Floats, *, threads: int = 1) -> Floats:
 
 def by_the_formula(x: Floats, weights: Floats) -> NDArray[np.float64]:
     """The docstring of `row_int8`, in whole numbers."""
-    largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30))
-    a = np.rint((x / largest) / np.float32(1 / ACTIVATION_STEPS)).astype(np.int64)
+    step = np.maximum(np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / ACTIVATION_STEPS), np.float32(1e-30))
     q, steps = quantise_columns(weights)
-    return (a @ q.astype(np.int64)) * steps.astype(np.float64) * largest.astype(np.float64) / ACTIVATION_STEPS
+    return (np.rint(x / step).astype(np.int64) @ q.astype(np.int64)) * steps.astype(np.float64) * step.astype(np.float64)
 
 
 class MatMulInteger(OpRun):
