@@ -22,7 +22,7 @@ from dqe_export import calibration
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData, calibration_inputs, parity_inputs, real_inputs, scale_inputs
 from dqe_export.graphs import graph_module, random_inputs
-from dqe_export.parity import check_parity
+from dqe_export.parity import Reference, check_parity
 from dqe_export.precision import Int8, convert
 from dqe_export.report import ExportReport
 from dqe_export.sensitivity import nodes_of, sweep
@@ -100,12 +100,12 @@ def test_layers_are_kept_until_the_gate_passes(wide_checkpoint: Path, tmp_path: 
     """With a tolerance between what all layers and what all but some reach, some are kept: the most sensitive ones."""
     asked: list[int] = []
 
-    def strict(spec: GraphSpec, model: Any, path: Path, *, precision: Precision, inputs: None) -> Any:
+    def strict(spec: GraphSpec, model: Any, path: Path, *, precision: Precision, reference: Reference) -> Any:
         kept = sum(t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= 4096 for t in onnx.load(path).graph.initializer)
         asked.append(kept)
         if spec is TARGET_ENCODER and kept < 3:
             raise ParityError("not yet")
-        return check_parity(spec, model, path, precision=precision)
+        return check_parity(spec, model, path, precision=precision, reference=reference)
 
     monkeypatch.setattr(bundle_module, "check_parity", strict)
     export_bundle(load_checkpoint(wide_checkpoint), tmp_path / "out", ExportOptions(precision="int8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,15 +100,15 @@ def presence(edit: Callable[[Array], Array]) -> GraphEdit:
 
 
 def swapped(proto: onnx.ModelProto, model: DQEModel) -> None:
-    """The first two of several equally large matrices change places."""
-    shapes: dict[tuple[int, ...], list[onnx.TensorProto]] = {}
+    """The first two of several matrices with equally many numbers change places, each in the other's shape."""
+    sizes: dict[int, list[onnx.TensorProto]] = {}
     for tensor in proto.graph.initializer:
         if len(tensor.dims) == 2 and min(tensor.dims) >= 16:
-            shapes.setdefault(tuple(tensor.dims), []).append(tensor)
-    first, second = next(tensors[:2] for tensors in shapes.values() if len(tensors) > 1)
+            sizes.setdefault(math.prod(tensor.dims), []).append(tensor)
+    first, second = next(tensors[:2] for tensors in sizes.values() if len(tensors) > 1)
     arrays = [numpy_helper.to_array(tensor).copy() for tensor in (first, second)]
     for tensor, array in zip((second, first), arrays, strict=True):
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        tensor.CopyFrom(numpy_helper.from_array(array.reshape(tuple(tensor.dims)), tensor.name))
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------------
