@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, GraphParity, RetrievalParity, Tolerance
 from dqe_engine.contracts.parsing import Contract, to_json
-from dqe_training.machine import installed_versions, processor_name
+from dqe_engine.doctor.machine import processor_name
+from dqe_engine.doctor.packages import installed_of
 
 from .latency import GraphLatency
 from .sensitivity import LayerSensitivity
@@ -47,7 +48,7 @@ class ExportReport(Contract, frozen=True, kw_only=True):
         return cls(
             name=manifest.name, precision=manifest.precision, why=why, tolerance=manifest.tolerance, parity=manifest.parity,
             retrieval=manifest.retrieval, graphs=tuple(graphs), processor=processor_name(), cores=os.cpu_count() or 1,
-            packages=installed_versions(_PACKAGES),
+            packages=installed_of(_PACKAGES),
         )  # fmt: skip
 
 
