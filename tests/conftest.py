@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.machine import cuda_devices
-from dqe_engine.doctor import describe, first_lines
+from dqe_engine.doctor import describe, first_lines, machine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -25,6 +25,12 @@ def _realdata_folder() -> Path:
 
 
 _cuda_devices = cache(cuda_devices)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The processors that the container gives; no more than eight, since each worker imports everything and takes gigabytes."""
+    return max(1, int(min(machine.cores(), machine.core_quota() or 8, 8)))
 
 
 def pytest_report_header() -> list[str]:
