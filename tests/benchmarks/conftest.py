@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
 from support.tiny_training import one_cpu_thread
+from support.traced_once import traced_once
 
 from benchmarks.serving.checks import write_truth
 from benchmarks.serving.setting import Setting, open_setting, prepare
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with traced_once(tmp_path_factory):
+        yield
 
 
 @pytest.fixture(scope="session")

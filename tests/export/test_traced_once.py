@@ -97,7 +97,7 @@ def test_equal_modules_are_traced_once(tmp_path_factory: pytest.TempPathFactory,
     first, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
     same = torch.nn.Linear(2, 3)
     same.load_state_dict(first.state_dict())
-    with traced_once(tmp_path_factory):
+    with traced_once(tmp_path_factory), traced_once(tmp_path_factory):
         one, two, three = (torch.onnx.export(module, kwargs={}, opset_version=20).model_proto for module in (first, same, other))
     assert traced == [first, other]
     assert one == two != three

@@ -23,8 +23,10 @@ _OWN_HASH = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def traced_once(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Inside, `torch.onnx.export` remembers. Within itself it changes nothing: several folders' fixtures ask for it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", _remembering(torch.onnx.export, factory))
+        if not hasattr(torch.onnx.export, "remembers"):
+            patch.setattr(torch.onnx, "export", _remembering(torch.onnx.export, factory))
         yield
 
 
@@ -35,6 +37,7 @@ def _remembering(trace: Callable[..., Any], factory: pytest.TempPathFactory) -> 
 
         return SimpleNamespace(model_proto=onnx.load(shared(factory, f"graph-{trace_key(module, kwargs, options)}", write)))
 
+    export.remembers = True  # type: ignore[attr-defined]
     return export
 
 
