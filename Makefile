@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
-#   make setup | demo | demo-long | test | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
+#   make setup | demo | demo-long | test | test-fast | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
 EXTRAS ?= cpu,train,lora,ray,export,bench,dev
 VENV := .venv
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: setup demo demo-long test lint bench clean
+.PHONY: setup demo demo-long test test-fast lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -26,8 +26,15 @@ demo: $(STAMP)
 demo-long: $(STAMP)
 	$(BIN)/dqe-demo --long --out demo-long
 
+# A worker per processor, each with one thread: tests/conftest.py says how many. Whoever is idle takes tests from the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without what is marked slow, which `make test` runs too.
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, load, versions, commit."""
+"""What a measurement ran on: the machine as `dqe_engine.doctor.machine` reads it, and its load, threads, versions and commit besides."""
 
 from __future__ import annotations
 
@@ -8,35 +8,27 @@ import os
 import platform
 import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dqe_training.machine import processor_name, usable_processors
+from dqe_engine.doctor.machine import affinity, cores, instruction_sets, is_virtual, memory_bytes, processor_name
+from dqe_engine.doctor.packages import version_of
 
-_FLAGS = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512vl",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx_vnni",
-    "amx_int8",
-    "asimd",
-)
+__all__ = [
+    "affinity",
+    "available_bytes",
+    "cores",
+    "cuda_devices",
+    "describe",
+    "frequencies",
+    "limit_threads",
+    "load_average",
+    "slug",
+]
 _ENVIRONMENT = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_")
 _ROOT = Path(__file__).parent.parent
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(usable_processors())
 
 
 def slug() -> str:
@@ -83,23 +75,19 @@ def limit_threads(threads: int) -> None:
 
 def describe(packages: tuple[str, ...]) -> dict[str, Any]:
     """The record that stands beside every result."""
-    info, flags = _read("/proc/cpuinfo"), set()
-    if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE):
-        flags = set(found[1].split())
-    meminfo = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return {
         "cpu": processor_name(),
         "cores": cores(),
-        "affinity": usable_processors(),
+        "affinity": affinity(),
         "mhz": frequencies(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "caches": _caches(),
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "virtual": "hypervisor" in flags,
-        "memory_bytes": int(meminfo[1]) * 1024 if meminfo else None,
+        "flags": instruction_sets(),
+        "virtual": is_virtual(),
+        "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__} | {name: version_of(name) for name in packages},
         "thread_pools": _thread_pools(),
         **_git(),
     }
@@ -131,13 +119,6 @@ def _git() -> dict[str, Any]:
         changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
     return {"commit": None, "dirty": None}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: str | Path) -> str:

@@ -1,8 +1,10 @@
-"""Shared fixtures: fixed seeds, the public datasets' files, and skipping with the reason where a machine lacks something."""
+"""Shared fixtures: fixed seeds, the public datasets' files, and skipping with the reason where a machine lacks something.
+
+The header says what the machine is, so that a red run on another processor explains itself.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.machine import cuda_devices
+from dqe_engine.doctor import describe, first_lines, machine
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -19,15 +24,17 @@ def _realdata_folder() -> Path:
     return Path(os.environ.get("DQE_REALDATA", REPOSITORY.parent / "shared" / "data"))
 
 
-@cache
-def _cuda_devices() -> int:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return count.value if found else 0
+_cuda_devices = cache(cuda_devices)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The processors that the container gives; no more than eight, since each worker imports everything and takes gigabytes."""
+    return max(1, int(min(machine.cores(), machine.core_quota() or 8, 8)))
+
+
+def pytest_report_header() -> list[str]:
+    return first_lines(describe())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,8 @@
-"""`dqe-doctor`: what of GPU, driver, CUDA, TensorRT, providers and kernels works on this machine, as a table or as JSON."""
+"""`dqe-doctor`: what this machine is, and what of GPU, driver, CUDA, TensorRT, providers and kernels works on it, as a table or as JSON.
+
+The JSON is one object: `dqe_engine` (our version), `ok` (nothing is broken), `machine` (the record that `dqe_engine.doctor.description`
+describes key by key) and `findings` (in order; of each its `section`, `name`, `status`, `found`, `remedy` or null, and `facts`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING
 from .main import run
 
 if TYPE_CHECKING:
-    from dqe_engine.doctor.findings import Finding
+    from dqe_engine.doctor import Description, Finding
 
 EXIT_BROKEN = 1
 _STYLES: Mapping[str, str] = {"ok": "green", "not installed": "dim", "not available": "dim", "broken": "bold red"}
@@ -37,31 +41,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from dqe_engine.doctor import all_findings, examine
+    from dqe_engine.doctor import all_findings, describe, examine
     from dqe_engine.errors import InputError
 
     if args.bundle is not None and not args.bundle.is_dir():
         raise InputError(f"{args.bundle}: not a directory, expected a bundle, which is one; check the path")
     examination = examine(str(args.bundle) if args.bundle else None)
+    description = describe(examination)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
     if args.json:
-        print(json.dumps(_as_json(examination, ok=not broken), indent=2))
+        print(json.dumps(_as_json(description, examination, ok=not broken), indent=2))
     else:
-        _print_table(examination, broken=len(broken))
+        _print_table(description, examination, broken=len(broken))
     return EXIT_BROKEN if broken else 0
 
 
-def _as_json(examination: Mapping[str, Sequence[Finding]], *, ok: bool) -> dict[str, object]:
+def _as_json(description: Description, examination: Mapping[str, Sequence[Finding]], *, ok: bool) -> dict[str, object]:
     from dqe_engine import __version__
 
     findings = [{"section": section} | dataclasses.asdict(finding) for section, found in examination.items() for finding in found]
-    return {"dqe_engine": __version__, "ok": ok, "findings": findings}
+    return {"dqe_engine": __version__, "ok": ok, "machine": description, "findings": findings}
 
 
-def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -> None:
+def _print_table(description: Description, examination: Mapping[str, Sequence[Finding]], *, broken: int) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from dqe_engine.doctor import first_lines
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES)
     table = Table.grid(padding=(0, 2))
@@ -79,7 +86,9 @@ def _print_table(examination: Mapping[str, Sequence[Finding]], *, broken: int) -
                 table.add_row("", "", Text(f"→ {finding.remedy}", style="yellow" if finding.status == "broken" else "dim"))
     total = sum(map(len, examination.values()))
     with console.capture() as printed:
-        console.print(table, "")
+        for line in first_lines(description):
+            console.print(Text(line), soft_wrap=True)
+        console.print("", table, "", sep="\n")
         if broken:
             summary = f"{broken} of {total} checks found something broken; what to do stands after the arrows"
             console.print(Text(summary, style="bold red"))

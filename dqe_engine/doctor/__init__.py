@@ -3,7 +3,8 @@
 Every probe runs in a process of its own (`isolation`), so this package imports nothing but the standard library.
 """
 
+from .description import Description, describe, first_lines
 from .examination import all_findings, examine
 from .findings import Finding, Status
 
-__all__ = ["Finding", "Status", "all_findings", "examine"]
+__all__ = ["Description", "Finding", "Status", "all_findings", "describe", "examine", "first_lines"]

@@ -13,12 +13,11 @@ from .isolation import run_isolated
 Examination = dict[str, list[Finding]]
 """Findings by section, in order."""
 
-NVIDIA, ONNX_RUNTIME, BUNDLE = "NVIDIA", "ONNX Runtime", "bundle"
+NVIDIA, ZONE_KERNELS, ONNX_RUNTIME, BUNDLE = "NVIDIA", "zone kernels", "ONNX Runtime", "bundle"
 PROBES: Mapping[str, str] = {
-    "machine": "machine:probe",
     "libraries": "libraries:probe",
     NVIDIA: "nvidia:probe",
-    "zone kernels": "kernels:probe",
+    ZONE_KERNELS: "kernels:probe",
     ONNX_RUNTIME: "onnx_runtime:probe",
     "TensorRT": "tensorrt_runtime:probe",
     "FAISS": "faiss_search:probe",

@@ -30,7 +30,7 @@ COMPARED = ("ids", "scores", "counts", "picks", "pick_scores")
 
 
 def probe(context: Context) -> Steps:
-    yield from _cpu()
+    yield from _cpu(context)
     yield from _cuda(context.devices)
 
 
@@ -61,7 +61,8 @@ def difference(found: ZoneSelection, wanted: ZoneSelection) -> str | None:
     return None
 
 
-def _cpu() -> Steps:
+def probe_cpu_sets(context: Context) -> Steps:
+    """Which of the CPU's kernel sets run here, without trying them."""
     yield Trying("CPU kernels", _REINSTALL)
     if find_spec("dqe_engine._kernels") is None:
         found = "not built: NumPy selects instead, slowly and with all scores in memory"
@@ -72,6 +73,14 @@ def _cpu() -> Steps:
     runnable = _kernels.instruction_sets()
     facts = {"instruction_sets": runnable, "chosen": runnable[0]}
     yield Finding("CPU kernels", "ok", f"built; this processor runs {', '.join(runnable)}; {runnable[0]} is chosen", facts=facts)
+
+
+def _cpu(context: Context) -> Steps:
+    runnable: list[str] = []
+    for step in probe_cpu_sets(context):
+        if isinstance(step, Finding):
+            runnable = step.facts.get("instruction_sets", [])
+        yield step
     for instruction_set in runnable:
         yield Trying(f"CPU, {instruction_set}", _REINSTALL)
         yield _agreement(f"CPU, {instruction_set}", _cpu_difference(instruction_set))

@@ -1,10 +1,14 @@
-"""The libraries that the runtime always needs, each with a small use of it, and the optional extras."""
+"""Python and the libraries that the runtime always needs, each with a small use of it, and the optional extras."""
 
 from __future__ import annotations
 
 import io
+import platform
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+
+from dqe_engine import __version__
 
 from .findings import Context, Finding, Steps, Trying
 from .packages import Requirement, requirements
@@ -12,10 +16,12 @@ from .packages import Requirement, requirements
 EXTRAS = ("train", "lora", "ray", "export", "serve")
 """`cpu` and `gpu` are what the sections on ONNX Runtime, TensorRT and FAISS are about."""
 
+OLDEST_PYTHON = (3, 11)
 _MODULES = {"pillow": "PIL"}
 
 
 def probe(context: Context) -> Steps:
+    yield _python()
     yield Trying("dqe-engine", "install dqe-engine: pip install .")
     for requirement in requirements():
         remedy = f"pip install --force-reinstall '{requirement.name}>={requirement.oldest}'"
@@ -29,6 +35,15 @@ def probe(context: Context) -> Steps:
             used = _CHECKS[requirement.name]() if requirement.name in _CHECKS else ""
             found = f"{requirement.installed}: {used}" if used else requirement.installed
             yield Finding(requirement.name, "ok", found, facts={"version": requirement.installed})
+
+
+def _python() -> Finding:
+    version, oldest = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
+    found = f"{version} ({platform.python_implementation()}), dqe-engine {__version__}"
+    facts = {"python": version, "dqe_engine": __version__, "executable": sys.executable}
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("Python", "broken", f"{found}; expected {oldest} or newer", f"install Python {oldest} or newer", facts)
+    return Finding("Python", "ok", found, facts=facts)
 
 
 def probe_extras(context: Context) -> Steps:

@@ -1,53 +1,136 @@
-"""Python, operating system and processor."""
+"""What a machine is: processor, instruction sets, cores, memory, system. Read from files that the system keeps; nothing is imported for it.
+
+The only place that knows where a system writes these: reports, benchmarks and the tests' header ask here.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from dqe_engine import __version__
-
-from .findings import Context, Finding, Steps, Trying
-
-_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
-"""What the zone kernels could use."""
-OLDEST_PYTHON = (3, 11)
-
-
-def probe(context: Context) -> Steps:
-    yield Trying("Python", "install Python 3.11 or newer")
-    version = platform.python_version()
-    python = f"{version} ({platform.python_implementation()}), dqe-engine {__version__}"
-    facts = {"python": version, "dqe_engine": __version__, "executable": sys.executable}
-    if sys.version_info < OLDEST_PYTHON:
-        oldest = ".".join(map(str, OLDEST_PYTHON))
-        yield Finding("Python", "broken", f"{python}; expected {oldest} or newer", f"install Python {oldest} or newer", facts)
-    else:
-        yield Finding("Python", "ok", python, facts=facts)
-    system, libc = f"{platform.system()} {platform.release()} {platform.machine()}", " ".join(platform.libc_ver())
-    yield Finding("platform", "ok", ", ".join(filter(None, (system, libc))), facts={"system": platform.platform()})
-    yield Trying("processor", "report this as a bug of dqe-doctor")
-    yield _processor()
-
-
-def _processor() -> Finding:
-    info = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    name = model[1].strip() if model else platform.processor() or platform.machine()
-    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
-    present = set(listed[1].split()) if listed else set()
-    flags = [flag for flag in _FLAGS if flag in present]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{name}, {cores} usable core{'s' if cores != 1 else ''}"
-    return Finding(
-        "processor", "ok", f"{found}: {' '.join(flags)}" if flags else found, facts={"model": name, "cores": cores, "flags": flags}
-    )
+INSTRUCTION_SETS = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx_vnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
+    "amx_tile": "amx_tile",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
+"""Those that decide which kernels run and how they round: Linux's names, and ours for them."""
+_APPLE = {"AdvSIMD": "neon", "FEAT_FP16": "fp16", "FEAT_DotProd": "dotprod", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
+"""The same for macOS's `hw.optional.arm.*`."""
+_CPUINFO, _CGROUPS, _ROOT = Path("/proc/cpuinfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60
+"""What the first version of control groups says for none is a little less than 2**63."""
 
 
-def _read(path: str) -> str:
+def processor_name() -> str:
+    """`AMD EPYC 7B13`; the architecture where the system does not say more."""
+    if found := _field("model name") or _sysctl("machdep.cpu.brand_string"):
+        return found
+    if part := _field("CPU part"):  # Linux on arm64 gives numbers alone
+        return f"{platform.machine()}, implementer {_field('CPU implementer')}, part {part}"
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Those of `INSTRUCTION_SETS` that this processor has, by our names; empty where the system does not say."""
+    flags = _flags()
+    found = [name for flag, name in INSTRUCTION_SETS.items() if flag in flags]
+    return found or [name for key, name in _APPLE.items() if _sysctl(f"hw.optional.arm.{key}") == "1"]
+
+
+def is_virtual() -> bool | None:
+    """Whether a hypervisor is underneath; None where the system does not say (arm64)."""
+    flags = _flags()
+    return "hypervisor" in flags if platform.machine() in ("x86_64", "AMD64") and flags else None
+
+
+def affinity() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many processors this process may use. A container's quota is apart: see `core_quota`."""
+    return len(affinity())
+
+
+def core_quota() -> float | None:
+    """How many processors' time the container may take in all, such as 1.5; None for no limit."""
+    quotas = []
+    for group in _groups("cpu"):
+        both = _read(group / "cpu.max").split() or [_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        if all(value.isdecimal() for value in both):  # not "max", and not -1
+            quotas.append(int(both[0]) / int(both[1]))
+    return min(quotas, default=None)
+
+
+def memory_bytes() -> int | None:
+    """What the machine has; None where the system does not say."""
+    found = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else int(_sysctl("hw.memsize") or 0) or None
+
+
+def memory_limit() -> int | None:
+    """What the container may take; None for no limit."""
+    limits = [_read(group / name).strip() for group in _groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
+    return min((int(limit) for limit in limits if limit.isdecimal() and int(limit) < _NO_LIMIT), default=None)
+
+
+def system() -> str:
+    """`Linux 6.8.0 x86_64, glibc 2.39`."""
+    return ", ".join(filter(None, (f"{platform.system()} {platform.release()} {platform.machine()}", " ".join(platform.libc_ver()))))
+
+
+def _flags() -> set[str]:
+    return set((_field("flags") or _field("Features") or "").split())
+
+
+def _field(name: str) -> str | None:
+    """Of the first processor."""
+    found = re.search(rf"^{name}\s*:\s*(.+)$", _read(_CPUINFO), re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, innermost first, of either version of the interface."""
+    for line in _read(_CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = _ROOT / controllers
+        group = root / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder == root or root in folder.parents)
+
+
+def _sysctl(name: str) -> str | None:
+    if sys.platform != "darwin":
+        return None
+    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

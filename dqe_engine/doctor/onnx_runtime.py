@@ -15,7 +15,7 @@ import numpy as np
 
 from .capture import captured_stderr
 from .findings import NO_DEVICE, Context, Finding, Steps, Trying, one_line
-from .tiny_graph import SIDE, tiny_graph
+from .tiny_graph import SIDE, integer_graph, tiny_graph
 from .twins import INSTALL, Twins
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm", "onnxruntime-qnn")
@@ -28,7 +28,8 @@ _NO_GRAPHS = ("AzureExecutionProvider",)
 """Calls a service for custom operators: it runs no graph of ours anywhere."""
 
 
-def probe(context: Context) -> Steps:
+def probe_package(context: Context) -> Steps:
+    """Which package, which providers it lists, and what its 8-bit products are on this processor."""
     twins = Twins("onnxruntime", DISTRIBUTIONS, mark="InferenceSession")
     yield twins.trying()
     ort, package = twins.load()
@@ -39,11 +40,36 @@ def probe(context: Context) -> Steps:
     cuda = _built_with("cuda_version")
     found = f"{package.found}, built for CUDA {cuda}" if cuda and package.status == "ok" else package.found
     yield replace(package, found=found, facts=package.facts | {"providers": providers})
+    yield Trying("8-bit products", _remedy("CPUExecutionProvider"))
+    yield _products(ort)
+
+
+def probe(context: Context) -> Steps:
+    providers: list[str] = []
+    for step in probe_package(context):
+        if isinstance(step, Finding):
+            providers = step.facts.get("providers", providers)
+        yield step
+    ort = import_module("onnxruntime") if providers else None
     for provider in providers:
         if provider not in _NO_GRAPHS:
             name = f"{provider.removesuffix('ExecutionProvider').replace('Tensorrt', 'TensorRT')} provider"
             yield Trying(name, _remedy(provider))
             yield _provider(ort, name, provider, context.devices)
+
+
+def _products(ort: Any) -> Finding:
+    """Unsigned times signed 8-bit numbers, as large as they get: AVX2 without VNNI adds pairs of them in 16 bits, which overflow."""
+    a, b = np.full((SIDE, SIDE), 255, np.uint8), np.full((SIDE, SIDE), 127, np.int8)
+    session = ort.InferenceSession(integer_graph(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"a": a, "b": b})
+    exact = a.astype(np.int32) @ b.astype(np.int32)
+    if np.array_equal(y, exact):
+        return Finding("8-bit products", "ok", "exact", facts={"int8_saturates": False})
+    if (y > 0).all() and (y < exact).all():
+        found = "saturate, as they do on x86-64 without VNNI: int8 graphs that use all 8 bits answer otherwise here than elsewhere"
+        return Finding("8-bit products", "ok", found, facts={"int8_saturates": True})
+    return Finding("8-bit products", "broken", f"gave {y.flat[0]}, expected {exact.flat[0]}", _remedy("CPUExecutionProvider"))
 
 
 def _provider(ort: Any, name: str, provider: str, devices: int) -> Finding:

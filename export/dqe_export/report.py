@@ -7,7 +7,9 @@ from pathlib import Path
 
 from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, GraphParity, RetrievalParity, Tolerance
 from dqe_engine.contracts.parsing import Contract, to_json
-from dqe_training.machine import BUSY, installed_versions, processor_name, usable_processors
+from dqe_engine.doctor.machine import cores, processor_name
+from dqe_engine.doctor.packages import installed_of
+from dqe_training.machine import BUSY
 
 from .latency import GraphLatency
 from .sensitivity import LayerSensitivity
@@ -52,8 +54,8 @@ class ExportReport(Contract, frozen=True, kw_only=True):
     def of(cls, manifest: BundleManifest, graphs: Sequence[GraphReport], *, company: float | None, why: str) -> ExportReport:
         return cls(
             name=manifest.name, precision=manifest.precision, why=why, tolerance=manifest.tolerance, parity=manifest.parity,
-            retrieval=manifest.retrieval, graphs=tuple(graphs), company=company, processor=processor_name(), cores=len(usable_processors()),
-            packages=installed_versions(_PACKAGES),
+            retrieval=manifest.retrieval, graphs=tuple(graphs), company=company, processor=processor_name(), cores=cores(),
+            packages=installed_of(_PACKAGES),
         )  # fmt: skip
 
 

@@ -6,22 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.tiny_training import one_cpu_thread, write_checkpoint, write_tiny_garments
+from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
+from support.tiny_training import one_cpu_thread
+from support.traced_once import traced_once
 
 from benchmarks.serving.checks import write_truth
 from benchmarks.serving.setting import Setting, open_setting, prepare
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with traced_once(tmp_path_factory):
+        yield
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the demo leaves it: bundle, checkpoint and garments."""
-    from dqe_export.cli.export import main
-
     folder = tmp_path_factory.mktemp("served")
-    checkpoint = write_checkpoint(folder / "model")
-    write_tiny_garments(folder / "garments")
-    with one_cpu_thread():
-        assert main([str(checkpoint), str(folder / "bundle"), "--name", "tiny"]) == 0
+    for name, made in (("model", tiny_checkpoint), ("garments", tiny_garments), ("bundle", tiny_export)):
+        (folder / name).symlink_to(made(tmp_path_factory), target_is_directory=True)
     return folder
 
 

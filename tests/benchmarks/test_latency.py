@@ -22,9 +22,9 @@ from benchmarks.serving.setting import KINDS, Kind, Setting, workload
 from benchmarks.serving.stages import OTHER, STAGES, TOTAL, measure_block, stages
 from benchmarks.serving.targets import targets
 from benchmarks.serving.throughput import WORKERS, Load, run_load, throughput
+from dqe_engine.doctor.machine import affinity
 from dqe_engine.engine import STAGES as ENGINE_STAGES
 from dqe_engine.errors import InputError
-from dqe_training.machine import usable_processors
 from dqe_training.model.cross_attention import upstream_attention
 
 ROUNDS = Rounds(minimum=1, maximum=1, seconds=0.0)
@@ -306,7 +306,7 @@ def test_a_run_keeps_the_other_sections(
         assert list(results["sections"]) == (["stages"] if number == 0 else ["query", "stages"])
     assert "end to end (catalogue reference" in capsys.readouterr().out
     record = results["sections"]["query"]
-    assert record["machine"]["affinity"] == usable_processors()
+    assert record["machine"]["affinity"] == affinity()
     assert len(record["load_before"]) == 3
     assert {case["case"]["kind"] for case in record["cases"]} == set(KINDS)
     (target,) = results["targets"]

@@ -14,12 +14,12 @@ import pytest
 from support.doctor_probes import GOOD, findings
 
 from dqe_engine.cli import doctor as command
-from dqe_engine.doctor import Finding, bundle_graphs, examination, isolation
+from dqe_engine.doctor import Finding, bundle_graphs, describe, examination, first_lines, isolation
 from dqe_engine.doctor.findings import Context
 from dqe_engine.doctor.isolation import run_isolated
 from dqe_engine.sessions import OnnxSession
 
-SECTIONS = ["machine", "libraries", "NVIDIA", "zone kernels", "ONNX Runtime", "TensorRT", "FAISS", "extras"]
+SECTIONS = ["libraries", "NVIDIA", "zone kernels", "ONNX Runtime", "TensorRT", "FAISS", "extras"]
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -34,7 +34,8 @@ def by_name(report: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
 def test_this_machine_and_a_bundle(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = run_json(capsys, str(bundle_path))
     assert (code, report["ok"]) == (0, True), [finding for finding in report["findings"] if finding["status"] == "broken"]
-    assert set(report) == {"dqe_engine", "ok", "findings"}
+    assert list(report) == ["dqe_engine", "ok", "machine", "findings"]
+    assert report["machine"] == describe()
     for finding in report["findings"]:
         assert set(finding) == {"section", "name", "status", "found", "remedy", "facts"}
         assert finding["status"] in ("ok", "not installed", "not available")
@@ -102,7 +103,10 @@ def test_one_broken_thing_is_exit_1_and_the_table_says_what_to_do(
 def test_all_well_is_said(fake_probes: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     fake_probes()
     assert command.main([]) == 0
-    assert capsys.readouterr().out.endswith("all that is installed works\n")
+    out = capsys.readouterr().out
+    assert out.endswith("all that is installed works\n")
+    first = first_lines(describe({}))  # these probes say nothing of kernels and providers
+    assert out.splitlines()[: len(first)] == first
 
 
 def test_a_terminal_that_knows_ascii_only(fake_probes: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 from support.doctor_probes import findings
 
-from dqe_engine.doctor import faiss_search, libraries, machine, onnx_runtime, packages, tensorrt_runtime, twins
-from dqe_engine.doctor.tiny_graph import IR_VERSION, OPSET, SIDE, tiny_graph
+from dqe_engine.doctor import faiss_search, libraries, onnx_runtime, packages, tensorrt_runtime, twins
+from dqe_engine.doctor.tiny_graph import IR_VERSION, OPSET, SIDE, integer_graph, tiny_graph
 
 
 @pytest.fixture
@@ -41,11 +41,21 @@ def only_installed(monkeypatch: pytest.MonkeyPatch, module: types.ModuleType, **
 # ONNX Runtime
 
 
-def test_the_tiny_graph_is_what_the_onnx_package_would_write() -> None:
-    shape = [SIDE, SIDE]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "tiny", [x], [y])
-    model = onnx.load_from_string(tiny_graph())
+@pytest.mark.parametrize(
+    ("written", "node", "kinds"),
+    [
+        (tiny_graph, helper.make_node("MatMul", ["x", "x"], ["y"]), {"x": TensorProto.FLOAT, "y": TensorProto.FLOAT}),
+        (
+            integer_graph,
+            helper.make_node("MatMulInteger", ["a", "b"], ["y"]),
+            {"a": TensorProto.UINT8, "b": TensorProto.INT8, "y": TensorProto.INT32},
+        ),
+    ],
+)
+def test_graphs_are_what_the_onnx_package_would_write(written: Callable[[], bytes], node: onnx.NodeProto, kinds: dict[str, int]) -> None:
+    *inputs, output = (helper.make_tensor_value_info(name, kind, [SIDE, SIDE]) for name, kind in kinds.items())
+    graph = helper.make_graph([node], "tiny", inputs, [output])
+    model = onnx.load_from_string(written())
     wanted = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     wanted.opset_import[0].ClearField("domain")  # empty, and written all the same
     assert model == wanted
@@ -53,12 +63,21 @@ def test_the_tiny_graph_is_what_the_onnx_package_would_write() -> None:
 
 
 def fake_onnxruntime(
-    monkeypatch: pytest.MonkeyPatch, cuda: Callable[[], str], *, says: str = "", wrong: bool = False, tensorrt: bool | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: Callable[[], str],
+    *,
+    says: str = "",
+    wrong: bool = False,
+    tensorrt: bool | None = None,
+    products: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul,
 ) -> None:
-    """One that lists CUDA; `cuda()` gives the provider that a session asked for CUDA gets, or raises. It prints `says`."""
+    """One that lists CUDA; `cuda()` gives the provider that a session asked for CUDA gets, or raises. It prints `says`.
+
+    `products` multiplies 8-bit integers, given to it with 32 bits.
+    """
 
     class Session:
-        def __init__(self, graph: bytes, options: Any, *, providers: list[str], enable_fallback: int) -> None:
+        def __init__(self, graph: bytes, options: Any = None, *, providers: list[str], enable_fallback: int = 0) -> None:
             assert enable_fallback == 0
             if providers == ["TensorrtExecutionProvider"] and not tensorrt:
                 raise RuntimeError("libnvinfer.so.10 is not there")
@@ -73,6 +92,8 @@ def fake_onnxruntime(
             return self.used
 
         def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            if "a" in inputs:
+                return [products(inputs["a"].astype(np.int32), inputs["b"].astype(np.int32))]
             return [inputs["x"] @ inputs["x"] + wrong]
 
     class Options:
@@ -101,9 +122,28 @@ def raising(message: str) -> Callable[[], str]:
 def test_a_provider_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_onnxruntime(monkeypatch, lambda: "CUDAExecutionProvider")
     found = findings(onnx_runtime.probe, devices=1)
-    assert list(found) == ["package", "CUDA provider", "CPU provider"]  # Azure runs no graphs
+    assert list(found) == ["package", "8-bit products", "CUDA provider", "CPU provider"]  # Azure runs no graphs
     assert found["CUDA provider"].status == "ok"
     assert found["CUDA provider"].facts == {"provider": "cuda"}
+
+
+def in_16_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """As `vpmaddubsw` adds pairs of products."""
+    pairs = (a[:, :, None] * b[None, :, :]).reshape(len(a), -1, 2, b.shape[1]).sum(axis=2)
+    return np.clip(pairs, -(1 << 15), (1 << 15) - 1).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("products", "status", "saturates"),
+    [(np.matmul, "ok", False), (in_16_bits, "ok", True), (lambda a, b: a @ b + 1, "broken", None), (lambda a, b: 0 * a, "broken", None)],
+)
+def test_8_bit_products_that_saturate_are_told_from_wrong_ones(
+    products: Callable[..., np.ndarray], status: str, saturates: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_onnxruntime(monkeypatch, lambda: "CUDAExecutionProvider", products=products)
+    found = findings(onnx_runtime.probe)["8-bit products"]
+    assert found.status == status
+    assert found.facts.get("int8_saturates") is saturates
 
 
 @pytest.mark.parametrize(("works", "status"), [(True, "ok"), (False, "not available")])
@@ -285,19 +325,12 @@ def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.status == "not installed"
 
 
-# Machine, libraries, extras
+# Libraries, extras
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.sys, "version_info", (3, 10, 1))
-    assert findings(machine.probe)["Python"].status == "broken"
-
-
-def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_read", lambda path: "")
-    found = findings(machine.probe)["processor"]
-    assert found.status == "ok"
-    assert found.facts["flags"] == []
+    monkeypatch.setattr(libraries.sys, "version_info", (3, 10, 1))
+    assert findings(libraries.probe)["Python"].status == "broken"
 
 
 REQUIRES = [
@@ -330,7 +363,8 @@ def test_extras(versions: dict[str, str], train: str, lora: str, monkeypatch: py
 def test_what_is_always_needed(version: str | None, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.metadata, "requires", lambda name: REQUIRES)
     monkeypatch.setattr(packages, "version_of", {"numpy": version}.get)
-    (found,) = findings(libraries.probe).values()
+    python, found = findings(libraries.probe).values()
+    assert python.name == "Python"
     assert (found.name, found.status) == ("numpy", status)
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures of the export tests: one checkpoint, and the one bundle that is really traced from it."""
+"""Shared fixtures of the export tests: one checkpoint and the bundle exported from it, and what is traced is traced once."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.tiny_training import model_config, one_cpu_thread, write_checkpoint, write_tiny_garments
+from support.shared import shared
+from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
+from support.tiny_training import model_config, one_cpu_thread, write_checkpoint
+from support.traced_once import traced_once
 
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_training.config import VisionConfig
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with traced_once(tmp_path_factory):
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its texts are longer than any shape that does not depend on the model."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", model_config(max_text_length=40))
+    return tiny_checkpoint(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def bundle_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written by dqe-export itself. Tests only read it."""
-    from dqe_export.cli.export import main
-
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    with one_cpu_thread():
-        assert main([str(checkpoint_path), str(out), "--name", "tiny"]) == 0
-    return out
+    return tiny_export(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +56,12 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough that weights, not headers, make a graph's size."""
     config = model_config(hidden_size=128, embedding_dim=32, query_tokens=8)
     config = msgspec.structs.replace(config, vision=VisionConfig(hidden_size=64, layers=2, heads=2, patch_size=8))
-    return write_checkpoint(tmp_path_factory.mktemp("wide") / "model", config)
+    return shared(tmp_path_factory, "wide", lambda path: write_checkpoint(path, config))
 
 
 @pytest.fixture(scope="session")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_garments(tmp_path_factory.mktemp("data") / "garments")
+    return tiny_garments(tmp_path_factory)
 
 
 @pytest.fixture

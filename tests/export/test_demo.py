@@ -16,6 +16,8 @@ from dqe_export.demo.report import render_report
 from dqe_training.data.garments.dataset import GarmentsSpec
 from dqe_training.pretrain import PretrainConfig
 
+pytestmark = pytest.mark.slow  # the demo is run once for all of them
+
 OPTIONS = DemoOptions(
     dataset=GarmentsSpec(train_images=300, train_triplets=400, gallery_images=220, val_queries=40, image_size=40),
     pretraining_dataset=GarmentsSpec(train_images=200, train_triplets=0, gallery_images=50, val_queries=0, image_size=40, seed=9),

@@ -75,7 +75,7 @@ def test_a_bundle_takes_the_heads_of_its_encoder(own_checkpoint: Path, bundle: P
     np.testing.assert_allclose(read["attribute_weights"], expected.attribute_weights.numpy(), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("precision", ["f32", "f16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_into_a_bundle_of_any_precision(
     precision: str, own_checkpoint: Path, checkpoint_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

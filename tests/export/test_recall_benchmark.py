@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.tiny_benchmarks import write_circo, write_cirr, write_fashioniq
-from support.tiny_training import model_config, write_checkpoint, write_tiny_garments
+from support.tiny_training import model_config, write_checkpoint
 
 from benchmarks import compare, recall
 from benchmarks.harness import Rounds
@@ -20,11 +20,6 @@ from dqe_training.evaluation.rankers import open_ranker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("faiss", reason="faiss-cpu, of the extra cpu")
-
-
-@pytest.fixture(scope="session")
-def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_garments(tmp_path_factory.mktemp("garments") / "data")
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ import pytest
 from support.fake_cuda import FakeCuda
 from support.fake_tensorrt import FakeTensorRT
 
+from dqe_engine.files import directory_lock
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("dqe_engine/tensorrt/api.py", "dqe_engine/tensorrt/session.py", "export/dqe_export/tensorrt/build.py")
 CUDA_SOURCES = ("dqe_engine/tensorrt/cuda.py", "dqe_engine/tensorrt/session.py")
@@ -199,15 +201,16 @@ def wheels(pytestconfig: pytest.Config) -> Path:
 def fetch(wheels: Path, requirement: str) -> Path:
     """The unpacked wheel, downloaded once; the test is skipped where that is not possible."""
     folder = wheels / f"{requirement}-{sys.version_info[0]}{sys.version_info[1]}"
-    if not folder.exists():
-        partial = wheels / f"{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=20",
-                   "--disable-pip-version-check", "--target", str(partial), requirement]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1:]}")
-        partial.rename(folder)
+    with directory_lock(wheels):  # from other workers
+        if not folder.exists():
+            partial = wheels / f"{folder.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=20",
+                       "--disable-pip-version-check", "--target", str(partial), requirement]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1:]}")
+            partial.rename(folder)
     return folder
 
 

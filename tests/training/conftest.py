@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.tiny_training import load_tiny, one_cpu_thread, write_tiny_garments
+from support.tiny_exports import tiny_garments
+from support.tiny_training import load_tiny, one_cpu_thread
 
 from dqe_training.data.triplets import TripletData
 
@@ -22,7 +23,7 @@ def _one_cpu_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder that tests only read."""
-    return write_tiny_garments(tmp_path_factory.mktemp("garments") / "data")
+    return tiny_garments(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

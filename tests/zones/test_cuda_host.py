@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.shared import shared
 
 from dqe_engine.contracts.zones import Policy, ZoneSpec
 from dqe_engine.errors import InputError
@@ -79,10 +80,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    built = tmp_path_factory.mktemp("host") / "host_zones.so"
     flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA), "-o", str(built)], check=True)
-    loaded = ctypes.CDLL(str(built))
+    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA), "-o"]
+    loaded = ctypes.CDLL(str(shared(tmp_path_factory, "host_zones.so", lambda out: subprocess.run([*command, str(out)], check=True))))
     loaded.emulated_select.restype = ctypes.c_int64
     loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
     return loaded
@@ -465,14 +465,13 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if compiler is None:
         pytest.skip("no C++ compiler")
     root = Path(nanobind.__file__).parent
-    built = tmp_path_factory.mktemp("module") / f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [sysconfig.get_path("include"), root / "include", root / "ext" / "robin_map" / "include", CUDA]
-    subprocess.run(
-        [compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-fvisibility=hidden", "-shared", "-fPIC", "-fno-strict-aliasing"]
-        + [f"-I{include}" for include in includes]
-        + [str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"), "-o", str(built)],
-        check=True,
-    )
+    command = [
+        compiler, "-std=c++20", "-O0", "-ffp-contract=off", "-fvisibility=hidden", "-shared", "-fPIC", "-fno-strict-aliasing",
+        *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"), "-o",
+    ]  # fmt: skip
+    name = f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    built = shared(tmp_path_factory, name, lambda out: subprocess.run([*command, str(out)], check=True))
     spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
     assert spec is not None
     assert spec.loader is not None

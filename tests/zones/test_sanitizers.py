@@ -30,7 +30,7 @@ def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
 
 @pytest.mark.slow
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
-    sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
     others = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []

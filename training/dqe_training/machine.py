@@ -1,42 +1,15 @@
-"""What a report says of the machine it was made on, and of the company that it had there."""
+"""How much of the processors other processes take while something is measured."""
 
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from dqe_engine.doctor.machine import affinity
 
 BUSY = 0.15
 """Share of the processors' time that others take, from which on measured times are too long."""
-
-
-def processor_name() -> str:
-    """`AMD EPYC 7B13`; the architecture where the system does not say more."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Those of `packages` that are installed: onnxruntime, for one, has another name where it comes with CUDA."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def usable_processors() -> list[int]:
-    """Numbers of the processors that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def processor_seconds() -> tuple[float, float] | None:
@@ -46,7 +19,7 @@ def processor_seconds() -> tuple[float, float] | None:
     except OSError:
         return None
     working = passed = 0.0
-    names = {f"cpu{number}" for number in usable_processors()}
+    names = {f"cpu{number}" for number in affinity()}
     for line in lines:
         name, *ticks = line.split()
         if name in names:

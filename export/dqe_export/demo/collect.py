@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.doctor.machine import processor_name
+from dqe_engine.doctor.packages import installed_of
 from dqe_engine.engine import STAGES, SearchResult
 from dqe_engine.zones import select_zones
 from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.evaluation.protocol import Report
 from dqe_training.evaluation.runtime import agreement
-from dqe_training.machine import installed_versions, processor_name
 
 from .pipeline import DemoRun, TrainedModel
 from .report_data import (
@@ -234,6 +235,6 @@ def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
 def _environment() -> Environment:
     packages = ("dqe-engine", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
     return Environment(
-        cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_versions(packages),
+        cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_of(packages),
         date=date.today().isoformat(),
     )  # fmt: skip

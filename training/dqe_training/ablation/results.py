@@ -10,11 +10,11 @@ import msgspec
 import torch
 
 from dqe_engine.contracts.parsing import Contract, parse_json
+from dqe_engine.doctor.machine import processor_name
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
 from ..config import TrainConfig
-from ..machine import processor_name
 from .plan import SCHEMA_VERSION, Cell
 from .scores import Ratio
 

@@ -1,0 +1,58 @@
+"""Tracing takes 95 % of a tiny model's export, so that equal modules are traced once in a run of pytest, and replayed afterwards.
+
+`torch.onnx.export` alone is replaced: what our exporter does before and after it runs every time. Tests that trace by themselves, or
+replay something else (replayed_export.py), replace it in their turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from support.shared import shared
+
+_OWN_HASH = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def traced_once(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Inside, `torch.onnx.export` remembers. Within itself it changes nothing: several folders' fixtures ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not hasattr(torch.onnx.export, "remembers"):
+            patch.setattr(torch.onnx, "export", _remembering(torch.onnx.export, factory))
+        yield
+
+
+def _remembering(trace: Callable[..., Any], factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    def export(module: torch.nn.Module, *, kwargs: Mapping[str, torch.Tensor], **options: Any) -> SimpleNamespace:
+        def write(path: Path) -> None:
+            onnx.save(trace(module, kwargs=kwargs, **options).model_proto, path)
+
+        return SimpleNamespace(model_proto=onnx.load(shared(factory, f"graph-{trace_key(module, kwargs, options)}", write)))
+
+    export.remembers = True  # type: ignore[attr-defined]
+    return export
+
+
+def trace_key(module: torch.nn.Module, kwargs: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> str:
+    """The same for what is traced to the same graph: classes, their code, settings, weights, inputs and options.
+
+    What it cannot compare has an address in its representation, and so is equal to nothing.
+    """
+    key = hashlib.sha256(repr(sorted(options.items())).encode())
+    for name, part in module.named_modules():
+        settings = {name: value for name, value in vars(part).items() if name not in _OWN_HASH}
+        key.update(repr((name, type(part), type(part).forward.__code__.co_code, settings)).encode())
+        key.update(getattr(getattr(part, "config", None), "_attn_implementation", "").encode())
+    tensors = (*module.named_parameters(), *module.named_buffers(), *kwargs.items())
+    for name, tensor in tensors:
+        key.update(repr((name, tensor.dtype, tensor.shape)).encode())
+        key.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return key.hexdigest()[:32]
