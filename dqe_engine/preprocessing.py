@@ -22,6 +22,7 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """By EXIF orientation."""
+_MOST_BYTES = 256 << 20
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -70,11 +71,14 @@ def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
 
 
 def _without_metadata(source: str | os.PathLike[str] | bytes) -> bytes | None:
+    """None also for more than `_MOST_BYTES`: what Pillow refuses is read whole here, which no file that is no image may cost."""
     if isinstance(source, bytes):
-        return without_metadata(source)
+        return without_metadata(source) if len(source) <= _MOST_BYTES else None
     with open(source, "rb") as stream:
         start = stream.read(len(PNG))
-        return without_metadata(start + stream.read()) if start.startswith((PNG, JPEG)) else None
+        if not start.startswith((PNG, JPEG)) or os.fstat(stream.fileno()).st_size > _MOST_BYTES:
+            return None
+        return without_metadata(start + stream.read())
 
 
 def _decode_file(file: str | os.PathLike[str] | io.BytesIO, name: str, spec: PreprocessingSpec) -> Image.Image:
@@ -104,9 +108,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, np.float64))
-        white = _white(image.mode, values.max())
-        grey = np.clip(values * (255 / white), 0, 255).round().astype(np.uint8)
+        values = np.asarray(image, np.float64)
+        white = _white(image.mode, values.max(initial=0, where=np.isfinite(values)))
+        grey = np.clip(np.nan_to_num(values * (255 / white)), 0, 255).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

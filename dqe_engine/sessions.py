@@ -105,14 +105,15 @@ def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tup
         options.intra_op_num_threads = threads
     # Idle workers would spin for a while and take the cores from the search, which comes next (decision 13).
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # versions without it do not mind
     available = ort.get_available_providers()
     best = "cuda" if _PROVIDER_NAMES["cuda"] in available else "cpu"
     wanted = best if provider == "auto" else provider
     if _PROVIDER_NAMES[wanted] not in available:
         raise BackendError(f"provider {wanted!r}: this onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead")
+    if wanted == "cpu":
+        # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     names = [_PROVIDER_NAMES[name] for name in _ORDERS[wanted] if _PROVIDER_NAMES[name] in available]
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().

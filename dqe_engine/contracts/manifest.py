@@ -13,7 +13,8 @@ from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
 Precision = Literal["float32", "float16", "int8", "int8-static"]
-SCHEMA_VERSION = 4
+SCHEMA_VERSION, OLDEST_SCHEMA = 4, 3
+"""Written, and read: those of version 3 lack what is None here, and report files are among their files."""
 MANIFEST_FILE = "manifest.json"
 HEADS_FILE = "heads.json"
 COMPOSED_QUERY = "composed_query"
@@ -34,9 +35,9 @@ class Tolerance(Contract, frozen=True):
     """What a precision is held to. `max_error` of any element and `mean_error` over all, relative to the largest reference value where
     that exceeds 1; `min_cosine` of any vector of an output with PyTorch's; on an evaluation set, `recall_points` by which recall@10 may
     fall, in percentage points, and `min_overlap` of the first ten. `norm`: by how much the length of a vector of unit norm may be off.
-    `company`: how far (as `max_error`) an answer may move with what else is in its batch, and with padding.
+    `batch_dependence`: how far (as `max_error`) an answer may move with what else is in its batch, and with padding.
 
-    None: older exports were not held to it."""
+    None: bundles of schema version 3 were not held to it."""
 
     max_error: float
     min_cosine: float
@@ -44,7 +45,7 @@ class Tolerance(Contract, frozen=True):
     min_overlap: float
     mean_error: float | None = None
     norm: float | None = None
-    company: float | None = None
+    batch_dependence: float | None = None
 
 
 class OutputParity(Contract, frozen=True):
@@ -58,13 +59,13 @@ class OutputParity(Contract, frozen=True):
 
 
 class GraphParity(Contract, frozen=True):
-    """One graph against PyTorch over the validated shapes, none of which was traced, by output. `company`: the largest difference of
-    any output between a question alone and the same one in a batch or padded (see `Tolerance`); None where it was not measured."""
+    """One graph against PyTorch over the validated shapes, none of which was traced, by output. `batch_dependence`: the largest
+    difference of an answer in a batch, padded, or both, from the same one alone (see `Tolerance`); None where it was not measured."""
 
     graph: str
     outputs: dict[str, OutputParity]
     shapes: tuple[dict[str, int], ...]
-    company: float | None = None
+    batch_dependence: float | None = None
 
 
 class RetrievalParity(Contract, frozen=True):

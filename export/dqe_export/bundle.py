@@ -17,7 +17,7 @@ from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
-from dqe_engine.files import atomic_directory
+from dqe_engine.files import atomic_directory, describe_write_error
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
@@ -69,7 +69,7 @@ def export_bundle(
         with atomic_directory(out, replace=force, marker=MANIFEST_FILE) as temporary:
             return _fill(checkpoint, temporary, options, advance)
     except OSError as error:  # without an error number: `atomic_directory` says why it does not replace what is there
-        raise ExportError(f"{out}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+        raise ExportError(describe_write_error(error, out)) from error
 
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> BundleManifest:

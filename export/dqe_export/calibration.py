@@ -23,7 +23,7 @@ from dqe_training.encoding import encode_image_tokens
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
 from dqe_training.model import DQEModel
 
-from .company import MakeInputs
+from .batch_dependence import MakeInputs
 from .graphs import random_inputs
 
 QUERIES, QUERIES_OF_LARGE = 32, 2

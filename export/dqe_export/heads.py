@@ -13,7 +13,7 @@ from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.manifest import HEADS_FILE, BundleManifest, HeadsManifest
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError
-from dqe_engine.files import atomic_directory, scratch_directory
+from dqe_engine.files import atomic_directory, describe_write_error, scratch_directory
 from dqe_engine.heads import load_heads, replace_heads
 from dqe_training.checkpoint import Checkpoint
 
@@ -35,7 +35,7 @@ def export_heads(
         with atomic_directory(out, replace=force, marker=HEADS_FILE) as temporary:
             return _fill(checkpoint, temporary, options, advance)
     except OSError as error:
-        raise ExportError(f"{out}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+        raise ExportError(describe_write_error(error, out)) from error
 
 
 def export_heads_into(
@@ -70,7 +70,7 @@ def export_heads_into(
             _fill(checkpoint, scratch, options, advance)
             return replace_heads(bundle, scratch, new_vocabulary=new_vocabulary, check=check)
     except OSError as error:
-        raise ExportError(f"{bundle}: cannot be written ({error.strerror or error})") from error
+        raise ExportError(describe_write_error(error, bundle)) from error
 
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> HeadsManifest:

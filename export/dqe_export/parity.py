@@ -1,4 +1,4 @@
-"""What a graph is held to: PyTorch at shapes that it was not traced with, every word and position, unit norms, and its own company."""
+"""What a graph is held to: PyTorch at shapes that it was not traced with, every word and position, unit norms, and itself in batches."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
 from dqe_training.model import DQEModel
 
-from .company import MakeInputs, check_company
+from .batch_dependence import MakeInputs, check_batch_dependence
 from .graphs import graph_module, random_inputs
 from .word_table import looked_up
 
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "float32": Tolerance(
-        max_error=2e-5, mean_error=2e-6, min_cosine=0.999999, norm=1e-5, company=1e-5, recall_points=0.1, min_overlap=0.995
+        max_error=2e-5, mean_error=2e-6, min_cosine=0.999999, norm=1e-5, batch_dependence=1e-5, recall_points=0.1, min_overlap=0.995
     ),
     "float16": Tolerance(
-        max_error=0.005, mean_error=0.001, min_cosine=0.99996, norm=0.001, company=0.001, recall_points=0.2, min_overlap=0.97
+        max_error=0.005, mean_error=0.001, min_cosine=0.99996, norm=0.001, batch_dependence=0.001, recall_points=0.2, min_overlap=0.97
     ),
-    "int8": Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, company=1e-5, recall_points=1.0, min_overlap=0.8),
-    "int8-static": Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, company=1e-5, recall_points=1.0, min_overlap=0.8),
+    **dict.fromkeys(
+        ("int8", "int8-static"),
+        Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, batch_dependence=1e-6, recall_points=1.0, min_overlap=0.8),
+    ),
 }
-"""Some four times what is measured on the demo's model and on those of the tests, or a little more. float16's `norm` and `company` are two
-of its steps at 1: an output that is rounded to it may be one off."""
+"""Some four times what is measured on the demo's model and on those of the tests, or a little more. float16's `norm` and
+`batch_dependence` are two of its steps at 1: an output that is rounded to it may be one off."""
 SHAPES: tuple[dict[str, int], ...] = (
     {"batch": 1, "text_length": 1},
     {"batch": 1, "text_length": 2},
@@ -118,15 +120,14 @@ def check_parity(
     path: Path,
     *,
     precision: Precision = "float32",
-    inputs: MakeInputs | None = None,
     reference: Reference | None = None,
 ) -> GraphParity:
-    """Run `path` and PyTorch (float32) on the same inputs, random ones unless `inputs` makes others; then `path` alone and in company.
+    """Run `path` and PyTorch (float32) on the same inputs; then `path` alone and in batches.
 
-    `reference`: what was computed for another graph of this spec and model already.
+    `reference`: of this spec and model; it keeps what PyTorch computes for the next graph, and says which inputs. Random ones without.
     Raises ParityError where an output is off by more than allowed.
     """
-    return _check(reference or Reference(spec, model, inputs), path, TOLERANCES[precision])
+    return _check(reference or Reference(spec, model), path, TOLERANCES[precision])
 
 
 def check_source(reference: Reference, path: Path) -> None:
@@ -146,8 +147,8 @@ def _check(reference: Reference, path: Path, tolerance: Tolerance, *, most: int 
         return session.run(**given)
 
     outputs = _hold(f"{spec.name}: ", run, reference.cases(most), tolerance)
-    company = check_company(spec, run, reference.make, longest=reference.longest, bound=tolerance.company)
-    return GraphParity(graph=spec.name, outputs=outputs, shapes=shapes_of(spec, model), company=company)
+    dependence = check_batch_dependence(spec, run, reference.make, longest=reference.longest, bound=tolerance.batch_dependence)
+    return GraphParity(graph=spec.name, outputs=outputs, shapes=shapes_of(spec, model), batch_dependence=dependence)
 
 
 def check_composition(
@@ -166,10 +167,10 @@ def check_composition(
 
     cases = reference.of(lambda **given: {"query": model.encode_query(**given).query})
     outputs = _hold("the composed ", run, cases, tolerance)
-    company = check_company(
-        QUERY_ENCODER, run, reference.make, longest=reference.longest, bound=tolerance.company, name="query encoder and heads"
+    dependence = check_batch_dependence(
+        QUERY_ENCODER, run, reference.make, longest=reference.longest, bound=tolerance.batch_dependence, name="query encoder and heads"
     )
-    return GraphParity(graph=COMPOSED_QUERY, outputs=outputs, shapes=shapes_of(QUERY_ENCODER, model), company=company)
+    return GraphParity(graph=COMPOSED_QUERY, outputs=outputs, shapes=shapes_of(QUERY_ENCODER, model), batch_dependence=dependence)
 
 
 def _hold(

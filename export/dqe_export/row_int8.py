@@ -1,10 +1,10 @@
-"""8-bit matrix products whose rows know nothing of each other, in ONNX's own operators, exact on every processor.
+"""8-bit matrix products whose rows know nothing of each other, in ONNX's own operators, with sums that are exact on every processor.
 
 A row x of activations has a step of its own, of which its largest magnitude has 127, and so has a column w of weights, with 64:
 
     x·w ≈ r·s·Σ (a - 128)·q,   a = round(x / r) + 128 in 1 to 255,   r = max|x| / 127,   q = round(w / s) in -64 to 64,   s = max|w| / 64
 
-So an answer depends neither on its neighbours in the batch nor on padding. The sum is of whole numbers, and no processor may round it: AVX2
+So an answer depends neither on its neighbours in the batch nor on padding. The sum is of whole numbers, the same on every processor: AVX2
 without VNNI adds pairs of products in 16 bits, and 2·255·64 = 32,640 still fits, where weights of 8 bits (2·255·127) overflow in silence.
 That costs one bit of the weights; scaling all rows alike, as ONNX Runtime's own scheme does, costs more (docs/export.md has the table).
 Infinite activations and NaN among the weights stay visible in the result; a NaN among the activations may become a number.
@@ -12,7 +12,7 @@ Infinite activations and NaN among the weights stay visible in the result; a NaN
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,23 +21,30 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from dqe_engine.errors import ExportError
+
 WEIGHT_STEPS = 64
 """Largest magnitude of a weight: the largest of which two, times 255, fit into 16 bits with sign."""
 ACTIVATION_STEPS = 127
 _ZERO = 128
+_INTEGER_PRODUCTS = frozenset({
+    "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+})  # fmt: skip
+"""Of ONNX and of ONNX Runtime's own domain."""
 _LEAST = 1e-30
 """In place of the largest magnitude of a row of zeros."""
 
 
-def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = (), weight_steps: int = WEIGHT_STEPS) -> None:
+def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = ()) -> None:
     """Replace, in place, each product with a constant matrix, and each table that an input looks up, but for the nodes named in `keep`.
 
-    `weight_steps`: more of them are more exact, and only right where `may_saturate` does not matter.
+    Raises ExportError for one matrix that is multiplied in two ways, which its one 8-bit copy could not serve.
     """
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     inputs = {value.name for value in graph.input}
-    writer = _Writer(weight_steps)
+    writer = _Writer()
     for node in graph.node:
         table = constants.get(_weight_input(node))
         if node.name in keep or table is None or len(table.dims) != 2 or table.data_type != onnx.TensorProto.FLOAT:
@@ -56,31 +63,33 @@ def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = (), weight_
     graph.initializer.extend([*left, *writer.constants.values()])
 
 
-def quantise_columns(matrix: NDArray[np.float32], steps_a_side: int = WEIGHT_STEPS) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A matrix (K, N) as `q` (K, N), -64 to 64 unless `steps_a_side` says otherwise, and steps (N,): matrix ≈ q * steps."""
-    steps = np.maximum(np.abs(matrix).max(axis=0, initial=0) / steps_a_side, np.float32(_LEAST))
+def quantise_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix (K, N) as `q` (K, N) in -64 to 64 and steps (N,): matrix ≈ q * steps."""
+    steps = np.maximum(np.abs(matrix).max(axis=0, initial=0) / WEIGHT_STEPS, np.float32(_LEAST))
     with np.errstate(invalid="ignore"):  # NaN: the column's step carries it
         return np.rint(matrix / steps).astype(np.int8), steps.astype(np.float32)
 
 
 def may_saturate(proto: onnx.ModelProto) -> list[str]:
-    """Names of 8-bit products whose sums could leave 16 bits on a processor that adds pairs of them there, whatever the activations.
+    """Names of 8-bit products that are not known to be exact on a processor which adds pairs of them in 16 bits, whatever the activations.
 
-    The worst case of every product is looked at, so an empty list is a proof: nothing depends on the processor that ran a check.
+    The worst case of every `MatMulInteger` with constant weights is looked at; any other operator that multiplies 8-bit numbers counts as
+    one that may. So nothing depends on the processor that ran a check. Pairs of QuantizeLinear and DequantizeLinear around a product are
+    not looked at: `OnnxSession` multiplies those in float32, other programs may not.
     """
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
-    products = ("MatMulInteger", "ConvInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-    found = []
-    for node in proto.graph.node:
-        if node.op_type not in products:
-            continue
-        weights = values.get(node.input[3 if node.op_type == "QLinearMatMul" else 1])
-        if weights is None or weights.data_type == onnx.TensorProto.UINT8:  # unsigned ones are widened before they are multiplied
-            continue
-        largest = int(np.abs(numpy_helper.to_array(weights).astype(np.int32)).max(initial=0))
-        if 2 * 255 * largest > np.iinfo(np.int16).max:
-            found.append(node.name)
-    return found
+    return [node.name for node in proto.graph.node if node.op_type in _INTEGER_PRODUCTS and not _fits(node, values)]
+
+
+def _fits(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether sums of two products of this one fit into 16 bits."""
+    weights = values.get(node.input[1]) if node.op_type == "MatMulInteger" else None
+    if weights is None:
+        return False
+    if weights.data_type == onnx.TensorProto.UINT8:  # widened before they are multiplied
+        return True
+    largest = int(np.abs(numpy_helper.to_array(weights).astype(np.int32)).max(initial=0))
+    return 2 * 255 * largest <= np.iinfo(np.int16).max
 
 
 def _weight_input(node: onnx.NodeProto) -> str:
@@ -104,14 +113,13 @@ def _matrix(node: onnx.NodeProto, table: onnx.TensorProto) -> NDArray[np.float32
 class _Writer:
     """The graph as it grows: `rows` remembers which activations are in 8 bits already, since query, key and value share theirs."""
 
-    weight_steps: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     rows: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def multiply(self, node: onnx.NodeProto, weight: str, matrix: NDArray[np.float32]) -> None:
         rows, row_step = self.rows.get(node.input[0]) or self._quantise(node.input[0])
-        columns, column_steps = self._store(weight, *quantise_columns(matrix, self.weight_steps))
+        columns, column_steps = self._store(weight, *quantise_columns(matrix))
         name, bias = f"{node.output[0]}_int8", node.input[2:]
         product = f"{name}_product" if bias else node.output[0]
         self._add("MatMulInteger", [rows, columns, self._constant("int8_zero", np.uint8(_ZERO))], f"{name}_sum")
@@ -152,5 +160,7 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes))
 
     def _constant(self, name: str, value: Any) -> str:
-        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        tensor = numpy_helper.from_array(np.asarray(value), name)
+        if self.constants.setdefault(name, tensor) != tensor:
+            raise ExportError(f"{name}: one matrix is multiplied in two ways; give each its own, or export in another precision")
         return name

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, UnidentifiedImageError
 from support.samples import noise_image
 
+from dqe_engine import preprocessing
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import fit_image, open_image, preprocess
@@ -340,3 +341,22 @@ def test_the_fits_differ_and_stretch_stays_the_default() -> None:
 
 def test_empty_batch() -> None:
     assert preprocess([], SPEC).shape == (0, 3, 32, 32)
+
+
+def test_a_large_file_that_is_no_image_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses it by its first bytes, and so do we."""
+    monkeypatch.setattr(preprocessing, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(preprocessing, "without_metadata", None)
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xda" + bytes(1000))
+    with pytest.raises(InputError, match=r"a\.jpg"):
+        open_image(tmp_path / "a.jpg", PreprocessingSpec(image_size=8))
+    with pytest.raises(InputError, match="bytes"):
+        open_image((tmp_path / "a.jpg").read_bytes(), PreprocessingSpec(image_size=8))
+
+
+def test_infinities_in_a_float_image_do_not_turn_it_black() -> None:
+    values = np.full((4, 4), 0.5, np.float32)
+    values[0, 0], values[0, 1], values[0, 2] = np.inf, -np.inf, np.nan
+    grey = np.asarray(open_image(Image.fromarray(values), PreprocessingSpec(image_size=4)))[..., 0]
+    assert grey[1:].min() == grey[1:].max() == 128
+    assert grey[0].tolist() == [255, 0, 0, 128]

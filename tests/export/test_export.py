@@ -68,8 +68,8 @@ def test_parity_was_measured_and_is_recorded(bundle_path: Path, checkpoint_path:
         assert all(0.999999 <= output.cosine_min <= output.cosine_mean <= 1 + 1e-12 for output in measured.outputs.values())
         assert measured.shapes == shapes[measured.graph]
         assert {"batch": 3, "text_length": 6} not in measured.shapes  # the traced one
-        assert measured.company is not None
-        assert measured.company <= 1e-6
+        assert measured.batch_dependence is not None
+        assert measured.batch_dependence <= 1e-6
 
 
 @pytest.mark.parametrize("spec", GRAPHS, ids=lambda s: s.name)

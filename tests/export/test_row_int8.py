@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from dqe_engine.errors import ExportError
-from dqe_export import precision
+from dqe_export import row_int8
 from dqe_export.precision import convert
 from dqe_export.row_int8 import ACTIVATION_STEPS, WEIGHT_STEPS, may_saturate, quantise_columns, quantise_rows
 
@@ -125,7 +125,7 @@ def test_the_emulation_sees_what_overflows(rng: np.random.Generator) -> None:
 def test_graphs_that_may_saturate_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     onnx.save(product(rng.standard_normal((8, 3)).astype(np.float32)), tmp_path / "source.onnx")
     convert(tmp_path / "source.onnx", tmp_path / "right.onnx", "int8")
-    monkeypatch.setattr(precision, "quantise_rows", lambda proto, *, keep: quantise_rows(proto, keep=keep, weight_steps=127))
+    monkeypatch.setattr(row_int8, "WEIGHT_STEPS", 127)
     with pytest.raises(ExportError, match="would overflow on processors without VNNI"):
         convert(tmp_path / "source.onnx", tmp_path / "wrong.onnx", "int8")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["right.onnx", "source.onnx"]

@@ -15,7 +15,7 @@ from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import BackendError, BundleError, ExportError
-from dqe_engine.files import atomic_directory, atomic_write, sha256_of
+from dqe_engine.files import atomic_directory, atomic_write, describe_os_error, describe_write_error, sha256_of
 from dqe_engine.sessions import OnnxSession
 from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
 from dqe_engine.tensorrt.cuda import Cuda, Gpu
@@ -72,7 +72,7 @@ def build_engines(
             with atomic_write(Path(options.timing_cache)) as stream:
                 stream.write(cache)
     except OSError as error:
-        raise ExportError(f"{folder}: cannot be written ({error.strerror})" if error.errno else str(error)) from error
+        raise ExportError(describe_write_error(error, folder)) from error
     return folder, manifest
 
 
@@ -153,7 +153,7 @@ def _named_cache(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise ExportError(f"{path}: the timing cache cannot be read ({error.strerror})") from error
+        raise ExportError(f"timing cache {describe_os_error(error, path)}") from error
 
 
 def _vocab_size(bundle: Bundle) -> int:

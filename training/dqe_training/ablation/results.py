@@ -12,7 +12,7 @@ import torch
 from dqe_engine.contracts.parsing import Contract, parse_json
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_write_error
 
 from ..config import TrainConfig
 from .plan import SCHEMA_VERSION, Cell
@@ -50,7 +50,7 @@ def write_cell(out: Path, cell: Cell, result: CellResult) -> None:
         with atomic_write(path) as stream:
             stream.write(msgspec.json.encode(result))  # on one line: it is mostly numbers
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise InputError(describe_write_error(error, path)) from error
 
 
 def read_cell(out: Path, cell: Cell) -> CellResult | None:

@@ -172,7 +172,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from dqe_engine.files import atomic_write
+    from dqe_engine.files import atomic_write, describe_write_error
 
     from ..data.benchmarks.check import check_dataset, describe
     from ..data.benchmarks.detect import find_benchmarks
@@ -202,7 +202,7 @@ def _check(args: argparse.Namespace) -> int:
             with atomic_write(path, "w") as stream:
                 stream.write("".join(f"{line}\n" for line in lines))
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+            raise InputError(describe_write_error(error, path)) from error
     return 1 if missing or damaged else 0
 
 

@@ -1,4 +1,4 @@
-"""Image files that are none: empty, cut short, or a web page under an image's name. Downloads leave them behind."""
+"""Files that have an image's name and are not images: empty, cut short, or a web page. Downloads leave them behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dqe_engine.image_metadata import JPEG
 from dqe_engine.preprocessing import open_image
 
 Progress = Callable[[int, int], None]
-_SPEC = PreprocessingSpec(image_size=224)  # for its limit of pixels
+_ANY_SIZE = PreprocessingSpec(image_size=1, max_pixels=1 << 40)  # Pillow's own limit stays
 _CHUNK = 64
 _TAIL = 64  # bytes at the end in which a format's last word is looked for
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
@@ -33,6 +33,7 @@ def find_damaged(
     The header of each file must parse, and a JPEG, PNG or WebP end as the format does; what does not is decoded, and so is every
     other format. That finds what is empty, cut or of another kind, and takes about 0.1 ms a file. `decode`: decode all of them, which
     finds damage in the middle, too, and takes some milliseconds a file. `progress` is told how many files are done, and of how many.
+    How large an image may be is the model's to say, when it reads it.
     """
     found: dict[str, str] = {}
     done = 0
@@ -81,7 +82,7 @@ def _problem(path: Path, *, decode: bool) -> str:
     if start.startswith(JPEG) and _ends_in_zeros(path):
         return "cut short, zeros at its end"
     try:
-        open_image(path, _SPEC)
+        open_image(path, _ANY_SIZE)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     return ""
@@ -100,12 +101,10 @@ def _ends_in_zeros(path: Path) -> bool:
 def _begins_and_ends(path: Path, start: bytes) -> bool:
     """Whether the header parses and the end is the format's; where not, decoding has to decide."""
     try:
-        with open(path, "rb") as stream, Image.open(stream, formats=("JPEG", "PNG", "WEBP")) as image:
+        with open(path, "rb") as stream, Image.open(stream, formats=("JPEG", "PNG", "WEBP")):
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _TAIL))
             end = stream.read().rstrip(_PADDING)
-            if image.width * image.height > _SPEC.max_pixels:
-                return False
     except Exception:  # hostile bytes make Pillow's plugins raise anything
         return False
     if start.startswith(b"RIFF"):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write, describe_os_error
+from dqe_engine.files import atomic_write, describe_os_error, describe_write_error
 
 from ..data.benchmarks.base import Benchmark
 from ..data.benchmarks.detect import open_benchmark
@@ -69,7 +69,7 @@ def write_submission(directory: Path, files: Files) -> list[Path]:
             with atomic_write(directory / name) as stream:
                 stream.write(encode(content))
         except OSError as error:
-            raise InputError(f"{directory / name}: cannot be written ({error.strerror})") from error
+            raise InputError(describe_write_error(error, directory / name)) from error
         paths.append(directory / name)
     return paths
 

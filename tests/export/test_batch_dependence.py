@@ -16,7 +16,7 @@ from support.graph_edits import GraphEdit, with_batch_mean
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
-from dqe_export.company import check_company
+from dqe_export.batch_dependence import check_batch_dependence
 from dqe_export.graphs import random_inputs
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
 
@@ -29,16 +29,16 @@ def checkpoint(checkpoint_path: Path) -> Checkpoint:
     return load_checkpoint(checkpoint_path)
 
 
-def company(checkpoint: Checkpoint, spec: GraphSpec, path: Path, bound: float) -> float:
+def dependence(checkpoint: Checkpoint, spec: GraphSpec, path: Path, bound: float) -> float:
     model = checkpoint.model
     session = OnnxSession(path, spec, model.sizes, provider="cpu", threads=1)
     make = partial(random_inputs, spec, model.sizes, model.embeddings.word_embeddings.num_embeddings)
-    return check_company(spec, lambda given: session.run(**given), make, longest=LONGEST, bound=bound)
+    return check_batch_dependence(spec, lambda given: session.run(**given), make, longest=LONGEST, bound=bound)
 
 
 @pytest.mark.parametrize("spec", GRAPHS, ids=lambda s: s.name)
 def test_honest_graphs_do_not_mind(spec: GraphSpec, checkpoint: Checkpoint, bundle_path: Path) -> None:
-    assert company(checkpoint, spec, bundle_path / spec.file, 1e-6) <= 1e-6
+    assert dependence(checkpoint, spec, bundle_path / spec.file, 1e-6) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_answer_that_sees_its_batch_is_refused(
     edit(proto, checkpoint.model)
     onnx.save(proto, tmp_path / spec.file)
     with pytest.raises(ParityError, match=f"{spec.name}: .* depends on more than its question: in a batch of five"):
-        company(checkpoint, spec, tmp_path / spec.file, 1e-5)
+        dependence(checkpoint, spec, tmp_path / spec.file, 1e-5)
 
 
 @pytest.mark.parametrize("spec", [VISION_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
@@ -69,7 +69,7 @@ def test_activations_scaled_per_tensor_are_refused(spec: GraphSpec, checkpoint: 
 
     quantize_dynamic(bundle_path / spec.file, tmp_path / spec.file, per_channel=True, weight_type=QuantType.QInt8)
     with pytest.raises(ParityError, match=f"{spec.name}: .* depends on more than its question"):
-        company(checkpoint, spec, tmp_path / spec.file, 1e-5)
+        dependence(checkpoint, spec, tmp_path / spec.file, 1e-5)
 
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -102,7 +102,7 @@ def _last_of_five(given: Arrays) -> Arrays:
 def test_what_it_says(spec: GraphSpec, run: Callable[[Arrays], Arrays], said: str, checkpoint: Checkpoint) -> None:
     make = partial(random_inputs, spec, checkpoint.model.sizes, 100)
     with pytest.raises(ParityError, match=said) as caught:
-        check_company(spec, run, make, longest=LONGEST, bound=1e-5)
+        check_batch_dependence(spec, run, make, longest=LONGEST, bound=1e-5)
     assert "\n" not in str(caught.value)
 
 
@@ -114,4 +114,4 @@ def test_masked_positions_answer_nothing(checkpoint: Checkpoint) -> None:
         return {"fused_text": np.where(given["attention_mask"][..., None] == 1, 7.0, values)}
 
     make = partial(random_inputs, QUERY_ENCODER, checkpoint.model.sizes, 100)
-    assert check_company(QUERY_ENCODER, run, make, longest=LONGEST, bound=0.0) == 0.0
+    assert check_batch_dependence(QUERY_ENCODER, run, make, longest=LONGEST, bound=0.0) == 0.0

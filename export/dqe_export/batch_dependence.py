@@ -23,7 +23,7 @@ class MakeInputs(Protocol):
     def __call__(self, *, batch: int, text_length: int, seed: int) -> Mapping[str, Tensor]: ...
 
 
-def check_company(
+def check_batch_dependence(
     spec: GraphSpec, run: Callable[[Arrays], Arrays], make: MakeInputs, *, longest: int, bound: float | None, name: str = ""
 ) -> float:
     """The largest difference between the answer to a question asked alone and to the same one in company: first and last in a batch of
