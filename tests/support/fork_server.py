@@ -5,6 +5,7 @@ Protocol, over the pipes of that process: a JSON line `[task, arguments]` in; `s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,5 +85,6 @@ class ForkServer:
         """Start a worker and send SIGKILL `after` seconds later; whether that came before its end."""
         pid = self.start(task, **arguments)
         time.sleep(after)
-        os.kill(pid, signal.SIGKILL)  # it is at worst a zombie: the server waits for it, and its id is not free
+        with contextlib.suppress(ProcessLookupError):  # it ended before, and the server has waited for it
+            os.kill(pid, signal.SIGKILL)
         return self.wait() == signal.SIGKILL

@@ -48,7 +48,7 @@ def test_ten_kills_change_nothing(server: ForkServer, garments: Path, tmp_path: 
     steps, killed = [], 0
     for kill in range(KILLS):
         # The earlier kills come soon, so that something is left to kill; all are anywhere within steps, saves and renames.
-        killed += server.run_and_kill("train", rng.uniform(0.05, 0.25) * duration, **arguments)
+        killed += server.run_and_kill("train", rng.uniform(0.04, 0.18) * duration, **arguments)
         assert_whole(tmp_path / "run", tmp_path / "model")
         newest = latest_checkpoint(tmp_path / "run")
         steps.append(0 if newest is None else load_checkpoint(newest).meta.progress.step)
