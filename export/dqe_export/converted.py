@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class _Weights:
         proto = onnx.load(path, load_external_data=False)
         self._folder = str(path.parent)
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-        self.used = {name for node in proto.graph.node for name in node.input}
+        self.nodes = proto.graph.node
+        self.used = {name for node in self.nodes for name in node.input}
+        self._made_by = {name: node for node in self.nodes for name in node.output}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -33,25 +36,43 @@ class _Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def size(self, name: str) -> int:
+        return math.prod(self._tensors[name].dims) if name in self._tensors else 0
+
+    def made_of(self, name: str, given: Collection[str]) -> set[str]:
+        """The weights that the tensor `name` is computed from, and those of `given` that it is; what these are made of is not followed."""
+        found, seen, waiting = set[str](), set[str](), [name]
+        while waiting:
+            node = self._made_by.get(waiting.pop())
+            for other in () if node is None else set(node.input) - seen:
+                seen.add(other)
+                if other in self._tensors or other in given:
+                    found.add(other)
+                else:
+                    waiting.append(other)
+        return found
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         return numpy_helper.to_array(self._tensors[name], self._folder)
 
 
 def check_conversion(spec: GraphSpec, source: Path, path: Path) -> None:
     """Hold `path` to the float32 graph `source`, which was held to PyTorch: what kept its name and type is equal to the bit, what became
-    float16 is the nearest, and what became 8 bits is within half a step, where they lie beside their scale under its name, as ONNX
-    Runtime's tools and `row_int8` put them. Vectors (biases, norms, seeds) are never taken to 8 bits. Each is still in use.
+    float16 is the nearest, and what became 8 bits lies beside its scale under its name, as ONNX Runtime's tools and `row_int8` put it,
+    within half a step, and is what that product or lookup takes. Vectors (biases, norms, seeds) are never taken to 8 bits. Each is
+    still in use.
 
-    Raises ParityError. However an int8 scheme may store and multiply its matrices, what they do is `check_parity`'s to hold.
+    Raises ParityError.
     """
     before, after = _Weights(source), _Weights(path)
     for name in before:
         where = f"{spec.name}: the weights {name}"
         wanted = before[name]
         if name not in after:
-            if wanted.ndim < 2:
+            if wanted.ndim != 2:
                 raise ParityError(f"{where} were lost in the conversion; nothing was written")
             _check_steps(where, name, wanted, after)
+            _check_use(where, name, before, after)
             continue
         if name not in after.used:
             raise ParityError(f"{where} are not used any more after the conversion; nothing was written")
@@ -68,16 +89,28 @@ def check_conversion(spec: GraphSpec, source: Path, path: Path) -> None:
             raise ParityError(f"{where} are others after the conversion, not the same rounded; nothing was written")
 
 
+def _check_use(where: str, name: str, before: _Weights, after: _Weights) -> None:
+    """What a product or lookup of `name` becomes is made of its inputs, of that weight in 8 bits, and of no other but single numbers."""
+    parts = {f"{name}_quantized", f"{name}_scale"}
+    for node in before.nodes:
+        if name not in node.input:
+            continue
+        given = {other for other in node.input if other != name}
+        found = after.made_of(node.output[0], given)
+        others = {other for other in found - parts - {f"{name}_zero_point"} if after.size(other) > 1}
+        if not parts <= found or not given <= found | set(before) or others:
+            raise ParityError(f"{where} are not what makes {node.output[0]} after the conversion; nothing was written")
+
+
 def _check_steps(where: str, name: str, wanted: NDArray[Any], after: _Weights) -> None:
     values, scale = f"{name}_quantized", f"{name}_scale"
     if values not in after or scale not in after:
-        return
+        raise ParityError(f"{where} were lost in the conversion; nothing was written")
     stored, steps = after[values].astype(np.float64), after[scale].astype(np.float64)
     zero = after[f"{name}_zero_point"].astype(np.float64) if f"{name}_zero_point" in after else np.zeros(steps.shape)
-    sides = [side for side in (wanted, wanted.T) if side.shape == stored.shape]  # a Gemm's may be stored for MatMul, turned over
-    if not sides:
+    if stored.shape != wanted.shape:
         raise ParityError(f"{where} have shape {stored.shape} after the conversion, {wanted.shape} before; nothing was written")
-    off = min(_steps_off(stored, steps.reshape(s), zero.reshape(s), side) for side in sides for s in _along(steps.size, side.shape))
+    off = min(_steps_off(stored, steps.reshape(shape), zero.reshape(shape), wanted) for shape in _along(steps.size, wanted.shape))
     if not off <= 0.501:
         raise ParityError(f"{where} are off by up to {off:.2f} steps of their 8 bits, more than half a step; nothing was written")
 

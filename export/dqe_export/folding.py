@@ -46,8 +46,11 @@ def fold_constants(proto: onnx.ModelProto) -> None:
 
 
 def layers_left(path: Path, module: nn.Module) -> set[str]:
-    """Names of the linear layers of `module` whose weights the graph `path` holds, as they are or transposed; others are folded."""
-    tensors = (tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 2)
+    """Names of the linear layers of `module` whose weights a MatMul of the graph `path` takes, as they are or transposed. Others are
+    folded, or no product of tokens (`row_int8`)."""
+    graph = onnx.load(path).graph
+    taken = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    tensors = (tensor for tensor in graph.initializer if tensor.name in taken)
     held = {_digest(numpy_helper.to_array(tensor)) for tensor in tensors}
     weights = {name: layer.weight.detach().numpy() for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     return {name for name, weight in weights.items() if held.intersection(map(_digest, (weight, weight.T)))}

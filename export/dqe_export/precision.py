@@ -23,7 +23,7 @@ _FLOAT32_OPS = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "Redu
 """Sums of squares and exponentials, which leave float16's range, and the divisions by them."""
 _AT_ONCE = 8
 """Queries in a batch while scales are read off them."""
-_QUANTISED_OPS = ("MatMul", "Gemm", "Gather")  # Gather: the word embeddings
+_QUANTISED_OPS = ("MatMul", "Gather")  # Gather: the word embeddings. Not Gemm: see `quantise_rows`
 
 
 def convert(
@@ -68,7 +68,7 @@ def _static_int8(source: Path, keep: Collection[str], inputs: Mapping[str, NDArr
     target = source.with_name(f"int8-{source.name}")
     options = {
         "MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT, "ActivationSymmetric": True, "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        "OpTypesToExcludeOutputQuantization": ["MatMul"],
     }  # fmt: skip
     count = len(next(iter(inputs.values())))
     parts = iter([{name: a[at : at + _AT_ONCE] for name, a in inputs.items()} for at in range(0, count, _AT_ONCE)])

@@ -27,35 +27,38 @@ WEIGHT_STEPS = 64
 """Largest magnitude of a weight: the largest of which two, times 255, fit into 16 bits with sign."""
 ACTIVATION_STEPS = 127
 _ZERO = 128
+_WEIGHT = {"MatMul": 1, "Gather": 0}
+"""Which input of an operator is the constant that takes 8 bits."""
 _INTEGER_PRODUCTS = frozenset({
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
 })  # fmt: skip
 """Of ONNX and of ONNX Runtime's own domain."""
 _LEAST = 1e-30
-"""In place of the largest magnitude of a row of zeros."""
+"""The smallest step: of a row of zeros, or of numbers that small."""
 
 
 def quantise_rows(proto: onnx.ModelProto, *, keep: Collection[str] = ()) -> None:
-    """Replace, in place, each product with a constant matrix, and each table that an input looks up, but for the nodes named in `keep`.
+    """Replace, in place, each product of tokens with a constant matrix, and each table that an input looks up, but for the nodes named
+    in `keep`.
 
-    Raises ExportError for one matrix that is multiplied in two ways, which its one 8-bit copy could not serve.
+    `Gemm` stays: its rows are one a question, summed over tokens, and float32 sums depend on the batch in the last place. Rounded to 8
+    bits, that becomes a whole step now and then; and such products are little work.
     """
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     inputs = {value.name for value in graph.input}
     writer = _Writer()
     for node in graph.node:
-        table = constants.get(_weight_input(node))
-        if node.name in keep or table is None or len(table.dims) != 2 or table.data_type != onnx.TensorProto.FLOAT:
+        weight = constants.get(node.input[_WEIGHT[node.op_type]]) if node.op_type in _WEIGHT else None
+        if node.name in keep or weight is None or len(weight.dims) != 2 or weight.data_type != onnx.TensorProto.FLOAT:
             writer.nodes.append(node)
-        elif node.op_type == "Gather":
-            if node.input[1] in inputs:
-                writer.look_up(node, table.name, numpy_helper.to_array(table))
-            else:
-                writer.nodes.append(node)
+        elif node.op_type == "MatMul":
+            writer.multiply(node, weight.name, numpy_helper.to_array(weight))
+        elif node.input[1] in inputs and not any(attribute.name == "axis" and attribute.i for attribute in node.attribute):
+            writer.look_up(node, weight.name, numpy_helper.to_array(weight))
         else:
-            writer.multiply(node, table.name, _matrix(node, table))
+            writer.nodes.append(node)
     used = {name for node in writer.nodes for name in node.input} | {value.name for value in graph.output}
     left = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -92,23 +95,6 @@ def _fits(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> bool:
     return 2 * 255 * largest <= np.iinfo(np.int16).max
 
 
-def _weight_input(node: onnx.NodeProto) -> str:
-    if node.op_type == "Gather":
-        return node.input[0]
-    if node.op_type == "MatMul":
-        return node.input[1]
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    plain = node.op_type == "Gemm" and not attributes.get("transA") and {attributes.get(n, 1.0) for n in ("alpha", "beta")} == {1.0}
-    return node.input[1] if plain else ""
-
-
-def _matrix(node: onnx.NodeProto, table: onnx.TensorProto) -> NDArray[np.float32]:
-    """The weights as (K, N)."""
-    array = numpy_helper.to_array(table)
-    transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
-    return np.ascontiguousarray(array.T) if transposed else array
-
-
 @dataclass
 class _Writer:
     """The graph as it grows: `rows` remembers which activations are in 8 bits already, since query, key and value share theirs."""
@@ -120,15 +106,12 @@ class _Writer:
     def multiply(self, node: onnx.NodeProto, weight: str, matrix: NDArray[np.float32]) -> None:
         rows, row_step = self.rows.get(node.input[0]) or self._quantise(node.input[0])
         columns, column_steps = self._store(weight, *quantise_columns(matrix))
-        name, bias = f"{node.output[0]}_int8", node.input[2:]
-        product = f"{name}_product" if bias else node.output[0]
+        name = f"{node.output[0]}_int8"
         self._add("MatMulInteger", [rows, columns, self._constant("int8_zero", np.uint8(_ZERO))], f"{name}_sum")
         self._add("Cast", [f"{name}_sum"], f"{name}_float", to=onnx.TensorProto.FLOAT)
         # Not Mul(Cast, Mul(steps, step)): ONNX Runtime 1.32 fuses that into MatMulIntegerToFloat, which takes one scale for all rows.
         self._add("Mul", [f"{name}_float", column_steps], f"{name}_columns")
-        self._add("Mul", [f"{name}_columns", row_step], product)
-        if bias:
-            self._add("Add", [product, *bias], node.output[0])
+        self._add("Mul", [f"{name}_columns", row_step], node.output[0])
 
     def look_up(self, node: onnx.NodeProto, weight: str, table: NDArray[np.float32]) -> None:
         """A table's rows are scaled one by one, and stay a table: all 8 bits, since they are not multiplied."""
@@ -162,5 +145,5 @@ class _Writer:
     def _constant(self, name: str, value: Any) -> str:
         tensor = numpy_helper.from_array(np.asarray(value), name)
         if self.constants.setdefault(name, tensor) != tensor:
-            raise ExportError(f"{name}: one matrix is multiplied in two ways; give each its own, or export in another precision")
+            raise ExportError(f"{name}: one matrix is looked up and multiplied; give each its own, or export in another precision")
         return name

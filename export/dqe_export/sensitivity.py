@@ -100,4 +100,4 @@ def nodes_of(path: Path, module: nn.Module, layers: Sequence[str]) -> list[str]:
         name for name, array in weights.items() for weight in wanted
         if any(array.shape == w.shape and (array == w).all() for w in (weight, weight.T))
     }  # fmt: skip
-    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and names.intersection(node.input)]
+    return [node.name for node in graph.node if node.op_type == "MatMul" and names.intersection(node.input)]

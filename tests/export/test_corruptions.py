@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from support.corruptions import BUNDLE, CONVERTED, TRACED, Corruption, refusal_of_bundle, refusal_of_converted, refusal_of_traced
 from support.graph_edits import after
 from support.tiny_training import make_model, model_config
@@ -76,6 +79,59 @@ def test_a_conversion_gone_wrong_is_refused(
     said = refusal_of_converted(CONVERTED[name], precision, checkpoint.model, sources[precision], converted[precision], tmp_path)
     assert said is not None, "it passed"
     assert CONVERTED[name].said in said
+
+
+def _products(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Two 8-bit products whose matrices have one shape."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    products = [node for node in proto.graph.node if node.op_type == "MatMulInteger"]
+    first = next(a for a in products if sum(shapes[a.input[1]] == shapes[b.input[1]] for b in products) > 1)
+    return [node for node in products if shapes[node.input[1]] == shapes[first.input[1]]][:2]
+
+
+def _other_weights(proto: onnx.ModelProto, change: Callable[[NDArray[np.int8]], NDArray[np.int8]]) -> None:
+    """Under another name; the right ones stay, unused."""
+    node = _products(proto)[0]
+    right = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == node.input[1]))
+    proto.graph.initializer.append(numpy_helper.from_array(change(right), "others"))
+    node.input[1] = "others"
+
+
+def _swapped_products(proto: onnx.ModelProto) -> None:
+    first, second = _products(proto)
+    first.input[1], second.input[1] = second.input[1], first.input[1]
+
+
+def _swapped_rows(proto: onnx.ModelProto) -> None:
+    first, second = (node for node in proto.graph.node if node.op_type == "QuantizeLinear" and node.output[0] in _fed(proto))
+    first.output[0], second.output[0] = second.output[0], first.output[0]
+
+
+def _fed(proto: onnx.ModelProto) -> list[str]:
+    """The activations of the first two products that do not share theirs."""
+    return list(dict.fromkeys(node.input[0] for node in proto.graph.node if node.op_type == "MatMulInteger"))[:2]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        partial(_other_weights, change=np.zeros_like),
+        partial(_other_weights, change=lambda right: (right * 0.9).astype(np.int8)),
+        partial(_other_weights, change=lambda right: np.ascontiguousarray(right.T)),
+        _swapped_products,
+        _swapped_rows,
+    ],
+    ids=["zeros", "all weights × 0.9", "transposed", "two products' weights swapped", "two products' inputs swapped"],
+)
+def test_products_of_other_tensors_are_refused(
+    edit: Callable[[onnx.ModelProto], None], sources: dict[Precision, Path], converted: dict[Precision, Path], tmp_path: Path
+) -> None:
+    """Numbers do not see all of these: rounding may move an output as far."""
+    proto = onnx.load(converted["int8"] / QUERY_ENCODER.file)
+    edit(proto)
+    onnx.save(proto, tmp_path / QUERY_ENCODER.file)
+    with pytest.raises(ParityError, match="are not what makes"):
+        check_conversion(QUERY_ENCODER, sources["int8"] / QUERY_ENCODER.file, tmp_path / QUERY_ENCODER.file)
 
 
 @pytest.mark.parametrize("name", BUNDLE)
