@@ -16,6 +16,7 @@ from typing import IO, Any
 
 _TEMPORARY_PREFIX = ".tmp-"
 _OLD = "old"  # within a temporary: what is being replaced
+_GONE = "gone"  # what was replaced, and is being removed
 
 
 _REMEDIES = {
@@ -170,7 +171,7 @@ def remove_stale_temporaries(path: Path) -> None:
     for stale in _temporaries(path):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), _lock(stale, fcntl.LOCK_NB):
             if os.path.lexists(path) or not (stale / _OLD).exists():
-                shutil.rmtree(stale, ignore_errors=True)
+                _discard(stale)
 
 
 @contextlib.contextmanager
@@ -213,7 +214,14 @@ def _replace(path: Path, new: Path) -> None:
         finally:
             if os.path.lexists(old) and not os.path.lexists(path):
                 os.replace(old, path)
-            shutil.rmtree(aside, ignore_errors=True)  # not reached where the old one could not be put back
+            _discard(aside)  # not reached where the old one could not be put back
+
+
+def _discard(temporary: Path) -> None:
+    """Remove it. What was replaced first loses the name by which it would be restored: a kill may leave half of it."""
+    with contextlib.suppress(OSError):
+        os.replace(temporary / _OLD, temporary / _GONE)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporaries(path: Path) -> list[Path]:

@@ -240,3 +240,18 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
 def test_an_error_while_writing_is_told_of_the_file_that_it_is_of(file: str | None, line: str) -> None:
     error = PermissionError(errno.EACCES, "Permission denied") if file is None else PermissionError(errno.EACCES, "Permission denied", file)
     assert describe_write_error(error, Path("a/out")).startswith(line)
+
+
+def test_half_of_what_was_replaced_is_never_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while the old one is removed, and then someone removes the new one, too."""
+    target = tmp_path / "out"
+    for name in ("first", "second"):
+        if name == "second":  # killed after the first file of the old one
+            monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: [file.unlink() for file in path.rglob("a")])
+        with atomic_directory(target, replace=True, marker="a") as temporary:
+            for file in ("a", "b"):
+                (temporary / file).write_text(name)
+    monkeypatch.undo()
+    shutil.rmtree(target)
+    remove_stale_temporaries(target)
+    assert list(tmp_path.iterdir()) == []
