@@ -31,9 +31,9 @@ _WEIGHT = {"MatMul": 1, "Gather": 0}
 """Which input of an operator is the constant that takes 8 bits."""
 _INTEGER_PRODUCTS = frozenset({
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM",
+    "DynamicQuantizeLSTM", "MatMulNBits",
 })  # fmt: skip
-"""Of ONNX and of ONNX Runtime's own domain."""
+"""Of ONNX and of ONNX Runtime's own domain: those that it may multiply in 8 bits."""
 _LEAST = 1e-30
 """The smallest step: of a row of zeros, or of numbers that small."""
 
@@ -76,9 +76,9 @@ def quantise_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
 def may_saturate(proto: onnx.ModelProto) -> list[str]:
     """Names of 8-bit products that are not known to be exact on a processor which adds pairs of them in 16 bits, whatever the activations.
 
-    The worst case of every `MatMulInteger` with constant weights is looked at; any other operator that multiplies 8-bit numbers counts as
-    one that may. So nothing depends on the processor that ran a check. Pairs of QuantizeLinear and DequantizeLinear around a product are
-    not looked at: `OnnxSession` multiplies those in float32, other programs may not.
+    The worst case of every `MatMulInteger` with constant weights is looked at; any other of `_INTEGER_PRODUCTS` counts as one that may. So
+    nothing depends on the processor that ran a check. Subgraphs are not looked at, which our graphs have none of; nor are pairs of
+    QuantizeLinear and DequantizeLinear around a product: `OnnxSession` multiplies those in float32, other programs may not.
     """
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
     return [node.name for node in proto.graph.node if node.op_type in _INTEGER_PRODUCTS and not _fits(node, values)]

@@ -189,3 +189,14 @@ def test_a_matrix_in_two_roles_is_refused(rng: np.random.Generator) -> None:
     graph = helper.make_graph(nodes, "both", [ids], [y], [table])
     with pytest.raises(ExportError, match="one matrix is looked up and multiplied"):
         quantise_rows(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9))
+
+
+@pytest.mark.parametrize("kind", ["MatMulNBits", "QLinearMatMul", "DynamicQuantizeMatMul"])
+def test_what_is_not_known_to_fit_may_saturate(kind: str) -> None:
+    node = helper.make_node(kind, ["x", "w"], ["y"], name="product")
+    assert may_saturate(helper.make_model(helper.make_graph([node], "unknown", [], []))) == ["product"]
+
+
+def test_weights_that_are_computed_may_saturate() -> None:
+    node = helper.make_node("MatMulInteger", ["x", "computed"], ["y"], name="product")
+    assert may_saturate(helper.make_model(helper.make_graph([node], "computed", [], []))) == ["product"]
