@@ -41,6 +41,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("realdata") and not _realdata_folder().is_dir():
         pytest.skip(f"no public dataset files at {_realdata_folder()}; set DQE_REALDATA")
     if item.get_closest_marker("gpu") and _cuda_devices() == 0:
+        if os.environ.get("DQE_REQUIRE_GPU"):
+            pytest.fail("DQE_REQUIRE_GPU is set, and no CUDA device is found (libcuda.so.1 missing, or it shows none)")
         pytest.skip("no CUDA device")
 
 

@@ -102,7 +102,7 @@ class CudaMemory:
 
     def upload(self, array: NDArray[Any]) -> ForeignArray:
         address = ctypes.c_uint64()
-        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(array.nbytes))
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(array.nbytes, 1)))  # the driver refuses to allocate 0 bytes
         self._allocated.append(address)
         self._call("cuMemcpyHtoD_v2", address, ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
         self._arrays.append(ForeignArray(address.value, array.shape, array.dtype))

@@ -1,0 +1,77 @@
+"""A dozen requests to the CUDA kernels, each compared with NumPy's reference, without PyTorch. What sanitizers watch.
+
+    python -m benchmarks.gpu_requests        # exit code 1 if an answer differs
+
+Coordinates are small whole numbers: every dot product is exact in any order of additions, so answers must be equal to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.doctor.device_arrays import CudaMemory
+from dqe_engine.zones import cuda, reference
+from dqe_engine.zones.request import validated
+
+EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=5, temperature=0.7)
+ABSOLUTE = ZoneSpec(lo=0, hi=7, policy="hardest")
+QUANTILES = ZoneSpec(lo=0.01, hi=0.3, bounds="quantile", policy="uniform")
+FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
+# (batch, items, tokens, width, dtype of the items, k, zones)
+REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
+    (1, 4097, 1, 256, np.float16, 10, None),
+    (1, 4097, 1, 256, np.float16, 10, ABSOLUTE),
+    (17, 4097, 1, 64, np.float16, 10, QUANTILES),
+    (64, 4097, 1, 256, np.float16, 100, EVERYTHING),
+    (65, 3001, 2, 72, np.float16, 7, QUANTILES),
+    (16, 501, 32, 256, np.float16, 10, ABSOLUTE),
+    (5, 150, 129, 257, np.float16, 10, QUANTILES),
+    (1, 4097, 1, 256, np.float32, 10, QUANTILES),
+    (70, 1001, 2, 64, np.float32, 10, ABSOLUTE),
+    (3, 5000, 1, 8, np.float16, 5000, EVERYTHING),
+    (64, 0, 1, 8, np.float16, 10, ABSOLUTE),
+    (300, 111, 1, 8, np.float16, 10, EVERYTHING),
+]
+
+
+def compare(memory: CudaMemory, number: int) -> list[str]:
+    """Names of the fields in which the device differs from the reference."""
+    batch, size, tokens, width, dtype, k, zones = REQUESTS[number]
+    rng = np.random.default_rng(number)
+    queries = rng.integers(-3, 4, (batch, width)).astype(np.float32)
+    items: NDArray[Any] = rng.integers(-3, 4, (size, tokens, width)).astype(dtype)
+    options: dict[str, Any] = {"k": k, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None}
+    wanted = reference.select(validated(queries, items, anchor=None, exclude=None, **options))
+    found = cuda.select(memory.upload(queries), memory.upload(items), **options)
+    wrong = []
+    for name in FIELDS:
+        ours, theirs = getattr(found, name), getattr(wanted, name)
+        if ours is not None:
+            ours = memory.download(ours)
+        if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs, equal_nan=True)):
+            wrong.append(name)
+    return wrong
+
+
+def main() -> int:
+    failures = 0
+    with CudaMemory.open() as memory:
+        for number, request in enumerate(REQUESTS):
+            wrong = compare(memory, number)
+            failures += bool(wrong)
+            batch, size, tokens, width, dtype, k, zones = request
+            verdict = f"DIFFERS in {', '.join(wrong)}" if wrong else "equal"
+            shape = f"{batch} queries, {size} x {tokens} x {width} {dtype.__name__}"
+            print(f"{shape}, k {k}, zones {zones and zones.bounds}: {verdict}", flush=True)
+    print(f"{len(REQUESTS) - failures} of {len(REQUESTS)} equal")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
