@@ -97,13 +97,27 @@ class QFormerConfig(Contract, frozen=True):
         return _mlp_width(self)
 
 
+BaseQuery = Literal["mean", "cls", "pool"]
+WeightInputs = Literal["text", "text+image"]
+
+
 class ModelConfig(Contract, frozen=True):
-    """`attribute_weights` off gives q = q0: the baseline without learnable attribute weights (LAW)."""
+    """What a model is made of.
+
+    `base_query`, how q0 is read off the fused tokens: "mean" of the query outputs (QuRe), the "cls" token of the text (BLIP-2's text
+    feature), or "pool", the mean plus one learned attention pool over query and text tokens alike, without a name or a label.
+    `attribute_weights` off gives q = q0: no learnable attribute weights (LAW). `weights_from`, what the weights are read off: the words
+    alone, or the words and the attribute's pooled fused tokens, which have seen the reference image. `learned_temperature`: the losses'
+    temperature is a parameter that starts at `loss.temperature` (SPRC, QuRe).
+    """
 
     preprocessing: PreprocessingSpec
     vision: VisionConfig = VisionConfig()
     qformer: QFormerConfig = QFormerConfig()
+    base_query: BaseQuery = "mean"
     attribute_weights: bool = True
+    weights_from: WeightInputs = "text"
+    learned_temperature: bool = False
 
     def __post_init__(self) -> None:
         if self.preprocessing.image_size < self.vision.patch_size:
@@ -113,8 +127,8 @@ class ModelConfig(Contract, frozen=True):
 class LossConfig(Contract, frozen=True):
     """Weights and temperatures; equations in docs/method.md.
 
-    `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline. A weight of 0 turns a part
-    off.
+    `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline. `ranking`: the form of the ranking loss;
+    `rank_margin` is in score units and read by "margin" alone. A weight of 0 turns a part off.
     """
 
     objective: Literal["kl", "infonce"] = "kl"
@@ -123,21 +137,28 @@ class LossConfig(Contract, frozen=True):
     relevance_share: float = 0.2
     relevance_warmup: float = 0.3
     rank_weight: float = 0.5
+    ranking: Literal["logistic", "margin"] = "logistic"
+    rank_margin: float = 0.1
     attribute_weight: float = 0.2
     attribute_margin: float = 0.2
     presence_weight: float = 0.5
 
     def __post_init__(self) -> None:
         _check(self, 1e-4, "temperature", "relevance_temperature")
-        _check(self, 0, "relevance_warmup", "rank_weight", "attribute_weight", "presence_weight")
+        _check(self, 0, "relevance_warmup", "rank_weight", "rank_margin", "attribute_weight", "presence_weight")
         if not 0 <= self.relevance_share < 0.5:
             raise ValueError(f"relevance_share must lie in [0, 0.5), so that the ground truth counts most, got {self.relevance_share}")
 
 
 class TRNSConfig(Contract, frozen=True):
-    """Target relative negative sampling. `warmup_epochs` without mined negatives, then a refresh every `interval`."""
+    """Target relative negative sampling. `warmup_epochs` without mined negatives, then a refresh every `interval`.
+
+    `rule`, where negatives come from: the mid zone of `zones`, or what lies between the two steepest drops of the scores below the
+    target ("two-drops", QuRe's), which reads no bounds.
+    """
 
     enabled: bool = True
+    rule: Literal["zones", "two-drops"] = "zones"
     warmup_epochs: int = 1
     interval: int = 1
     picks: int = 16
