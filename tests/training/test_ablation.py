@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support.tiny_training import heads_alone, train_config
 
+from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
-from dqe_training.ablation.audit import wrong_attributes
 from dqe_training.ablation.comparison import compare_cells
 from dqe_training.ablation.plan import Cell, Plan, make_plan
 from dqe_training.ablation.results import CellResult
@@ -21,6 +21,7 @@ from dqe_training.ablation.statistics import compare, student_t, summarise
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
 from dqe_training.config import LossConfig, TrainConfig
+from dqe_training.data.answers import Answers
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.queries import Query, QuerySet
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
@@ -35,20 +36,38 @@ from dqe_training.evaluation.protocol import summarise as summarise_report
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("baseline", ""),
-        ("full", "kl law trns"),
-        ("+kl", "kl"),
-        ("baseline+law", "law"),
-        ("+law+trns", "law trns"),
-        ("full-trns", "kl law"),
-        ("full-kl-law", "trns"),
+        ("baseline", {}),
+        ("full", {"kl": "", "law": "", "trns": ""}),
+        ("+kl", {"kl": ""}),
+        ("baseline+law", {"law": ""}),
+        ("+pool+law:unlabelled+trns:two-drops", {"pool": "", "law": "unlabelled", "trns": "two-drops"}),
+        ("full+pool-trns+trns:random", {"kl": "", "law": "", "pool": "", "trns": "random"}),
+        ("full-kl-law", {"trns": ""}),
     ],
 )
-def test_variants_by_name(name: str, parts: str) -> None:
-    assert parse_variant(name) == frozenset(parts.split())
+def test_variants_by_name(name: str, parts: dict[str, str]) -> None:
+    assert parse_variant(name) == parts
 
 
-@pytest.mark.parametrize("name", ["", "kl", "+KL", "full+kl", "baseline-kl", "+kl+kl", "full-", "best", "+kl,+law"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "kl",
+        "+KL",
+        "full+kl",
+        "baseline-kl",
+        "+kl+kl",
+        "full-",
+        "best",
+        "+kl,+law",
+        "+kl:soft",
+        "+law:",
+        "+trns:-x",
+        "+pool+cls",
+        "+two-drops",
+    ],
+)
 def test_what_is_no_variant(name: str) -> None:
     with pytest.raises(InputError, match="variant"):
         parse_variant(name)
@@ -57,35 +76,51 @@ def test_what_is_no_variant(name: str) -> None:
 def test_a_variant_has_its_parts_and_no_others() -> None:
     config = train_config()
     for size in range(len(PARTS) + 1):
-        for parts in itertools.combinations(PARTS, size):
-            made = apply_variant(config, frozenset(parts), name="x")
+        for names in itertools.combinations(PARTS, size):
+            parts = dict.fromkeys(names, "")
+            made = apply_variant(config, parts, name="x")
+            assert (made.model.base_query == "pool") == ("pool" in parts)
             assert (made.loss.objective == "kl") == ("kl" in parts)
             assert made.model.attribute_weights == (made.loss.attribute_weight > 0) == (made.loss.presence_weight > 0) == ("law" in parts)
             assert made.trns.enabled == (made.loss.rank_weight > 0) == ("trns" in parts)
             assert made.optim == config.optim
-    assert apply_variant(config, frozenset(PARTS), name="full") == config
+    assert apply_variant(config, parse_variant("full"), name="full") == config
+
+
+def test_options_of_the_parts() -> None:
+    config = train_config()
+    free = apply_variant(config, parse_variant("+law:unlabelled"), name="x")
+    assert free.model.attribute_weights
+    assert free.loss.attribute_weight == free.loss.presence_weight == 0
+    assert apply_variant(config, parse_variant("+law:image"), name="x").model.weights_from == "text+image"
+    assert apply_variant(config, parse_variant("+cls"), name="x").model.base_query == "cls"
+    made = {option: apply_variant(config, {"trns": option}, name="x") for option in ("", *PARTS["trns"])}
+    assert made[""].trns == config.trns
+    assert made["two-drops"].trns.rule == "two-drops"
+    assert all(one != other for one, other in itertools.combinations(made.values(), 2))
+    assert all(parse_json(TrainConfig, to_json(each), where="x") == each for each in made.values())
 
 
 def test_heads_alone_are_compared_with_heads() -> None:
     config = heads_alone()
-    assert apply_variant(config, frozenset(["law"]), name="+law").finetune == "attributes"
+    assert apply_variant(config, {"law": ""}, name="+law").finetune == "attributes"
     with pytest.raises(InputError, match="variant 'baseline': without law nothing would train, since finetune is attributes"):
-        apply_variant(config, frozenset(), name="baseline")
+        apply_variant(config, {}, name="baseline")
 
 
 def test_settings_of_a_part_that_is_off_do_not_matter() -> None:
     config = train_config()
     other = msgspec.structs.replace(config, loss=LossConfig(relevance_share=0.3, attribute_margin=0.5))
-    assert apply_variant(config, frozenset(), name="x") == apply_variant(other, frozenset(), name="x")
-    assert apply_variant(config, frozenset(["kl"]), name="x") != apply_variant(other, frozenset(["kl"]), name="x")
+    assert apply_variant(config, {}, name="x") == apply_variant(other, {}, name="x")
+    assert apply_variant(config, {"kl": ""}, name="x") != apply_variant(other, {"kl": ""}, name="x")
 
 
 def test_a_part_that_would_change_nothing_is_refused() -> None:
     config = msgspec.structs.replace(train_config(), loss=LossConfig(rank_weight=0, relevance_share=0))
     with pytest.raises(InputError, match=r"'\+trns': trns would change nothing, since loss.rank_weight is 0"):
-        apply_variant(config, frozenset(["trns"]), name="+trns")
+        apply_variant(config, {"trns": ""}, name="+trns")
     with pytest.raises(InputError, match="relevance_share is 0"):
-        apply_variant(config, frozenset(["kl"]), name="+kl")
+        apply_variant(config, {"kl": ""}, name="+kl")
 
 
 # -- plans ---------------------------------------------------------------------------------------------------------------
@@ -203,8 +238,9 @@ def test_wrong_attributes_by_exact_labels(tiny_data: tuple[TripletData, np.ndarr
     words = vocabulary()
     rows = np.asarray([0, 3, 7, 20])
     images = np.stack([np.append(np.random.default_rng(row).integers(len(data.images), size=9), data.target[row]) for row in rows])
-    found = wrong_attributes(data, words, rows, images)
-    assert found is not None
+    answers = Answers.of(data, words)
+    assert answers is not None
+    found = answers.wrong(rows, images)
 
     def values(image: int) -> dict[str, str]:
         return {a.name: a.values[data.labels[image, i]] for i, a in enumerate(words.attributes)}
@@ -214,10 +250,11 @@ def test_wrong_attributes_by_exact_labels(tiny_data: tuple[TripletData, np.ndarr
         asked = {name: [value] for name, value in values(int(data.reference[row])).items()} | (record.allowed or {})
         expected = [sum(values(int(image))[name] not in allowed for name, allowed in asked.items()) for image in images[at]]
         assert found[at].tolist() == expected
+    np.testing.assert_array_equal(answers.among(rows, images[1]), answers.wrong(rows, np.tile(images[1], (4, 1))) == 0)
     assert (found[:, -1] == 0).all(), "a target satisfies its own text"
     assert found.max() > 1
     unlabelled = msgspec.structs.replace(data.records[3], allowed=None)
-    assert wrong_attributes(replace_record(data, 3, unlabelled), words, rows, images) is None
+    assert Answers.of(replace_record(data, 3, unlabelled), words) is None
 
 
 def replace_record(data: TripletData, row: int, record: TripletRecord) -> TripletData:
