@@ -70,7 +70,7 @@ def train_config(
 ) -> TrainConfig:
     """Five steps an epoch over `SPEC`; negatives from the second epoch on; a checkpoint every third step."""
     plan: dict[str, Any] = {"epochs": 3, "batch_size": 8, "checkpoint_every": 3, "log_every": 1}
-    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="uniform")
+    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="pooled", policy="uniform")
     return TrainConfig(
         model=model or model_config(),
         loss=loss or LossConfig(),

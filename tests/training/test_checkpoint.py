@@ -134,10 +134,10 @@ def edited(checkpoint: Path, **changes: object) -> None:
 
 
 def test_a_newer_schema_says_upgrade(checkpoint: Path) -> None:
-    edited(checkpoint, schema_version=4, something_new={"a": 1})
+    edited(checkpoint, schema_version=5, something_new={"a": 1})
     with pytest.raises(CheckpointError) as caught:
         read_meta(checkpoint)
-    one_line(caught, "schema 4", "upgrade")
+    one_line(caught, "schema 5", "upgrade")
 
 
 def test_the_first_schema_is_read(checkpoint: Path) -> None:
@@ -165,6 +165,19 @@ def test_the_second_schema_is_read(checkpoint: Path) -> None:
     del content["config"]["start"], content["start_hash"]
     path.write_text(json.dumps(content))
     assert read_meta(checkpoint) == msgspec.structs.replace(expected, schema_version=2)
+
+
+def test_the_third_schema_is_read(checkpoint: Path) -> None:
+    """As it was written when zones by rank were called "quantile": what was trained with them is still there to be used."""
+    expected, path = read_meta(checkpoint), checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    content["config"]["trns"]["zones"]["bounds"] = "quantile"
+    path.write_text(json.dumps(content | {"schema_version": 3}))
+    zones = msgspec.structs.replace(expected.config.trns.zones, bounds="rank")
+    assert read_meta(checkpoint).config.trns == msgspec.structs.replace(expected.config.trns, zones=zones)
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"'quantile' .*'pooled'"):
+        read_meta(checkpoint)
 
 
 def test_an_unlisted_file_is_not_trusted(checkpoint: Path) -> None:

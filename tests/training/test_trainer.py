@@ -344,6 +344,7 @@ def test_negatives_are_mined_after_warm_up_at_intervals(
     refreshes = [e for e in events if e["event"] == "refresh"]
     assert [e["epoch"] for e in refreshes] == expected
     assert all(0 <= e["empty"] < 1 for e in refreshes)
+    assert all(0 <= e["lo"] < e["hi"] for e in refreshes)  # what the pooled bounds came to
     ranked = {e["epoch"] for e in events if e["event"] == "step" and "loss/rank" in e}
     assert ranked == (set(range(warmup, 5)) if enabled else set())
 

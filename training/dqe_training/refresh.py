@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones.mining import mine_negatives
+from dqe_engine.zones.mining import MiningJob, mine_negatives
 
 from .config import TRNSConfig
 from .data.triplets import TextBatcher, TripletData
@@ -75,8 +75,10 @@ class Negatives:
             self._bank[stale] = self._encode(stale.numpy())
         zones = msgspec.structs.replace(self._config.zones, seed=(self._config.zones.seed + 1_000_003 * epoch) % 2**64)
         tokens = self._images.all_targets()
-        self._mined = mine_shared(self._bank.numpy(), tokens, self._data, zones=zones, picks=self._config.picks, world=self._world)
-        return {"encoded_again": len(stale), "empty": float((self._mined[:, 0] < 0).mean())}
+        picks = self._config.picks
+        self._mined, applied = mine_shared(self._bank.numpy(), tokens, self._data, zones=zones, picks=picks, world=self._world)
+        bounds = {"lo": applied.lo, "hi": applied.hi} if zones.bounds == "pooled" else {}
+        return {"encoded_again": len(stale), "empty": float((self._mined[:, 0] < 0).mean()), **bounds}
 
     def calibrate(self, seed: int) -> ZoneSpec:
         """Serving zones, read off a sample of the training set by the main rank, which tells the others."""
@@ -109,18 +111,22 @@ def mine_shared(
     picks: int,
     world: World,
     block: int = SHARED_BLOCK,
-) -> NDArray[np.int64]:
-    """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank.
+) -> tuple[NDArray[np.int64], ZoneSpec]:
+    """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank; and the zones
+    that applied, whose bounds are absolute where `zones` has pooled ones.
 
     queries: (T, D), tokens: (I, M, D) of the gallery, both the same on every rank. References are no candidates.
     """
+    exclude = data.reference[:, None]
+    if zones.bounds == "pooled":  # by the main rank: others may add in another order, and bounds must be the same to the bit
+        job = MiningJob(queries=queries, items=tokens, targets=data.target, zones=zones, picks=picks, exclude=exclude)
+        zones = parse_json(ZoneSpec, world.from_main(lambda: to_json(job.applied_zones)), where="zones")
     found = np.full((len(data), picks), -1, np.int64)
     mine = world.rows(len(data), block)
     if mine:
-        exclude = data.reference[:, None]
         mined = mine_negatives(
             queries, tokens, data.target, zones=zones, picks=picks, exclude=exclude, block=block, threads=world.threads, rows=mine
         )
         found[mine.start : mine.stop] = mined.picks
     world.complete(torch.from_numpy(found), block)
-    return found
+    return found, zones
