@@ -75,8 +75,13 @@ def make_plan(
         arm = Arm(f"{name} {point_label(point)}" if moves else name, wanted)
         if arms.setdefault(wanted, arm).label != arm.label:
             raise InputError(f"{arm.label} and {arms[wanted].label} train the same; leave one out")
-    cells = tuple(_cell(arm, seed, identity) for seed in seeds for arm in arms.values())
-    return Plan(tuple(arms.values()), tuple(seeds), budget, cells, tuple(left_out))
+    return plan_of(tuple(arms.values()), seeds, budget=budget, identity=identity, left_out=tuple(left_out))
+
+
+def plan_of(arms: Sequence[Arm], seeds: Sequence[int], *, budget: Budget, identity: str, left_out: tuple[str, ...] = ()) -> Plan:
+    """A plan of arms that are configured already, each with a label of its own."""
+    cells = tuple(_cell(arm, seed, identity) for seed in seeds for arm in arms)
+    return Plan(tuple(arms), tuple(seeds), budget, cells, left_out)
 
 
 def _with_budget(config: TrainConfig, budget: Budget) -> TrainConfig:

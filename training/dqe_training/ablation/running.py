@@ -38,14 +38,15 @@ def run_plan(
     watch: Watch,
     after: Callable[[Results], None] = lambda results: None,
     keep_models: bool = False,
+    wait: bool = True,
 ) -> Results:
     """Train and evaluate what `out` lacks; returns all results by key, and tells `after` of them at the start and after each cell.
 
     A frozen tower's image tokens come from the feature cache `features`, which the first cell fills; where the tower trains,
     cells share decoded pixels. A cell's run directory is `out/runs/<key>`, removed when the cell is finished; with
-    `keep_models`, its model stays as `out/models/<key>`. Processes with one `out` share its cells: each takes the next that nobody has, and
-    in the end waits for those that others have. Ctrl-C writes a checkpoint and raises KeyboardInterrupt. Raises InputError and
-    CheckpointError.
+    `keep_models`, its model stays as `out/models/<key>`. Processes with one `out` share its cells: each takes the next that nobody has,
+    and in the end waits for those that others have, unless `wait` is off. Ctrl-C writes a checkpoint and raises KeyboardInterrupt.
+    Raises InputError and CheckpointError.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def run_plan(
     pixels = _SharedPixels(subject)
     results = finished(out, plan.cells)
     after(results)
-    for patient in (False, True):
+    for patient in (False, True) if wait else (False,):
         for number, cell in enumerate(plan.cells, start=1):
             if cell.key in results:
                 continue
@@ -64,8 +65,9 @@ def run_plan(
                         _run_cell(cell, subject, out, features, pixels, listener, keep_models)
             results = finished(out, plan.cells)
             after(results)
-    for used in ("runs", "claims"):
-        shutil.rmtree(out / used, ignore_errors=True)
+    if len(results) == len(plan.cells):
+        for used in ("runs", "claims"):
+            shutil.rmtree(out / used, ignore_errors=True)
     return results
 
 

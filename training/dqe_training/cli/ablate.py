@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..encoding import Listener
 
 _EPILOG = """\
-variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trns), and combinations: +pool+kl, full-trns+trns:random. Parts:
+variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trns), combinations: +pool+kl, full-trns+trns:random. Parts:
   pool  one nameless attention pool more in the base query    cls   the text's [CLS] as the base query    kl    the KL relevance loss
   law   attribute weights; law:unlabelled reads no label, law:text and law:image say what the weights see
   trns  mined negatives, from the configuration's zones; trns:pooled, :absolute, :rank, :random, :filtered, :two-drops from others
