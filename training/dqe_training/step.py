@@ -70,7 +70,8 @@ class TrainingStep:
         """
         queries, parts = self.gradients(batch, relevance_share=relevance_share)
         self._scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        if self.config.optim.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return queries.detach().cpu(), {name: value.item() for name, value in parts.items()}
