@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.tiny_benchmarks import write_cirr, write_fashioniq
 from support.tiny_training import OVERRIDES, flip_byte
 
-from dqe_training.cli import data, evaluate, pretrain, train
+from dqe_training.cli import ablate, data, evaluate, pretrain, train
 
 Main = Callable[[Sequence[str]], int]
 
@@ -137,6 +138,20 @@ def test_other_bad_data(own: Path, garments: Path, capsys: pytest.CaptureFixture
     (own / "triplets.jsonl").write_text("")
     refused(train.main, own_arguments(own), capsys, "holds no records")
     assert not list((own / "run").glob("step-*"))
+
+
+@pytest.mark.parametrize("write", [write_fashioniq, write_cirr])
+def test_a_public_dataset_asks_for_a_backbone(write: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one, the small model for 64-pixel pictures would be trained on photographs, and nothing would say so."""
+    folder = write(tmp_path / "set")
+    for main in (train.main, ablate.main):
+        refused(main, ["--data", folder, "--out", tmp_path / "run"], capsys, "add backbone=Salesforce/blip2-itm-vit-g", "start=RUN/model")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_that_would_stay_random(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", garments, "--out", tmp_path / "run", *OVERRIDES, "optim.vision_learning_rate=0"]
+    refused(train.main, arguments, capsys, "the vision tower would stay random: set start, backbone or vision_weights")
 
 
 def test_a_run_directory_that_is_a_file(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ from support.signals import interrupts_heard  # noqa: F401 (used by every test h
 from support.tiny_training import flip_byte, make_trainer, model_config, train_config
 
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training import refresh as refresh_module
 from dqe_training.checkpoint import load_checkpoint, load_state
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
@@ -315,6 +313,13 @@ def test_a_batch_larger_than_the_data_is_the_data(tiny_data: Tiny, tmp_path: Pat
     trainer.train()
 
 
+def test_a_clip_norm_of_zero_does_not_clip(tiny_data: Tiny, tmp_path: Path) -> None:
+    unclipped = train(train_config(epochs=1, clip_norm=0.0), tiny_data, tmp_path / "off")
+    assert_same(unclipped, train(train_config(epochs=1, clip_norm=1e9), tiny_data, tmp_path / "far"))
+    start = make_trainer(train_config(), *tiny_data, tmp_path).model.state_dict()
+    assert not torch.equal(unclipped["query_tokens"], start["query_tokens"])
+
+
 def test_a_run_directory_that_cannot_be(tiny_data: Tiny, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be the run directory"):
@@ -325,51 +330,3 @@ def test_tokens_of_a_tower_that_trains_are_refused(tiny_data: Tiny, tmp_path: Pa
     trainer = make_trainer(train_config(), *tiny_data, tmp_path)
     with pytest.raises(InputError, match="frozen tower"):
         Trainer(trainer.model, trainer.tokenizer, CONFIGS["vision"], *tiny_data, tmp_path, image_tokens=torch.zeros(64, 5, 16))
-
-
-# -- negatives -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("warmup", "interval", "enabled", "expected"),
-    [(1, 1, True, [1, 2, 3, 4]), (2, 2, True, [2, 4]), (0, 3, True, [0, 3]), (0, 1, False, [])],
-)
-def test_negatives_are_mined_after_warm_up_at_intervals(
-    warmup: int, interval: int, enabled: bool, expected: list[int], tiny_data: Tiny, tmp_path: Path
-) -> None:
-    config = train_config(epochs=5)
-    trns = TRNSConfig(enabled=enabled, warmup_epochs=warmup, interval=interval, picks=4, zones=config.trns.zones)
-    events: list[Event] = []
-    train(msgspec.structs.replace(config, trns=trns), tiny_data, tmp_path, listener=events.append)
-    refreshes = [e for e in events if e["event"] == "refresh"]
-    assert [e["epoch"] for e in refreshes] == expected
-    assert all(0 <= e["empty"] < 1 for e in refreshes)
-    assert all(0 <= e["lo"] < e["hi"] for e in refreshes)  # what the pooled bounds came to
-    ranked = {e["epoch"] for e in events if e["event"] == "step" and "loss/rank" in e}
-    assert ranked == (set(range(warmup, 5)) if enabled else set())
-
-
-def test_mining_sees_every_query_and_the_whole_gallery(tiny_data: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, _ = tiny_data
-    calls: list[tuple[np.ndarray, ...]] = []
-    seeds: list[int] = []
-    mine = refresh_module.mine_negatives
-
-    def spy(queries: np.ndarray, tokens: np.ndarray, targets: np.ndarray, *, zones: Any, exclude: np.ndarray, **options: Any) -> Any:
-        calls.append((queries.copy(), tokens, targets, exclude))
-        seeds.append(zones.seed)
-        mined = mine(queries, tokens, targets, zones=zones, exclude=exclude, **options)
-        assert not (mined.picks == targets[:, None]).any()
-        assert not (mined.picks == exclude).any()
-        return mined
-
-    monkeypatch.setattr(refresh_module, "mine_negatives", spy)
-    train(train_config(batch_size=7, epochs=4), tiny_data, tmp_path)
-    assert len(calls) == 3
-    assert len(set(seeds)) == 3
-    for queries, tokens, targets, exclude in calls:
-        assert tokens.shape == (len(data.images), 3, 8)
-        assert np.isfinite(queries).all()  # the remainder of an epoch, too
-        np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
-        assert targets is data.target
-        np.testing.assert_array_equal(exclude[:, 0], data.reference)

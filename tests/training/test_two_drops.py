@@ -29,7 +29,7 @@ def reference(scores: np.ndarray, target: int, excluded: set[int], gap: int) -> 
 def test_the_set_is_the_references(tokens: int) -> None:
     queries, items = unit(300, 8, seed=0), unit(60, tokens, 8, seed=1)
     rng = np.random.default_rng(2)
-    target, exclude = rng.integers(60, size=300), rng.integers(60, size=(300, 1))
+    target, exclude = rng.integers(60, size=300), rng.integers(-1, 60, size=(300, 2))
     found = two_drop_negatives(queries, items, target, picks=60, seed=0, exclude=exclude)
     for row in range(300):
         scores = np.array([max(float(t @ queries[row]) for t in item) for item in items], np.float32)

@@ -174,7 +174,8 @@ class OptimConfig(Contract, frozen=True):
 
     `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
     objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
-    backbone brings, 0: `learning_rate`. `vision_precision` of a frozen tower; "auto": float16 on CUDA, float32 elsewhere.
+    backbone brings, 0: `learning_rate`. `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
+    on CUDA, float32 elsewhere.
 
     `batch_size` is the whole batch, whatever the number of ranks that share it. For batches beyond memory (docs/training-at-scale.md):
     `cached_chunk` above 0 encodes that many triplets at a time on each rank (GradCache), with the gradients of the whole batch;

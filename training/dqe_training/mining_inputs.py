@@ -35,7 +35,7 @@ def write_mining_inputs(
     """Write the folder `out`, whole or not at all. Position i of the gallery is the i-th name of images.json.
 
     queries.npy (T, D) float32, composed; gallery.npy (I, M, D) of `storage`; targets.npy (T,) int64; exclude.npy (T, 1)
-    int64, the references. `features`: a feature cache to take image tokens from.
+    int64, the references, or -1 where the dataset ranks them. `features`: a feature cache to take image tokens from.
     Raises InputError, also where `out` exists (with `force`: where it holds something else).
     """
     model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,7 +65,7 @@ def write_mining_inputs(
                     listener({"event": "encode", "done": stop, "total": len(data.images)})
             np.save(new / "queries.npy", queries)
             np.save(new / "targets.npy", data.target)
-            np.save(new / "exclude.npy", data.reference[:, None])
+            np.save(new / "exclude.npy", data.excluded)
             (new / IMAGES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(data.images)) + b"\n")
     except OSError as error:
         if isinstance(error, FileExistsError) and error.strerror is None:  # of atomic_directory, with its own advice

@@ -20,7 +20,8 @@ from .distributed import World
 from .encoding import TrainingImages, encode_queries
 from .model import DQEModel
 from .serving_zones import calibrate_zones
-from .trns import draw_negative
+from .trns import draw_negative, mix_seeds
+from .two_drops import two_drop_negatives
 
 _CALIBRATION_QUERIES = 2_000
 SHARED_BLOCK = 1024
@@ -28,30 +29,32 @@ SHARED_BLOCK = 1024
 
 
 class Negatives:
-    """Mined negatives of every triplet, and the query embeddings of the running epoch that they are mined with.
+    """Mined negatives of every triplet.
 
-    Ranks of `world` share encoding and mining, and all have the result. They cut the work where one process does, so the same
-    embeddings give the same negatives, to the id.
+    A refresh embeds every query as the model is then, in evaluation mode: the embeddings that training steps made would be older by
+    up to an epoch, with dropout and in the step's precision, and mining would depend on which half of an epoch made which.
+    `seed`: the training's, on which it depends what is mined and drawn. Ranks of `world` share encoding and mining, and all have the
+    result. They cut the work where one process does, so the same embeddings give the same negatives, to the id.
     """
 
     def __init__(
-        self, model: DQEModel, config: TRNSConfig, data: TripletData, texts: TextBatcher, images: TrainingImages, world: World
+        self,
+        model: DQEModel,
+        config: TRNSConfig,
+        data: TripletData,
+        texts: TextBatcher,
+        images: TrainingImages,
+        world: World,
+        *,
+        seed: int,
     ) -> None:
-        self._model, self._config, self._world = model, config, world
+        self._model, self._config, self._world, self._seed = model, config, world, seed
         self._data, self._texts, self._images = data, texts, images
         self._mined: NDArray[np.int64] | None = None
-        self._bank = torch.zeros(len(data), model.sizes.embedding_dim)
-        self._bank_step = torch.full((len(data),), -1, dtype=torch.int64)  # the step that made each (-1: none)
-
-    def record(self, rows: NDArray[np.int64], queries: Tensor, step: int) -> None:
-        """Keep the `queries` (B, D) that `step` made of the triplets `rows`."""
-        index = torch.from_numpy(rows)
-        self._bank[index] = queries
-        self._bank_step[index] = step
 
     def draw(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.int64] | None:
         """One negative (B,) for each of `rows`, -1 where none was mined; None before the first refresh."""
-        return None if self._mined is None else draw_negative(self._mined, rows, epoch)
+        return None if self._mined is None else draw_negative(self._mined, rows, seed=self._seed, epoch=epoch)
 
     @property
     def mined(self) -> NDArray[np.int64] | None:
@@ -67,18 +70,23 @@ class Negatives:
         t = self._config
         return t.enabled and epoch >= t.warmup_epochs and (epoch - t.warmup_epochs) % t.interval == 0
 
-    def refresh(self, epoch: int, *, since: int) -> dict[str, Any]:
-        """Mine for every query; what there is to log. Embeddings made at step `since` or later are used as they are, older ones
-        are made again: early in training, a query of an epoch ago says little about the model's mistakes now."""
-        stale = (self._bank_step < since).nonzero()[:, 0]
-        if len(stale):
-            self._bank[stale] = self._encode(stale.numpy())
-        zones = msgspec.structs.replace(self._config.zones, seed=(self._config.zones.seed + 1_000_003 * epoch) % 2**64)
-        tokens = self._images.all_targets()
-        picks = self._config.picks
-        self._mined, applied = mine_shared(self._bank.numpy(), tokens, self._data, zones=zones, picks=picks, world=self._world)
+    def refresh(self, epoch: int) -> dict[str, Any]:
+        """Mine for every query; what there is to log."""
+        config, seed = self._config, mix_seeds(self._config.zones.seed, self._seed, epoch)
+        queries, tokens = self.embeddings(np.arange(len(self._data)))
+        if config.rule == "two-drops":
+            found = self._world.from_main(lambda: self._between_drops(queries, tokens, seed).tobytes())
+            self._mined = np.frombuffer(found, np.int64).reshape(len(self._data), config.picks).copy()
+            return {"empty": float((self._mined[:, 0] < 0).mean())}
+        zones = msgspec.structs.replace(config.zones, seed=seed)
+        self._mined, applied = mine_shared(queries, tokens, self._data, zones=zones, picks=config.picks, world=self._world)
         bounds = {"lo": applied.lo, "hi": applied.hi} if zones.bounds == "pooled" else {}
-        return {"encoded_again": len(stale), "empty": float((self._mined[:, 0] < 0).mean()), **bounds}
+        return {"empty": float((self._mined[:, 0] < 0).mean()), **bounds}
+
+    def _between_drops(self, queries: NDArray[np.float32], tokens: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
+        """Made by the main rank alone: a rival to compare with, not meant for large galleries."""
+        data = self._data
+        return two_drop_negatives(queries, tokens, data.target, picks=self._config.picks, seed=seed, exclude=data.excluded)
 
     def calibrate(self, seed: int) -> ZoneSpec:
         """Serving zones, read off a sample of the training set by the main rank, which tells the others."""
@@ -93,12 +101,10 @@ class Negatives:
 
     def state(self) -> dict[str, Tensor]:
         """What resuming needs."""
-        state = {"bank": self._bank, "bank_step": self._bank_step}
-        return state if self._mined is None else state | {"mined": torch.from_numpy(self._mined)}
+        return {} if self._mined is None else {"mined": torch.from_numpy(self._mined)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self._bank, self._bank_step = state["bank"], state["bank_step"]
         self._mined = state["mined"].numpy() if "mined" in state else None
 
 
@@ -115,17 +121,16 @@ def mine_shared(
     """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank; and the zones
     that applied, whose bounds are absolute where `zones` has pooled ones.
 
-    queries: (T, D), tokens: (I, M, D) of the gallery, both the same on every rank. References are no candidates.
+    queries: (T, D), tokens: (I, M, D) of the gallery, both the same on every rank. `data.excluded` are no candidates.
     """
-    exclude = data.reference[:, None]
     if zones.bounds == "pooled":  # by the main rank: others may add in another order, and bounds must be the same to the bit
-        job = MiningJob(queries=queries, items=tokens, targets=data.target, zones=zones, picks=picks, exclude=exclude)
+        job = MiningJob(queries=queries, items=tokens, targets=data.target, zones=zones, picks=picks, exclude=data.excluded)
         zones = parse_json(ZoneSpec, world.from_main(lambda: to_json(job.applied_zones)), where="zones")
     found = np.full((len(data), picks), -1, np.int64)
     mine = world.rows(len(data), block)
     if mine:
         mined = mine_negatives(
-            queries, tokens, data.target, zones=zones, picks=picks, exclude=exclude, block=block, threads=world.threads, rows=mine
+            queries, tokens, data.target, zones=zones, picks=picks, exclude=data.excluded, block=block, threads=world.threads, rows=mine
         )
         found[mine.start : mine.stop] = mined.picks
     world.complete(torch.from_numpy(found), block)

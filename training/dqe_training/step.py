@@ -72,7 +72,7 @@ class TrainingStep:
         """
         queries, parts = self.gradients(batch, relevance_share=relevance_share)
         self._scaler.unscale_(self.optimizer)
-        if self.config.optim.clip_norm:
+        if self.config.optim.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()

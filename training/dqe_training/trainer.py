@@ -113,7 +113,7 @@ class Trainer:
         self.serving_zones = UNCALIBRATED_ZONES
         texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
-        self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world)
+        self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
         if self.world.rank:  # dropout of its own; what was drawn before, the weights, is the same on every rank
             torch.manual_seed(config.optim.seed + 1_000_003 * self.world.rank)
@@ -170,8 +170,7 @@ class Trainer:
             rows = order[position * self.batch_size : (position + 1) * self.batch_size]
             batch = Batch(self.progress.step, rows, read[rows], named[rows], self._negatives.draw(rows, epoch))
             share = self.config.loss.relevance_share if fraction >= self.config.loss.relevance_warmup else 0.0
-            queries, parts = self._step.run(batch, relevance_share=share)
-            self._negatives.record(rows, queries, self.progress.step)
+            _, parts = self._step.run(batch, relevance_share=share)
             (elapsed,) = self.world.maximum(time.perf_counter() - started)  # ranks agree on the clock: it may drive the schedule
             p = self.progress
             self.progress = msgspec.structs.replace(p, step=p.step + 1, step_in_epoch=position + 1, seconds=p.seconds + elapsed)
@@ -201,7 +200,7 @@ class Trainer:
         started = time.perf_counter()
         mined = None
         if self._negatives.due(epoch):
-            mined = self._negatives.refresh(epoch, since=max(self.progress.step - self.steps_per_epoch // 2, 0))
+            mined = self._negatives.refresh(epoch)
         (elapsed,) = self.world.maximum(time.perf_counter() - started)
         if mined is not None:
             self.listener({"event": "refresh", "epoch": epoch, "seconds": elapsed} | mined)

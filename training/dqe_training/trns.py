@@ -6,14 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw_negative(mined: NDArray[np.int64], rows: NDArray[np.int64], epoch_seed: int) -> NDArray[np.int64]:
+def draw_negative(mined: NDArray[np.int64], rows: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """One negative (B,) per row from its mined set (T, P), -1 where the set is empty.
 
-    The draw depends on (epoch_seed, row) alone, so that a resumed run draws the same.
+    The draw depends on (seed, epoch, row) alone, so that a resumed run draws the same.
     """
     sets = mined[rows]  # (B, P)
     sizes = (sets >= 0).sum(axis=1)
-    mixed = (rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch_seed * 0xD1B54A32D192ED03 % 2**64)
+    mixed = (rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(mix_seeds(seed, epoch))
     mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     column = ((mixed >> np.uint64(33)) % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64)
     return np.where(sizes > 0, sets[np.arange(len(rows)), column], -1)
+
+
+def mix_seeds(*seeds: int) -> int:
+    """One seed of 64 bits from several numbers, each of which matters: what a training, and an epoch of it, draws with."""
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])

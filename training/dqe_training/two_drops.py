@@ -29,7 +29,7 @@ def two_drop_negatives(
 
     Args:
         queries: (T, D) float32. tokens: (I, M, D) float32 of the gallery. target: (T,) positions in it.
-        exclude: (T, E), positions that are no candidates of a query (its reference).
+        exclude: (T, E), positions that are no candidates of a query (its reference), padded with -1.
     """
     found = np.full((len(queries), picks), -1, np.int64)
     items, count, width = tokens.shape
@@ -40,7 +40,8 @@ def two_drop_negatives(
             query = first + at
             own = row[target[query]]
             if exclude is not None:
-                row[exclude[query]] = -np.inf
+                hidden = exclude[query]
+                row[hidden[hidden >= 0]] = -np.inf
             order = np.argsort(-row, kind="stable")
             below = order[row[order] < own]
             below = below[np.isfinite(row[below])]

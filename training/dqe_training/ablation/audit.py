@@ -33,7 +33,7 @@ def audit(trainer: Trainer, vocabulary: AttributeVocabulary) -> Scores:
         return {}
     rows = np.sort(np.random.default_rng(_SEED).permutation(len(data))[:QUERIES])
     queries, gallery = trainer.negatives.embeddings(rows)
-    target, exclude = data.target[rows], data.reference[rows, None]
+    target, exclude = data.target[rows], data.excluded[rows]
     zones = msgspec.structs.replace(config.trns.zones, policy="uniform")
     found = mine_negatives(queries, gallery, target, zones=zones, picks=PICKS, exclude=exclude)
     picked = found.picks >= 0

@@ -8,15 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqe_engine.errors import InputError
-
 from .runner import run_torch
-from .sources import DATASET_HELP, default_config, open_source
+from .sources import DATASET_HELP, open_source, read_config
 
 if TYPE_CHECKING:
     from ..ablation.running import Results
     from ..ablation.subjects import Subject
-    from ..config import TrainConfig
     from ..encoding import Listener
 
 _EPILOG = """\
@@ -78,7 +75,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _open_subject(args: argparse.Namespace) -> Subject:
     from ..ablation.subjects import BenchmarkSubject, FolderSubject
-    from ..data.benchmarks.detect import open_benchmark
+    from ..data.public.detect import open_benchmark
 
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:
@@ -87,19 +84,10 @@ def _open_subject(args: argparse.Namespace) -> Subject:
     return FolderSubject.open(args.data)
 
 
-def _configure(args: argparse.Namespace) -> TrainConfig:
-    from ..config import load_config
-
-    config = load_config(args.config or default_config(args), args.overrides)
-    if config.vision_random:
-        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
-    return config
-
-
 def _ablate(args: argparse.Namespace) -> int:
     from ..ablation.variants import parse_sweep, parse_variant
 
-    config, points = _configure(args), parse_sweep(args.sweep)
+    config, points = read_config(args), parse_sweep(args.sweep)
     variants = args.variants.split(",")
     for name in variants:
         parse_variant(name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dqe_engine.errors import InputError
 
 if TYPE_CHECKING:
+    from ..config import TrainConfig
     from ..workflow import TrainingSource
 
 DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, or jsonl for a folder as dqe-data garments writes it"
@@ -41,24 +42,40 @@ def check_source_options(args: argparse.Namespace) -> None:
         raise InputError("--dataset and --allow-missing go with --data DIR")
 
 
-def default_config(args: argparse.Namespace) -> str:
-    """The preset for a source where none is asked for; with a checkpoint among the overrides, "start"; with a backbone, a public
-    dataset's own."""
-    from ..config import preset_names
-    from ..data.benchmarks.detect import open_benchmark
+def read_config(args: argparse.Namespace) -> TrainConfig:
+    """The configuration that the arguments ask for. Raises InputError, also for a vision tower that would stay random."""
+    from ..config import load_config
 
-    if any(assignment.startswith("start=") for assignment in args.overrides):
+    config = load_config(args.config or _default_config(args), args.overrides)
+    if config.vision_random:
+        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
+    return config
+
+
+def _default_config(args: argparse.Namespace) -> str:
+    """The preset for a source where none is asked for: "start" or "blip2" with such a checkpoint among the overrides; public datasets
+    have their own with a backbone, and none without: the small models that ship are no match for photographs."""
+    from ..config import preset_names
+    from ..data.public.detect import open_benchmark
+
+    named = {assignment.partition("=")[0] for assignment in args.overrides}
+    if "start" in named:
         return "start"
     benchmark = open_benchmark(args.data, args.dataset) if args.data is not None and args.data.is_dir() else None
-    if any(assignment.startswith("backbone=") for assignment in args.overrides):
+    if "backbone" in named:
         return benchmark.name if benchmark is not None and benchmark.name in preset_names() else "blip2"
-    return "own-data" if args.data is None or benchmark is not None else "garments"
+    if benchmark is not None:
+        raise InputError(
+            f"{args.data}: training on {benchmark.name} begins with a pretrained model: add backbone=Salesforce/blip2-itm-vit-g (or a "
+            "directory) or start=RUN/model; --config own-data takes the small 64-pixel model all the same"
+        )
+    return "own-data" if args.data is None else "garments"
 
 
 def open_source(args: argparse.Namespace) -> TrainingSource:
     """The training data of `check_source_options`-ed arguments; what was left out of it is said on stderr. Raises InputError."""
-    from ..data.benchmarks.detect import open_benchmark
-    from ..data.benchmarks.placing import BenchmarkSource
+    from ..data.public.detect import open_benchmark
+    from ..data.public.placing import BenchmarkSource
     from ..workflow import DataSource
 
     vocabulary, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)

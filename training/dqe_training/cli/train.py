@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dqe_engine.cli.main import positive
-from dqe_engine.errors import InputError
 
 from .runner import run_torch
-from .sources import add_source_options, check_source_options, default_config, open_source
+from .sources import add_source_options, check_source_options, open_source, read_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,12 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ..config import load_config
-
     check_source_options(args)
-    config = load_config(args.config or default_config(args), args.overrides)
-    if config.vision_random:
-        raise InputError("the vision tower would stay random: set start, backbone or vision_weights, or optim.vision_learning_rate above 0")
+    config = read_config(args)
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
     from ..start import start_directory
     from ..trainer import finish_run

@@ -35,6 +35,7 @@ class TripletData:
     images: names relative to the image folder. reference, target: (T,) int64 image positions.
     named: (T, A) bool, whether the text names the attribute: from the triplet's `attributes`, else by the vocabulary's
     word lexicon. labels: (I, A) int64 value positions, -1 unknown. wordings: None where every triplet has one text.
+    references_ranked: whether the dataset's protocol leaves a query's reference in its own ranking (FashionIQ does).
     """
 
     images: tuple[str, ...]
@@ -45,9 +46,15 @@ class TripletData:
     labels: NDArray[np.int64]
     records: tuple[TripletRecord, ...]
     wordings: Wordings | None = None
+    references_ranked: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def excluded(self) -> NDArray[np.int64]:
+        """(T, 1): what, beside its target, can be no negative of a triplet: its reference; -1, nothing, where references are ranked."""
+        return np.full_like(self.reference, -1)[:, None] if self.references_ranked else self.reference[:, None]
 
     @property
     def training_texts(self) -> tuple[str, ...]:
@@ -87,7 +94,12 @@ def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, inde
 
 
 def build_triplets(
-    records: Sequence[TripletRecord], vocabulary: AttributeVocabulary, *, image_records: Sequence[ImageRecord] = (), where: str = "triplets"
+    records: Sequence[TripletRecord],
+    vocabulary: AttributeVocabulary,
+    *,
+    image_records: Sequence[ImageRecord] = (),
+    references_ranked: bool = False,
+    where: str = "triplets",
 ) -> TripletData:
     """Arrays from records. `image_records` label images (any that no triplet uses are added to the images).
 
@@ -124,6 +136,7 @@ def build_triplets(
         labels=labels,
         records=tuple(records),
         wordings=Wordings.of(records, vocabulary),
+        references_ranked=references_ranked,
     )
 
 

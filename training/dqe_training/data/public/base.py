@@ -75,6 +75,11 @@ class Benchmark(Protocol):
         """Those with queries to evaluate."""
         ...
 
+    @property
+    def references_ranked(self) -> bool:
+        """Whether its protocol leaves a query's reference in its own ranking: training may then take it for a negative."""
+        ...
+
     def image_directory(self) -> Path | None:
         """Where its images are, when they lie where the dataset's authors put them."""
         ...

@@ -44,6 +44,7 @@ class HPFashionIQ:
     directory: Path
     name: ClassVar[str] = "hp-fashioniq"
     splits: ClassVar[tuple[str, ...]] = ("all",)
+    references_ranked: ClassVar[bool] = True
 
     @classmethod
     def found_in(cls, directory: Path) -> HPFashionIQ | None:

@@ -92,6 +92,7 @@ class BenchmarkSource:
     name: str
     coverage: Coverage
     vocabulary: Path | None = None
+    references_ranked: bool = False
 
     @classmethod
     def open(
@@ -115,7 +116,7 @@ class BenchmarkSource:
             queries=len(placed), of_queries=len(records), images=len(names) - len(missing), of_images=len(names),
             wordless=sum(r.text == WORDLESS_TEXT for r in placed),
         )  # fmt: skip
-        return cls(placed, folder.root, f"{benchmark.name} train", coverage, vocabulary)
+        return cls(placed, folder.root, f"{benchmark.name} train", coverage, vocabulary, benchmark.references_ranked)
 
     def read_vocabulary(self) -> AttributeVocabulary:
         """The one given, or the paper's colour and shape."""
@@ -123,4 +124,4 @@ class BenchmarkSource:
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
-        return build_triplets(self.records, vocabulary, where=self.name)
+        return build_triplets(self.records, vocabulary, references_ranked=self.references_ranked, where=self.name)

@@ -50,6 +50,7 @@ class CIRCO:
     directory: Path
     name: ClassVar[str] = "circo"
     splits: ClassVar[tuple[str, ...]] = SPLITS
+    references_ranked: ClassVar[bool] = True
 
     @classmethod
     def found_in(cls, directory: Path) -> CIRCO | None:

@@ -57,6 +57,7 @@ class FashionIQ:
     directory: Path
     name: ClassVar[str] = "fashioniq"
     splits: ClassVar[tuple[str, ...]] = ("val",)
+    references_ranked: ClassVar[bool] = True
 
     @classmethod
     def found_in(cls, directory: Path) -> FashionIQ | None:

@@ -40,6 +40,7 @@ class CIRR:
     directory: Path
     name: ClassVar[str] = "cirr"
     splits: ClassVar[tuple[str, ...]] = ("val", "test1")
+    references_ranked: ClassVar[bool] = False
 
     @classmethod
     def found_in(cls, directory: Path) -> CIRR | None:
