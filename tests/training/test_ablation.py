@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from support.tiny_training import heads_alone, train_config
+import torch
+from support.tiny_training import heads_alone, make_trainer, train_config
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
@@ -350,3 +352,16 @@ def test_the_table_of_what_is_not_finished() -> None:
     uneven = {cell.key: result(cell, [0, 1]) for cell in made.cells[:3]}  # the baseline has a seed more: pairs alone are compared
     (arm,) = [arm for arm in compare_cells(made, uneven, data="tiny").arms if arm.differences]
     assert (arm.label, arm.differences["recall_at_10"].seeds) == ("+trns", 1)
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("+pool", False), ("+pool+law:unlabelled", False), ("+pool+kl", False), ("+law", True)])
+def test_what_reads_no_label_trains_the_same_without_labels(
+    variant: str, reads: bool, tiny_data: tuple[TripletData, np.ndarray], tmp_path: Path
+) -> None:
+    """So that what a nameless pool gains is never put down to attributes."""
+    data, pixels = tiny_data
+    config = apply_variant(train_config(), parse_variant(variant), name=variant)
+    blind = dataclasses.replace(data, labels=np.full_like(data.labels, -1), named=~data.named)
+    states = [make_trainer(config, each, pixels, tmp_path / str(at)).train().state_dict() for at, each in enumerate((data, blind))]
+    changed = any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert changed == reads
