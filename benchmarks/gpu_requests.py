@@ -21,18 +21,18 @@ from dqe_engine.zones.request import validated
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=5, temperature=0.7)
 ABSOLUTE = ZoneSpec(lo=0, hi=7, policy="hardest")
-QUANTILES = ZoneSpec(lo=0.01, hi=0.3, bounds="quantile", policy="uniform")
+RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
 # (batch, items, tokens, width, dtype of the items, k, zones)
 REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (1, 4097, 1, 256, np.float16, 10, None),
     (1, 4097, 1, 256, np.float16, 10, ABSOLUTE),
-    (17, 4097, 1, 64, np.float16, 10, QUANTILES),
+    (17, 4097, 1, 64, np.float16, 10, RANKS),
     (64, 4097, 1, 256, np.float16, 100, EVERYTHING),
-    (65, 3001, 2, 72, np.float16, 7, QUANTILES),
+    (65, 3001, 2, 72, np.float16, 7, RANKS),
     (16, 501, 32, 256, np.float16, 10, ABSOLUTE),
-    (5, 150, 129, 257, np.float16, 10, QUANTILES),
-    (1, 4097, 1, 256, np.float32, 10, QUANTILES),
+    (5, 150, 129, 257, np.float16, 10, RANKS),
+    (1, 4097, 1, 256, np.float32, 10, RANKS),
     (70, 1001, 2, 64, np.float32, 10, ABSOLUTE),
     (3, 5000, 1, 8, np.float16, 5000, EVERYTHING),
     (64, 0, 1, 8, np.float16, 10, ABSOLUTE),

@@ -18,7 +18,7 @@ namespace {
 // shows at the end, like a field that is; without a sample, which is the second try, each thread may hold the whole.
 int64_t field_share(const Sweep& sweep, int threads) {
     const int64_t field = std::min(sweep.field, sweep.gallery.size);
-    if (threads == 1 || (sweep.zoning == Zoning::quantile && sweep.sample == 0)) return field;
+    if (threads == 1 || (sweep.zoning == Zoning::rank && sweep.sample == 0)) return field;
     return std::min(field, 3 * field / (2 * threads) + 64);
 }
 
@@ -56,7 +56,7 @@ class Block {
     }
     float threshold(const QueryState& state) const;
     bool zones_as_it_goes() const { return sweep_.zoning == Zoning::given; }
-    bool zones_at_the_end() const { return sweep_.zoning == Zoning::from_best || sweep_.zoning == Zoning::quantile; }
+    bool zones_at_the_end() const { return sweep_.zoning == Zoning::from_best || sweep_.zoning == Zoning::rank; }
 
     const Sweep& sweep_;
     const Outcome& out_;
@@ -250,7 +250,7 @@ void Block::guess(std::vector<Worker>& workers, int64_t b) {
 Status Block::resolve(QueryState& state, int64_t b, int64_t valid) const {
     const float nothing = std::numeric_limits<float>::quiet_NaN();
     float &anchor = out_.anchor[b], &lo = out_.lo[b], &hi = out_.hi[b];
-    if (sweep_.zoning == Zoning::quantile) {
+    if (sweep_.zoning == Zoning::rank) {
         const auto rank_of = [&](double fraction) { return static_cast<int64_t>(std::floor(fraction * static_cast<double>(valid - 1))); };
         if (valid > 0 && rank_of(sweep_.hi) >= state.field.size()) return Status::misjudged;
         if (valid > 0 && state.field.at_rank(rank_of(sweep_.hi)) < state.field.threshold()) return Status::misjudged;

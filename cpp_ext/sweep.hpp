@@ -33,8 +33,8 @@ struct Exclusions {
 };
 
 // How a query's zone is found. given: anchor, lo and hi are inputs. from_best: lo and hi are, the anchor is the query's best
-// score. quantile: lo and hi are ranks as fractions, the anchor is an input unless `anchor_is_best`.
-enum class Zoning : int { none = 0, given = 1, from_best = 2, quantile = 3 };
+// score. rank: lo and hi are ranks as fractions, the anchor is an input unless `anchor_is_best`.
+enum class Zoning : int { none = 0, given = 1, from_best = 2, rank = 3 };
 
 // complete: all is set. outgrown: the zone outgrew `field`; counts and picks are not set, the bounds are. misjudged: the sample
 // raised the thresholds too far; sweep again without one.
@@ -62,10 +62,10 @@ struct Sweep {
     Zoning zoning;
     bool anchor_is_best;
     const int64_t* anchor_ids;  // null: see Zoning; else `anchor` is set to these items' scores first
-    double lo, hi;              // of from_best and quantile
+    double lo, hi;              // of from_best and rank
     PickRule rule;
     int64_t sample;  // items to look at first, here and there, to guess thresholds from; 0: none
-    int64_t field;   // entries a query may hold while its zone is not known (from_best, quantile)
+    int64_t field;   // entries a query may hold while its zone is not known (from_best, rank)
     bool by_rows;    // score row by row (at most max_row_queries queries), not in panels
     int threads;     // 0: one per processor
     const TileKernels* kernels;

@@ -198,7 +198,8 @@ class RetrievalEngine:
         reference: a str that is an id of the index means that item (its cached image tokens are used, no image is read),
         even if a file of that name exists; any other str, and every `Path`, is an image file; bytes and PIL images work too.
         attribute_weights: multipliers of the predicted weights, by attribute. zones: also tell near from mid, by the
-        bundle's bounds or by others. exclude_reference: leave out the reference itself where it was given by id.
+        bundle's bounds on Δ to the best hit or by other absolute ones. exclude_reference: leave out the reference itself where it was
+        given by id.
         filter: on metadata, see `compile_filter`. Raises InputError; image-only and text-only queries are refused.
         """
         return self.search_batch(

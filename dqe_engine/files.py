@@ -189,6 +189,18 @@ def directory_lock(path: Path, *, waiting: Callable[[], None] = lambda: None) ->
         yield
 
 
+@contextlib.contextmanager
+def try_directory_lock(path: Path) -> Iterator[bool]:
+    """Hold the directory `path` alone while the block runs, or give False at once where another process has it."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_lock(path, fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def _check_free(path: Path, replace: bool, marker: str | None) -> None:
     if not os.path.lexists(path):
         return

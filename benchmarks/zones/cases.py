@@ -68,7 +68,7 @@ class TopKCase(SearchCase):
             *([by.ours("ours screened", screened=True)] if screened else []),
             by.ours("ours + zones", mode="target"),
             by.ours("ours + zones, own best", mode="own best"),
-            by.ours("ours + zones, quantile", mode="quantile"),
+            by.ours("ours + zones, rank", mode="rank"),
             by.numpy_top_k(),
             by.torch_top_k(),
             by.torch_zones(),

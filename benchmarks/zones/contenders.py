@@ -16,10 +16,10 @@ from ..harness import Contender
 from .checks import SearchAnswer, ZoneAnswer
 from .vectors import Storage, Vectors
 
-ZoneMode = Literal["target", "own best", "quantile"]
+ZoneMode = Literal["target", "own best", "rank"]
 PICKS = 16
 TEMPERATURE = 0.05
-QUANTILES = (0.001, 0.01)
+RANKS = (0.001, 0.01)
 _FAISS_HALF_ATOL = 5e-5
 """FAISS rounds ties to float16 away from zero, IEEE to even: now and then a coordinate is off by a unit in the last place."""
 
@@ -60,8 +60,8 @@ def ours(name: str, *, stored: Storage = "float32", screened: bool = False, mode
 
 
 def _zone_options(inputs: SearchInputs, mode: ZoneMode) -> dict[str, Any]:
-    if mode == "quantile":
-        spec = ZoneSpec(lo=QUANTILES[0], hi=QUANTILES[1], bounds="quantile", policy="softmax", temperature=TEMPERATURE)
+    if mode == "rank":
+        spec = ZoneSpec(lo=RANKS[0], hi=RANKS[1], bounds="rank", policy="softmax", temperature=TEMPERATURE)
     else:
         assert inputs.bounds is not None
         spec = ZoneSpec(lo=inputs.bounds[0], hi=inputs.bounds[1], policy="softmax", temperature=TEMPERATURE)

@@ -31,12 +31,12 @@ struct Request {
     Policy policy = static_cast<Policy>(any_of({0, 1, 2}));
     bool screened = generator() % 2;
     int threads = static_cast<int>(any_of({1, 2, 3}));
-    double lo = zoning == Zoning::quantile ? 0.01 : 1.0, hi = zoning == Zoning::quantile ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
+    double lo = zoning == Zoning::rank ? 0.01 : 1.0, hi = zoning == Zoning::rank ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
     std::vector<float> queries, items, anchor;
     std::vector<int64_t> rows, offsets, excluded;
 
     Request() {
-        if (zoning == Zoning::quantile) field = 60;
+        if (zoning == Zoning::rank) field = 60;
         const auto fill = [](std::vector<float>& values, int64_t count) {
             for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(static_cast<int64_t>(generator() % 7) - 3));
         };
@@ -114,7 +114,7 @@ void check(const Request& request, const Results& results) {
         if (request.zoning == Zoning::none || results.status[b] == static_cast<int8_t>(Status::outgrown) || ranked.empty()) continue;
         const float anchor = request.zoning == Zoning::given ? request.anchor[b] : -ranked[0].first;
         float lo = static_cast<float>(request.lo), hi = static_cast<float>(request.hi);
-        if (request.zoning == Zoning::quantile) {
+        if (request.zoning == Zoning::rank) {
             lo = anchor + ranked[static_cast<size_t>(request.lo * static_cast<double>(ranked.size() - 1))].first;
             hi = anchor + ranked[static_cast<size_t>(request.hi * static_cast<double>(ranked.size() - 1))].first;
         }

@@ -31,7 +31,7 @@ INPUTS holds what the options name otherwise: queries.npy (T, D) float32; galler
 is one, exclude.npy (T, E) integers, padded with -1. Δ = s(query, target) - s(query, item). The target itself is never picked.
 
 OUT holds picks.npy (T, P) int64, padded with -1; pick_scores.npy; counts.npy (T, 3), candidates in near, mid and easy; lo.npy
-and hi.npy, the bounds that applied; anchor_scores.npy, the targets' scores; and mined.json, which says what was mined from
+and hi.npy, the absolute bounds that applied; anchor_scores.npy, the targets' scores; and mined.json, which says what was mined from
 what. Until it is complete, finished blocks lie in OUT.partial, and the same command goes on from there.
 """
 
@@ -58,9 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     zones.add_argument("--hi", type=float, default=0.02, metavar="X", help="largest Δ of the mid zone (default: 0.02)")
     zones.add_argument(
         "--bounds",
-        choices=("quantile", "absolute"),
-        default="quantile",
-        help="lo and hi are fractions of the query's own Δ, or scores (default: quantile)",
+        choices=("pooled", "absolute", "rank"),
+        default="pooled",
+        help="lo and hi are fractions of all Δ >= 0, over all queries; scores; or fractions of each query's own list, which do not "
+        "depend on the target (default: pooled)",
     )
     zones.add_argument("--policy", choices=("uniform", "hardest", "softmax"), default="uniform", help="(default: uniform)")
     zones.add_argument("--temperature", type=float, default=0.05, metavar="X", help="of softmax (default: 0.05)")
@@ -143,7 +144,10 @@ def _show(args: argparse.Namespace) -> int:
     plan, zones, console = manifest.plan, manifest.plan.zones, Console()
     softmax = f", temperature {zones.temperature}" if zones.policy == "softmax" else ""
     print(f"gallery          {plan.items:,} items × {plan.tokens} × {plan.width}; backend {plan.backend}")
-    print(f"zones            {zones.bounds} {zones.lo} to {zones.hi}; {plan.picks} picks, {zones.policy}{softmax}, seed {zones.seed}")
+    applied = f" (Δ {manifest.resolved.lo:.4f} to {manifest.resolved.hi:.4f})" if manifest.resolved else ""
+    print(
+        f"zones            {zones.bounds} {zones.lo} to {zones.hi}{applied}; {plan.picks} picks, {zones.policy}{softmax}, seed {zones.seed}"
+    )
     for name, count in plan.nonfinite.items():
         print(f"not finite       rows of {name}: {count:,}")
     print(f"queries          {plan.queries:,}")

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal, get_args
 
 from .parsing import Contract
 
+Bounds = Literal["absolute", "pooled", "rank"]
 Policy = Literal["hardest", "uniform", "softmax"]
 
 
 class ZoneSpec(Contract, frozen=True):
     """near: Δ < lo; mid: lo <= Δ <= hi (both inclusive); easy: Δ > hi.
 
-    `bounds`: "absolute" gives lo and hi in score units; "quantile" gives them as fractions in [0, 1] of the query's
-    own Δ distribution over the candidates. Picks are the top P of a key over the mid zone: `hardest` the score,
-    `uniform` a uniform variate, `softmax` score / temperature + Gumbel noise (sampling without replacement).
+    `bounds`, what lo and hi are:
+    "absolute": scores.
+    "pooled": fractions in [0, 1] of all Δ >= 0 of a call, its queries and candidates taken together. They become absolute
+        bounds once for the whole call (`dqe_engine.zones.resolve_pooled`), at least 0: they follow the scale of the scores, the
+        zone follows each target, and what scores above the target is never mid.
+    "rank": fractions in [0, 1] of the query's own list, best first. The anchor cancels: the mid zone is the same ranks of the
+        list whatever the target is. A baseline (negatives by rank, as ANCE takes them), not target relative.
+
+    Picks are the top P of a key over the mid zone: `hardest` the score, `uniform` a uniform variate, `softmax` score /
+    temperature + Gumbel noise (sampling without replacement).
     """
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "quantile": "it is called 'rank' now and does not depend on the target; take 'pooled' for zones that do"
+    }
 
     lo: float
     hi: float
-    bounds: Literal["absolute", "quantile"] = "absolute"
+    bounds: Bounds = "absolute"
     policy: Policy = "uniform"
     temperature: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # For zones made in Python; where they are parsed, `parse` says the same.
+        for name, value, allowed in (("bounds", self.bounds, get_args(Bounds)), ("policy", self.policy, get_args(Policy))):
+            if value not in allowed:
+                advice = f"; {self.retired[value]}" if value in self.retired else ""
+                raise ValueError(f"zone {name} {value!r}: expected {', '.join(allowed[:-1])} or {allowed[-1]}{advice}")
         if math.isnan(self.lo) or math.isnan(self.hi) or self.lo > self.hi:
             raise ValueError(f"zone bounds must satisfy lo <= hi, got lo={self.lo}, hi={self.hi}")
-        if self.bounds == "quantile" and not 0 <= self.lo <= self.hi <= 1:
-            raise ValueError(f"quantile bounds must lie in [0, 1], got lo={self.lo}, hi={self.hi}")
+        if self.bounds != "absolute" and not 0 <= self.lo <= self.hi <= 1:
+            raise ValueError(f"{self.bounds} bounds must lie in [0, 1], got lo={self.lo}, hi={self.hi}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
         if not 0 <= self.seed < 2**64:

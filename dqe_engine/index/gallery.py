@@ -187,8 +187,8 @@ class GalleryIndex:
 
         queries: (B, D) float32, unit norm; exclude: per query, ids that are no candidates (ids that are not in the index
         exclude nothing); filter: see `compile_filter`, and what passed one is remembered until the index changes; zones: also
-        count the zones by Δ to the query's best candidate and pick `picks` items of the mid zone by the spec's policy; threads:
-        at most, 0 for one per processor. Raises InputError.
+        count the zones by Δ to the query's best candidate, with absolute bounds, and pick `picks` items of the mid zone by the
+        spec's policy; threads: at most, 0 for one per processor. Raises InputError.
         """
         if queries.ndim != 2 or queries.shape[1] != self.target_shape[1] or queries.dtype != np.float32:
             raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
@@ -196,6 +196,10 @@ class GalleryIndex:
         check_count("picks", picks, 0)
         if picks and zones is None:
             raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
+        if zones is not None and zones.bounds != "absolute":
+            raise InputError(
+                f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
+            )
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():

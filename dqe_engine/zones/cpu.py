@@ -1,6 +1,6 @@
 """Zone selection on the CPU: one sweep of the compiled kernels over the gallery for each block of queries (cpp_ext/sweep.hpp).
 
-Where a zone's bounds depend on the scores (an own-best anchor, quantiles), the sweep keeps each query's candidates of interest
+Where a zone's bounds depend on the scores (an own-best anchor, ranks), the sweep keeps each query's candidates of interest
 until the bounds are known. A query with more of them than there is room for is swept a second time, with its bounds given; and
 one whose thresholds were guessed too high from a sample, without the sample.
 """
@@ -45,7 +45,7 @@ class Zoning(IntEnum):
     NONE = 0
     GIVEN = 1
     FROM_BEST = 2
-    QUANTILE = 3
+    RANK = 3
 
 
 class Status(IntEnum):
@@ -166,7 +166,7 @@ def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, rescore_cost: 
     return field * rescore_cost <= sum(shard.size for shard in shards)
 
 
-def quantile_field(hi: float, size: int) -> int:
+def rank_field(hi: float, size: int) -> int:
     """Candidates to keep per query: those up to the rank that `hi` is at among `size`, and some with equal Δ."""
     ranked = int(hi * max(size - 1, 0)) + 1
     return ranked + max(16, ranked // 16)
@@ -175,20 +175,20 @@ def quantile_field(hi: float, size: int) -> int:
 def _zoning(request: ZoneRequest) -> Zoning:
     if request.zones is None:
         return Zoning.NONE
-    if request.zones.bounds == "quantile":
-        return Zoning.QUANTILE
+    if request.zones.bounds == "rank":
+        return Zoning.RANK
     own_best = request.anchor_ids is None and request.anchor_scores is None
     return Zoning.FROM_BEST if own_best else Zoning.GIVEN
 
 
 def _field(request: ZoneRequest, least: int) -> int:
-    """Candidates of interest to keep per query: those that decide a quantile and some with equal Δ, or a guess."""
+    """Candidates of interest to keep per query: those that decide a rank and some with equal Δ, or a guess."""
     match _zoning(request):
         case Zoning.FROM_BEST:
             return max(least, request.size // 32)
-        case Zoning.QUANTILE:
+        case Zoning.RANK:
             assert request.zones is not None
-            return quantile_field(request.zones.hi, request.size)
+            return rank_field(request.zones.hi, request.size)
         case _:
             return 0
 

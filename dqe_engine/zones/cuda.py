@@ -8,11 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
-from .request import Exclusions, ZoneSelection, exclusions
+from .pooled import Pool, resolve
+from .request import I64, Exclusions, ZoneSelection, check_ids, exclusions
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -51,9 +53,9 @@ def workspace_bytes(
     if len(items) not in (2, 3):
         raise InputError(f"items: shape {items}, expected (N, D) or (N, M, D)")
     size, tokens, width = _with_tokens(items)
-    quantiles = zones is not None and zones.bounds == "quantile"
+    ranks = zones is not None and zones.bounds == "rank"
     result: int = kernels().workspace_bytes(
-        batch, size, tokens, width, half_queries, half_items, k, picks if zones else 0, zones is not None, own_best, quantiles, excluded
+        batch, size, tokens, width, half_queries, half_items, k, picks if zones else 0, zones is not None, own_best, ranks, excluded
     )
     return result
 
@@ -77,6 +79,8 @@ def select(
     queries: (B, D) float32 or float16. items: (N, D) or (N, M, D), float16 or float32, C-contiguous. float16 items use the tensor
         cores: float32 queries are split in two float16 parts, which keeps about 22 bits of each coordinate.
     anchor: None, or int64 or float32 (B,) on the device or as a NumPy array.
+    zones: pooled ones cost copies of some thousand rows to the host, and a second call where `anchor` is None; to pay once for many
+        calls, resolve them before (`resolve_pooled`).
     exclude: as in `select_zones`, on the host.
     stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
         returns, and must outlive the result, whose memory is freed in its order.
@@ -105,34 +109,71 @@ def select(
         if operand is not None and operand.device != q.device:
             raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
     offsets, excluded = exclusions(exclude, batch, size)
-    spec = zones or _NO_ZONES
-    try:
-        fields = module.select(
-            q,
-            t,
-            k=k,
-            picks=picks,
-            counts=counts,
-            zones=zones is not None,
-            quantiles=spec.bounds == "quantile",
-            lo=spec.lo,
-            hi=spec.hi,
-            policy=_POLICIES[spec.policy],
-            temperature=spec.temperature,
-            seed=spec.seed,
-            anchor=a,
-            first_query=first_query,
+    excluded = np.ascontiguousarray(excluded, np.int64)
+
+    def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any) -> dict[str, Any]:
+        given = spec or _NO_ZONES
+        try:
+            fields: dict[str, Any] = module.select(
+                q,
+                t,
+                k=k,
+                picks=picks,
+                counts=counts,
+                zones=spec is not None,
+                quantiles=given.bounds == "rank",
+                lo=given.lo,
+                hi=given.hi,
+                policy=_POLICIES[given.policy],
+                temperature=given.temperature,
+                seed=given.seed,
+                anchor=anchor,
+                first_query=first_query,
+                offsets=offsets,
+                excluded=excluded,
+                stream=stream,
+                workspace=workspace,
+            )
+        except ValueError as e:
+            raise InputError(str(e)) from e
+        except RuntimeError as e:
+            raise BackendError(f"backend='cuda': {e}") from e
+        fields.pop("passes")
+        return fields
+
+    if zones is not None and zones.bounds == "pooled":
+        best = swept(None, 1, 0, False, None, None)["ids"] if anchor is None and size else None
+        sizes = {"batch": batch, "size": size, "tokens": tokens}
+        zones = _resolve_pooled(zones, queries, items, anchor, best, offsets=offsets, excluded=excluded, device=q.device, **sizes)
+    return ZoneSelection(**swept(zones, k, picks, counts, a, room), backend="cuda")
+
+
+def _resolve_pooled(
+    spec: ZoneSpec, queries: Any, items: Any, anchor: Any, best: Any, *, offsets: I64, excluded: I64, device: int, **sizes: int
+) -> ZoneSpec:
+    """The absolute zones for arrays on a device. best: (B, 1) each query's own best, where that is the anchor."""
+    from dqe_engine.doctor.device_arrays import CudaMemory
+
+    with CudaMemory.open(device) as memory:
+        anchors = best if anchor is None else anchor
+        on_host = anchors if anchors is None or isinstance(anchors, np.ndarray) else memory.download(anchors)
+        ids = None if on_host is None or on_host.dtype != np.int64 else on_host.reshape(-1)
+        if ids is not None and anchor is not None:
+            check_ids("anchor", ids, sizes["size"])
+        pool = Pool(
+            queries=lambda rows: memory.download(queries, rows).astype(np.float32, copy=False),
+            items=lambda positions: _with_token_axis(memory.download(items, positions)),
+            anchor_ids=ids,
+            anchor_scores=None if on_host is None or ids is not None else on_host,
             offsets=offsets,
-            excluded=np.ascontiguousarray(excluded, np.int64),
-            stream=stream,
-            workspace=room,
+            excluded=excluded,
+            **sizes,
         )
-    except ValueError as e:
-        raise InputError(str(e)) from e
-    except RuntimeError as e:
-        raise BackendError(f"backend='cuda': {e}") from e
-    fields.pop("passes")
-    return ZoneSelection(**fields, backend="cuda")
+        return resolve(spec, pool)
+
+
+def _with_token_axis(items: NDArray[Any]) -> NDArray[Any]:
+    return items[:, None, :] if items.ndim == 2 else items
 
 
 def _with_tokens(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
+from .pooled import resolve_pooled
 from .request import F32, I64, shards_of
 from .screen import MAX_WIDTH, Screen, screen_bytes
 from .select import Backend, screens_panels, select_zones
@@ -47,7 +48,7 @@ class MinedNegatives:
     counts: I64
     """(T, 3): candidates in near, mid and easy."""
     lo: F32
-    """(T,), the absolute bounds that applied; NaN where quantiles were asked of a query without candidates."""
+    """(T,), the absolute bounds that applied; NaN where ranks were asked of a query without candidates."""
     hi: F32
     anchor_scores: F32
     """(T,), the targets' scores."""
@@ -131,8 +132,21 @@ class MiningJob:
             return None
         from . import cpu  # not without its kernels
 
-        field = cpu.quantile_field(self.zones.hi, self.size) if self.zones.bounds == "quantile" else 0
+        field = cpu.rank_field(self.zones.hi, self.size) if self.zones.bounds == "rank" else 0
         return Screen.build(self.gallery, threads=self.threads) if cpu.screening_pays(field, shards) else None
+
+    @cached_property
+    def applied_zones(self) -> ZoneSpec:
+        """`zones`, or where they are pooled, the absolute ones that they come to over all queries."""
+        targets: Any = np.ascontiguousarray(self.targets)
+        return resolve_pooled(self.zones, self.queries, self.gallery, anchor=targets, exclude=self._hidden(0, len(self.queries)))
+
+    def _hidden(self, start: int, stop: int) -> list[I64] | None:
+        """What is no candidate of the queries from `start` to `stop`: what `exclude` says and the target itself."""
+        hidden: list[Any] = [] if self.exclude is None else [self.exclude[start:stop]]
+        if self.by_id:
+            hidden.append(self.targets[start:stop, None])
+        return [ids[ids >= 0] for ids in np.concatenate(hidden, axis=1)] if hidden else None
 
     @cached_property
     def resolved_backend(self) -> str:
@@ -142,18 +156,14 @@ class MiningJob:
     def rows(self, start: int, stop: int) -> MinedNegatives:
         """Mine for the queries from `start` to `stop`."""
         rows = slice(start, stop)
-        anchor: Any = np.ascontiguousarray(self.targets[rows])
-        hidden = [] if self.exclude is None else [self.exclude[rows]]
-        if self.by_id:
-            hidden.append(anchor[:, None])
         found = select_zones(
             np.ascontiguousarray(self.queries[rows]),
             self.gallery,
-            anchor=anchor,
-            zones=self.zones,
+            anchor=np.ascontiguousarray(self.targets[rows]),
+            zones=self.applied_zones,
             picks=self.picks,
             counts=True,
-            exclude=[ids[ids >= 0] for ids in np.concatenate(hidden, axis=1)] if hidden else None,
+            exclude=self._hidden(start, stop),
             first_query=start,
             screen=self.screen,
             threads=self.threads,
@@ -182,6 +192,7 @@ def mine_negatives(
     queries: (T, D) float32, C-contiguous; may be memory-mapped.
     items: the gallery, (N, D) or (N, M, D) float32 or float16, or its shards in order: positions count through.
     targets: int64 (T,) positions of the targets, which are then no candidates; or float32 (T,) scores to take Δ from.
+    zones: pooled ones are resolved once, over all queries, whatever `rows` are mined.
     exclude: int64 (T, E) more positions that are no candidates (the references), padded with -1.
     block: queries per pass over the gallery. Neither it, nor the shards, nor `threads` (0: one per processor) change what is
         picked from given scores: draws depend on the seed of `zones`, the query's row and the item's position alone.

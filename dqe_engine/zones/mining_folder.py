@@ -1,16 +1,17 @@
 """Mining to a folder: interrupted or killed at any moment, a rerun goes on where it stopped and ends with the same bytes.
 
 OUT/                whole or absent
-    mined.json      what was mined from which inputs (their SHA-256); sizes and SHA-256 of the arrays
+    mined.json      what was mined from which inputs (their SHA-256), with which bounds; sizes and SHA-256 of the arrays
     picks.npy, pick_scores.npy, counts.npy, lo.npy, hi.npy, anchor_scores.npy
 OUT.partial/        while a run is unfinished; its lock (flock) keeps a second run out
-    run.json        what is being mined
+    run.json        what is being mined, and the bounds that pooled zones came to
     <start>-<stop>-<SHA-256>.npy    a finished block of queries, one record per query
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -67,8 +68,14 @@ class MiningPlan(Contract, frozen=True, kw_only=True):
     """Rows of an input that hold NaN or infinities, by its name."""
 
 
-class MiningManifest(Contract, frozen=True, kw_only=True):
+class MiningRun(Contract, frozen=True, kw_only=True, omit_defaults=True):
+    """`resolved`: the absolute zones that the plan's pooled ones came to when the run began, with which it goes on; else None."""
+
     plan: MiningPlan
+    resolved: ZoneSpec | None = None
+
+
+class MiningManifest(MiningRun, frozen=True, kw_only=True):
     files: tuple[FileEntry, ...]
 
 
@@ -117,14 +124,15 @@ def mine_to_folder(
             progress(plan.queries, plan.queries)
             return MiningOutcome(manifest=finished, mined=0, damaged_blocks=0)
         with atomic_directory(out, replace=force or _is_empty(out), marker=MANIFEST_FILE) as new:
-            done, damaged = _resume(partial, plan, force)
+            run, done, damaged = _resume(partial, plan, job, force)
+            job = dataclasses.replace(job, zones=run.resolved or plan.zones)
             before = count = sum(stop - start for start, stop in done)
             progress(count, plan.queries)
             for start, stop in _missing(done, plan.queries, job.block):
                 _write_block(partial, start, stop, job.rows(start, stop), plan)
                 count += stop - start
                 progress(count, plan.queries)
-            manifest = _assemble(partial, new, plan)
+            manifest = _assemble(partial, new, run)
         _empty(partial)
     return MiningOutcome(manifest=manifest, mined=count - before, damaged_blocks=damaged)
 
@@ -265,37 +273,39 @@ def _write_block(partial: Path, start: int, stop: int, mined: MinedNegatives, pl
         stream.write(content)
 
 
-def _resume(partial: Path, plan: MiningPlan, force: bool) -> tuple[list[tuple[int, int]], int]:
-    """Ranges of queries whose blocks are there and whole, ascending; and how many blocks were damaged, and are removed."""
-    run = partial / _RUN_FILE
-    if run.is_file():
+def _resume(partial: Path, plan: MiningPlan, job: MiningJob, force: bool) -> tuple[MiningRun, list[tuple[int, int]], int]:
+    """The run, begun or gone on with; ranges of queries whose blocks are there and whole, ascending; and how many blocks were
+    damaged, and are removed."""
+    path = partial / _RUN_FILE
+    run: MiningRun | None = None
+    if path.is_file():
         try:
-            theirs = _parse(MiningPlan, run.read_bytes(), run)
-            problem = None if theirs == plan else f"{partial}: an interrupted run with {_differences(plan, theirs)}"
+            run = _parse(MiningRun, path.read_bytes(), path)
+            problem = None if run.plan == plan else f"{partial}: an interrupted run with {_differences(plan, run.plan)}"
         except InputError as error:
             problem = str(error)
         if problem and not force:
             raise InputError(f"{problem}; give what it was given, or start anew with --force")
         if problem:
-            _empty(partial)
-    else:
-        _empty(partial)  # blocks of nobody knows what
-    if not run.is_file():
-        with atomic_write(run) as stream:
-            stream.write(to_json(plan))
+            run = None
+    if run is None:
+        _empty(partial)  # blocks of another run, or of nobody knows what
+        run = MiningRun(plan=plan, resolved=job.applied_zones if plan.zones.bounds == "pooled" else None)
+        with atomic_write(path) as stream:
+            stream.write(to_json(run))
     done, damaged, reached = [], 0, 0
-    for path in sorted(partial.iterdir()):
-        if path.name.startswith(_TEMPORARY_PREFIX):
-            path.unlink()
-        elif match := _BLOCK_FILE.fullmatch(path.name):
+    for file in sorted(partial.iterdir()):
+        if file.name.startswith(_TEMPORARY_PREFIX):
+            file.unlink()
+        elif match := _BLOCK_FILE.fullmatch(file.name):
             start, stop = int(match[1]), int(match[2])
-            if start < reached or sha256_of(path) != match[3]:
-                path.unlink()
+            if start < reached or sha256_of(file) != match[3]:
+                file.unlink()
                 damaged += 1
             else:
                 done.append((start, stop))
                 reached = stop
-    return done, damaged
+    return run, done, damaged
 
 
 def _missing(done: list[tuple[int, int]], total: int, block: int) -> Iterator[tuple[int, int]]:
@@ -307,8 +317,9 @@ def _missing(done: list[tuple[int, int]], total: int, block: int) -> Iterator[tu
         at = stop
 
 
-def _assemble(partial: Path, new: Path, plan: MiningPlan) -> MiningManifest:
+def _assemble(partial: Path, new: Path, run: MiningRun) -> MiningManifest:
     """Write the arrays from the blocks, and the manifest."""
+    plan = run.plan
     layout = _layout(plan.picks)
     with contextlib.ExitStack() as stack:
         streams = {name: stack.enter_context(open(new / f"{name}.npy", "wb")) for name in ARRAYS}
@@ -320,7 +331,7 @@ def _assemble(partial: Path, new: Path, plan: MiningPlan) -> MiningManifest:
             for name, stream in streams.items():
                 stream.write(np.ascontiguousarray(records[name]).data)
     entries = [FileEntry(path=path.name, size=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(new.iterdir())]
-    manifest = MiningManifest(plan=plan, files=tuple(entries))
+    manifest = MiningManifest(plan=plan, resolved=run.resolved, files=tuple(entries))
     (new / MANIFEST_FILE).write_bytes(to_json(manifest))
     return manifest
 

@@ -67,9 +67,9 @@ def max_sim(queries: F32, items: NDArray[np.float32 | np.float16]) -> F32:
     return scores
 
 
-def score_at_rank(scores: F32, order: I64, valid: I64, quantile: float) -> F32:
-    """(B,) the score of the candidate at rank floor(quantile * (n - 1)) of n, best first; NaN where n = 0."""
-    rank = np.floor(quantile * (np.maximum(valid, 1) - 1)).astype(np.int64)
+def score_at_rank(scores: F32, order: I64, valid: I64, fraction: float) -> F32:
+    """(B,) the score of the candidate at rank floor(fraction * (n - 1)) of n, best first; NaN where n = 0."""
+    rank = np.floor(fraction * (np.maximum(valid, 1) - 1)).astype(np.int64)
     result = np.full(len(scores), np.nan, np.float32)
     (rows,) = np.nonzero(valid)
     result[rows] = scores[rows, order[rows, rank[rows]]]
@@ -77,9 +77,9 @@ def score_at_rank(scores: F32, order: I64, valid: I64, quantile: float) -> F32:
 
 
 def resolve_bounds(spec: ZoneSpec, anchors: F32, scores: F32, order: I64, valid: I64) -> tuple[F32, F32]:
-    """(B,) absolute lo and hi. A quantile p is the Δ of the candidate at rank floor(p * (n - 1)) of the query's ranking.
+    """(B,) absolute lo and hi. A rank p is the Δ of the candidate at rank floor(p * (n - 1)) of the query's own list.
 
-    That is the "lower" order statistic of Δ: an existing value, so a quantile mid zone always holds its two ends.
+    That is an existing value, so a mid zone by rank always holds its two ends.
     """
     if spec.bounds == "absolute":
         return np.full(len(anchors), spec.lo, np.float32), np.full(len(anchors), spec.hi, np.float32)

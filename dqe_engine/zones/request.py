@@ -51,7 +51,7 @@ class ZoneSelection:
     pick_scores: F32 | None
     """(B, P), the picks' scores (not their keys)."""
     lo: F32 | None
-    """(B,), the absolute bounds that applied; NaN where quantiles were asked of a query without candidates."""
+    """(B,), the absolute bounds that applied; NaN where ranks were asked of a query without candidates."""
     hi: F32 | None
     anchor_scores: F32 | None
     """(B,), NaN where the query's own best was asked for and it has no candidate."""
@@ -63,7 +63,7 @@ class ZoneSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ZoneRequest:
-    """Validated arguments of `select_zones`; shards always have their token axis."""
+    """Validated arguments of `select_zones`; shards always have their token axis, and zones are absolute or by rank."""
 
     queries: F32  # (B, D)
     shards: tuple[NDArray[Any], ...]  # each (n, M, D), all float32 or all float16; at least one
@@ -77,6 +77,9 @@ class ZoneRequest:
     excluded: I64  # (E,), ascending and distinct within a query
     first_query: int
     screen: Screen | None
+
+    def __post_init__(self) -> None:
+        assert self.zones is None or self.zones.bounds != "pooled", "pooled bounds are resolved before a request is made"
 
     @property
     def batch(self) -> int:
@@ -101,7 +104,7 @@ def validated(
     first_query: int = 0,
     screen: Screen | None = None,
 ) -> ZoneRequest:
-    """Check shapes, dtypes, contiguity and options. Raises InputError; copies nothing the size of an input."""
+    """Check shapes, dtypes, contiguity and options; `zones` must not be pooled. Raises InputError; copies nothing the size of an input."""
     _check_array("queries", queries, (np.float32,), (2,))
     shards = shards_of(items)
     (batch, width), (_, tokens, item_width), size = queries.shape, shards[0].shape, sum(map(len, shards))
@@ -174,11 +177,11 @@ def _split_anchor(anchor: Any, batch: int, size: int) -> tuple[I64 | None, F32 |
         raise InputError(f"anchor: {len(anchor)} entries for {batch} queries")
     if anchor.dtype == np.float32:
         return None, anchor
-    _check_ids("anchor", anchor, size)
+    check_ids("anchor", anchor, size)
     return anchor, None
 
 
-def _check_ids(name: str, ids: I64, size: int) -> None:
+def check_ids(name: str, ids: I64, size: int) -> None:
     if len(ids) and (ids.min() < 0 or ids.max() >= size):
         wrong = ids[(ids < 0) | (ids >= size)]
         raise InputError(f"{name}: id {wrong[0]} is not a position in items (0 to {size - 1})")
@@ -195,7 +198,7 @@ def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, 
         if entry.ndim != 1 or (entry.size and not np.issubdtype(entry.dtype, np.integer)):
             raise InputError(f"exclude[{row}]: expected a sequence of integer ids, got {entry.dtype} of shape {entry.shape}")
     ids = np.concatenate([entry.astype(np.int64) for entry in entries]) if entries else np.empty(0, np.int64)
-    _check_ids("exclude", ids, size)
+    check_ids("exclude", ids, size)
     offsets = np.cumsum([0, *(entry.size for entry in entries)])
     rises = ids[1:] > ids[:-1]
     starts = offsets[1:-1]

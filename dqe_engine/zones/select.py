@@ -12,6 +12,7 @@ import numpy as np
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
+from .pooled import resolve_pooled
 from .request import F32, I64, DeviceArray, Exclusions, Items, ZoneSelection, validated
 from .screen import Screen
 
@@ -45,8 +46,9 @@ def select_zones(
         better. Other dtypes and strided arrays are refused, never copied. Read-only and memory-mapped arrays are fine.
         Or a sequence of such arrays: the shards of one gallery, whose positions count through.
     k: how many of the best to return; 0 for none.
-    zones: bounds and pick policy on Δ = anchor - s (float32); needed by `anchor`, `picks` and `counts`. Quantile bounds
-        are each query's own: p means the Δ at rank floor(p * (n - 1)) of its n candidates, best first.
+    zones: bounds and pick policy on Δ = anchor - s (float32); needed by `anchor`, `picks` and `counts`. Pooled bounds are read
+        from all queries of the call (`resolve_pooled`): for a batch in blocks, resolve them for the batch and pass what comes back.
+        Ranks are each query's own: p means the Δ at rank floor(p * (n - 1)) of its n candidates, best first.
     anchor: None for the query's own best candidate; int64 (B,) item positions (the target: its Δ is 0, it is excluded
         only if `exclude` says so); float32 (B,) scores.
     picks: P items per query out of the mid zone, the top P of the policy's key. Draws depend on the seed, the query's row
@@ -87,6 +89,8 @@ def select_zones(
         return cuda.select(queries, items, **options, stream=stream, workspace=workspace)
     if stream or workspace is not None:
         raise InputError(f"stream and workspace are for arrays on a CUDA device; the queries are {type(queries).__name__}")
+    if zones is not None and zones.bounds == "pooled":
+        options["zones"] = resolve_pooled(zones, queries, items, anchor=anchor, exclude=exclude)  # type: ignore[arg-type]  # likewise
     request = validated(queries, items, **options, screen=screen)  # type: ignore[arg-type]  # a device array is refused by name
     if where == "cpu":
         from . import cpu

@@ -282,3 +282,7 @@ def test_foreign_arrays_are_what_dlpack_means(dtype: Any, shape: tuple[int, ...]
     copy = CudaMemory(HostDriver()).download(array)
     assert copy.dtype == array.dtype
     np.testing.assert_array_equal(copy, array)
+    for rows in ([], [0], [0, len(array) - 1], [1, 2]):
+        if all(row < len(array) for row in rows):
+            chosen = np.unique(np.array(rows, np.int64))
+            np.testing.assert_array_equal(CudaMemory(HostDriver()).download(array, chosen), array[chosen])

@@ -38,6 +38,14 @@ def test_empty_index_and_empty_batch(make_index: MakeIndex) -> None:
     assert make_index().search(query_rows(1), 5, zones=spec, picks=3) == (IndexMatches((), (0, 0, 0), ()),)
 
 
+@pytest.mark.parametrize("bounds", ["pooled", "rank"])
+def test_a_search_takes_absolute_zones_alone(make_index: MakeIndex, bounds: Any) -> None:
+    """Pooled ones would make an answer depend on the batch's other queries; ranks would count the same for every query."""
+    zones = ZoneSpec(lo=0.1, hi=0.5, bounds=bounds)
+    with pytest.raises(InputError, match=f"zones with {bounds} bounds: .*give absolute bounds"):
+        make_index(3).search(query_rows(1), 5, zones=zones)
+
+
 def test_ties_go_to_the_older_item_and_nan_never_ranks(make_index: MakeIndex) -> None:
     index = make_index()
     index.add(["b", "a", "c"], np.repeat(target_rows(1), 3, axis=0))

@@ -28,6 +28,7 @@ from dqe_export.onnx_graph import OPSET, export_graph
 from dqe_export.parity import TOLERANCES, check_parity, shapes_of
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import evaluate
+from dqe_training.config import BaseQuery, WeightInputs
 from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import agreement, evaluate_engine, index_gallery
@@ -148,6 +149,18 @@ def test_the_baseline_exports_too(spec: GraphSpec, tmp_path: Path, monkeypatch: 
     parity = check_parity(spec, model, tmp_path / spec.file)
     assert parity.shapes == shapes_of(spec, model)
     assert max(shape.get("text_length", 5) for shape in parity.shapes) == 5
+    assert max(output.max_error for output in parity.outputs.values()) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
+@pytest.mark.parametrize(("base_query", "weights_from"), [("pool", "text+image"), ("cls", "text")])
+def test_other_base_queries_and_weights_that_see_export_too(
+    spec: GraphSpec, base_query: BaseQuery, weights_from: WeightInputs, tmp_path: Path
+) -> None:
+    model = make_model(model_config(base_query=base_query, weights_from=weights_from))
+    export_graph(spec, model, tmp_path / spec.file)
+    parity = check_parity(spec, model, tmp_path / spec.file)
     assert max(output.max_error for output in parity.outputs.values()) <= 1e-4
 
 

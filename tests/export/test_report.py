@@ -120,7 +120,7 @@ def full(images: Path) -> ReportData:
         ),
         agreement=Agreement(queries=987, runtime_top10_agreement=0.9987, embedding_max_abs_diff=3.1e-6, recall_identical=True),
         attainable={"recall_at_10": 0.941},
-        zones_note="Bounds are quantiles.",
+        zones_note="Bounds are pooled.",
     )
 
 

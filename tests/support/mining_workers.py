@@ -14,7 +14,7 @@ from dqe_engine.zones.mining import MiningJob
 from dqe_engine.zones.mining_folder import mine_to_folder
 
 GALLERY, QUERIES, TOKENS, WIDTH, PICKS, BLOCK = 40, 23, 2, 8, 5, 7
-ZONES = ZoneSpec(lo=0.0, hi=0.9, bounds="quantile", policy="uniform", seed=3)
+ZONES = ZoneSpec(lo=0.0, hi=0.9, bounds="pooled", policy="uniform", seed=3)
 
 
 def problem(seed: int = 0) -> dict[str, Any]:

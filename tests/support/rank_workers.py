@@ -15,7 +15,8 @@ from support.tiny_training import load_tiny, make_model
 from torch import nn
 
 from dqe_engine.cli.main import run as exit_code_of
-from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_training.config import TrainConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.triplets import TextBatcher
@@ -94,12 +95,14 @@ def sums(out: str) -> None:
         save_file({"both": parameters[0].grad.clone(), "one": parameters[1].grad.clone()}, f"{out}/rank-{world.rank}.safetensors")
 
 
-def mine(data: str, out: str, block: int) -> None:
+def mine(data: str, out: str, block: int, bounds: Bounds) -> None:
     triplets, _, _ = load_tiny(Path(data))
     with joined_world(timeout=60) as world:
         queries, tokens = mining_arrays(len(triplets), len(triplets.images))
-        zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="softmax", seed=3)
-        np.save(f"{out}/rank-{world.rank}.npy", mine_shared(queries, tokens, triplets, zones=zones, picks=4, world=world, block=block))
+        zones = ZoneSpec(lo=0.05, hi=0.5, bounds=bounds, policy="softmax", seed=3)
+        picks, applied = mine_shared(queries, tokens, triplets, zones=zones, picks=4, world=world, block=block)
+        np.save(f"{out}/rank-{world.rank}.npy", picks)
+        Path(f"{out}/rank-{world.rank}.json").write_bytes(to_json(applied))
 
 
 def mining_arrays(queries: int, items: int) -> tuple[np.ndarray, np.ndarray]:

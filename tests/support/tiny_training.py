@@ -18,7 +18,17 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_training.checkpoint import Progress, save_checkpoint
-from dqe_training.config import LossConfig, ModelConfig, OptimConfig, QFormerConfig, TrainConfig, TRNSConfig, VisionConfig
+from dqe_training.config import (
+    BaseQuery,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    QFormerConfig,
+    TrainConfig,
+    TRNSConfig,
+    VisionConfig,
+    WeightInputs,
+)
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
@@ -41,13 +51,17 @@ OVERRIDES = (
 Listener = Callable[[dict[str, Any]], None]
 
 
-def model_config(*, attribute_weights: bool = True, **qformer: Any) -> ModelConfig:
+def model_config(
+    *, attribute_weights: bool = True, base_query: BaseQuery = "mean", weights_from: WeightInputs = "text", **qformer: Any
+) -> ModelConfig:
     sizes: dict[str, Any] = {"hidden_size": 16, "layers": 1, "heads": 2, "query_tokens": 3, "embedding_dim": 8}
     return ModelConfig(
         preprocessing=PreprocessingSpec(image_size=IMAGE_SIZE),
         vision=VisionConfig(hidden_size=16, layers=1, heads=2, patch_size=8),
         qformer=QFormerConfig(**sizes | qformer),
         attribute_weights=attribute_weights,
+        base_query=base_query,
+        weights_from=weights_from,
     )
 
 
@@ -56,7 +70,7 @@ def train_config(
 ) -> TrainConfig:
     """Five steps an epoch over `SPEC`; negatives from the second epoch on; a checkpoint every third step."""
     plan: dict[str, Any] = {"epochs": 3, "batch_size": 8, "checkpoint_every": 3, "log_every": 1}
-    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="uniform")
+    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="pooled", policy="uniform")
     return TrainConfig(
         model=model or model_config(),
         loss=loss or LossConfig(),

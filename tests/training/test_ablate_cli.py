@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from support.tiny_benchmarks import write_fashioniq
 from support.tiny_blip2 import write_blip2
 from support.tiny_training import OVERRIDES
 
+from dqe_engine.files import directory_lock
 from dqe_training import workflow
-from dqe_training.ablation import running
+from dqe_training.ablation import plan, running
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import ablate, evaluate
+from dqe_training.evaluation.split import EvaluationSplit, judge_checkpoint
 from dqe_training.features import writing
 from dqe_training.step import TrainingStep
 
@@ -61,8 +64,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
 
 
 def test_what_is_written(finished: Path, garments: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {"results.json", "table.md", "plot.png", "cells", "runs"}
-    assert not list((finished / "runs").iterdir())
+    assert {path.name for path in finished.iterdir()} == {"results.json", "table.md", "plot.png", "cells"}
     found = results(finished)
     assert [(arm["label"], arm["seeds"], arm["steps"]["mean"]) for arm in found["arms"]] == [
         ("baseline", [0, 1], 10.0),
@@ -99,6 +101,30 @@ def test_nothing_finished_runs_again_and_more_seeds_are_added(
     assert ablate.main(command(garments, out)) == 0
     assert trained == [(True, 0)]
     assert without_time(results(out)) == without_time(results(finished))
+
+
+def test_a_changed_method_trains_again(
+    finished: Path, garments: Path, tmp_path: Path, trained: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(plan, "source_hash", lambda: "another")
+    assert ablate.main(command(garments, out, "--seeds", "1")) == 0
+    assert trained == [(False, 0), (True, 0)]
+    assert len(list((out / "cells").iterdir())) == 4 + 2, "what the other code found is still there"
+
+
+def test_settings_are_chosen_on_val_and_reported_on_test(garments: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = command(garments, out, "--split", "test", "--seeds", "1", "--keep-models")
+    assert ablate.main(arguments) == 0
+    found = results(out)
+    assert "24 test queries" in found["data"]
+    test = EvaluationSplit.of_folder(garments, "test")
+    for key, cell in found["cells"].items():
+        figures = judge_checkpoint(out / "models" / key, test)
+        assert cell["figures"]["recall_at_10"] == pytest.approx(figures["recall_at_10"], abs=1e-5)
+        assert cell["figures"]["map_at_10"] == pytest.approx(figures["map_at_10"], abs=1e-5)
 
 
 @pytest.mark.parametrize("moment", ["in training", "before evaluation"])
@@ -197,7 +223,7 @@ def test_a_public_dataset_is_judged_by_its_protocol(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--variants", "baseline,best"], "variant 'best': expected baseline, full, +kl"),
+        (["--variants", "baseline,best"], "variant 'best': expected baseline, full, +pool"),
         (["--variants", "full,+kl+law+trns"], "train the same"),
         (["--sweep", "trns.zones.hi"], "expected section.key=value"),
         (["--sweep", "trns.zones.high=0.1,0.2"], "valid keys of ZoneSpec: lo, hi"),
@@ -243,3 +269,39 @@ def test_what_are_no_seeds(text: str, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         ablate.build_parser().parse_args(["--data", "x", "--out", "y", "--seeds", text])
     capsys.readouterr()
+
+
+def test_processes_share_the_cells(finished: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that another process has is passed over, and waited for in the end; what the other finished is not trained again."""
+    out, order = tmp_path / "out", []
+    run_cell = running._run_cell
+    held, done = threading.Event(), threading.Event()
+
+    def counted(cell: Any, *arguments: Any) -> None:
+        order.append((cell.arm, cell.seed))
+        run_cell(cell, *arguments)
+        if len(order) == 3:
+            done.set()
+
+    monkeypatch.setattr(running, "_run_cell", counted)
+    first = results(finished)["cells"]
+    key = next(key for key, cell in first.items() if (cell["arm"], cell["seed"]) == ("baseline", 0))
+    claim = out / "claims" / key
+    claim.mkdir(parents=True)
+    (out / "cells").mkdir()
+
+    def other() -> None:
+        with directory_lock(claim):
+            held.set()
+            done.wait(60)
+            shutil.copy(finished / "cells" / f"{key}.json", out / "cells")
+
+    process = threading.Thread(target=other)
+    process.start()
+    held.wait(60)
+    assert ablate.main(command(garments, out)) == 0
+    process.join()
+    assert ("baseline", 0) not in order
+    assert len(order) == len(first) - 1
+    assert without_time(results(out)) == without_time(results(finished))
+    assert not (out / "claims").exists()

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from support.tiny_training import heads_alone, train_config
+import torch
+from support.tiny_training import heads_alone, make_trainer, model_config, train_config, write_checkpoint
 
+import dqe_engine
+import dqe_training
+from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
-from dqe_training.ablation.audit import wrong_attributes
+from dqe_training.ablation import plan as plan_module
 from dqe_training.ablation.comparison import compare_cells
 from dqe_training.ablation.plan import Cell, Plan, make_plan
 from dqe_training.ablation.results import CellResult
 from dqe_training.ablation.scores import Ratio, benchmark_scores, folder_scores, near_confusion
+from dqe_training.ablation.source_hash import hash_source, source_hash
 from dqe_training.ablation.statistics import compare, student_t, summarise
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
 from dqe_training.config import LossConfig, TrainConfig
+from dqe_training.data.answers import Answers
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.queries import Query, QuerySet
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
@@ -35,20 +43,38 @@ from dqe_training.evaluation.protocol import summarise as summarise_report
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("baseline", ""),
-        ("full", "kl law trns"),
-        ("+kl", "kl"),
-        ("baseline+law", "law"),
-        ("+law+trns", "law trns"),
-        ("full-trns", "kl law"),
-        ("full-kl-law", "trns"),
+        ("baseline", {}),
+        ("full", {"kl": "", "law": "", "trns": ""}),
+        ("+kl", {"kl": ""}),
+        ("baseline+law", {"law": ""}),
+        ("+pool+law:unlabelled+trns:two-drops", {"pool": "", "law": "unlabelled", "trns": "two-drops"}),
+        ("full+pool-trns+trns:random", {"kl": "", "law": "", "pool": "", "trns": "random"}),
+        ("full-kl-law", {"trns": ""}),
     ],
 )
-def test_variants_by_name(name: str, parts: str) -> None:
-    assert parse_variant(name) == frozenset(parts.split())
+def test_variants_by_name(name: str, parts: dict[str, str]) -> None:
+    assert parse_variant(name) == parts
 
 
-@pytest.mark.parametrize("name", ["", "kl", "+KL", "full+kl", "baseline-kl", "+kl+kl", "full-", "best", "+kl,+law"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "kl",
+        "+KL",
+        "full+kl",
+        "baseline-kl",
+        "+kl+kl",
+        "full-",
+        "best",
+        "+kl,+law",
+        "+kl:soft",
+        "+law:",
+        "+trns:-x",
+        "+pool+cls",
+        "+two-drops",
+    ],
+)
 def test_what_is_no_variant(name: str) -> None:
     with pytest.raises(InputError, match="variant"):
         parse_variant(name)
@@ -57,35 +83,51 @@ def test_what_is_no_variant(name: str) -> None:
 def test_a_variant_has_its_parts_and_no_others() -> None:
     config = train_config()
     for size in range(len(PARTS) + 1):
-        for parts in itertools.combinations(PARTS, size):
-            made = apply_variant(config, frozenset(parts), name="x")
+        for names in itertools.combinations(PARTS, size):
+            parts = dict.fromkeys(names, "")
+            made = apply_variant(config, parts, name="x")
+            assert (made.model.base_query == "pool") == ("pool" in parts)
             assert (made.loss.objective == "kl") == ("kl" in parts)
             assert made.model.attribute_weights == (made.loss.attribute_weight > 0) == (made.loss.presence_weight > 0) == ("law" in parts)
             assert made.trns.enabled == (made.loss.rank_weight > 0) == ("trns" in parts)
             assert made.optim == config.optim
-    assert apply_variant(config, frozenset(PARTS), name="full") == config
+    assert apply_variant(config, parse_variant("full"), name="full") == config
+
+
+def test_options_of_the_parts() -> None:
+    config = train_config()
+    free = apply_variant(config, parse_variant("+law:unlabelled"), name="x")
+    assert free.model.attribute_weights
+    assert free.loss.attribute_weight == free.loss.presence_weight == 0
+    assert apply_variant(config, parse_variant("+law:image"), name="x").model.weights_from == "text+image"
+    assert apply_variant(config, parse_variant("+cls"), name="x").model.base_query == "cls"
+    made = {option: apply_variant(config, {"trns": option}, name="x") for option in ("", *PARTS["trns"])}
+    assert made[""].trns == config.trns
+    assert made["two-drops"].trns.rule == "two-drops"
+    assert all(one != other for one, other in itertools.combinations(made.values(), 2))
+    assert all(parse_json(TrainConfig, to_json(each), where="x") == each for each in made.values())
 
 
 def test_heads_alone_are_compared_with_heads() -> None:
     config = heads_alone()
-    assert apply_variant(config, frozenset(["law"]), name="+law").finetune == "attributes"
+    assert apply_variant(config, {"law": ""}, name="+law").finetune == "attributes"
     with pytest.raises(InputError, match="variant 'baseline': without law nothing would train, since finetune is attributes"):
-        apply_variant(config, frozenset(), name="baseline")
+        apply_variant(config, {}, name="baseline")
 
 
 def test_settings_of_a_part_that_is_off_do_not_matter() -> None:
     config = train_config()
     other = msgspec.structs.replace(config, loss=LossConfig(relevance_share=0.3, attribute_margin=0.5))
-    assert apply_variant(config, frozenset(), name="x") == apply_variant(other, frozenset(), name="x")
-    assert apply_variant(config, frozenset(["kl"]), name="x") != apply_variant(other, frozenset(["kl"]), name="x")
+    assert apply_variant(config, {}, name="x") == apply_variant(other, {}, name="x")
+    assert apply_variant(config, {"kl": ""}, name="x") != apply_variant(other, {"kl": ""}, name="x")
 
 
 def test_a_part_that_would_change_nothing_is_refused() -> None:
     config = msgspec.structs.replace(train_config(), loss=LossConfig(rank_weight=0, relevance_share=0))
     with pytest.raises(InputError, match=r"'\+trns': trns would change nothing, since loss.rank_weight is 0"):
-        apply_variant(config, frozenset(["trns"]), name="+trns")
+        apply_variant(config, {"trns": ""}, name="+trns")
     with pytest.raises(InputError, match="relevance_share is 0"):
-        apply_variant(config, frozenset(["kl"]), name="+kl")
+        apply_variant(config, {"kl": ""}, name="+kl")
 
 
 # -- plans ---------------------------------------------------------------------------------------------------------------
@@ -140,6 +182,56 @@ def test_bad_plans_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=said):
             parse_sweep(axes)
+
+
+def test_other_code_makes_other_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of a method that has changed since is never taken for one of today's."""
+    before = plan()
+    assert plan().cells == before.cells
+    monkeypatch.setattr(plan_module, "source_hash", lambda: "another")
+    assert not {cell.key for cell in plan().cells} & {cell.key for cell in before.cells}
+
+
+def test_other_weights_to_begin_with_make_other_cells(tmp_path: Path) -> None:
+    """The configuration has only the place where they lie."""
+    (tmp_path / "tower").mkdir()
+    tower = tmp_path / "tower" / "vision.safetensors"
+    tower.write_bytes(b"one")
+    start = write_checkpoint(tmp_path / "start")
+    configs = [
+        msgspec.structs.replace(train_config(), **{key: str(path)}) for key, path in (("vision_weights", tower.parent), ("start", start))
+    ]
+    before = [{cell.key for cell in plan(config).cells} for config in configs]
+    assert [{cell.key for cell in plan(config).cells} for config in configs] == before
+    tower.write_bytes(b"two")
+    shutil.rmtree(start)
+    write_checkpoint(start, model_config(embedding_dim=12))
+    assert not any({cell.key for cell in plan(config).cells} & keys for config, keys in zip(configs, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("package", "changed", "matters"),
+    [
+        ("dqe_training", "losses/kl_relevance.py", True),
+        ("dqe_training", "evaluation/metrics.py", True),
+        ("dqe_training", "ablation/scores.py", True),
+        ("dqe_engine", "zones/mining.py", True),
+        ("dqe_engine", "preprocessing.py", True),
+        ("dqe_training", "cli/ablate.py", False),
+        ("dqe_training", "ablation/table.py", False),
+        ("dqe_engine", "engine.py", False),
+    ],
+)
+def test_the_code_is_what_trains_and_evaluates(package: str, changed: str, matters: bool, tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("dqe_training", "dqe_engine")}
+    for module in (dqe_training, dqe_engine):
+        assert module.__file__ is not None
+        shutil.copytree(Path(module.__file__).parent, roots[module.__name__], ignore=lambda at, names: {n for n in names if "." in n[:-3]})
+    before = hash_source(roots["dqe_training"], roots["dqe_engine"])
+    assert before == source_hash()
+    with open(roots[package] / changed, "a") as stream:
+        stream.write("# one word more\n")
+    assert (hash_source(roots["dqe_training"], roots["dqe_engine"]) != before) == matters
 
 
 # -- figures -------------------------------------------------------------------------------------------------------------
@@ -203,8 +295,9 @@ def test_wrong_attributes_by_exact_labels(tiny_data: tuple[TripletData, np.ndarr
     words = vocabulary()
     rows = np.asarray([0, 3, 7, 20])
     images = np.stack([np.append(np.random.default_rng(row).integers(len(data.images), size=9), data.target[row]) for row in rows])
-    found = wrong_attributes(data, words, rows, images)
-    assert found is not None
+    answers = Answers.of(data, words)
+    assert answers is not None
+    found = answers.wrong(rows, images)
 
     def values(image: int) -> dict[str, str]:
         return {a.name: a.values[data.labels[image, i]] for i, a in enumerate(words.attributes)}
@@ -214,10 +307,11 @@ def test_wrong_attributes_by_exact_labels(tiny_data: tuple[TripletData, np.ndarr
         asked = {name: [value] for name, value in values(int(data.reference[row])).items()} | (record.allowed or {})
         expected = [sum(values(int(image))[name] not in allowed for name, allowed in asked.items()) for image in images[at]]
         assert found[at].tolist() == expected
+    np.testing.assert_array_equal(answers.among(rows, images[1]), answers.wrong(rows, np.tile(images[1], (4, 1))) == 0)
     assert (found[:, -1] == 0).all(), "a target satisfies its own text"
     assert found.max() > 1
     unlabelled = msgspec.structs.replace(data.records[3], allowed=None)
-    assert wrong_attributes(replace_record(data, 3, unlabelled), words, rows, images) is None
+    assert Answers.of(replace_record(data, 3, unlabelled), words) is None
 
 
 def replace_record(data: TripletData, row: int, record: TripletRecord) -> TripletData:
@@ -286,7 +380,8 @@ def test_intervals_hold_what_they_promise(effect: float, least: float, most: flo
 
 def result(cell: Cell, hits: list[int]) -> CellResult:
     return CellResult(
-        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, machine="a machine",
+        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, code="",
+        machine="a machine",
         scores={"recall_at_10": Ratio.of(hits)},
     )  # fmt: skip
 
@@ -313,3 +408,16 @@ def test_the_table_of_what_is_not_finished() -> None:
     uneven = {cell.key: result(cell, [0, 1]) for cell in made.cells[:3]}  # the baseline has a seed more: pairs alone are compared
     (arm,) = [arm for arm in compare_cells(made, uneven, data="tiny").arms if arm.differences]
     assert (arm.label, arm.differences["recall_at_10"].seeds) == ("+trns", 1)
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("+pool", False), ("+pool+law:unlabelled", False), ("+pool+kl", False), ("+law", True)])
+def test_what_reads_no_label_trains_the_same_without_labels(
+    variant: str, reads: bool, tiny_data: tuple[TripletData, np.ndarray], tmp_path: Path
+) -> None:
+    """So that what a nameless pool gains is never put down to attributes."""
+    data, pixels = tiny_data
+    config = apply_variant(train_config(), parse_variant(variant), name=variant)
+    blind = dataclasses.replace(data, labels=np.full_like(data.labels, -1), named=~data.named)
+    states = [make_trainer(config, each, pixels, tmp_path / str(at)).train().state_dict() for at, each in enumerate((data, blind))]
+    changed = any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert changed == reads

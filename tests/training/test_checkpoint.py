@@ -169,12 +169,18 @@ def test_the_second_schema_is_read(checkpoint: Path) -> None:
 
 
 def test_the_third_schema_is_read(checkpoint: Path) -> None:
-    """As it was written before there was validation."""
+    """As it was written when zones by rank were called "quantile", and without validation: what was trained then is still there to be
+    used."""
     expected, path = read_meta(checkpoint), checkpoint / "checkpoint.json"
-    content = json.loads(path.read_text()) | {"schema_version": 3}
+    content = json.loads(path.read_text())
+    content["config"]["trns"]["zones"]["bounds"] = "quantile"
     del content["progress"]["validated"], content["progress"]["best"]
+    path.write_text(json.dumps(content | {"schema_version": 3}))
+    zones = msgspec.structs.replace(expected.config.trns.zones, bounds="rank")
+    assert read_meta(checkpoint).config.trns == msgspec.structs.replace(expected.config.trns, zones=zones)
     path.write_text(json.dumps(content))
-    assert read_meta(checkpoint) == msgspec.structs.replace(expected, schema_version=3)
+    with pytest.raises(CheckpointError, match=r"'quantile' .*'pooled'"):
+        read_meta(checkpoint)
 
 
 def test_an_unlisted_file_is_not_trusted(checkpoint: Path) -> None:

@@ -92,7 +92,11 @@ def test_a_yaml_file(tmp_path: Path) -> None:
         ("optim.epochs=1.5", "`int`"),
         ("optim.learning_rate=fast", "`float`"),
         ("model.qformer.pooled=maybe", "`bool`"),
-        ("loss.objective=triplet", "triplet"),
+        ("loss.objective=triplet", "'triplet' - at `$.loss.objective`; valid values: kl, infonce"),
+        (
+            "trns.zones.bounds=quantile",
+            "valid values: absolute, pooled, rank; it is called 'rank' now and does not depend on the target; take 'pooled'",
+        ),
         ("optim=3", "object"),
         ("optim.epochs", "expected section.key=value"),
         ("=3", "expected section.key=value"),

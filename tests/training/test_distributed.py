@@ -21,7 +21,8 @@ from support.rank_workers import batch_gradients, largest_difference, mining_arr
 from support.ranks import Ranks, error_lines, errors_of, wait_until
 from support.tiny_training import OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
 
-from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.contracts.parsing import parse_json
+from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
 from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
@@ -99,15 +100,23 @@ def test_ranks_cut_work_where_one_process_does(size: int, count: int, step: int)
 
 
 @pytest.mark.parametrize("block", [8, 16, 1024])  # five blocks, three, and one, with nothing for the other rank to do
-def test_negatives_are_those_of_one_process(block: int, ranks: Ranks, garments: Path, tiny_data: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bounds", ["absolute", "pooled", "rank"])
+def test_negatives_are_those_of_one_process(
+    bounds: Bounds, block: int, ranks: Ranks, garments: Path, tiny_data: Tiny, tmp_path: Path
+) -> None:
     data, _ = tiny_data
-    assert ranks.run(tmp_path, "mine", data=str(garments), out=str(tmp_path), block=block) == [0, 0], errors_of(tmp_path)
+    assert ranks.run(tmp_path, "mine", data=str(garments), out=str(tmp_path), block=block, bounds=bounds) == [0, 0], errors_of(tmp_path)
     queries, tokens = mining_arrays(len(data), len(data.images))
-    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="quantile", policy="softmax", seed=3)
-    expected = mine_negatives(queries, tokens, data.target, zones=zones, picks=4, exclude=data.reference[:, None], block=block).picks
-    assert (expected >= 0).all()
+    zones = ZoneSpec(lo=0.05, hi=0.5, bounds=bounds, policy="softmax", seed=3)
+    expected = mine_negatives(queries, tokens, data.target, zones=zones, picks=4, exclude=data.reference[:, None], block=block)
+    assert (expected.picks >= 0).mean() > 0.5
     for rank in (0, 1):
-        np.testing.assert_array_equal(np.load(tmp_path / f"rank-{rank}.npy"), expected)
+        np.testing.assert_array_equal(np.load(tmp_path / f"rank-{rank}.npy"), expected.picks)
+        applied = parse_json(ZoneSpec, (tmp_path / f"rank-{rank}.json").read_bytes(), where="rank")
+        if bounds == "rank":
+            assert applied == zones
+        else:
+            assert (applied.bounds, applied.lo, applied.hi) == ("absolute", pytest.approx(expected.lo[0]), pytest.approx(expected.hi[0]))
 
 
 # -- whole trainings -------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from dqe_training.config import LossConfig
 from dqe_training.losses.attribute_margin import attribute_margin_loss
 from dqe_training.losses.infonce import infonce_loss
-from dqe_training.losses.kl_relevance import kl_relevance_loss, relevance_distribution, same_target
+from dqe_training.losses.kl_relevance import kl_relevance_loss, relevance_distribution, relevance_figures, same_target
 from dqe_training.losses.presence import presence_loss
-from dqe_training.losses.ranking import ranking_loss
+from dqe_training.losses.ranking import margin_ranking_loss, ranking_loss
 from dqe_training.losses.total import BatchLabels, total_loss
 from dqe_training.model import QueryOutput, paired_score, score
 
@@ -40,9 +40,9 @@ def reference_relevance(similarity: np.ndarray, share: float, temperature: float
     batch = len(similarity)
     result = np.zeros((batch, batch))
     for i in range(batch):
-        mass = [0.0 if ignore[i, j] else math.exp(similarity[i, j] / temperature) for j in range(batch)]
+        mass = [0.0 if ignore[i, j] or i == j else math.exp(similarity[i, j] / temperature) for j in range(batch)]
         for j in range(batch):
-            result[i, j] = share * mass[j] / sum(mass) + (1 - share) * (i == j)
+            result[i, j] = (share * mass[j] / sum(mass) + (1 - share) * (i == j)) if sum(mass) else float(i == j)
     return result
 
 
@@ -114,6 +114,31 @@ def test_relevance_is_a_distribution_whose_mode_is_the_ground_truth(batch: int) 
             assert (relevance[ignore] == 0).all()
             assert (relevance.argmax(dim=1) == torch.arange(batch)).all()
             assert (relevance.diagonal()[:, None] > relevance - 2 * torch.eye(batch)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_the_share_leaves_the_ground_truth(temperature: float) -> None:
+    """P_ii is 1 - share, however sharp the softmax and however like itself a target is."""
+    targets = F.normalize(torch.randn(19, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=1)
+    ignore = same_target(repeated_targets(19))
+    relevance = relevance_distribution(targets @ targets.T, share=0.2, temperature=temperature, ignore=ignore)
+    torch.testing.assert_close(relevance.diagonal(), torch.full((19,), 0.8, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_row_with_no_other_target_keeps_everything() -> None:
+    relevance = relevance_distribution(torch.ones(3, 3), share=0.3, temperature=0.05, ignore=same_target(torch.tensor([4, 4, 4])))
+    torch.testing.assert_close(relevance, torch.eye(3))
+
+
+def test_relevance_figures() -> None:
+    relevance = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.0, 0.0, 1.0]])
+    valid = torch.tensor([[True, True, False], [False, True, False], [True, True, True]])
+    figures = relevance_figures(relevance, valid)
+    assert figures["truth"].item() == pytest.approx((0.8 + 0.8 + 1) / 3)
+    assert figures["valid"].item() == pytest.approx((0.75 + 0 + 0) / 3)
+    entropy = -sum(p * math.log(p) for p in (0.8, 0.15, 0.05, 0.1, 0.8, 0.1)) / 3
+    assert figures["entropy"].item() == pytest.approx(entropy, rel=1e-5)
+    assert "valid" not in relevance_figures(relevance, None)
 
 
 def test_related_targets_get_more_mass() -> None:
@@ -214,6 +239,13 @@ def test_ranking_ignores_invalid_rows() -> None:
     positive = torch.tensor([0.5, 0.4, 0.3])
     changed = torch.tensor([0.1, 1e4, 0.3])
     assert ranking_loss(positive, negative, valid, temperature=0.1) == ranking_loss(positive, changed, valid, temperature=0.1)
+
+
+def test_margin_ranking_equals_the_reference() -> None:
+    positive, negative, valid = torch.tensor([0.5, 0.2, 0.9, 0.1]), torch.tensor([0.3, 0.4, 0.85, 0.9]), torch.tensor([1, 1, 1, 0]) > 0
+    loss = margin_ranking_loss(positive, negative, valid, margin=0.1)
+    assert loss.item() == pytest.approx((0 + 0.3 + 0.05) / 3)
+    assert margin_ranking_loss(positive, negative, torch.zeros(4, dtype=torch.bool), margin=0.1).item() == 0
 
 
 @pytest.mark.parametrize("batch", [1, *BATCHES])
@@ -331,6 +363,9 @@ def test_the_total_is_the_weighted_sum_of_the_references(objective: str, share: 
     expected = reference_parts(config, share, valid)
     output, target, negative, labels = batch_of()
     total, parts = total_loss(output, target, labels, config, relevance_share=share, negatives=(negative, torch.from_numpy(valid)))
+    figures = {name for name in parts if name.startswith("relevance/")}
+    assert figures == ({"relevance/truth", "relevance/entropy"} if objective == "kl" and share else set())
+    parts = {name: value for name, value in parts.items() if name not in figures}
     assert set(parts) == {objective, "rank", "attribute", "presence", "total"}
     for name, value in parts.items():
         if name != "total":
@@ -338,6 +373,21 @@ def test_the_total_is_the_weighted_sum_of_the_references(objective: str, share: 
         assert not value.requires_grad
     wanted = expected[objective] + 0.7 * expected["rank"] + 0.3 * expected["attribute"] + 0.9 * expected["presence"]
     assert total.item() == parts["total"].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_ranking_loss_may_have_a_margin_and_the_temperature_may_be_given() -> None:
+    output, target, negative, labels = batch_of()
+    negatives = (negative, torch.ones(6, dtype=torch.bool))
+    config = LossConfig(objective="infonce", ranking="margin", rank_margin=0.3)
+    _, parts = total_loss(output, target, labels, config, relevance_share=0.0, negatives=negatives)
+    positive, lost = score(output.query, target).diagonal(), paired_score(output.query, negative)
+    assert parts["rank"].item() == pytest.approx((0.3 - positive + lost).clamp_min(0).mean().item(), rel=1e-9)
+    warm = LossConfig(objective="infonce", temperature=0.2)
+    wanted, _ = total_loss(output, target, labels, warm, relevance_share=0.0, negatives=negatives)
+    given, _ = total_loss(
+        output, target, labels, LossConfig(objective="infonce"), relevance_share=0.0, temperature=0.2, negatives=negatives
+    )
+    assert given.item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("off", "part"), [("rank_weight", "rank"), ("attribute_weight", "attribute"), ("presence_weight", "presence")])

@@ -25,6 +25,8 @@ VARIANTS = {
     "pooled": model_config(pooled=True),
     "deep": model_config(layers=3, cross_attention_frequency=2, heads=4, query_tokens=5),
     "without LAW": model_config(attribute_weights=False),
+    "cls": model_config(base_query="cls"),
+    "pool, and weights that see": model_config(base_query="pool", weights_from="text+image"),
 }
 
 
@@ -136,6 +138,49 @@ def test_attribute_weights_depend_on_the_text_alone() -> None:
     assert (texts_differ.base_query[1:] - texts_differ.base_query[0]).abs().amax(dim=1).min() > 1e-3
 
 
+def test_weights_that_see_depend_on_text_and_image() -> None:
+    model = make_model(VARIANTS["pool, and weights that see"])
+    tokens, ids, mask = query_inputs(model, 4, 6)
+    with torch.inference_mode():
+        images_differ = model.encode_query(tokens, ids[:1].expand(4, -1), mask[:1].expand(4, -1)).attribute_weights
+        texts_differ = model.encode_query(tokens[:1].expand(4, -1, -1), ids, mask).attribute_weights
+    for differ in (images_differ, texts_differ):
+        assert (differ[1:] - differ[0]).abs().amax(dim=1).min() > 1e-4
+
+
+def test_base_queries() -> None:
+    """Each is read off the fused tokens by its own definition; the pool's weights have no part in the others."""
+    pool = make_model(VARIANTS["pool, and weights that see"])
+    tokens, ids, mask = query_inputs(pool, 4, 6)
+    with torch.inference_mode():
+        fused = pool.fuse_query(tokens, ids, mask)
+        mean = F.normalize(pool.text_projection(fused.fused_queries).mean(dim=1), dim=-1)
+        both = torch.cat([fused.fused_queries, fused.fused_text], dim=1)
+        valid = torch.cat([torch.ones(4, fused.fused_queries.shape[1], dtype=torch.int64), mask], dim=1)
+        attention = (pool.base_pool.key(both) @ pool.base_pool.seeds[0]).masked_fill(valid == 0, -torch.inf).softmax(dim=1)  # (4, T)
+        pooled = F.normalize((attention[:, None] @ both)[:, 0] @ pool.base_pool.projection[0], dim=-1)
+        torch.testing.assert_close(fused.base_query, F.normalize(mean + pooled, dim=-1), rtol=0, atol=1e-5)
+        cls = make_model(VARIANTS["cls"])
+        fused = cls.fuse_query(tokens, ids, mask)
+        first = F.normalize(cls.text_projection(fused.fused_text[:, 0]), dim=-1)
+        torch.testing.assert_close(fused.base_query, first, rtol=0, atol=1e-6)
+    assert not hasattr(cls, "base_pool")
+
+
+def test_a_learned_temperature_starts_at_the_given_one_and_stays_in_bounds() -> None:
+    model = make_model(msgspec.structs.replace(model_config(), learned_temperature=True))
+    tau = model.temperature(0.07)
+    assert isinstance(tau, torch.Tensor)
+    assert tau.item() == pytest.approx(0.07)
+    tau.backward()
+    assert model.temperature_log_scale.grad is not None
+    for scale, bound in ((-9.0, 0.01), (9.0, 0.5)):
+        with torch.no_grad():
+            model.temperature_log_scale.fill_(scale)
+        assert float(torch.as_tensor(model.temperature(0.07)).detach()) == pytest.approx(bound)
+    assert make_model().temperature(0.07) == 0.07
+
+
 def test_a_weight_is_at_most_its_gain() -> None:
     heads = make_model().attribute_heads
     with torch.inference_mode():
@@ -151,7 +196,8 @@ def test_padding_has_no_share_in_sub_queries_and_presence() -> None:
     changed = torch.where(mask[:, :, None] == 0, 100.0, fused)
     with torch.inference_mode():
         torch.testing.assert_close(heads.sub_queries(fused, mask), heads.sub_queries(changed, mask))
-        torch.testing.assert_close(heads.logits(fused, mask), heads.logits(changed, mask))
+        pooled = heads.pool(fused, mask)
+        torch.testing.assert_close(heads.logits(fused, mask, pooled), heads.logits(changed, mask, pooled))
 
 
 def upstream(model: DQEModel, embedded: torch.Tensor, image_tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -40,6 +40,7 @@ def test_negatives_are_mined_after_warm_up_at_intervals(
     refreshes = [e for e in events if e["event"] == "refresh"]
     assert [e["epoch"] for e in refreshes] == expected
     assert all(0 <= e["empty"] < 1 for e in refreshes)
+    assert all(0 <= e["lo"] < e["hi"] for e in refreshes)  # what the pooled bounds came to
     ranked = {e["epoch"] for e in events if e["event"] == "step" and "loss/rank" in e}
     assert ranked == (set(range(warmup, 5)) if enabled else set())
 
@@ -110,6 +111,22 @@ def test_two_seeds_mine_and_draw_differently(tiny_data: Tiny, tmp_path: Path) ->
         trainer.negatives.restore({"mined": torch.from_numpy(first)})
         drawn.append(trainer.negatives.draw(rows, 1))
     assert (drawn[0] != drawn[1]).mean() > 0.5
+
+
+def test_negatives_between_the_two_drops(tiny_data: Tiny, tmp_path: Path) -> None:
+    config = train_config()
+    config = msgspec.structs.replace(config, trns=msgspec.structs.replace(config.trns, rule="two-drops"))
+    trainer = make_trainer(config, *tiny_data, tmp_path)
+    trainer.train()
+    trainer.negatives.refresh(3)
+    data, mined = trainer.data, trainer.negatives.mined
+    assert mined is not None
+    queries, tokens = trainer.negatives.embeddings(np.arange(len(data)))
+    scores = np.einsum("td,imd->tim", queries, tokens).max(axis=2)
+    rows = np.nonzero(mined[:, 0] >= 0)[0]
+    assert len(rows) > len(data) / 4
+    for row in rows:
+        assert (scores[row, mined[row][mined[row] >= 0]] < scores[row, data.target[row]]).all()
 
 
 def test_references_are_candidates_where_the_protocol_ranks_them(tiny_data: Tiny, tmp_path: Path) -> None:

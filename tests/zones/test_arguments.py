@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dqe_engine import _kernels
+from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 from dqe_engine.zones import Screen, cpu, cuda, select_zones
@@ -177,3 +178,28 @@ def test_kernels_refuse_a_field_that_cannot_hold_the_rank() -> None:
     arguments = kernel_arguments() | {"zoning": 3, "field": 4}
     with pytest.raises(ValueError, match="field: too small for the rank of hi"):
         _kernels.sweep(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("zones", "message"),
+    [
+        ({"bounds": "quantile"}, r"zone bounds 'quantile': expected absolute, pooled or rank; it is called 'rank' now .*take 'pooled'"),
+        ({"bounds": "pool"}, r"zone bounds 'pool': expected absolute, pooled or rank$"),
+        ({"policy": "hard"}, r"zone policy 'hard': expected hardest, uniform or softmax$"),
+        ({"bounds": "pooled", "hi": 1.5}, r"pooled bounds must lie in \[0, 1\], got lo=0, hi=1.5"),
+        ({"bounds": "rank", "lo": -0.1}, r"rank bounds must lie in \[0, 1\]"),
+    ],
+)
+def test_zones_that_mean_nothing(zones: dict[str, Any], message: str) -> None:
+    """Made in Python, where msgspec does not look at a Literal."""
+    with pytest.raises(ValueError, match=message):
+        ZoneSpec(**{"lo": 0, "hi": 1} | zones)
+
+
+def test_an_old_name_in_a_file_says_what_to_take() -> None:
+    with pytest.raises(InputError) as refusal:
+        parse_json(ZoneSpec, b'{"lo": 0, "hi": 1, "bounds": "quantile"}', where="mine.json")
+    assert str(refusal.value) == (
+        "mine.json: Invalid enum value 'quantile' - at `$.bounds`; valid values: absolute, pooled, rank; "
+        "it is called 'rank' now and does not depend on the target; take 'pooled' for zones that do"
+    )

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dqe_engine import _kernels
-from dqe_engine.contracts.zones import Policy, ZoneSpec
-from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, select_zones
+from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
+from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled, select_zones
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZES = (0, 1, 19, 111, 4097)
@@ -69,23 +69,25 @@ class Case:
             "id": rng.integers(0, max(self.size, 1), self.batch) if self.size else None,
             "score": rng.integers(-9, 30, self.batch).astype(np.float32),
         }
+        anchor = anchors[self.anchor] if self.zones else None
+        exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
         return validated(
             queries,
             np.array_split(items, self.shards),
             k=self.k,
-            anchor=anchors[self.anchor] if self.zones else None,
-            zones=self.zones,
+            anchor=anchor,
+            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
             picks=self.picks if self.zones else 0,
             counts=self.zones is not None,
-            exclude=rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None,
+            exclude=exclude,
             first_query=self.seed,
         )
 
 
 @st.composite
 def zone_specs(draw: st.DrawFn) -> ZoneSpec:
-    bounds: Literal["absolute", "quantile"] = draw(st.sampled_from(("absolute", "quantile")))
-    choices = (0.0, 0.1, 0.5, 1.0) if bounds == "quantile" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
+    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
+    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
     lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
     policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
     return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
@@ -179,7 +181,7 @@ def test_a_sample_that_misleads_costs_a_second_sweep_only(
     """All good items sit where the sample is taken (of one thread's tiles), so that the guessed thresholds are far too high."""
     items = rng.integers(-3, 4, (6000, 4)).astype(np.float32)
     items[2600:3400] += 100
-    case = Case(seed=3, batch=9, size=6000, tokens=1, k=1000, picks=5, anchor="best", zones=ZoneSpec(lo=0.1, hi=0.15, bounds="quantile"))
+    case = Case(seed=3, batch=9, size=6000, tokens=1, k=1000, picks=5, anchor="best", zones=ZoneSpec(lo=0.1, hi=0.15, bounds="rank"))
     request = dataclasses.replace(
         case.request(), queries=np.abs(case.request().queries[:, :4]) + 1, shards=(items[:, None],), excluded=np.empty(0, np.int64)
     )
@@ -312,7 +314,7 @@ def test_sums_that_overflow_are_never_screened_out() -> None:
 @pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
 @pytest.mark.parametrize("batch", [3, 37])
 def test_threads_and_blocks_change_no_bit(instruction_set: str, batch: int, rng: np.random.Generator) -> None:
-    spec = ZoneSpec(lo=0.01, hi=0.2, bounds="quantile", policy="softmax")
+    spec = ZoneSpec(lo=0.01, hi=0.2, bounds="rank", policy="softmax")
     options: dict[str, Any] = {"k": 50, "anchor": np.arange(batch), "zones": spec, "picks": 8, "counts": True, "exclude": None}
     request = validated(unit_vectors(rng, batch, 64), unit_vectors(rng, 4097, 3, 64), **options)
     first = cpu.select(request, threads=1, instruction_set=instruction_set)
@@ -357,7 +359,7 @@ def test_softmax_picks_follow_their_distribution(backend: Any) -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_blocks_of_a_batch_select_what_the_batch_does(backend: Any, rng: np.random.Generator) -> None:
     queries, items = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((7, 5), (111, 5)))
-    spec = ZoneSpec(lo=0.1, hi=0.9, bounds="quantile", policy="softmax")
+    spec = ZoneSpec(lo=0.1, hi=0.9, bounds="rank", policy="softmax")
     whole = select_zones(queries, items, zones=spec, picks=5, backend=backend)
     parts = [select_zones(queries[a : a + 3], items, zones=spec, picks=5, first_query=a, backend=backend) for a in (0, 3, 6)]
     np.testing.assert_array_equal(np.concatenate([part.picks for part in parts if part.picks is not None]), whole.picks)
@@ -372,7 +374,7 @@ def test_real_vectors_agree_within_rounding(half: bool, rng: np.random.Generator
         items.astype(np.float16 if half else np.float32),
         k=50,
         anchor=None,
-        zones=ZoneSpec(lo=0.01, hi=0.2, bounds="quantile", policy="softmax"),
+        zones=ZoneSpec(lo=0.01, hi=0.2, bounds="rank", policy="softmax"),
         picks=8,
         counts=True,
         exclude=None,

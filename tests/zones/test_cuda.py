@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.doctor import device_arrays
+from dqe_engine.doctor.device_arrays import ForeignArray
 from dqe_engine.errors import BackendError, InputError
-from dqe_engine.zones import ZoneSelection, cuda, reference
+from dqe_engine.zones import ZoneSelection, cuda, pooled, reference, select_zones
 from dqe_engine.zones.request import ZoneRequest, validated
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=2**63 + 5, temperature=0.7)
 ABSOLUTE = ZoneSpec(lo=0, hi=7, policy="hardest")
-QUANTILES = ZoneSpec(lo=0.01, hi=0.3, bounds="quantile", policy="uniform")
+RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
 
 
@@ -31,7 +35,7 @@ def request_of(
     k: int = 10,
     picks: int = 5,
     anchor: str = "best",
-    zones: ZoneSpec | None = QUANTILES,
+    zones: ZoneSpec | None = RANKS,
     special: bool = True,
     excluded: int = 3,
 ) -> ZoneRequest:
@@ -105,8 +109,8 @@ def assert_same(result: dict[str, np.ndarray | None], expected: ZoneSelection) -
 @pytest.mark.parametrize("batch", [0, 1, 16, 17, 64, 300])
 @pytest.mark.parametrize(("half", "half_queries"), [(True, False), (True, True), (False, False), (False, True)])
 def test_device_equals_reference(size: int, batch: int, half: bool, half_queries: bool) -> None:
-    for anchor, zones in (("best", EVERYTHING), ("id", QUANTILES), ("score", ABSOLUTE), ("best", None)):
-        if size * batch > 2_000_000 and zones is not QUANTILES:
+    for anchor, zones in (("best", EVERYTHING), ("id", RANKS), ("score", ABSOLUTE), ("best", None)):
+        if size * batch > 2_000_000 and zones is not RANKS:
             continue  # the reference takes seconds
         request = request_of(batch, batch, size, 1, 8, half=half, anchor=anchor, zones=zones)
         assert_same(run(request, half_queries=half_queries), reference.select(request))
@@ -123,7 +127,7 @@ def test_tokens_and_widths(tokens: int, width: int, half: bool) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [0, 1, 111, 5000, 5003])
-@pytest.mark.parametrize("zones", [EVERYTHING, ABSOLUTE, QUANTILES])
+@pytest.mark.parametrize("zones", [EVERYTHING, ABSOLUTE, RANKS])
 def test_counts_of_results(count: int, zones: ZoneSpec) -> None:
     request = request_of(count, 5, 5000, 1, 8, k=count, picks=count, zones=zones)
     assert_same(run(request), reference.select(request))
@@ -139,7 +143,7 @@ def test_real_vectors_agree_within_rounding(rng: np.random.Generator) -> None:
             items.astype(np.float16 if half else np.float32),
             k=100,
             anchor=rng.integers(0, 20_000, 64),
-            zones=ZoneSpec(lo=0.01, hi=0.2, bounds="quantile", policy="softmax"),
+            zones=ZoneSpec(lo=0.01, hi=0.2, bounds="rank", policy="softmax"),
             picks=8,
             counts=True,
             exclude=None,
@@ -178,7 +182,7 @@ def test_runs_are_equal_to_the_bit(rng: np.random.Generator) -> None:
         rng.standard_normal((30_000, 100)).astype(np.float16),
         k=100,
         anchor=None,
-        zones=QUANTILES,
+        zones=RANKS,
         picks=10,
         counts=True,
         exclude=None,
@@ -196,7 +200,7 @@ def test_the_callers_stream_and_workspace() -> None:
 
     request = request_of(3, 17, 4097, 2, 64, anchor="id")
     expected = reference.select(request)
-    needed = cuda.workspace_bytes(17, (4097, 2, 64), k=10, zones=QUANTILES, own_best=False, picks=5, excluded=len(request.excluded))
+    needed = cuda.workspace_bytes(17, (4097, 2, 64), k=10, zones=RANKS, own_best=False, picks=5, excluded=len(request.excluded))
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         room = torch.full((needed,), 255, dtype=torch.uint8, device="cuda")
@@ -321,6 +325,81 @@ def test_options_reach_the_kernels(module: Module) -> None:
     assert seen["anchor"].dtype == "int64"
     cuda.select(queries, ITEMS, k=1)
     assert queries.streams == [77, 1]  # DLPack's number of the default stream
+
+
+class DeviceMemory:
+    """A driver whose device memory is the host's, and the kernels as NumPy's reference: what pooled zones need of a device."""
+
+    def __init__(self) -> None:
+        self.context, self.copied = 7, 0
+        self.arrays: list[Any] = []
+
+    def cuCtxGetCurrent(self, out: Any) -> int:
+        out._obj.value = self.context
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:
+        self.context = context.value
+        return 0
+
+    def cuMemcpyDtoH_v2(self, to: Any, source: Any, size: Any) -> int:
+        self.copied += size.value
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: 0
+
+    def put(self, array: np.ndarray) -> ForeignArray:
+        self.arrays.append(array)
+        return ForeignArray(array.ctypes.data, array.shape, array.dtype)
+
+    def select(self, queries: Any, items: Any, **options: Any) -> dict[str, Any]:
+        spec = options["lo"], options["hi"], "rank" if options["quantiles"] else "absolute"
+        zones = ZoneSpec(lo=spec[0], hi=spec[1], bounds=spec[2]) if options["zones"] else None
+        lists = np.split(options["excluded"], options["offsets"][1:-1])
+        found = reference.select(
+            validated(
+                queries.array.astype(np.float32), items.array, zones=zones, exclude=lists, k=options["k"], picks=options["picks"],
+                counts=options["counts"], anchor=None if options["anchor"] is None else options["anchor"].array,
+            )
+        )  # fmt: skip
+        fields = {name: getattr(found, name) for name in FIELDS}
+        return {name: None if value is None else self.put(value) for name, value in fields.items()} | {"passes": 1}
+
+    def operand(self, module: Any, name: str, array: Any, *_: Any, **__: Any) -> Any:
+        host = array if isinstance(array, np.ndarray) else next(a for a in self.arrays if a.ctypes.data == array.address)
+        return types.SimpleNamespace(array=host, shape=host.shape, device=0, on_device=not isinstance(array, np.ndarray))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("tokens", [0, 3])
+@pytest.mark.parametrize("anchor", ["best", "id", "id on host", "score"])
+def test_pooled_zones_are_resolved_from_rows_of_the_device(anchor: str, tokens: int, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = DeviceMemory()
+    monkeypatch.setattr(cuda, "kernels", lambda: memory)
+    monkeypatch.setattr(cuda, "_operand", memory.operand)
+    monkeypatch.setattr(device_arrays, "load_library", lambda name: memory)
+    monkeypatch.setattr(pooled, "PAIRS", 1500)  # of 40 * 111
+    monkeypatch.setattr(pooled, "LEAST_QUERIES", 20)
+    rng = np.random.default_rng(tokens)
+    queries = rng.integers(-3, 4, (40, 5)).astype(np.float16 if half else np.float32)
+    items = rng.integers(-3, 4, (111, tokens, 5) if tokens else (111, 5)).astype(np.float16 if half else np.float32)
+    exclude = rng.integers(0, 111, (40, 3))
+    exclude[0], queries[1] = np.arange(3), np.nan  # a query without a score
+    anchors: Any = {"best": None, "score": np.float32(rng.integers(0, 9, 40))}.get(anchor, rng.integers(0, 111, 40))
+    zones = ZoneSpec(lo=0.1, hi=0.4, bounds="pooled")
+    options: dict[str, Any] = {"zones": zones, "picks": 4, "counts": True, "exclude": exclude}
+    given = anchors if anchors is None or anchor == "id on host" else memory.put(anchors)
+    found = cuda.select(memory.put(queries), memory.put(items), anchor=given, **options)
+    expected = select_zones(queries.astype(np.float32), items, anchor=anchors, backend="reference", **options)
+    for name in ("picks", "counts", "lo", "hi"):
+        wanted = getattr(expected, name)
+        np.testing.assert_array_equal(memory.operand(None, name, getattr(found, name)).array, wanted, err_msg=name)
+    assert memory.context == 7  # the caller's
+    assert memory.copied < queries.nbytes + 2 * items.nbytes  # rows of the sample and the anchors, not all there is for each query
+    with pytest.raises(InputError, match=r"anchor: id 111 is not a position"):
+        cuda.select(memory.put(queries), memory.put(items), anchor=np.full(40, 111), **options)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.shared import shared
 
-from dqe_engine.contracts.zones import Policy, ZoneSpec
+from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.zones import ZoneSelection, cuda, reference
+from dqe_engine.zones import ZoneSelection, cuda, reference, resolve_pooled
 from dqe_engine.zones.request import ZoneRequest, validated
 
 CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
@@ -122,7 +122,7 @@ def emulate(
         *(address(queries), address(items), half_queries, items.dtype == np.float16),
         *(batch, size, tokens, width, request.k, request.picks, zones is not None, request.counts),
         *(anchor, address(request.anchor_ids), address(request.anchor_scores)),
-        *(spec.bounds == "quantile", spec.lo, spec.hi, PickRule(POLICIES[spec.policy], spec.temperature, spec.seed)),
+        *(spec.bounds == "rank", spec.lo, spec.hi, PickRule(POLICIES[spec.policy], spec.temperature, spec.seed)),
         *(request.first_query, address(request.offsets) if len(request.excluded) else None, address(request.excluded)),
     )
     message = ctypes.create_string_buffer(500)
@@ -186,23 +186,25 @@ class Case:
             "id": rng.integers(0, max(self.size, 1), self.batch) if self.size else None,
             "score": rng.integers(-9, 30, self.batch).astype(np.float32),
         }
+        anchor = anchors[self.anchor] if self.zones else None
+        exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
         return validated(
             queries,
             items,
             k=self.k,
-            anchor=anchors[self.anchor] if self.zones else None,
-            zones=self.zones,
+            anchor=anchor,
+            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
             picks=self.picks if self.zones else 0,
             counts=self.zones is not None,
-            exclude=rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None,
+            exclude=exclude,
             first_query=self.seed,
         )
 
 
 @st.composite
 def zone_specs(draw: st.DrawFn) -> ZoneSpec:
-    bounds: Literal["absolute", "quantile"] = draw(st.sampled_from(("absolute", "quantile")))
-    choices = (0.0, 0.1, 0.5, 1.0) if bounds == "quantile" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
+    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
+    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
     lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
     policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
     return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
@@ -231,7 +233,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
 NOTHING = ZoneSpec(lo=1e9, hi=1e9)
-QUANTILES = ZoneSpec(lo=0.01, hi=0.3, bounds="quantile", policy="uniform")
+RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, width=5, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
 LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, anchor="best", zones=EVERYTHING, excluded=30)
 
@@ -247,7 +249,7 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
 )
 @example(EMPTIED, False, H200, 3, 0)
 @example(LONG, False, A100, 3, 1)
-@example(dataclasses.replace(LONG, anchor="id", zones=QUANTILES), False, H200, 7, 2)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2)
 @example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3)
 @example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3)
 def test_kernels_equal_reference(
@@ -264,7 +266,7 @@ def test_kernels_equal_reference(
 @pytest.mark.parametrize(("half", "half_queries"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("shared_limit", [H200, A100, SMALL])
 def test_widths(library: ctypes.CDLL, width: int, half: bool, half_queries: bool, shared_limit: int) -> None:
-    case = Case(seed=width, batch=20, size=150, tokens=2, width=width, k=7, picks=5, anchor="id", zones=QUANTILES, half=half)
+    case = Case(seed=width, batch=20, size=150, tokens=2, width=width, k=7, picks=5, anchor="id", zones=RANKS, half=half)
     request = case.request()
     result, _ = emulate(library, request, half_queries=half_queries, shared_limit=shared_limit)
     assert_same(result, reference.select(request))
@@ -272,7 +274,7 @@ def test_widths(library: ctypes.CDLL, width: int, half: bool, half_queries: bool
 
 @pytest.mark.parametrize("half", [True, False])
 def test_more_queries_than_a_block_takes(library: ctypes.CDLL, half: bool) -> None:
-    case = Case(seed=5, batch=1100, size=19, tokens=3, width=8, k=4, picks=3, anchor="best", zones=QUANTILES, half=half, excluded=2)
+    case = Case(seed=5, batch=1100, size=19, tokens=3, width=8, k=4, picks=3, anchor="best", zones=RANKS, half=half, excluded=2)
     result, _ = emulate(library, case.request())
     assert_same(result, reference.select(case.request()))
 
@@ -328,7 +330,7 @@ def test_real_vectors_agree_within_rounding(library: ctypes.CDLL, rng: np.random
         items.astype(np.float16),
         k=50,
         anchor=None,
-        zones=ZoneSpec(lo=0.01, hi=0.2, bounds="quantile", policy="hardest"),
+        zones=ZoneSpec(lo=0.01, hi=0.2, bounds="rank", policy="hardest"),
         picks=8,
         counts=True,
         exclude=None,
@@ -483,7 +485,7 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("own_workspace", [False, True])
 @pytest.mark.parametrize("anchor", ["best", "id", "score"])
-@pytest.mark.parametrize("zones", [None, EVERYTHING, QUANTILES])
+@pytest.mark.parametrize("zones", [None, EVERYTHING, RANKS])
 def test_the_adapter(
     built_module: Any, monkeypatch: pytest.MonkeyPatch, own_workspace: bool, anchor: Anchor, zones: ZoneSpec | None
 ) -> None:

@@ -62,7 +62,7 @@ def test_mining_a_folder(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "40 items × 2 × 8, shards: 1" in captured.out
     assert "23: 23 mined, 0 were there; backend cpu" in captured.out
     arrays = problem()
-    zones = ZoneSpec(lo=0.1, hi=0.9, bounds="quantile", policy="softmax", temperature=0.5, seed=7)
+    zones = ZoneSpec(lo=0.1, hi=0.9, bounds="pooled", policy="softmax", temperature=0.5, seed=7)
     expected = mine_negatives(arrays.pop("queries"), arrays.pop("items"), arrays.pop("targets"), zones=zones, picks=5, **arrays)
     np.testing.assert_array_equal(np.load(out / "picks.npy"), expected.picks)
     np.testing.assert_array_equal(np.load(out / "counts.npy"), expected.counts)
@@ -118,11 +118,13 @@ def test_showing(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "mined"
     refused(capsys, "mined: no mined negatives here", "--show", out)
     assert run(inputs, "--out", out, *OPTIONS) == 0
-    _, mined = read_mined(out)
+    manifest, mined = read_mined(out)
+    applied = manifest.resolved
+    assert applied is not None
     capsys.readouterr()
     assert run("--show", out, "--rows", "2") == 0
     shown = capsys.readouterr().out
-    assert "quantile 0.1 to 0.9; 5 picks, uniform, seed 0" in shown
+    assert f"pooled 0.1 to 0.9 (Δ {applied.lo:.4f} to {applied.hi:.4f}); 5 picks, uniform, seed 0" in shown
     assert "first 2 queries" in shown
     for item, score in zip(mined.picks[1].tolist(), mined.pick_scores[1].tolist(), strict=True):
         assert f"{item} ({mined.anchor_scores[1] - score:.4f})" in shown
@@ -251,7 +253,7 @@ def test_inputs_that_do_not_fit(inputs: Path, tmp_path: Path, capsys: pytest.Cap
     [
         (["--lo", "0.9", "--hi", "0.1"], "lo <= hi"),
         (["--lo", "nan"], "lo <= hi"),
-        (["--hi", "2"], r"quantile bounds must lie in \[0, 1\]"),
+        (["--hi", "2"], r"pooled bounds must lie in \[0, 1\]"),
         (["--bounds", "absolute", "--hi", "inf"], "finite bounds"),
         (["--temperature", "0"], "temperature must be positive"),
         (["--seed", "-1"], "seed must fit 64 bits"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import json
 import math
 import os
 import resource
@@ -52,7 +53,7 @@ def brute_force(row: int, zones: ZoneSpec) -> tuple[dict[int, float], float, flo
     ]
     delta = {i: score[target] - score[i] for i in range(GALLERY) if i not in (target, reference)}
     lo, hi = zones.lo, zones.hi
-    if zones.bounds == "quantile":
+    if zones.bounds == "rank":
         ordered = sorted(delta.values())
         lo, hi = (ordered[math.floor(p * (len(ordered) - 1))] for p in (lo, hi))
     return delta, lo, hi, score[target]
@@ -61,8 +62,8 @@ def brute_force(row: int, zones: ZoneSpec) -> tuple[dict[int, float], float, flo
 SPECS = [
     ZoneSpec(lo=0.25, hi=1.5),
     ZoneSpec(lo=-1.0, hi=0.5, policy="hardest"),
-    ZoneSpec(lo=0.1, hi=0.4, bounds="quantile", policy="uniform", seed=5),
-    ZoneSpec(lo=0.0, hi=0.9, bounds="quantile", policy="softmax", temperature=0.5, seed=7),
+    ZoneSpec(lo=0.1, hi=0.4, bounds="rank", policy="uniform", seed=5),
+    ZoneSpec(lo=0.0, hi=0.9, bounds="rank", policy="softmax", temperature=0.5, seed=7),
     ZoneSpec(lo=1000, hi=2000),  # nothing is that far
 ]
 
@@ -185,7 +186,7 @@ def test_the_zones_reach_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     select = mining.select_zones
     monkeypatch.setattr(mining, "select_zones", lambda *args, **options: seen.append(options) or select(*args, **options))
-    zones = ZoneSpec(lo=0.1, hi=0.2, bounds="quantile", policy="softmax", temperature=0.3, seed=11)
+    zones = ZoneSpec(lo=0.1, hi=0.2, bounds="rank", policy="softmax", temperature=0.3, seed=11)
     mine(zones=zones, block=10, threads=2)
     blocks = [options for options in seen if "first_query" in options]
     assert [options["first_query"] for options in blocks] == [0, 10, 20]
@@ -218,7 +219,7 @@ def test_no_screen_is_built_that_selection_would_not_use(monkeypatch: pytest.Mon
     monkeypatch.setattr(mining, "LEAST_SCREENED_QUERIES", 1)
     monkeypatch.setattr(mining, "screens_panels", lambda: True)
     monkeypatch.setattr(mining.Screen, "build", lambda *args, **options: built.append(None))
-    wide, margins = ZoneSpec(lo=0.1, hi=0.9, bounds="quantile"), ZoneSpec(lo=0.0, hi=0.2)
+    wide, margins = ZoneSpec(lo=0.1, hi=0.9, bounds="rank"), ZoneSpec(lo=0.0, hi=0.2)
     assert MiningJob(**problem(), zones=wide, picks=PICKS).screen is None
     assert not built
     assert MiningJob(**problem(), zones=margins, picks=PICKS).screen is None  # what the patched `build` returns
@@ -328,7 +329,7 @@ def test_a_finished_run_is_recognised(tmp_path: Path, monkeypatch: pytest.Monkey
     ("options", "said"),
     [
         ({"picks": 3}, "picks 5 (now 3)"),
-        ({"zones": ZoneSpec(lo=0.1, hi=0.9, bounds="quantile", seed=4)}, "lo 0.0 (now 0.1), seed 3 (now 4)"),
+        ({"zones": ZoneSpec(lo=0.1, hi=0.9, bounds="pooled", seed=4)}, "lo 0.0 (now 0.1), seed 3 (now 4)"),
         ({"queries": problem(1)["queries"]}, "other queries"),
         ({"items": problem(1)["items"]}, "other gallery"),
         ({"items": problem()["items"].astype(np.float16)}, "other gallery"),
@@ -367,6 +368,38 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert outcome.mined == QUERIES - 2 * BLOCK
     assert contents(out) == contents(tmp_path / "straight")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mined", "straight"]
+
+
+def test_pooled_bounds_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolved once and recorded: a machine that adds in another order goes on with what the run began with."""
+    straight = mine_to_folder(tmp_path / "straight", job()).manifest
+    assert straight.resolved == job().applied_zones
+    assert (straight.plan.zones.bounds, straight.resolved.bounds if straight.resolved else None) == ("pooled", "absolute")
+    assert set(mine().lo.tolist()) == {straight.resolved.lo if straight.resolved else None}
+    out = tmp_path / "mined"
+    interrupted(out, 2)
+    monkeypatch.setattr(mining, "resolve_pooled", lambda spec, *_, **__: ZoneSpec(lo=3, hi=4) if spec.bounds == "pooled" else spec)
+    assert mine_to_folder(out, job()).manifest == straight
+    assert contents(out) == contents(tmp_path / "straight")
+    assert mine_to_folder(tmp_path / "anew", job()).manifest.resolved == ZoneSpec(lo=3, hi=4)  # the patch would have told
+
+
+@pytest.mark.parametrize("bounds", ["absolute", "rank"])
+def test_other_bounds_leave_nothing_to_record(bounds: Any, tmp_path: Path) -> None:
+    """And what an earlier version wrote, which knew no pooled ones, is read and recognised."""
+    out = tmp_path / "mined"
+    same = changed(zones=ZoneSpec(lo=0.1, hi=0.9, bounds=bounds))
+    assert mine_to_folder(out, same).manifest.resolved is None
+    assert set(json.loads((out / MANIFEST_FILE).read_text())) == {"plan", "files"}
+    assert mine_to_folder(out, same).mined == 0
+
+
+def test_a_folder_with_the_old_name_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    mine_to_folder(out, changed(zones=ZoneSpec(lo=0.1, hi=0.9, bounds="rank")))
+    (out / MANIFEST_FILE).write_text((out / MANIFEST_FILE).read_text().replace('"rank"', '"quantile"'))
+    with pytest.raises(InputError, match=r"mined\.json: .*'quantile' - at `\$\.plan\.zones\.bounds`; .*'rank' .*'pooled'"):
+        read_mined(out)
 
 
 @pytest.mark.parametrize("block", [1, 5, 1000])

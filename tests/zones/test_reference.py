@@ -73,9 +73,9 @@ def test_an_undefined_difference_is_in_no_zone() -> None:
 
 
 @pytest.mark.parametrize(("p", "rank"), [(0.0, 0), (0.24, 0), (0.25, 1), (0.5, 2), (0.99, 3), (1.0, 4)])
-def test_a_quantile_is_an_existing_difference(p: float, rank: int) -> None:
+def test_a_rank_is_an_existing_difference(p: float, rank: int) -> None:
     scores = [0.125, 1.0, NAN, 0.75, 0.5, 0.25]
-    result = from_scores(scores, zones=ZoneSpec(lo=p, hi=1.0, bounds="quantile"), counts=True)
+    result = from_scores(scores, zones=ZoneSpec(lo=p, hi=1.0, bounds="rank"), counts=True)
     differences = sorted(1.0 - score for score in scores if not math.isnan(score))
     assert result.lo is not None
     assert result.hi is not None
@@ -84,8 +84,8 @@ def test_a_quantile_is_an_existing_difference(p: float, rank: int) -> None:
     assert result.counts.tolist() == [[rank, 5 - rank, 0]]
 
 
-def test_quantiles_leave_out_what_is_excluded() -> None:
-    spec = ZoneSpec(lo=0.0, hi=0.5, bounds="quantile", policy="hardest")
+def test_ranks_leave_out_what_is_excluded() -> None:
+    spec = ZoneSpec(lo=0.0, hi=0.5, bounds="rank", policy="hardest")
     anchor = np.array([0], np.int64)
     result = from_scores([1.0, 0.75, 0.5, 0.25], anchor=anchor, zones=spec, picks=4, exclude=[[0]])
     assert result.anchor_scores is not None
@@ -95,7 +95,7 @@ def test_quantiles_leave_out_what_is_excluded() -> None:
 
 
 @pytest.mark.parametrize("scores", [[], [NAN]])
-@pytest.mark.parametrize("bounds", ["absolute", "quantile"])
+@pytest.mark.parametrize("bounds", ["absolute", "rank"])
 def test_no_candidate(scores: list[float], bounds: Any) -> None:
     result = from_scores(scores, k=2, zones=ZoneSpec(lo=0, hi=1, bounds=bounds), picks=1, counts=True)
     assert result.ids.tolist() == [[-1, -1]]

@@ -20,7 +20,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
-from .backbone.weights import NEW, copy_weights
+from .backbone.weights import HEADS, copy_weights
 from .checkpoint_meta import META, SCHEMA_VERSION, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .config import TrainConfig
 from .model import DQEModel
@@ -140,16 +140,16 @@ def stored_vision_dtype(directory: Path) -> torch.dtype:
 def load_start(model: DQEModel, config: TrainConfig) -> str:
     """Copy the weights of the verified checkpoint `config.start` into `model`, whose dtypes stay; what became of the attribute heads.
 
-    Its heads are taken over where they were trained for the same attributes in the same order, and keep the values that they
-    have in `model` otherwise. Raises CheckpointError.
+    Its heads are taken over where they were trained for the same attributes in the same order and read the same inputs, and keep
+    the values that they have in `model` otherwise. Raises CheckpointError.
     """
     directory = start_directory(config.start)
     made = read_meta(directory).config.model
     check_start(config, made)
     theirs, ours = _read_vocabulary(directory).names, model.vocabulary.names
-    same = made.attribute_weights and theirs == ours
-    heads = () if same else tuple(name for name in model.state_dict() if name.startswith(NEW))
-    copy_weights(model, [directory / WEIGHTS], unused=heads, new=NEW if heads else "\0", where=directory)
+    same = made.attribute_weights and theirs == ours and made.weights_from == config.model.weights_from
+    heads = () if same else tuple(name for name in model.state_dict() if name.startswith(HEADS))
+    copy_weights(model, [directory / WEIGHTS], unused=heads, new=HEADS if heads else (), where=directory)
     if same:
         return f"attribute heads taken over ({', '.join(ours)})"
     return f"attribute heads drawn anew ({', '.join(ours)}; there {', '.join(theirs) if made.attribute_weights else 'untrained'})"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,7 +18,8 @@ from dqe_engine.files import recover_directory, sha256_of
 from .config import TrainConfig
 
 SCHEMA_VERSION = 4
-"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: without validation."""
+"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: "quantile" bounds, and
+no validation."""
 META = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 
@@ -87,12 +90,22 @@ def parse_meta(directory: Path) -> CheckpointMeta:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
+    _rename_ranks(data)
     meta = parse(CheckpointMeta, data, where=str(path), error=CheckpointError)
     listed = {entry.path for entry in meta.files}
     for needed in (WEIGHTS, "vocabulary.json", meta.tokenizer.file):
         if needed not in listed:
             raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
     return meta
+
+
+def _rename_ranks(data: Any) -> None:
+    """Zones by rank were called "quantile" up to schema 3: a config that is refused that word now, but a checkpoint was trained with
+    them, whatever they are called."""
+    with contextlib.suppress(KeyError, TypeError):  # what is wrong with `data` is for `parse` to say
+        zones = data["config"]["trns"]["zones"]
+        if data["schema_version"] <= 3 and zones["bounds"] == "quantile":
+            zones["bounds"] = "rank"
 
 
 def read_meta(directory: Path) -> CheckpointMeta:

@@ -162,7 +162,7 @@ class TRNSConfig(Contract, frozen=True):
     warmup_epochs: int = 1
     interval: int = 1
     picks: int = 16
-    zones: ZoneSpec = ZoneSpec(lo=0.002, hi=0.02, bounds="quantile", policy="uniform")
+    zones: ZoneSpec = ZoneSpec(lo=0.002, hi=0.02, bounds="pooled", policy="uniform")
 
     def __post_init__(self) -> None:
         _check(self, 1, "interval", "picks")

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .backbone.weights import NEW
+from .backbone.weights import HEADS
 from .checkpoint import Checkpoint
 from .checkpoint_meta import WEIGHTS
 from .model import DQEModel
@@ -46,4 +46,4 @@ def _held(source: Checkpoint | DQEModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _of_the_encoder(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith(NEW))
+    return sorted(name for name in names if not name.startswith(HEADS))

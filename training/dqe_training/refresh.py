@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones.mining import mine_negatives
+from dqe_engine.zones.mining import MiningJob, mine_negatives
 
 from .config import TRNSConfig
 from .data.triplets import TextBatcher, TripletData
@@ -21,6 +21,7 @@ from .encoding import TrainingImages, encode_queries
 from .model import DQEModel
 from .serving_zones import calibrate_zones
 from .trns import draw_negative, mix_seeds
+from .two_drops import two_drop_negatives
 
 _CALIBRATION_QUERIES = 2_000
 SHARED_BLOCK = 1024
@@ -71,10 +72,21 @@ class Negatives:
 
     def refresh(self, epoch: int) -> dict[str, Any]:
         """Mine for every query; what there is to log."""
-        zones = msgspec.structs.replace(self._config.zones, seed=mix_seeds(self._config.zones.seed, self._seed, epoch))
+        config, seed = self._config, mix_seeds(self._config.zones.seed, self._seed, epoch)
         queries, tokens = self.embeddings(np.arange(len(self._data)))
-        self._mined = mine_shared(queries, tokens, self._data, zones=zones, picks=self._config.picks, world=self._world)
-        return {"empty": float((self._mined[:, 0] < 0).mean())}
+        if config.rule == "two-drops":
+            found = self._world.from_main(lambda: self._between_drops(queries, tokens, seed).tobytes())
+            self._mined = np.frombuffer(found, np.int64).reshape(len(self._data), config.picks).copy()
+            return {"empty": float((self._mined[:, 0] < 0).mean())}
+        zones = msgspec.structs.replace(config.zones, seed=seed)
+        self._mined, applied = mine_shared(queries, tokens, self._data, zones=zones, picks=config.picks, world=self._world)
+        bounds = {"lo": applied.lo, "hi": applied.hi} if zones.bounds == "pooled" else {}
+        return {"empty": float((self._mined[:, 0] < 0).mean()), **bounds}
+
+    def _between_drops(self, queries: NDArray[np.float32], tokens: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
+        """Made by the main rank alone: a rival to compare with, not meant for large galleries."""
+        data = self._data
+        return two_drop_negatives(queries, tokens, data.target, picks=self._config.picks, seed=seed, exclude=data.excluded)
 
     def calibrate(self, seed: int) -> ZoneSpec:
         """Serving zones, read off a sample of the training set by the main rank, which tells the others."""
@@ -105,11 +117,15 @@ def mine_shared(
     picks: int,
     world: World,
     block: int = SHARED_BLOCK,
-) -> NDArray[np.int64]:
-    """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank.
+) -> tuple[NDArray[np.int64], ZoneSpec]:
+    """Negatives (T, P) as `mine_negatives` picks them for all triplets, whole blocks of queries mined by each rank; and the zones
+    that applied, whose bounds are absolute where `zones` has pooled ones.
 
     queries: (T, D), tokens: (I, M, D) of the gallery, both the same on every rank. `data.excluded` are no candidates.
     """
+    if zones.bounds == "pooled":  # by the main rank: others may add in another order, and bounds must be the same to the bit
+        job = MiningJob(queries=queries, items=tokens, targets=data.target, zones=zones, picks=picks, exclude=data.excluded)
+        zones = parse_json(ZoneSpec, world.from_main(lambda: to_json(job.applied_zones)), where="zones")
     found = np.full((len(data), picks), -1, np.int64)
     mine = world.rows(len(data), block)
     if mine:
@@ -118,4 +134,4 @@ def mine_shared(
         )
         found[mine.start : mine.stop] = mined.picks
     world.complete(torch.from_numpy(found), block)
-    return found
+    return found, zones

@@ -21,7 +21,7 @@ def calibrate_zones(
     hi: median Δ at which the best 2 % of the gallery end, at least lo. `target_tokens` are the gallery's; both ids are positions in it.
     """
     exclude = [[r] for r in reference_ids.tolist()]
-    probe = ZoneSpec(lo=0.0, hi=_MID_RANK, bounds="quantile")
+    probe = ZoneSpec(lo=0.0, hi=_MID_RANK, bounds="rank")
     found = select_zones(queries, target_tokens, k=1, zones=probe, counts=True, exclude=exclude)
     targets = target_tokens[target_ids]  # (T, M, D)
     scores = np.einsum("td,tmd->tm", queries, targets).max(axis=1)

@@ -13,7 +13,7 @@ from dqe_engine.errors import CheckpointError
 from .checkpoint_meta import CheckpointMeta, parse_meta
 from .config import ModelConfig, TrainConfig
 
-_OF_THE_HEADS = frozenset({"attribute_weights", "qformer.dropout"})
+_OF_THE_HEADS = frozenset({"attribute_weights", "weights_from", "qformer.dropout"})
 """What may be set over a checkpoint whose encoder stays what it is."""
 _OF_ITS_USE = frozenset(
     {"qformer.pooled", "qformer.max_text_length", *(f"preprocessing.{f}" for f in ("fit", "target_ratio", "resample", "background"))}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dqe_engine.errors import CheckpointError
 
 from .config import TrainConfig
+from .data.answers import Answers
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
 from .encoding import TrainingImages
@@ -58,6 +59,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
         self._data, self._texts, self._images = data, texts, images
+        self._answers = Answers.of(data, model.vocabulary) if config.loss.objective == "kl" else None
         self._device = model.query_tokens.device
         self._cast = _CASTS.get(config.optim.autocast)
         # Gradients of float16 activations would vanish; the scale is found as training goes, so it is part of its state.
@@ -115,11 +117,24 @@ class TrainingStep:
             targets = output.pop()
         queries = QueryOutput(*output)
         wanted = self._data.target[batch.rows]
-        labels = BatchLabels(*(torch.from_numpy(a).to(self._device) for a in (wanted, self._data.labels[wanted], batch.named)))
-        loss, parts = total_loss(queries, targets, labels, self.config.loss, relevance_share=relevance_share, negatives=negatives)
+        known = [wanted, self._data.labels[wanted], batch.named]
+        if self._answers is not None:
+            known.append(self._answers.among(batch.rows, wanted))
+        labels = BatchLabels(*(torch.from_numpy(a).to(self._device) for a in known))
+        loss, parts = total_loss(
+            queries, targets, labels, self.config.loss,
+            relevance_share=relevance_share, temperature=self._temperature(), negatives=negatives,
+        )  # fmt: skip
         if not torch.isfinite(loss):
             raise CheckpointError(f"the loss is {loss.item()} at step {batch.step}; lower optim.learning_rate or check the data")
         return queries.query, loss, parts
+
+    def _temperature(self) -> Tensor | float:
+        """τ; its gradient, which every rank has in full, is shared out, since gradients are summed over ranks."""
+        tau = self.model.temperature(self.config.loss.temperature)
+        if isinstance(tau, float) or self.world.size == 1:
+            return tau
+        return tau.detach() + (tau - tau.detach()) / self.world.size
 
     def _backward_in_chunks(self, batch: Batch, chunks: Sequence[slice], relevance_share: float) -> tuple[Tensor, dict[str, Tensor]]:
         states, made = [], []

@@ -74,7 +74,7 @@ def collect(run: DemoRun, *, command: str) -> ReportData:
             recall_identical=identical,
         ),
         attainable=_attainable(run),
-        zones_note=f"bounds at the {zones.lo:g} and {zones.hi:g} {zones.bounds} of each query's own Δ",
+        zones_note=_zones_note(zones),
     )  # fmt: skip
 
 
@@ -204,6 +204,15 @@ def _latency(run: DemoRun, name: str, *, by_id: bool, queries: int = 200, warmup
 def _stage(name: str, values: Sequence[float]) -> StageLatency:
     p50, p95 = np.percentile(values, [50, 95])
     return StageLatency(stage=name, p50_ms=float(p50), p95_ms=float(p95))
+
+
+def _zones_note(zones: ZoneSpec) -> str:
+    of = {
+        "absolute": "bounds are Δ = {} and {}",
+        "pooled": "bounds end the least {} and {} of all Δ ≥ 0, the queries taken together",
+        "rank": "bounds are at the fractions {} and {} of each query's own list",
+    }
+    return of[zones.bounds].format(f"{zones.lo:g}", f"{zones.hi:g}")
 
 
 def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:

@@ -103,7 +103,7 @@ class DeltaHistogram(Contract, frozen=True):
     """Pairs (query, candidate) by Δ = s(q, target) − s(q, candidate).
 
     `edges` has one value more than `counts`. near: Δ < lo; mid: lo ≤ Δ ≤ hi; easy: Δ > hi; lo and hi are medians over the
-    queries where bounds are quantiles. The shares are of all pairs.
+    queries where bounds are ranks. The shares are of all pairs.
     """
 
     edges: tuple[float, ...]

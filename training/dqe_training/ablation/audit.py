@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.zones.mining import MinedNegatives, mine_negatives
 
-from ..data.triplets import TripletData
+from ..data.answers import Answers
 from ..trainer import Trainer
 from .scores import Ratio, Scores
 
@@ -48,35 +46,13 @@ def audit(trainer: Trainer, vocabulary: AttributeVocabulary) -> Scores:
     delta = found.anchor_scores[:, None] - _scores(queries, gallery, stale)
     scores["stale_in_near"] = _share(delta < found.lo[:, None], stale >= 0)
     scores["stale_in_mid"] = _share((delta >= found.lo[:, None]) & (delta <= found.hi[:, None]), stale >= 0)
-    if (wrong := wrong_attributes(data, vocabulary, rows, np.concatenate([found.picks, stale], axis=1))) is not None:
+    if (answers := Answers.of(data, vocabulary)) is not None:
+        wrong = answers.wrong(rows, np.concatenate([found.picks, stale], axis=1))
         now, then = wrong[:, :PICKS], wrong[:, PICKS:]
         scores["zone_false_negatives"] = _share(now == 0, picked)
         scores["zone_near_misses"] = _share(now == 1, picked)
         scores["stale_false_negatives"] = _share(then == 0, stale >= 0)
     return scores
-
-
-def wrong_attributes(
-    data: TripletData, vocabulary: AttributeVocabulary, rows: NDArray[np.int64], images: NDArray[np.int64]
-) -> NDArray[np.int64] | None:
-    """(S, P): in how many attributes image `images[s, p]` differs from what triplet `rows[s]` asks for: the values that its text
-    allows, and the reference's for attributes that it does not name. None where the labels do not tell.
-    """
-    records = [data.records[row] for row in rows.tolist()]
-    if any(record.allowed is None for record in records) or not all(a.values for a in vocabulary.attributes) or (data.labels < 0).any():
-        return None
-    wrong = np.zeros(images.shape, np.int64)
-    for a, attribute in enumerate(vocabulary.attributes):
-        right = np.zeros((len(rows), len(attribute.values)), bool)  # (S, values)
-        for at, record in enumerate(records):
-            allowed = (record.allowed or {}).get(attribute.name)
-            right[at, _positions(attribute.values, allowed) if allowed is not None else data.labels[data.reference[rows[at]], a]] = True
-        wrong += ~np.take_along_axis(right, data.labels[images, a], axis=1)
-    return wrong
-
-
-def _positions(values: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    return [values.index(value) for value in wanted]
 
 
 def _scores(queries: NDArray[np.float32], gallery: NDArray[np.float32], images: NDArray[np.int64]) -> NDArray[np.float32]:

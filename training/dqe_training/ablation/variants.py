@@ -4,47 +4,100 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
-from ..config import LossConfig, TrainConfig, TRNSConfig
+from ..config import LossConfig, ModelConfig, TrainConfig, TRNSConfig
 
-PARTS = ("kl", "law", "trns")
-_NAME = re.compile(r"(baseline|full)?((?:[+-](?:kl|law|trns))*)")
-_SIGNED = re.compile(r"([+-])(\w+)")
+ZONES = {
+    "pooled": ZoneSpec(lo=0.002, hi=0.02, bounds="pooled"),
+    "absolute": ZoneSpec(lo=0.05, hi=0.3),
+    "rank": ZoneSpec(lo=0.002, hi=0.02, bounds="rank"),
+    "random": ZoneSpec(lo=-2.0, hi=2.0),
+    "filtered": ZoneSpec(lo=0.0, hi=2.0, policy="hardest"),
+}
+"""Where the options of `trns` draw negatives from; scores are cosines, so no Δ is beyond 2. pooled, absolute: zones relative to the target.
+rank: ranks of the query's own list, as ANCE (arXiv 2007.00808) does. random: anywhere. filtered: the hardest that score below the target,
+after GISTEmbed's filter (arXiv 2402.16829), with the model as its own guide."""
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "pool": (),
+    "cls": (),
+    "kl": (),
+    "law": ("text", "image", "unlabelled"),
+    "trns": (*ZONES, "two-drops"),
+}
+"""The parts of a variant and the options that each has."""
+_FULL = ("kl", "law", "trns")
+_NAME = re.compile(r"(baseline|full)?((?:[+-][a-z]+(?::[a-z-]+)?)*)")
+_SIGNED = re.compile(r"([+-])([a-z]+)(?::([a-z]+(?:-[a-z]+)*))?(?=[+-]|$)")
 
 Point = tuple[str, ...]
 """Assignments `section.key=value` that are made together."""
+Variant = Mapping[str, str]
+"""The parts that a variant has, each with its option; an empty one is the configuration's own setting."""
 
 
-def parse_variant(name: str) -> frozenset[str]:
-    """The parts that a variant has: `baseline` none, `full` all, `+kl` the baseline with KL, `full-trns` all but TRNS.
-
-    Raises InputError.
+def parse_variant(name: str) -> Variant:
+    """The parts that a variant has: `baseline` none, `full` kl, law and trns, `+kl` the baseline with KL, `full-trns` all but TRNS,
+    `+trns:random` random negatives in its place. Raises InputError.
     """
     found = _NAME.fullmatch(name)
-    if not name or found is None:
+    signed = _SIGNED.findall(found[2]) if found else []
+    if not name or found is None or "".join(f"{s}{p}{':' + o if o else ''}" for s, p, o in signed) != found[2]:
         raise InputError(f"variant {name!r}: expected baseline, full, +{', +'.join(PARTS)}, or one of these with parts added or taken away")
-    parts = set(PARTS) if found[1] == "full" else set()
-    for sign, part in _SIGNED.findall(found[2]):
+    parts = dict.fromkeys(_FULL, "") if found[1] == "full" else {}
+    for sign, part, option in signed:
+        if part not in PARTS:
+            raise InputError(f"variant {name!r}: no part {part!r}; parts are {', '.join(PARTS)}")
+        if option and option not in PARTS[part]:
+            offered = f"its options are {', '.join(PARTS[part])}" if PARTS[part] else "it has no options"
+            raise InputError(f"variant {name!r}: {part} has no option {option!r}; {offered}")
         if (part in parts) == (sign == "+"):
             raise InputError(f"variant {name!r}: {part} is {'in it already' if sign == '+' else 'not in it'}")
-        (parts.add if sign == "+" else parts.remove)(part)
-    return frozenset(parts)
+        if sign == "+":
+            parts[part] = option
+        else:
+            del parts[part]
+    if "pool" in parts and "cls" in parts:
+        raise InputError(f"variant {name!r}: pool and cls are two base queries; name one")
+    return parts
 
 
-def apply_variant(config: TrainConfig, parts: frozenset[str], *, name: str) -> TrainConfig:
+def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainConfig:
     """`config` with just these parts. Settings of a part that is off are set to their defaults, so that configurations
     which train alike are equal.
 
-    kl: the KL relevance loss, else InfoNCE. law: attribute weights, with the attribute margin and presence losses. trns: mined
-    negatives with the ranking loss. Raises InputError where a part would change nothing.
+    pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query. kl: the KL relevance loss, else
+    InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that no label is
+    read; `law:image` and `law:text` by what the weights see. trns: mined negatives with the ranking loss; its options are `ZONES`, and
+    QuRe's two drops. Raises InputError where a part would change nothing.
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
+    if config.start and ("pool" in parts or "cls" in parts):
+        raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {'/'.join(parts)} out")
+    loss, trns = _losses(config, parts, name)
+    return msgspec.structs.replace(config, model=_model(config, parts), loss=loss, trns=trns)
+
+
+def _model(config: TrainConfig, parts: Variant) -> ModelConfig:
+    model = msgspec.structs.replace(config.model, attribute_weights="law" in parts)
+    if not config.start:
+        base = "pool" if "pool" in parts else "cls" if "cls" in parts else "mean"
+        model = msgspec.structs.replace(model, base_query=base)
+    if "law" not in parts:
+        return msgspec.structs.replace(model, weights_from="text")
+    seen = {"text": "text", "image": "text+image"}.get(parts["law"], model.weights_from)
+    return msgspec.structs.replace(model, weights_from=seen)
+
+
+def _losses(config: TrainConfig, parts: Variant, name: str) -> tuple[LossConfig, TRNSConfig]:
     loss, defaults = config.loss, LossConfig()
     if "kl" in parts:
         _refuse(loss.relevance_share == 0, name, "kl", "loss.relevance_share is 0")
@@ -52,15 +105,18 @@ def apply_variant(config: TrainConfig, parts: frozenset[str], *, name: str) -> T
     else:
         kept = {key: getattr(defaults, key) for key in ("relevance_temperature", "relevance_share", "relevance_warmup")}
         loss = msgspec.structs.replace(loss, objective="infonce", **kept)
-    if "law" not in parts:
+    if parts.get("law", "unlabelled") == "unlabelled":
         loss = msgspec.structs.replace(loss, attribute_weight=0.0, presence_weight=0.0, attribute_margin=defaults.attribute_margin)
-    if "trns" in parts:
-        _refuse(loss.rank_weight == 0, name, "trns", "loss.rank_weight is 0")
-        trns = msgspec.structs.replace(config.trns, enabled=True)
-    else:
-        loss, trns = msgspec.structs.replace(loss, rank_weight=0.0), TRNSConfig(enabled=False)
-    model = msgspec.structs.replace(config.model, attribute_weights="law" in parts)
-    return msgspec.structs.replace(config, model=model, loss=loss, trns=trns)
+    if "trns" not in parts:
+        kept = {key: getattr(defaults, key) for key in ("ranking", "rank_margin")}
+        return msgspec.structs.replace(loss, rank_weight=0.0, **kept), TRNSConfig(enabled=False)
+    _refuse(loss.rank_weight == 0, name, "trns", "loss.rank_weight is 0")
+    trns = msgspec.structs.replace(config.trns, enabled=True)
+    if option := parts["trns"]:
+        rule: Literal["zones", "two-drops"] = "two-drops" if option == "two-drops" else "zones"
+        zones = msgspec.structs.replace(ZONES.get(option, TRNSConfig().zones), seed=config.trns.zones.seed)
+        trns = msgspec.structs.replace(trns, rule=rule, zones=zones)
+    return loss, trns
 
 
 def _refuse(idle: bool, name: str, part: str, why: str) -> None:

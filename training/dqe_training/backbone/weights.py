@@ -21,7 +21,9 @@ SINGLE = "model.safetensors"
 UNUSED = ("itm_head.weight", "itm_head.bias", "embeddings.position_ids", "qformer.embeddings.position_ids")
 """Upstream's keys that the model has no use for: the matching head (not exportable, and trained for another loss), and
 buffers that older versions stored."""
-NEW = "attribute_heads."
+HEADS = "attribute_heads."
+"""The attribute heads' keys: what a vocabulary of one's own trains anew."""
+NEW = (HEADS, "base_pool.", "temperature_log_scale")
 """The model's keys that no BLIP-2 checkpoint has; all others have upstream's names."""
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
@@ -31,7 +33,7 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 def load_backbone_weights(model: DQEModel, directory: Path) -> None:
-    """Copy a `Blip2ForImageTextRetrieval` into `model`, whose dtypes stay; the attribute heads keep their values.
+    """Copy a `Blip2ForImageTextRetrieval` into `model`, whose dtypes stay; what is `NEW` keeps its values.
 
     A vision tower on the meta device is given memory first. Raises CheckpointError, one line that names the key: for a
     key that is missing, unknown, of another shape or there twice, for damaged files, and for pickles.
@@ -79,7 +81,9 @@ def reading_weights(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: damaged or truncated ({' '.join(str(error).split())[:160]}); copy it again") from error
 
 
-def copy_weights(model: nn.Module, files: list[Path], *, unused: tuple[str, ...] = (), new: str = "\0", where: Path) -> None:
+def copy_weights(
+    model: nn.Module, files: list[Path], *, unused: tuple[str, ...] = (), new: str | tuple[str, ...] = (), where: Path
+) -> None:
     """Copy every tensor of `files` to the parameter or buffer of its name, one at a time.
 
     Keys in `unused` are skipped; the model's keys that start with `new` need not be there. Raises CheckpointError.

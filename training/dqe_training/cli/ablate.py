@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dqe_engine.errors import InputError
+
 from .runner import run_torch
 from .sources import DATASET_HELP, open_source, read_config
 
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     from ..encoding import Listener
 
 _EPILOG = """\
-variants: baseline (InfoNCE, no attribute weights, no mined negatives), full, +kl, +law, +trns, and combinations: +kl+law, full-trns.
-The first one is what the others are compared with.
+variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trns), combinations: +pool+kl, full-trns+trns:random. Parts:
+  pool  one nameless attention pool more in the base query    cls   the text's [CLS] as the base query    kl    the KL relevance loss
+  law   attribute weights; law:unlabelled reads no label, law:text and law:image say what the weights see
+  trns  mined negatives, from the configuration's zones; trns:pooled, :absolute, :rank, :random, :filtered, :two-drops from others
+The first variant is what the others are compared with. Start the same command in more shells to share the work: each takes other cells.
 
 examples:
   dqe-ablate --data data/garments --out runs/ablation --seeds 5
@@ -37,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="dataset folder: of dqe-data garments, FashionIQ or CIRR")
     parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="queries to compare on: val to choose settings by, test to report (default: val)",
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="public data: where its images are")
     parser.add_argument("--allow-missing", action="store_true", help="public data: go on without the triplets whose images are missing")
     parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: as dqe-train)")
@@ -76,9 +87,11 @@ def _open_subject(args: argparse.Namespace) -> Subject:
 
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:
+        if args.split != "val":
+            raise InputError(f"--split {args.split}: the test answers of {benchmark.name} are not public; its variants are compared on val")
         return BenchmarkSubject.open(benchmark, open_source(args), args.images, allow_missing=args.allow_missing)
     open_source(args)  # refuses the options of public datasets
-    return FolderSubject.open(args.data)
+    return FolderSubject.open(args.data, args.split)
 
 
 def _ablate(args: argparse.Namespace) -> int:

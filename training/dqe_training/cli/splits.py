@@ -78,7 +78,7 @@ def _open_split(args: argparse.Namespace, split: str) -> EvaluationSplit:
             else "--test: triplets of one's own have no test split; judge RUN/best with dqe-eval"
         )  # fmt: skip
     if benchmark is None:
-        return EvaluationSplit.of_folder(args.data, "val" if split == "val" else "test")
+        return EvaluationSplit.of_folder(args.data, split)
     if "val" not in benchmark.splits:
         raise InputError(f"{args.data}: {benchmark.name} has no val queries")
     return EvaluationSplit.of_benchmark(benchmark, args.images, allow_missing=args.allow_missing)

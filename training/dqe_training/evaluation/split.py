@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -33,7 +32,6 @@ from .metrics import recall_at_k
 from .protocol import Embeddings, EvaluationSet, evaluation_set, load_evaluation_set, summarise
 from .pytorch import embed
 
-FolderSplit = Literal["val", "test"]
 Figures = dict[str, float]
 DEPTHS = (1, 5, 10, 50)
 _HEADLINES = {"fashioniq": "mean", "cirr": "mean_of_recall_at_5_and_subset_recall_at_1", "circo": "map_at_10"}
@@ -59,7 +57,7 @@ class EvaluationSplit:
     figures: Callable[[Sequence[Embeddings]], Figures]
 
     @classmethod
-    def of_folder(cls, directory: Path, split: FolderSplit = "val") -> EvaluationSplit:
+    def of_folder(cls, directory: Path, split: str = "val") -> EvaluationSplit:
         """`val.jsonl` or `test.jsonl` of a folder of JSON lines, by its own protocol. Raises InputError."""
         return cls._of_set(split, load_evaluation_set(directory, triplets=f"{split}.jsonl"), directory / "images")
 

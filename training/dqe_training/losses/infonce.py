@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def infonce_loss(scores: Tensor, *, temperature: float, ignore: Tensor) -> Tensor:
+def infonce_loss(scores: Tensor, *, temperature: float | Tensor, ignore: Tensor) -> Tensor:
     """Cross-entropy of the ground truth among the batch's targets: `scores` (B, B), column j is row j's target.
 
     `ignore` (B, B) marks entries that are dropped, as in the KL loss.

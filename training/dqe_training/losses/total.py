@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,17 +11,19 @@ from ..config import LossConfig
 from ..model.dqe import QueryOutput, paired_score, score
 from .attribute_margin import attribute_margin_loss
 from .infonce import infonce_loss
-from .kl_relevance import kl_relevance_loss, relevance_distribution, same_target
+from .kl_relevance import kl_relevance_loss, relevance_distribution, relevance_figures, same_target
 from .presence import presence_loss
-from .ranking import ranking_loss
+from .ranking import margin_ranking_loss, ranking_loss
 
 
 class BatchLabels(NamedTuple):
-    """What a batch knows beside its embeddings: target image ids (B,), labels (B, A) int64, named (B, A) bool."""
+    """What a batch knows beside its embeddings: target image ids (B,), labels (B, A) int64, named (B, A) bool, and, where the dataset
+    tells, valid (B, B) bool: whether row j's target answers row i."""
 
     target_ids: Tensor
     labels: Tensor
     named: Tensor
+    valid: Tensor | None = None
 
 
 def total_loss(
@@ -32,28 +33,37 @@ def total_loss(
     config: LossConfig,
     *,
     relevance_share: float,
+    temperature: float | Tensor | None = None,
     negatives: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its parts (unweighted, detached).
+    """The loss and its parts (unweighted, detached), with figures of the relevance distribution as `relevance/...`.
 
     `target_tokens` (B, M, D). `negatives` is (tokens (B, M, D), valid (B,) bool) of one TRNS negative per row.
-    `relevance_share` 0 makes the KL loss the contrastive one, which is how training starts.
+    `relevance_share` 0 makes the KL loss the contrastive one, which is how training starts. `temperature`, where it is learned, is
+    in place of the configuration's.
     """
+    tau = config.temperature if temperature is None else temperature
     scores = score(output.query, target_tokens)  # (B, B)
     ignore = same_target(labels.target_ids)
     parts: dict[str, Tensor] = {}
+    figures: dict[str, Tensor] = {}
     if config.objective == "infonce" or relevance_share == 0:
-        parts[config.objective] = infonce_loss(scores, temperature=config.temperature, ignore=ignore)
+        parts[config.objective] = infonce_loss(scores, temperature=tau, ignore=ignore)
     else:
         pooled = F.normalize(target_tokens.mean(dim=1), dim=-1)
         relevance = relevance_distribution(
             pooled @ pooled.T, share=relevance_share, temperature=config.relevance_temperature, ignore=ignore
         )
-        parts["kl"] = kl_relevance_loss(scores, relevance, temperature=config.temperature, ignore=ignore)
+        figures = relevance_figures(relevance, labels.valid)
+        parts["kl"] = kl_relevance_loss(scores, relevance, temperature=tau, ignore=ignore)
     total = parts[config.objective]
     if negatives is not None and config.rank_weight:
-        tokens, valid = negatives
-        parts["rank"] = ranking_loss(scores.diagonal(), paired_score(output.query, tokens), valid, temperature=config.temperature)
+        tokens, drawn = negatives
+        positive, negative = scores.diagonal(), paired_score(output.query, tokens)
+        if config.ranking == "margin":
+            parts["rank"] = margin_ranking_loss(positive, negative, drawn, margin=config.rank_margin)
+        else:
+            parts["rank"] = ranking_loss(positive, negative, drawn, temperature=tau)
         total = total + config.rank_weight * parts["rank"]
     if config.attribute_weight:
         batch, attributes, width = output.sub_queries.shape
@@ -63,4 +73,5 @@ def total_loss(
     if config.presence_weight:
         parts["presence"] = presence_loss(output.presence, labels.named)
         total = total + config.presence_weight * parts["presence"]
-    return total, {name: part.detach() for name, part in parts.items()} | {"total": torch.detach(total)}
+    told = parts | {"total": total} | {f"relevance/{name}": value for name, value in figures.items()}
+    return total, {name: part.detach() for name, part in told.items()}

@@ -16,7 +16,7 @@ from .dqe import DQEModel
 _NAME = "default"  # peft's name for the only adapter
 _STATE = "adapter."
 _HEADS = "attribute_heads."
-_PROJECTIONS = ("vision_projection.", "text_projection.")
+_PROJECTIONS = ("vision_projection.", "text_projection.", "base_pool.", "temperature_log_scale")
 
 
 def prepare_finetuning(model: DQEModel, config: TrainConfig) -> None:

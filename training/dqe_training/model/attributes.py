@@ -1,4 +1,4 @@
-"""Learnable attribute weights (LAW): one sub-query per attribute from the fused tokens, one weight from the text alone."""
+"""Attention pools over the fused tokens, and on them the learnable attribute weights (LAW): a sub-query and a weight per attribute."""
 
 from __future__ import annotations
 
@@ -6,35 +6,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import WeightInputs
 
-class AttributeHeads(nn.Module):
+
+class AttentionPool(nn.Module):
+    """`count` learned seeds that each attend to the fused query and text tokens: P_a Σ_t α_at F_t (docs/method.md, equation 4)."""
+
+    def __init__(self, hidden_size: int, embedding_dim: int, count: int) -> None:
+        super().__init__()
+        self.seeds = nn.Parameter(torch.randn(count, hidden_size) * hidden_size**-0.5)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.projection = nn.Parameter(torch.randn(count, hidden_size, embedding_dim) * hidden_size**-0.5)
+
+    def pool(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """`fused` (B, T, H) query and text tokens, `mask` (B, T) 1 where valid -> (B, count, H)."""
+        scores = torch.einsum("ah,bth->bat", self.seeds, self.key(fused))  # (B, count, T)
+        scores = scores + (1.0 - mask[:, None, :].to(scores.dtype)) * -1e4
+        return torch.einsum("bat,bth->bah", scores.softmax(dim=-1), fused)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """What `pool` gives, (B, count, H) -> (B, count, D) unit norm."""
+        return F.normalize(torch.einsum("bah,ahd->bad", pooled, self.projection), dim=-1)
+
+    def sub_queries(self, fused: Tensor, mask: Tensor) -> Tensor:
+        """`fused` (B, T, H), `mask` (B, T) -> (B, count, D) unit norm."""
+        return self.project(self.pool(fused, mask))
+
+
+class AttributeHeads(AttentionPool):
     """Sub-queries s_a and weights w_a for A attributes (docs/method.md, equations 4 to 6).
 
-    The weights see only the word embeddings, so explaining or overriding them costs no image pass; a presence loss on
-    `logits` is what makes them track the text (losses/presence.py).
+    The weights are read off the word embeddings ("text"), or off these and what the attribute pooled from the fused tokens
+    ("text+image"), which have seen the reference image. They track the text only with a presence loss on `logits` (losses/presence.py).
     """
 
-    def __init__(self, hidden_size: int, embedding_dim: int, attributes: int) -> None:
-        super().__init__()
-        self.seeds = nn.Parameter(torch.randn(attributes, hidden_size) * hidden_size**-0.5)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.projection = nn.Parameter(torch.randn(attributes, hidden_size, embedding_dim) * hidden_size**-0.5)
+    def __init__(self, hidden_size: int, embedding_dim: int, attributes: int, weights_from: WeightInputs = "text") -> None:
+        super().__init__(hidden_size, embedding_dim, attributes)
         self.word_norm = nn.LayerNorm(hidden_size)
         self.presence = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, attributes))
         self.gain = nn.Parameter(torch.zeros(attributes))
+        self.weights_from = weights_from
+        if weights_from == "text+image":
+            self.seen_norm = nn.LayerNorm(hidden_size)
+            self.seen = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def sub_queries(self, fused: Tensor, mask: Tensor) -> Tensor:
-        """`fused` (B, T, H) query and text tokens, `mask` (B, T) 1 where valid -> (B, A, D) unit norm."""
-        scores = torch.einsum("ah,bth->bat", self.seeds, self.key(fused))  # (B, A, T)
-        scores = scores + (1.0 - mask[:, None, :].to(scores.dtype)) * -1e4
-        pooled = torch.einsum("bat,bth->bah", scores.softmax(dim=-1), fused)  # (B, A, H)
-        return F.normalize(torch.einsum("bah,ahd->bad", pooled, self.projection), dim=-1)
+    def logits(self, word_embeddings: Tensor, attention_mask: Tensor, pooled: Tensor) -> Tensor:
+        """Presence logits (B, A) from the words' embeddings (B, L, H), padding excluded, and `pooled` (B, A, H), which `pool` gave.
 
-    def logits(self, word_embeddings: Tensor, attention_mask: Tensor) -> Tensor:
-        """Presence logits (B, A) from the words' embeddings (B, L, H), padding excluded."""
+        With "text", `pooled` is not read. With "text+image", its share is added to the hidden layer, once per attribute.
+        """
         weights = attention_mask.to(word_embeddings.dtype)[:, :, None]  # (B, L, 1)
         mean = (self.word_norm(word_embeddings) * weights).sum(1) / weights.sum(1).clamp_min(1.0)  # (B, H)
-        return self.presence(mean)
+        if self.weights_from == "text":
+            logits: Tensor = self.presence(mean)
+            return logits
+        first, activation, last = self.presence
+        hidden = activation(first(mean)[:, None] + self.seen(self.seen_norm(pooled)))  # (B, A, H)
+        return (hidden * last.weight).sum(-1) + last.bias
 
     def weights(self, logits: Tensor) -> Tensor:
         """w_a = softplus(gain_a) / softplus(0) * sigmoid(logit_a), so w_a >= 0 and at most the attribute's learned gain."""

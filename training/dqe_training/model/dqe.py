@@ -16,7 +16,7 @@ from dqe_engine.contracts.graphs import GraphSizes
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 
 from ..config import ModelConfig
-from .attributes import AttributeHeads, compose
+from .attributes import AttentionPool, AttributeHeads, compose
 from .cross_attention import use_few_query_attention
 from .vision import build_vision
 
@@ -92,7 +92,11 @@ class DQEModel(nn.Module):
         use_few_query_attention(self.qformer, q.query_tokens, self.sizes.image_tokens)
         self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
-        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
+        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes), config.weights_from)
+        if config.base_query == "pool":
+            self.base_pool = AttentionPool(q.hidden_size, q.embedding_dim, 1)
+        if config.learned_temperature:
+            self.temperature_log_scale = nn.Parameter(torch.zeros(()))
         for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
             nn.init.normal_(table.weight, std=0.02)
 
@@ -143,8 +147,25 @@ class DQEModel(nn.Module):
         embedded = self.embeddings(input_ids, query_embeds=queries)  # (B, Q + L, H)
         fused = self._fuse(embedded, image_tokens, attention_mask)
         count = self.query_tokens.shape[1]
-        base = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)  # (B, D)
+        base = self._base_query(fused, attention_mask)
         return FusedQuery(base, fused[:, :count], fused[:, count:], self.embeddings.word_embeddings(input_ids))
+
+    def _base_query(self, fused: Tensor, text_mask: Tensor) -> Tensor:
+        """q0 (B, D) unit norm off the fused tokens (B, Q + L, H), as `config.base_query` says."""
+        count = self.query_tokens.shape[1]
+        if self.config.base_query == "cls":
+            return F.normalize(self.text_projection(fused[:, count]), dim=-1)
+        mean = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)
+        if self.config.base_query == "mean":
+            return mean
+        mask = torch.cat([text_mask.new_ones(text_mask.shape[0], count), text_mask], dim=1)  # (B, Q + L)
+        return F.normalize(mean + self.base_pool.sub_queries(fused, mask)[:, 0], dim=-1)
+
+    def temperature(self, initial: float) -> Tensor | float:
+        """τ of the losses: `initial`, unless `learned_temperature`; then within [0.01, 0.5], the lower end CLIP's."""
+        if not self.config.learned_temperature:
+            return initial
+        return (initial * self.temperature_log_scale.exp()).clamp(0.01, 0.5)
 
     def read_attributes(
         self, fused_queries: Tensor, fused_text: Tensor, word_embeddings: Tensor, attention_mask: Tensor
@@ -155,9 +176,9 @@ class DQEModel(nn.Module):
             absent = fused_queries.new_zeros(batch, len(self.vocabulary.attributes), self.config.qformer.embedding_dim)
             return AttributeReading(absent, absent[:, :, 0], absent[:, :, 0])
         mask = torch.cat([attention_mask.new_ones(batch, count), attention_mask], dim=1)
-        sub_queries = self.attribute_heads.sub_queries(torch.cat([fused_queries, fused_text], dim=1), mask)
-        presence = self.attribute_heads.logits(word_embeddings, attention_mask)
-        return AttributeReading(sub_queries, self.attribute_heads.weights(presence), presence)
+        pooled = self.attribute_heads.pool(torch.cat([fused_queries, fused_text], dim=1), mask)
+        presence = self.attribute_heads.logits(word_embeddings, attention_mask, pooled)
+        return AttributeReading(self.attribute_heads.project(pooled), self.attribute_heads.weights(presence), presence)
 
     def encode_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> QueryOutput:
         """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 to the composed query."""
