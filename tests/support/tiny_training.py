@@ -132,12 +132,11 @@ def load_tiny(directory: Path) -> tuple[TripletData, NDArray[np.uint8], DataSour
     return data, load_pixels(source.images, data.images, PreprocessingSpec(image_size=IMAGE_SIZE)), source
 
 
-def make_trainer(
-    config: TrainConfig, data: TripletData, pixels: NDArray[np.uint8], run: Path, *, listener: Listener = lambda event: None
-) -> Trainer:
+def make_trainer(config: TrainConfig, data: TripletData, pixels: NDArray[np.uint8], run: Path, **options: Any) -> Trainer:
+    """`options` as `Trainer` takes them."""
     tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary(), tokenizer.get_vocab_size())
-    return Trainer(model, tokenizer, config, data, pixels, run, listener=listener)
+    return Trainer(model, tokenizer, config, data, pixels, run, **options)
 
 
 @contextmanager

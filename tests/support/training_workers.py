@@ -10,7 +10,9 @@ from support.fork_server import serve
 from support.tiny_training import load_tiny, make_trainer, train_config
 
 from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.evaluation.split import EvaluationSplit
 from dqe_training.trainer import finish_run
+from dqe_training.validation import Validation
 
 CONFIG = train_config(epochs=12, checkpoint_every=1)
 
@@ -18,7 +20,8 @@ CONFIG = train_config(epochs=12, checkpoint_every=1)
 def train(data: str, run: str, model: str) -> None:
     """What dqe-train does: train, resuming what is there, then put the finished model in its place."""
     triplets, pixels, _ = load_tiny(Path(data))
-    make_trainer(CONFIG, triplets, pixels, Path(run)).train()
+    validation = Validation(EvaluationSplit.of_folder(Path(data)), every=7)
+    make_trainer(CONFIG, triplets, pixels, Path(run), validation=validation).train()
     finish_run(Path(run), Path(model), replace=True)
 
 

@@ -16,9 +16,10 @@ from support.tiny_training import OVERRIDES
 
 from dqe_engine.files import directory_lock
 from dqe_training import workflow
-from dqe_training.ablation import running
+from dqe_training.ablation import plan, running
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import ablate, evaluate
+from dqe_training.evaluation.split import EvaluationSplit, judge_checkpoint
 from dqe_training.features import writing
 from dqe_training.step import TrainingStep
 
@@ -100,6 +101,30 @@ def test_nothing_finished_runs_again_and_more_seeds_are_added(
     assert ablate.main(command(garments, out)) == 0
     assert trained == [(True, 0)]
     assert without_time(results(out)) == without_time(results(finished))
+
+
+def test_a_changed_method_trains_again(
+    finished: Path, garments: Path, tmp_path: Path, trained: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(plan, "source_hash", lambda: "another")
+    assert ablate.main(command(garments, out, "--seeds", "1")) == 0
+    assert trained == [(False, 0), (True, 0)]
+    assert len(list((out / "cells").iterdir())) == 4 + 2, "what the other code found is still there"
+
+
+def test_settings_are_chosen_on_val_and_reported_on_test(garments: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = command(garments, out, "--split", "test", "--seeds", "1", "--keep-models")
+    assert ablate.main(arguments) == 0
+    found = results(out)
+    assert "24 test queries" in found["data"]
+    test = EvaluationSplit.of_folder(garments, "test")
+    for key, cell in found["cells"].items():
+        figures = judge_checkpoint(out / "models" / key, test)
+        assert cell["figures"]["recall_at_10"] == pytest.approx(figures["recall_at_10"], abs=1e-5)
+        assert cell["figures"]["map_at_10"] == pytest.approx(figures["map_at_10"], abs=1e-5)
 
 
 @pytest.mark.parametrize("moment", ["in training", "before evaluation"])

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from support.tiny_training import heads_alone, make_trainer, train_config
+from support.tiny_training import heads_alone, make_trainer, model_config, train_config, write_checkpoint
 
+import dqe_engine
+import dqe_training
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
+from dqe_training.ablation import plan as plan_module
 from dqe_training.ablation.comparison import compare_cells
 from dqe_training.ablation.plan import Cell, Plan, make_plan
 from dqe_training.ablation.results import CellResult
 from dqe_training.ablation.scores import Ratio, benchmark_scores, folder_scores, near_confusion
+from dqe_training.ablation.source_hash import hash_source, source_hash
 from dqe_training.ablation.statistics import compare, student_t, summarise
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
@@ -179,6 +184,56 @@ def test_bad_plans_are_refused() -> None:
             parse_sweep(axes)
 
 
+def test_other_code_makes_other_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of a method that has changed since is never taken for one of today's."""
+    before = plan()
+    assert plan().cells == before.cells
+    monkeypatch.setattr(plan_module, "source_hash", lambda: "another")
+    assert not {cell.key for cell in plan().cells} & {cell.key for cell in before.cells}
+
+
+def test_other_weights_to_begin_with_make_other_cells(tmp_path: Path) -> None:
+    """The configuration has only the place where they lie."""
+    (tmp_path / "tower").mkdir()
+    tower = tmp_path / "tower" / "vision.safetensors"
+    tower.write_bytes(b"one")
+    start = write_checkpoint(tmp_path / "start")
+    configs = [
+        msgspec.structs.replace(train_config(), **{key: str(path)}) for key, path in (("vision_weights", tower.parent), ("start", start))
+    ]
+    before = [{cell.key for cell in plan(config).cells} for config in configs]
+    assert [{cell.key for cell in plan(config).cells} for config in configs] == before
+    tower.write_bytes(b"two")
+    shutil.rmtree(start)
+    write_checkpoint(start, model_config(embedding_dim=12))
+    assert not any({cell.key for cell in plan(config).cells} & keys for config, keys in zip(configs, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("package", "changed", "matters"),
+    [
+        ("dqe_training", "losses/kl_relevance.py", True),
+        ("dqe_training", "evaluation/metrics.py", True),
+        ("dqe_training", "ablation/scores.py", True),
+        ("dqe_engine", "zones/mining.py", True),
+        ("dqe_engine", "preprocessing.py", True),
+        ("dqe_training", "cli/ablate.py", False),
+        ("dqe_training", "ablation/table.py", False),
+        ("dqe_engine", "engine.py", False),
+    ],
+)
+def test_the_code_is_what_trains_and_evaluates(package: str, changed: str, matters: bool, tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("dqe_training", "dqe_engine")}
+    for module in (dqe_training, dqe_engine):
+        assert module.__file__ is not None
+        shutil.copytree(Path(module.__file__).parent, roots[module.__name__], ignore=lambda at, names: {n for n in names if "." in n[:-3]})
+    before = hash_source(roots["dqe_training"], roots["dqe_engine"])
+    assert before == source_hash()
+    with open(roots[package] / changed, "a") as stream:
+        stream.write("# one word more\n")
+    assert (hash_source(roots["dqe_training"], roots["dqe_engine"]) != before) == matters
+
+
 # -- figures -------------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +380,8 @@ def test_intervals_hold_what_they_promise(effect: float, least: float, most: flo
 
 def result(cell: Cell, hits: list[int]) -> CellResult:
     return CellResult(
-        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, machine="a machine",
+        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, code="",
+        machine="a machine",
         scores={"recall_at_10": Ratio.of(hits)},
     )  # fmt: skip
 

@@ -57,9 +57,9 @@ def own_arguments(own: Path, *more: object) -> list[object]:
 
 
 def test_training_writes_a_model(run: Path, garments: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "model", "step-00000010"}
+    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "model", "best", "step-00000005", "step-00000010"}
     assert train.main(["--data", str(garments), "--out", str(run), *OVERRIDES]) == 0  # the same again: nothing to do
-    assert capsys.readouterr().out.strip() == str(run / "model")
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "model")
 
 
 def test_evaluation_prints_figures(run: Path, garments: Path, capsys: pytest.CaptureFixture[str]) -> None:

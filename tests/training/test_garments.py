@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.evaluation.protocol import load_evaluation_set
 
 SPEC = GarmentsSpec(train_images=300, train_triplets=400, gallery_images=300, val_queries=150, image_size=24, seed=3)
+VAL_DIGEST = "d3d70f8fbb54018d2c36e7704f5dbf9126eb7535004c5427aa531b13070694e9"
+TINY = GarmentsSpec(train_images=20, train_triplets=20, gallery_images=20, val_queries=20, image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_the_same_options_give_the_same_bytes(folder: Path, tmp_path: Path) -> N
     again = digests(write_garments(tmp_path / "again", SPEC, advance=done.append))
     assert again == digests(folder)
     assert sum(done) == 600
-    assert len(again) == 600 + 5
+    assert len(again) == 600 + 6
 
 
 def test_another_seed_gives_other_images_and_texts(folder: Path, tmp_path: Path) -> None:
@@ -239,6 +242,35 @@ def test_what_is_there_is_kept_or_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other files"):
         write_garments(tmp_path / "mine", SPEC)
     assert (tmp_path / "mine" / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_test_queries_are_others_over_the_same_gallery(folder: Path, val: list[TripletRecord]) -> None:
+    test = read_jsonl(folder / "test.jsonl", TripletRecord)
+    assert len(test) == len(val)
+    assert load_evaluation_set(folder, triplets="test.jsonl").gallery == load_evaluation_set(folder).gallery
+
+    def asked(records: list[TripletRecord]) -> set[str]:
+        return {f"{r.reference} {sorted((r.allowed or {}).items())}" for r in records}
+
+    assert not asked(test) & asked(val)
+    assert len(asked(test)) > 0.9 * len(test)
+    assert {r.held_out for r in test} == {False, True}
+
+
+def test_val_queries_are_what_they_were_before_there_was_a_test_split(folder: Path) -> None:
+    """Recorded figures stay comparable."""
+    digest = hashlib.sha256((folder / "val.jsonl").read_bytes()).hexdigest()
+    assert digest == VAL_DIGEST
+
+
+def test_a_dataset_of_an_earlier_version_gets_its_test_queries(folder: Path, tmp_path: Path) -> None:
+    whole = write_garments(tmp_path / "whole", TINY)
+    old = shutil.copytree(whole, tmp_path / "old")
+    (old / "test.jsonl").unlink()
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*") if path.is_file()}
+    write_garments(old, TINY)
+    assert digests(old) == digests(whole)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_too_few_images_for_triplets_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

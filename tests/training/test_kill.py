@@ -29,13 +29,16 @@ def server() -> Iterator[ForkServer]:
 
 def assert_whole(run: Path, model: Path) -> None:
     """Whatever has a final name is complete and verified."""
-    for checkpoint in (*run.glob("step-*"), model):
+    for checkpoint in (*run.glob("step-*"), run / "best", model):
         if checkpoint.exists():
             load_checkpoint(checkpoint)
 
 
 def log(run: Path) -> list[tuple[int, float]]:
-    return [(e["step"], e["loss/total"]) for e in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    return [
+        (e["step"], e.get("loss/total", e.get("val/recall_at_10")))
+        for e in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 @pytest.mark.slow
@@ -64,8 +67,13 @@ def test_ten_kills_change_nothing(server: ForkServer, garments: Path, tmp_path: 
     assert found.meta.progress.step == 60
     for name, value in expected.model.state_dict().items():
         assert torch.equal(found.model.state_dict()[name], value), name
+    assert found.meta.progress.best == expected.meta.progress.best is not None
+    best = [load_checkpoint(tmp_path / run / "best") for run in ("straight", "run")]
+    assert best[0].meta.progress.step == best[1].meta.progress.step == expected.meta.progress.best.step
+    for name, value in best[0].model.state_dict().items():
+        assert torch.equal(best[1].model.state_dict()[name], value), name
     assert log(tmp_path / "run") == log(tmp_path / "straight")
-    leftovers = [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".tmp-step")]
+    leftovers = [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith((".tmp-step", ".tmp-best"))]
     assert leftovers == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import InputError
 from dqe_training.cli import data as data_cli
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.data.tinted import CATEGORIES, COLOURS, TintedSpec, is_held_out, read_cells, write_tinted
@@ -17,6 +19,7 @@ from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.workflow import DataSource
 
 SPEC = TintedSpec(train_triplets=300, val_queries=100, gallery_products=4, colours_each=3)
+VAL_DIGEST = "c53e84ea2517f986d33680d19592152cafc4606e2fb9e8b537e12b87f3b5b36e"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,11 @@ def test_products_and_pairs_of_the_gallery_are_not_trained_on(tinted: Path) -> N
     assert len(pairs) == 80 - 9
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_targets_differ_as_the_text_says(tinted: Path, split: str) -> None:
     labels = {image.image: image.attributes for image in read_jsonl(tinted / "images.jsonl", ImageRecord)}
     records = read_jsonl(tinted / f"{split}.jsonl", TripletRecord)
-    assert len(records) == {"train": 300, "val": 100}[split]
+    assert len(records) == {"train": 300, "val": 100, "test": 100}[split]
     changed: dict[str, int] = {}
     for record in records:
         ((attribute, value),) = (record.attributes or {}).items()
@@ -70,7 +73,7 @@ def test_targets_differ_as_the_text_says(tinted: Path, split: str) -> None:
         assert record.held_out == is_held_out(CATEGORIES.index(target["category"]), target["colour"])
         changed[attribute] = changed.get(attribute, 0) + 1
     assert min(changed.values()) > len(records) / 4
-    assert any(record.held_out for record in records) == (split == "val")
+    assert any(record.held_out for record in records) == (split != "train")
 
 
 def test_it_is_trained_and_evaluated_on_like_any_folder(tinted: Path) -> None:
@@ -104,6 +107,28 @@ def test_what_is_no_sprite_is_refused(tmp_path: Path, tinted: Path, sprite: Path
     for arguments, message in cases:
         assert data_cli.main(["tinted", *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_queries_are_others_over_the_same_gallery(tinted: Path) -> None:
+    val, test = (read_jsonl(tinted / f"{split}.jsonl", TripletRecord) for split in ("val", "test"))
+    assert len(val) == len(test) == SPEC.val_queries
+
+    def asked(records: list[TripletRecord]) -> set[tuple[str, str]]:
+        return {(r.reference, value) for r in records for value in (r.attributes or {}).values()}
+
+    assert not asked(val) & asked(test)
+    assert load_evaluation_set(tinted, triplets="test.jsonl").gallery == load_evaluation_set(tinted).gallery
+
+
+def test_val_queries_are_what_they_were_before_there_was_a_test_split(tinted: Path) -> None:
+    """Recorded figures stay comparable."""
+    assert hashlib.sha256((tinted / "val.jsonl").read_bytes()).hexdigest() == VAL_DIGEST
+
+
+def test_too_small_a_gallery_is_an_error(sprite: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too few to find 900 queries"):
+        write_tinted(tmp_path / "out", sprite, TintedSpec(train_triplets=10, val_queries=900, gallery_products=1, colours_each=2))
     assert not (tmp_path / "out").exists()
 
 

@@ -173,7 +173,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def clean_run(run: Path) -> None:
     """Remove what killed writers left in a run; put back a checkpoint whose replacement never landed."""
-    for name in {temporary.name.split(".")[1].removeprefix("tmp-") for temporary in run.glob(".tmp-step-*")}:
+    for name in {temporary.name.split(".")[1].removeprefix("tmp-") for temporary in (*run.glob(".tmp-step-*"), *run.glob(".tmp-best*"))}:
         remove_stale_temporaries(run / name)
 
 

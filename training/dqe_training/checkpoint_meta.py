@@ -18,7 +18,8 @@ from dqe_engine.files import recover_directory, sha256_of
 from .config import TrainConfig
 
 SCHEMA_VERSION = 4
-"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: "quantile" bounds."""
+"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: "quantile" bounds, and
+no validation."""
 META = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 
@@ -26,14 +27,33 @@ UNCALIBRATED_ZONES = ZoneSpec(lo=0.05, hi=0.2, policy="hardest")
 """What a checkpoint of unfinished training says; `Trainer` reads better ones off the training set at the end."""
 
 
+class Validated(Contract, frozen=True):
+    """What a validation found after `step` steps: `figures` in [0, 1] by name, and the name of the one that tells which model is best.
+    `split`: identity of the queries; figures of two are not comparable."""
+
+    step: int
+    split: str
+    headline: str
+    figures: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.figures[self.headline]
+
+
 class Progress(Contract, frozen=True):
-    """Where training stands. `step_in_epoch` batches of `epoch` are done; `seconds` is time spent training."""
+    """Where training stands. `step_in_epoch` batches of `epoch` are done; `seconds` is time spent training, validation left out.
+
+    `validated`: the last validation; `best`: the one of the best model so far, the earliest of equals. None before the first.
+    """
 
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
     seconds: float = 0.0
     finished: bool = False
+    validated: Validated | None = None
+    best: Validated | None = None
 
 
 class CheckpointMeta(Contract, frozen=True):

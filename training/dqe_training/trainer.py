@@ -1,4 +1,4 @@
-"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in refresh.py."""
+"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in refresh.py, validation in validation.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.parsing import parse_json, to_json
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write
 
@@ -35,7 +36,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import WEIGHTS
+from .checkpoint_meta import WEIGHTS, Validated
 from .config import TrainConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
@@ -49,6 +50,7 @@ from .random_state import random_state, restore_random_state
 from .refresh import Negatives
 from .start import read_start
 from .step import Batch, TrainingStep
+from .validation import BEST, Validation, Validator
 
 
 def data_hash(data: TripletData, images: NDArray[np.uint8]) -> str:
@@ -66,8 +68,9 @@ class Trainer:
     `pixels` (I, H, W, 3) uint8 are the images of `data.images`, resized. With a frozen vision tower
     (`vision_learning_rate` 0) their tokens are computed once and kept in float16; given as `image_tokens` (I, P, Hv), as from
     a feature cache, pixels need not be there. `image_digests`: SHA-256 of the image files, their identity; without, the
-    pixels are. `world`: the ranks that train together, each with a trainer that is given the same; the main one alone listens,
-    logs and writes checkpoints, and all have the same model in the end.
+    pixels are. `validation`: queries to judge the model by, so that the best one stays in `run`/best; what is trained is the same to the
+    bit with and without. `features`: a feature cache for their images. `world`: the ranks that train together, each with a trainer that
+    is given the same; the main one alone validates, listens, logs and writes checkpoints, and all have the same model in the end.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Trainer:
         listener: Listener = lambda event: None,
         image_tokens: TokenTable | None = None,
         image_digests: Sequence[str] | None = None,
+        validation: Validation | None = None,
+        features: Path | None = None,
         world: World | None = None,
     ) -> None:
         frozen = config.optim.vision_learning_rate == 0
@@ -115,6 +120,7 @@ class Trainer:
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
+        self._validator = None if validation is None else Validator(validation, frozen=frozen, features=features)
         if self.world.rank:  # dropout of its own; what was drawn before, the weights, is the same on every rank
             torch.manual_seed(config.optim.seed + 1_000_003 * self.world.rank)
 
@@ -142,12 +148,17 @@ class Trainer:
         self._resume()
         if not self.progress.finished:
             self._images.prepare(self.listener)
+            if self._validator is not None and self.world.main:
+                self._validator.prepare(self.model, self.listener)
+            self._mend_best()
             self.model.train(not self.config.encoder_frozen)  # what is frozen embeds as it will when it serves, without dropout
             with held_signals(several=self.world.size > 1) as asked, open(self._log_file(), "a", encoding="utf-8") as log:
                 epoch = self.progress.epoch
                 while self.fraction() < 1.0:
                     self._train_epoch(epoch, log, asked)
                     epoch += 1
+                if self.progress.validated is None or self.progress.validated.step != self.progress.step:
+                    self._validate(log)
             self.progress = msgspec.structs.replace(self.progress, finished=True)
             self.serving_zones = self._negatives.calibrate(self.config.optim.seed)
             self._checkpoint()
@@ -184,16 +195,63 @@ class Trainer:
                 }
                 event |= {"triplets_per_second": round(self.batch_size / elapsed, 1), "seconds": round(self.progress.seconds, 3)}
                 event |= {f"loss/{name}": round(value, 5) for name, value in parts.items()}
-                log.write(json.dumps(event) + "\n")
-                log.flush()
-                self.listener(event)
+                self._report(event, log)
+            saved = False
+            if self._validator is not None and self._validator.due(self.progress.step, self.steps_per_epoch):
+                saved = self._validate(log)
             if any(self.world.maximum(asked())):  # on any rank
                 self._checkpoint()
                 self.world.maximum(0.0)  # nobody leaves before the checkpoint is there
                 raise KeyboardInterrupt
-            if self.progress.step % o.checkpoint_every == 0:
+            if self.progress.step % o.checkpoint_every == 0 and not saved:
                 self._checkpoint()
         self.progress = msgspec.structs.replace(self.progress, epoch=epoch + 1, step_in_epoch=0)
+
+    def _report(self, event: dict[str, Any], log: IO[str]) -> None:
+        log.write(json.dumps(event) + "\n")
+        log.flush()
+        self.listener(event)
+
+    # -- validation -------------------------------------------------------------------------------------------------
+
+    def _validate(self, log: IO[str]) -> bool:
+        """Judge the model as it is, on the main rank. The best so far is kept, with a checkpoint that says so: whether there is one."""
+        if self._validator is None:
+            return False
+        validator, p = self._validator, self.progress
+        told = self.world.from_main(lambda: to_json(validator.validate(self.model, self.tokenizer, p.step)))
+        found = parse_json(Validated, told, where="validation")
+        better = p.best is None or found.value > p.best.value
+        self.progress = msgspec.structs.replace(p, validated=found, best=found if better else p.best)
+        event = {"event": "validation", "step": p.step, "epoch": p.epoch, "seconds": round(p.seconds, 3), "best": better}
+        self._report(event | {"headline": found.headline} | {f"val/{name}": round(value, 5) for name, value in found.figures.items()}, log)
+        if better:
+            self._checkpoint()  # first: a kill between the two leaves a checkpoint that knows its model to be the best
+            self._save_best()
+        return better
+
+    def _mend_best(self) -> None:
+        """Save the best model where a kill came between its checkpoint and its copy."""
+        best = self.progress.best
+        if best is None or best.step != self.progress.step:
+            return
+
+        def missing() -> bytes:
+            try:
+                return b"" if read_meta(self.run / BEST).progress.step == best.step else b"missing"
+            except CheckpointError:
+                return b"missing"
+
+        if self.world.from_main(missing):
+            self._save_best()
+
+    def _save_best(self) -> None:
+        """The model as it is, with zones to serve with, is the run's best."""
+        zones = self._negatives.calibrate(self.config.optim.seed)
+        if self.world.main:
+            self._save(self.run / BEST, zones=zones)
+
+    # -- epochs -----------------------------------------------------------------------------------------------------
 
     def _begin_epoch(self, epoch: int) -> None:
         """Mine, where a refresh is due."""
@@ -217,11 +275,14 @@ class Trainer:
         if not self.world.main:
             return
         state = optimizer_tensors(self.optimizer) | adapter_state(self.model) | self._negatives.state() | self._step.state() | random
-        save_checkpoint(
-            self.run / f"step-{self.progress.step:08d}", self.model, self.tokenizer, config=self.config, progress=self.progress,
-            data_hash=self._hash, serving_zones=self.serving_zones, state=state, start_hash=self._start_hash, replace=True,
-        )  # fmt: skip
+        self._save(self.run / f"step-{self.progress.step:08d}", zones=self.serving_zones, state=state)
         prune_checkpoints(self.run)
+
+    def _save(self, directory: Path, *, zones: ZoneSpec, state: dict[str, Tensor] | None = None) -> None:
+        save_checkpoint(
+            directory, self.model, self.tokenizer, config=self.config, progress=self.progress, data_hash=self._hash, serving_zones=zones,
+            state=state, start_hash=self._start_hash, replace=True,
+        )  # fmt: skip
 
     def _find_checkpoint(self) -> str:
         """Name of the newest whole checkpoint, empty where there is none; what killed writers left is removed."""
@@ -254,6 +315,8 @@ class Trainer:
             raise CheckpointError(
                 f"{newest}: began with other weights than {self.config.start} holds now; put those back, or use another run directory"
             )
+        if self._validator is not None and (best := meta.progress.best) is not None and best.split != self._validator.identity:
+            raise CheckpointError(f"{newest}: its best model was chosen by other queries; give the same, or use another run directory")
         if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
         state, weights = load_state(newest), load_file(newest / "model.safetensors")

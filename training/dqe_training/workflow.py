@@ -33,10 +33,12 @@ from .encoding import Listener, TokenTable
 from .features import FeatureStore, fill
 from .features.identity import digest_images
 from .features.store import row_bytes, spell_bytes
+from .idle import idle_parts
 from .model import DQEModel
 from .start import read_start, start_directory
 from .tokenizer import build_tokenizer
 from .trainer import Trainer, silent
+from .validation import Validation
 
 SHIPPED_VISION = ("garments",)
 
@@ -167,13 +169,17 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _check_memory(model: DQEModel, images: int, *, frozen: bool, copies: int) -> None:
-    """Raise InputError where pixels, and a frozen tower's tokens, would not fit: being killed for it says less."""
+def _check_memory(model: DQEModel, images: int, judged: int, *, frozen: bool, copies: int) -> None:
+    """Raise InputError where pixels, and a frozen tower's tokens, also those of `judged` images of a validation, in float32, would not
+    fit: being killed for it says less."""
     need = copies * images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
+    need += judged * 2 * row_bytes(model) if frozen else 0
     if need > 0.8 * (memory := _physical_memory()):
         remedy = "keep the tokens on disk with a feature cache (--features)" if frozen else "train on fewer or smaller images"
         ranks = f" in {copies} ranks" if copies > 1 else ""
-        raise InputError(f"{images:,} images take {spell_bytes(need)} of memory{ranks}, this machine has {spell_bytes(memory)}; {remedy}")
+        raise InputError(
+            f"{images + judged:,} images take {spell_bytes(need)} of memory{ranks}, this machine has {spell_bytes(memory)}; {remedy}"
+        )
 
 
 def train_run(
@@ -185,14 +191,17 @@ def train_run(
     pixels: NDArray[np.uint8] | None = None,
     image_tokens: TokenTable | None = None,
     features: Path | None = None,
+    validation: Validation | None = None,
+    strict: bool = False,
     world: World | None = None,
 ) -> Trainer:
     """Train to the end in `run` (resuming what is there) and return the trainer, whose `model` is in eval mode.
 
     `pixels` and `image_tokens` of the source's images may be given where several runs share them. `features`: the folder of
     a feature cache, which is filled with what it lacks; images are then neither decoded nor held in memory. Without, they
-    are, and InputError is raised at once where this machine has too little of it. `world`: the ranks that train together; each
-    calls this with the same arguments, and the main one listens and writes.
+    are, and InputError is raised at once where this machine has too little of it. `validation`: queries to judge the model by as it
+    trains; the best one is then in `run`/best. `strict`: a part of the training that would do nothing is an InputError, not a notice.
+    `world`: the ranks that train together; each calls this with the same arguments, and the main one listens and writes.
     """
     world = world or World()
     if not world.main:
@@ -201,6 +210,10 @@ def train_run(
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
+    if strict and (idle := idle_parts(config, data)):
+        raise InputError(f"with --strict, all that is turned on must act: {'; '.join(idle)}")
+    for sentence in idle_parts(config, data):
+        listener({"event": "notice", "text": f"note: {sentence}"})
     digests = digest_images(source.images, data.images)
     tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary, tokenizer.get_vocab_size(), listener=listener)
@@ -209,7 +222,8 @@ def train_run(
         image_tokens = fill(FeatureStore(features, model), model, source.images, data.images, digests, listener=listener)
         model.to("cpu")  # adapters are drawn where the model is: on the CPU, as without a cache
     elif pixels is None and image_tokens is None:
-        _check_memory(model, len(data.images), frozen=config.optim.vision_learning_rate == 0, copies=world.local_size)
+        judged = 0 if validation is None else validation.split.images
+        _check_memory(model, len(data.images), judged, frozen=config.optim.vision_learning_rate == 0, copies=world.local_size)
         total = len(data.images)
         loaded = 0
 
@@ -221,7 +235,10 @@ def train_run(
         pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
     trainer = Trainer(
         model, tokenizer, config, data, pixels, run,
-        listener=listener, image_tokens=image_tokens, image_digests=digests, world=world,
+        listener=listener, image_tokens=image_tokens, image_digests=digests, validation=validation, features=features, world=world,
     )  # fmt: skip
     trainer.train()
+    if config.trns.enabled and config.optim.seconds > 0 and trainer.negatives.mined is None:  # by the clock, this shows at the end
+        warmup = config.trns.warmup_epochs
+        listener({"event": "notice", "text": f"note: TRNS never mined, since training ended within trns.warmup_epochs, {warmup}"})
     return trainer

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
+from dqe_engine.files import sha256_of
 
+from ..checkpoint_meta import WEIGHTS
 from ..config import TrainConfig, override
+from ..start import read_start
+from .source_hash import source_hash
 from .variants import Point, apply_variant, parse_variant, point_label
 
 Budget = Literal["steps", "seconds"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+VISION_FILE = "vision.safetensors"
+"""The weights in a `dqe-pretrain` output directory."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. `key` says what is trained and evaluated, on what: an equal key is an equal cell."""
+    """One training. `key` says what is trained and evaluated, on what, by which code: an equal key is an equal cell."""
 
     arm: str
     seed: int
@@ -95,7 +102,16 @@ def _with_budget(config: TrainConfig, budget: Budget) -> TrainConfig:
     return msgspec.structs.replace(config, optim=msgspec.structs.replace(optim, seconds=0.0))
 
 
+def _weights(config: TrainConfig) -> str:
+    """SHA-256 of the weights that a training begins with: the configuration has only their place. Empty for those that ship, and for a
+    backbone, which is too large to be read for every plan."""
+    if config.start:
+        return read_start(config.start).file(WEIGHTS).sha256
+    vision = Path(config.vision_weights, VISION_FILE)
+    return sha256_of(vision) if config.vision_weights and vision.is_file() else ""
+
+
 def _cell(arm: Arm, seed: int, identity: str) -> Cell:
     config = msgspec.structs.replace(arm.config, optim=msgspec.structs.replace(arm.config.optim, seed=seed))
-    digest = hashlib.sha256(to_json((SCHEMA_VERSION, identity, config)))
+    digest = hashlib.sha256(to_json((SCHEMA_VERSION, source_hash(), identity, _weights(config), config)))
     return Cell(arm.label, seed, config, digest.hexdigest()[:32])

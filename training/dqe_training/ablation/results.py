@@ -20,7 +20,8 @@ from .scores import Ratio
 
 
 class CellResult(Contract, frozen=True):
-    """One trained and evaluated cell. `seconds` of training, without loading, encoding and evaluation."""
+    """One trained and evaluated cell. `seconds` of training, without loading, encoding and evaluation. `code`: `source_hash` of what did
+    it."""
 
     schema_version: int
     key: str
@@ -30,6 +31,7 @@ class CellResult(Contract, frozen=True):
     seconds: float
     refreshes: int
     machine: str
+    code: str
     scores: dict[str, Ratio]
 
 

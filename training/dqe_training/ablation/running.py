@@ -22,6 +22,7 @@ from ..workflow import train_run
 from .audit import audit
 from .plan import SCHEMA_VERSION, Cell, Plan
 from .results import CellResult, finished, machine, read_cell, write_cell
+from .source_hash import source_hash
 from .subjects import Subject
 
 Results = dict[str, CellResult]
@@ -111,7 +112,8 @@ def _run_cell(
     scores = subject.evaluate(trainer, cache, listener) | audit(trainer, trainer.model.vocabulary)
     result = CellResult(
         schema_version=SCHEMA_VERSION, key=cell.key, seed=cell.seed, config=cell.config, steps=trainer.progress.step,
-        seconds=round(trainer.progress.seconds, 2), refreshes=_refreshes(trainer), machine=machine(), scores=scores,
+        seconds=round(trainer.progress.seconds, 2), refreshes=_refreshes(trainer), machine=machine(), code=source_hash(),
+        scores=scores,
     )  # fmt: skip
     if keep_models:
         finish_run(run, out / "models" / cell.key, replace=True)

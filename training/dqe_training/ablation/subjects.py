@@ -41,23 +41,24 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class FolderSubject:
-    """A folder as `dqe-data garments` writes it, evaluated on its val queries."""
+    """A folder as `dqe-data garments` writes it, evaluated on its val queries, to choose settings by, or on its test queries, to report."""
 
     directory: Path
     source: DataSource
     evaluation: EvaluationSet
     gallery: tuple[ImageRecord, ...]
+    split: str = "val"
 
     @classmethod
-    def open(cls, directory: Path) -> FolderSubject:
+    def open(cls, directory: Path, split: str = "val") -> FolderSubject:
         """Raises InputError."""
-        source, evaluation = DataSource.from_directory(directory), load_evaluation_set(directory)
+        source, evaluation = DataSource.from_directory(directory), load_evaluation_set(directory, triplets=f"{split}.jsonl")
         named = {record.image: record for record in read_jsonl(directory / "images.jsonl", ImageRecord)}
-        return cls(directory, source, evaluation, tuple(named[image] for image in evaluation.gallery))
+        return cls(directory, source, evaluation, tuple(named[image] for image in evaluation.gallery), split)
 
     @property
     def name(self) -> str:
-        return f"{self.directory.name}: {len(self.evaluation.records):,} val queries over {len(self.gallery):,} images"
+        return f"{self.directory.name}: {len(self.evaluation.records):,} {self.split} queries over {len(self.gallery):,} images"
 
     @cached_property
     def identity(self) -> str:

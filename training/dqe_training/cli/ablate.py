@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dqe_engine.errors import InputError
+
 from .runner import run_torch
 from .sources import DATASET_HELP, open_source, read_config
 
@@ -40,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="dataset folder: of dqe-data garments, FashionIQ or CIRR")
     parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="queries to compare on: val to choose settings by, test to report (default: val)",
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="public data: where its images are")
     parser.add_argument("--allow-missing", action="store_true", help="public data: go on without the triplets whose images are missing")
     parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: as dqe-train)")
@@ -79,9 +87,11 @@ def _open_subject(args: argparse.Namespace) -> Subject:
 
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:
+        if args.split != "val":
+            raise InputError(f"--split {args.split}: the test answers of {benchmark.name} are not public; its variants are compared on val")
         return BenchmarkSubject.open(benchmark, open_source(args), args.images, allow_missing=args.allow_missing)
     open_source(args)  # refuses the options of public datasets
-    return FolderSubject.open(args.data)
+    return FolderSubject.open(args.data, args.split)
 
 
 def _ablate(args: argparse.Namespace) -> int:

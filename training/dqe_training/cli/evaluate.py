@@ -39,8 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache for a checkpoint; filled with what it lacks")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help="default: val; also test of a folder of JSON lines; with --submission, test1 of CIRR and test of CIRCO",
+    )
     public = parser.add_argument_group("public datasets")
-    public.add_argument("--split", metavar="SPLIT", help="default: val; also test1 of CIRR and test of CIRCO, with --submission")
     public.add_argument("--images", type=Path, metavar="DIR", help="where the images are, if not where the authors put them")
     public.add_argument(
         "--gallery", choices=("original", "val"), help="FashionIQ: the split's image list (default), or the union of queries"
@@ -65,7 +69,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if benchmark is not None:
         return _evaluate_benchmark(args, benchmark)
     options = {
-        "--split": args.split, "--images": args.images, "--gallery": args.gallery, "--shared-concept": args.shared_concept,
+        "--images": args.images, "--gallery": args.gallery, "--shared-concept": args.shared_concept,
         "--allow-missing": args.allow_missing, "--submission": args.submission, "--force": args.force,
     }  # fmt: skip
     if given := [name for name, value in options.items() if value]:
@@ -81,7 +85,9 @@ def _evaluate_folder(args: argparse.Namespace) -> int:
     from ..evaluation.protocol import load_evaluation_set
     from .progress import simple_progress
 
-    evaluation = load_evaluation_set(args.data)
+    if args.split not in (None, "val", "test"):
+        raise InputError(f"--split {args.split}: a folder of JSON lines has val and test")
+    evaluation = load_evaluation_set(args.data, triplets=f"{args.split or 'val'}.jsonl")
     images = args.data / "images"
     with simple_progress() as progress:
         checked = progress.add_task("looking at images", total=len(evaluation.gallery))

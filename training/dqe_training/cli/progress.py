@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_VALIDATION = {f"val/recall_at_{k}": f"R@{k}" for k in (1, 5, 10, 50)}
+
 
 class TrainingProgress:
     """A trainer's listener: `with TrainingProgress() as listener: train_run(..., listener=listener)`."""
@@ -46,7 +48,12 @@ class TrainingProgress:
                 self._progress.update(self._task(self.label), completed=event["fraction"], note=note)
             case "refresh":
                 self._progress.console.print(f"negatives mined for epoch {event['epoch']} in {event['seconds']:.1f} s")
-            case "features" | "start":
+            case "validation":
+                told = " ".join(f"{label} {event[name]:.3f}" for name, label in _VALIDATION.items() if name in event)
+                if (headline := f"val/{event['headline']}") not in _VALIDATION:
+                    told += f" {event['headline']} {event[headline]:.3f}"
+                self._progress.console.print(f"step {event['step']}: {told}{', best so far' if event['best'] else ''}", highlight=False)
+            case "features" | "start" | "notice":
                 self._progress.console.print(event["text"], highlight=False, soft_wrap=True)
             case "resume":
                 self._progress.console.print(f"resumed at step {event['step']}")

@@ -20,9 +20,9 @@ def with_tensorboard(listener: Listener, directory: Path) -> Listener:
 
     def listen(event: dict[str, Any]) -> None:
         listener(event)
-        if event["event"] == "step":
+        if event["event"] in ("step", "validation"):
             for name, value in event.items():
-                if name.startswith("loss/") or name in ("learning_rate", "triplets_per_second"):
+                if name.startswith(("loss/", "val/")) or name in ("learning_rate", "triplets_per_second"):
                     writer.add_scalar(name, value, event["step"])
             writer.flush()
 

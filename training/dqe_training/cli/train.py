@@ -10,6 +10,7 @@ from dqe_engine.cli.main import positive
 
 from .runner import run_torch
 from .sources import add_source_options, check_source_options, open_source, read_config
+from .splits import add_split_options, open_test, open_validation, print_figures
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,8 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: the start's, else colour and shape)"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/, best/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
+    add_split_options(parser)
+    parser.add_argument("--strict", action="store_true", help="a part that is turned on and would do nothing is an error, not a note")
     parser.add_argument(
         "--rank-timeout", type=positive, default=1800, metavar="SECONDS", help="how long a rank waits for the others (default: 1800)"
     )
@@ -52,12 +55,15 @@ def _train(args: argparse.Namespace) -> int:
     if config.start and args.vocabulary is None:  # else its heads would be thrown away where the data names no attributes of its own
         args.vocabulary = start_directory(config.start) / "vocabulary.json"
     with joined_world(timeout=args.rank_timeout) as world:
-        source = open_source(args)
+        source, validation, test = open_source(args), open_validation(args), open_test(args)
         with TrainingProgress(shown=world.main) as progress:
             listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard and world.main else progress
-            train_run(config, source, args.out, listener=listener, features=args.features, world=world)
+            train_run(
+                config, source, args.out, listener=listener, features=args.features, validation=validation, strict=args.strict, world=world
+            )
     if world.main:
         finish_run(args.out, args.out / "model", replace=True)
+        print_figures(args.out, test, args.features)
         print(args.out / "model")
     return 0
 

@@ -44,7 +44,7 @@ VOCABULARY = AttributeVocabulary(
 
 
 class TintedSpec(Contract, frozen=True):
-    """`gallery_products` of each category's 90 are kept for the gallery and its val triplets."""
+    """`gallery_products` of each category's 90 are kept for the gallery, its `val_queries` and as many others to test with."""
 
     train_triplets: int = 4000
     val_queries: int = 300
@@ -97,15 +97,23 @@ def _with_article(category: str) -> str:
     return category if category == "trousers" else f"an {category}" if category[0] in "aeiou" else f"a {category}"
 
 
-def _triplets(shown: Sequence[Shown], count: int, rng: np.random.Generator) -> list[TripletRecord]:
-    """Half change the colour of a product, half the category, the colour kept."""
+def _triplets(
+    shown: Sequence[Shown], count: int, rng: np.random.Generator, *, other_than: Sequence[TripletRecord] = ()
+) -> list[TripletRecord]:
+    """Half change the colour of a product, half the category, the colour kept. None asks what one of `other_than` does: the same value
+    of the same reference, in whatever words."""
+    taken = {(record.reference, value) for record in other_than for value in (record.attributes or {}).values()}
     by_product: dict[tuple[int, int], list[Shown]] = {}
     by_kind: dict[tuple[int, str], list[Shown]] = {}
     for image in shown:
         by_product.setdefault((image.category, image.cell), []).append(image)
         by_kind.setdefault((image.category, image.colour), []).append(image)
     records: list[TripletRecord] = []
+    attempts = 0
     while len(records) < count:
+        attempts += 1
+        if attempts > 200 * (len(records) + 50):
+            raise InputError(f"{len(shown)} images are too few to find {count} queries among; keep more products, or ask for fewer queries")
         reference = shown[int(rng.integers(len(shown)))]
         if rng.random() < 0.5:
             options = [other for other in by_product[reference.category, reference.cell] if other.colour != reference.colour]
@@ -118,6 +126,8 @@ def _triplets(shown: Sequence[Shown], count: int, rng: np.random.Generator) -> l
             continue
         target = options[int(rng.integers(len(options)))]
         value = target.colour if attribute == "colour" else CATEGORIES[target.category]
+        if (reference.name, value) in taken:
+            continue
         said = value if attribute == "colour" else _with_article(value)
         records.append(
             TripletRecord(
@@ -158,7 +168,9 @@ def write_tinted(directory: Path, sprite: Path, spec: TintedSpec) -> Path:
             for images in shown.values() for image in images
         ))  # fmt: skip
         write_jsonl(temporary / "train.jsonl", _triplets(shown["train"], spec.train_triplets, rng))
-        write_jsonl(temporary / "val.jsonl", _triplets(shown["gallery"], spec.val_queries, rng))
+        val = _triplets(shown["gallery"], spec.val_queries, rng)
+        write_jsonl(temporary / "val.jsonl", val)
+        write_jsonl(temporary / "test.jsonl", _triplets(shown["gallery"], spec.val_queries, rng, other_than=val))
         (temporary / "vocabulary.json").write_bytes(to_json(VOCABULARY))
         (temporary / "dataset.json").write_bytes(to_json(spec))
     return directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory
 
-from ..records import ImageRecord, TripletRecord, write_jsonl
+from ..records import ImageRecord, TripletRecord, read_jsonl, write_jsonl
 from .catalog import ALL_GARMENTS, Garment, is_held_out, vocabulary
 from .render import render
 from .texts import Modification, modify
@@ -26,7 +26,8 @@ _META = "dataset.json"
 class GarmentsSpec(Contract, frozen=True):
     """`train_images` come from combinations that are not held out; the gallery has all of them.
 
-    `val_queries` triplets over `gallery_images`; the reference of each is itself in the gallery.
+    `val_queries` triplets over `gallery_images` to choose settings by, and as many others over the same gallery, which is never trained
+    on, to report (`val.jsonl`, `test.jsonl`); the reference of each is itself in the gallery.
     """
 
     train_images: int = 12_000
@@ -70,8 +71,18 @@ def _draw_garments(count: int, choices: list[Garment], rng: np.random.Generator)
     return [choices[i] for i in rng.integers(len(choices), size=count)]
 
 
-def _triplets(garments: list[Garment], names: list[str], count: int, rng: np.random.Generator, held_out: float) -> list[TripletRecord]:
-    """Triplets whose target is drawn from all the images that satisfy the text, the reference excepted."""
+def _triplets(
+    garments: list[Garment],
+    names: list[str],
+    count: int,
+    rng: np.random.Generator,
+    held_out: float,
+    *,
+    other_than: Sequence[TripletRecord] = (),
+) -> list[TripletRecord]:
+    """Triplets whose target is drawn from all the images that satisfy the text, the reference excepted. None asks what one of
+    `other_than` does: the same change of the same reference, in whatever words."""
+    taken = {(record.reference, _spell(record.allowed or {})) for record in other_than}
     by_garment: dict[Garment, list[int]] = defaultdict(list)
     for index, garment in enumerate(garments):
         by_garment[garment].append(index)
@@ -86,7 +97,7 @@ def _triplets(garments: list[Garment], names: list[str], count: int, rng: np.ran
         change: Modification = modify(reference, rng)
         options = [change.allowed.get(name, (getattr(reference, name),)) for name in Garment._fields]
         valid = [i for values in itertools.product(*options) for i in by_garment.get(Garment(*values), ())]
-        if not valid:
+        if not valid or (names[source], _spell(change.allowed)) in taken:
             continue
         target = valid[int(rng.integers(len(valid)))]
         records.append(
@@ -102,32 +113,57 @@ def _triplets(garments: list[Garment], names: list[str], count: int, rng: np.ran
     return records
 
 
+def _spell(allowed: Mapping[str, Sequence[str]]) -> str:
+    return repr(sorted((name, list(values)) for name, values in allowed.items()))
+
+
+def _names(split: str, garments: list[Garment]) -> list[str]:
+    return [f"{split}/{i:06d}.jpg" for i in range(len(garments))]
+
+
+def _draw_splits(spec: GarmentsSpec) -> dict[str, list[Garment]]:
+    rng = np.random.default_rng([spec.seed, 7])
+    seen = [g for g in ALL_GARMENTS if not is_held_out(g, spec.held_out_share)]
+    return {
+        "train": _draw_garments(spec.train_images, seen, rng),
+        "gallery": _draw_garments(spec.gallery_images, list(ALL_GARMENTS), rng),
+    }
+
+
+def _write_test(directory: Path, spec: GarmentsSpec, gallery: list[Garment]) -> None:
+    """test.jsonl: queries over the gallery of val.jsonl, drawn apart from these."""
+    val = read_jsonl(directory / "val.jsonl", TripletRecord)
+    rng = np.random.default_rng([spec.seed, 11, 2])
+    names = _names("gallery", gallery)
+    write_jsonl(directory / "test.jsonl", _triplets(gallery, names, len(val), rng, spec.held_out_share, other_than=val))
+
+
 def write_garments(directory: Path, spec: GarmentsSpec, *, advance: Callable[[int], None] = lambda n: None) -> Path:
-    """Write the dataset to `directory` (atomically), or return at once when it is there with the same options.
+    """Write the dataset to `directory` (atomically). When it is there with the same options, at most test.jsonl is added, which earlier
+    versions did not write.
 
     Raises InputError when `directory` holds something else. `advance(n)` is called as images are done.
     """
     if directory.exists():
         meta = directory / _META
         if meta.is_file() and parse_json(GarmentsSpec, meta.read_bytes(), where=str(meta)) == spec:
+            if (directory / "val.jsonl").is_file() and not (directory / "test.jsonl").is_file():
+                _write_test(directory, spec, _draw_splits(spec)["gallery"])
             return directory
         raise InputError(f"{directory}: holds another dataset or other files; remove it or choose another folder")
-    rng = np.random.default_rng([spec.seed, 7])
-    seen = [g for g in ALL_GARMENTS if not is_held_out(g, spec.held_out_share)]
-    splits = {
-        "train": _draw_garments(spec.train_images, seen, rng),
-        "gallery": _draw_garments(spec.gallery_images, list(ALL_GARMENTS), rng),
-    }
+    splits = _draw_splits(spec)
     with atomic_directory(directory) as temporary:
         images: list[ImageRecord] = []
         for stream, (split, garments) in enumerate(splits.items()):
-            names = [f"{split}/{i:06d}.jpg" for i in range(len(garments))]
+            names = _names(split, garments)
             _render_split(temporary / "images" / split, garments, spec, stream, advance)
             images += [ImageRecord(image=n, attributes=g._asdict()) for n, g in zip(names, garments, strict=True)]
             count = spec.train_triplets if split == "train" else spec.val_queries
             if count and garments:
                 records = _triplets(garments, names, count, np.random.default_rng([spec.seed, 11, stream]), spec.held_out_share)
                 write_jsonl(temporary / ("train.jsonl" if split == "train" else "val.jsonl"), records)
+        if (temporary / "val.jsonl").is_file():
+            _write_test(temporary, spec, splits["gallery"])
         write_jsonl(temporary / "images.jsonl", images)
         (temporary / "vocabulary.json").write_bytes(to_json(vocabulary()))
         (temporary / _META).write_bytes(to_json(spec))
