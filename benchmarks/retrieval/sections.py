@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from dqe_engine.bundle import Bundle
-from dqe_training.data.benchmarks.detect import open_benchmark
+from dqe_training.data.public.detect import open_benchmark
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import open_ranker
 

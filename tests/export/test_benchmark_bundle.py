@@ -10,7 +10,7 @@ import pytest
 from support.tiny_benchmarks import WRITERS
 
 from dqe_training.cli import evaluate
-from dqe_training.data.benchmarks.detect import open_benchmark
+from dqe_training.data.public.detect import open_benchmark
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import open_ranker
 

@@ -14,7 +14,7 @@ from support.tiny_training import model_config, write_checkpoint
 from benchmarks import compare, recall
 from benchmarks.harness import Rounds
 from benchmarks.retrieval import sections, setting
-from dqe_training.data.benchmarks.detect import open_benchmark
+from dqe_training.data.public.detect import open_benchmark
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import open_ranker
 

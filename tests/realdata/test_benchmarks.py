@@ -12,11 +12,11 @@ import pytest
 
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
 from dqe_training.cli import data
-from dqe_training.data.benchmarks.base import Options
-from dqe_training.data.benchmarks.circo import CIRCO
-from dqe_training.data.benchmarks.cirr import CIRR
-from dqe_training.data.benchmarks.fashioniq import FashionIQ
 from dqe_training.data.image_folder import ImageFolder
+from dqe_training.data.public.base import Options
+from dqe_training.data.public.circo import CIRCO
+from dqe_training.data.public.cirr import CIRR
+from dqe_training.data.public.fashioniq import FashionIQ
 from dqe_training.data.queries import QuerySet
 from dqe_training.data.triplets import build_triplets
 from dqe_training.evaluation.benchmarks import cirr_figures

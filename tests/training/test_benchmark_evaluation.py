@@ -17,9 +17,9 @@ from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import preprocess
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.cli import data, evaluate, train
-from dqe_training.data.benchmarks.base import Benchmark, Options
-from dqe_training.data.benchmarks.detect import open_benchmark
-from dqe_training.data.benchmarks.placing import open_images
+from dqe_training.data.public.base import Benchmark, Options
+from dqe_training.data.public.detect import open_benchmark
+from dqe_training.data.public.placing import open_images
 from dqe_training.data.queries import QuerySet
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import checkpoint_ranker

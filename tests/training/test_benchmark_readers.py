@@ -10,13 +10,13 @@ import pytest
 from support.tiny_benchmarks import CIRCO_GALLERY, CIRR_GALLERY, WRITERS, write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
 
 from dqe_engine.errors import InputError
-from dqe_training.data.benchmarks.base import Options
-from dqe_training.data.benchmarks.circo import CIRCO
-from dqe_training.data.benchmarks.cirr import CIRR
-from dqe_training.data.benchmarks.detect import find_benchmarks, open_benchmark
-from dqe_training.data.benchmarks.fashioniq import FashionIQ, join_captions
-from dqe_training.data.benchmarks.hp_fashioniq import HPFashionIQ
 from dqe_training.data.image_folder import ImageFolder
+from dqe_training.data.public.base import Options
+from dqe_training.data.public.circo import CIRCO
+from dqe_training.data.public.cirr import CIRR
+from dqe_training.data.public.detect import find_benchmarks, open_benchmark
+from dqe_training.data.public.fashioniq import FashionIQ, join_captions
+from dqe_training.data.public.hp_fashioniq import HPFashionIQ
 from dqe_training.data.queries import Preference, Query, QuerySet
 
 

@@ -14,9 +14,9 @@ from support.tiny_benchmarks import write_circo, write_cirr, write_fashioniq
 
 from dqe_engine.errors import InputError
 from dqe_training.cli import data
-from dqe_training.data.benchmarks.base import Options
-from dqe_training.data.benchmarks.circo import CIRCO
-from dqe_training.data.benchmarks.cirr import CIRR
+from dqe_training.data.public.base import Options
+from dqe_training.data.public.circo import CIRCO
+from dqe_training.data.public.cirr import CIRR
 from dqe_training.evaluation import submission as module
 from dqe_training.evaluation.submission import check_file, open_for_submission, submission, write_submission
 

@@ -12,8 +12,8 @@ from typing import ClassVar, Protocol
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
 
-from ..data.benchmarks.base import Benchmark
-from ..data.benchmarks.placing import BenchmarkSource
+from ..data.public.base import Benchmark
+from ..data.public.placing import BenchmarkSource
 from ..data.queries import QuerySet
 from ..data.records import ImageRecord, read_jsonl
 from ..encoding import Listener

@@ -75,7 +75,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _open_subject(args: argparse.Namespace) -> Subject:
     from ..ablation.subjects import BenchmarkSubject, FolderSubject
-    from ..data.benchmarks.detect import open_benchmark
+    from ..data.public.detect import open_benchmark
 
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:

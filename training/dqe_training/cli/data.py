@@ -14,8 +14,8 @@ from .runner import run_torch
 from .sources import DATASET_HELP, add_source_options, check_source_options
 
 if TYPE_CHECKING:
-    from ..data.benchmarks.base import Benchmark
-    from ..data.benchmarks.check import DatasetCheck
+    from ..data.public.base import Benchmark
+    from ..data.public.check import DatasetCheck
 
 _ENCODE_EPILOG = """\
 OUT holds queries.npy, gallery.npy, targets.npy and exclude.npy (the references), as dqe-mine takes them, and images.json:
@@ -174,8 +174,8 @@ def _encode(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from dqe_engine.files import atomic_write, describe_write_error
 
-    from ..data.benchmarks.check import check_dataset, describe
-    from ..data.benchmarks.detect import find_benchmarks
+    from ..data.public.check import check_dataset, describe
+    from ..data.public.detect import find_benchmarks
     from .progress import simple_progress
 
     found = find_benchmarks(args.data, args.dataset)

@@ -16,7 +16,7 @@ from .sources import DATASET_HELP
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..data.benchmarks.base import Benchmark
+    from ..data.public.base import Benchmark
     from ..evaluation.benchmarks import BenchmarkReport
 
 _EPILOG = """\
@@ -57,7 +57,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(f"{args.model}: no such directory; expected a checkpoint (dqe-train) or a bundle (dqe-export)")
     from dqe_engine.contracts.manifest import MANIFEST_FILE
 
-    from ..data.benchmarks.detect import open_benchmark
+    from ..data.public.detect import open_benchmark
 
     if args.features is not None and (args.model / MANIFEST_FILE).is_file():
         raise InputError("--features is for checkpoints; a bundle encodes the gallery with its own graphs")
@@ -117,8 +117,8 @@ def _evaluate_folder(args: argparse.Namespace) -> int:
 
 
 def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
-    from ..data.benchmarks.base import Options
-    from ..data.benchmarks.placing import Coverage
+    from ..data.public.base import Options
+    from ..data.public.placing import Coverage
     from ..data.queries import QuerySet
     from ..evaluation.benchmarks import evaluate_benchmark
     from ..evaluation.rankers import open_ranker

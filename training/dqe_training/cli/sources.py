@@ -45,7 +45,7 @@ def default_config(args: argparse.Namespace) -> str:
     """The preset for a source where none is asked for; with a checkpoint among the overrides, "start"; with a backbone, a public
     dataset's own."""
     from ..config import preset_names
-    from ..data.benchmarks.detect import open_benchmark
+    from ..data.public.detect import open_benchmark
 
     if any(assignment.startswith("start=") for assignment in args.overrides):
         return "start"
@@ -57,8 +57,8 @@ def default_config(args: argparse.Namespace) -> str:
 
 def open_source(args: argparse.Namespace) -> TrainingSource:
     """The training data of `check_source_options`-ed arguments; what was left out of it is said on stderr. Raises InputError."""
-    from ..data.benchmarks.detect import open_benchmark
-    from ..data.benchmarks.placing import BenchmarkSource
+    from ..data.public.detect import open_benchmark
+    from ..data.public.placing import BenchmarkSource
     from ..workflow import DataSource
 
     vocabulary, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)

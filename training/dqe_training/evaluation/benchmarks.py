@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
 
-from ..data.benchmarks.base import Benchmark, Options
-from ..data.benchmarks.placing import Coverage, open_images, place_queries
 from ..data.damage import Progress, require_readable
+from ..data.public.base import Benchmark, Options
+from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
 from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
 from .protocol import Embeddings

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_write, describe_os_error, describe_write_error
 
-from ..data.benchmarks.base import Benchmark
-from ..data.benchmarks.detect import open_benchmark
+from ..data.public.base import Benchmark
+from ..data.public.detect import open_benchmark
 from ..data.queries import Query, QuerySet
 from .metrics import filter_ranking
 
