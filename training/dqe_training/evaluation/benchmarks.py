@@ -17,7 +17,7 @@ from ..data.damage import Progress, require_readable
 from ..data.public.base import Benchmark, Options
 from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
-from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
+from .metrics import PerQuery, filter_ranking, mean_average_precisions, preference_accuracy, preference_ratio, recalls
 from .protocol import Embeddings
 
 
@@ -53,22 +53,35 @@ class Ranker(Protocol):
     def __call__(self, queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings: ...
 
 
-def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """Recall@10 and @50 of the labelled target."""
-    return {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (10, 50)}
+    return recalls(ranked, queries.target, (10, 50))
 
 
-def cirr_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+def cirr_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """Recall@1, 5, 10, 50, and recall@1, 2, 3 of the ranking filtered to the other five members of the image set."""
     subset = filter_ranking(ranked, [queries.positions(query.subset) for query in queries.queries])
-    figures = {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (1, 5, 10, 50)}
-    return figures | {f"subset_recall_at_{k}": recall_at_k(subset, queries.target, k) for k in (1, 2, 3)}
+    within = recalls(subset, queries.target, (1, 2, 3))
+    return recalls(ranked, queries.target, (1, 5, 10, 50)) | {f"subset_{name}": figure for name, figure in within.items()}
 
 
-def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """mAP@5, 10, 25, 50 over all ground truths, and recall at the same depths of the target alone."""
-    figures = {f"map_at_{k}": mean_average_precision_at_k(ranked, queries.relevant, k) for k in (5, 10, 25, 50)}
-    return figures | {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (5, 10, 25, 50)}
+    depths = (5, 10, 25, 50)
+    return mean_average_precisions(ranked, queries.relevant, depths) | recalls(ranked, queries.target, depths)
+
+
+def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
+    """The figures by query of FashionIQ, CIRR or CIRCO. Raises InputError for another dataset."""
+    match dataset:
+        case "fashioniq":
+            return fashioniq_figures(queries, ranked)
+        case "cirr":
+            return cirr_figures(queries, ranked)
+        case "circo":
+            return circo_figures(queries, ranked)
+        case _:
+            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
 
 
 def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:
@@ -92,17 +105,9 @@ def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, flo
     """The dataset's figures of one query set; none where its targets are secret."""
     if queries.secret:
         return {}
-    match dataset:
-        case "hp-fashioniq":
-            return preference_figures(queries, found)
-        case "fashioniq":
-            return fashioniq_figures(queries, found.ranked)
-        case "cirr":
-            return cirr_figures(queries, found.ranked)
-        case "circo":
-            return circo_figures(queries, found.ranked)
-        case _:
-            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
+    if dataset == "hp-fashioniq":
+        return preference_figures(queries, found)
+    return {name: figure.value for name, figure in ranking_figures(dataset, queries, found.ranked).items()}
 
 
 def summary(dataset: str, sets: Sequence[dict[str, float]]) -> dict[str, float]:

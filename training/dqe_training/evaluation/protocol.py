@@ -14,9 +14,9 @@ from dqe_engine.errors import InputError
 
 from ..data.queries import DEPTH, Query, QuerySet
 from ..data.records import ImageRecord, TripletRecord, check_texts, read_jsonl
-from .metrics import bootstrap_interval, mean_average_precision_at_k, precision_at_k, recall_at_k, roc_auc
+from .metrics import PerQuery, hits_at_k, mean_average_precisions, recalls, relative_precision, roc_auc
 
-__all__ = ["DEPTH", "Embeddings", "EvaluationSet", "Report", "evaluation_set", "load_evaluation_set", "summarise"]
+__all__ = ["DEPTH", "Embeddings", "EvaluationSet", "Report", "evaluation_set", "folder_figures", "load_evaluation_set", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -116,25 +116,34 @@ def _relevant(record: TripletRecord, images: Sequence[ImageRecord], reference: i
     return tuple(i for i, image in enumerate(images) if i != reference and all(image.attributes.get(n) in v for n, v in allowed.items()))
 
 
+def folder_figures(evaluation: EvaluationSet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
+    """Recall, and where they are known, of held-out combinations and over all valid answers. What a dataset does not tell is not there.
+
+    ranked: (Q, K >= 50 or the gallery) gallery positions, padded with -1, references left out.
+    """
+    figures = recalls(ranked, evaluation.target, (1, 5, 10, 50))
+    if evaluation.held_out.any():
+        figures["heldout_recall_at_10"] = PerQuery.of(hits_at_k(ranked, evaluation.target, 10), evaluation.held_out)
+    if evaluation.relevant is not None:
+        figures |= mean_average_precisions(ranked, evaluation.relevant, (10, 50))
+        figures["attribute_precision_at_10"] = relative_precision(ranked, evaluation.relevant, 10)
+    return figures
+
+
 def summarise(
     evaluation: EvaluationSet, ranked: NDArray[np.int64], *, weights: NDArray[np.float32] | None = None, attributes: Sequence[str] = ()
 ) -> Report:
-    """Figures from `ranked` (Q, K >= 50 or the gallery) gallery positions, padded with -1, references left out.
+    """Figures from `ranked`, see `folder_figures`.
 
     `weights` (Q, A) predicted attribute weights for the `attributes` named.
     """
-    target, held = evaluation.target, evaluation.held_out
-    hits = (ranked[:, :10] == target[:, None]).any(axis=1)
-    figures: dict[str, object] = {f"recall_at_{k}": recall_at_k(ranked, target, k) for k in (1, 5, 10, 50)}
-    if held.any():
-        figures |= {"heldout_queries": int(held.sum()), "heldout_recall_at_10": recall_at_k(ranked[held], target[held], 10)}
+    scored = folder_figures(evaluation, ranked)
+    figures: dict[str, object] = {name: figure.value for name, figure in scored.items()}
+    if "heldout_recall_at_10" in scored:
+        figures["heldout_queries"] = scored["heldout_recall_at_10"].queries
     if evaluation.relevant is not None:
-        found, attainable = precision_at_k(ranked, evaluation.relevant, 10)
         figures |= {
-            "map_at_10": mean_average_precision_at_k(ranked, evaluation.relevant, 10),
-            "map_at_50": mean_average_precision_at_k(ranked, evaluation.relevant, 50),
-            "attribute_precision_at_10": found / attainable if attainable else float("nan"),
-            "attainable_precision_at_10": attainable,
+            "attainable_precision_at_10": float(np.mean(scored["attribute_precision_at_10"].denominator)),
             "attainable_recall_at_1": float(np.mean([1 / max(len(r), 1) for r in evaluation.relevant])),
         }
     if weights is not None and all(r.attributes is not None for r in evaluation.records):
@@ -143,8 +152,8 @@ def summarise(
             for a, name in enumerate(attributes)
         }
     return Report(
-        queries=len(target),
+        queries=len(evaluation.records),
         gallery=len(evaluation.gallery),
-        recall_at_10_interval=bootstrap_interval(hits.astype(float)),
+        recall_at_10_interval=scored["recall_at_10"].interval(),
         **figures,  # type: ignore[arg-type]
     )
