@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,15 +20,27 @@ from ..data.public.base import Benchmark, Options
 from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
 from .metrics import PerQuery, filter_ranking, mean_average_precisions, preference_accuracy, preference_ratio, recalls
+from .probes.report import ProbeReport
 from .protocol import Embeddings
 
 
+class AspectFigure(Contract, frozen=True):
+    """mAP@10 of the queries that have one semantic aspect, and its 95 % bootstrap interval over them."""
+
+    queries: int
+    map_at_10: float
+    interval: tuple[float, float]
+
+
 class SetReport(Contract, frozen=True):
-    """One query set. `figures` are in [0, 1]; none where the targets are secret."""
+    """One query set. `figures` are in [0, 1]; none where the targets are secret. `aspects`: CIRCO val, whose queries say what kinds of
+    change they ask for, several each."""
 
     name: str
     coverage: Coverage
     figures: dict[str, float]
+    aspects: dict[str, AspectFigure] = msgspec.field(default_factory=dict)
+    probes: ProbeReport | None = None
 
 
 class BenchmarkReport(Contract, frozen=True):
@@ -53,6 +67,10 @@ class Ranker(Protocol):
     def __call__(self, queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings: ...
 
 
+Probing = Callable[[QuerySet, Path, Sequence[str], Embeddings], ProbeReport]
+"""Probes of one ranked query set: it, the image folder, the gallery's files in it, and what the model made of the set."""
+
+
 def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """Recall@10 and @50 of the labelled target."""
     return recalls(ranked, queries.target, (10, 50))
@@ -69,6 +87,18 @@ def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, Per
     """mAP@5, 10, 25, 50 over all ground truths, and recall at the same depths of the target alone."""
     depths = (5, 10, 25, 50)
     return mean_average_precisions(ranked, queries.relevant, depths) | recalls(ranked, queries.target, depths)
+
+
+def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, AspectFigure]:
+    """mAP@10 by semantic aspect, the most frequent first; empty where the queries have none."""
+    counts = Counter(aspect for query in queries.queries for aspect in query.aspects)
+    out = {}
+    for aspect, _ in counts.most_common():
+        rows = [row for row, query in enumerate(queries.queries) if aspect in query.aspects]
+        relevant = [queries.positions(queries.queries[row].targets) for row in rows]
+        figure = mean_average_precisions(ranked[rows], relevant, (10,))["map_at_10"]
+        out[aspect] = AspectFigure(queries=figure.queries, map_at_10=figure.value, interval=figure.interval())
+    return out
 
 
 def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
@@ -133,10 +163,12 @@ def evaluate_benchmark(
     allow_missing: bool = False,
     prepared: Callable[[QuerySet, Coverage], None] = lambda queries, coverage: None,
     checked: Progress = lambda done, total: None,
+    probe: Probing | None = None,
 ) -> tuple[BenchmarkReport, tuple[RankedSet, ...]]:
     """Rank every query set of a split and work out its figures.
 
-    `prepared` is told of each query set before the first is ranked, `checked` of the images looked at. Raises InputError, for
+    `prepared` is told of each query set before the first is ranked, `checked` of the images looked at; `probe` looks at each query set
+    once it is ranked. Raises InputError, for
     images that are missing or damaged, too, before any is encoded.
     """
     options = options or Options()
@@ -148,8 +180,13 @@ def evaluate_benchmark(
     require_readable(folder.root, list(names), progress=checked)  # all of them at once, and before the hours of work
     sets, ranked = [], []
     for queries, coverage in placed:
-        found = rank(queries, folder.root, [folder.names[id] for id in queries.gallery])
-        sets.append(SetReport(name=queries.name, coverage=coverage, figures=figures(benchmark.name, queries, found)))
+        files = [folder.names[id] for id in queries.gallery]
+        found = rank(queries, folder.root, files)
+        sets.append(SetReport(
+            name=queries.name, coverage=coverage, figures=figures(benchmark.name, queries, found),
+            aspects=aspect_figures(queries, found.ranked),
+            probes=None if probe is None else probe(queries, folder.root, files, found),
+        ))  # fmt: skip
         ranked.append(RankedSet(queries, found.ranked))
     report = BenchmarkReport(
         dataset=benchmark.name, split=split, protocol=benchmark.describe(options), sets=tuple(sets),
