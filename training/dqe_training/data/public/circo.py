@@ -30,6 +30,7 @@ class Annotation(msgspec.Struct, frozen=True):
     shared_concept: str = ""
     target_img_id: int | None = None
     gt_img_ids: list[int] = []
+    semantic_aspects: list[str] = []
 
 
 class CocoImage(msgspec.Struct, frozen=True):
@@ -105,5 +106,5 @@ class CIRCO:
                 text = f"{entry.shared_concept}, {text}"
             valid = [entry.target_img_id, *entry.gt_img_ids] if entry.target_img_id is not None else []
             targets = tuple(dict.fromkeys(coco_name(image) for image in valid if image is not None))
-            queries.append(Query(id, coco_name(entry.reference_img_id), text, targets))
+            queries.append(Query(id, coco_name(entry.reference_img_id), text, targets, aspects=tuple(entry.semantic_aspects)))
         return Part(split, "", tuple(queries), galleries, tuple(blank))
