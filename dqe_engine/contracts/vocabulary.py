@@ -70,7 +70,8 @@ class AttributeVocabulary(Contract, frozen=True, dict=True, omit_defaults=True):
     """Attributes in the order of the model's heads; axis A of `sub_queries` and `attribute_weights`.
 
     `subjects`: nouns for the thing itself ("dress": a red dress is red). `parts`: nouns that describe or name a part of it
-    ("stripes": red stripes do not make a red dress). They name no attribute; labels derived from texts need them.
+    ("stripes": red stripes do not make a red dress). Both are single words and name no attribute; labels derived from texts need
+    them.
     """
 
     attributes: tuple[Attribute, ...]
@@ -81,6 +82,8 @@ class AttributeVocabulary(Contract, frozen=True, dict=True, omit_defaults=True):
         names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"attribute names repeat: {', '.join(names)}")
+        if odd := [word for word in (*self.subjects, *self.parts) if tokens_of(word) != [word]]:
+            raise ValueError(f"subjects and parts are single words in lower case, not {odd[0]!r}")
 
     @cached_property
     def names(self) -> tuple[str, ...]:

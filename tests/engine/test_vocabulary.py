@@ -72,6 +72,13 @@ def test_a_contradiction_is_named(attribute: dict[str, object], said: str) -> No
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("word", ["evening gown", "T-shirt", "Dress", "", "a,b"])
+def test_subjects_and_parts_are_single_words(word: str) -> None:
+    for key in ("subjects", "parts"):
+        with pytest.raises(InputError, match="single words in lower case, not"):
+            parse_json(AttributeVocabulary, msgspec.json.encode({"attributes": [], key: [word]}), where="v.json")
+
+
 def test_files_and_hashes_from_before_synonyms_hold() -> None:
     """The hash is what version 0.1 computed: a bundle's heads, exported then, are still recognised."""
     old = parse_json(AttributeVocabulary, b'{"attributes": [{"name": "a", "values": [], "words": []}]}', where="v.json")

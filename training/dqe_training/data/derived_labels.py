@@ -104,6 +104,8 @@ class _Reader:
                 return "stated"
             if word in _DENIES or (word in ("of", "than") and self._is(left - 1, frozenset(("instead", "rather")))):
                 return "denied"
+            if word == "from" and any(self._is(between, _words("to into")) for between in range(left + 1, at)):
+                return "stated"  # "from blue to red"
             if word in _LEAVES_OPEN:
                 return "open"
             if word == "instead":
@@ -144,8 +146,8 @@ class _Reader:
             if word == "in":
                 clear = before is None or before.last in _BEING | _JOINS | self._subjects | {"comes", "come", ","}
                 return "being" if clear or (before is not None and before.mention is not None and not self._is_part(before)) else "having"
-            if word in _HAVING:
-                return "having"
+            if word in _HAVING or (word == "to" and before is not None and self._is_part(before) and not before.names(attribute)):
+                return "having"  # "change the logo to red"
         return "being"
 
     def _may_be(self, subject: _Item, attribute: int) -> bool:
