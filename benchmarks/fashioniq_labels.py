@@ -6,7 +6,7 @@ wrote the rules too.
 
 - `reported`: 200 triplets of the validation captions, drawn once the rules were done; none of them had been read before.
 - `rare`: as many more triplets as give 60 with a label of length, neckline and shape; that one label judged.
-- `last_tuned`: the last of the five samples of the training captions on which the rules were made, 200 triplets. No rule was
+- `last_tuned`: the last of several samples of the training captions on which the rules were made, 200 triplets. No rule was
   changed because of it, but some of its rows may have been read in an earlier one.
 
     python -m benchmarks.fashioniq_labels FASHIONIQ            precision, and the rows where today's rules say something else
