@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dqe_training.data.benchmarks.fashioniq_tags import FOLDERS, read_tags, tag_
 from dqe_training.data.benchmarks.placing import BenchmarkSource
 from dqe_training.data.label_coverage import label_coverage
 from dqe_training.data.vocabularies import dataset_vocabulary
+from dqe_training.workflow import DataSource
 
 FASHION = dataset_vocabulary("fashioniq")
 GROUPS = [["dress"], ["floral print"], ["chiffon"], ["maxi"], ["sleeveless", "neckline"], ["red"]]
@@ -79,6 +81,15 @@ def test_tags_fill_in_what_the_texts_leave_open(tmp_path: Path) -> None:
 
     assert labels(without) == {"colour": "red", "pattern": "striped"}
     assert labels(data) == {"colour": "red", "pattern": "striped", "sleeve": "sleeveless", "length": "long"}
+
+
+def test_deriving_is_an_option_of_the_source(tmp_path: Path) -> None:
+    source = BenchmarkSource.open(FashionIQ(write_fashioniq(tmp_path / "fashioniq")))
+    assert (replace(source, derive=False).read(FASHION).labels < 0).all()
+    (tmp_path / "own.jsonl").write_text('{"reference": "a", "target": "b", "text": "is red"}')
+    own = DataSource(tmp_path / "own.jsonl", tmp_path)
+    assert (own.read(FASHION).labels >= 0).sum() == 1
+    assert (replace(own, derive=False).read(FASHION).labels < 0).all()
 
 
 def test_a_damaged_tag_file_is_named(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ docs/attributes.md has the precision of these rules on FashionIQ, judged by hand
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary, Mention, tokens_of
 
@@ -56,8 +55,7 @@ _ENDS_NOUN_PHRASE = _STOPS | _DENIES | _LEAVES_OPEN | _JOINS | _BEING | _HAVING 
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """A phrase of the vocabulary, or one other token."""
 
     text: tuple[str, ...]
@@ -183,14 +181,14 @@ class _Reader:
         return self._is(first - 1, frozenset(("the",)))
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """What a text says of one attribute: positions of the values that it gives to the target, and that it denies it."""
 
     stated: frozenset[int] = frozenset()
     denied: frozenset[int] = frozenset()
 
-    def __or__(self, other: Said) -> Said:
+    def both(self, other: Said) -> Said:
+        """What two texts say together."""
         return Said(self.stated | other.stated, self.denied | other.denied)
 
     @property
@@ -232,7 +230,7 @@ def read_triplet(record: TripletRecord, vocabulary: AttributeVocabulary) -> tupl
     """What all the texts of a triplet say of its target, attribute by attribute."""
     said = [Said() for _ in vocabulary.attributes]
     for text in statements(record):
-        said = [one | other for one, other in zip(said, read_text(text, vocabulary), strict=True)]
+        said = [one.both(other) for one, other in zip(said, read_text(text, vocabulary), strict=True)]
     return tuple(said)
 
 
@@ -246,5 +244,5 @@ def derive_labels(records: Iterable[TripletRecord], vocabulary: AttributeVocabul
         if record.attributes is None:
             found = read_triplet(record, vocabulary)
             before = said.get(record.target)
-            said[record.target] = found if before is None else [one | other for one, other in zip(before, found, strict=True)]
+            said[record.target] = found if before is None else [one.both(other) for one, other in zip(before, found, strict=True)]
     return {target: [one.value for one in found] for target, found in said.items()}

@@ -91,6 +91,7 @@ class BenchmarkSource:
     """The training split of a public dataset, as `train_run` takes it: records whose images are files under `images`.
 
     `dataset` is its name, which says the vocabulary where none is given; `tags` are words that the dataset has for an image.
+    `derive`: values that nothing states are derived from the texts (docs/attributes.md).
     """
 
     records: tuple[TripletRecord, ...]
@@ -100,6 +101,7 @@ class BenchmarkSource:
     dataset: str
     vocabulary: Path | None = None
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    derive: bool = True
 
     @classmethod
     def open(
@@ -132,4 +134,4 @@ class BenchmarkSource:
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
-        return build_triplets(self.records, vocabulary, guessed=tag_labels(self.tags, vocabulary), where=self.name)
+        return build_triplets(self.records, vocabulary, guessed=tag_labels(self.tags, vocabulary), derive=self.derive, where=self.name)
