@@ -58,7 +58,8 @@ class TrainingSource(Protocol):
 class DataSource:
     """Where training data lies. `directory` (a dataset folder) or `triplets` + `images` of one's own.
 
-    `image_labels`: JSON lines `{"image", "attributes"}`; `vocabulary`: JSON; both optional. `prefix` keeps a split.
+    `image_labels`: JSON lines `{"image", "attributes"}`; `vocabulary`: JSON; both optional. `prefix` keeps a split. `derive`:
+    values that nothing states are derived from the texts (docs/attributes.md).
     """
 
     triplets: Path
@@ -66,6 +67,7 @@ class DataSource:
     image_labels: Path | None = None
     vocabulary: Path | None = None
     prefix: str = ""
+    derive: bool = True
 
     @classmethod
     def from_directory(cls, directory: Path) -> DataSource:
@@ -83,7 +85,7 @@ class DataSource:
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
-        return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix)
+        return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix, derive=self.derive)
 
 
 def vision_dtype(config: TrainConfig) -> torch.dtype:

@@ -99,7 +99,7 @@ def _evaluate_own(args: argparse.Namespace) -> int:
         raise InputError("--triplets needs --images DIR, the folder that the image names are relative to")
     if args.dataset != "auto":
         raise InputError("--dataset goes with --data DIR")
-    _refuse(args, ("--split", *_PUBLIC), "is for datasets, not for --triplets")
+    _refuse(args, ("--split", *_PUBLIC), "is for public datasets, not for --triplets")
     from ..evaluation.own_data import load_own_data
 
     gallery = None if args.gallery is None else Path(args.gallery)

@@ -6,6 +6,7 @@ gallery is what the image folder holds. Ids are COCO's, as twelve digits. The re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -84,6 +85,9 @@ class CIRCO:
 
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: CIRCO has no training split; train on FashionIQ, CIRR or triplets of your own")
+
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
 
     def _gallery(self, images: ImageFolder | None) -> tuple[str, ...]:
         name = "annotations/image_info_unlabeled2017.json"
