@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
-from dqe_training.data.benchmarks.fashioniq import CATEGORIES, CaptionedPair, join_captions
 from dqe_training.data.derived_labels import read_triplet, statements
+from dqe_training.data.public.fashioniq import CATEGORIES, CaptionedPair, join_captions
 from dqe_training.data.records import TripletRecord
 from dqe_training.data.vocabularies import dataset_vocabulary
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from benchmarks.fashioniq_labels import changed, read_verdicts
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
-from dqe_training.data.benchmarks.fashioniq import FashionIQ
 from dqe_training.data.label_coverage import label_coverage
+from dqe_training.data.public.fashioniq import FashionIQ
 from dqe_training.data.triplets import build_triplets
 from dqe_training.data.vocabularies import dataset_vocabulary
 from dqe_training.losses.attribute_margin import attribute_margin_loss

@@ -11,11 +11,11 @@ from support.tiny_benchmarks import write_cirr, write_fashioniq, write_json
 
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
 from dqe_engine.errors import InputError
-from dqe_training.data.benchmarks.cirr import CIRR
-from dqe_training.data.benchmarks.fashioniq import FashionIQ
-from dqe_training.data.benchmarks.fashioniq_tags import FOLDERS, read_tags, tag_labels
-from dqe_training.data.benchmarks.placing import BenchmarkSource
 from dqe_training.data.label_coverage import label_coverage
+from dqe_training.data.public.cirr import CIRR
+from dqe_training.data.public.fashioniq import FashionIQ
+from dqe_training.data.public.fashioniq_tags import FOLDERS, read_tags, tag_labels
+from dqe_training.data.public.placing import BenchmarkSource
 from dqe_training.data.vocabularies import dataset_vocabulary
 from dqe_training.workflow import DataSource
 

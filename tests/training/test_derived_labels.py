@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
-from dqe_training.data.benchmarks.fashioniq import join_captions
 from dqe_training.data.derived_labels import read_triplet, statements
+from dqe_training.data.public.fashioniq import join_captions
 from dqe_training.data.records import ImageRecord, TripletRecord
 from dqe_training.data.triplets import build_triplets
 from dqe_training.data.vocabularies import dataset_vocabulary

@@ -212,9 +212,10 @@ def train_run(
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
-    if strict and (idle := idle_parts(config, data)):
+    idle = idle_parts(config, data, vocabulary)
+    if strict and idle:
         raise InputError(f"with --strict, all that is turned on must act: {'; '.join(idle)}")
-    for sentence in idle_parts(config, data):
+    for sentence in idle:
         listener({"event": "notice", "text": f"note: {sentence}"})
     digests = digest_images(source.images, data.images)
     tokenizer = make_tokenizer(config, data.texts)

@@ -11,8 +11,9 @@ from dqe_engine.contracts.parsing import Contract
 
 from ..data.records import ImageRecord, TripletRecord
 from ..evaluation.benchmarks import RankedSet, ranking_figures
+from ..evaluation.failures import relevance_suppression, score_rows, semantic_confusion
 from ..evaluation.metrics import PerQuery, recalls
-from ..evaluation.protocol import EvaluationSet, folder_figures
+from ..evaluation.protocol import Embeddings, EvaluationSet, folder_figures
 
 F64 = NDArray[np.float64]
 
@@ -58,6 +59,25 @@ def folder_scores(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: 
     if evaluation.relevant is not None:
         scores["near_confusion"] = near_confusion(evaluation, ranked, images)
     return scores
+
+
+def failure_scores(evaluation: EvaluationSet, found: Embeddings) -> Scores:
+    """The two failures that the paper names, on a folder's queries. valid_above_wrong: the share of the valid images that rank above the
+    first that is none (relevance suppression). same_reference_overlap, same_text_overlap: what the first ten of two requests with the
+    same reference, or text, have in common, where no image answers both (semantic confusion)."""
+    if evaluation.relevant is None:
+        return {}
+    hidden = [[reference] for reference in evaluation.reference.tolist()]
+    rows = score_rows(found.queries, found.target_tokens)
+    suppressed = relevance_suppression(rows, evaluation.target, evaluation.relevant, excluded=hidden)
+    texts = [record.text for record in evaluation.records]
+    confused = semantic_confusion(found.queries, found.ranked, evaluation.reference, texts, relevant=evaluation.relevant)
+    figures = {
+        "valid_above_wrong": suppressed.valid_above_wrong,
+        "same_reference_overlap": confused.same_reference_overlap,
+        "same_text_overlap": confused.same_text_overlap,
+    }
+    return {name: Ratio.of_figure(figure) for name, figure in figures.items() if figure.queries}
 
 
 def near_confusion(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: Sequence[ImageRecord]) -> Ratio:

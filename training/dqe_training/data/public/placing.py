@@ -127,9 +127,7 @@ class BenchmarkSource:
             wordless=sum(r.text == WORDLESS_TEXT for r in placed),
         )  # fmt: skip
         tags = {folder.names[image]: words for image, words in benchmark.training_tags().items() if image in folder.names}
-        return cls(
-            placed, folder.root, f"{benchmark.name} train", coverage, benchmark.name, vocabulary, benchmark.references_ranked, tags
-        )
+        return cls(placed, folder.root, f"{benchmark.name} train", coverage, benchmark.name, vocabulary, benchmark.references_ranked, tags)
 
     def read_vocabulary(self) -> AttributeVocabulary:
         """The one given, or the dataset's own."""
