@@ -37,6 +37,7 @@ def zones(bounds: str, lo: Sequence[float], hi: Sequence[float]) -> list[Assignm
     return [(f"trns.zones.bounds={bounds}", *point) for point in grid(trns__zones__lo=lo, trns__zones__hi=hi)]
 
 
+PRECISION = ("optim.vision_precision=float32",)  # the same tokens whatever a worker runs on
 WEIGHTS = grid(loss__rank_weight=(0.1, 0.3, 1.0, 2.0))
 RATES = grid(optim__learning_rate=(5e-4, 1e-3, 2e-3, 3e-3))
 GRIDS: dict[str, tuple[str, list[Assignments]]] = {
@@ -112,6 +113,20 @@ def make_data(out: Path, sprite: Path | None) -> dict[str, Path]:
     return made
 
 
+def fill_features(out: Path, regimes: Sequence[str]) -> None:
+    """The frozen tower's image tokens, by all processors at once: workers would wait for one of them to make them."""
+    from dqe_training.config import load_config
+    from dqe_training.features import image_token_blocks
+    from dqe_training.workflow import build_model
+
+    model = build_model(load_config("garments", PRECISION), subject(out / "garments", "val").source.read_vocabulary(), 8).eval()
+    for data in sorted({REGIMES[name].data for name in regimes}):
+        asked = subject(out / data, "val")
+        for names in (asked.source.read(asked.source.read_vocabulary()).images, asked.evaluation.gallery):
+            for _ in image_token_blocks(model, asked.source.images, names, features=out / "features"):
+                pass
+
+
 @cache
 def subject(data: Path, split: str) -> Any:
     from dqe_training.ablation.subjects import FolderSubject
@@ -143,7 +158,7 @@ def arm(label: str, variant: str, assignments: Assignments) -> Any:
     from dqe_training.ablation.variants import apply_variant, parse_variant
     from dqe_training.config import load_config
 
-    return Arm(label, apply_variant(load_config("garments", assignments), parse_variant(variant), name=variant))
+    return Arm(label, apply_variant(load_config("garments", (*PRECISION, *assignments)), parse_variant(variant), name=variant))
 
 
 def choose(out: Path, regime: str, stage: str) -> dict[str, Assignments]:
@@ -234,6 +249,7 @@ def main() -> int:
         work(options.out, options.stage, options.regimes, options.seeds, options.rotation, alone=False)
         return 0
     make_data(options.out, options.sprite)
+    fill_features(options.out, options.regimes)
     for stage in (options.stage,) if options.stage else STAGES:
         run_stage(options, stage)
     tuned = {name: read_tuned(options.out, name) for name in options.regimes if REGIMES[name].tuned_on == name}
