@@ -12,7 +12,7 @@ from dqe_engine.errors import InputError
 if TYPE_CHECKING:
     from ..workflow import TrainingSource
 
-DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, or jsonl for a folder as dqe-data garments writes it"
+DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, or jsonl for a folder as dqe-data garments writes it"
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
