@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 from support.samples import noise_image
 
 WORDS = ("is red", "has longer sleeves", "is a dress", "more striped", "in teal, please", "without a collar", "looks cropped")
@@ -99,6 +101,30 @@ def write_circo(directory: Path, *, images: bool = True, listed: bool = True) ->
         write_json(coco / "annotations" / "image_info_unlabeled2017.json", {"images": entries, "licenses": []})
     if images:
         write_images(coco / "unlabeled2017", [f"{id:012d}.jpg" for id in ids])
+    return directory
+
+
+def write_pinpoint(directory: Path, *, images: bool = True) -> Path:
+    """9 queries, three texts of each of three images, and one with two reference images, over 40 images; as the authors' file: the
+    missing second image is the word None, ids are listed twice, negatives hold the reference, an empty place and an id that the gallery
+    lacks."""
+    rng = np.random.default_rng(5)
+    ids = [f"{i:032x}" for i in range(40)]
+    rows = []
+    for number in range(10):
+        reference = ids[number // 3]
+        drawn = rng.choice(ids[5:], 8, replace=False).tolist()
+        rows.append({
+            "query_id": f"query_{number:05d}", "query_image_signature": reference,
+            "query_image_signature2": ids[4] if number == 9 else "None",
+            "instruction": WORDS[number % len(WORDS)], "positive_candidates": [*drawn[:3], drawn[0]],
+            "negative_candidates": [reference, None, *drawn[3:6], "f" * 32], "token_count": 3,
+        })  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), directory / "pinpoint_licensed.parquet")
+    (directory / "index_signatures.txt").write_text("\n".join(ids[::-1]) + "\n")
+    if images:
+        write_images(directory / "images", [f"{id}.jpg" for id in ids])
     return directory
 
 

@@ -16,9 +16,10 @@ def test_suppression_by_hand() -> None:
     # Query 0: its reference 0 is left out; order 2, 3, 4, 5, 1. Query 1: order 1, 5, 4, 3, 2, 0.
     found = relevance_suppression(SCORES, np.asarray([2, 5]), [[2, 3, 5], [5]], excluded=[[0], []])
     assert found.target_rank.numerator[0] == 1
-    assert found.unlabelled_rank.numerator[0] == 3  # the median of ranks 2 and 4
+    assert found.unlabelled_rank.numerator[0] == 3  # the mean of ranks 2 and 4
+    assert found.target_ahead.numerator[0] == 1
     assert found.score_gap.numerator[0] == pytest.approx(0.8 - (0.7 + 0.5) / 2)
-    assert found.median_ranks == (1, 3)
+    assert found.median_ranks == (1, 2)  # the lower of two
     # Query 1 has no unlabelled valid image, and counts in the last two figures alone.
     assert [figure.queries for figure in (found.target_rank, found.unlabelled_rank, found.score_gap)] == [1, 1, 1]
     assert found.valid_above_wrong.numerator == pytest.approx([2 / 3, 0])  # 4 is wrong and third; 1 is wrong and first
@@ -27,7 +28,7 @@ def test_suppression_by_hand() -> None:
 
 def test_suppression_where_nothing_is_valid_or_everything() -> None:
     nothing = relevance_suppression(SCORES, np.asarray([2, 5]), [[], []])
-    assert all(figure.queries == 0 for figure in vars(nothing).values())
+    assert all(figure.queries == 0 for name, figure in vars(nothing).items() if name != "median_ranks")
     assert all(math.isnan(rank) for rank in nothing.median_ranks)
     everything = relevance_suppression(SCORES, np.asarray([2, 5]), [range(6), range(6)])
     assert everything.valid_above_wrong.value == everything.average_precision.value == 1
@@ -54,6 +55,22 @@ def test_a_model_that_lifts_the_label_alone_is_seen_and_one_that_lifts_all_is_no
     assert bad.median_ranks[1] > 30
     assert good.average_precision.value > 0.9 > 0.4 > bad.average_precision.value
     assert good.valid_above_wrong.value > 0.8 > 0.3 > bad.valid_above_wrong.value
+
+
+def test_a_label_that_nothing_sets_apart_shows_no_suppression() -> None:
+    """Any model, targets drawn evenly from unequally many valid images, ranks skewed: all of the label's figures are level."""
+    rng = np.random.default_rng(2)
+    relevant = [rng.choice(200, int(rng.integers(2, 20)), replace=False).tolist() for _ in range(1500)]
+    scores = rng.gamma(0.3, size=(1500, 200)).astype(np.float32)
+    for row, answers in enumerate(relevant):
+        scores[row, answers] += rng.gamma(0.5, size=len(answers))
+    target = np.asarray([answers[int(rng.integers(len(answers)))] for answers in relevant])
+    found = relevance_suppression(scores, target, relevant)
+    for figure, level in ((found.target_ahead, 0.5), (found.score_gap, 0.0)):
+        low, high = figure.interval(level=0.999)
+        assert low < level < high
+    assert found.target_rank.value == pytest.approx(found.unlabelled_rank.value, rel=0.1)
+    assert found.median_ranks[0] == pytest.approx(found.median_ranks[1], rel=0.1)
 
 
 @pytest.mark.parametrize("items", [1, 19, 111])

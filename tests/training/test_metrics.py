@@ -37,6 +37,7 @@ def test_recall_of_known_rankings() -> None:
     ranked = np.array([[3, 1, 2], [0, 2, -1], [-1, -1, -1]])
     targets = np.array([1, 1, 0])
     assert [figure.value for figure in recalls(ranked, targets, (1, 2, 3, 99)).values()] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert recalls(ranked, np.array([-1, -1, -1]), [3])["recall_at_3"].value == 0  # padding is no hit
     assert math.isnan(recalls(np.empty((0, 5), np.int64), np.empty(0, np.int64), [5])["recall_at_5"].value)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_benchmarks import write_cirr
+from support.tiny_benchmarks import write_cirr, write_hp_fashioniq
 from support.tiny_bundle import build_tiny_bundle
 from support.tiny_training import write_checkpoint
 
@@ -281,7 +281,7 @@ def test_without_labels_only_what_needs_none_is_asked() -> None:
 def test_secret_targets_cannot_be_probed() -> None:
     whole = asking(perfect)
     queries = QuerySet("test", tuple(Query(q.id, q.reference, q.text) for q in whole.queries.queries), whole.queries.gallery)
-    with pytest.raises(InputError, match="test: its targets are secret"):
+    with pytest.raises(InputError, match="test: 24 of 24 queries have no target that is known"):
         run_probes(Asking(queries, whole.found, whole.encode, whole.neutral))
 
 
@@ -337,6 +337,13 @@ def test_a_bundle_is_asked_too(garments: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["probes"]["negation"]["figures"]
 
 
+def test_preferences_have_no_target_to_probe(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before anything is encoded; the padding of a ranking, -1, is not the target that is missing."""
+    write_hp_fashioniq(tmp_path / "hp")
+    assert evaluate.main([str(checkpoint), "--data", str(tmp_path / "hp"), "--probes"]) == 2
+    assert "12 of 12 queries have no target that is known" in capsys.readouterr().err
+
+
 def test_a_public_dataset_is_asked_what_needs_no_labels(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cirr(tmp_path / "cirr")
     arguments = [str(checkpoint), "--data", str(tmp_path / "cirr"), "--probes"]
@@ -344,6 +351,6 @@ def test_a_public_dataset_is_asked_what_needs_no_labels(checkpoint: Path, tmp_pa
     report = json.loads(capsys.readouterr().out)
     probes = report["sets"][0]["probes"]
     assert probes["single_modality"]["figures"]["composed_at_10"]["value"] == pytest.approx(report["sets"][0]["figures"]["recall_at_10"])
-    assert probes["paraphrases"]["skipped"] == "this dataset has one wording of each text"
+    assert probes["paraphrases"]["skipped"] == "this dataset does not say which texts are other words for the same"
     assert evaluate.main([*arguments, "--split", "test1", "--submission", str(tmp_path / "out")]) == 2
     assert "--probes needs targets" in capsys.readouterr().err

@@ -156,7 +156,7 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     from ..data.queries import QuerySet
     from ..evaluation.benchmarks import evaluate_benchmark
     from ..evaluation.probes.report import ProbeReport
-    from ..evaluation.probes.run import run_probes
+    from ..evaluation.probes.run import require_targets, run_probes
     from ..evaluation.protocol import Embeddings
     from ..evaluation.rankers import ask, open_ranker
     from ..evaluation.submission import planned_files, submission, write_submission
@@ -181,6 +181,8 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
         def prepared(queries: QuerySet, coverage: Coverage) -> None:
             if args.submission is None and queries.secret:
                 raise InputError(f"{benchmark.name} {split}: its targets are secret; write the server's files with --submission OUT")
+            if args.probes:
+                require_targets(queries)
             if not coverage.complete:
                 print(f"{queries.name}: {coverage.describe('queries')}", file=sys.stderr)
             for what, count in (("gallery", coverage.images), ("queries", coverage.queries)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,14 @@ _TITLES = {
     "leakage": "What changes that was not asked?",
 }
 
+_MEANINGS = {
+    "map_at_10": "over all valid answers",
+    "map_at_50": "over all valid answers",
+    "attribute_precision_at_10": "valid answers in the first 10, over the most there could be",
+    "attainable_precision_at_10": "the most there could be: share of the first 10",
+    "attainable_recall_at_1": "what an ideal ranking reaches: several answers are valid, one is labelled",
+}
+
 
 def folder_text(report: Report) -> Iterator[str]:
     """One figure a line, name and value."""
@@ -28,14 +37,13 @@ def folder_text(report: Report) -> Iterator[str]:
         yield _line(name, f"{getattr(report, name):.4f}{interval}")
     if report.heldout_recall_at_10 is not None:
         yield _line("heldout_recall_at_10", f"{report.heldout_recall_at_10:.4f}  {report.heldout_queries} queries")
-    for name in (
-        "map_at_10", "map_at_50", "attribute_precision_at_10", "attainable_precision_at_10", "attainable_recall_at_1",
-    ):  # fmt: skip
+    for name, meaning in _MEANINGS.items():
         value = getattr(report, name)
         if value is not None:
-            yield _line(name, f"{value:.4f}")
+            yield _line(name, f"{_number(value, 4)}  {meaning}")
     if report.weight_auc is not None:
-        yield _line("weight_auc", "  ".join(f"{name} {value:.4f}" for name, value in report.weight_auc.items()))
+        values = "  ".join(f"{name} {_number(value, 4)}" for name, value in report.weight_auc.items())
+        yield _line("weight_auc", f"{values}  do the weights know which texts name the attribute; 0.5 is chance")
     for note in report.notes:
         yield _line("note", note)
     if report.probes is not None:
@@ -71,7 +79,7 @@ def probes_text(report: ProbeReport) -> Iterator[str]:
         if probe.skipped:
             yield f"  not asked: {probe.skipped}"
             continue
-        yield f"  ({probe.how})"
+        yield from textwrap.wrap(f"({probe.how})", 118, initial_indent="  ", subsequent_indent="   ")
         for key, figure in probe.figures.items():
             if name != "single_modality" or key.endswith("_at_10"):  # the other depths say the same, in --json
                 yield f"  {_figure(figure)}  {figure.meaning}"
@@ -93,8 +101,8 @@ def _figure(figure: Figure) -> str:
     return f"{_number(figure.value)}  {_interval(figure.interval):16}"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _interval(interval: tuple[float, float]) -> str:

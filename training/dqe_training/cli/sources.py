@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..workflow import TrainingSource
 
-DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, or jsonl for a folder as dqe-data garments writes it"
+DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, or jsonl for a folder as dqe-data garments writes it"
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ class Query:
     id: the dataset's own. text: as annotated, possibly empty. targets: the valid answers, the labelled one first; none
     where a dataset keeps them secret. exclude: left out of the query's ranking. subset: what a second ranking is
     restricted to (CIRR). aspects: what kind of change the text asks for, where a dataset says so (CIRCO val).
+    negatives: images that a dataset names as wrong answers (PinPoint); those that the gallery lacks are no concern of it.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Query:
     subset: tuple[str, ...] = ()
     preference: Preference | None = None
     aspects: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
 
     @property
     def wordless(self) -> bool:

@@ -19,7 +19,7 @@ from ..data.damage import Progress, require_readable
 from ..data.public.base import Benchmark, Options
 from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
-from .metrics import PerQuery, filter_ranking, mean_average_precisions, preference_accuracy, preference_ratio, recalls
+from .metrics import PerQuery, filter_ranking, mean_average_precisions, negative_recalls, preference_accuracy, preference_ratio, recalls
 from .probes.report import ProbeReport
 from .protocol import Embeddings
 
@@ -89,6 +89,36 @@ def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, Per
     return mean_average_precisions(ranked, queries.relevant, depths) | recalls(ranked, queries.target, depths)
 
 
+def pinpoint_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
+    """As the authors' `evaluate.py`: mAP over all positives, precision@10, negative recall, mAP@10 of the ranking without its negatives,
+    and the range of precision@10 over the texts of one image. A positive that the file lists twice counts twice in min(positives, K)."""
+    depths = (1, 5, 10, 50)
+    negatives = [[queries.position[id] for id in query.negatives if id in queries.position] for query in queries.queries]
+    precision = np.asarray([np.isin(row[:10], valid).sum() / 10 for row, valid in zip(ranked, queries.relevant, strict=True)])
+    figures = _map_over_listed(queries, ranked, depths) | {"precision_at_10": PerQuery.of(precision)}
+    figures |= negative_recalls(ranked, negatives, [len(query.negatives) for query in queries.queries], depths)
+    without = np.full_like(ranked, -1)
+    for row, wrong in enumerate(negatives):
+        kept = ranked[row][~np.isin(ranked[row], wrong)]
+        without[row, : len(kept)] = kept
+    figures["map_at_10_without_negatives"] = _map_over_listed(queries, without, (10,))["map_at_10"]
+    texts: dict[int, list[int]] = {}
+    for row, reference in enumerate(queries.reference.tolist()):
+        texts.setdefault(reference, []).append(row)
+    figures["range_of_precision_at_10"] = PerQuery.of([float(np.ptp(precision[rows])) for rows in texts.values() if len(rows) > 1])
+    return figures
+
+
+def _map_over_listed(queries: QuerySet, ranked: NDArray[np.int64], depths: Sequence[int]) -> dict[str, PerQuery]:
+    listed, distinct = (np.asarray([len(kind(query.targets)) for query in queries.queries]) for kind in (tuple, set))
+    figures = mean_average_precisions(ranked, queries.relevant, depths)
+    for k in depths:
+        figure = figures[f"map_at_{k}"]
+        scale = np.minimum(distinct, k) / np.maximum(np.minimum(listed, k), 1)
+        figures[f"map_at_{k}"] = PerQuery(figure.numerator * scale, figure.denominator)
+    return figures
+
+
 def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, AspectFigure]:
     """mAP@10 by semantic aspect, the most frequent first; empty where the queries have none."""
     counts = Counter(aspect for query in queries.queries for aspect in query.aspects)
@@ -102,7 +132,7 @@ def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, As
 
 
 def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
-    """The figures by query of FashionIQ, CIRR or CIRCO. Raises InputError for another dataset."""
+    """The figures by query of FashionIQ, CIRR, CIRCO or PinPoint. Raises InputError for another dataset."""
     match dataset:
         case "fashioniq":
             return fashioniq_figures(queries, ranked)
@@ -110,8 +140,10 @@ def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) 
             return cirr_figures(queries, ranked)
         case "circo":
             return circo_figures(queries, ranked)
+        case "pinpoint":
+            return pinpoint_figures(queries, ranked)
         case _:
-            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
+            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo, hp-fashioniq or pinpoint")
 
 
 def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:

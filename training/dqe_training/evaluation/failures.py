@@ -23,8 +23,9 @@ class RelevanceSuppression:
     """Valid images that were not the labelled target, against it. Ranks begin with 1; a query counts where the figure has something
     to look at: an unlabelled valid image, or for `valid_above_wrong` and `average_precision` any valid one.
 
-    target_rank, unlabelled_rank: of the labelled target, and the median of the unlabelled valid images' ranks, over the queries that
-        have such images. `PerQuery.value` is a mean; `median` of the two is robust to a few lost queries.
+    target_rank, unlabelled_rank: of the labelled target, and the mean of the unlabelled valid images' ranks.
+    median_ranks: over queries, of the target's ranks and of the unlabelled images' ranks, every query weighing the same.
+    target_ahead: share of the unlabelled valid images that rank below the target; 0.5 where the label makes no difference.
     score_gap: the target's score minus the mean score of the unlabelled valid images. Above 0: the label lifted one of the equals.
     valid_above_wrong: share of the valid images that rank above the first image that is none.
     average_precision: over all valid images and the whole ranking.
@@ -32,17 +33,11 @@ class RelevanceSuppression:
 
     target_rank: PerQuery
     unlabelled_rank: PerQuery
+    target_ahead: PerQuery
     score_gap: PerQuery
     valid_above_wrong: PerQuery
     average_precision: PerQuery
-
-    @property
-    def median_ranks(self) -> tuple[float, float]:
-        """Over the queries that have unlabelled valid images: of the target, and of the unlabelled."""
-        counted = self.target_rank.denominator > 0
-        if not counted.any():
-            return float("nan"), float("nan")
-        return float(np.median(self.target_rank.numerator[counted])), float(np.median(self.unlabelled_rank.numerator[counted]))
+    median_ranks: tuple[float, float]
 
 
 def relevance_suppression(
@@ -55,12 +50,13 @@ def relevance_suppression(
     query, positions that are no candidates, the reference say.
 
     Where targets are drawn evenly from the valid images, as in garments, nothing sets a *held-out* target apart from the others: there
-    the gap is 0 for any model, whatever it learned. The gap tells something on triplets that were trained on, and where the labelled
-    image is the better answer (tinted: the same product). The last two figures need no label, and hold anywhere.
+    the gap is 0, the ranks are equal and the target is ahead of half of the others for any model, whatever it learned. These figures tell
+    something on triplets that were trained on, and where the labelled image is the better answer (tinted: the same product). The share
+    above the first wrong image and average precision need no label, and hold anywhere.
     """
     count = len(target)
-    ranks, gaps = np.full((2, count), np.nan), np.full(count, np.nan)
-    above, precision = np.full(count, np.nan), np.full(count, np.nan)
+    target_rank, other_rank, ahead, gaps, above, precision = np.full((6, count), np.nan)
+    pooled: list[I64] = []  # ranks of the unlabelled valid images, by query
     for row, row_scores in enumerate(scores):
         out = [] if excluded is None else list(excluded[row])
         order = np.argsort(-row_scores, kind="stable")  # score descending, position ascending
@@ -70,14 +66,34 @@ def relevance_suppression(
         valid = np.setdiff1d(np.asarray(relevant[row], np.int64), out)
         others = valid[valid != target[row]]
         if len(others) and rank[target[row]]:
-            ranks[:, row] = rank[target[row]], np.median(rank[others])
+            target_rank[row], other_rank[row] = rank[target[row]], rank[others].mean()
+            ahead[row] = (rank[others] > rank[target[row]]).mean()
+            pooled.append(rank[others])
             gaps[row] = row_scores[target[row]] - row_scores[others].mean()
         if len(valid):
             wrong = np.flatnonzero(~np.isin(order, valid))
             first = wrong[0] + 1 if len(wrong) else len(order) + 1
             above[row] = (rank[valid] < first).mean()
             precision[row] = average_precision_at_k(order.tolist(), valid.tolist(), len(order))
-    return RelevanceSuppression(*(_where_known(values) for values in (*ranks, gaps, above, precision)))
+    return RelevanceSuppression(
+        target_rank=_where_known(target_rank),
+        unlabelled_rank=_where_known(other_rank),
+        target_ahead=_where_known(ahead),
+        score_gap=_where_known(gaps),
+        valid_above_wrong=_where_known(above),
+        average_precision=_where_known(precision),
+        median_ranks=(_median([np.asarray([rank]) for rank in target_rank[~np.isnan(target_rank)]]), _median(pooled)),
+    )
+
+
+def _median(groups: Sequence[NDArray[np.number]]) -> float:
+    """Of all values, those of a group sharing the weight of one: a median of medians would not compare with a median of single values."""
+    if not groups:
+        return float("nan")
+    values, weights = np.concatenate(groups), np.concatenate([np.full(len(group), 1 / len(group)) for group in groups])
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) >= weights.sum() / 2 - 1e-9
+    return float(values[order][int(reached.argmax())])
 
 
 def score_rows(queries: F32, target_tokens: F32) -> Iterable[F32]:

@@ -51,8 +51,9 @@ class PerQuery:
 
 
 def hits_at_k(ranked: NDArray[np.int64], targets: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """(Q,): whether the labelled target (Q,) is among the first `k` of `ranked` (Q, K), padded with -1."""
-    found: NDArray[np.bool_] = (ranked[:, :k] == targets[:, None]).any(axis=1)
+    """(Q,): whether the labelled target (Q,) is among the first `k` of `ranked` (Q, K), padded with -1. A target of -1, which is not known,
+    never is."""
+    found: NDArray[np.bool_] = (ranked[:, :k] == targets[:, None]).any(axis=1) & (targets >= 0)
     return found
 
 
@@ -86,6 +87,20 @@ def relative_precision(ranked: NDArray[np.int64], relevant: Sequence[Sequence[in
     """How many of the first `k` are relevant, over the most that any ranking could have: min(|relevant|, k)."""
     found = np.asarray([np.isin(row[:k], list(wanted)).sum() for row, wanted in zip(ranked, relevant, strict=True)], np.float64)
     return PerQuery(found / k, np.asarray([min(len(wanted), k) / k for wanted in relevant], np.float64))
+
+
+def negative_recalls(
+    ranked: NDArray[np.int64], negatives: Sequence[Sequence[int]], named: Sequence[int], depths: Sequence[int]
+) -> dict[str, PerQuery]:
+    """`negative_recall_at_{k}` (PinPoint's NegRecall): of the wrong answers that a dataset names, how many are among the first k, over
+    min(`named`, k). `negatives`: those in the gallery; `named`: how many there are. 0 where none are named. Low is good."""
+    return {
+        f"negative_recall_at_{k}": PerQuery.of([
+            np.isin(row[:k], wrong).sum() / min(count, k) if count else 0.0
+            for row, wrong, count in zip(ranked, negatives, named, strict=True)
+        ])
+        for k in depths
+    }  # fmt: skip
 
 
 def filter_ranking(ranked: NDArray[np.int64], subsets: Sequence[Sequence[int]]) -> NDArray[np.int64]:

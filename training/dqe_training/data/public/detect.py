@@ -11,12 +11,14 @@ from .circo import CIRCO
 from .cirr import CIRR
 from .fashioniq import FashionIQ
 from .hp_fashioniq import HPFashionIQ
+from .pinpoint import PinPoint
 
 _FINDERS = {
     "fashioniq": FashionIQ.found_in,
     "cirr": CIRR.found_in,
     "circo": CIRCO.found_in,
     "hp-fashioniq": HPFashionIQ.found_in,
+    "pinpoint": PinPoint.found_in,
 }
 JSONL = "jsonl"
 """The name of a folder as `dqe-data garments` writes it: train.jsonl, val.jsonl, images.jsonl, images/."""
@@ -59,5 +61,5 @@ def find_benchmarks(directory: Path, name: str = "auto") -> list[Benchmark]:
         found = [b for folder in folders for b in _here(folder) if name in ("auto", b.name)]
         if found:
             return found
-    wanted = "FashionIQ, CIRR, CIRCO or HP-FashionIQ" if name == "auto" else name
+    wanted = "FashionIQ, CIRR, CIRCO, HP-FashionIQ or PinPoint" if name == "auto" else name
     raise InputError(f"{directory}: no annotations of {wanted} here or one folder below; docs/datasets.md shows the folders")

@@ -68,7 +68,9 @@ def negation(asking: Asking, *, seed: int = 0) -> Probe:
     about = np.asarray([case.attribute for case in cases], object)
     return Probe(
         how=f'{len(cases)} references, one attribute each, such as "{cases[0].negated}"; texts from {labels.grammar.name}; '
-        "valid answers are as the reference but for that attribute",
+        "valid answers are as the reference but for that attribute: "
+        f"{np.mean([len(c.negated_valid) for c in cases]):.1f} on average for the negated text, "
+        f"{np.mean([len(c.affirmed_valid) for c in cases]):.1f} for the affirmative one",
         figures={name: Figure.of(meaning, figure) for name, (meaning, figure) in figures.items()},
         by_attribute={
             attribute: {name: Figure.of(*_only(figures[name], about == attribute)) for name in _BY_ATTRIBUTE}

@@ -18,7 +18,7 @@ def paraphrases(asking: Asking, *, seed: int = 0) -> Probe:
     """Overlap of the first 10 over all pairs of a query's wordings, and whether they agree on having found the target."""
     labels = asking.labels
     if labels is None:
-        return Probe(skipped="this dataset has one wording of each text")
+        return Probe(skipped="this dataset does not say which texts are other words for the same")
     said = [_wordings(labels, row, reference, seed) for row, reference in enumerate(asking.queries.reference.tolist())]
     rows = np.asarray([row for row, others in enumerate(said) for _ in others], np.int64)
     if not len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dqe_engine.errors import InputError
 
+from ...data.queries import QuerySet
 from .asking import Asking
 from .leakage import leakage
 from .negation import negation
@@ -12,10 +13,17 @@ from .report import ProbeReport
 from .single_modality import single_modality
 
 
+def require_targets(queries: QuerySet) -> None:
+    """Raise InputError where a query has no labelled target: secret ones, and HP-FashionIQ's."""
+    if lacking := int((queries.target < 0).sum()):
+        raise InputError(
+            f"{queries.name}: {lacking} of {len(queries)} queries have no target that is known, which probes need; leave out --probes"
+        )
+
+
 def run_probes(asking: Asking) -> ProbeReport:
-    """Raises InputError where the targets are secret."""
-    if asking.queries.secret:
-        raise InputError(f"{asking.queries.name}: its targets are secret; probes need them")
+    """Raises InputError for queries without targets."""
+    require_targets(asking.queries)
     return ProbeReport(
         single_modality=single_modality(asking), paraphrases=paraphrases(asking), negation=negation(asking), leakage=leakage(asking)
     )

@@ -33,8 +33,5 @@ def single_modality(asking: Asking) -> Probe:
             ("composed_needlessly", "of what both together find, the share that one alone finds too", alone, both),
         ):
             figures[f"{name}_at_{k}"] = Figure.of(f"{meaning}, in the first {k}", PerQuery.of(values, counted))
-    how = (
-        f'image alone: the text is "{WORDLESS_TEXT}"; text alone: the image is {asking.neutral}; '
-        "what a query's ranking leaves out is left out of all"
-    )
+    how = f'image alone: the text is "{WORDLESS_TEXT}"; text alone: the image is {asking.neutral}; the candidates are the same for all'
     return Probe(how=how, figures=figures)
