@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ from .gpu_graphs_model import (
     Model,
     Tensors,
     has_tensorrt,
-    replayed,
 )  # fmt: skip
 from .gpu_zones import hardware
 
 PREDICTED = Path(__file__).with_name("gpu_graphs_predicted.json")
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 300
-PHASES = (((F16, EAGER, REPLAYED), 64), ((F32, EXACT), 64), ((SEEN, F16), 64), ((FIXED, CAPTURED), 8), ((TENSORRT,), 8))
-"""Contenders that take turns and the largest batch to try them at, in order of value: what may crash the process comes late."""
+_ALL, _FEW = (1, 8, 64), (1, 8)
+PHASES = (((F16, EAGER, REPLAYED), _ALL), ((F32, EXACT), _ALL), ((SEEN, F16), _ALL), ((FIXED, CAPTURED), _FEW), ((TENSORRT,), _FEW))
+"""Contenders that take turns and the batches to try them at, in order of value: what may crash the process comes late."""
 
 
 class Record:
@@ -112,10 +112,6 @@ def _keeps(error: Mapping[str, float], tolerance: Tolerance) -> bool:
 
 def add_latency(record: Record, batch: int, calls: Mapping[str, Call], seconds: float, wait: Callable[[], None]) -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(WARM_UP):
-            call()
-    wait()
     end = time.perf_counter() + seconds
     for round_ in range(_MOST_ROUNDS):
         if round_ >= _LEAST_ROUNDS and time.perf_counter() > end:
@@ -154,67 +150,64 @@ def contenders(names: Sequence[str], model: Model) -> list[str]:
     return found
 
 
-@torch.inference_mode()
-def measure(model: Model, record: Record, batches: Sequence[int], seconds: float, wait: Callable[[], None]) -> None:
-    inputs = {batch: model.inputs(batch) for batch in batches}
-    truth = {batch: model.exact(given) for batch, given in inputs.items()}
-    for phase, largest in PHASES:
-        for batch in [batch for batch in batches if batch <= largest]:
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders on one model's graph. `seconds`: of timing per case; `wait` for the device."""
+
+    model: Model
+    record: Record
+    batches: Sequence[int]
+    seconds: float
+    wait: Callable[[], None]
+
+    def everything(self, *, compiled: bool) -> None:
+        inputs = {batch: self.model.inputs(batch) for batch in self.batches}
+        truth = {batch: self.model.exact(given) for batch, given in inputs.items()}
+        for phase, batches in PHASES:
+            self.in_turns(phase, [batch for batch in self.batches if batch in batches], inputs, truth)
+        self.on_the_cpu(inputs[self.batches[0]], truth[self.batches[0]])
+        if compiled:
+            self.in_turns((LAYERS, EAGER), [batch for batch in self.batches if batch != 8], inputs, truth)
+
+    def whole_compiled(self) -> None:
+        inputs = {batch: self.model.inputs(batch) for batch in self.batches}
+        self.in_turns((COMPILED, EAGER), self.batches, inputs, {batch: self.model.exact(given) for batch, given in inputs.items()})
+
+    def in_turns(self, names: Sequence[str], batches: Sequence[int], inputs: Mapping[int, Tensors], truth: Mapping[int, Tensors]) -> None:
+        """Answers of each, then latencies in turns."""
+        for batch in batches:
             calls: dict[str, Call] = {}
-            for name in contenders(phase, model):
+            for name in contenders(names, self.model):
                 try:
                     started = time.perf_counter()
-                    call = model.call(name, inputs[batch], record.opened)
+                    call = self.model.call(name, inputs[batch], self.record.opened)
                     found = call()
-                    wait()
-                    record.add("warm_up", contender=name, batch=batch, seconds=time.perf_counter() - started)
-                    add_parity(record, name, batch, found, truth[batch])
+                    self.wait()
+                    self.record.add("warm_up", contender=name, batch=batch, seconds=time.perf_counter() - started)
+                    for _ in range(WARM_UP):  # the second call may be captured, the third replayed
+                        found = call()
+                    self.wait()
+                    add_parity(self.record, name, batch, found, truth[batch])
                     calls[name] = call
                 except Exception as error:  # one contender less; what it raises depends on the runtime
-                    failed(record, name, batch, error)
+                    failed(self.record, name, batch, error)
             if calls:
-                add_latency(record, batch, calls, seconds, wait)
-        model.forget()
-    first = batches[0]
-    for precision in ("f32", "f16"):
-        try:
-            on_cpu = model.call(f"ORT CPU {precision}", inputs[first], record.opened)()
-            add_parity(record, f"ORT CPU {precision}", first, on_cpu, truth[first])
-            if model.device == "cuda":
-                name = EXACT if precision == "f32" else F16
-                add_parity(record, name, first, model.call(name, inputs[first], record.opened)(), on_cpu, f"ORT CPU {precision}")
-        except Exception as error:  # as above
-            failed(record, f"ORT CPU {precision}", first, error)
-        model.forget()
+                add_latency(self.record, batch, calls, self.seconds, self.wait)
+        self.model.forget()
 
-
-@torch.inference_mode()
-def measure_compiled(model: Model, record: Record, batches: Sequence[int], seconds: float, wait: Callable[[], None]) -> None:
-    """The layers first, which takes seconds; the whole may take minutes."""
-    layers = model.compiled_layers()
-    whole = torch.compile(model.half, mode="reduce-overhead", dynamic=False)
-    for name, batch in [(name, batch) for name in (LAYERS, COMPILED) for batch in batches]:
-        inputs = model.inputs(batch)
-
-        def call(inputs: Tensors = inputs) -> Tensors:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            return model.eager(whole, inputs, torch.float16)
-
-        try:
-            started = time.perf_counter()
-            run: Call = call if name == COMPILED else partial(model.eager, layers, inputs, torch.float16)
-            if name == LAYERS and model.device == "cuda":
-                run = replayed(run)
-            for _ in range(WARM_UP):
-                found = run()
-            wait()
-            seconds_taken = time.perf_counter() - started
-            record.add("warm_up", contender=name, batch=batch, seconds=seconds_taken)
-            print(f"  {name}: ready for B = {batch} in {seconds_taken:.1f} s", flush=True)
-            add_parity(record, name, batch, found, model.exact(inputs))
-            add_latency(record, batch, {name: run, EAGER: model.rounded(inputs)}, seconds, wait)
-        except Exception as error:  # as in `measure`
-            failed(record, name, batch, error)
+    def on_the_cpu(self, inputs: Tensors, truth: Tensors) -> None:
+        """ONNX Runtime's CPU provider against PyTorch, and the device's against it."""
+        batch = len(next(iter(inputs.values())))
+        for precision, ours in (("f32", EXACT), ("f16", F16)):
+            name = f"ORT CPU {precision}"
+            try:
+                found = self.model.call(name, inputs, self.record.opened)()
+                add_parity(self.record, name, batch, found, truth)
+                if self.model.device == "cuda":
+                    add_parity(self.record, ours, batch, self.model.call(ours, inputs, self.record.opened)(), found, name)
+            except Exception as error:  # as above
+                failed(self.record, name, batch, error)
+            self.model.forget()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -226,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for graphs with their weights; 7 GB at full size")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing per case (default: 1)")
+    parser.add_argument("--layers", action="store_true", help="measure PyTorch with its layers compiled too, which takes half a minute")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -245,8 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = Model(options.folder, SPECS[graph], options.device, options.work if options.what == "measure" else None)
         wait()
         print(f"  weights made and written in {time.perf_counter() - started:.1f} s", flush=True)
-        run = measure if options.what == "measure" else measure_compiled
-        run(model, record, options.batches, options.seconds, wait)
+        comparison = Comparison(model, record, options.batches, options.seconds, wait)
+        with torch.inference_mode():
+            if options.what == "measure":
+                comparison.everything(compiled=options.layers)
+            else:
+                comparison.whole_compiled()
     return 0
 
 

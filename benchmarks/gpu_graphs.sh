@@ -32,11 +32,14 @@ run() { # run NAME SECONDS WHAT MODEL GRAPHS-AND-OPTIONS...
 }
 
 begin
+# ONNX Runtime finds CUDA's libraries where PyTorch has them.
+libraries=$("$python" -c 'import glob, nvidia; print(":".join(glob.glob(f"{list(nvidia.__path__)[0]}/*/lib")))' 2>/dev/null)
 export -f unpack
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 step unpack 40 6 bash -c unpack
-run small 50 measure small query_encoder vision_encoder --seconds 0.3
-run query 60 measure full query_encoder
-run vision 110 measure full vision_encoder
-run query_compiled 70 compile full query_encoder --batches 1 64
-run vision_compiled 100 compile full vision_encoder --batches 1 64
+run small 45 measure small query_encoder vision_encoder --seconds 0.3
+run query 75 measure full query_encoder --layers
+run vision 120 measure full vision_encoder --layers
+run query_compiled 90 compile full query_encoder --batches 1 64
+run vision_compiled 150 compile full vision_encoder --batches 1 64
 exit 0

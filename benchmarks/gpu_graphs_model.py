@@ -61,6 +61,9 @@ class Model:
         self.module = graph_module(spec, self.model)
         parameters = dict(self.module.named_parameters())
         stored = load_file(folder / "weights.safetensors") if (folder / "weights.safetensors").exists() else None
+        shapes = shapes_of(self.module)
+        if stored is not None:  # what a later version of the model has besides is in no graph
+            shapes = {name: shape for name, shape in shapes.items() if name.removeprefix("model.") in stored}
 
         def values(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
             return random_values(name, shape) if stored is None else stored[name.removeprefix("model.")].astype(np.float32)
@@ -70,7 +73,7 @@ class Model:
 
         sources = sorted(folder.glob(f"{spec.name}-*.onnx")) if work else []
         self.files = {source.stem: work / source.name for source in sources if work}
-        fill({source: self.files[source.stem] for source in sources}, about["graphs"], shapes_of(self.module), values, put)
+        fill({source: self.files[source.stem] for source in sources}, about["graphs"], shapes, values, put)
         self.half = copy.deepcopy(self.module).half()
         self._sessions: dict[str, Any] = {}
 
@@ -98,6 +101,11 @@ class Model:
             return self.rounded(inputs)
         if contender == REPLAYED:
             return replayed(self.rounded(inputs))
+        if contender == LAYERS:
+            compiled = partial(self.eager, self.compiled_layers(), inputs, torch.float16)
+            return replayed(compiled) if self.device == "cuda" else compiled
+        if contender == COMPILED:
+            return self.compiled_whole(inputs)
         precision = "f32" if "f32" in contender else "f16"
         path = self.files[f"{self.spec.name}-{precision}" + (f"-{UPSTREAM}" if contender == SEEN else "")]
         batch = len(next(iter(inputs.values())))
@@ -125,6 +133,16 @@ class Model:
             if type(module).__name__ in _LAYERS:
                 module.compile(dynamic=False)
         return half
+
+    def compiled_whole(self, inputs: Tensors) -> Call:
+        """Compiled anew for every shape, with CUDA graphs where there is a device."""
+        whole = torch.compile(self.half, mode="reduce-overhead", dynamic=False)
+
+        def call() -> Tensors:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return self.eager(whole, inputs, torch.float16)
+
+        return call
 
     def bound(self, session: Any, inputs: Tensors) -> Call:
         """A call of `session` on tensors that stay where they are."""

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dqe_engine.contracts.graphs import QUERY_ENCODER, VISION_ENCODER, GraphSpec
@@ -41,20 +42,24 @@ from .weightless import Values, random_values, strip, unfilled
 
 
 @torch.no_grad()
-def prepare(folder: Path, model: DQEModel, spec: GraphSpec, values: Values, work: Path) -> dict[str, Any]:
-    """Export `spec` in float32 and float16 and strip both; entries of `model.json` by file name. `model` gets `values`."""
+def prepare(folder: Path, model: DQEModel, spec: GraphSpec, values: Values, work: Path, *, last: bool) -> dict[str, Any]:
+    """Export `spec` in float32 and float16 and strip both; entries of `model.json` by file name.
+
+    `model` gets `values`, and with `last` loses them again: room for a second copy of a tower.
+    """
     module, entries = graph_module(spec, model), {}
     shapes = shapes_of(module)
     for name, parameter in module.named_parameters():
         if name in shapes:
             parameter.copy_(torch.from_numpy(values(name, shapes[name])))
-    for mark in ("", f"-{UPSTREAM}") if spec == QUERY_ENCODER else ("",):
+    marks = ("", f"-{UPSTREAM}") if spec == QUERY_ENCODER else ("",)
+    for mark in marks:
         sources = {precision: work / precision / f"{spec.name}{mark}.onnx" for precision in ("f32", "f16")}
         for source in sources.values():
             source.parent.mkdir(exist_ok=True)
         with upstream_attention(model.qformer) if mark else nullcontext():
             export_graph(spec, model, sources["f32"])
-        if spec == VISION_ENCODER:  # room for a second copy of the tower
+        if last and mark == marks[-1]:
             model.to("meta")
             gc.collect()
         convert(sources["f32"], sources["f16"], "float16")
@@ -68,12 +73,34 @@ def prepare(folder: Path, model: DQEModel, spec: GraphSpec, values: Values, work
     return entries
 
 
-def describe(folder: Path, model: DQEModel) -> dict[str, Any]:
-    """`model.json` as it is, so that a graph can be added, or anew."""
-    path = folder / "model.json"
+def small(folder: Path, checkpoint: Path, work: Path) -> None:
+    """Both graphs of a trained model."""
+    model = load_checkpoint(checkpoint).model
+    rounded = {name: parameter.detach().numpy().astype(np.float16) for name, parameter in model.named_parameters()}
+    save_file(rounded, folder / "weights.safetensors")
+
+    def values(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
+        return rounded[name.removeprefix("model.")].astype(np.float32)
+
+    about = _description(model)
+    for spec in SPECS.values():
+        about["graphs"] |= prepare(folder, model, spec, values, work, last=False)
+    (folder / "model.json").write_text(json.dumps(about))
+
+
+def full_size(folder: Path, spec: GraphSpec, work: Path) -> None:
+    """One graph of BLIP-2; the other, if it is there, stays."""
+    config = ModelConfig(preprocessing=PreprocessingSpec(image_size=224), vision=TOWERS["vit-g"], qformer=QFORMER)
+    assert QFORMER.vocab_size is not None
+    model = DQEModel(config, vocabulary(), QFORMER.vocab_size, empty_vision=spec != VISION_ENCODER).eval()
+    path, about = folder / "model.json", _description(model)
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        return found
+        about["graphs"] = json.loads(path.read_bytes())["graphs"]
+    about["graphs"] |= prepare(folder, model, spec, random_values, work, last=True)
+    path.write_text(json.dumps(about))
+
+
+def _description(model: DQEModel) -> dict[str, Any]:
     words = model.embeddings.word_embeddings.num_embeddings
     return {"config": msgspec.to_builtins(model.config), "vocabulary": msgspec.to_builtins(model.vocabulary), "words": words, "graphs": {}}
 
@@ -84,28 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", type=Path, help="checkpoint of a small trained model")
     parser.add_argument("--full", nargs="*", choices=SPECS, default=(), help="graphs of BLIP-2 at its full size, with random weights")
     options = parser.parse_args(arguments)
+    for name in ("small", "full"):
+        (options.out / name).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as work:
         if options.small:
-            model = load_checkpoint(options.small).model
-            rounded = {name: p.detach().numpy().astype(np.float16) for name, p in model.named_parameters()}
-            folder = options.out / "small"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(rounded, folder / "weights.safetensors")
-            about = describe(folder, model)
-            for spec in SPECS.values():
-                about["graphs"] |= prepare(
-                    folder, model, spec, lambda name, shape: rounded[name.removeprefix("model.")].astype(np.float32), Path(work)
-                )
-            (folder / "model.json").write_text(json.dumps(about))
+            small(options.out / "small", options.small, Path(work))
         for name in options.full:
-            config = ModelConfig(preprocessing=PreprocessingSpec(image_size=224), vision=TOWERS["vit-g"], qformer=QFORMER)
-            assert QFORMER.vocab_size is not None
-            model = DQEModel(config, vocabulary(), QFORMER.vocab_size, empty_vision=name != VISION_ENCODER.name).eval()
-            folder = options.out / "full"
-            folder.mkdir(parents=True, exist_ok=True)
-            about = describe(folder, model)
-            about["graphs"] |= prepare(folder, model, SPECS[name], random_values, Path(work))
-            (folder / "model.json").write_text(json.dumps(about))
+            full_size(options.out / "full", SPECS[name], Path(work))
     return 0
 
 

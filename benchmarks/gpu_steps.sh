@@ -1,5 +1,6 @@
 # Sourced by the scripts that run on a lent GPU. One call that ends within $BUDGET seconds: every step has a limit of its own, none ends
-# the run, and what a step printed is kept as soon as it ends. Sets: out, work, site, python, end.
+# the run, and what a step printed is kept as soon as it ends. Sets: out, work, site, python, end. For rehearsals: $HURRY divides the
+# limits, $CUDA_BIN has other tools.
 set -uo pipefail
 out=${OUT:-build/$name}
 work=${TMPDIR:-/tmp}/dqe_gpu
@@ -7,12 +8,12 @@ site=$work/site
 python=$(command -v "${PYTHON:-python3}")
 end=$((SECONDS + BUDGET))
 mkdir -p "$out" "$site"
-export PATH=/usr/local/cuda/bin:$PATH PYTHONUNBUFFERED=1 PYTHONPATH=$site:$PWD:$PWD/training:$PWD/export${PYTHONPATH:+:$PYTHONPATH}
+export PATH=${CUDA_BIN:-/usr/local/cuda/bin}:$PATH PYTHONUNBUFFERED=1 PYTHONPATH=$site:$PWD:$PWD/training:$PWD/export${PYTHONPATH:+:$PYTHONPATH}
 
 say() { echo "$*" | tee -a "$out/summary.txt"; }
 
 step() { # step NAME SECONDS LINES COMMAND...: bounded, logged, never fatal; the last LINES of its log are shown
-    local name=$1 limit=$2 lines=$3 left=$((end - SECONDS)) began=$SECONDS rc=0
+    local name=$1 limit=$(($2 / ${HURRY:-1})) lines=$3 left=$((end - SECONDS)) began=$SECONDS rc=0
     shift 3
     if ((left < 10)); then
         say "== $name: not run, no time left"
