@@ -204,7 +204,9 @@ class Comparison:
                 found = self.model.call(name, inputs, self.record.opened)()
                 add_parity(self.record, name, batch, found, truth)
                 if self.model.device == "cuda":
-                    add_parity(self.record, ours, batch, self.model.call(ours, inputs, self.record.opened)(), found, name)
+                    on_device = self.model.call(ours, inputs, self.record.opened)()
+                    self.wait()
+                    add_parity(self.record, ours, batch, on_device, found, name)
             except Exception as error:  # as above
                 failed(self.record, name, batch, error)
             self.model.forget()

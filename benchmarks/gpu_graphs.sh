@@ -36,7 +36,7 @@ begin
 libraries=$("$python" -c 'import glob, nvidia; print(":".join(glob.glob(f"{list(nvidia.__path__)[0]}/*/lib")))' 2>/dev/null)
 export -f unpack
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-step unpack 40 6 bash -c unpack
+step unpack 60 6 bash -c unpack
 run small 45 measure small query_encoder vision_encoder --seconds 0.3
 run query 75 measure full query_encoder --layers
 run vision 120 measure full vision_encoder --layers
