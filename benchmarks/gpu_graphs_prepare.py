@@ -1,7 +1,7 @@
 """What `benchmarks/gpu_graphs.sh` takes to a machine with a GPU: graphs without weights, and how to make the weights there.
 
     python -m benchmarks.gpu_graphs_prepare .gpu2/graphs --small demo/runs/dqe-0/model            # a trained model, its weights with it
-    python -m benchmarks.gpu_graphs_prepare .gpu2/graphs --full query_encoder vision_encoder      # BLIP-2 ViT-g; 14 GiB of memory
+    python -m benchmarks.gpu_graphs_prepare .gpu2/graphs --full query_encoder vision_encoder      # BLIP-2 ViT-g; 12 GiB of memory
 
 Each model is a folder: `model.json` (configuration, and per graph where its weights come from), `GRAPH-PRECISION.onnx`, and of a trained
 model `weights.safetensors` in float16, to which the graphs' weights are rounded too.
