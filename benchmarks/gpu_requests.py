@@ -1,4 +1,4 @@
-"""A dozen requests to the CUDA kernels, each compared with NumPy's reference, without PyTorch. What sanitizers watch.
+"""Some requests to the CUDA kernels, each compared with NumPy's reference, without PyTorch. What sanitizers watch.
 
     python -m benchmarks.gpu_requests        # exit code 1 if an answer differs
 
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.doctor.device_arrays import CudaMemory
-from dqe_engine.zones import cuda, reference
-from dqe_engine.zones.request import validated
+from dqe_engine.zones import cuda, select_zones
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=5, temperature=0.7)
 ABSOLUTE = ZoneSpec(lo=0, hi=7, policy="hardest")
 RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
+POOLED = ZoneSpec(lo=0.01, hi=0.3, bounds="pooled", policy="uniform")
 FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
 # (batch, items, tokens, width, dtype of the items, k, zones)
 REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
@@ -37,6 +37,8 @@ REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (3, 5000, 1, 8, np.float16, 5000, EVERYTHING),
     (64, 0, 1, 8, np.float16, 10, ABSOLUTE),
     (300, 111, 1, 8, np.float16, 10, EVERYTHING),
+    (33, 3001, 2, 64, np.float16, 10, POOLED),
+    (33, 3001, 1, 64, np.float32, 10, POOLED),
 ]
 
 
@@ -47,7 +49,7 @@ def compare(memory: CudaMemory, number: int) -> list[str]:
     queries = rng.integers(-3, 4, (batch, width)).astype(np.float32)
     items: NDArray[Any] = rng.integers(-3, 4, (size, tokens, width)).astype(dtype)
     options: dict[str, Any] = {"k": k, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None}
-    wanted = reference.select(validated(queries, items, anchor=None, exclude=None, **options))
+    wanted = select_zones(queries, items, backend="reference", **options)
     found = cuda.select(memory.upload(queries), memory.upload(items), **options)
     wrong = []
     for name in FIELDS:

@@ -48,3 +48,14 @@ def percentiles(samples: Sequence[float] | Samples) -> dict[str, float]:
     """p50, p95 and p99, in the unit of the samples."""
     values = np.percentile(samples, (50, 95, 99))
     return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share by Wilson's score method: (0, 1) for no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, successes / trials
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -36,6 +36,7 @@ TEXT = {".json", ".jsonl", ".yaml"}
 INDEX = "bundle images --out index --provider cpu --threads 1"
 SEARCH = "bundle index --image images/00.png --text red --provider cpu --threads 1"
 EVAL = "model --data garments"
+EVAL_OWN = "model --triplets own/triplets.jsonl --images own/images --image-labels own/labels.jsonl --gallery own/gallery.txt"
 EVAL_PUBLIC = "model --data fashioniq"
 EVAL_BUNDLE = "bundle --data garments"
 TRAIN = "--data garments --out OUT OVERRIDES"
@@ -74,6 +75,7 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (evaluate.main, EVAL, "model/checkpoint.json model/model.safetensors model/tokenizer.json model/vocabulary.json", ()),
     (evaluate.main, EVAL, "garments/val.jsonl garments/images.jsonl garments/images/gallery/000002.jpg", ()),
     (evaluate.main, EVAL_BUNDLE, "bundle/manifest.json bundle/target_encoder.onnx garments/images/gallery/000002.jpg", ()),
+    (evaluate.main, EVAL_OWN, "own/triplets.jsonl own/labels.jsonl own/gallery.txt own/images/000001.jpg", ()),
     (evaluate.main, EVAL_PUBLIC, "fashioniq/captions/cap.dress.val.json fashioniq/image_splits/split.dress.val.json", ()),
     (evaluate.main, EVAL_PUBLIC, "fashioniq/images/dress/Dva000.png", ()),
     (pretrain.main, PRETRAIN, "garments/images.jsonl garments/vocabulary.json garments/images/train/000003.jpg config.yaml", ()),
@@ -113,6 +115,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     lines = [{"reference": a, "target": b, "text": "is red"} for a, b in pairwise(names[:12])]
     (root / "own" / "triplets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "own" / "labels.jsonl").write_text("".join(json.dumps({"image": n, "attributes": {"colour": "red"}}) + "\n" for n in names))
+    (root / "own" / "gallery.txt").write_text("\n".join(names))
     (root / "own" / "vocabulary.json").write_text('{"attributes": [{"name": "colour", "values": ["red"]}]}')
     (root / "config.yaml").write_text("model: {preprocessing: {image_size: 16}, vision: {hidden_size: 16, layers: 1, heads: 2}}")
     (root / "traffic.jsonl").write_text('{"batch": 4, "text_length": 11}\n' * 9)
@@ -206,7 +209,7 @@ FOLDERS = (
     (heads.main, "bundle heads", "heads"), (mine.main, MINE, "mining"), (mine.main, "--show mined", "mined"),
     (train.main, TRAIN, "garments"), (train.main, TRAIN, "garments/images"), (train.main, OWN, "own/images"), (train.main, START, "model"),
     (train.main, BACKBONE, "blip2"), (train.main, TOWER, "tower"), (evaluate.main, EVAL, "model"), (evaluate.main, EVAL, "garments"),
-    (evaluate.main, EVAL_BUNDLE, "bundle"), (evaluate.main, EVAL_PUBLIC, "fashioniq/images"),
+    (evaluate.main, EVAL_BUNDLE, "bundle"), (evaluate.main, EVAL_OWN, "own/images"), (evaluate.main, EVAL_PUBLIC, "fashioniq/images"),
     (evaluate.main, EVAL_PUBLIC, "fashioniq"), (data.main, "check fashioniq", "fashioniq"),
     (data.main, "check fashioniq", "fashioniq/images"), (pretrain.main, PRETRAIN, "garments"),
     (data.main, f"{FEATURES} features", "features"),
@@ -260,6 +263,7 @@ WRITTEN_BY_HAND = (
     (train.main, f"{TRAIN} --config config.yaml", "config.yaml"),
     (train.main, BACKBONE, "blip2/config.json blip2/tokenizer.json"),
     (evaluate.main, EVAL, "garments/val.jsonl garments/images.jsonl"),
+    (evaluate.main, EVAL_OWN, "own/triplets.jsonl own/labels.jsonl own/gallery.txt"),
     (evaluate.main, EVAL_PUBLIC, CHECKED),
     (export.main, "--trt --dry-run --bundle bundle --traffic traffic.jsonl", "traffic.jsonl"),
 )

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import report, sections
 from benchmarks.harness import Agreement, AnswerMismatchError, Contender, Rounds, Timing, Turns, interleave, ratio
 from benchmarks.serving.fit import fit
-from benchmarks.statistics import band, percentiles
+from benchmarks.statistics import band, percentiles, wilson
 from dqe_training import machine as training_machine
 
 
@@ -174,3 +174,12 @@ def test_a_machine_is_busy_by_what_is_taken_now(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(training_machine, "processor_seconds", lambda: next(readings))
     monkeypatch.setattr(sections, "_LOOK_SECONDS", 0.0)
     assert sections.busy() == (said if said is None else pytest.approx(said, abs=0.01))
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson(successes: int, trials: int, low: float, high: float) -> None:
+    """The last row is the example of Newcombe (1998), table I, method 3."""
+    assert wilson(successes, trials) == pytest.approx((low, high), rel=0, abs=5e-5)

@@ -167,6 +167,16 @@ def test_ours_have_the_form_of_circos_examples(realdata: Path, split: str) -> No
 def test_chance_on_cirr(realdata: Path) -> None:
     """A random ranking of the real val split: K / 2296 in the gallery, K / 5 in the image set; four standard errors."""
     (queries,) = CIRR(realdata / "cirr").query_sets("val", Options())
-    result = cirr_figures(queries, random_ranking(queries, len(queries.gallery) - 1))
+    figures = cirr_figures(queries, random_ranking(queries, len(queries.gallery) - 1))
     for name, chance in [(f"recall_at_{k}", k / 2296) for k in (1, 5, 10, 50)] + [(f"subset_recall_at_{k}", k / 5) for k in (1, 2, 3)]:
-        assert result[name] == pytest.approx(chance, rel=0, abs=4 * (chance * (1 - chance) / 4181) ** 0.5), name
+        assert figures[name].value == pytest.approx(chance, rel=0, abs=4 * (chance * (1 - chance) / 4181) ** 0.5), name
+
+
+def test_circos_val_queries_say_their_aspects_and_test_queries_none(realdata: Path) -> None:
+    benchmark = CIRCO(realdata / "circo")
+    gallery = ImageFolder(Path("unused"), {f"{id:012d}": "" for id in range(1)})
+    (val,), (test,) = (benchmark.query_sets(split, Options(), gallery) for split in ("val", "test"))
+    counts = Counter(aspect for query in val.queries for aspect in query.aspects)
+    assert (len(counts), counts["statement_with_conjunction"], counts["negation"]) == (9, 164, 21)
+    assert all(query.aspects for query in val.queries)
+    assert not any(query.aspects for query in test.queries)

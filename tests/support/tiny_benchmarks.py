@@ -78,7 +78,8 @@ def write_cirr(directory: Path, *, images: bool = True) -> Path:
 
 
 def write_circo(directory: Path, *, images: bool = True, listed: bool = True) -> Path:
-    """14 val queries with 1 to 14 ground truths and 5 test queries over `CIRCO_GALLERY` images, with COCO's image list."""
+    """14 val queries with 1 to 14 ground truths, every third with a second semantic aspect, and 5 test queries over `CIRCO_GALLERY`
+    images, with COCO's image list."""
     rng = np.random.default_rng(3)
     ids = [1000 * i + 7 for i in range(CIRCO_GALLERY)]
     val = []
@@ -86,7 +87,8 @@ def write_circo(directory: Path, *, images: bool = True, listed: bool = True) ->
         reference, *valid = rng.choice(ids, row + 2, replace=False).tolist()
         val.append(
             {"reference_img_id": reference, "target_img_id": valid[0], "relative_caption": str(rng.choice(WORDS)),
-             "shared_concept": "a thing", "gt_img_ids": valid, "id": row, "semantic_aspects": ["addition"]}
+             "shared_concept": "a thing", "gt_img_ids": valid, "id": row,
+             "semantic_aspects": ["addition"] if row % 3 else ["addition", "negation"]}
         )  # fmt: skip
     test = [{"reference_img_id": ids[row], "relative_caption": WORDS[row], "shared_concept": "a thing", "id": row} for row in range(5)]
     write_json(directory / "annotations" / "val.json", val)

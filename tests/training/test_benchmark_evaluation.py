@@ -22,7 +22,7 @@ from dqe_training.data.public.detect import open_benchmark
 from dqe_training.data.public.placing import open_images
 from dqe_training.data.queries import QuerySet
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
-from dqe_training.evaluation.rankers import checkpoint_ranker
+from dqe_training.evaluation.rankers import CheckpointRanker
 from dqe_training.features import blocks
 
 
@@ -134,6 +134,18 @@ def test_circo_and_its_submission(model: Path, folders: Path, tmp_path: Path, ca
                 precisions.append(sum(number / at for number, at in enumerate(hits, start=1)) / min(len(query.targets), k))
             assert reports[-1]["sets"][0]["figures"][f"map_at_{k}"] == pytest.approx(np.mean(precisions))
             assert reports[-1]["sets"][0]["figures"][f"recall_at_{k}"] == pytest.approx(hit_share(rankings, queries, k))
+        aspects = reports[-1]["sets"][0]["aspects"]
+        assert [(name, aspect["queries"]) for name, aspect in aspects.items()] == [("addition", 14), ("negation", 5)]
+        precisions = []
+        for query, ranking in list(zip(queries.queries, rankings, strict=True))[::3]:  # those with a negation
+            hits = [at for at, id in enumerate(ranking[:10], start=1) if id in query.targets]
+            precisions.append(sum(number / at for number, at in enumerate(hits, start=1)) / min(len(query.targets), 10))
+        assert aspects["negation"]["map_at_10"] == pytest.approx(np.mean(precisions))
+        assert aspects["addition"]["map_at_10"] == pytest.approx(reports[-1]["sets"][0]["figures"]["map_at_10"])
+        low, high = aspects["negation"]["interval"]
+        assert low <= aspects["negation"]["map_at_10"] <= high
+    assert evaluate.main(arguments[:-1]) == 0
+    assert "map_at_10 by semantic aspect" in capsys.readouterr().out
     assert reports[0]["protocol"].startswith("text: relative caption;")
     assert reports[1]["protocol"].startswith("text: shared concept and relative caption;")
     assert evaluate.main([*arguments, "--split", "test", "--submission", str(tmp_path)]) == 0
@@ -145,7 +157,7 @@ def test_hp_fashioniq(model: Path, folders: Path, capsys: pytest.CaptureFixture[
     report = json.loads(capsys.readouterr().out)
     benchmark = opened(folders, "hp-fashioniq")
     (queries,) = benchmark.query_sets("all", Options(), None)
-    rank = checkpoint_ranker(load_checkpoint(model))
+    rank = CheckpointRanker(load_checkpoint(model))
     folder = open_images(benchmark, None)
     found = rank(queries, folder.root, [folder.names[id] for id in queries.gallery])
     agreed, first = 0, []
@@ -161,9 +173,9 @@ def test_hp_fashioniq(model: Path, folders: Path, capsys: pytest.CaptureFixture[
 
 def test_blocks_do_not_change_a_ranking(model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark, checkpoint = opened(folders, "circo"), load_checkpoint(model)
-    whole = evaluate_benchmark(benchmark, checkpoint_ranker(checkpoint), split="val")
+    whole = evaluate_benchmark(benchmark, CheckpointRanker(checkpoint), split="val")
     monkeypatch.setattr(blocks, "_DECODED_AT_ONCE", 7)
-    parts = evaluate_benchmark(benchmark, checkpoint_ranker(checkpoint), split="val")
+    parts = evaluate_benchmark(benchmark, CheckpointRanker(checkpoint), split="val")
     assert whole[0] == parts[0]
     np.testing.assert_array_equal(whole[1][0].ranked, parts[1][0].ranked)
 

@@ -69,7 +69,10 @@ def test_evaluation_prints_figures(run: Path, garments: Path, capsys: pytest.Cap
     assert 0 <= report["recall_at_10"] <= 1
     assert evaluate.main([str(run / "model"), "--data", str(garments)]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert float(lines["recall_at_10"]) == pytest.approx(report["recall_at_10"], abs=1e-4)
+    value, *rest = lines["recall_at_10"].split()
+    assert float(value) == pytest.approx(report["recall_at_10"], abs=1e-4)
+    assert rest == f"95 % interval {report['recall_at_10_interval'][0]:.3f} to {report['recall_at_10_interval'][1]:.3f}".split()
+    assert "None" not in lines.values()
 
 
 def test_training_on_ones_own_data_without_labels(own: Path) -> None:

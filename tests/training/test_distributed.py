@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from support.rank_workers import batch_gradients, largest_difference, mining_arr
 from support.ranks import Ranks, error_lines, errors_of, wait_until
 from support.tiny_training import OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
 
-from dqe_engine.contracts.parsing import parse_json
+from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
@@ -30,6 +30,7 @@ from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
 from dqe_training.distributed import World, joined_world
+from dqe_training.refresh import mine_shared
 
 Tiny = tuple[TripletData, np.ndarray]
 STEPS = 15
@@ -117,6 +118,22 @@ def test_negatives_are_those_of_one_process(
             assert applied == zones
         else:
             assert (applied.bounds, applied.lo, applied.hi) == ("absolute", pytest.approx(expected.lo[0]), pytest.approx(expected.hi[0]))
+
+
+def test_pooled_bounds_are_what_the_main_rank_says(tiny_data: Tiny) -> None:
+    """Not what a rank finds itself, whose processor may add in another order."""
+
+    class Told(World):
+        def from_main(self, make: Callable[[], bytes]) -> bytes:
+            return to_json(msgspec.structs.replace(parse_json(ZoneSpec, make(), where="main"), lo=0.5, hi=0.75))
+
+    data, _ = tiny_data
+    queries, tokens = mining_arrays(len(data), len(data.images))
+    zones = ZoneSpec(lo=0.05, hi=0.5, bounds="pooled", seed=3)
+    picks, applied = mine_shared(queries, tokens, data, zones=zones, picks=4, world=Told())
+    assert applied == ZoneSpec(lo=0.5, hi=0.75, seed=3)
+    expected = mine_negatives(queries, tokens, data.target, zones=applied, picks=4, exclude=data.reference[:, None])
+    np.testing.assert_array_equal(picks, expected.picks)
 
 
 # -- whole trainings -------------------------------------------------------------------------------------------------------

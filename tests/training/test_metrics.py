@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dqe_training.evaluation.metrics import (
+    PerQuery,
     average_precision_at_k,
-    bootstrap_interval,
-    mean_average_precision_at_k,
-    precision_at_k,
-    recall_at_k,
+    mean_average_precisions,
+    recalls,
+    relative_precision,
     roc_auc,
 )
 
@@ -30,14 +30,14 @@ def test_recall_equals_brute_force(k: int) -> None:
     ranked = rankings(40, 60, 50)
     targets = np.random.default_rng(1).integers(0, 60, 40)
     expected = sum(int(t) in row[:k].tolist() for row, t in zip(ranked, targets, strict=True)) / 40
-    assert recall_at_k(ranked, targets, k) == pytest.approx(expected)
+    assert recalls(ranked, targets, [k])[f"recall_at_{k}"].value == pytest.approx(expected)
 
 
 def test_recall_of_known_rankings() -> None:
     ranked = np.array([[3, 1, 2], [0, 2, -1], [-1, -1, -1]])
     targets = np.array([1, 1, 0])
-    assert [recall_at_k(ranked, targets, k) for k in (1, 2, 3, 99)] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
-    assert math.isnan(recall_at_k(np.empty((0, 5), np.int64), np.empty(0, np.int64), 5))
+    assert [figure.value for figure in recalls(ranked, targets, (1, 2, 3, 99)).values()] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert math.isnan(recalls(np.empty((0, 5), np.int64), np.empty(0, np.int64), [5])["recall_at_5"].value)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,18 @@ def test_average_precision_of_known_rankings(ranked: list[int], relevant: list[i
 
 def test_mean_average_precision_leaves_out_queries_with_nothing_to_find() -> None:
     ranked = np.array([[1, 2], [3, 4], [5, 6]])
-    assert mean_average_precision_at_k(ranked, [[1], [], [6]], 2) == pytest.approx((1 + 0.5) / 2)
-    assert math.isnan(mean_average_precision_at_k(ranked, [[], [], []], 2))
+    figure = mean_average_precisions(ranked, [[1], [], [6]], [2])["map_at_2"]
+    assert (figure.value, figure.queries) == (pytest.approx((1 + 0.5) / 2), 2)
+    assert math.isnan(mean_average_precisions(ranked, [[], [], []], [2])["map_at_2"].value)
 
 
 def test_precision_and_what_is_attainable() -> None:
     ranked = np.array([[1, 2, 3, 4], [5, 6, -1, -1], [7, 8, 9, 0]])
-    found, attainable = precision_at_k(ranked, [[1, 4, 30], [5], []], 4)
-    assert found == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
-    assert attainable == pytest.approx((3 / 4 + 1 / 4 + 0) / 3)
-    found, attainable = precision_at_k(ranked[:1], [list(range(20))], 4)
-    assert (found, attainable) == (1.0, 1.0)
+    figure = relative_precision(ranked, [[1, 4, 30], [5], []], 4)
+    assert figure.numerator == pytest.approx([2 / 4, 1 / 4, 0])
+    assert figure.denominator == pytest.approx([3 / 4, 1 / 4, 0])
+    assert figure.value == pytest.approx(3 / 4)
+    assert relative_precision(ranked[:1], [list(range(20))], 4).value == 1
 
 
 def test_precision_equals_brute_force() -> None:
@@ -77,7 +78,7 @@ def test_precision_equals_brute_force() -> None:
     rng = np.random.default_rng(2)
     relevant = [rng.choice(40, size=int(rng.integers(0, 15)), replace=False).tolist() for _ in range(30)]
     expected = np.mean([sum(int(i) in wanted for i in row[:10]) / 10 for row, wanted in zip(ranked, relevant, strict=True)])
-    assert precision_at_k(ranked, relevant, 10)[0] == pytest.approx(expected)
+    assert relative_precision(ranked, relevant, 10).numerator.mean() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("levels", [3, 1000])  # few levels: mostly ties
@@ -98,11 +99,21 @@ def test_auc_of_known_scores() -> None:
     assert math.isnan(roc_auc(np.zeros(4), np.zeros(4, bool)))
 
 
-def test_bootstrap_interval_covers_the_mean() -> None:
+def test_the_interval_covers_the_mean() -> None:
     values = (np.random.default_rng(0).random(500) < 0.3).astype(float)
-    low, high = bootstrap_interval(values)
+    low, high = PerQuery.of(values).interval()
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(500), rel=0.15)
-    assert bootstrap_interval(values) == (low, high)
-    assert all(math.isnan(v) for v in bootstrap_interval(np.empty(0)))
-    assert bootstrap_interval(np.ones(7)) == (1.0, 1.0)
+    assert PerQuery.of(values).interval() == (low, high)
+    assert all(math.isnan(v) for v in PerQuery.of(np.empty(0)).interval())
+    assert all(math.isnan(v) for v in PerQuery.of(np.ones(3), np.zeros(3)).interval())
+    assert PerQuery.of(np.ones(7)).interval() == (1.0, 1.0)
+
+
+def test_queries_that_do_not_count_change_neither_figure_nor_interval_width() -> None:
+    rng = np.random.default_rng(1)
+    values, counted = rng.random(400), rng.random(400) < 0.5
+    figure = PerQuery.of(np.where(counted, values, np.nan), counted)
+    assert (figure.value, figure.queries) == (pytest.approx(values[counted].mean()), int(counted.sum()))
+    low, high = figure.interval()
+    assert high - low == pytest.approx(2 * 1.96 * values[counted].std() / math.sqrt(counted.sum()), rel=0.15)

@@ -73,10 +73,12 @@ def test_two_commands_from_a_checkpoint(checkpoint: Path, garments: Path, tmp_pa
     _, mined = read_mined(tmp_path / "mined")
     triplets, _, _ = load_tiny(garments)
     assert mined.picks.shape == (len(triplets), 4)
-    assert ((mined.picks >= 0) & (mined.picks < len(triplets.images))).all()
+    found = mined.picks >= 0  # of pooled bounds: a target with little below it has fewer
+    assert found.mean() > 0.8
+    assert (mined.picks < len(triplets.images)).all()
     assert not (mined.picks == triplets.target[:, None]).any()
     assert not (mined.picks == triplets.reference[:, None]).any()
-    assert ((mined.anchor_scores[:, None] - mined.pick_scores >= mined.lo[:, None]) & (mined.picks >= 0)).all()
+    assert (mined.anchor_scores[:, None] - mined.pick_scores >= mined.lo[:, None])[found].all()
 
 
 def test_ones_own_triplets(checkpoint: Path, garments: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_arrays_of_a_small_set() -> None:
     assert data.reference.tolist() == [0, 1, 2]
     assert data.target.tolist() == [1, 2, 0]
     assert data.named.tolist() == [[True, False], [False, True], [False, False]]  # lexicon; stated; stated to be none
-    assert data.labels.tolist() == [[0, 1], [-1, -1], [-1, 0], [1, -1]]
+    assert data.labels.tolist() == [[0, 1], [0, -1], [-1, 0], [1, -1]]  # b: its text says red
     assert data.texts == ("in red", "something else", "red and round")
     assert len(data) == 3
 

@@ -259,6 +259,25 @@ def test_the_callers_device_stays_current() -> None:
         cuda.select(torch.zeros(2, 8, device="cuda:0"), torch.zeros(5, 8, device="cuda:1"), k=1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("anchor", ["best", "id", "score"])
+@pytest.mark.parametrize("pairs", [pooled.PAIRS, 20_000])
+def test_pooled_zones_are_the_references(anchor: str, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(pooled, "PAIRS", pairs)  # all pairs, or a sample of them
+    monkeypatch.setattr(pooled, "LEAST_QUERIES", 20)
+    rng = np.random.default_rng(0)
+    queries, items = rng.integers(-3, 4, (65, 64)).astype(np.float32), rng.integers(-3, 4, (3001, 2, 64)).astype(np.float16)
+    anchors = {"best": None, "id": rng.integers(0, 3001, 65), "score": rng.integers(-9, 90, 65).astype(np.float32)}[anchor]
+    zones = ZoneSpec(lo=0.1, hi=0.4, bounds="pooled")
+    options: dict[str, Any] = {"zones": zones, "picks": 5, "counts": True, "k": 3, "exclude": rng.integers(0, 3001, (65, 2))}
+    expected = select_zones(queries, items, anchor=anchors, backend="reference", **options)
+    on_device = None if anchors is None else torch.from_numpy(anchors).cuda()
+    result = select_zones(torch.from_numpy(queries).cuda(), torch.from_numpy(items).cuda(), anchor=on_device, **options)
+    assert_same(on_host(result), expected)
+
+
 # The checks of the Python layer need no device: a stand-in for the compiled module shows what would reach it.
 
 

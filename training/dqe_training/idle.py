@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
+
 from .config import TrainConfig
+from .data.label_coverage import label_coverage
 from .data.triplets import TripletData
 
 
-def idle_parts(config: TrainConfig, data: TripletData) -> list[str]:
+def idle_parts(config: TrainConfig, data: TripletData, vocabulary: AttributeVocabulary) -> list[str]:
     """One sentence, with the remedy, for each part that the configuration turns on and that cannot act on this data."""
-    return [sentence for sentence in (_trns(config), _relevance(config)) if sentence]
+    return [sentence for sentence in (_trns(config), _relevance(config), _margin(config, data, vocabulary)) if sentence]
 
 
 def _trns(config: TrainConfig) -> str:
@@ -23,6 +26,13 @@ def _trns(config: TrainConfig) -> str:
             "lower it, train for longer, or set trns.enabled=false"
         )
     return ""
+
+
+def _margin(config: TrainConfig, data: TripletData, vocabulary: AttributeVocabulary) -> str:
+    if not config.model.attribute_weights or config.loss.attribute_weight == 0:
+        return ""
+    coverage = label_coverage(data, vocabulary, batch=config.optim.batch_size)
+    return "" if coverage.margin_active else f"{coverage.message()}; or set loss.attribute_weight=0"
 
 
 def _relevance(config: TrainConfig) -> str:

@@ -58,7 +58,8 @@ class TrainingSource(Protocol):
 class DataSource:
     """Where training data lies. `directory` (a dataset folder) or `triplets` + `images` of one's own.
 
-    `image_labels`: JSON lines `{"image", "attributes"}`; `vocabulary`: JSON; both optional. `prefix` keeps a split.
+    `image_labels`: JSON lines `{"image", "attributes"}`; `vocabulary`: JSON; both optional. `prefix` keeps a split. `derive`:
+    values that nothing states are derived from the texts (docs/attributes.md).
     """
 
     triplets: Path
@@ -66,6 +67,7 @@ class DataSource:
     image_labels: Path | None = None
     vocabulary: Path | None = None
     prefix: str = ""
+    derive: bool = True
 
     @classmethod
     def from_directory(cls, directory: Path) -> DataSource:
@@ -83,7 +85,7 @@ class DataSource:
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
-        return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix)
+        return load_triplets(self.triplets, vocabulary, image_labels=self.image_labels, prefix=self.prefix, derive=self.derive)
 
 
 def vision_dtype(config: TrainConfig) -> torch.dtype:
@@ -210,9 +212,10 @@ def train_run(
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
-    if strict and (idle := idle_parts(config, data)):
+    idle = idle_parts(config, data, vocabulary)
+    if strict and idle:
         raise InputError(f"with --strict, all that is turned on must act: {'; '.join(idle)}")
-    for sentence in idle_parts(config, data):
+    for sentence in idle:
         listener({"event": "notice", "text": f"note: {sentence}"})
     digests = digest_images(source.images, data.images)
     tokenizer = make_tokenizer(config, data.texts)

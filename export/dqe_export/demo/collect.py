@@ -113,7 +113,7 @@ def _result(model: TrainedModel) -> ModelResult:
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
         steps=round(float(np.mean(model.steps))),
-        note="no LAW, no TRNS" if "baseline" in model.name.lower() else "",
+        note="a nameless attention pool; no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
 
 

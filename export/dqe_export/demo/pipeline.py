@@ -16,6 +16,7 @@ from torch import Tensor
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.files import atomic_write
+from dqe_training.ablation.variants import apply_variant, parse_variant
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
@@ -75,16 +76,15 @@ class DemoRun:
     parameters: int
 
 
+BASELINE_RATE = 1e-3
+"""The baseline's own best learning rate, by the search that the method's parts had too (`benchmarks/method.py`)."""
+
+
 def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
-    """The same model, data and time with plain InfoNCE: no attribute weights, no TRNS, no auxiliary losses."""
-    loss = msgspec.structs.replace(config.loss, objective="infonce", rank_weight=0.0, attribute_weight=0.0, presence_weight=0.0)
-    return msgspec.structs.replace(
-        config,
-        model=msgspec.structs.replace(config.model, attribute_weights=False),
-        loss=loss,
-        trns=msgspec.structs.replace(config.trns, enabled=False),
-        optim=msgspec.structs.replace(config.optim, seconds=seconds),
-    )
+    """Plain InfoNCE on the same data for the same time, with one nameless attention pool in the place of the attributes': what a pool
+    gains by itself is not the method's."""
+    config = apply_variant(config, parse_variant("+pool"), name="baseline")
+    return msgspec.structs.replace(config, optim=msgspec.structs.replace(config.optim, seconds=seconds, learning_rate=BASELINE_RATE))
 
 
 def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
@@ -117,7 +117,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
     evaluation = load_evaluation_set(dataset)
     with stage("encoding the images"), listener_scope(listener("encoding")) as events:
         tokens, gallery, pixels = _encode(config, source, evaluation, dataset / "images", events)
-    dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline")
+    dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline, with a pool")
     for seed in range(options.seeds):
         seeded = msgspec.structs.replace(config, optim=msgspec.structs.replace(config.optim, seed=seed))
         for model, label in ((dqe, "training DQE-CIR"), (baseline, "training the baseline")):

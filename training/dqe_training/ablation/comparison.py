@@ -25,6 +25,10 @@ FIGURES = {
     "attribute_precision_at_10": "attribute precision@10",
     "near_confusion": "near confusion",
     "heldout_recall_at_10": "R@10, unseen combinations",
+    "valid_above_wrong": "valid above the first wrong",
+    "same_reference_overlap": "overlap, same reference",
+    "same_text_overlap": "overlap, same text",
+    "train_score_gap": "labelled over unlabelled (train)",
 }
 ZONE_FIGURES = {
     "zone_false_negatives": "false negatives",

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import Contract
 
 from ..data.records import ImageRecord, TripletRecord
-from ..evaluation.benchmarks import RankedSet
-from ..evaluation.metrics import average_precision_at_k, filter_ranking
-from ..evaluation.protocol import EvaluationSet
+from ..evaluation.benchmarks import RankedSet, ranking_figures
+from ..evaluation.failures import relevance_suppression, score_rows, semantic_confusion
+from ..evaluation.metrics import PerQuery, recalls
+from ..evaluation.protocol import Embeddings, EvaluationSet, folder_figures
 
 F64 = NDArray[np.float64]
 
@@ -30,6 +31,11 @@ class Ratio(Contract, frozen=True):
         above = np.asarray(numerator, np.float64)
         below = np.broadcast_to(np.asarray(denominator, np.float64), above.shape)
         return cls(numerator=tuple(np.round(above, 6).tolist()), denominator=tuple(np.round(below, 6).tolist()))
+
+    @classmethod
+    def of_figure(cls, figure: PerQuery) -> Ratio:
+        """An evaluation's figure, as a cell keeps it."""
+        return cls.of(figure.numerator, figure.denominator)
 
     @property
     def value(self) -> float:
@@ -49,21 +55,29 @@ Scores = dict[str, Ratio]
 
 def folder_scores(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: Sequence[ImageRecord]) -> Scores:
     """Figures of a dataset folder's val queries; what its labels do not tell is not among them. `images` as the gallery."""
-    target, held = evaluation.target, evaluation.held_out
-    hits = {k: (ranked[:, :k] == target[:, None]).any(axis=1) for k in (1, 5, 10, 50)}
-    scores = {f"recall_at_{k}": Ratio.of(hit) for k, hit in hits.items()}
-    if held.any():
-        scores["heldout_recall_at_10"] = Ratio.of(hits[10] & held, held)
+    scores = {name: Ratio.of_figure(figure) for name, figure in folder_figures(evaluation, ranked).items() if name != "map_at_50"}
     if evaluation.relevant is not None:
-        wanted = [set(relevant) for relevant in evaluation.relevant]
-        has = np.asarray([bool(relevant) for relevant in wanted])
-        precision = [np.isin(row[:10], list(relevant)).sum() / 10 for row, relevant in zip(ranked, wanted, strict=True)]
-        scores["map_at_10"] = Ratio.of(
-            [average_precision_at_k(row, r, 10) for row, r in zip(ranked.tolist(), evaluation.relevant, strict=True)], has
-        )
-        scores["attribute_precision_at_10"] = Ratio.of(precision, [min(len(relevant), 10) / 10 for relevant in wanted])
         scores["near_confusion"] = near_confusion(evaluation, ranked, images)
     return scores
+
+
+def failure_scores(evaluation: EvaluationSet, found: Embeddings) -> Scores:
+    """The two failures that the paper names, on a folder's queries. valid_above_wrong: the share of the valid images that rank above the
+    first that is none (relevance suppression). same_reference_overlap, same_text_overlap: what the first ten of two requests with the
+    same reference, or text, have in common, where no image answers both (semantic confusion)."""
+    if evaluation.relevant is None:
+        return {}
+    hidden = [[reference] for reference in evaluation.reference.tolist()]
+    rows = score_rows(found.queries, found.target_tokens)
+    suppressed = relevance_suppression(rows, evaluation.target, evaluation.relevant, excluded=hidden)
+    texts = [record.text for record in evaluation.records]
+    confused = semantic_confusion(found.queries, found.ranked, evaluation.reference, texts, relevant=evaluation.relevant)
+    figures = {
+        "valid_above_wrong": suppressed.valid_above_wrong,
+        "same_reference_overlap": confused.same_reference_overlap,
+        "same_text_overlap": confused.same_text_overlap,
+    }
+    return {name: Ratio.of_figure(figure) for name, figure in figures.items() if figure.queries}
 
 
 def near_confusion(evaluation: EvaluationSet, ranked: NDArray[np.int64], images: Sequence[ImageRecord]) -> Ratio:
@@ -92,24 +106,10 @@ def _asked(record: TripletRecord, reference: dict[str, str]) -> dict[str, set[st
 def benchmark_scores(dataset: str, sets: Sequence[RankedSet]) -> Scores:
     """Recall of the labelled target, averaged over the sets as the dataset's protocol does; for CIRR within the subset too, for
     CIRCO mAP."""
-    scores = {f"recall_at_{k}": _over_sets([_hits(s.ranked, s.queries.target, k) for s in sets]) for k in (1, 5, 10, 50)}
-    if dataset == "cirr":
-        subsets = [filter_ranking(s.ranked, [s.queries.positions(query.subset) for query in s.queries.queries]) for s in sets]
-        scores |= {
-            f"subset_recall_at_{k}": _over_sets([_hits(r, s.queries.target, k) for r, s in zip(subsets, sets, strict=True)])
-            for k in (1, 2, 3)
-        }
-    if dataset == "circo":
-        precisions = [
-            np.asarray([average_precision_at_k(row, wanted, 10) for row, wanted in zip(s.ranked.tolist(), s.queries.relevant, strict=True)])
-            for s in sets
-        ]
-        scores["map_at_10"] = _over_sets(precisions)
-    return scores
-
-
-def _hits(ranked: NDArray[np.int64], targets: NDArray[np.int64], k: int) -> F64:
-    return (ranked[:, :k] == targets[:, None]).any(axis=1).astype(np.float64)
+    asked = {"fashioniq": (), "cirr": tuple(f"subset_recall_at_{k}" for k in (1, 2, 3)), "circo": ("map_at_10",)}[dataset]
+    figures = [recalls(s.ranked, s.queries.target, (1, 5, 10, 50)) | ranking_figures(dataset, s.queries, s.ranked) for s in sets]
+    names = [*(f"recall_at_{k}" for k in (1, 5, 10, 50)), *asked]
+    return {name: _over_sets([figure[name].numerator for figure in figures]) for name in names}
 
 
 def _over_sets(values: Sequence[F64]) -> Ratio:

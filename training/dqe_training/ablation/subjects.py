@@ -24,7 +24,7 @@ from ..features import image_token_blocks
 from ..features.identity import digest_images
 from ..trainer import Trainer
 from ..workflow import DataSource, TrainingSource
-from .scores import Scores, benchmark_scores, folder_scores
+from .scores import Scores, benchmark_scores, failure_scores, folder_scores
 
 
 class Subject(Protocol):
@@ -69,7 +69,7 @@ class FolderSubject:
     def evaluate(self, trainer: Trainer, features: Path | None, listener: Listener) -> Scores:
         tokens = encode_gallery_images(trainer.model, self.source.images, self.evaluation, features=features, listener=listener)
         _, found = evaluate_model(trainer.model, trainer.tokenizer, self.evaluation, tokens)
-        return folder_scores(self.evaluation, found.ranked, self.gallery)
+        return folder_scores(self.evaluation, found.ranked, self.gallery) | failure_scores(self.evaluation, found)
 
 
 @dataclass(frozen=True)

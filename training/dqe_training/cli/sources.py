@@ -87,7 +87,7 @@ def open_source(args: argparse.Namespace) -> TrainingSource:
             raise InputError(f"{args.data}: a folder of JSON lines has its own images/; leave out --images and --allow-missing")
         return DataSource.from_directory(args.data)
     if labels is not None:
-        raise InputError(f"--image-labels goes with --triplets; {benchmark.name} has no image labels")
+        raise InputError(f"--image-labels goes with --triplets; labels of {benchmark.name} are read from its own files and texts")
     source = BenchmarkSource.open(benchmark, args.images, vocabulary=vocabulary, allow_missing=args.allow_missing)
     if not source.coverage.complete:
         print(source.coverage.describe("triplets"), file=sys.stderr)

@@ -29,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
     parser.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="attribute vocabulary, JSON (default: the start's, else colour and shape)"
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="attribute vocabulary, JSON (default: the start's, else FashionIQ's and CIRR's own, else colour and shape)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/, best/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")

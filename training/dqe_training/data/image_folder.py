@@ -31,7 +31,7 @@ class ImageFolder:
         if not root.is_dir():
             raise InputError(f"{root}: no such image folder")
         names: dict[str, str] = {}
-        for path in _image_files(root):
+        for path in image_files(root):
             name, id = path.relative_to(root).as_posix(), path.stem
             if names.setdefault(id, name) != name and not _same_content(root / names[id], path):
                 raise InputError(f"{root}: two different images have the id {id!r}: {names[id]} and {name}; keep one of them")
@@ -48,7 +48,8 @@ class ImageFolder:
         return tuple(id for id in dict.fromkeys(ids) if id not in self.names)
 
 
-def _image_files(root: Path) -> list[Path]:
+def image_files(root: Path) -> list[Path]:
+    """The images under `root`, by path; hidden files are left out. Raises InputError where a folder cannot be listed."""
     found: list[Path] = []
     seen: set[str] = set()  # folders by their real path: links may lead in circles
     for directory, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):

@@ -33,7 +33,7 @@ class Query:
 
     id: the dataset's own. text: as annotated, possibly empty. targets: the valid answers, the labelled one first; none
     where a dataset keeps them secret. exclude: left out of the query's ranking. subset: what a second ranking is
-    restricted to (CIRR).
+    restricted to (CIRR). aspects: what kind of change the text asks for, where a dataset says so (CIRCO val).
     """
 
     id: str
@@ -43,6 +43,7 @@ class Query:
     exclude: tuple[str, ...] = ()
     subset: tuple[str, ...] = ()
     preference: Preference | None = None
+    aspects: tuple[str, ...] = ()
 
     @property
     def wordless(self) -> bool:

@@ -93,7 +93,14 @@ def tint(cell: NDArray[np.uint8], colour: tuple[int, int, int], *, size: int = 6
     return Image.fromarray(np.clip(244 * (1 - cover) + shaded * cover, 0, 255).astype(np.uint8))
 
 
-def _with_article(category: str) -> str:
+def texts_for(attribute: str, value: str) -> tuple[str, ...]:
+    """Every text that asks for `value` of the colour or the category."""
+    said, forms = (value, COLOUR_TEXTS) if attribute == "colour" else (with_article(value), CATEGORY_TEXTS)
+    return tuple(form.format(said) for form in forms)
+
+
+def with_article(category: str) -> str:
+    """`a coat`, `an ankle boot`, `trousers`."""
     return category if category == "trousers" else f"an {category}" if category[0] in "aeiou" else f"a {category}"
 
 
@@ -117,23 +124,23 @@ def _triplets(
         reference = shown[int(rng.integers(len(shown)))]
         if rng.random() < 0.5:
             options = [other for other in by_product[reference.category, reference.cell] if other.colour != reference.colour]
-            forms, attribute = COLOUR_TEXTS, "colour"
+            attribute = "colour"
         else:
             category = int((reference.category + rng.integers(1, len(CATEGORIES))) % len(CATEGORIES))
             options = by_kind.get((category, reference.colour), [])
-            forms, attribute = CATEGORY_TEXTS, "category"
+            attribute = "category"
         if not options:
             continue
         target = options[int(rng.integers(len(options)))]
         value = target.colour if attribute == "colour" else CATEGORIES[target.category]
         if (reference.name, value) in taken:
             continue
-        said = value if attribute == "colour" else _with_article(value)
+        texts = texts_for(attribute, value)
         records.append(
             TripletRecord(
                 reference=reference.name,
                 target=target.name,
-                text=forms[int(rng.integers(len(forms)))].format(said),
+                text=texts[int(rng.integers(len(texts)))],
                 attributes={attribute: value},
                 allowed={attribute: [value]},
                 held_out=is_held_out(target.category, target.colour),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import InputError
 
+from .derived_labels import derive_labels
 from .records import ImageRecord, TripletRecord, check_texts, read_jsonl
 from .wordings import Wordings
 
@@ -34,7 +35,7 @@ class TripletData:
 
     images: names relative to the image folder. reference, target: (T,) int64 image positions.
     named: (T, A) bool, whether the text names the attribute: from the triplet's `attributes`, else by the vocabulary's
-    word lexicon. labels: (I, A) int64 value positions, -1 unknown. wordings: None where every triplet has one text.
+    words and values. labels: (I, A) int64 value positions, -1 unknown. wordings: None where every triplet has one text.
     references_ranked: whether the dataset's protocol leaves a query's reference in its own ranking (FashionIQ does).
     """
 
@@ -99,18 +100,23 @@ def build_triplets(
     *,
     image_records: Sequence[ImageRecord] = (),
     references_ranked: bool = False,
+    guessed: Sequence[ImageRecord] = (),
+    derive: bool = True,
     where: str = "triplets",
 ) -> TripletData:
     """Arrays from records. `image_records` label images (any that no triplet uses are added to the images).
 
-    What `image_records` do not say of a target, its triplets' `attributes` do.
+    What `image_records` do not say of a target, its triplets' `attributes` do; what these do not say either, the texts of its
+    triplets without `attributes` do, with `derive` (docs/attributes.md has the rules), and then `guessed`, labels of images
+    that are less sure than a text.
     """
     check_texts(records, where=where)
-    vocabulary = _with_observed_values(vocabulary, [*(r.attributes or {} for r in records), *(r.attributes for r in image_records)])
+    stated = [r.attributes or {} for r in records]
+    filled = _with_observed_values(vocabulary, [*stated, *(r.attributes for r in image_records)])
     names = dict.fromkeys(name for r in records for name in (r.reference, r.target))
     images = tuple(dict.fromkeys([*names, *(r.image for r in image_records)]))
     position = {name: i for i, name in enumerate(images)}
-    index = _value_index(vocabulary)
+    index = _value_index(filled)
     labels = np.full((len(images), len(index)), -1, np.int64)
     named = np.zeros((len(records), len(index)), bool)
     for row, record in enumerate(records):
@@ -121,12 +127,17 @@ def build_triplets(
         if unknown:
             raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
         named[row] = [name in record.attributes for name in vocabulary.names]
-        stated = np.asarray(_label_row(record.attributes, vocabulary, index, f"{where}, target {record.target}"))
-        labels[position[record.target]] = np.where(stated >= 0, stated, labels[position[record.target]])
+        row_labels = np.asarray(_label_row(record.attributes, filled, index, f"{where}, target {record.target}"))
+        at = position[record.target]
+        labels[at] = np.where(row_labels >= 0, row_labels, labels[at])
     if image_records:
         rows = [position[r.image] for r in image_records]
-        given = label_images(image_records, vocabulary)
+        given = label_images(image_records, filled)
         labels[rows] = np.where(given >= 0, given, labels[rows])
+    if derive:
+        derived = derive_labels(records, vocabulary)
+        _fill(labels, {position[image]: row for image, row in derived.items()})
+    _fill(labels, {position[r.image]: row for r, row in zip(guessed, label_images(guessed, filled), strict=True) if r.image in position})
     return TripletData(
         images=images,
         texts=tuple(r.text for r in records),
@@ -140,13 +151,21 @@ def build_triplets(
     )
 
 
-def load_triplets(path: Path, vocabulary: AttributeVocabulary, *, image_labels: Path | None = None, prefix: str = "") -> TripletData:
+def _fill(labels: NDArray[np.int64], rows: Mapping[int, ArrayLike]) -> None:
+    """Put values into `labels` where these are unknown; `rows` by image position."""
+    for at, row in rows.items():
+        labels[at] = np.where(labels[at] >= 0, labels[at], row)
+
+
+def load_triplets(
+    path: Path, vocabulary: AttributeVocabulary, *, image_labels: Path | None = None, prefix: str = "", derive: bool = True
+) -> TripletData:
     """Read `path` (JSON lines of triplets) and, where given, `image_labels` (JSON lines of image attributes).
 
-    `prefix` keeps only the labelled images whose name starts with it: a split of a dataset.
+    `prefix` keeps only the labelled images whose name starts with it: a split of a dataset. `derive`: as in `build_triplets`.
     """
     images = [r for r in read_jsonl(image_labels, ImageRecord) if r.image.startswith(prefix)] if image_labels else []
-    return build_triplets(read_jsonl(path, TripletRecord), vocabulary, image_records=images, where=str(path))
+    return build_triplets(read_jsonl(path, TripletRecord), vocabulary, image_records=images, derive=derive, where=str(path))
 
 
 def label_images(records: Sequence[ImageRecord], vocabulary: AttributeVocabulary) -> NDArray[np.int64]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,16 +19,28 @@ from ..data.damage import Progress, require_readable
 from ..data.public.base import Benchmark, Options
 from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
-from .metrics import filter_ranking, mean_average_precision_at_k, preference_accuracy, preference_ratio, recall_at_k
+from .metrics import PerQuery, filter_ranking, mean_average_precisions, preference_accuracy, preference_ratio, recalls
+from .probes.report import ProbeReport
 from .protocol import Embeddings
 
 
+class AspectFigure(Contract, frozen=True):
+    """mAP@10 of the queries that have one semantic aspect, and its 95 % bootstrap interval over them."""
+
+    queries: int
+    map_at_10: float
+    interval: tuple[float, float]
+
+
 class SetReport(Contract, frozen=True):
-    """One query set. `figures` are in [0, 1]; none where the targets are secret."""
+    """One query set. `figures` are in [0, 1]; none where the targets are secret. `aspects`: CIRCO val, whose queries say what kinds of
+    change they ask for, several each."""
 
     name: str
     coverage: Coverage
     figures: dict[str, float]
+    aspects: dict[str, AspectFigure] = msgspec.field(default_factory=dict)
+    probes: ProbeReport | None = None
 
 
 class BenchmarkReport(Contract, frozen=True):
@@ -53,22 +67,51 @@ class Ranker(Protocol):
     def __call__(self, queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings: ...
 
 
-def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+Probing = Callable[[QuerySet, Path, Sequence[str], Embeddings], ProbeReport]
+"""Probes of one ranked query set: it, the image folder, the gallery's files in it, and what the model made of the set."""
+
+
+def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """Recall@10 and @50 of the labelled target."""
-    return {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (10, 50)}
+    return recalls(ranked, queries.target, (10, 50))
 
 
-def cirr_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+def cirr_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """Recall@1, 5, 10, 50, and recall@1, 2, 3 of the ranking filtered to the other five members of the image set."""
     subset = filter_ranking(ranked, [queries.positions(query.subset) for query in queries.queries])
-    figures = {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (1, 5, 10, 50)}
-    return figures | {f"subset_recall_at_{k}": recall_at_k(subset, queries.target, k) for k in (1, 2, 3)}
+    within = recalls(subset, queries.target, (1, 2, 3))
+    return recalls(ranked, queries.target, (1, 5, 10, 50)) | {f"subset_{name}": figure for name, figure in within.items()}
 
 
-def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, float]:
+def circo_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
     """mAP@5, 10, 25, 50 over all ground truths, and recall at the same depths of the target alone."""
-    figures = {f"map_at_{k}": mean_average_precision_at_k(ranked, queries.relevant, k) for k in (5, 10, 25, 50)}
-    return figures | {f"recall_at_{k}": recall_at_k(ranked, queries.target, k) for k in (5, 10, 25, 50)}
+    depths = (5, 10, 25, 50)
+    return mean_average_precisions(ranked, queries.relevant, depths) | recalls(ranked, queries.target, depths)
+
+
+def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, AspectFigure]:
+    """mAP@10 by semantic aspect, the most frequent first; empty where the queries have none."""
+    counts = Counter(aspect for query in queries.queries for aspect in query.aspects)
+    out = {}
+    for aspect, _ in counts.most_common():
+        rows = [row for row, query in enumerate(queries.queries) if aspect in query.aspects]
+        relevant = [queries.positions(queries.queries[row].targets) for row in rows]
+        figure = mean_average_precisions(ranked[rows], relevant, (10,))["map_at_10"]
+        out[aspect] = AspectFigure(queries=figure.queries, map_at_10=figure.value, interval=figure.interval())
+    return out
+
+
+def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
+    """The figures by query of FashionIQ, CIRR or CIRCO. Raises InputError for another dataset."""
+    match dataset:
+        case "fashioniq":
+            return fashioniq_figures(queries, ranked)
+        case "cirr":
+            return cirr_figures(queries, ranked)
+        case "circo":
+            return circo_figures(queries, ranked)
+        case _:
+            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
 
 
 def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:
@@ -92,17 +135,9 @@ def figures(dataset: str, queries: QuerySet, found: Embeddings) -> dict[str, flo
     """The dataset's figures of one query set; none where its targets are secret."""
     if queries.secret:
         return {}
-    match dataset:
-        case "hp-fashioniq":
-            return preference_figures(queries, found)
-        case "fashioniq":
-            return fashioniq_figures(queries, found.ranked)
-        case "cirr":
-            return cirr_figures(queries, found.ranked)
-        case "circo":
-            return circo_figures(queries, found.ranked)
-        case _:
-            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo or hp-fashioniq")
+    if dataset == "hp-fashioniq":
+        return preference_figures(queries, found)
+    return {name: figure.value for name, figure in ranking_figures(dataset, queries, found.ranked).items()}
 
 
 def summary(dataset: str, sets: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -128,10 +163,12 @@ def evaluate_benchmark(
     allow_missing: bool = False,
     prepared: Callable[[QuerySet, Coverage], None] = lambda queries, coverage: None,
     checked: Progress = lambda done, total: None,
+    probe: Probing | None = None,
 ) -> tuple[BenchmarkReport, tuple[RankedSet, ...]]:
     """Rank every query set of a split and work out its figures.
 
-    `prepared` is told of each query set before the first is ranked, `checked` of the images looked at. Raises InputError, for
+    `prepared` is told of each query set before the first is ranked, `checked` of the images looked at; `probe` looks at each query set
+    once it is ranked. Raises InputError, for
     images that are missing or damaged, too, before any is encoded.
     """
     options = options or Options()
@@ -143,8 +180,13 @@ def evaluate_benchmark(
     require_readable(folder.root, list(names), progress=checked)  # all of them at once, and before the hours of work
     sets, ranked = [], []
     for queries, coverage in placed:
-        found = rank(queries, folder.root, [folder.names[id] for id in queries.gallery])
-        sets.append(SetReport(name=queries.name, coverage=coverage, figures=figures(benchmark.name, queries, found)))
+        files = [folder.names[id] for id in queries.gallery]
+        found = rank(queries, folder.root, files)
+        sets.append(SetReport(
+            name=queries.name, coverage=coverage, figures=figures(benchmark.name, queries, found),
+            aspects=aspect_figures(queries, found.ranked),
+            probes=None if probe is None else probe(queries, folder.root, files, found),
+        ))  # fmt: skip
         ranked.append(RankedSet(queries, found.ranked))
     report = BenchmarkReport(
         dataset=benchmark.name, split=split, protocol=benchmark.describe(options), sets=tuple(sets),

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+F64 = NDArray[np.float64]
 
-def recall_at_k(ranked: NDArray[np.int64], targets: NDArray[np.int64], k: int) -> float:
-    """Share of queries whose labelled target (Q,) is among the first `k` of `ranked` (Q, K), padded with -1."""
-    if len(targets) == 0:
-        return float("nan")
-    return float((ranked[:, :k] == targets[:, None]).any(axis=1).mean())
+
+@dataclass(frozen=True, eq=False)
+class PerQuery:
+    """A figure over Q queries: the sum of `numerator` over the sum of `denominator`, both (Q,) float64.
+
+    A query that the figure does not concern counts 0 in both. Kept by query, so that intervals and paired differences can be worked out.
+    """
+
+    numerator: F64
+    denominator: F64
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic] | Sequence[float], counted: NDArray[np.generic] | Sequence[float] | float = 1.0) -> PerQuery:
+        """The mean of `values` (Q,), weighted by `counted`: 0 or 1 says which queries count, where what is 0 there may be NaN."""
+        above = np.asarray(values, np.float64)
+        below = np.broadcast_to(np.asarray(counted, np.float64), above.shape)
+        return cls(np.where(below == 0, 0.0, above * below), below)
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing counts."""
+        below = float(self.denominator.sum())
+        return float(self.numerator.sum()) / below if below else float("nan")
+
+    @property
+    def queries(self) -> int:
+        """How many queries count."""
+        return int(np.count_nonzero(self.denominator))
+
+    def interval(self, *, level: float = 0.95, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap interval over the queries; NaN where nothing counts."""
+        if not self.denominator.any():
+            return float("nan"), float("nan")
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(len(self.numerator), size=(rounds, len(self.numerator)))
+        above, below = self.numerator[rows].sum(axis=1), self.denominator[rows].sum(axis=1)
+        low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+
+def hits_at_k(ranked: NDArray[np.int64], targets: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """(Q,): whether the labelled target (Q,) is among the first `k` of `ranked` (Q, K), padded with -1."""
+    found: NDArray[np.bool_] = (ranked[:, :k] == targets[:, None]).any(axis=1)
+    return found
 
 
 def average_precision_at_k(ranked: Sequence[int], relevant: Sequence[int], k: int) -> float:
@@ -26,17 +67,25 @@ def average_precision_at_k(ranked: Sequence[int], relevant: Sequence[int], k: in
     return total / min(len(wanted), k) if wanted else 0.0
 
 
-def mean_average_precision_at_k(ranked: NDArray[np.int64], relevant: Sequence[Sequence[int]], k: int) -> float:
-    """Mean of `average_precision_at_k` over the queries that have a relevant item."""
-    values = [average_precision_at_k(row.tolist(), wanted, k) for row, wanted in zip(ranked, relevant, strict=True) if len(wanted)]
-    return float(np.mean(values)) if values else float("nan")
+def recalls(ranked: NDArray[np.int64], targets: NDArray[np.int64], depths: Sequence[int]) -> dict[str, PerQuery]:
+    """`recall_at_{k}`: the share of queries whose labelled target is among the first k."""
+    return {f"recall_at_{k}": PerQuery.of(hits_at_k(ranked, targets, k)) for k in depths}
 
 
-def precision_at_k(ranked: NDArray[np.int64], relevant: Sequence[Sequence[int]], k: int) -> tuple[float, float]:
-    """Mean share of the first `k` that is relevant, and the most that any ranking could reach (min(|relevant|, k) / k)."""
-    found = [np.isin(row[:k], list(wanted)).sum() / k for row, wanted in zip(ranked, relevant, strict=True)]
-    attainable = [min(len(wanted), k) / k for wanted in relevant]
-    return (float(np.mean(found)), float(np.mean(attainable))) if found else (float("nan"), float("nan"))
+def mean_average_precisions(ranked: NDArray[np.int64], relevant: Sequence[Sequence[int]], depths: Sequence[int]) -> dict[str, PerQuery]:
+    """`map_at_{k}`: the mean of `average_precision_at_k` over the queries that have a relevant item."""
+    has = [bool(len(wanted)) for wanted in relevant]
+    rows = ranked.tolist()
+    return {
+        f"map_at_{k}": PerQuery.of([average_precision_at_k(row, wanted, k) for row, wanted in zip(rows, relevant, strict=True)], has)
+        for k in depths
+    }
+
+
+def relative_precision(ranked: NDArray[np.int64], relevant: Sequence[Sequence[int]], k: int) -> PerQuery:
+    """How many of the first `k` are relevant, over the most that any ranking could have: min(|relevant|, k)."""
+    found = np.asarray([np.isin(row[:k], list(wanted)).sum() for row, wanted in zip(ranked, relevant, strict=True)], np.float64)
+    return PerQuery(found / k, np.asarray([min(len(wanted), k) / k for wanted in relevant], np.float64))
 
 
 def filter_ranking(ranked: NDArray[np.int64], subsets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -71,13 +120,3 @@ def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     below = np.searchsorted(ordered, positives, side="left")
     not_above = np.searchsorted(ordered, positives, side="right")
     return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
-
-
-def bootstrap_interval(values: NDArray[np.floating], *, level: float = 0.95, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of per-query `values`."""
-    if len(values) == 0:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -28,7 +28,7 @@ from ..features import image_token_blocks
 from ..model import DQEModel
 from .benchmarks import figures as benchmark_figures
 from .benchmarks import summary
-from .metrics import recall_at_k
+from .metrics import recalls
 from .protocol import Embeddings, EvaluationSet, evaluation_set, load_evaluation_set, summarise
 from .pytorch import embed
 
@@ -91,7 +91,8 @@ class EvaluationSplit:
         def figures(found: Sequence[Embeddings]) -> Figures:
             pairs = list(zip(sets, found, strict=True))
             by_set = [benchmark_figures(benchmark.name, s.queries, f) for s, f in pairs]
-            means = {f"recall_at_{k}": float(np.mean([recall_at_k(f.ranked, s.queries.target, k) for s, f in pairs])) for k in DEPTHS}
+            found_by_set = [recalls(f.ranked, s.queries.target, DEPTHS) for s, f in pairs]
+            means = {name: float(np.mean([each[name].value for each in found_by_set])) for name in found_by_set[0]}
             if len(sets) == 1:
                 return by_set[0] | means | summary(benchmark.name, by_set)
             parts = {f"{s.queries.name}/{name}": value for s, each in zip(sets, by_set, strict=True) for name, value in each.items()}

@@ -100,6 +100,10 @@ class Benchmark(Protocol):
         """Training triplets; reference and target are ids."""
         ...
 
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        """Words that the dataset's files have for an image of the training split, by id; empty where there are none."""
+        ...
+
 
 def read_annotations(path: Path, kind: type[T]) -> T:
     """JSON as `kind`; keys that it does not know are the dataset's own business. Raises InputError."""

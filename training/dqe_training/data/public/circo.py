@@ -6,6 +6,7 @@ gallery is what the image folder holds. Ids are COCO's, as twelve digits. The re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,7 @@ class Annotation(msgspec.Struct, frozen=True):
     shared_concept: str = ""
     target_img_id: int | None = None
     gt_img_ids: list[int] = []
+    semantic_aspects: list[str] = []
 
 
 class CocoImage(msgspec.Struct, frozen=True):
@@ -84,6 +86,9 @@ class CIRCO:
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: CIRCO has no training split; train on FashionIQ, CIRR or triplets of your own")
 
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
     def _gallery(self, images: ImageFolder | None) -> tuple[str, ...]:
         name = "annotations/image_info_unlabeled2017.json"
         listed = next((p for p in (self.directory / "COCO2017_unlabeled" / name, self.directory / name) if p.is_file()), None)
@@ -105,5 +110,5 @@ class CIRCO:
                 text = f"{entry.shared_concept}, {text}"
             valid = [entry.target_img_id, *entry.gt_img_ids] if entry.target_img_id is not None else []
             targets = tuple(dict.fromkeys(coco_name(image) for image in valid if image is not None))
-            queries.append(Query(id, coco_name(entry.reference_img_id), text, targets))
+            queries.append(Query(id, coco_name(entry.reference_img_id), text, targets, aspects=tuple(entry.semantic_aspects)))
         return Part(split, "", tuple(queries), galleries, tuple(blank))

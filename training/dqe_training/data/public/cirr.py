@@ -6,6 +6,7 @@ ranking; the subset ranking keeps the other five members of the image set.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -75,6 +76,9 @@ class CIRR:
                 raise InputError(f"{path}, pair {pair.pairid}: no target_hard; training needs one")
             records.append(TripletRecord(reference=pair.reference, target=pair.target_hard, text=pair.caption))
         return tuple(records)
+
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
 
     def _files(self, split: str) -> tuple[Path, Path]:
         root = self.directory

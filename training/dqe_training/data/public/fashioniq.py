@@ -2,12 +2,12 @@
 
 Files: `captions/cap.{category}.{split}.json`, `image_splits/split.{category}.{split}.json`. The reference stays in its
 own ranking. The gallery is the split's image list ("original"), or the union of the validation references and targets
-("val"), which is smaller and gives higher figures.
+("val"), which is smaller and gives higher figures. Attribute labels of the images, where there are any: `fashioniq_tags`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -20,6 +20,7 @@ from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
 from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
+from .fashioniq_tags import read_tags
 
 CATEGORIES = ("dress", "shirt", "toptee")
 SPLITS = ("train", "val", "test")
@@ -92,6 +93,9 @@ class FashionIQ:
                 text, wordings = join_captions(pair.captions)
                 records.append(TripletRecord(reference=pair.candidate, target=pair.target, text=text, wordings=wordings))
         return tuple(records)
+
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return read_tags(self.directory, CATEGORIES, "train")
 
     def _captions(self, split: str, category: str) -> tuple[Path, list[CaptionedPair]]:
         path = self.directory / "captions" / f"cap.{category}.{split}.json"

@@ -7,6 +7,7 @@ begin with a placeholder. Sentences are read as they are, the authors' "dotmark"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -75,6 +76,9 @@ class HPFashionIQ:
 
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: HP-FashionIQ is for evaluation; train on FashionIQ")
+
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
 
     def _queries(self, file: Path) -> tuple[Query, ...]:
         queries = []

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from dqe_engine.contracts.parsing import Contract
-from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import InputError
 
 from ..image_folder import ImageFolder
 from ..queries import WORDLESS_TEXT, QuerySet
 from ..records import TripletRecord
 from ..triplets import TripletData, build_triplets, read_vocabulary
+from ..vocabularies import dataset_vocabulary
 from .base import Benchmark
+from .fashioniq_tags import tag_labels
 
 
 class Coverage(Contract, frozen=True):
@@ -85,14 +88,21 @@ def _missing(name: str, images: ImageFolder, missing: list[str], total: int) -> 
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """The training split of a public dataset, as `train_run` takes it: records whose images are files under `images`."""
+    """The training split of a public dataset, as `train_run` takes it: records whose images are files under `images`.
+
+    `dataset` is its name, which says the vocabulary where none is given; `tags` are words that the dataset has for an image.
+    `derive`: values that nothing states are derived from the texts (docs/attributes.md).
+    """
 
     records: tuple[TripletRecord, ...]
     images: Path
     name: str
     coverage: Coverage
+    dataset: str
     vocabulary: Path | None = None
     references_ranked: bool = False
+    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    derive: bool = True
 
     @classmethod
     def open(
@@ -116,12 +126,16 @@ class BenchmarkSource:
             queries=len(placed), of_queries=len(records), images=len(names) - len(missing), of_images=len(names),
             wordless=sum(r.text == WORDLESS_TEXT for r in placed),
         )  # fmt: skip
-        return cls(placed, folder.root, f"{benchmark.name} train", coverage, vocabulary, benchmark.references_ranked)
+        tags = {folder.names[image]: words for image, words in benchmark.training_tags().items() if image in folder.names}
+        return cls(placed, folder.root, f"{benchmark.name} train", coverage, benchmark.name, vocabulary, benchmark.references_ranked, tags)
 
     def read_vocabulary(self) -> AttributeVocabulary:
-        """The one given, or the paper's colour and shape."""
-        return PAPER_VOCABULARY if self.vocabulary is None else read_vocabulary(self.vocabulary)
+        """The one given, or the dataset's own."""
+        return dataset_vocabulary(self.dataset) if self.vocabulary is None else read_vocabulary(self.vocabulary)
 
     def read(self, vocabulary: AttributeVocabulary) -> TripletData:
         """The triplets in arrays. Raises InputError."""
-        return build_triplets(self.records, vocabulary, references_ranked=self.references_ranked, where=self.name)
+        return build_triplets(
+            self.records, vocabulary, references_ranked=self.references_ranked, guessed=tag_labels(self.tags, vocabulary),
+            derive=self.derive, where=self.name,
+        )  # fmt: skip
