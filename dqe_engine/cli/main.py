@@ -17,9 +17,9 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "huggingface_hub"), ("train",)),
+    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "huggingface_hub", "matplotlib"), ("train",)),
     "peft": ("lora",),
-    **dict.fromkeys(("onnx", "onnxscript", "jinja2", "matplotlib"), ("export",)),
+    **dict.fromkeys(("onnx", "onnxscript", "jinja2"), ("export",)),
     "onnxruntime": ("cpu", "gpu"),
 }
 """Optional packages by the name they are imported as, and the extras of which one brings them."""

@@ -24,10 +24,10 @@ from dqe_training.distributed import World, joined_world
 from dqe_training.encoding import TrainingImages
 from dqe_training.model.adapters import prepare_finetuning
 from dqe_training.optim import build_optimizer
-from dqe_training.refresh import mine_shared
 from dqe_training.step import Batch, TrainingStep
 from dqe_training.tokenizer import build_tokenizer
 from dqe_training.trainer import Trainer
+from dqe_training.trns.refreshing import mine_shared
 from dqe_training.workflow import build_model, make_tokenizer
 
 SHARE = 0.3  # of the relevance distribution, so that target similarities matter

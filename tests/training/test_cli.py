@@ -213,6 +213,24 @@ def test_a_mistake_in_a_process_of_its_own(arguments: list[str], said: str, tmp_
     assert finished.stderr.count("\n") == 1
 
 
+def test_the_package_gives_what_users_call_without_loading_torch() -> None:
+    code = """
+import sys, dqe_training
+assert dqe_training.load_config("garments").optim.epochs > 0
+assert "torch" not in sys.modules
+assert set(dqe_training.__all__) == set(dqe_training._HOMES)
+for name in dqe_training.__all__:
+    assert getattr(dqe_training, name).__name__ == name
+try:
+    dqe_training.nothing
+except AttributeError as error:
+    print(error)
+"""
+    finished = in_a_process(code)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "module 'dqe_training' has no attribute 'nothing'"
+
+
 def test_help_imports_neither_torch_nor_onnxruntime() -> None:
     code = """
 import importlib, sys

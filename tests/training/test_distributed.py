@@ -30,7 +30,7 @@ from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
 from dqe_training.distributed import World, joined_world
-from dqe_training.refresh import mine_shared
+from dqe_training.trns.refreshing import mine_shared
 
 Tiny = tuple[TripletData, np.ndarray]
 STEPS = 15
@@ -140,8 +140,9 @@ def test_pooled_bounds_are_what_the_main_rank_says(tiny_data: Tiny) -> None:
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k.startswith("loss/") or k in ("step", "learning_rate")} for line in lines]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    return [{k: v for k, v in event.items() if k.startswith("loss/") or k in ("step", "learning_rate")} for event in steps]
 
 
 def finals(run: Path) -> list[dict[str, torch.Tensor]]:
@@ -260,8 +261,11 @@ def test_torchrun_starts_the_command(garments: Path, tmp_path: Path) -> None:
     done = len(losses_of(tmp_path / "run"))
     assert done < 200
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (0, f"{tmp_path / 'run' / 'model'}\n"), ended.stderr
-    assert load_checkpoint(tmp_path / "run" / "model").meta.progress.step == 200
+    assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (0, [str(tmp_path / "run" / "model")]), ended.stderr
+    progress = load_checkpoint(tmp_path / "run" / "model").meta.progress
+    assert progress.step == 200
+    assert progress.best is not None, "validated every epoch by the main rank"
+    assert load_checkpoint(tmp_path / "run" / "best").meta.progress.step == progress.best.step
     assert [e["step"] for e in losses_of(tmp_path / "run")] == list(range(1, 201))
 
 

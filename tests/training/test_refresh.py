@@ -15,12 +15,12 @@ from support.tiny_training import make_trainer, model_config, train_config
 
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_training import refresh as refresh_module
 from dqe_training.config import TRNSConfig
 from dqe_training.data.public.cirr import CIRR
 from dqe_training.data.public.fashioniq import FashionIQ
 from dqe_training.data.public.placing import BenchmarkSource
 from dqe_training.data.triplets import TripletData
+from dqe_training.trns import refreshing as refresh_module
 
 Tiny = tuple[TripletData, np.ndarray]
 Event = dict[str, Any]

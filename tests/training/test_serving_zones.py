@@ -12,8 +12,8 @@ from support.tiny_training import make_trainer, train_config
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_training.checkpoint import UNCALIBRATED_ZONES, load_checkpoint
 from dqe_training.data.triplets import TripletData
-from dqe_training.serving_zones import calibrate_zones
 from dqe_training.trainer import finish_run
+from dqe_training.trns.serving_zones import calibrate_zones
 
 
 @pytest.mark.parametrize("gallery", [3, 40, 250])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqe_training.trns import draw_negative
+from dqe_training.trns.drawing import draw_negative
 
 
 def mined_sets(rows: int = 4000, picks: int = 8) -> np.ndarray:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dqe_training.two_drops import between_drops, two_drop_negatives
+from dqe_training.trns.two_drops import between_drops, two_drop_negatives
 
 
 def unit(*shape: int, seed: int) -> np.ndarray:

@@ -1,0 +1,45 @@
+"""Training and evaluation of DQE-CIR models. What follows is what users call; each name is imported when it is first asked for, so that
+importing the package loads no PyTorch.
+
+    config = load_config("garments", ["optim.epochs=5"])
+    source, run = DataSource.from_directory(Path("data/garments")), Path("runs/mine")
+    train_run(config, source, run, validation=Validation(EvaluationSplit.of_folder(Path("data/garments"))))
+    figures = judge_checkpoint(run / "best", EvaluationSplit.of_folder(Path("data/garments"), "test"))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, load_checkpoint
+    from .config import TrainConfig, load_config
+    from .evaluation.split import EvaluationSplit, judge, judge_checkpoint
+    from .trainer import Trainer, finish_run
+    from .validation import Validation
+    from .workflow import DataSource, train_run
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "DataSource": "workflow",
+    "EvaluationSplit": "evaluation.split",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "Validation": "validation",
+    "finish_run": "trainer",
+    "judge": "evaluation.split",
+    "judge_checkpoint": "evaluation.split",
+    "load_checkpoint": "checkpoint",
+    "load_config": "config",
+    "train_run": "workflow",
+}
+
+__all__ = [
+    "Checkpoint", "DataSource", "EvaluationSplit", "TrainConfig", "Trainer", "Validation", "finish_run", "judge", "judge_checkpoint",
+    "load_checkpoint", "load_config", "train_run",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -15,7 +15,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError
 from dqe_engine.files import recover_directory, sha256_of
 
-from .config import TrainConfig
+from .config.schema import TrainConfig
 
 SCHEMA_VERSION = 4
 """1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: "quantile" bounds, and

@@ -11,7 +11,7 @@ import msgspec
 from dqe_engine.errors import CheckpointError
 
 from .checkpoint_meta import CheckpointMeta, parse_meta
-from .config import ModelConfig, TrainConfig
+from .config.schema import ModelConfig, TrainConfig
 
 _OF_THE_HEADS = frozenset({"attribute_weights", "weights_from", "qformer.dropout"})
 """What may be set over a checkpoint whose encoder stays what it is."""

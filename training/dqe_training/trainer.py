@@ -1,4 +1,4 @@
-"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in refresh.py, validation in validation.py."""
+"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in trns/, validation in validation.py."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from .model import DQEModel
 from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
 from .optim import build_optimizer, set_rate
 from .random_state import random_state, restore_random_state
-from .refresh import Negatives
 from .start import read_start
 from .step import Batch, TrainingStep
+from .trns.refreshing import Negatives
 from .validation import BEST, Validation, Validator
 
 

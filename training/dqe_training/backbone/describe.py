@@ -11,7 +11,7 @@ from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError
 
-from ..config import ModelConfig, QFormerConfig, VisionConfig
+from ..config.schema import ModelConfig, QFormerConfig, VisionConfig
 
 ARCHITECTURE = "Blip2ForImageTextRetrieval"
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers

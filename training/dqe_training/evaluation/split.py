@@ -22,14 +22,14 @@ from ..data.images import require_images
 from ..data.public.base import Benchmark, Options
 from ..data.public.placing import open_images, place_queries
 from ..data.queries import QuerySet
-from ..data.records import ImageRecord, TripletRecord, read_jsonl
 from ..encoding import evaluating
 from ..features import image_token_blocks
 from ..model import DQEModel
 from .benchmarks import figures as benchmark_figures
 from .benchmarks import summary
 from .metrics import recalls
-from .protocol import Embeddings, EvaluationSet, evaluation_set, load_evaluation_set, summarise
+from .own_data import load_own_data
+from .protocol import Embeddings, EvaluationSet, load_evaluation_set, summarise
 from .pytorch import embed
 
 Figures = dict[str, float]
@@ -63,12 +63,8 @@ class EvaluationSplit:
 
     @classmethod
     def of_triplets(cls, triplets: Path, images: Path) -> EvaluationSplit:
-        """Triplets of one's own. The gallery is every image that they name; a reference is left out of its own ranking, and only the
-        labelled target counts. Raises InputError."""
-        records = [msgspec.structs.replace(r, allowed=None) for r in read_jsonl(triplets, TripletRecord)]
-        names = sorted({name for r in records for name in (r.reference, r.target)})
-        evaluation = evaluation_set(records, [ImageRecord(image=name, attributes={}) for name in names], where=str(triplets))
-        return cls._of_set(triplets.name, evaluation, images)
+        """Triplets of one's own over the images that they name, as dqe-eval judges them. Raises InputError."""
+        return cls._of_set(triplets.name, load_own_data(triplets, images), images)
 
     @classmethod
     def _of_set(cls, name: str, evaluation: EvaluationSet, images: Path) -> EvaluationSplit:

@@ -14,13 +14,13 @@ from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones.mining import MiningJob, mine_negatives
 
-from .config import TRNSConfig
-from .data.triplets import TextBatcher, TripletData
-from .distributed import World
-from .encoding import TrainingImages, encode_queries
-from .model import DQEModel
+from ..config import TRNSConfig
+from ..data.triplets import TextBatcher, TripletData
+from ..distributed import World
+from ..encoding import TrainingImages, encode_queries
+from ..model import DQEModel
+from .drawing import draw_negative, mix_seeds
 from .serving_zones import calibrate_zones
-from .trns import draw_negative, mix_seeds
 from .two_drops import two_drop_negatives
 
 _CALIBRATION_QUERIES = 2_000

@@ -1,21 +1,14 @@
-"""Training configuration: frozen, typed, read from a preset or YAML file plus `section.key=value` overrides."""
+"""What a training is configured by: frozen, typed, checked."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import yaml
 
-from dqe_engine.contracts.parsing import Contract, parse
+from dqe_engine.contracts.parsing import Contract
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error
 
 
 def _check(config: msgspec.Struct, minimum: float, *names: str) -> None:
@@ -278,120 +271,3 @@ class TrainConfig(Contract, frozen=True):
     def vision_random(self) -> bool:
         """Whether the vision tower would stay as it is initialised: nothing brings another, and it does not train."""
         return not (self.vision_weights or self.backbone or self.start) and self.optim.vision_learning_rate == 0
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship."""
-    return sorted(p.name.removesuffix(".yaml") for p in files("dqe_training.presets").iterdir() if p.name.endswith(".yaml"))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: in PyYAML's 1.1, `1e-3` is text and `off` is a boolean."""
-
-
-_REPLACED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_REPLACED[0], re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _REPLACED[1],
-    re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date such as 2024-13-45
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(problem).split())}") from problem
-
-
-def _read(source: str) -> Any:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"{path}: no such configuration file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(describe_os_error(error, path)) from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    elif source in preset_names():
-        text = files("dqe_training.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
-    else:
-        raise InputError(f"{source!r}: no such preset; presets are {', '.join(preset_names())}, or give a .yaml file")
-    return _parse_yaml(text, source)
-
-
-def _override(data: dict[str, Any], assignment: str) -> None:
-    key, separator, value = assignment.partition("=")
-    if not separator or not key:
-        raise InputError(f"override {assignment!r}: expected section.key=value, for example optim.epochs=3")
-    *sections, last = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise InputError(f"override {assignment!r}: {section!r} is a value, not a section")
-    data[last] = _parse_yaml(value, f"override {assignment!r}") if value else ""
-
-
-def _named(key: str, data: dict[str, Any], overrides: Sequence[str]) -> str:
-    named = data.get(key, "")
-    for assignment in overrides:
-        if assignment.startswith(f"{key}="):
-            named = _parse_yaml(assignment.partition("=")[2], f"override {assignment!r}") or ""
-    return named if isinstance(named, str) else ""  # anything else is told by strict parsing
-
-
-def _with_defaults(given: Any, defaults: dict[str, Any]) -> Any:
-    """`given` over `defaults`, section by section; what is no section is left to strict parsing."""
-    if not isinstance(given, dict):
-        return given
-    merged = {k: _with_defaults(v, defaults[k]) if isinstance(defaults.get(k), dict) else v for k, v in given.items()}
-    return defaults | merged
-
-
-def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Parse a preset name or YAML path with overrides. Raises InputError naming the key and the valid ones.
-
-    Where a `backbone` is named, `model` starts from its configuration: it is fetched here if it is not on this machine,
-    and CheckpointError is raised when that fails or when its configuration is not one that a model can have. So it does where
-    a `start` is named, and CheckpointError is raised when there is no checkpoint, or when its weights do not fit what is set over it.
-    """
-    data = _read(source)
-    if not isinstance(data, dict):
-        raise InputError(f"{source}: expected a mapping of sections, got {type(data).__name__}")
-    described: ModelConfig | None = None
-    if start := _named("start", data, overrides):
-        from .start import check_start, read_start
-
-        described = read_start(start).config.model
-    elif backbone := _named("backbone", data, overrides):
-        from .backbone import describe_backbone, find_backbone
-
-        described = describe_backbone(find_backbone(backbone))
-    if described is not None:
-        data = data | {"model": _with_defaults(data.get("model", {}), msgspec.to_builtins(described))}
-    elif "model" not in data:
-        raise InputError(
-            f"{source}: no model section; add one, or name a checkpoint: backbone=owner/name or backbone=DIRECTORY of BLIP-2, "
-            "or start=RUN/model of dqe-train"
-        )
-    config = override(parse(TrainConfig, data, where=source), overrides, where=source)
-    if start and described is not None:
-        check_start(config, described)
-    return config
-
-
-def override(config: TrainConfig, overrides: Sequence[str], *, where: str) -> TrainConfig:
-    """`config` with `section.key=value` assignments, all made before the whole is parsed again. Raises InputError."""
-    if not overrides:
-        return config
-    data = msgspec.to_builtins(config)  # so that a section's other keys keep the defaults that it had without the override
-    for assignment in overrides:
-        _override(data, assignment)
-    return parse(TrainConfig, data, where=where)
