@@ -11,14 +11,6 @@ namespace dqe::cuda {
 struct Position {
     int64_t tile, step;
     int chunk;
-
-    __device__ void advance(const Scan& scan) {
-        if (++chunk < scan.chunks) return;
-        chunk = 0;
-        if (++step < scan.steps) return;
-        step = 0;
-        tile += gridDim.y;
-    }
 };
 
 // The columns of one step of one item tile.
@@ -67,11 +59,14 @@ __device__ uint4 load_unaligned(const unsigned char* from, int bytes) {
 // Brings a block's chunks into the stages of the ring, one after another; beyond the columns and beyond D they are filled with
 // zeros. A thread copies one 16-byte unit of every 32nd row. Where it reads is a pointer that moves on by a chunk; only a new
 // column tile costs an address calculation, unless rows are gathered or not aligned.
-template <int ElementBytes, int Rows>
+//
+// Plain: rows are aligned and not gathered, and an item takes one step. The code for anything else is then not there.
+template <int ElementBytes, int Rows, bool Plain>
 class Producer {
   public:
     __device__ explicit Producer(const Scan& scan) : scan_(scan), at_{int64_t{blockIdx.y}, 0, 0} {
         row_hop_ = kHop * scan.width * ElementBytes;
+        to_ = chunk_offset(threadIdx.x / 8, threadIdx.x % 8);
         seek();
     }
 
@@ -82,35 +77,38 @@ class Producer {
 
     // Start bringing the chunk into the stage at byte `stage` of shared memory.
     __device__ void load(int stage) const {
-        const int row = threadIdx.x / 8, unit = threadIdx.x % 8;
-        const int to = stage + chunk_offset(row, unit);  // 32 rows on, the swizzle is the same
-        if (!contiguous()) return load_elsewhere(to);
-        const int inside = at_.chunk * kChunkBytes + unit * 16 < static_cast<int>(scan_.width) * ElementBytes ? 16 : 0;
-        const uint32_t address = shared_address(shared_memory()) + to;
+        if constexpr (!Plain)
+            if (!contiguous()) return load_elsewhere(stage + to_);
+        const uint32_t address = shared_address(shared_memory()) + stage + to_;
+        const unsigned char* from = from_;
 #pragma unroll
-        for (int j = 0; j < kColumns / kHop; ++j) {
-            const int bytes = row + j * kHop < columns_ ? inside : 0;
+        for (int j = 0; j < kColumns / kHop; ++j, from += row_hop_) {
+            const int bytes = left_ > 0 && j * kHop < columns_ ? 16 : 0;
             // A copy of no bytes still needs an address: that of the items.
-            cp_async_16(address + j * kHop * kChunkBytes, bytes ? from_ + j * row_hop_ : scan_.items, bytes);
+            cp_async_16(address + j * kHop * kChunkBytes, bytes ? from : scan_.items, bytes);  // 32 rows on, the swizzle is the same
         }
     }
 
     __device__ void advance() {
-        from_ += kChunkBytes;
-        at_.advance(scan_);
-        if (at_.chunk == 0) seek();
+        from_ += kChunkBytes, left_ -= kChunkBytes;
+        if (++at_.chunk < scan_.chunks) return;
+        at_.chunk = 0;
+        if (Plain || ++at_.step == scan_.steps) at_.step = 0, at_.tile += gridDim.y;
+        seek();
     }
 
   private:
     static constexpr int kHop = kThreads / 8;
 
-    __device__ bool contiguous() const { return scan_.aligned && !scan_.gather; }
+    __device__ bool contiguous() const { return Plain || (scan_.aligned && !scan_.gather); }
 
     __device__ void seek() {
         if (!contiguous() || !more()) return;
         const ColumnTile tile(scan_, at_.tile, at_.step, Rows);
-        columns_ = tile.columns;
-        from_ = tile.column(scan_, threadIdx.x / 8, ElementBytes, Rows) + threadIdx.x % 8 * 16;
+        const int64_t token = tile.first_item * scan_.tokens + tile.first_token + threadIdx.x / 8;
+        columns_ = tile.columns - static_cast<int>(threadIdx.x / 8);
+        left_ = static_cast<int>(scan_.width) * ElementBytes - static_cast<int>(threadIdx.x % 8 * 16);
+        from_ = scan_.items + token * scan_.width * ElementBytes + threadIdx.x % 8 * 16;
     }
 
     __device__ void load_elsewhere(int to) const {
@@ -132,7 +130,8 @@ class Producer {
     Position at_;
     const unsigned char* from_ = nullptr;
     int64_t row_hop_;
-    int columns_ = 0;
+    int to_;                      // its place in a stage
+    int columns_ = 0, left_ = 0;  // of the tile, from its first row on; bytes of the row, from its unit on
 };
 
 template <int QueryRows>
@@ -289,17 +288,21 @@ __device__ void fold_step(Shared<float> scores, int columns, bool first, bool la
 
 // The products of a block's tiles, one after another: `visit(columns, step, products)` for each step of each tile. The barriers
 // of the next step's chunks lie between what one call of `visit` reads of shared memory and what the next one writes.
-template <Product product, int Rows, typename Visit>
-__device__ void multiply_items(const Scan& scan, const SharedPlan& plan, const Visit& visit) {
+//
+// Stages: their number, or 0 where only `scan` knows it. Plain: see Producer; and the queries stay in shared memory.
+template <Product product, int Rows, bool Plain, int Stages, typename Visit>
+__device__ void multiply_items(const Scan& scan, int ring, int stage_bytes, const Visit& visit) {
     constexpr int kParts = Format<product>::query_parts, kQueryChunk = Rows * kParts * kChunkBytes;
     const uint32_t shared = shared_address(shared_memory());
     const unsigned char* queries = scan.queries + int64_t{blockIdx.x} * scan.chunks * kQueryChunk;
-    Producer<Format<product>::element_bytes, Rows> producer(scan);
+    const bool resident = Plain || scan.resident;
+    const int stages = Stages ? Stages : scan.stages, past = ring + stages * stage_bytes;
+    Producer<Format<product>::element_bytes, Rows, Plain> producer(scan);
 
     const auto load = [&](int stage) {
         if (producer.more()) {
             producer.load(stage);
-            if (!scan.resident)
+            if (!resident)
                 for (int part = 0; part < kParts; ++part)
                     load_query_chunk<Rows>(queries + producer.chunk() * kQueryChunk + part * Rows * kChunkBytes,
                                            shared + stage + kItemStageBytes + part * Rows * kChunkBytes);
@@ -308,23 +311,25 @@ __device__ void multiply_items(const Scan& scan, const SharedPlan& plan, const V
         cp_async_commit();  // also where nothing was loaded: the count of groups is what is waited for
     };
 
-    if (scan.resident)  // joins the first stage's group
+    if (resident)  // joins the first stage's group
         for (int i = 0; i < scan.chunks * kParts; ++i)
             load_query_chunk<Rows>(queries + i * Rows * kChunkBytes, shared + i * Rows * kChunkBytes);
-    const int past = plan.ring + scan.stages * plan.stage;
-    int free = plan.ring, next = plan.ring;  // the stage to fill, the stage to use
-    const auto behind = [&](int stage) { return stage + plan.stage == past ? plan.ring : stage + plan.stage; };
-    for (; free + plan.stage < past; free += plan.stage) load(free);
+    int free = ring, next = ring;  // the stage to fill, the stage to use
+    const auto behind = [&](int stage) { return stage + stage_bytes == past ? ring : stage + stage_bytes; };
+    for (; free + stage_bytes < past; free += stage_bytes) load(free);
 
     for (int64_t tile = blockIdx.y; tile < scan.tiles; tile += gridDim.y)
-        for (int64_t step = 0; step < scan.steps; ++step) {
+        for (int64_t step = 0; step < (Plain ? 1 : scan.steps); ++step) {
             Accumulators<product, Rows> products;
             for (int chunk = 0; chunk < scan.chunks; ++chunk) {
-                cp_async_wait_for(scan.stages - 2);
+                if constexpr (Stages)
+                    cp_async_wait<Stages - 2>();
+                else
+                    cp_async_wait_for(stages - 2);
                 __syncthreads();  // the chunk is there for all, and all are done with the stage that is refilled now
                 load(free);
                 free = behind(free);
-                products.add(scan.resident ? chunk * kQueryChunk : next + kItemStageBytes, next);
+                products.add(resident ? chunk * kQueryChunk : next + kItemStageBytes, next);
                 next = behind(next);
             }
             visit(ColumnTile(scan, tile, step, Rows), step, products);
@@ -338,7 +343,7 @@ template <Product product, int Rows, typename Consumer>
 __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& consumer) {
     const Shared<float> scores = shared_view<float>(shared_memory() + plan.scores);
     const int64_t first_query = int64_t{blockIdx.x} * Rows;
-    multiply_items<product, Rows>(scan, plan, [&](const ColumnTile& columns, int64_t step, const Accumulators<product, Rows>& products) {
+    multiply_items<product, Rows, false, 0>(scan, plan.ring, plan.stage, [&](const ColumnTile& columns, int64_t step, const Accumulators<product, Rows>& products) {
         products.store([&](int row) {
             const int64_t query = first_query + row;
             const float unscale = query < scan.batch ? scan.unscale[query] : 0.0f;

@@ -12,6 +12,7 @@
 
 #include "query_kernels.hpp"
 #include "score_tile.hpp"
+#include "sieve.hpp"
 
 namespace dqe::cuda {
 
@@ -28,6 +29,17 @@ __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument a
     Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
     scan_items<product, Rows>(scan, plan, consumer);
     consumer.end();
+}
+
+// Two blocks on a multiprocessor, where shared memory allows: a warp waits between instructions for longer than the others need.
+template <Product product, int Rows>
+__global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidates list) {
+    const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
+    Sieve<product, Rows> sieve(scan, list, shared_memory() + (ring + kSieveStages * kItemStageBytes));
+    multiply_items<product, Rows, true, kSieveStages>(
+        scan, ring, kItemStageBytes,
+        [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) { sieve.take(columns, products); });
+    sieve.flush();
 }
 
 int64_t power_of_two_from(int64_t size) {
@@ -225,6 +237,34 @@ class Runner {
         }
     }
 
+    // Offer the items to the lists that are wanted, and count.
+    void offer(const Scan& scan, const Selection& selection) {
+        const bool top_alone = selection.want_top && !selection.want_picks && !selection.want_counts;
+        const bool half = plan_.product == Product::half, few = rows_ == 16;
+        if (top_alone && plan_.product != Product::single) {
+            if (few && half && start_sieve<Product::half, 16>(scan, selection.top)) return;
+            if (few && !half && start_sieve<Product::split_half, 16>(scan, selection.top)) return;
+            if (!few && half && start_sieve<Product::half, 64>(scan, selection.top)) return;
+            if (!few && !half && start_sieve<Product::split_half, 64>(scan, selection.top)) return;
+        }
+        scan_with<Select>(scan, selection);
+    }
+
+    // False where this kernel does not suit.
+    template <Product product, int Rows>
+    bool start_sieve(const Scan& scan, const Candidates& list) {
+        const int64_t shared = sieve_bytes(Rows, Format<product>::query_parts, scan.chunks);
+        if (!Sieve<product, Rows>::suits(scan) || shared > shared_limit_) return false;
+        if (scan.tiles == 0) return true;
+        const int64_t query_tiles = quotient_up(scan.batch, Rows);
+        const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, int64_t{2});
+        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
+        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
+        start(sieve_kernel<product, Rows>, grid, kThreads, static_cast<size_t>(shared), scan, list);
+        ++status_.passes;
+        return true;
+    }
+
     void prepare(int64_t first, int64_t batch) {
         const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
         const auto with = [&](auto kernel) {
@@ -334,17 +374,17 @@ class Runner {
                 rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
         while (count > 0) {
             cover(scan, rungs[--count]);
-            scan_with<Select>(scan, selection);
+            offer(scan, selection);
             finish(scan, selection, top, picks, false);
         }
 
         cover(scan, r_.size);
         selection.want_counts = counts;
-        scan_with<Select>(scan, selection);
+        offer(scan, selection);
         if (!lists) return synchronize();
         selection.want_counts = false;
         for (finish(scan, selection, top, picks, true); read_flag(1); finish(scan, selection, top, picks, true))
-            scan_with<Select>(scan, selection);
+            offer(scan, selection);
     }
 
     void synchronize() {
