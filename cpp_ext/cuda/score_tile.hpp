@@ -15,12 +15,13 @@ struct Position {
 
 // The columns of one step of one item tile.
 struct ColumnTile {
+    int64_t tile;
     int64_t first_item;  // or first place in `gather`
     int items;
     int64_t first_token;  // of the item, where an item takes several steps
     int columns;
 
-    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step, int query_rows) {
+    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step, int query_rows) : tile(tile) {
         first_item = tile * scan.stride * scan.items_per_tile;
         const int64_t end = scan.gather ? query_rows : scan.size;
         items = static_cast<int>(end - first_item < scan.items_per_tile ? end - first_item : scan.items_per_tile);
@@ -152,8 +153,8 @@ __device__ float score_of(const Scan& scan, const ColumnTile& columns, float val
     if constexpr (product != Product::split_half) return value;
     value *= unscale;
     if (value != value && unscale == unscale && query < scan.batch && column < columns.columns)
-        value = exact_dot(scan.exact_queries + query * scan.width,
-                          reinterpret_cast<const uint16_t*>(columns.column(scan, column, 2, Rows)), scan.width);
+        value = exact_dot(scan.exact_queries + query * scan.width, reinterpret_cast<const uint16_t*>(columns.column(scan, column, 2, Rows)),
+                          scan.width);
     return value;
 }
 
@@ -343,28 +344,29 @@ template <Product product, int Rows, typename Consumer>
 __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& consumer) {
     const Shared<float> scores = shared_view<float>(shared_memory() + plan.scores);
     const int64_t first_query = int64_t{blockIdx.x} * Rows;
-    multiply_items<product, Rows, false, 0>(scan, plan.ring, plan.stage, [&](const ColumnTile& columns, int64_t step, const Accumulators<product, Rows>& products) {
-        products.store([&](int row) {
-            const int64_t query = first_query + row;
-            const float unscale = query < scan.batch ? scan.unscale[query] : 0.0f;
-            return [&, row, query, unscale](int column, float value) {
-                scores[row * kScorePitch + column] = score_of<product, Rows>(scan, columns, value, unscale, query, column);
-            };
-        });
-        __syncthreads();
-        int stride = 1;
-        if (scan.steps > 1) {
-            fold_step<Rows>(scores, columns.columns, step == 0, step + 1 == scan.steps);
-            __syncwarp();
-            if (step + 1 < scan.steps) return;
-        } else if (scan.tokens > 1) {
-            stride = static_cast<int>(scan.tokens);
-            fold_tokens<Rows>(scores, columns.items, stride);
+    multiply_items<product, Rows, false, 0>(
+        scan, plan.ring, plan.stage, [&](const ColumnTile& columns, int64_t step, const Accumulators<product, Rows>& products) {
+            products.store([&](int row) {
+                const int64_t query = first_query + row;
+                const float unscale = query < scan.batch ? scan.unscale[query] : 0.0f;
+                return [&, row, query, unscale](int column, float value) {
+                    scores[row * kScorePitch + column] = score_of<product, Rows>(scan, columns, value, unscale, query, column);
+                };
+            });
             __syncthreads();
-        }
-        for (int row = threadIdx.x / 32; row < Rows && first_query + row < scan.batch; row += kWarps)
-            consumer.take(row, first_query + row, scores + row * kScorePitch, stride, columns.first_item, columns.items);
-    });
+            int stride = 1;
+            if (scan.steps > 1) {
+                fold_step<Rows>(scores, columns.columns, step == 0, step + 1 == scan.steps);
+                __syncwarp();
+                if (step + 1 < scan.steps) return;
+            } else if (scan.tokens > 1) {
+                stride = static_cast<int>(scan.tokens);
+                fold_tokens<Rows>(scores, columns.items, stride);
+                __syncthreads();
+            }
+            for (int row = threadIdx.x / 32; row < Rows && first_query + row < scan.batch; row += kWarps)
+                consumer.take(row, first_query + row, scores + row * kScorePitch, stride, columns.first_item, columns.items);
+        });
 }
 
 }  // namespace dqe::cuda

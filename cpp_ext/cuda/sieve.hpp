@@ -1,6 +1,7 @@
-// Top-k candidates straight from the registers that hold a tile's products: most tiles hold next to nothing that reaches its
-// query's limit, and then nothing is written anywhere. What does goes through a short queue of each warp, so that a trip to device
-// memory is paid for many entries at once. For what this does not cover (see `suits`), there is scan_items with Select.
+// What becomes of a tile's scores while they are still in the registers that the products left them in: top-k candidates, zone
+// counts and pick candidates. Most tiles hold next to nothing that reaches a limit, and then nothing is written anywhere. What does
+// goes through a short queue of each warp, so that a trip to device memory, or the drawing of keys, is paid for many entries at
+// once. For what this does not cover (see `suits`), there is scan_items with Select.
 #pragma once
 
 #include "consumers.hpp"
@@ -12,126 +13,213 @@ constexpr int kSieveStages = 4;
 constexpr int kQueued = 64;  // entries of a warp's queue: at least 32 more than none
 constexpr int kQueueBytes = kQueued * 16;
 
-// Shared memory of a block, in bytes: the queries, the ring, the queues.
+// Shared memory of a block, in bytes: the queries, the ring, queues for each warp, and where zones are wanted their bounds.
 __host__ __device__ constexpr int64_t sieve_ring(int query_rows, int query_parts, int chunks) {
     return int64_t{query_rows} * query_parts * chunks * kChunkBytes;
 }
-__host__ __device__ constexpr int64_t sieve_bytes(int query_rows, int query_parts, int chunks) {
-    return sieve_ring(query_rows, query_parts, chunks) + kSieveStages * kItemStageBytes + kWarps * kQueueBytes;
+__host__ __device__ constexpr int64_t sieve_bytes(int query_rows, int query_parts, int chunks, bool zones) {
+    const int64_t queues = kWarps * kQueueBytes;
+    return sieve_ring(query_rows, query_parts, chunks) + kSieveStages * kItemStageBytes + queues + (zones ? queues + query_rows * 12 : 0);
 }
 
-template <Product product, int Rows>
-class Sieve {
+// Entries that a warp has found and not yet dealt with. All of its lanes call these together; `deal(row, id, score)` is called for
+// 32 entries at a time, by a lane each.
+class Queue {
   public:
-    using Products = Accumulators<product, Rows>;
-    static constexpr int kSpan = Products::kWide * 8;  // columns of a warp
-
-    // Whether a warp's columns are whole items, rows can be copied 16 bytes at a time, and products are as they are below.
-    static bool suits(const Scan& scan) { return scan.aligned && !scan.gather && scan.tokens <= kSpan && kSpan % scan.tokens == 0; }
-
-    __device__ Sieve(const Scan& scan, const Candidates& list, Shared<unsigned char> queues) : scan_(scan), list_(list) {
+    __device__ explicit Queue(Shared<unsigned char> queues) {
         const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * kQueueBytes;
         ids_ = shared_view<int64_t>(mine), scores_ = shared_view<float>(mine + kQueued * 8), rows_ = shared_view<int>(mine + kQueued * 12);
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-            const int64_t query = query_of(group);
-            const bool wanted = query < scan.batch && list.pending[query];
-            limit_[group] = wanted ? static_cast<float>(list.limit_keys[query]) : __uint_as_float(0x7FC00000);  // NaN: nothing passes
-            if (product == Product::split_half) unscale_[group] = wanted ? scan.unscale[query] : 0.0f;
-        }
     }
 
-    __device__ void take(const ColumnTile& columns, const Products& products) {
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-            float best = products.value[group / 2][0][group % 2 * 2];
-#pragma unroll
-            for (int n = 0; n < Products::kWide; ++n)
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const float value = products.value[group / 2][n][group % 2 * 2 + i];
-                    // A split query's NaN asks for a second look; otherwise NaN never ranks, and hides what does if it is of no item.
-                    best = product == Product::split_half ? nan_max(best, value) : fmaxf(best, value);
-                }
-            if (product == Product::split_half) best *= unscale_[group];
-            const bool reached = best >= limit_[group] || (product == Product::split_half && best != best);
-            if (__ballot_sync(kAllLanes, reached)) offer(columns, products, group);
+    template <typename Deal>
+    __device__ void push(bool wanted, int row, int64_t id, float score, const Deal& deal) {
+        const unsigned mask = __ballot_sync(kAllLanes, wanted);
+        if (queued_ + __popc(mask) > kQueued) flush(deal);
+        if (wanted) {
+            const int at = queued_ + __popc(mask & ((1u << threadIdx.x % 32) - 1));
+            ids_[at] = id, scores_[at] = score, rows_[at] = row;
         }
+        queued_ += __popc(mask);
     }
 
-    // Send on what the queue holds.
-    __device__ void flush() {
+    template <typename Deal>
+    __device__ void flush(const Deal& deal) {
         __syncwarp();
-        for (int at = threadIdx.x % 32; at < queued_; at += 32) {
-            const int64_t query = int64_t{blockIdx.x} * Rows + rows_[at];
-            const auto place = static_cast<int64_t>(atomicAdd(&list_.counts[query], 1ull));
-            if (place >= list_.capacity) continue;
-            const int64_t to = query * list_.capacity + place;
-            const float score = scores_[at];
-            list_.keys[to] = score;
-            list_.ids[to] = ids_[at];
-            list_.scores[to] = score;
-        }
+        for (int at = threadIdx.x % 32; at < queued_; at += 32)
+            deal(static_cast<int>(rows_[at]), static_cast<int64_t>(ids_[at]), static_cast<float>(scores_[at]));
         __syncwarp();
         queued_ = 0;
     }
 
   private:
-    static constexpr int kGroups = Products::kTall * 2;  // of 8 rows; a lane has 2 * kWide values of one row of each
+    Shared<int64_t> ids_;
+    Shared<float> scores_;
+    Shared<int> rows_;
+    int queued_ = 0;
+};
+
+// Whose scores a lane holds: kGroups rows, 8 apart, and kPlaces columns of each. `group` and `place` name registers where they are
+// constants, so what takes them is inlined.
+template <Product product, int Rows>
+struct Lane {
+    using Products = Accumulators<product, Rows>;
+    static constexpr int kGroups = Products::kTall * 2;
+    static constexpr int kPlaces = Products::kWide * 2;
+    static constexpr int kSpan = Products::kWide * 8;  // columns of a warp
 
     __device__ static int row_of(int group) { return Products::top(threadIdx.x / 32) + group * 8 + threadIdx.x % 32 / 4; }
     __device__ static int64_t query_of(int group) { return int64_t{blockIdx.x} * Rows + row_of(group); }
     __device__ static int column_of(int place) {
         return Products::left(threadIdx.x / 32) + place / 2 * 8 + threadIdx.x % 4 * 2 + place % 2;
     }
+    __device__ static float value_of(const Products& products, int group, int place) {
+        return products.value[group / 2][place / 2][group % 2 * 2 + place % 2];
+    }
 
-    // Queue what passes of a group, by all lanes of the warp. Inlined, so that `group` is a constant and names registers.
-    __device__ __forceinline__ void offer(const ColumnTile& columns, const Products& products, int group) {
-        const int64_t query = query_of(group);
-        const int tokens = static_cast<int>(scan_.tokens);
-        float score[Products::kWide * 2];
+    // The scores of a group's places, each that of its whole item.
+    __device__ static __forceinline__ void scores_of(const Scan& scan, const ColumnTile& columns, const Products& products, int group,
+                                                     float unscale, float (&score)[kPlaces]) {
+        float any = value_of(products, group, 0);
 #pragma unroll
-        for (int place = 0; place < Products::kWide * 2; ++place)
-            score[place] = score_of<product, Rows>(scan_, columns, products.value[group / 2][place / 2][group % 2 * 2 + place % 2],
-                                                   unscale_[group], query, column_of(place));
-        if (tokens > 1) fold(score, tokens);
-        unsigned passing = 0;
-#pragma unroll
-        for (int place = 0; place < Products::kWide * 2; ++place) {
-            const int column = column_of(place);
-            const bool passes = score[place] >= limit_[group] && column < columns.columns && (column & (tokens - 1)) == 0;
-            passing |= unsigned{passes} << place;
+        for (int place = 0; place < kPlaces; ++place) {
+            score[place] = value_of(products, group, place);
+            if (product == Product::split_half) score[place] *= unscale, any = nan_max(any, score[place]);
         }
-        while (__ballot_sync(kAllLanes, passing != 0)) {
-            const int first = __ffs(static_cast<int>(passing)) - 1;
-            float mine = score[0];
+        if (product == Product::split_half && any != any)
 #pragma unroll
-            for (int place = 1; place < Products::kWide * 2; ++place)
-                if (place == first) mine = score[place];
-            const int64_t id = columns.first_item + column_of(first) / tokens;
-            const bool passes = passing && (mine > limit_[group] || static_cast<uint64_t>(id) <= static_cast<uint64_t>(list_.limit_ids[query])) &&
-                                !excluded(query, id);
-            queue(passes, row_of(group), id, mine);
-            passing &= passing - 1;
-        }
+            for (int place = 0; place < kPlaces; ++place)
+                score[place] =
+                    score_of<product, Rows>(scan, columns, value_of(products, group, place), unscale, query_of(group), column_of(place));
+        if (scan.tokens > 1) fold(score, static_cast<int>(scan.tokens));
     }
 
     // Every value becomes the score of its item: the largest of its tokens' columns, NaN if one is.
-    __device__ static void fold(float (&score)[Products::kWide * 2], int tokens) {
+    __device__ static __forceinline__ void fold(float (&score)[kPlaces], int tokens) {
 #pragma unroll
-        for (int place = 0; place < Products::kWide * 2; place += 2) {
+        for (int place = 0; place < kPlaces; place += 2) {
             float best = nan_max(score[place], score[place + 1]);
             for (int distance = 1; distance < 4 && distance * 2 < tokens; distance *= 2)
                 best = nan_max(best, __shfl_xor_sync(kAllLanes, best, distance));
             score[place] = score[place + 1] = best;
         }
 #pragma unroll
-        for (int distance = 2; distance < Products::kWide * 2; distance *= 2)  // 8 columns are 2 places on
+        for (int distance = 2; distance < kPlaces; distance *= 2)  // 8 columns are 2 places on
             if (distance * 4 < tokens)
 #pragma unroll
-                for (int place = 0; place < Products::kWide * 2; ++place)
-                    if ((place & distance) == 0)
-                        score[place] = score[place + distance] = nan_max(score[place], score[place + distance]);
+                for (int place = 0; place < kPlaces; ++place)
+                    if ((place & distance) == 0) score[place] = score[place + distance] = nan_max(score[place], score[place + distance]);
+    }
+
+    // Push the places of a group whose bit is set and that `passes(id, score)`.
+    template <typename Passes, typename Deal>
+    __device__ static __forceinline__ void push(Queue& queue, unsigned places, const ColumnTile& columns, int tokens, int group,
+                                                const float (&score)[kPlaces], const Passes& passes, const Deal& deal) {
+        while (__ballot_sync(kAllLanes, places != 0)) {
+            const int first = __ffs(static_cast<int>(places)) - 1;
+            float mine = score[0];
+#pragma unroll
+            for (int place = 1; place < kPlaces; ++place)
+                if (place == first) mine = score[place];
+            const int64_t id = columns.first_item + column_of(first) / tokens;
+            queue.push(places && passes(id, mine), row_of(group), id, mine, deal);
+            places &= places - 1;
+        }
+    }
+};
+
+// Whether a warp's columns are whole items, and rows can be copied 16 bytes at a time.
+inline bool sieve_suits(const Scan& scan, int span) {
+    return scan.aligned && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
+}
+
+template <Product product, int Rows>
+class Sieve {
+    using L = Lane<product, Rows>;
+    using Products = typename L::Products;
+
+  public:
+    __device__ Sieve(const Scan& scan, const Candidates& list, bool wanted, Shared<unsigned char> queues)
+        : scan_(scan), list_(list), queue_(queues) {
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            const bool pending = wanted && query < scan.batch && list.pending[query];
+            limit_[group] = pending ? static_cast<float>(list.limit_keys[query]) : __uint_as_float(0x7FC00000);  // NaN: nothing passes
+            if (product == Product::split_half) unscale_[group] = pending ? scan.unscale[query] : 0.0f;
+        }
+    }
+
+    // Queue what reaches its row's limit.
+    __device__ void take(const ColumnTile& columns, const Products& products) {
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            float best = L::value_of(products, group, 0);
+#pragma unroll
+            for (int place = 1; place < L::kPlaces; ++place) {
+                const float value = L::value_of(products, group, place);
+                // A split query's NaN asks for a second look; otherwise NaN never ranks.
+                best = product == Product::split_half ? nan_max(best, value) : fmaxf(best, value);
+            }
+            if (product == Product::split_half) best *= unscale_[group];
+            const bool reached = best >= limit_[group] || (product == Product::split_half && best != best);
+            if (__ballot_sync(kAllLanes, reached)) offer(columns, products, group);
+        }
+    }
+
+    // Instead of what passes: the best entry of each row among the warp's columns, in a place of the list that is its own. The
+    // wanted-th best of these bounds the wanted-th best of all from below, and nobody waits for a place. Where nothing ranks the
+    // entry is the padding of lists (key -inf, id -1).
+    __device__ void sample(const ColumnTile& columns, const Products& products) const {
+        const int tokens = static_cast<int>(scan_.tokens);
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            float score[L::kPlaces];
+            L::scores_of(scan_, columns, products, group, unscale_[group], score);
+            float best = -__uint_as_float(0x7F800000);
+            int column = -1;
+#pragma unroll
+            for (int place = 0; place < L::kPlaces; ++place)
+                if (score[place] > best && L::column_of(place) < columns.columns) best = score[place], column = L::column_of(place);
+            for (int distance = 1; distance < 4; distance *= 2) {
+                const float other = __shfl_xor_sync(kAllLanes, best, distance);
+                const int its_column = __shfl_xor_sync(kAllLanes, column, distance);
+                if (other > best) best = other, column = its_column;
+            }
+            if (threadIdx.x % 4 || query >= scan_.batch) continue;
+            int64_t id = column < 0 ? -1 : columns.first_item + column / tokens;
+            if (id >= 0 && excluded(query, id)) best = -__uint_as_float(0x7F800000), id = -1;
+            const int64_t at = query * list_.capacity + columns.tile * Products::kAcross + threadIdx.x / 32 % Products::kAcross;
+            list_.keys[at] = best;
+            list_.ids[at] = id;
+            list_.scores[at] = best;
+        }
+    }
+
+    __device__ void end() {
+        queue_.flush([&](int row, int64_t id, float score) { append_one(list_, row_query(row), score, id, score); });
+    }
+
+  private:
+    __device__ static int64_t row_query(int row) { return int64_t{blockIdx.x} * Rows + row; }
+
+    __device__ __forceinline__ void offer(const ColumnTile& columns, const Products& products, int group) {
+        const int64_t query = L::query_of(group);
+        const int tokens = static_cast<int>(scan_.tokens);
+        const float limit = limit_[group];
+        float score[L::kPlaces];
+        L::scores_of(scan_, columns, products, group, unscale_[group], score);
+        unsigned reaching = 0;
+#pragma unroll
+        for (int place = 0; place < L::kPlaces; ++place) {
+            const int column = L::column_of(place);
+            const bool reaches = score[place] >= limit && column < columns.columns && (column & (tokens - 1)) == 0;
+            reaching |= unsigned{reaches} << place;
+        }
+        L::push(
+            queue_, reaching, columns, tokens, group, score,
+            [&](int64_t id, float mine) { return within_limit<float>(mine, id, limit, list_.limit_ids[query]) && !excluded(query, id); },
+            [&](int row, int64_t id, float mine) { append_one(list_, row_query(row), mine, id, mine); });
     }
 
     __device__ bool excluded(int64_t query, int64_t id) const {
@@ -148,23 +236,111 @@ class Sieve {
         return at < end && scan_.excluded_ids[at] == id;
     }
 
-    __device__ void queue(bool passes, int row, int64_t id, float score) {
-        const unsigned mask = __ballot_sync(kAllLanes, passes);
-        if (queued_ + __popc(mask) > kQueued) flush();
-        if (passes) {
-            const int at = queued_ + __popc(mask & ((1u << threadIdx.x % 32) - 1));
-            ids_[at] = id, scores_[at] = score, rows_[at] = row;
+    const Scan& scan_;
+    const Candidates& list_;
+    Queue queue_;
+    float limit_[L::kGroups], unscale_[L::kGroups] = {};
+};
+
+// pick_key, once in the code: it is long, and called from wherever a queue may be full.
+__device__ DQE_NOINLINE inline double drawn_key(Policy policy, double temperature, uint64_t seed, float score, int64_t query,
+                                                int64_t item) {
+    return pick_key(PickRule{policy, temperature, seed}, score, query, item);
+}
+
+// Zone counts and pick candidates, where nothing is excluded (that would have to be looked up for every item). Keys are drawn when a warp
+// has found 32 items inside, not for each tile that has one.
+template <Product product, int Rows>
+class ZoneSieve {
+    using L = Lane<product, Rows>;
+    using Products = typename L::Products;
+
+  public:
+    // `bounds`: 12 bytes for each row. A barrier lies between this and `take`.
+    __device__ ZoneSieve(const Scan& scan, const Selection& selection, Shared<unsigned char> queues, Shared<unsigned char> bounds)
+        : scan_(scan), selection_(selection), queue_(queues) {
+        anchor_ = shared_view<float>(bounds), lo_ = anchor_ + Rows, hi_ = lo_ + Rows;
+        const int row = threadIdx.x;
+        if (row < Rows) {
+            const int64_t query = int64_t{blockIdx.x} * Rows + row;
+            const bool real = query < scan.batch;
+            anchor_[row] = real ? selection.anchor[query] : __uint_as_float(0x7FC00000);  // NaN: in no zone
+            lo_[row] = real ? selection.lo[query] : 0.0f;
+            hi_[row] = real ? selection.hi[query] : 0.0f;
         }
-        queued_ += __popc(mask);
+        if (product == Product::split_half)
+#pragma unroll
+            for (int group = 0; group < L::kGroups; ++group)
+                unscale_[group] = L::query_of(group) < scan.batch ? scan.unscale[L::query_of(group)] : 0.0f;
+    }
+
+    __device__ void take(const ColumnTile& columns, const Products& products) {
+        const int tokens = static_cast<int>(scan_.tokens);
+        const bool all = columns.columns == kColumns && tokens == 1;
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            float score[L::kPlaces];
+            L::scores_of(scan_, columns, products, group, unscale_[group], score);
+            if (!all)
+#pragma unroll
+                for (int place = 0; place < L::kPlaces; ++place) {
+                    const int column = L::column_of(place);
+                    if (column >= columns.columns || (column & (tokens - 1))) score[place] = __uint_as_float(0x7FC00000);
+                }
+            const int row = L::row_of(group);
+            const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
+            unsigned inside = 0;
+#pragma unroll
+            for (int place = 0; place < L::kPlaces; ++place) {
+                const float delta = anchor - score[place];
+                below_[group] += delta < lo;
+                above_[group] += delta > hi;
+                inside |= unsigned{delta >= lo && delta <= hi} << place;
+            }
+            inside_[group] += __popc(inside);
+            if (selection_.want_picks)
+                L::push(
+                    queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
+                    [&](int row, int64_t id, float mine) { pick(row, id, mine); });
+        }
+    }
+
+    __device__ void end() {
+        queue_.flush([&](int row, int64_t id, float mine) { pick(row, id, mine); });
+        if (!selection_.want_counts) return;
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            const int64_t counts[3] = {over_four_lanes(below_[group]), over_four_lanes(inside_[group]), over_four_lanes(above_[group])};
+            if (threadIdx.x % 4 == 0 && query < scan_.batch)
+                for (int zone = 0; zone < 3; ++zone)
+                    atomicAdd(reinterpret_cast<unsigned long long*>(selection_.counts + query * 3 + zone),
+                              static_cast<unsigned long long>(counts[zone]));
+        }
+    }
+
+  private:
+    __device__ static int64_t over_four_lanes(unsigned count) {
+        int64_t sum = count;
+        for (int distance = 1; distance < 4; distance *= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        return sum;
+    }
+
+    __device__ void pick(int row, int64_t id, float score) const {
+        const int64_t query = int64_t{blockIdx.x} * Rows + row;
+        const Candidates& list = selection_.picks;
+        const PickRule& rule = selection_.rule;
+        const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection_.first_query + query, id);
+        if (list.pending[query] && within_limit<double>(key, id, list.limit_keys[query], list.limit_ids[query]))
+            append_one(list, query, key, id, score);
     }
 
     const Scan& scan_;
-    const Candidates& list_;
-    Shared<int64_t> ids_;
-    Shared<float> scores_;
-    Shared<int> rows_;
-    int queued_ = 0;
-    float limit_[kGroups], unscale_[kGroups] = {};
+    const Selection& selection_;
+    Queue queue_;
+    Shared<float> anchor_, lo_, hi_;
+    float unscale_[L::kGroups] = {};
+    unsigned below_[L::kGroups] = {}, inside_[L::kGroups] = {}, above_[L::kGroups] = {};
 };
 
 }  // namespace dqe::cuda

@@ -9,6 +9,7 @@
 #include "zones.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "query_kernels.hpp"
 #include "score_tile.hpp"
@@ -32,15 +33,73 @@ __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument a
 }
 
 // Two blocks on a multiprocessor, where shared memory allows: a warp waits between instructions for longer than the others need.
-template <Product product, int Rows>
+template <Product product, int Rows, bool Sampling>
 __global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidates list) {
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
-    Sieve<product, Rows> sieve(scan, list, shared_memory() + (ring + kSieveStages * kItemStageBytes));
-    multiply_items<product, Rows, true, kSieveStages>(
-        scan, ring, kItemStageBytes,
-        [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) { sieve.take(columns, products); });
-    sieve.flush();
+    Sieve<product, Rows> sieve(scan, list, true, shared_memory() + (ring + kSieveStages * kItemStageBytes));
+    multiply_items<product, Rows, true, kSieveStages>(scan, ring, kItemStageBytes,
+                                                      [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
+                                                          if constexpr (Sampling)
+                                                              sieve.sample(columns, products);
+                                                          else
+                                                              sieve.take(columns, products);
+                                                      });
+    if constexpr (!Sampling) sieve.end();
 }
+
+constexpr int zone_blocks(Product product, int rows) { return product == Product::split_half && rows == 64 ? 1 : 2; }
+
+template <Product product, int Rows>
+__global__ __launch_bounds__(kThreads, zone_blocks(product, Rows)) void zone_kernel(Scan scan, Selection selection) {
+    const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
+    const int queues = ring + kSieveStages * kItemStageBytes;
+    Sieve<product, Rows> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
+    ZoneSieve<product, Rows> zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes),
+                                   shared_memory() + (queues + 2 * kWarps * kQueueBytes));
+    multiply_items<product, Rows, true, kSieveStages>(scan, ring, kItemStageBytes,
+                                                      [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
+                                                          if (selection.want_top) sieve.take(columns, products);
+                                                          zones.take(columns, products);
+                                                      });
+    sieve.end();
+    zones.end();
+}
+
+// A word that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
+// never given back to the system, since a process may end after its driver did.
+class Flag {
+  public:
+    Flag() {
+        const std::lock_guard lock(mutex());
+        if (!spare().empty()) {
+            word_ = spare().back();
+            spare().pop_back();
+        } else {
+            void* made = nullptr;
+            error_ = cudaHostAlloc(&made, sizeof(unsigned), cudaHostAllocPortable);
+            word_ = static_cast<volatile unsigned*>(made);
+        }
+    }
+    ~Flag() {
+        const std::lock_guard lock(mutex());
+        if (word_) spare().push_back(word_);
+    }
+    Flag(const Flag&) = delete;
+    cudaError_t error() const { return error_; }
+    volatile unsigned* word() const { return word_; }
+
+  private:
+    static std::mutex& mutex() {
+        static std::mutex made;
+        return made;
+    }
+    static std::vector<volatile unsigned*>& spare() {
+        static auto* made = new std::vector<volatile unsigned*>;
+        return *made;
+    }
+    volatile unsigned* word_ = nullptr;
+    cudaError_t error_ = cudaSuccess;
+};
 
 int64_t power_of_two_from(int64_t size) {
     int64_t power = 1;
@@ -93,19 +152,17 @@ struct Workspace {
     int64_t* gather;
     Candidates top, picks;
     RankState ranks;
-    unsigned* flags;  // how many anchors lie outside the items, how many lists overflowed
     size_t bytes;
 
     Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
         Carver carver = {static_cast<unsigned char*>(base)};
-        const int64_t block = plan.block;
+        const int64_t block = plan.block, listed = std::min(block, r.batch);  // queries as whole tiles, lists of those asked for
         queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
         unscale = carver.take<float>(block);
         best = carver.take<float>(block);
         gather = carver.take<int64_t>(block);
-        flags = carver.take<unsigned>(2);
         const auto list = [&](bool used, int64_t wanted) {
-            const int64_t rows = used ? block : 0;
+            const int64_t rows = used ? listed : 0;
             Candidates c = {};
             c.keys = carver.take<double>(rows * plan.capacity);
             c.ids = carver.take<int64_t>(rows * plan.capacity);
@@ -121,10 +178,10 @@ struct Workspace {
         top = list(plan.list_top, std::max(r.k, int64_t{1}));
         picks = list(plan.list_picks, r.picks);
         if (r.zones && r.quantiles) {
-            ranks.bins = carver.take<unsigned long long>(block * 2 * kBins);
-            ranks.prefixes = carver.take<uint32_t>(block * 2);
-            ranks.left = carver.take<int64_t>(block * 2);
-            ranks.scores = carver.take<float>(block * 2);
+            ranks.bins = carver.take<unsigned long long>(listed * 2 * kBins);
+            ranks.prefixes = carver.take<uint32_t>(listed * 2);
+            ranks.left = carver.take<int64_t>(listed * 2);
+            ranks.scores = carver.take<float>(listed * 2);
             ranks.lo = r.lo, ranks.hi = r.hi;
         }
         bytes = carver.used;
@@ -138,9 +195,11 @@ class Runner {
         : r_(request), out_(result), plan_(plan), w_(space), stream_(stream) {}
 
     Status run() {
+        check(flag_.error());
         describe_device();
         choose_tile();
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
+        if (status_.error != cudaSuccess) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
         return status_;
     }
 
@@ -239,30 +298,41 @@ class Runner {
 
     // Offer the items to the lists that are wanted, and count.
     void offer(const Scan& scan, const Selection& selection) {
-        const bool top_alone = selection.want_top && !selection.want_picks && !selection.want_counts;
-        const bool half = plan_.product == Product::half, few = rows_ == 16;
-        if (top_alone && plan_.product != Product::single) {
-            if (few && half && start_sieve<Product::half, 16>(scan, selection.top)) return;
-            if (few && !half && start_sieve<Product::split_half, 16>(scan, selection.top)) return;
-            if (!few && half && start_sieve<Product::half, 64>(scan, selection.top)) return;
-            if (!few && !half && start_sieve<Product::split_half, 64>(scan, selection.top)) return;
-        }
-        scan_with<Select>(scan, selection);
+        const bool zones = selection.want_picks || selection.want_counts;
+        if (!suits(scan, zones)) return scan_with<Select>(scan, selection);
+        if (!zones) return sieve(scan, selection.top, false);
+        start_sieve(scan, true, zone_blocks(plan_.product, rows_), selection,
+                    [](auto product, auto rows) { return zone_kernel<product(), rows()>; });
     }
 
-    // False where this kernel does not suit.
-    template <Product product, int Rows>
-    bool start_sieve(const Scan& scan, const Candidates& list) {
-        const int64_t shared = sieve_bytes(Rows, Format<product>::query_parts, scan.chunks);
-        if (!Sieve<product, Rows>::suits(scan) || shared > shared_limit_) return false;
-        if (scan.tiles == 0) return true;
-        const int64_t query_tiles = quotient_up(scan.batch, Rows);
-        const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, int64_t{2});
+    void sieve(const Scan& scan, const Candidates& list, bool sampling) {
+        start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
+            return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
+        });
+    }
+
+    bool suits(const Scan& scan, bool zones) const {
+        const int span = rows_ == 16 ? Lane<Product::half, 16>::kSpan : Lane<Product::half, 64>::kSpan;
+        return plan_.product != Product::single && sieve_suits(scan, span) && (!zones || !scan.excluded_start) &&
+               sieve_bytes(rows_, plan_.parts(), scan.chunks, zones) <= shared_limit_;
+    }
+
+    // `kernel_of(product, rows)`: both as types whose call is a constant.
+    template <typename Argument, typename KernelOf>
+    void start_sieve(const Scan& scan, bool zones, int64_t blocks, const Argument& argument, const KernelOf& kernel_of) {
+        if (scan.tiles == 0) return;
+        const auto of_rows = [&](auto rows) {
+            return plan_.product == Product::half ? kernel_of(std::integral_constant<Product, Product::half>(), rows)
+                                                  : kernel_of(std::integral_constant<Product, Product::split_half>(), rows);
+        };
+        const auto kernel = rows_ == 16 ? of_rows(std::integral_constant<int, 16>()) : of_rows(std::integral_constant<int, 64>());
+        const int64_t shared = sieve_bytes(rows_, plan_.parts(), scan.chunks, zones);
+        const int64_t query_tiles = quotient_up(scan.batch, rows_);
+        const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
         const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        start(sieve_kernel<product, Rows>, grid, kThreads, static_cast<size_t>(shared), scan, list);
+        start(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
         ++status_.passes;
-        return true;
     }
 
     void prepare(int64_t first, int64_t batch) {
@@ -317,15 +387,15 @@ class Runner {
 
     // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.
     void gather_anchors(Scan scan, int64_t first, int64_t batch, float* anchor) {
-        fill(w_.flags, 0, sizeof(unsigned));
         const int64_t rows = quotient_up(batch, rows_) * rows_;
         if (r_.size == 0) {
             status_.fault = Fault::anchor_outside;
             return;
         }
+        lower_flag();
         start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + first, batch, r_.size, w_.gather, rows,
-              w_.flags);
-        if (read_flag(0)) status_.fault = Fault::anchor_outside;
+              flag_.word());
+        if (read_flag()) status_.fault = Fault::anchor_outside;
         scan.gather = w_.gather;
         scan.excluded_start = nullptr;  // an excluded item may be the anchor
         scan.tiles = quotient_up(rows_, scan.items_per_tile);
@@ -345,46 +415,77 @@ class Runner {
 
     void finish(const Scan& scan, const Selection& s, const Finished& top, const Finished& picks, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        unsigned* overflowed = w_.flags + 1;
-        if (last) fill(overflowed, 0, sizeof(unsigned));
-        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, overflowed);
-        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, overflowed);
+        if (last) lower_flag();
+        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, flag_.word());
+        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, flag_.word());
     }
 
-    unsigned read_flag(int which) {
-        unsigned value = 0;
-        if (good()) check(cudaMemcpyAsync(&value, w_.flags + which, sizeof value, cudaMemcpyDeviceToHost, stream_));
-        if (good()) check(cudaStreamSynchronize(stream_));
-        return value;
+    // Whoever started what raises the flag has read it before: there is nothing under way that still could.
+    void lower_flag() {
+        if (good()) *flag_.word() = 0;
+    }
+
+    bool read_flag() {
+        synchronize();
+        return good() && *flag_.word() != 0;
     }
 
     // Fill the lists that are wanted, and count the zones if that is wanted.
     void list(Scan scan, Selection selection, const Finished& top, const Finished& picks) {
         const bool lists = selection.want_top || selection.want_picks, counts = selection.want_counts;
         if (!lists && !counts) return synchronize();
-        const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
-        if (selection.want_top) start(reset_candidates, reset, 32, 0, selection.top, scan.batch);
-        if (selection.want_picks) start(reset_candidates, reset, 32, 0, selection.picks, scan.batch);
+        Selection one = selection;
+        one.want_counts = false;
+        one.want_picks = false;
+        if (selection.want_top) climb(scan, one, top, picks);
+        one.want_top = false, one.want_picks = selection.want_picks;
+        if (selection.want_picks) climb(scan, one, top, picks);
 
+        offer(scan, selection);
+        if (!lists) return synchronize();
         selection.want_counts = false;
+        for (finish(scan, selection, top, picks, true); read_flag(); finish(scan, selection, top, picks, true)) offer(scan, selection);
+    }
+
+    // Raise the limits of the one list that is wanted, until all items may be offered. The lowest rung is a sample where it can be.
+    void climb(Scan scan, const Selection& selection, const Finished& top, const Finished& picks) {
         int64_t rungs[64];  // each a fourth of the one above or less
         int count = 0;
-        if (lists)
-            for (int64_t items = r_.size; items > plan_.capacity;)
-                rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        int64_t sampled = 0;
+        for (int64_t items = r_.size; items > plan_.capacity;) {
+            sampled = selection.want_top ? sample_tiles(scan, items) : 0;
+            if (sampled) break;
+            rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        }
+        const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
+        start(reset_candidates, reset, 32, 0, selection.want_top ? selection.top : selection.picks, scan.batch, sampled * sample_slots());
+        if (sampled) {
+            cover(scan, sampled * scan.items_per_tile);
+            sieve(scan, selection.top, true);
+            finish(scan, selection, top, picks, false);
+        }
         while (count > 0) {
             cover(scan, rungs[--count]);
             offer(scan, selection);
             finish(scan, selection, top, picks, false);
         }
+    }
 
-        cover(scan, r_.size);
-        selection.want_counts = counts;
-        offer(scan, selection);
-        if (!lists) return synchronize();
-        selection.want_counts = false;
-        for (finish(scan, selection, top, picks, true); read_flag(1); finish(scan, selection, top, picks, true))
-            offer(scan, selection);
+    // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
+    int64_t sample_slots() const {
+        return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
+    }
+
+    // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
+    // the sample must lie in entries of their own, so there are four times as many; more than a sixteenth of all costs more than it
+    // saves.
+    int64_t sample_tiles(const Scan& scan, int64_t items) const {
+        if (!suits(scan, false)) return 0;
+        const int64_t all = quotient_up(r_.size, scan.items_per_tile);
+        const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
+        const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
+        const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
+        return least <= most ? std::clamp(all / 16, least, most) : 0;
     }
 
     void synchronize() {
@@ -400,6 +501,7 @@ class Runner {
     int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
     int rows_ = 16, stages_ = 2;  // of a query tile; of the ring
     bool resident_ = false;
+    Flag flag_;
 };
 
 }  // namespace
