@@ -10,7 +10,6 @@
 #include <mutex>
 #include <set>
 #include <utility>
-#include <vector>
 
 #ifdef DQE_HOST_EMULATION
 #include "tests/host_emulation.hpp"

@@ -9,7 +9,10 @@
 
 namespace dqe::cuda {
 
-constexpr int kSieveStages = 4;
+// Stages of the ring. Queries in two parts leave room for two only, if there are to be two blocks on a multiprocessor.
+__host__ __device__ constexpr int sieve_stages(int query_rows, int query_parts, bool zones) {
+    return query_rows == 64 && query_parts == 2 && !zones ? 2 : 4;
+}
 constexpr int kQueued = 64;  // entries of a warp's queue: at least 32 more than none
 constexpr int kQueueBytes = kQueued * 16;
 
@@ -19,7 +22,8 @@ __host__ __device__ constexpr int64_t sieve_ring(int query_rows, int query_parts
 }
 __host__ __device__ constexpr int64_t sieve_bytes(int query_rows, int query_parts, int chunks, bool zones) {
     const int64_t queues = kWarps * kQueueBytes;
-    return sieve_ring(query_rows, query_parts, chunks) + kSieveStages * kItemStageBytes + queues + (zones ? queues + query_rows * 12 : 0);
+    return sieve_ring(query_rows, query_parts, chunks) + sieve_stages(query_rows, query_parts, zones) * kItemStageBytes + queues +
+           (zones ? queues + query_rows * 12 : 0);
 }
 
 // Entries that a warp has found and not yet dealt with. All of its lanes call these together; `deal(row, id, score)` is called for

@@ -347,6 +347,12 @@ def test_what_is_sieved_from_registers(
             assert_same(result, reference.select(request))
 
 
+def test_one_query_asks_for_one_list(library: ctypes.CDLL) -> None:
+    request = Request(half_items=True, batch=1, size=10**6, tokens=1, width=256, k=10**6)
+    entry_bytes = 8 + 8 + 4
+    assert library.emulated_workspace_bytes(ctypes.byref(request)) < 2**20 * entry_bytes + (1 << 20)
+
+
 def test_long_lists_are_sorted_in_device_memory(library: ctypes.CDLL) -> None:
     request = one_score_per_item(np.random.default_rng(1).integers(0, 900, 6000), k=6000)
     assert_same(emulate(library, request)[0], reference.select(request))
