@@ -246,10 +246,19 @@ class Sieve {
     float limit_[L::kGroups], unscale_[L::kGroups] = {};
 };
 
-// pick_key, once in the code: it is long, and called from wherever a queue may be full.
-__device__ DQE_NOINLINE inline double drawn_key(Policy policy, double temperature, uint64_t seed, float score, int64_t query,
-                                                int64_t item) {
-    return pick_key(PickRule{policy, temperature, seed}, score, query, item);
+// pick_key, or NaN where it is certain to be below `limit`. A softmax key s / T - log(-log u) reaches the limit only if -log u is no
+// more than exp(s / T - limit), and -log u exceeds 1 - u: mostly that settles it without a logarithm. The margin is far above the
+// rounding of both sides. Not inlined: it is long, and called from wherever a queue may be full.
+__device__ DQE_NOINLINE inline double drawn_key(Policy policy, double temperature, uint64_t seed, float score, int64_t query, int64_t item,
+                                                double limit) {
+    const PickRule rule = {policy, temperature, seed};
+    if (policy != Policy::softmax) return pick_key(rule, score, query, item);
+    const double u = uniform(seed, static_cast<uint64_t>(query), static_cast<uint64_t>(item));
+    const double exponent = score / temperature - limit;
+    if (fabs(limit) < 1e9 && exponent > -80.0 && exponent < 0.0 &&
+        static_cast<float>(1.0 - u) > expf(static_cast<float>(exponent)) * 1.001f)
+        return __uint_as_float(0x7FC00000);
+    return softmax_key(rule, score, u);
 }
 
 // Zone counts and pick candidates, where nothing is excluded (that would have to be looked up for every item). Keys are drawn when a warp
@@ -334,9 +343,9 @@ class ZoneSieve {
         const int64_t query = int64_t{blockIdx.x} * Rows + row;
         const Candidates& list = selection_.picks;
         const PickRule& rule = selection_.rule;
-        const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection_.first_query + query, id);
-        if (list.pending[query] && within_limit<double>(key, id, list.limit_keys[query], list.limit_ids[query]))
-            append_one(list, query, key, id, score);
+        const double limit = list.pending[query] ? list.limit_keys[query] : __uint_as_float(0x7FC00000);
+        const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection_.first_query + query, id, limit);
+        if (within_limit<double>(key, id, limit, list.limit_ids[query])) append_one(list, query, key, id, score);
     }
 
     const Scan& scan_;

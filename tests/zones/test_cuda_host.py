@@ -328,6 +328,13 @@ def test_limits_hold_whatever_the_order_of_the_items(
         assert passes > 4  # so the host's loop was needed, and ended
 
 
+def test_a_key_at_the_limit_is_drawn(library: ctypes.CDLL) -> None:
+    """The limit that the rung leaves is the last pick's own key: what settles most keys without a logarithm must let it through."""
+    zones = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", temperature=1.0)
+    request = one_score_per_item(np.where(ON_RUNG, 40, 0), **{**PICKED, "zones": zones})
+    assert_same(emulate(library, request, multiprocessors=2)[0], reference.select(request))
+
+
 BAND = ZoneSpec(lo=3.0, hi=9.0, policy="softmax", temperature=2.0)
 
 
