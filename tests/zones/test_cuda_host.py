@@ -328,6 +328,14 @@ def test_limits_hold_whatever_the_order_of_the_items(
         assert passes > 4  # so the host's loop was needed, and ended
 
 
+def test_a_sample_names_the_items_that_it_found(library: ctypes.CDLL) -> None:
+    """The limit is the sample's last best item, so a lower id than that item's would lose it."""
+    scores = np.zeros(SIZE, np.int64)
+    scores[15:128:16] = 1  # the last of each warp's 16 columns in the first tile
+    request = one_score_per_item(scores, k=8)
+    assert_same(emulate(library, request, multiprocessors=2)[0], reference.select(request))
+
+
 def test_a_key_at_the_limit_is_drawn(library: ctypes.CDLL) -> None:
     """The limit that the rung leaves is the last pick's own key: what settles most keys without a logarithm must let it through."""
     zones = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", temperature=1.0)
