@@ -42,6 +42,16 @@ __device__ inline void append(const Candidates& list, int64_t query, bool passes
     list.scores[at] = score;
 }
 
+// The same for one lane by itself.
+__device__ inline void append_one(const Candidates& list, int64_t query, double key, int64_t id, float score) {
+    const unsigned long long place = atomicAdd(&list.counts[query], 1ull);
+    if (place >= static_cast<unsigned long long>(list.capacity)) return;
+    const int64_t at = query * list.capacity + static_cast<int64_t>(place);
+    list.keys[at] = key;
+    list.ids[at] = id;
+    list.scores[at] = score;
+}
+
 // State of each row of the query tile, in shared memory; a row's is touched by its own warp only.
 template <int Rows>
 struct RowState {

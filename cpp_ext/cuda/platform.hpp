@@ -7,6 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #ifdef DQE_HOST_EMULATION
 #include "tests/host_emulation.hpp"
@@ -38,12 +41,29 @@ __device__ inline void store_uint4(Shared<unsigned char> address, uint4 value) {
 
 __device__ inline unsigned shared_add(Shared<unsigned> counters, int at, unsigned value) { return atomicAdd(counters + at, value); }
 
+// Let a kernel have all the shared memory that a block of the current device can get. Once per kernel and device: what a launch asks
+// for is another matter, and threads that launch at the same time must not lower it for each other.
+inline cudaError_t raise_shared_memory(const void* kernel) {
+    static std::mutex mutex;
+    static std::set<std::pair<const void*, int> > raised;
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess) return error;
+    const std::lock_guard lock(mutex);
+    if (raised.count({kernel, device})) return cudaSuccess;
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error == cudaSuccess)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (error == cudaSuccess) raised.insert({kernel, device});
+    return error;
+}
+
 // Returns this launch's own error; cudaGetLastError would also report (and clear) one that some earlier call left behind.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {
     if (shared_bytes > 48 * 1024) {
-        const cudaError_t raised =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        const cudaError_t raised = raise_shared_memory(reinterpret_cast<const void*>(kernel));
         if (raised != cudaSuccess) return raised;
     }
     cudaLaunchConfig_t config = {};

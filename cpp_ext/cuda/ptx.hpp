@@ -17,12 +17,14 @@ namespace dqe::cuda {
 __device__ inline float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ inline uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 
+// An address in shared memory as the instructions below take it: 32 bits, so that a loop can add to it in one instruction.
 __device__ inline uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 
 // Copy the first `bytes` (0 to 16) of 16 bytes to shared memory and zero the rest; both addresses are multiples of 16. Visible
-// to this thread after cp_async_wait, to the block after the barrier that follows it.
-__device__ inline void cp_async_16(Shared<unsigned char> to, const unsigned char* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
+// to this thread after cp_async_wait, to the block after the barrier that follows it. The hint lets the cache fetch the 256 bytes
+// around: the chunk that follows is read next.
+__device__ inline void cp_async_16(uint32_t to, const unsigned char* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // Close a group of copies.
@@ -36,11 +38,18 @@ __device__ inline void cp_async_wait() {
 
 // Four 8x8 matrices of f16. Lanes 8i to 8i+7 give the addresses of the eight rows of matrix i; of each matrix, lane l receives
 // in out[i] the elements 2(l%4) and 2(l%4)+1 of row l/4.
-__device__ inline void ldmatrix_x4(uint32_t (&out)[4], Shared<unsigned char> row) {
+__device__ inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
+}
+
+// The larger; NaN if either is.
+__device__ inline float nan_max(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
 }
 
 // c += a * b for a 16x16 f16 row by row, b 16x8 f16 column by column, c 16x8 f32.

@@ -73,19 +73,20 @@ __global__ void prepare_queries(const unsigned char* queries, bool half, int64_t
 }
 
 // Refuse positions outside the items: flag them and read item 0 instead. Unused rows read item 0 as well.
-__global__ void gather_ids(const int64_t* ids, int64_t batch, int64_t size, int64_t* gather, int64_t rows, unsigned* bad) {
+__global__ void gather_ids(const int64_t* ids, int64_t batch, int64_t size, int64_t* gather, int64_t rows, volatile unsigned* bad) {
     const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
     if (query >= rows) return;
     const int64_t id = query < batch ? ids[query] : 0;
     const bool inside = id >= 0 && id < size;
     gather[query] = inside ? id : 0;
-    if (!inside) atomicAdd(bad, 1u);
+    if (!inside) *bad = 1;
 }
 
-__global__ void reset_candidates(Candidates list, int64_t batch) {
+// `held`: entries that the list is taken to have, whatever will write them.
+__global__ void reset_candidates(Candidates list, int64_t batch, int64_t held) {
     const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
     if (query >= batch) return;
-    list.counts[query] = 0;
+    list.counts[query] = static_cast<unsigned long long>(held);
     list.limit_keys[query] = -__uint_as_float(0x7F800000);
     list.limit_ids[query] = -1;
     list.pending[query] = 1;
@@ -123,12 +124,13 @@ __device__ inline int64_t gather_best(const double* keys, const int64_t* ids, co
     constexpr int kEach = kSharedSort / kSortThreads;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     double key[kEach];
-    double best = -__uint_as_float(0x7F800000), worst = __uint_as_float(0x7F800000);
+    const double lowest = -__uint_as_float(0x7F800000);  // the key of padding, among others: in the last slice, and not of the range
+    double best = lowest, worst = -lowest;
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
         const int64_t at = thread + j * kSortThreads;
         key[j] = at < held ? keys[at] : 0.0;
-        if (at < held) best = fmax(best, key[j]), worst = fmin(worst, key[j]);
+        if (at < held) best = fmax(best, key[j]), worst = key[j] == lowest ? worst : fmin(worst, key[j]);
     }
     // The range of all keys, through the memory of the bins: 2 x 32 doubles are 128 words.
     const Shared<double> ranges = shared_view<double>(shared_memory() + kSharedSort * 20);
@@ -148,8 +150,8 @@ __device__ inline int64_t gather_best(const double* keys, const int64_t* ids, co
     const double scale = kNarrowBins / (best - worst);  // 0, infinite or NaN if the range is: then everything is kept
     const bool narrow = held > kNarrowFrom && held > 2 * wanted && scale > 0.0 && scale <= 1e300;
     const auto bin_of = [&](double x) {
-        const int bin = static_cast<int>((best - x) * scale);
-        return bin < kNarrowBins ? bin : kNarrowBins - 1;
+        const double bin = (best - x) * scale;
+        return bin < kNarrowBins ? static_cast<int>(bin) : kNarrowBins - 1;
     };
     int last_bin = kNarrowBins;
     const Shared<unsigned> bins = scratch;  // the keys' own place: nothing is stored there yet
@@ -198,8 +200,8 @@ struct Finished {
 };
 
 // One block per query: sort what its list holds. An incomplete list (`last` false: only some items were offered, or more passed
-// than it holds) gives a better limit and is emptied; a complete one is written out. `overflowed` counts the former if `last`.
-__global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, unsigned* overflowed) {
+// than it holds) gives a better limit and is emptied; a complete one is written out. `overflowed` is set by the former if `last`.
+__global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, volatile unsigned* overflowed) {
     const int64_t query = blockIdx.x;
     if (!list.pending[query]) return;
     const unsigned long long count = list.counts[query];
@@ -230,7 +232,7 @@ __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates lis
         if (threadIdx.x == 0) {
             if (complete) list.pending[query] = 0;
             if (!complete) list.counts[query] = 0;
-            if (last && !complete) atomicAdd(overflowed, 1u);
+            if (last && !complete) *overflowed = 1;
         }
     };
 

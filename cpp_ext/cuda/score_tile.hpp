@@ -7,31 +7,21 @@
 
 namespace dqe::cuda {
 
-// The larger; NaN if either is.
-__device__ inline float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
-
 // A place in a block's sequence of chunks.
 struct Position {
     int64_t tile, step;
     int chunk;
-
-    __device__ void advance(const Scan& scan) {
-        if (++chunk < scan.chunks) return;
-        chunk = 0;
-        if (++step < scan.steps) return;
-        step = 0;
-        tile += gridDim.y;
-    }
 };
 
 // The columns of one step of one item tile.
 struct ColumnTile {
+    int64_t tile;
     int64_t first_item;  // or first place in `gather`
     int items;
     int64_t first_token;  // of the item, where an item takes several steps
     int columns;
 
-    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step, int query_rows) {
+    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step, int query_rows) : tile(tile) {
         first_item = tile * scan.stride * scan.items_per_tile;
         const int64_t end = scan.gather ? query_rows : scan.size;
         items = static_cast<int>(end - first_item < scan.items_per_tile ? end - first_item : scan.items_per_tile);
@@ -67,29 +57,86 @@ __device__ uint4 load_unaligned(const unsigned char* from, int bytes) {
     return {words[0], words[1], words[2], words[3]};
 }
 
-// Start bringing one chunk of a column tile into a stage; beyond the columns and beyond D it is filled with zeros.
-template <int ElementBytes, int Rows>
-__device__ void load_items(const Scan& scan, const Position& at, Shared<unsigned char> stage) {
-    const ColumnTile tile(scan, at.tile, at.step, Rows);
-    const int unit = threadIdx.x % 8;
-    const int64_t offset = int64_t{at.chunk} * kChunkBytes + unit * 16;
-    const int64_t left = scan.width * ElementBytes - offset;
-    const int inside = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
-#pragma unroll
-    for (int row = threadIdx.x / 8; row < kColumns; row += kThreads / 8) {
-        const int bytes = row < tile.columns ? inside : 0;
-        // A copy of no bytes still needs an address: that of the items.
-        const unsigned char* from = bytes ? tile.column(scan, row, ElementBytes, Rows) + offset : scan.items;
-        const Shared<unsigned char> to = stage + chunk_offset(row, unit);
-        if (scan.aligned)
-            cp_async_16(to, from, bytes);
-        else
-            store_uint4(to, load_unaligned<ElementBytes>(from, bytes));
+// Brings a block's chunks into the stages of the ring, one after another; beyond the columns and beyond D they are filled with
+// zeros. A thread copies one 16-byte unit of every 32nd row. Where it reads is a pointer that moves on by a chunk; only a new
+// column tile costs an address calculation, unless rows are gathered or not aligned.
+//
+// Plain: rows are aligned and not gathered, and an item takes one step. The code for anything else is then not there.
+template <int ElementBytes, int Rows, bool Plain>
+class Producer {
+  public:
+    __device__ explicit Producer(const Scan& scan) : scan_(scan), at_{int64_t{blockIdx.y}, 0, 0} {
+        row_hop_ = kHop * scan.width * ElementBytes;
+        to_ = chunk_offset(threadIdx.x / 8, threadIdx.x % 8);
+        seek();
     }
-}
+
+    // Whether there is a chunk still to bring.
+    __device__ bool more() const { return at_.tile < scan_.tiles; }
+
+    __device__ int chunk() const { return at_.chunk; }
+
+    // Start bringing the chunk into the stage at byte `stage` of shared memory.
+    __device__ void load(int stage) const {
+        if constexpr (!Plain)
+            if (!contiguous()) return load_elsewhere(stage + to_);
+        const uint32_t address = shared_address(shared_memory()) + stage + to_;
+        const unsigned char* from = from_;
+#pragma unroll
+        for (int j = 0; j < kColumns / kHop; ++j, from += row_hop_) {
+            const int bytes = left_ > 0 && j * kHop < columns_ ? 16 : 0;
+            // A copy of no bytes still needs an address: that of the items.
+            cp_async_16(address + j * kHop * kChunkBytes, bytes ? from : scan_.items, bytes);  // 32 rows on, the swizzle is the same
+        }
+    }
+
+    __device__ void advance() {
+        from_ += kChunkBytes, left_ -= kChunkBytes;
+        if (++at_.chunk < scan_.chunks) return;
+        at_.chunk = 0;
+        if (Plain || ++at_.step == scan_.steps) at_.step = 0, at_.tile += gridDim.y;
+        seek();
+    }
+
+  private:
+    static constexpr int kHop = kThreads / 8;
+
+    __device__ bool contiguous() const { return Plain || (scan_.aligned && !scan_.gather); }
+
+    __device__ void seek() {
+        if (!contiguous() || !more()) return;
+        const ColumnTile tile(scan_, at_.tile, at_.step, Rows);
+        const int64_t token = tile.first_item * scan_.tokens + tile.first_token + threadIdx.x / 8;
+        columns_ = tile.columns - static_cast<int>(threadIdx.x / 8);
+        left_ = static_cast<int>(scan_.width) * ElementBytes - static_cast<int>(threadIdx.x % 8 * 16);
+        from_ = scan_.items + token * scan_.width * ElementBytes + threadIdx.x % 8 * 16;
+    }
+
+    __device__ void load_elsewhere(int to) const {
+        const ColumnTile tile(scan_, at_.tile, at_.step, Rows);
+        const int64_t offset = int64_t{at_.chunk} * kChunkBytes + threadIdx.x % 8 * 16;
+        const int64_t left = scan_.width * ElementBytes - offset;
+        const int inside = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
+        for (int row = threadIdx.x / 8; row < kColumns; row += kHop, to += kHop * kChunkBytes) {
+            const int bytes = row < tile.columns ? inside : 0;
+            const unsigned char* from = bytes ? tile.column(scan_, row, ElementBytes, Rows) + offset : scan_.items;
+            if (scan_.aligned)
+                cp_async_16(shared_address(shared_memory()) + to, from, bytes);
+            else
+                store_uint4(shared_memory() + to, load_unaligned<ElementBytes>(from, bytes));
+        }
+    }
+
+    const Scan& scan_;
+    Position at_;
+    const unsigned char* from_ = nullptr;
+    int64_t row_hop_;
+    int to_;                      // its place in a stage
+    int columns_ = 0, left_ = 0;  // of the tile, from its first row on; bytes of the row, from its unit on
+};
 
 template <int QueryRows>
-__device__ void load_query_chunk(const unsigned char* from, Shared<unsigned char> to) {
+__device__ void load_query_chunk(const unsigned char* from, uint32_t to) {
     for (int i = threadIdx.x; i < QueryRows * 8; i += kThreads) cp_async_16(to + chunk_offset(i / 8, i % 8), from + i * 16, 16);
 }
 
@@ -98,6 +145,17 @@ __device__ DQE_NOINLINE inline float exact_dot(const float* query, const uint16_
     float sum = 0.0f;
     for (int64_t d = 0; d < width && sum == sum; ++d) sum = fmaf(query[d], half_to_float(token[d]), sum);
     return sum;
+}
+
+// A product as a score. `query` is the row's, `unscale` its scale.
+template <Product product, int Rows>
+__device__ float score_of(const Scan& scan, const ColumnTile& columns, float value, float unscale, int64_t query, int column) {
+    if constexpr (product != Product::split_half) return value;
+    value *= unscale;
+    if (value != value && unscale == unscale && query < scan.batch && column < columns.columns)
+        value = exact_dot(scan.exact_queries + query * scan.width, reinterpret_cast<const uint16_t*>(columns.column(scan, column, 2, Rows)),
+                          scan.width);
+    return value;
 }
 
 // Tensor cores: 8 warps share the tile of Rows x 128, each computes (16 * kTall) x (8 * kWide).
@@ -112,20 +170,25 @@ struct Accumulators {
     __device__ static int top(int warp) { return warp / kAcross * kTall * 16; }
     __device__ static int left(int warp) { return warp % kAcross * kWide * 8; }
 
-    __device__ void add(Shared<unsigned char> queries, Shared<unsigned char> items) {
+    // `queries` and `items` say where in shared memory the chunk's operands lie, in bytes; both are multiples of 128. Going 16
+    // elements on adds 2 to a row's unit, whose lowest bit is the lane's alone: under the swizzle that flips bits of the address.
+    __device__ void add(int queries, int items) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const uint32_t base = shared_address(shared_memory());
+        const uint32_t query = base + queries + chunk_offset(top(warp) + lane % 16, lane / 16);
+        const uint32_t item = base + items + chunk_offset(left(warp) + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {  // 16 of the chunk's 64 elements
             uint32_t b[kWide / 2][4];
 #pragma unroll
             for (int n = 0; n < kWide / 2; ++n)  // 16 columns: matrices (columns 0-7, k 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15)
-                ldmatrix_x4(b[n], items + chunk_offset(left(warp) + n * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+                ldmatrix_x4(b[n], (item ^ k << 5) + n * 16 * kChunkBytes);
 #pragma unroll
             for (int part = 0; part < kParts; ++part)
 #pragma unroll
                 for (int m = 0; m < kTall; ++m) {  // 16 rows: matrices (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15)
                     uint32_t a[4];
-                    ldmatrix_x4(a, queries + part * Rows * kChunkBytes + chunk_offset(top(warp) + m * 16 + lane % 16, k * 2 + lane / 16));
+                    ldmatrix_x4(a, (query ^ k << 5) + (part * Rows + m * 16) * kChunkBytes);
 #pragma unroll
                     for (int n = 0; n < kWide; ++n) mma_16x8x16(value[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
                 }
@@ -156,7 +219,8 @@ struct Accumulators<Product::single, Rows> {
     static constexpr int kWide = kColumns / 32;
     float value[kTall][kWide] = {};
 
-    __device__ void add(Shared<unsigned char> queries, Shared<unsigned char> items) {
+    __device__ void add(int queries_at, int items_at) {
+        const Shared<unsigned char> queries = shared_memory() + queries_at, items = shared_memory() + items_at;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 2
         for (int unit = 0; unit < 8; ++unit) {
@@ -215,6 +279,7 @@ __device__ void fold_step(Shared<float> scores, int columns, bool first, bool la
         float best = line[lane < columns ? lane : 0];
         for (int column = lane + 32; column < columns; column += 32) best = nan_max(best, line[column]);
         for (int distance = 16; distance > 0; distance /= 2) best = nan_max(best, __shfl_xor_sync(kAllLanes, best, distance));
+        __syncwarp();  // all have read; their values are in `best` already, but a shuffle promises no order of memory accesses
         if (lane == 0) {
             if (!first) best = nan_max(best, line[kColumns]);
             line[last ? 0 : kColumns] = best;
@@ -222,63 +287,70 @@ __device__ void fold_step(Shared<float> scores, int columns, bool first, bool la
     }
 }
 
+// The products of a block's tiles, one after another: `visit(columns, step, products)` for each step of each tile. The barriers
+// of the next step's chunks lie between what one call of `visit` reads of shared memory and what the next one writes.
+//
+// Stages: their number, or 0 where only `scan` knows it. Plain: see Producer; and the queries stay in shared memory.
+template <Product product, int Rows, bool Plain, int Stages, typename Visit>
+__device__ void multiply_items(const Scan& scan, int ring, int stage_bytes, const Visit& visit) {
+    constexpr int kParts = Format<product>::query_parts, kQueryChunk = Rows * kParts * kChunkBytes;
+    const uint32_t shared = shared_address(shared_memory());
+    const unsigned char* queries = scan.queries + int64_t{blockIdx.x} * scan.chunks * kQueryChunk;
+    const bool resident = Plain || scan.resident;
+    const int stages = Stages ? Stages : scan.stages, past = ring + stages * stage_bytes;
+    Producer<Format<product>::element_bytes, Rows, Plain> producer(scan);
+
+    const auto load = [&](int stage) {
+        if (producer.more()) {
+            producer.load(stage);
+            if (!resident)
+                for (int part = 0; part < kParts; ++part)
+                    load_query_chunk<Rows>(queries + producer.chunk() * kQueryChunk + part * Rows * kChunkBytes,
+                                           shared + stage + kItemStageBytes + part * Rows * kChunkBytes);
+            producer.advance();
+        }
+        cp_async_commit();  // also where nothing was loaded: the count of groups is what is waited for
+    };
+
+    if (resident)  // joins the first stage's group
+        for (int i = 0; i < scan.chunks * kParts; ++i)
+            load_query_chunk<Rows>(queries + i * Rows * kChunkBytes, shared + i * Rows * kChunkBytes);
+    int free = ring, next = ring;  // the stage to fill, the stage to use
+    const auto behind = [&](int stage) { return stage + stage_bytes == past ? ring : stage + stage_bytes; };
+    for (; free + stage_bytes < past; free += stage_bytes) load(free);
+
+    for (int64_t tile = blockIdx.y; tile < scan.tiles; tile += gridDim.y)
+        for (int64_t step = 0; step < (Plain ? 1 : scan.steps); ++step) {
+            Accumulators<product, Rows> products;
+            for (int chunk = 0; chunk < scan.chunks; ++chunk) {
+                if constexpr (Stages)
+                    cp_async_wait<Stages - 2>();
+                else
+                    cp_async_wait_for(stages - 2);
+                __syncthreads();  // the chunk is there for all, and all are done with the stage that is refilled now
+                load(free);
+                free = behind(free);
+                products.add(resident ? chunk * kQueryChunk : next + kItemStageBytes, next);
+                next = behind(next);
+            }
+            visit(ColumnTile(scan, tile, step, Rows), step, products);
+        }
+    cp_async_wait<0>();
+}
+
 // The whole pass of one block. `consumer.take(row, query, scores, stride, first_item, items)` is called by all lanes of the
 // warp that owns the row (row % 8), once per item tile: the score of item first_item + j is scores[j * stride].
 template <Product product, int Rows, typename Consumer>
 __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& consumer) {
-    constexpr int kQueryChunk = Rows * Format<product>::query_parts * kChunkBytes;
-    constexpr int kElementBytes = Format<product>::element_bytes;
-    const Shared<unsigned char> shared = shared_memory();
-    const Shared<float> scores = shared_view<float>(shared + plan.scores);
+    const Shared<float> scores = shared_view<float>(shared_memory() + plan.scores);
     const int64_t first_query = int64_t{blockIdx.x} * Rows;
-    const unsigned char* queries = scan.queries + int64_t{blockIdx.x} * scan.chunks * kQueryChunk;
-
-    const auto load = [&](const Position& at, int slot) {
-        const Shared<unsigned char> stage = shared + (plan.ring + slot * plan.stage);
-        load_items<kElementBytes, Rows>(scan, at, stage);
-        if (!scan.resident)
-            for (int part = 0; part < Format<product>::query_parts; ++part)
-                load_query_chunk<Rows>(queries + at.chunk * kQueryChunk + part * Rows * kChunkBytes,
-                                       stage + (kItemStageBytes + part * Rows * kChunkBytes));
-    };
-
-    if (scan.resident)  // joins the first stage's group
-        for (int i = 0; i < scan.chunks * Format<product>::query_parts; ++i)
-            load_query_chunk<Rows>(queries + i * Rows * kChunkBytes, shared + i * Rows * kChunkBytes);
-    Position ahead = {int64_t{blockIdx.y}, 0, 0};
-    for (int slot = 0; slot < scan.stages - 1; ++slot) {
-        if (ahead.tile < scan.tiles) load(ahead, slot);
-        cp_async_commit();
-        ahead.advance(scan);
-    }
-
-    int slot = 0;
-    for (int64_t tile = blockIdx.y; tile < scan.tiles; tile += gridDim.y)
-        for (int64_t step = 0; step < scan.steps; ++step) {
-            const ColumnTile columns(scan, tile, step, Rows);
-            Accumulators<product, Rows> products;
-            for (int chunk = 0; chunk < scan.chunks; ++chunk) {
-                cp_async_wait_for(scan.stages - 2);
-                __syncthreads();  // the chunk is there for all, and all are done with the stage that is refilled now
-                if (ahead.tile < scan.tiles) load(ahead, slot == 0 ? scan.stages - 1 : slot - 1);
-                cp_async_commit();  // also where nothing was loaded: the count of groups is what is waited for
-                ahead.advance(scan);
-                const Shared<unsigned char> stage = shared + (plan.ring + slot * plan.stage);
-                products.add(scan.resident ? shared + chunk * kQueryChunk : stage + kItemStageBytes, stage);
-                slot = slot + 1 == scan.stages ? 0 : slot + 1;
-            }
-
-            // The barriers above also lie between the consumers of the tile before and these stores.
+    multiply_items<product, Rows, false, 0>(
+        scan, plan.ring, plan.stage, [&](const ColumnTile& columns, int64_t step, const Accumulators<product, Rows>& products) {
             products.store([&](int row) {
                 const int64_t query = first_query + row;
                 const float unscale = query < scan.batch ? scan.unscale[query] : 0.0f;
                 return [&, row, query, unscale](int column, float value) {
-                    value *= unscale;
-                    if (product == Product::split_half && value != value && query < scan.batch && unscale == unscale &&
-                        column < columns.columns)
-                        value = exact_dot(scan.exact_queries + query * scan.width,
-                                          reinterpret_cast<const uint16_t*>(columns.column(scan, column, kElementBytes, Rows)), scan.width);
-                    scores[row * kScorePitch + column] = value;
+                    scores[row * kScorePitch + column] = score_of<product, Rows>(scan, columns, value, unscale, query, column);
                 };
             });
             __syncthreads();
@@ -286,7 +358,7 @@ __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& c
             if (scan.steps > 1) {
                 fold_step<Rows>(scores, columns.columns, step == 0, step + 1 == scan.steps);
                 __syncwarp();
-                if (step + 1 < scan.steps) continue;
+                if (step + 1 < scan.steps) return;
             } else if (scan.tokens > 1) {
                 stride = static_cast<int>(scan.tokens);
                 fold_tokens<Rows>(scores, columns.items, stride);
@@ -294,8 +366,7 @@ __device__ void scan_items(const Scan& scan, const SharedPlan& plan, Consumer& c
             }
             for (int row = threadIdx.x / 32; row < Rows && first_query + row < scan.batch; row += kWarps)
                 consumer.take(row, first_query + row, scores + row * kScorePitch, stride, columns.first_item, columns.items);
-        }
-    cp_async_wait<0>();
+        });
 }
 
 }  // namespace dqe::cuda

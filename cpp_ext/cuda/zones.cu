@@ -2,25 +2,24 @@
 //
 // Top-k and picks are lists of candidates with a limit that certifies them. A ladder of passes over ever larger subsets of the
 // items (evenly spread tiles) raises the limit, since the k-th best of any subset bounds the k-th best of all from below; then
-// one pass over all items appends what reaches the limit. Each rung lets through less than half of what a list holds. If a list
+// one pass over all items appends what reaches the limit. Each rung lets through less than half of what a list holds, or little
+// more where the lowest rung is a sample: the best of each few columns, which is often all of the ladder. If a list
 // overflows all the same (an unlucky order of the items), the k-th best of the entries that it did store is a better limit, and
 // the pass is repeated: limits are pairs (key, id) and no two entries are equal, so each round leaves at least capacity - k fewer
 // to pass, and with all items equal the ids decide. Bounds that are quantiles take three histogram passes before.
 #include "zones.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
+#include "plan.hpp"
 #include "query_kernels.hpp"
 #include "score_tile.hpp"
+#include "sieve.hpp"
 
 namespace dqe::cuda {
 
 namespace {
-
-constexpr int64_t kLongestBlock = 1024;           // queries; more are processed block by block
-constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of a block should not exceed
-constexpr int64_t kSmallestList = 4096;           // entries
-constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
 
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
@@ -30,94 +29,40 @@ __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument a
     consumer.end();
 }
 
-int64_t power_of_two_from(int64_t size) {
-    int64_t power = 1;
-    while (power < size) power *= 2;
-    return power;
+// Two blocks on a multiprocessor, where shared memory allows: a warp waits between instructions for longer than the others need.
+template <Product product, int Rows, bool Sampling>
+__global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidates list) {
+    constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, false);
+    const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
+    Sieve<product, Rows> sieve(scan, list, true, shared_memory() + (ring + kStages * kItemStageBytes));
+    multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
+                                                 [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
+                                                     if constexpr (Sampling)
+                                                         sieve.sample(columns, products);
+                                                     else
+                                                         sieve.take(columns, products);
+                                                 });
+    if constexpr (!Sampling) sieve.end();
 }
 
-int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int zone_blocks(Product product, int rows) { return product == Product::split_half && rows == 64 ? 1 : 2; }
 
-// Everything about a request that follows from sizes and options.
-struct Plan {
-    Product product;
-    int chunks;
-    int64_t block;  // queries per block: whole query tiles of either size
-    bool own_best, list_top, list_picks;
-    int64_t wanted, capacity;
-
-    explicit Plan(const Request& r) {
-        product = !r.half_items ? Product::single : r.half_queries ? Product::half : Product::split_half;
-        chunks = static_cast<int>(quotient_up(r.width * (r.half_items ? 2 : 4), kChunkBytes));
-        own_best = r.zones && r.anchor == Anchor::best;
-        list_top = r.k > 0 || own_best;
-        list_picks = r.zones && r.picks > 0;
-        wanted = std::min(std::max({r.k, r.zones ? r.picks : 0, int64_t{1}}), r.size);
-        capacity = power_of_two_from(std::min(std::max(kSmallestList, 8 * wanted), std::max(r.size, int64_t{1})));
-        const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes);
-        block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
-        block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
-    }
-
-    int parts() const { return product == Product::split_half ? 2 : 1; }
-};
-
-// Hands out pieces of the workspace; with a null base it only adds up.
-struct Carver {
-    unsigned char* base;
-    size_t used = 0;
-
-    template <typename T>
-    T* take(int64_t count) {
-        T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-        used += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-        return piece;
-    }
-};
-
-struct Workspace {
-    unsigned char* queries;
-    float *unscale, *best;
-    int64_t* gather;
-    Candidates top, picks;
-    RankState ranks;
-    unsigned* flags;  // how many anchors lie outside the items, how many lists overflowed
-    size_t bytes;
-
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
-        Carver carver = {static_cast<unsigned char*>(base)};
-        const int64_t block = plan.block;
-        queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
-        unscale = carver.take<float>(block);
-        best = carver.take<float>(block);
-        gather = carver.take<int64_t>(block);
-        flags = carver.take<unsigned>(2);
-        const auto list = [&](bool used, int64_t wanted) {
-            const int64_t rows = used ? block : 0;
-            Candidates c = {};
-            c.keys = carver.take<double>(rows * plan.capacity);
-            c.ids = carver.take<int64_t>(rows * plan.capacity);
-            c.scores = carver.take<float>(rows * plan.capacity);
-            c.counts = carver.take<unsigned long long>(rows);
-            c.limit_keys = carver.take<double>(rows);
-            c.limit_ids = carver.take<int64_t>(rows);
-            c.pending = carver.take<unsigned>(rows);
-            c.wanted = std::min(wanted, r.size);
-            c.capacity = plan.capacity;
-            return c;
-        };
-        top = list(plan.list_top, std::max(r.k, int64_t{1}));
-        picks = list(plan.list_picks, r.picks);
-        if (r.zones && r.quantiles) {
-            ranks.bins = carver.take<unsigned long long>(block * 2 * kBins);
-            ranks.prefixes = carver.take<uint32_t>(block * 2);
-            ranks.left = carver.take<int64_t>(block * 2);
-            ranks.scores = carver.take<float>(block * 2);
-            ranks.lo = r.lo, ranks.hi = r.hi;
-        }
-        bytes = carver.used;
-    }
-};
+template <Product product, int Rows>
+__global__ __launch_bounds__(kThreads, zone_blocks(product, Rows)) void zone_kernel(Scan scan, Selection selection) {
+    constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, true);
+    const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
+    const int queues = ring + kStages * kItemStageBytes;
+    Sieve<product, Rows> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
+    ZoneSieve<product, Rows> zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes),
+                                   shared_memory() + (queues + 2 * kWarps * kQueueBytes));
+    multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
+                                                 [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
+                                                     if (selection.want_top) sieve.take(columns, products);
+                                                     zones.take(columns, products);
+                                                 });
+    sieve.end();
+    zones.end();
+}
 
 // The first error ends everything that follows: each step is skipped once there is one.
 class Runner {
@@ -126,9 +71,11 @@ class Runner {
         : r_(request), out_(result), plan_(plan), w_(space), stream_(stream) {}
 
     Status run() {
+        check(flag_.error());
         describe_device();
         choose_tile();
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
+        if (status_.error != cudaSuccess) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
         return status_;
     }
 
@@ -225,6 +172,45 @@ class Runner {
         }
     }
 
+    // Offer the items to the lists that are wanted, and count.
+    void offer(const Scan& scan, const Selection& selection) {
+        const bool zones = selection.want_picks || selection.want_counts;
+        if (!suits(scan, zones)) return scan_with<Select>(scan, selection);
+        if (!zones) return sieve(scan, selection.top, false);
+        start_sieve(scan, true, zone_blocks(plan_.product, rows_), selection,
+                    [](auto product, auto rows) { return zone_kernel<product(), rows()>; });
+    }
+
+    void sieve(const Scan& scan, const Candidates& list, bool sampling) {
+        start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
+            return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
+        });
+    }
+
+    bool suits(const Scan& scan, bool zones) const {
+        const int span = rows_ == 16 ? Lane<Product::half, 16>::kSpan : Lane<Product::half, 64>::kSpan;
+        return plan_.product != Product::single && sieve_suits(scan, span) && (!zones || !scan.excluded_start) &&
+               sieve_bytes(rows_, plan_.parts(), scan.chunks, zones) <= shared_limit_;
+    }
+
+    // `kernel_of(product, rows)`: both as types whose call is a constant.
+    template <typename Argument, typename KernelOf>
+    void start_sieve(const Scan& scan, bool zones, int64_t blocks, const Argument& argument, const KernelOf& kernel_of) {
+        if (scan.tiles == 0) return;
+        const auto of_rows = [&](auto rows) {
+            return plan_.product == Product::half ? kernel_of(std::integral_constant<Product, Product::half>(), rows)
+                                                  : kernel_of(std::integral_constant<Product, Product::split_half>(), rows);
+        };
+        const auto kernel = rows_ == 16 ? of_rows(std::integral_constant<int, 16>()) : of_rows(std::integral_constant<int, 64>());
+        const int64_t shared = sieve_bytes(rows_, plan_.parts(), scan.chunks, zones);
+        const int64_t query_tiles = quotient_up(scan.batch, rows_);
+        const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
+        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
+        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
+        start(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
+        ++status_.passes;
+    }
+
     void prepare(int64_t first, int64_t batch) {
         const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
         const auto with = [&](auto kernel) {
@@ -277,15 +263,15 @@ class Runner {
 
     // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.
     void gather_anchors(Scan scan, int64_t first, int64_t batch, float* anchor) {
-        fill(w_.flags, 0, sizeof(unsigned));
         const int64_t rows = quotient_up(batch, rows_) * rows_;
         if (r_.size == 0) {
             status_.fault = Fault::anchor_outside;
             return;
         }
+        lower_flag();
         start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + first, batch, r_.size, w_.gather, rows,
-              w_.flags);
-        if (read_flag(0)) status_.fault = Fault::anchor_outside;
+              flag_.word());
+        if (read_flag()) status_.fault = Fault::anchor_outside;
         scan.gather = w_.gather;
         scan.excluded_start = nullptr;  // an excluded item may be the anchor
         scan.tiles = quotient_up(rows_, scan.items_per_tile);
@@ -305,46 +291,77 @@ class Runner {
 
     void finish(const Scan& scan, const Selection& s, const Finished& top, const Finished& picks, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        unsigned* overflowed = w_.flags + 1;
-        if (last) fill(overflowed, 0, sizeof(unsigned));
-        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, overflowed);
-        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, overflowed);
+        if (last) lower_flag();
+        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, top, last, flag_.word());
+        if (s.want_picks) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, picks, last, flag_.word());
     }
 
-    unsigned read_flag(int which) {
-        unsigned value = 0;
-        if (good()) check(cudaMemcpyAsync(&value, w_.flags + which, sizeof value, cudaMemcpyDeviceToHost, stream_));
-        if (good()) check(cudaStreamSynchronize(stream_));
-        return value;
+    // Whoever started what raises the flag has read it before: there is nothing under way that still could.
+    void lower_flag() {
+        if (good()) *flag_.word() = 0;
+    }
+
+    bool read_flag() {
+        synchronize();
+        return good() && *flag_.word() != 0;
     }
 
     // Fill the lists that are wanted, and count the zones if that is wanted.
     void list(Scan scan, Selection selection, const Finished& top, const Finished& picks) {
         const bool lists = selection.want_top || selection.want_picks, counts = selection.want_counts;
         if (!lists && !counts) return synchronize();
-        const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
-        if (selection.want_top) start(reset_candidates, reset, 32, 0, selection.top, scan.batch);
-        if (selection.want_picks) start(reset_candidates, reset, 32, 0, selection.picks, scan.batch);
+        Selection one = selection;
+        one.want_counts = false;
+        one.want_picks = false;
+        if (selection.want_top) climb(scan, one, top, picks);
+        one.want_top = false, one.want_picks = selection.want_picks;
+        if (selection.want_picks) climb(scan, one, top, picks);
 
-        selection.want_counts = false;
-        int64_t rungs[64];  // each a fourth of the one above or less
-        int count = 0;
-        if (lists)
-            for (int64_t items = r_.size; items > plan_.capacity;)
-                rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
-        while (count > 0) {
-            cover(scan, rungs[--count]);
-            scan_with<Select>(scan, selection);
-            finish(scan, selection, top, picks, false);
-        }
-
-        cover(scan, r_.size);
-        selection.want_counts = counts;
-        scan_with<Select>(scan, selection);
+        offer(scan, selection);
         if (!lists) return synchronize();
         selection.want_counts = false;
-        for (finish(scan, selection, top, picks, true); read_flag(1); finish(scan, selection, top, picks, true))
-            scan_with<Select>(scan, selection);
+        for (finish(scan, selection, top, picks, true); read_flag(); finish(scan, selection, top, picks, true)) offer(scan, selection);
+    }
+
+    // Raise the limits of the one list that is wanted, until all items may be offered. The lowest rung is a sample where it can be.
+    void climb(Scan scan, const Selection& selection, const Finished& top, const Finished& picks) {
+        int64_t rungs[64];  // each a fourth of the one above or less
+        int count = 0;
+        int64_t sampled = 0;
+        for (int64_t items = r_.size; items > plan_.capacity;) {
+            sampled = selection.want_top ? sample_tiles(scan, items) : 0;
+            if (sampled) break;
+            rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        }
+        const dim3 reset(static_cast<unsigned>(quotient_up(scan.batch, 32)));
+        start(reset_candidates, reset, 32, 0, selection.want_top ? selection.top : selection.picks, scan.batch, sampled * sample_slots());
+        if (sampled) {
+            cover(scan, sampled * scan.items_per_tile);
+            sieve(scan, selection.top, true);
+            finish(scan, selection, top, picks, false);
+        }
+        while (count > 0) {
+            cover(scan, rungs[--count]);
+            offer(scan, selection);
+            finish(scan, selection, top, picks, false);
+        }
+    }
+
+    // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
+    int64_t sample_slots() const {
+        return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
+    }
+
+    // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
+    // the sample must lie in entries of their own, so there are four times as many; more than a sixteenth of all costs more than it
+    // saves.
+    int64_t sample_tiles(const Scan& scan, int64_t items) const {
+        if (!suits(scan, false)) return 0;
+        const int64_t all = quotient_up(r_.size, scan.items_per_tile);
+        const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
+        const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
+        const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
+        return least <= most ? std::clamp(all / 16, least, most) : 0;
     }
 
     void synchronize() {
@@ -360,6 +377,7 @@ class Runner {
     int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
     int rows_ = 16, stages_ = 2;  // of a query tile; of the ring
     bool resident_ = false;
+    Flag flag_;
 };
 
 }  // namespace

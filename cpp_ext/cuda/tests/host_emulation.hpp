@@ -385,6 +385,11 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
     if (bytes) std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
+constexpr unsigned cudaHostAllocPortable = 1;
+inline cudaError_t cudaHostAlloc(void** where, size_t bytes, unsigned) {
+    *where = std::calloc(1, bytes);
+    return *where ? cudaSuccess : cudaErrorMemoryAllocation;
+}
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,

@@ -39,12 +39,17 @@ inline const float* half_table() {
     return table.data();
 }
 
-inline void cp_async_16(Shared<unsigned char> to, const unsigned char* from, int bytes) {
+template <typename T>
+uint32_t shared_address(Shared<T> pointer) {
+    return static_cast<uint32_t>(pointer.offset);
+}
+
+inline void cp_async_16(uint32_t to, const unsigned char* from, int bytes) {
     using namespace emulation;
-    if (bytes < 0 || bytes > 16 || to.offset % 16 || reinterpret_cast<uintptr_t>(from) % 16) fail("cp.async: misaligned or bad size");
-    touch(to.offset, 16, true);
-    for (int word = 0; word < 4; ++word) machine.words[to.offset / 4 + word].in_flight = true;
-    machine.fibers[machine.current].groups.back().push_back({to.offset, from, bytes});
+    if (bytes < 0 || bytes > 16 || to % 16 || reinterpret_cast<uintptr_t>(from) % 16) fail("cp.async: misaligned or bad size");
+    touch(to, 16, true);
+    for (int word = 0; word < 4; ++word) machine.words[to / 4 + word].in_flight = true;
+    machine.fibers[machine.current].groups.back().push_back({to, from, bytes});
 }
 
 inline void cp_async_commit() { emulation::machine.fibers[emulation::machine.current].groups.emplace_back(); }
@@ -64,20 +69,22 @@ void cp_async_wait() {
     }
 }
 
-inline void ldmatrix_x4(uint32_t (&out)[4], Shared<unsigned char> row) {
+inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
     using namespace emulation;
     struct Lane {
         size_t row;
         uint32_t* out;
-    } mine = {row.offset, out};
-    if (row.offset % 16) fail("ldmatrix: misaligned row");
-    touch(row.offset, 16, false);
+    } mine = {row, out};
+    if (row % 16) fail("ldmatrix: misaligned row");
+    touch(row, 16, false);
     collective<Lane>(1000001, mine, [](Lane*(&lanes)[kLanes]) {
         for (int lane = 0; lane < kLanes; ++lane)
             for (int matrix = 0; matrix < 4; ++matrix)
                 std::memcpy(&lanes[lane]->out[matrix], &machine.shared[lanes[8 * matrix + lane / 4]->row + 4 * (lane % 4)], 4);
     });
 }
+
+inline float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
 
 inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     using namespace emulation;

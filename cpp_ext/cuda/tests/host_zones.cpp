@@ -88,10 +88,10 @@ void faulty(int fault, const unsigned char* global, float* out) {
     if (fault == 6) values[thread + 32] = values[thread];
     if (thread < 32 && (fault != 7 || thread != 9)) out[0] = __shfl_xor_sync(kAllLanes, 1.0f, 1);
     if (thread == 0) {
-        cp_async_16(shared + 256, global, 16);
+        cp_async_16(shared_address(shared) + 256, global, 16);
         cp_async_commit();
         if (fault != 8) cp_async_wait<0>();
-        if (fault == 9) cp_async_16(shared + 264, global, 16);
+        if (fault == 9) cp_async_16(shared_address(shared) + 264, global, 16);
         out[0] = values[64];
         cp_async_wait<0>();
     }

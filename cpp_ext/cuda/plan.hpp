@@ -1,0 +1,141 @@
+// What a selection needs from the host before a kernel starts: sizes, the pieces of its workspace, a word to be answered in.
+#pragma once
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "query_kernels.hpp"
+#include "zones.hpp"
+
+namespace dqe::cuda {
+
+constexpr int64_t kLongestBlock = 1024;           // queries; more are processed block by block
+constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of a block should not exceed
+constexpr int64_t kSmallestList = 4096;           // entries
+constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
+
+// A word that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
+// never given back to the system, since a process may end after its driver did.
+class Flag {
+  public:
+    Flag() {
+        const std::lock_guard lock(mutex());
+        if (!spare().empty()) {
+            word_ = spare().back();
+            spare().pop_back();
+        } else {
+            void* made = nullptr;
+            error_ = cudaHostAlloc(&made, sizeof(unsigned), cudaHostAllocPortable);
+            word_ = static_cast<volatile unsigned*>(made);
+        }
+    }
+    ~Flag() {
+        const std::lock_guard lock(mutex());
+        if (word_) spare().push_back(word_);
+    }
+    Flag(const Flag&) = delete;
+    cudaError_t error() const { return error_; }
+    volatile unsigned* word() const { return word_; }
+
+  private:
+    static std::mutex& mutex() {
+        static std::mutex made;
+        return made;
+    }
+    static std::vector<volatile unsigned*>& spare() {
+        static auto* made = new std::vector<volatile unsigned*>;
+        return *made;
+    }
+    volatile unsigned* word_ = nullptr;
+    cudaError_t error_ = cudaSuccess;
+};
+
+inline int64_t power_of_two_from(int64_t size) {
+    int64_t power = 1;
+    while (power < size) power *= 2;
+    return power;
+}
+
+inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Everything about a request that follows from sizes and options.
+struct Plan {
+    Product product;
+    int chunks;
+    int64_t block;  // queries per block: whole query tiles of either size
+    bool own_best, list_top, list_picks;
+    int64_t wanted, capacity;
+
+    explicit Plan(const Request& r) {
+        product = !r.half_items ? Product::single : r.half_queries ? Product::half : Product::split_half;
+        chunks = static_cast<int>(quotient_up(r.width * (r.half_items ? 2 : 4), kChunkBytes));
+        own_best = r.zones && r.anchor == Anchor::best;
+        list_top = r.k > 0 || own_best;
+        list_picks = r.zones && r.picks > 0;
+        wanted = std::min(std::max({r.k, r.zones ? r.picks : 0, int64_t{1}}), r.size);
+        capacity = power_of_two_from(std::min(std::max(kSmallestList, 8 * wanted), std::max(r.size, int64_t{1})));
+        const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes);
+        block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
+        block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
+    }
+
+    int parts() const { return product == Product::split_half ? 2 : 1; }
+};
+
+// Hands out pieces of the workspace; with a null base it only adds up.
+struct Carver {
+    unsigned char* base;
+    size_t used = 0;
+
+    template <typename T>
+    T* take(int64_t count) {
+        T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+        return piece;
+    }
+};
+
+struct Workspace {
+    unsigned char* queries;
+    float *unscale, *best;
+    int64_t* gather;
+    Candidates top, picks;
+    RankState ranks;
+    size_t bytes;
+
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
+        Carver carver = {static_cast<unsigned char*>(base)};
+        const int64_t block = plan.block, listed = std::min(block, r.batch);  // queries as whole tiles, lists of those asked for
+        queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
+        unscale = carver.take<float>(block);
+        best = carver.take<float>(block);
+        gather = carver.take<int64_t>(block);
+        const auto list = [&](bool used, int64_t wanted) {
+            const int64_t rows = used ? listed : 0;
+            Candidates c = {};
+            c.keys = carver.take<double>(rows * plan.capacity);
+            c.ids = carver.take<int64_t>(rows * plan.capacity);
+            c.scores = carver.take<float>(rows * plan.capacity);
+            c.counts = carver.take<unsigned long long>(rows);
+            c.limit_keys = carver.take<double>(rows);
+            c.limit_ids = carver.take<int64_t>(rows);
+            c.pending = carver.take<unsigned>(rows);
+            c.wanted = std::min(wanted, r.size);
+            c.capacity = plan.capacity;
+            return c;
+        };
+        top = list(plan.list_top, std::max(r.k, int64_t{1}));
+        picks = list(plan.list_picks, r.picks);
+        if (r.zones && r.quantiles) {
+            ranks.bins = carver.take<unsigned long long>(listed * 2 * kBins);
+            ranks.prefixes = carver.take<uint32_t>(listed * 2);
+            ranks.left = carver.take<int64_t>(listed * 2);
+            ranks.scores = carver.take<float>(listed * 2);
+            ranks.lo = r.lo, ranks.hi = r.hi;
+        }
+        bytes = carver.used;
+    }
+};
+
+}  // namespace dqe::cuda

@@ -1,0 +1,359 @@
+// What becomes of a tile's scores while they are still in the registers that the products left them in: top-k candidates, zone
+// counts and pick candidates. Most tiles hold next to nothing that reaches a limit, and then nothing is written anywhere. What does
+// goes through a short queue of each warp, so that a trip to device memory, or the drawing of keys, is paid for many entries at
+// once. For what this does not cover (see `suits`), there is scan_items with Select.
+#pragma once
+
+#include "consumers.hpp"
+#include "score_tile.hpp"
+
+namespace dqe::cuda {
+
+// Stages of the ring. Queries in two parts leave room for two only, if there are to be two blocks on a multiprocessor.
+__host__ __device__ constexpr int sieve_stages(int query_rows, int query_parts, bool zones) {
+    return query_rows == 64 && query_parts == 2 && !zones ? 2 : 4;
+}
+constexpr int kQueued = 64;  // entries of a warp's queue: at least 32 more than none
+constexpr int kQueueBytes = kQueued * 16;
+
+// Shared memory of a block, in bytes: the queries, the ring, queues for each warp, and where zones are wanted their bounds.
+__host__ __device__ constexpr int64_t sieve_ring(int query_rows, int query_parts, int chunks) {
+    return int64_t{query_rows} * query_parts * chunks * kChunkBytes;
+}
+__host__ __device__ constexpr int64_t sieve_bytes(int query_rows, int query_parts, int chunks, bool zones) {
+    const int64_t queues = kWarps * kQueueBytes;
+    return sieve_ring(query_rows, query_parts, chunks) + sieve_stages(query_rows, query_parts, zones) * kItemStageBytes + queues +
+           (zones ? queues + query_rows * 12 : 0);
+}
+
+// Entries that a warp has found and not yet dealt with. All of its lanes call these together; `deal(row, id, score)` is called for
+// 32 entries at a time, by a lane each.
+class Queue {
+  public:
+    __device__ explicit Queue(Shared<unsigned char> queues) {
+        const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * kQueueBytes;
+        ids_ = shared_view<int64_t>(mine), scores_ = shared_view<float>(mine + kQueued * 8), rows_ = shared_view<int>(mine + kQueued * 12);
+    }
+
+    template <typename Deal>
+    __device__ void push(bool wanted, int row, int64_t id, float score, const Deal& deal) {
+        const unsigned mask = __ballot_sync(kAllLanes, wanted);
+        if (queued_ + __popc(mask) > kQueued) flush(deal);
+        if (wanted) {
+            const int at = queued_ + __popc(mask & ((1u << threadIdx.x % 32) - 1));
+            ids_[at] = id, scores_[at] = score, rows_[at] = row;
+        }
+        queued_ += __popc(mask);
+    }
+
+    template <typename Deal>
+    __device__ void flush(const Deal& deal) {
+        __syncwarp();
+        for (int at = threadIdx.x % 32; at < queued_; at += 32)
+            deal(static_cast<int>(rows_[at]), static_cast<int64_t>(ids_[at]), static_cast<float>(scores_[at]));
+        __syncwarp();
+        queued_ = 0;
+    }
+
+  private:
+    Shared<int64_t> ids_;
+    Shared<float> scores_;
+    Shared<int> rows_;
+    int queued_ = 0;
+};
+
+// Whose scores a lane holds: kGroups rows, 8 apart, and kPlaces columns of each. `group` and `place` name registers where they are
+// constants, so what takes them is inlined.
+template <Product product, int Rows>
+struct Lane {
+    using Products = Accumulators<product, Rows>;
+    static constexpr int kGroups = Products::kTall * 2;
+    static constexpr int kPlaces = Products::kWide * 2;
+    static constexpr int kSpan = Products::kWide * 8;  // columns of a warp
+
+    __device__ static int row_of(int group) { return Products::top(threadIdx.x / 32) + group * 8 + threadIdx.x % 32 / 4; }
+    __device__ static int64_t query_of(int group) { return int64_t{blockIdx.x} * Rows + row_of(group); }
+    __device__ static int column_of(int place) {
+        return Products::left(threadIdx.x / 32) + place / 2 * 8 + threadIdx.x % 4 * 2 + place % 2;
+    }
+    __device__ static float value_of(const Products& products, int group, int place) {
+        return products.value[group / 2][place / 2][group % 2 * 2 + place % 2];
+    }
+
+    // The scores of a group's places, each that of its whole item.
+    __device__ static __forceinline__ void scores_of(const Scan& scan, const ColumnTile& columns, const Products& products, int group,
+                                                     float unscale, float (&score)[kPlaces]) {
+        float any = value_of(products, group, 0);
+#pragma unroll
+        for (int place = 0; place < kPlaces; ++place) {
+            score[place] = value_of(products, group, place);
+            if (product == Product::split_half) score[place] *= unscale, any = nan_max(any, score[place]);
+        }
+        if (product == Product::split_half && any != any)
+#pragma unroll
+            for (int place = 0; place < kPlaces; ++place)
+                score[place] =
+                    score_of<product, Rows>(scan, columns, value_of(products, group, place), unscale, query_of(group), column_of(place));
+        if (scan.tokens > 1) fold(score, static_cast<int>(scan.tokens));
+    }
+
+    // Every value becomes the score of its item: the largest of its tokens' columns, NaN if one is.
+    __device__ static __forceinline__ void fold(float (&score)[kPlaces], int tokens) {
+#pragma unroll
+        for (int place = 0; place < kPlaces; place += 2) {
+            float best = nan_max(score[place], score[place + 1]);
+            for (int distance = 1; distance < 4 && distance * 2 < tokens; distance *= 2)
+                best = nan_max(best, __shfl_xor_sync(kAllLanes, best, distance));
+            score[place] = score[place + 1] = best;
+        }
+#pragma unroll
+        for (int distance = 2; distance < kPlaces; distance *= 2)  // 8 columns are 2 places on
+            if (distance * 4 < tokens)
+#pragma unroll
+                for (int place = 0; place < kPlaces; ++place)
+                    if ((place & distance) == 0) score[place] = score[place + distance] = nan_max(score[place], score[place + distance]);
+    }
+
+    // Push the places of a group whose bit is set and that `passes(id, score)`.
+    template <typename Passes, typename Deal>
+    __device__ static __forceinline__ void push(Queue& queue, unsigned places, const ColumnTile& columns, int tokens, int group,
+                                                const float (&score)[kPlaces], const Passes& passes, const Deal& deal) {
+        while (__ballot_sync(kAllLanes, places != 0)) {
+            const int first = __ffs(static_cast<int>(places)) - 1;
+            float mine = score[0];
+#pragma unroll
+            for (int place = 1; place < kPlaces; ++place)
+                if (place == first) mine = score[place];
+            const int64_t id = columns.first_item + column_of(first) / tokens;
+            queue.push(places && passes(id, mine), row_of(group), id, mine, deal);
+            places &= places - 1;
+        }
+    }
+};
+
+// Whether a warp's columns are whole items, and rows can be copied 16 bytes at a time.
+inline bool sieve_suits(const Scan& scan, int span) {
+    return scan.aligned && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
+}
+
+template <Product product, int Rows>
+class Sieve {
+    using L = Lane<product, Rows>;
+    using Products = typename L::Products;
+
+  public:
+    __device__ Sieve(const Scan& scan, const Candidates& list, bool wanted, Shared<unsigned char> queues)
+        : scan_(scan), list_(list), queue_(queues) {
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            const bool pending = wanted && query < scan.batch && list.pending[query];
+            limit_[group] = pending ? static_cast<float>(list.limit_keys[query]) : __uint_as_float(0x7FC00000);  // NaN: nothing passes
+            if (product == Product::split_half) unscale_[group] = pending ? scan.unscale[query] : 0.0f;
+        }
+    }
+
+    // Queue what reaches its row's limit.
+    __device__ void take(const ColumnTile& columns, const Products& products) {
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            float best = L::value_of(products, group, 0);
+#pragma unroll
+            for (int place = 1; place < L::kPlaces; ++place) {
+                const float value = L::value_of(products, group, place);
+                // A split query's NaN asks for a second look; otherwise NaN never ranks.
+                best = product == Product::split_half ? nan_max(best, value) : fmaxf(best, value);
+            }
+            if (product == Product::split_half) best *= unscale_[group];
+            const bool reached = best >= limit_[group] || (product == Product::split_half && best != best);
+            if (__ballot_sync(kAllLanes, reached)) offer(columns, products, group);
+        }
+    }
+
+    // Instead of what passes: the best entry of each row among the warp's columns, in a place of the list that is its own. The
+    // wanted-th best of these bounds the wanted-th best of all from below, and nobody waits for a place. Where nothing ranks the
+    // entry is the padding of lists (key -inf, id -1).
+    __device__ void sample(const ColumnTile& columns, const Products& products) const {
+        const int tokens = static_cast<int>(scan_.tokens);
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            float score[L::kPlaces];
+            L::scores_of(scan_, columns, products, group, unscale_[group], score);
+            float best = -__uint_as_float(0x7F800000);
+            int column = -1;
+#pragma unroll
+            for (int place = 0; place < L::kPlaces; ++place)
+                if (score[place] > best && L::column_of(place) < columns.columns) best = score[place], column = L::column_of(place);
+            for (int distance = 1; distance < 4; distance *= 2) {
+                const float other = __shfl_xor_sync(kAllLanes, best, distance);
+                const int its_column = __shfl_xor_sync(kAllLanes, column, distance);
+                if (other > best) best = other, column = its_column;
+            }
+            if (threadIdx.x % 4 || query >= scan_.batch) continue;
+            int64_t id = column < 0 ? -1 : columns.first_item + column / tokens;
+            if (id >= 0 && excluded(query, id)) best = -__uint_as_float(0x7F800000), id = -1;
+            const int64_t at = query * list_.capacity + columns.tile * Products::kAcross + threadIdx.x / 32 % Products::kAcross;
+            list_.keys[at] = best;
+            list_.ids[at] = id;
+            list_.scores[at] = best;
+        }
+    }
+
+    __device__ void end() {
+        queue_.flush([&](int row, int64_t id, float score) { append_one(list_, row_query(row), score, id, score); });
+    }
+
+  private:
+    __device__ static int64_t row_query(int row) { return int64_t{blockIdx.x} * Rows + row; }
+
+    __device__ __forceinline__ void offer(const ColumnTile& columns, const Products& products, int group) {
+        const int64_t query = L::query_of(group);
+        const int tokens = static_cast<int>(scan_.tokens);
+        const float limit = limit_[group];
+        float score[L::kPlaces];
+        L::scores_of(scan_, columns, products, group, unscale_[group], score);
+        unsigned reaching = 0;
+#pragma unroll
+        for (int place = 0; place < L::kPlaces; ++place) {
+            const int column = L::column_of(place);
+            const bool reaches = score[place] >= limit && column < columns.columns && (column & (tokens - 1)) == 0;
+            reaching |= unsigned{reaches} << place;
+        }
+        L::push(
+            queue_, reaching, columns, tokens, group, score,
+            [&](int64_t id, float mine) { return within_limit<float>(mine, id, limit, list_.limit_ids[query]) && !excluded(query, id); },
+            [&](int row, int64_t id, float mine) { append_one(list_, row_query(row), mine, id, mine); });
+    }
+
+    __device__ bool excluded(int64_t query, int64_t id) const {
+        if (!scan_.excluded_start) return false;
+        int64_t at = scan_.excluded_start[query], above = scan_.excluded_start[query + 1];
+        const int64_t end = above;
+        while (at < above) {
+            const int64_t middle = at + (above - at) / 2;
+            if (scan_.excluded_ids[middle] < id)
+                at = middle + 1;
+            else
+                above = middle;
+        }
+        return at < end && scan_.excluded_ids[at] == id;
+    }
+
+    const Scan& scan_;
+    const Candidates& list_;
+    Queue queue_;
+    float limit_[L::kGroups], unscale_[L::kGroups] = {};
+};
+
+// pick_key, or NaN where it is certain to be below `limit`. A softmax key s / T - log(-log u) reaches the limit only if -log u is no
+// more than exp(s / T - limit), and -log u exceeds 1 - u: mostly that settles it without a logarithm. The margin is far above the
+// rounding of both sides. Not inlined: it is long, and called from wherever a queue may be full.
+__device__ DQE_NOINLINE inline double drawn_key(Policy policy, double temperature, uint64_t seed, float score, int64_t query, int64_t item,
+                                                double limit) {
+    const PickRule rule = {policy, temperature, seed};
+    if (policy != Policy::softmax) return pick_key(rule, score, query, item);
+    const double u = uniform(seed, static_cast<uint64_t>(query), static_cast<uint64_t>(item));
+    const double exponent = score / temperature - limit;
+    if (fabs(limit) < 1e9 && exponent > -80.0 && exponent < 0.0 &&
+        static_cast<float>(1.0 - u) > expf(static_cast<float>(exponent)) * 1.001f)
+        return __uint_as_float(0x7FC00000);
+    return softmax_key(rule, score, u);
+}
+
+// Zone counts and pick candidates, where nothing is excluded (that would have to be looked up for every item). Keys are drawn when a warp
+// has found 32 items inside, not for each tile that has one.
+template <Product product, int Rows>
+class ZoneSieve {
+    using L = Lane<product, Rows>;
+    using Products = typename L::Products;
+
+  public:
+    // `bounds`: 12 bytes for each row. A barrier lies between this and `take`.
+    __device__ ZoneSieve(const Scan& scan, const Selection& selection, Shared<unsigned char> queues, Shared<unsigned char> bounds)
+        : scan_(scan), selection_(selection), queue_(queues) {
+        anchor_ = shared_view<float>(bounds), lo_ = anchor_ + Rows, hi_ = lo_ + Rows;
+        const int row = threadIdx.x;
+        if (row < Rows) {
+            const int64_t query = int64_t{blockIdx.x} * Rows + row;
+            const bool real = query < scan.batch;
+            anchor_[row] = real ? selection.anchor[query] : __uint_as_float(0x7FC00000);  // NaN: in no zone
+            lo_[row] = real ? selection.lo[query] : 0.0f;
+            hi_[row] = real ? selection.hi[query] : 0.0f;
+        }
+        if (product == Product::split_half)
+#pragma unroll
+            for (int group = 0; group < L::kGroups; ++group)
+                unscale_[group] = L::query_of(group) < scan.batch ? scan.unscale[L::query_of(group)] : 0.0f;
+    }
+
+    __device__ void take(const ColumnTile& columns, const Products& products) {
+        const int tokens = static_cast<int>(scan_.tokens);
+        const bool all = columns.columns == kColumns && tokens == 1;
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            float score[L::kPlaces];
+            L::scores_of(scan_, columns, products, group, unscale_[group], score);
+            if (!all)
+#pragma unroll
+                for (int place = 0; place < L::kPlaces; ++place) {
+                    const int column = L::column_of(place);
+                    if (column >= columns.columns || (column & (tokens - 1))) score[place] = __uint_as_float(0x7FC00000);
+                }
+            const int row = L::row_of(group);
+            const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
+            unsigned inside = 0;
+#pragma unroll
+            for (int place = 0; place < L::kPlaces; ++place) {
+                const float delta = anchor - score[place];
+                below_[group] += delta < lo;
+                above_[group] += delta > hi;
+                inside |= unsigned{delta >= lo && delta <= hi} << place;
+            }
+            inside_[group] += __popc(inside);
+            if (selection_.want_picks)
+                L::push(
+                    queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
+                    [&](int row, int64_t id, float mine) { pick(row, id, mine); });
+        }
+    }
+
+    __device__ void end() {
+        queue_.flush([&](int row, int64_t id, float mine) { pick(row, id, mine); });
+        if (!selection_.want_counts) return;
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            const int64_t counts[3] = {over_four_lanes(below_[group]), over_four_lanes(inside_[group]), over_four_lanes(above_[group])};
+            if (threadIdx.x % 4 == 0 && query < scan_.batch)
+                for (int zone = 0; zone < 3; ++zone)
+                    atomicAdd(reinterpret_cast<unsigned long long*>(selection_.counts + query * 3 + zone),
+                              static_cast<unsigned long long>(counts[zone]));
+        }
+    }
+
+  private:
+    __device__ static int64_t over_four_lanes(unsigned count) {
+        int64_t sum = count;
+        for (int distance = 1; distance < 4; distance *= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        return sum;
+    }
+
+    __device__ void pick(int row, int64_t id, float score) const {
+        const int64_t query = int64_t{blockIdx.x} * Rows + row;
+        const Candidates& list = selection_.picks;
+        const PickRule& rule = selection_.rule;
+        const double limit = list.pending[query] ? list.limit_keys[query] : __uint_as_float(0x7FC00000);
+        const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection_.first_query + query, id, limit);
+        if (within_limit<double>(key, id, limit, list.limit_ids[query])) append_one(list, query, key, id, score);
+    }
+
+    const Scan& scan_;
+    const Selection& selection_;
+    Queue queue_;
+    Shared<float> anchor_, lo_, hi_;
+    float unscale_[L::kGroups] = {};
+    unsigned below_[L::kGroups] = {}, inside_[L::kGroups] = {}, above_[L::kGroups] = {};
+};
+
+}  // namespace dqe::cuda
