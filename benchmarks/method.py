@@ -4,7 +4,8 @@
 
 Tuning, on garments with batches of 64: each part has four points, two seeds each (not those of the tables), and takes the point with the
 best mAP@10 over val queries; the learning rate has as many, is chosen first, for the baseline with the pool, and is the same for all arms.
-The other regimes take the same points. Every stage goes on where it was interrupted. `--workers` trains that many models at a time, `--on-gpu` of them on the GPU.
+The other regimes take the same points. Every stage goes on where it was interrupted. `--workers` trains that many models at a time,
+`--on-gpu` of them on the GPU.
 """
 
 from __future__ import annotations

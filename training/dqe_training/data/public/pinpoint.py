@@ -48,6 +48,7 @@ class PinPoint:
     directory: Path
     name: ClassVar[str] = "pinpoint"
     splits: ClassVar[tuple[str, ...]] = (SPLIT,)
+    references_ranked: ClassVar[bool] = True
 
     @classmethod
     def found_in(cls, directory: Path) -> PinPoint | None:
@@ -80,6 +81,9 @@ class PinPoint:
 
     def training_records(self) -> tuple[TripletRecord, ...]:
         raise InputError(f"{self.directory}: PinPoint is for evaluation; train on FashionIQ, CIRR or triplets of your own")
+
+    def training_tags(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
 
     def _query_file(self) -> Path:
         return next((self.directory / name for name in QUERY_FILES if (self.directory / name).is_file()), self.directory / QUERY_FILES[0])
