@@ -28,6 +28,8 @@ _PROVIDER_NAMES: Mapping[str, str] = {
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
 _ORDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "ort-tensorrt": ("ort-tensorrt", "cuda", "cpu")}
+_FLOAT32 = {"use_tf32": "0"}
+"""On an H100, TF32 (ONNX Runtime's default) leaves float32's tolerance, by up to 8e-4 in the demo's tower, and is no faster there."""
 """Each provider and those that take the nodes it has no kernel for, such as the computation of shapes."""
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 """On the CPU: the fused kernel works number by number, an addition and `LayerNormalization` do not (decision 78)."""
@@ -115,11 +117,13 @@ def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tup
         # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     names = [_PROVIDER_NAMES[name] for name in _ORDERS[wanted] if _PROVIDER_NAMES[name] in available]
+    settings = [_FLOAT32 if name == _PROVIDER_NAMES["cuda"] else {} for name in names]
     try:
         # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().
         session = ort.InferenceSession(
-            str(path), options, providers=names, enable_fallback=0, disabled_optimizers=_SLOWER_FUSIONS if wanted == "cpu" else None
-        )
+            str(path), options, providers=names, provider_options=settings, enable_fallback=0,
+            disabled_optimizers=_SLOWER_FUSIONS if wanted == "cpu" else None,
+        )  # fmt: skip
     except Exception as error:  # as in OnnxSession.run
         if wanted != "cpu":
             if provider == "auto":

@@ -103,9 +103,11 @@ def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, *, raises: bool) -> None:
     import onnxruntime
 
     class Session(onnxruntime.InferenceSession):
-        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int, disabled_optimizers: Any) -> None:
-            assert enable_fallback == 0
-            assert disabled_optimizers is None or providers == ["CPUExecutionProvider"]
+        def __init__(self, path: str, options: Any, *, providers: list[str], provider_options: Any, **rest: Any) -> None:
+            assert rest["enable_fallback"] == 0
+            assert rest["disabled_optimizers"] is None or providers == ["CPUExecutionProvider"]
+            off = {"use_tf32": "0"}  # TF32 leaves float32's tolerance
+            assert provider_options == [off if name == "CUDAExecutionProvider" else {} for name in providers]
             if providers != ["CPUExecutionProvider"]:  # TensorRT needs the pairs around its 8-bit products whole
                 with pytest.raises(RuntimeError):
                     options.get_session_config_entry("session.disable_quant_qdq")
@@ -206,7 +208,7 @@ def listing_onnxruntime(monkeypatch: pytest.MonkeyPatch, provider: str, nodes: l
     asked: list[list[str]] = []
 
     class Session:
-        def __init__(self, path: str, options: Any, *, providers: list[str], enable_fallback: int, disabled_optimizers: Any) -> None:
+        def __init__(self, path: str, options: Any, *, providers: list[str], provider_options: Any, **rest: Any) -> None:
             asked.append(providers)
             self._real, self._providers = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), providers
             if nodes is not None:

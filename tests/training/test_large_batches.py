@@ -137,7 +137,9 @@ def test_half_precision_gradients_are_near(autocast: str, tolerance: float, garm
     found = gradients(garments, train_config(batch_size=16, autocast=autocast), scale=256.0 if autocast == "f16" else 1.0)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        if not name.endswith("key.bias"):  # whose gradient is rounding alone
+        if name.startswith("loss.relevance/"):  # the shared mass, not a gradient; 0 where no target of the batch answers another row
+            assert abs(float(found[name] - value)) <= 0.1, name
+        elif not name.endswith("key.bias"):  # whose gradient is rounding alone
             assert float((found[name] - value).norm() / value.norm()) <= tolerance, name
     assert not torch.equal(found["queries"], expected["queries"])
 
