@@ -216,7 +216,7 @@ def _zones_note(zones: ZoneSpec) -> str:
 
 
 def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
-    """Δ = s(q, target) - s(q, candidate) over all pairs of validation query and gallery image, the pair's own two left out."""
+    """Δ = s(q, target) - s(q, candidate) over all pairs of query and gallery image, the pair's own two left out."""
     _, embeddings = run.runtime
     evaluation = run.evaluation
     exclude = np.stack([evaluation.target, evaluation.reference], axis=1).tolist()

@@ -114,7 +114,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
                 pretrain_from_dataset(directory / "garments-pretrain", weights, config.model, options.pretraining, listener=events)
             config = msgspec.structs.replace(config, vision_weights=str(weights))
     source = DataSource.from_directory(dataset)
-    evaluation = load_evaluation_set(dataset)
+    evaluation = load_evaluation_set(dataset, triplets="test.jsonl")  # rates were chosen on the val queries
     with stage("encoding the images"), listener_scope(listener("encoding")) as events:
         tokens, gallery, pixels = _encode(config, source, evaluation, dataset / "images", events)
     dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline, with a pool")
