@@ -119,8 +119,15 @@ def fill_features(out: Path, regimes: Sequence[str]) -> None:
     for data in sorted({REGIMES[name].data for name in regimes}):
         asked = subject(out / data, "val")
         for names in (asked.source.read(asked.source.read_vocabulary()).images, asked.evaluation.gallery):
-            for _ in image_token_blocks(model, asked.source.images, names, features=out / "features"):
+            for _ in image_token_blocks(model, asked.source.images, names, features=token_cache(out)):
                 pass
+
+
+def token_cache(out: Path) -> Path:
+    """One for every version of the code: other code makes other tokens."""
+    from dqe_training.ablation.source_hash import source_hash
+
+    return out / "features" / source_hash()[:12]
 
 
 @cache
@@ -207,7 +214,7 @@ def work(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], ro
             print(f"{where}: {label}", flush=True)
             yield lambda event: None
 
-        results = run_plan(plan, asked, folder, features=out / "features", watch=watch, wait=alone)
+        results = run_plan(plan, asked, folder, features=token_cache(out), watch=watch, wait=alone)
         if len(results) == len(plan.cells):
             write_report(folder, compare_cells(plan, results, data=asked.name))
 

@@ -148,6 +148,19 @@ def test_weights_that_see_depend_on_text_and_image() -> None:
         assert (differ[1:] - differ[0]).abs().amax(dim=1).min() > 1e-4
 
 
+def test_what_a_variant_adds_leaves_the_other_weights_of_the_seed() -> None:
+    states = []
+    for name in ("plain", "pool, and weights that see"):
+        torch.manual_seed(0)
+        states.append(DQEModel(VARIANTS[name], vocabulary(), 200).state_dict())
+    plain, more = states
+    assert set(more) - set(plain) == {f"base_pool.{name}" for name in ("seeds", "key.weight", "key.bias", "projection")} | {
+        f"attribute_heads.{name}" for name in ("seen_norm.weight", "seen_norm.bias", "seen.weight")
+    }
+    for name, value in plain.items():
+        assert torch.equal(more[name], value), name
+
+
 def test_base_queries() -> None:
     """Each is read off the fused tokens by its own definition; the pool's weights have no part in the others."""
     pool = make_model(VARIANTS["pool, and weights that see"])
@@ -177,7 +190,12 @@ def test_a_learned_temperature_starts_at_the_given_one_and_stays_in_bounds() -> 
     for scale, bound in ((-9.0, 0.01), (9.0, 0.5)):
         with torch.no_grad():
             model.temperature_log_scale.fill_(scale)
-        assert float(torch.as_tensor(model.temperature(0.07)).detach()) == pytest.approx(bound)
+        model.bound_temperature(0.07)
+        model.temperature_log_scale.grad = None
+        tau = torch.as_tensor(model.temperature(0.07))
+        tau.backward()
+        assert tau.item() == pytest.approx(bound)
+        assert model.temperature_log_scale.grad.item() == pytest.approx(bound)  # at the bound it can still come back
     assert make_model().temperature(0.07) == 0.07
 
 

@@ -76,6 +76,7 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        self.model.bound_temperature(self.config.loss.temperature)
         return queries.detach().cpu(), {name: value.item() for name, value in parts.items()}
 
     def gradients(self, batch: Batch, *, relevance_share: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
@@ -11,7 +12,6 @@ from dqe_engine.zones.mining import MinedNegatives, mine_negatives
 
 from ..data.answers import Answers
 from ..evaluation.failures import relevance_suppression, score_rows
-from ..evaluation.metrics import PerQuery
 from ..trainer import Trainer
 from .scores import Ratio, Scores
 
@@ -25,7 +25,7 @@ def audit(trainer: Trainer, vocabulary: AttributeVocabulary) -> Scores:
 
     With exact labels (every triplet says what it allows, every attribute of the vocabulary has values), how the labelled target of a
     triplet that was trained on fares beside the unlabelled valid images (`relevance_suppression`): train_score_gap and
-    train_rank_ratio, the median rank of the unlabelled over the target's rank. Where negatives were mined, what `_mined` counts.
+    train_target_ahead, 0 and 0.5 where the label made no difference. Where negatives were mined, what `_mined` counts.
     """
     data = trainer.data
     rows = np.sort(np.random.default_rng(_SEED).permutation(len(data))[:QUERIES])
@@ -38,8 +38,7 @@ def audit(trainer: Trainer, vocabulary: AttributeVocabulary) -> Scores:
     hidden = [[at for at in ids if at >= 0] for ids in data.excluded[rows].tolist()]
     relevant = [np.nonzero(valid)[0].tolist() for valid in answers.among(rows, every)]
     found = relevance_suppression(score_rows(queries, gallery), data.target[rows], relevant, excluded=hidden)
-    ratio = PerQuery(found.unlabelled_rank.numerator, found.target_rank.numerator)
-    return scores | {"train_score_gap": Ratio.of_figure(found.score_gap), "train_rank_ratio": Ratio.of_figure(ratio)}
+    return scores | {"train_score_gap": Ratio.of_figure(found.score_gap), "train_target_ahead": Ratio.of_figure(found.target_ahead)}
 
 
 def _mined(
@@ -62,7 +61,8 @@ def _mined(
     picked, scores = found.picks >= 0, {}
     by_zones = config.trns.rule == "zones"
     if by_zones:
-        scores["zone_pull"] = _pull(found, config.loss.temperature)
+        if config.loss.ranking == "logistic":
+            scores["zone_pull"] = _pull(found, float(torch.as_tensor(trainer.model.temperature(config.loss.temperature)).detach()))
         batch = np.random.default_rng(_SEED + 1).integers(len(data), size=(len(rows), trainer.batch_size - 1))
         others = data.target[batch]
         own = data.target[rows, None]

@@ -29,6 +29,7 @@ FIGURES = {
     "same_reference_overlap": "overlap, same reference",
     "same_text_overlap": "overlap, same text",
     "train_score_gap": "labelled over unlabelled (train)",
+    "train_target_ahead": "labelled ahead of unlabelled (train)",
 }
 ZONE_FIGURES = {
     "zone_false_negatives": "false negatives",

@@ -20,6 +20,7 @@ from ..encoding import Listener
 from ..evaluation.benchmarks import evaluate_benchmark
 from ..evaluation.protocol import Embeddings, EvaluationSet, load_evaluation_set
 from ..evaluation.pytorch import embed, encode_gallery_images, evaluate_model
+from ..evaluation.split import EvaluationSplit
 from ..features import image_token_blocks
 from ..features.identity import digest_images
 from ..trainer import Trainer
@@ -96,8 +97,11 @@ class BenchmarkSubject:
     @cached_property
     def identity(self) -> str:
         data = self.source.read(self.source.read_vocabulary())
-        coverage: Sequence[object] = (self.benchmark.name, self.split, self.source.coverage)
-        return _digest(digest_images(self.source.images, data.images), data.records, coverage, self.source.read_vocabulary())
+        judged = EvaluationSplit.of_benchmark(self.benchmark, self.images, allow_missing=self.allow_missing)
+        galleries = [digest_images(placed.folder, placed.names) for placed in judged.sets]
+        coverage: Sequence[object] = (self.benchmark.name, self.split, self.source.coverage, judged.identity, galleries)
+        read = (data.records, data.labels.tolist(), data.named.tolist(), self.source.read_vocabulary())
+        return _digest(digest_images(self.source.images, data.images), coverage, *read)
 
     def evaluate(self, trainer: Trainer, features: Path | None, listener: Listener) -> Scores:
         def rank(queries: QuerySet, folder: Path, names: Sequence[str]) -> Embeddings:

@@ -74,14 +74,19 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     which train alike are equal.
 
     pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query. kl: the KL relevance loss, else
-    InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that no label is
-    read; `law:image` and `law:text` by what the weights see. trns: mined negatives with the ranking loss; its options are `ZONES`, and
-    QuRe's two drops. Raises InputError where a part would change nothing.
+    InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its
+    losses read no label (a tower of `vision_weights` may have been trained on some); `law:image` and `law:text` by what the weights
+    see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. Raises InputError
+    where a part would change nothing.
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
     if config.start and ("pool" in parts or "cls" in parts):
         raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {'/'.join(parts)} out")
+    if config.start and parts.get("law") == "unlabelled":
+        raise InputError(
+            f"variant {name!r}: {config.start} may bring attribute heads that labels trained; take law:unlabelled from scratch"
+        )
     loss, trns = _losses(config, parts, name)
     return msgspec.structs.replace(config, model=_model(config, parts), loss=loss, trns=trns)
 

@@ -63,7 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--sweep", action="append", default=[], metavar="section.key=v,...", help="a grid over one key, or, given twice, two"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="results.json, table.md, plot.png, cells/")
-    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower (default: OUT/features)")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="CACHE",
+        help="feature cache of the frozen tower (default: one in OUT for this version of the code)",
+    )
     parser.add_argument("--keep-models", action="store_true", help="keep every trained model in OUT/models")
     return parser
 
@@ -105,6 +110,7 @@ def _ablate(args: argparse.Namespace) -> int:
     from ..ablation.plan import make_plan
     from ..ablation.report import write_report
     from ..ablation.running import run_plan
+    from ..ablation.source_hash import source_hash
     from .progress import TrainingProgress
 
     subject = _open_subject(args)
@@ -119,7 +125,13 @@ def _ablate(args: argparse.Namespace) -> int:
         write_report(args.out, compare_cells(plan, results, data=subject.name))
 
     run_plan(
-        plan, subject, args.out, features=args.features or args.out / "features", watch=watch, after=report, keep_models=args.keep_models
+        plan,
+        subject,
+        args.out,
+        features=args.features or args.out / "features" / source_hash()[:12],
+        watch=watch,
+        after=report,
+        keep_models=args.keep_models,
     )
     print((args.out / "table.md").read_text(encoding="utf-8"), end="")
     return 0

@@ -245,6 +245,10 @@ class TrainConfig(Contract, frozen=True):
     start: str = ""
 
     def __post_init__(self) -> None:
+        if self.model.learned_temperature and not 0.01 <= self.loss.temperature <= 0.5:
+            raise ValueError(
+                f"a learned temperature is kept within 0.01 and 0.5, so loss.temperature must be too, got {self.loss.temperature}"
+            )
         if self.start and (other := self.backbone or self.vision_weights):
             raise ValueError(f"start {self.start} brings all weights, so backbone and vision_weights must be empty, got {other}")
         if self.backbone and self.vision_weights:

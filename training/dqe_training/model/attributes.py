@@ -40,15 +40,19 @@ class AttributeHeads(AttentionPool):
     ("text+image"), which have seen the reference image. They track the text only with a presence loss on `logits` (losses/presence.py).
     """
 
-    def __init__(self, hidden_size: int, embedding_dim: int, attributes: int, weights_from: WeightInputs = "text") -> None:
+    def __init__(self, hidden_size: int, embedding_dim: int, attributes: int) -> None:
         super().__init__(hidden_size, embedding_dim, attributes)
         self.word_norm = nn.LayerNorm(hidden_size)
         self.presence = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, attributes))
         self.gain = nn.Parameter(torch.zeros(attributes))
-        self.weights_from = weights_from
-        if weights_from == "text+image":
-            self.seen_norm = nn.LayerNorm(hidden_size)
-            self.seen = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.weights_from: WeightInputs = "text"
+
+    def let_weights_see(self) -> None:
+        """Read the weights off the pooled fused tokens, too; draws what that takes."""
+        hidden_size = self.seeds.shape[1]
+        self.weights_from = "text+image"
+        self.seen_norm = nn.LayerNorm(hidden_size)
+        self.seen = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def logits(self, word_embeddings: Tensor, attention_mask: Tensor, pooled: Tensor) -> Tensor:
         """Presence logits (B, A) from the words' embeddings (B, L, H), padding excluded, and `pooled` (B, A, H), which `pool` gave.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from ..config import ModelConfig
 from .attributes import AttentionPool, AttributeHeads, compose
 from .cross_attention import use_few_query_attention
 from .vision import build_vision
+
+LEARNED_TEMPERATURE = (0.01, 0.5)
+"""Bounds of a learned τ; the lower one is CLIP's."""
 
 
 class FusedQuery(NamedTuple):
@@ -92,13 +96,16 @@ class DQEModel(nn.Module):
         use_few_query_attention(self.qformer, q.query_tokens, self.sizes.image_tokens)
         self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
-        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes), config.weights_from)
-        if config.base_query == "pool":
-            self.base_pool = AttentionPool(q.hidden_size, q.embedding_dim, 1)
+        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
         if config.learned_temperature:
             self.temperature_log_scale = nn.Parameter(torch.zeros(()))
         for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
             nn.init.normal_(table.weight, std=0.02)
+        # Drawn last: what a variant adds leaves the other weights of its seed as they are.
+        if config.base_query == "pool":
+            self.base_pool = AttentionPool(q.hidden_size, q.embedding_dim, 1)
+        if config.weights_from == "text+image":
+            self.attribute_heads.let_weights_see()
 
     @property
     def sizes(self) -> GraphSizes:
@@ -162,10 +169,15 @@ class DQEModel(nn.Module):
         return F.normalize(mean + self.base_pool.sub_queries(fused, mask)[:, 0], dim=-1)
 
     def temperature(self, initial: float) -> Tensor | float:
-        """τ of the losses: `initial`, unless `learned_temperature`; then within [0.01, 0.5], the lower end CLIP's."""
-        if not self.config.learned_temperature:
-            return initial
-        return (initial * self.temperature_log_scale.exp()).clamp(0.01, 0.5)
+        """τ of the losses: `initial`, unless `learned_temperature`."""
+        return initial * self.temperature_log_scale.exp() if self.config.learned_temperature else initial
+
+    @torch.no_grad()
+    def bound_temperature(self, initial: float) -> None:
+        """Put a learned τ back within `LEARNED_TEMPERATURE`, after a step: a clamp in the forward pass would stop its gradient for good."""
+        if self.config.learned_temperature:
+            low, high = (math.log(bound / initial) for bound in LEARNED_TEMPERATURE)
+            self.temperature_log_scale.clamp_(low, high)
 
     def read_attributes(
         self, fused_queries: Tensor, fused_text: Tensor, word_embeddings: Tensor, attention_mask: Tensor
