@@ -34,6 +34,13 @@ def test_suppression_where_nothing_is_valid_or_everything() -> None:
     assert everything.valid_above_wrong.value == everything.average_precision.value == 1
 
 
+def test_the_target_is_valid_whether_it_is_listed_or_not() -> None:
+    scores = np.asarray([[3.0, 2.0, 1.0, 0.0]], np.float32)
+    listed, unlisted = (relevance_suppression(scores, np.asarray([0]), [valid]) for valid in ([0, 1], [1]))
+    for found in (listed, unlisted):
+        assert found.valid_above_wrong.value == found.average_precision.value == 1
+
+
 def test_equal_scores_rank_by_position() -> None:
     found = relevance_suppression(np.zeros((1, 4), np.float32), np.asarray([3]), [[1, 3]])
     assert (found.target_rank.value, found.unlabelled_rank.value, found.score_gap.value) == (4, 2, 0)

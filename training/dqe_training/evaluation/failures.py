@@ -46,8 +46,8 @@ def relevance_suppression(
     """How valid images fare beside the one that the triplet labels.
 
     scores: by query, the scores (G,) of the whole gallery: the rows of a (Q, G) array, or of `score_rows`, which holds one at a time.
-    target: (Q,) gallery positions. relevant: by query, the positions of every valid image; the target is one, listed or not. excluded:
-    by query, positions that are no candidates, the reference say.
+    target: (Q,) gallery positions. relevant: by query, the positions of every valid image, the target among them or not; empty where
+    none is known. excluded: by query, positions that are no candidates, the reference say.
 
     Where targets are drawn evenly from the valid images, as in garments, nothing sets a *held-out* target apart from the others: there
     the gap is 0, the ranks are equal and the target is ahead of half of the others for any model, whatever it learned. These figures tell
@@ -63,7 +63,8 @@ def relevance_suppression(
         order = order[~np.isin(order, out)] if out else order
         rank = np.full(len(row_scores), 0)
         rank[order] = np.arange(1, len(order) + 1)
-        valid = np.setdiff1d(np.union1d(np.asarray(relevant[row], np.int64), target[row : row + 1]), out)
+        answers = np.asarray(relevant[row], np.int64)
+        valid = np.setdiff1d(np.union1d(answers, target[row : row + 1]) if len(answers) else answers, out)
         others = valid[valid != target[row]]
         if len(others) and rank[target[row]]:
             target_rank[row], other_rank[row] = rank[target[row]], rank[others].mean()
