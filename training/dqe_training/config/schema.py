@@ -126,13 +126,13 @@ class LossConfig(Contract, frozen=True):
 
     objective: Literal["kl", "infonce"] = "kl"
     temperature: float = 0.07
-    relevance_temperature: float = 0.05
-    relevance_share: float = 0.2
+    relevance_temperature: float = 0.2
+    relevance_share: float = 0.1
     relevance_warmup: float = 0.3
     rank_weight: float = 0.5
     ranking: Literal["logistic", "margin"] = "logistic"
     rank_margin: float = 0.1
-    attribute_weight: float = 0.2
+    attribute_weight: float = 0.1
     attribute_margin: float = 0.2
     presence_weight: float = 0.5
 
