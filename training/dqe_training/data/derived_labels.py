@@ -41,7 +41,9 @@ _DENIES = _words(
     "excluding avoid avoids avoiding"
 )
 _LEAVES_OPEN = _words("less fewer than from if similar compared different as too substitute substituted")
-_REPLACES = _words("replace replaces replaced replacing swap swaps swapped swapping change changes changed changing turn turns turned turning")
+_REPLACES = _words(
+    "replace replaces replaced replacing swap swaps swapped swapping change changes changed changing turn turns turned turning"
+)
 _BY = _words("with for by to into")
 """Between what is replaced and what it is replaced by."""
 _GOES = _words("replaced swapped removed avoided excluded")
