@@ -38,15 +38,16 @@ _STOPS = frozenset(".;!?:")
 _DENIES = _words(
     "not no non without isn isnt doesn doesnt aren arent wasn weren don dont didn hasn haven cannot cant shouldn shouldnt mustn couldn "
     "wouldn won never nothing none neither nor minus lacks lacking remove removes removing unlike except excepting exclude excludes "
-    "excluding avoid avoids avoiding"
+    "excluding avoid avoids avoiding omit omits ditch skip dislike dislikes hate hates besides barely hardly ain"
 )
-_LEAVES_OPEN = _words("less fewer than from if similar compared different as too substitute substituted")
+_LEAVES_OPEN = _words("less fewer than from if similar compared different as too substitute substituted previously formerly originally")
 _REPLACES = _words(
-    "replace replaces replaced replacing swap swaps swapped swapping change changes changed changing turn turns turned turning"
+    "replace replaces replaced replacing swap swaps swapped swapping change changes changed changing turn turns turned turning "
+    "exchange exchanged trade traded convert converted"
 )
 _BY = _words("with for by to into")
 """Between what is replaced and what it is replaced by."""
-_GOES = _words("replaced swapped removed avoided excluded")
+_GOES = _words("replaced swapped exchanged removed avoided excluded omitted")
 _ANYTHING = _words("anything everything all")
 _JOINS = _words("and or & /")
 _RESUMES = _words(
@@ -133,7 +134,8 @@ class _Reader:
         behind = at + 1
         while self._is(behind, _BEING | _words("should must")):
             behind += 1
-        return self._is(behind, _GOES) or (behind > at + 1 and self._is(behind, _words("not never")) and not self._is_predicate(at))
+        denied = self._is(at + 1, _words("isn isnt")) or (behind > at + 1 and self._is(behind, _words("not never")))
+        return self._is(behind, _GOES) or (denied and not self._is_predicate(at))
 
     def _is_predicate(self, at: int) -> bool:
         """Whether a verb is before the value in its clause: "is red is not long"."""
