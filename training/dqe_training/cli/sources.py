@@ -71,6 +71,7 @@ def _default_config(args: argparse.Namespace) -> str:
     if "backbone" in named:
         return benchmark.name if benchmark is not None and benchmark.name in preset_names() else "blip2"
     if benchmark is not None:
+        benchmark.training_records()  # a dataset without says so; no backbone would help
         raise InputError(
             f"{args.data}: training on {benchmark.name} begins with a pretrained model: add backbone=Salesforce/blip2-itm-vit-g (or a "
             "directory) or start=RUN/model; --config own-data takes the small 64-pixel model all the same"
