@@ -221,9 +221,9 @@ def test_nothing_is_encoded_before_every_image_is_found(model: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["fashioniq", "cirr"])
 def test_training_on_a_public_dataset(name: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--data", str(folders / name), "--out", str(tmp_path / "run"), *OVERRIDES, "optim.epochs=1", "optim.batch_size=6"]
-    assert train.main(arguments) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model")
+    small = ["--config", "own-data", *OVERRIDES, "optim.epochs=1", "optim.batch_size=6"]
+    assert train.main(["--data", str(folders / name), "--out", str(tmp_path / "run"), *small]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run" / "model")
     assert evaluate.main([str(tmp_path / "run" / "model"), "--data", str(folders / name)]) == 0
     assert data.main(["encode", str(tmp_path / "run" / "model"), "--data", str(folders / name), "--out", str(tmp_path / "inputs")]) == 0
     assert np.load(tmp_path / "inputs" / "targets.npy").shape == ((36,) if name == "fashioniq" else (12,))
@@ -234,7 +234,8 @@ def test_training_without_the_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     pairs = json.loads((folder / "captions" / "cap.rc2.train.json").read_text())
     gone = pairs[0]["reference"]
     next((folder / "train").glob(f"*/{gone}.png")).unlink()
-    arguments = ["--data", str(folder), "--out", str(tmp_path / "run"), *OVERRIDES, "optim.epochs=1", "optim.batch_size=4"]
+    small = ["--config", "own-data", *OVERRIDES, "optim.epochs=1", "optim.batch_size=4"]
+    arguments = ["--data", str(folder), "--out", str(tmp_path / "run"), *small]
     assert train.main(arguments) == 2
     assert f"images of cirr train are missing, for example {gone}" in capsys.readouterr().err
     assert train.main([*arguments, "--allow-missing"]) == 0
@@ -257,7 +258,7 @@ Arguments = Callable[[Path], list[object]]
         (lambda f: ["--data", f / "fashioniq", "--submission", f / "x"], "fashioniq has no test server"),
         (lambda f: ["--data", f / "cirr", "--dataset", "circo"], "no annotations of circo here"),
         (lambda f: ["--data", f / "cirr", "--images", f / "none"], "no such image folder"),
-        (lambda f: ["--data", f, "--split", "val"], "--split is for public datasets"),
+        (lambda f: ["--data", f, "--split", "test1"], "--split test1: a folder of JSON lines has val and test"),
     ],
 )
 def test_mistakes(model: Path, folders: Path, capsys: pytest.CaptureFixture[str], arguments: Arguments, said: str) -> None:
@@ -271,7 +272,7 @@ def test_mistakes(model: Path, folders: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "said"),
     [
         (lambda f: ["--data", f / "circo"], "CIRCO has no training split"),
-        (lambda f: ["--data", f / "cirr", "--image-labels", f / "x"], "--image-labels goes with --triplets"),
+        (lambda f: ["--data", f / "cirr", "--config", "own-data", "--image-labels", f / "x"], "--image-labels goes with --triplets"),
         (lambda f: ["--triplets", f / "x", "--images", f, "--dataset", "cirr"], "--dataset and --allow-missing go with --data"),
         (lambda f: ["--data", f, "--allow-missing"], "leave out --images and --allow-missing"),
         (lambda f: ["--data", f / "cirr", "--triplets", f / "x", "--images", f], "give either --data DIR, or --triplets FILE"),

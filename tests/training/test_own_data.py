@@ -133,6 +133,8 @@ def _rewritten(name: str, text: str) -> Callable[[Path], list[str]]:
         (lambda own: [*arguments(own)[:3], str(own / "none")], "none: no such image folder"),
         (lambda own: [*arguments(own), "--split", "val"], "--split is for public datasets, not for --triplets"),
         (lambda own: [*arguments(own), "--dataset", "cirr"], "--dataset goes with --data"),
+        (lambda own: ["--data", str(own), "--gallery", "val"], "--gallery goes with --triplets or a public dataset; "),
+        (lambda own: ["--data", str(own), "--images", str(own)], "--images goes with --triplets or a public dataset; "),
         (lambda own: ["--data", str(own), "--image-labels", str(own / "labels.jsonl")], "--image-labels goes with --triplets"),
         (lambda own: arguments(own, "--image-labels", str(own / "none.jsonl")), "none.jsonl: no such file"),
         (lambda own: arguments(own, "--gallery", str(own / "none")), "none: no such file or folder; expected names of images"),

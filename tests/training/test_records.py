@@ -97,6 +97,26 @@ def test_unknown_attributes_and_values_are_named(attributes: dict[str, str], sai
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [
+        ({"color": ["red"]}, "unknown attribute 'color'; the vocabulary has colour, shape"),
+        ({"colour": ["red", "mauve"]}, "target b.png: `allowed` of colour has 'mauve'; the vocabulary has red, blue"),
+    ],
+)
+def test_unknown_allowed_values_are_named(allowed: dict[str, list[str]], said: str) -> None:
+    """Whether or not the triplet has `attributes`."""
+    for attributes in (None, {"colour": "red"}):
+        with pytest.raises(InputError, match="mine") as caught:
+            build_triplets([triplet(attributes=attributes, allowed=allowed)], VOCABULARY, where="mine")
+        assert said in str(caught.value)
+
+
+def test_an_attribute_without_listed_values_allows_any() -> None:
+    free = AttributeVocabulary(attributes=(Attribute(name="colour", words=("colour",)),))
+    build_triplets([triplet(attributes={"colour": "red"}, allowed={"colour": ["mauve"]})], free)
+
+
 def test_an_unknown_value_of_an_image_is_named() -> None:
     with pytest.raises(InputError, match=r"image x\.png: shape is 'flat'"):
         label_images([ImageRecord(image="x.png", attributes={"shape": "flat"})], VOCABULARY)

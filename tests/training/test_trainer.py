@@ -17,6 +17,7 @@ from support.tiny_training import flip_byte, make_trainer, model_config, train_c
 
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_training.checkpoint import load_checkpoint, load_state
+from dqe_training.checkpoint_meta import SCHEMA_VERSION
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
 from dqe_training.trainer import Trainer, data_hash, finish_run
@@ -250,6 +251,17 @@ def test_a_log_without_a_checkpoint_starts_anew(tiny_data: Tiny, straight: dict[
     assert len(events_of(tmp_path)) == 2
     train(CONFIGS["frozen"], tiny_data, tmp_path)
     assert without_times(events_of(tmp_path)) == without_times(straight["frozen"][1])
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_the_run_of_an_earlier_version_is_refused_as_that(version: int, tiny_data: Tiny, tmp_path: Path) -> None:
+    """Whatever else differs: its configuration cannot be given again."""
+    run = stopped_run(tiny_data, tmp_path)
+    for path in run.glob("step-*/checkpoint.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
+    for config in (CONFIGS["frozen"], train_config(learning_rate=2e-3)):
+        with pytest.raises(CheckpointError, match="made by an earlier version, whose runs are not resumed; use another run directory"):
+            train(config, tiny_data, run)
 
 
 def test_other_settings_are_refused(tiny_data: Tiny, tmp_path: Path) -> None:

@@ -219,8 +219,12 @@ def test_its_images_count_against_memory(garments: Path, split: EvaluationSplit,
     need = 64 * (3 * 16 * 16 + 2 * 5 * 16)
     monkeypatch.setattr(workflow, "_physical_memory", lambda: int(need / 0.8) + 100)
     train_run(config, source, tmp_path / "plain")
-    with pytest.raises(InputError, match=r"124 images take .* keep the tokens on disk with a feature cache"):
+    with pytest.raises(InputError, match=r"124 images take .* keep the tokens on disk with a feature cache .*, with --eval-every never"):
         train_run(config, source, tmp_path / "judged", validation=Validation(split))
+    monkeypatch.setattr(workflow, "_physical_memory", lambda: int(need / 0.8) - 100)
+    with pytest.raises(InputError, match=r"124 images take") as caught:  # they would not fit without the validation, either
+        train_run(config, source, tmp_path / "judged", validation=Validation(split))
+    assert "--eval-every" not in str(caught.value)
 
 
 def test_a_public_dataset_is_judged_by_its_headline(tmp_path: Path) -> None:

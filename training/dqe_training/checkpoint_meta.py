@@ -18,8 +18,8 @@ from dqe_engine.files import recover_directory, sha256_of
 from .config.schema import TrainConfig
 
 SCHEMA_VERSION = 4
-"""1: without backbones; its checkpoints are read, and only its unfinished runs not resumed. 2: without `start`. 3: "quantile" bounds, and
-no validation."""
+"""Checkpoints of earlier schemas are read, their runs not resumed. 1: without backbones. 2: without `start`. 3: "quantile" bounds, and no
+validation."""
 META = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 

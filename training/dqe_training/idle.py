@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dqe_engine.contracts.vocabulary import AttributeVocabulary
-
 from .config import TrainConfig
-from .data.label_coverage import label_coverage
-from .data.triplets import TripletData
+from .data.label_coverage import LabelCoverage
 
 
-def idle_parts(config: TrainConfig, data: TripletData, vocabulary: AttributeVocabulary) -> list[str]:
-    """One sentence, with the remedy, for each part that the configuration turns on and that cannot act on this data."""
-    return [sentence for sentence in (_trns(config), _relevance(config), _margin(config, data, vocabulary)) if sentence]
+def idle_parts(config: TrainConfig, coverage: LabelCoverage) -> list[str]:
+    """One sentence, with the remedy, for each part that the configuration turns on and that cannot act on data of this `coverage`."""
+    found = (_trns(config), _relevance(config), _margin(config, coverage), _presence(config, coverage))
+    return [sentence for sentence in found if sentence]
+
+
+def margin_acts(config: TrainConfig, coverage: LabelCoverage) -> bool:
+    """Whether the attribute margin is turned on and has labels to act on."""
+    return config.model.attribute_weights and config.loss.attribute_weight > 0 and coverage.margin_active
 
 
 def _trns(config: TrainConfig) -> str:
@@ -28,11 +31,26 @@ def _trns(config: TrainConfig) -> str:
     return ""
 
 
-def _margin(config: TrainConfig, data: TripletData, vocabulary: AttributeVocabulary) -> str:
-    if not config.model.attribute_weights or config.loss.attribute_weight == 0:
+def _margin(config: TrainConfig, coverage: LabelCoverage) -> str:
+    if not config.model.attribute_weights or config.loss.attribute_weight == 0 or coverage.margin_active:
         return ""
-    coverage = label_coverage(data, vocabulary, batch=config.optim.batch_size)
-    return "" if coverage.margin_active else f"{coverage.message()}; or set loss.attribute_weight=0"
+    return f"{coverage.message()}; or set loss.attribute_weight=0"
+
+
+def _presence(config: TrainConfig, coverage: LabelCoverage) -> str:
+    if not config.model.attribute_weights:
+        return ""
+    if config.loss.presence_weight == 0:
+        return (
+            "nothing teaches the attribute weights which attributes a text names, since loss.presence_weight is 0; raise it, or set "
+            "model.attribute_weights=false"
+        )
+    if not coverage.presence_active:
+        return (
+            "presence has nothing to learn from: no text names an attribute; give the vocabulary the texts' words, or set "
+            "model.attribute_weights=false"
+        )
+    return ""
 
 
 def _relevance(config: TrainConfig) -> str:

@@ -36,7 +36,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import WEIGHTS, Validated
+from .checkpoint_meta import SCHEMA_VERSION, WEIGHTS, Validated
 from .config import TrainConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
@@ -306,11 +306,15 @@ class Trainer:
         if not newest.is_dir():
             raise CheckpointError(f"{newest}: not seen by rank {self.world.rank}; the run directory must be one that all ranks share")
         meta = read_meta(newest)
+        if meta.schema_version < SCHEMA_VERSION:
+            raise CheckpointError(
+                f"{newest}: made by an earlier version, whose runs are not resumed; use another run directory, or begin anew from its "
+                f"weights with start={newest}"
+            )
         if meta.config != self.config:
             raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
         if meta.data_hash != self._hash:
-            old = " or by an earlier version, whose runs are not resumed" if meta.schema_version == 1 else ""
-            raise CheckpointError(f"{newest}: made with other training data{old}; use the same to resume, or another run directory")
+            raise CheckpointError(f"{newest}: made with other training data; use the same to resume, or another run directory")
         if meta.start_hash != self._start_hash:
             raise CheckpointError(
                 f"{newest}: began with other weights than {self.config.start} holds now; put those back, or use another run directory"

@@ -27,13 +27,14 @@ from .checkpoint import load_checkpoint, load_start, stored_vision_dtype
 from .checkpoint_meta import verify_file
 from .config import ModelConfig, TrainConfig, load_config
 from .data.images import load_pixels
+from .data.label_coverage import label_coverage
 from .data.triplets import TripletData, load_triplets, read_vocabulary
 from .distributed import World
 from .encoding import Listener, TokenTable
 from .features import FeatureStore, fill
 from .features.identity import digest_images
 from .features.store import row_bytes, spell_bytes
-from .idle import idle_parts
+from .idle import idle_parts, margin_acts
 from .model import DQEModel
 from .start import read_start, start_directory
 from .tokenizer import build_tokenizer
@@ -70,14 +71,15 @@ class DataSource:
     derive: bool = True
 
     @classmethod
-    def from_directory(cls, directory: Path) -> DataSource:
-        """A dataset folder as `dqe-data garments` writes it."""
+    def from_directory(cls, directory: Path, *, vocabulary: Path | None = None, derive: bool = True) -> DataSource:
+        """A dataset folder as `dqe-data garments` writes it; `vocabulary` in place of its own, where one is given."""
         if not (directory / "train.jsonl").is_file():
             raise InputError(
                 f"{directory}: no train.jsonl here, and no public dataset (docs/datasets.md has their folders); "
                 "make one with dqe-data garments, or give --triplets and --images"
             )
-        return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", directory / "vocabulary.json", "train/")
+        vocabulary = vocabulary or directory / "vocabulary.json"
+        return cls(directory / "train.jsonl", directory / "images", directory / "images.jsonl", vocabulary, "train/", derive)
 
     def read_vocabulary(self) -> AttributeVocabulary:
         """The dataset's vocabulary, or the paper's colour and shape."""
@@ -174,10 +176,13 @@ def _physical_memory() -> int:
 def _check_memory(model: DQEModel, images: int, judged: int, *, frozen: bool, copies: int) -> None:
     """Raise InputError where pixels, and a frozen tower's tokens, also those of `judged` images of a validation, in float32, would not
     fit: being killed for it says less."""
-    need = copies * images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
-    need += judged * 2 * row_bytes(model) if frozen else 0
-    if need > 0.8 * (memory := _physical_memory()):
+    to_train = copies * images * (3 * model.sizes.image_size**2 + (row_bytes(model) if frozen else 0))
+    need = to_train + (judged * 2 * row_bytes(model) if frozen else 0)
+    memory = _physical_memory()
+    if need > 0.8 * memory:
         remedy = "keep the tokens on disk with a feature cache (--features)" if frozen else "train on fewer or smaller images"
+        if to_train <= 0.8 * memory:
+            remedy += f", or leave out the validation, {judged:,} of them, with --eval-every never"
         ranks = f" in {copies} ranks" if copies > 1 else ""
         raise InputError(
             f"{images + judged:,} images take {spell_bytes(need)} of memory{ranks}, this machine has {spell_bytes(memory)}; {remedy}"
@@ -212,11 +217,14 @@ def train_run(
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
     data = source.read(vocabulary)
-    idle = idle_parts(config, data, vocabulary)
+    coverage = label_coverage(data, vocabulary, batch=config.optim.batch_size)
+    idle = idle_parts(config, coverage)
     if strict and idle:
         raise InputError(f"with --strict, all that is turned on must act: {'; '.join(idle)}")
     for sentence in idle:
         listener({"event": "notice", "text": f"note: {sentence}"})
+    if margin_acts(config, coverage):
+        listener({"event": "notice", "text": coverage.message()})
     digests = digest_images(source.images, data.images)
     tokenizer = make_tokenizer(config, data.texts)
     model = build_model(config, vocabulary, tokenizer.get_vocab_size(), listener=listener)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dqe_engine.errors import InputError
 
 from .runner import run_torch
-from .sources import DATASET_HELP, open_source, read_config
+from .sources import TRAINING_DATASET_HELP, open_source, read_config
 
 if TYPE_CHECKING:
     from ..ablation.running import Results
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="dataset folder: of dqe-data garments, FashionIQ or CIRR")
-    parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument("--dataset", default="auto", metavar="NAME", help=TRAINING_DATASET_HELP)
     parser.add_argument(
         "--split",
         choices=("val", "test"),

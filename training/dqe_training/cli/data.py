@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     garments.add_argument("--train-images", type=positive, default=12_000)
     garments.add_argument("--train-triplets", type=int, default=48_000, help="0 for images and labels alone")
     garments.add_argument("--gallery-images", type=positive, default=5_000)
-    garments.add_argument("--val-queries", type=int, default=1_000, help="0 for images and labels alone")
+    garments.add_argument("--val-queries", type=int, default=1_000, help="and as many test queries; 0 for images and labels alone")
     garments.add_argument("--image-size", type=positive, default=96, help="pixels")
     garments.add_argument("--seed", type=int, default=0)
     tinted = commands.add_parser(
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     tinted.add_argument("out", type=Path, metavar="DIR")
     tinted.add_argument("--sprite", type=Path, required=True, metavar="FILE", help="fashion-mnist-sprite.png")
     tinted.add_argument("--train-triplets", type=int, default=4_000)
-    tinted.add_argument("--val-queries", type=int, default=300)
+    tinted.add_argument("--val-queries", type=int, default=300, help="and as many test queries")
     tinted.add_argument("--gallery-products", type=positive, default=20, help="of each category's 90, kept out of training")
     tinted.add_argument("--colours-each", type=positive, default=3, help="images of a product")
     tinted.add_argument("--seed", type=int, default=0)

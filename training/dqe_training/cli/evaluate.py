@@ -33,8 +33,8 @@ _PUBLIC = ("--shared-concept", "--allow-missing", "--submission", "--force")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-eval",
-        description="A dataset's figures by its own protocol: FashionIQ, CIRR, CIRCO, HP-FashionIQ, a folder of dqe-data garments, or "
-        "triplets of your own.",
+        description="A dataset's figures by its own protocol: FashionIQ, CIRR, CIRCO, HP-FashionIQ, PinPoint, a folder of dqe-data "
+        "garments, or triplets of your own.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,11 +81,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     benchmark = open_benchmark(args.data, args.dataset)
     if benchmark is not None:
         return _evaluate_benchmark(args, benchmark)
-    _refuse(
-        args,
-        ("--images", "--gallery", *_PUBLIC),
-        f"is for public datasets, and {args.data} holds none: see docs/datasets.md",
-    )
+    _refuse(args, ("--images", "--gallery"), f"goes with --triplets or a public dataset; {args.data} has its own images and gallery")
+    _refuse(args, _PUBLIC, f"is for public datasets, and {args.data} holds none: see docs/datasets.md")
     if args.split not in (None, "val", "test"):
         raise InputError(f"--split {args.split}: a folder of JSON lines has val and test")
     from ..evaluation.protocol import load_evaluation_set

@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..workflow import TrainingSource
 
-DATASET_HELP = "auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, or jsonl for a folder as dqe-data garments writes it"
+_JSONL_HELP = "or jsonl for a folder as dqe-data garments writes it"
+DATASET_HELP = f"auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, {_JSONL_HELP}"
+TRAINING_DATASET_HELP = f"auto (default), fashioniq, cirr, {_JSONL_HELP}"
+"""The other datasets have no training triplets."""
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """`--data` with `--dataset`, or `--triplets` with `--images`."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder: of dqe-data garments, FashionIQ or CIRR")
-    parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument("--dataset", default="auto", metavar="NAME", help=TRAINING_DATASET_HELP)
     parser.add_argument(
-        "--triplets", type=Path, metavar="FILE", help='own data: JSON lines {"reference", "target", "text"[, "attributes"]}'
+        "--triplets",
+        type=Path,
+        metavar="FILE",
+        help='own data: JSON lines {"reference", "target", "text"[, "attributes", "allowed", "wordings"]}',
     )
     parser.add_argument(
         "--images",
@@ -65,6 +71,7 @@ def _default_config(args: argparse.Namespace) -> str:
     if "backbone" in named:
         return benchmark.name if benchmark is not None and benchmark.name in preset_names() else "blip2"
     if benchmark is not None:
+        benchmark.training_records()  # a dataset without says so; no backbone would help
         raise InputError(
             f"{args.data}: training on {benchmark.name} begins with a pretrained model: add backbone=Salesforce/blip2-itm-vit-g (or a "
             "directory) or start=RUN/model; --config own-data takes the small 64-pixel model all the same"
@@ -72,23 +79,28 @@ def _default_config(args: argparse.Namespace) -> str:
     return "own-data" if args.data is None else "garments"
 
 
-def open_source(args: argparse.Namespace) -> TrainingSource:
-    """The training data of `check_source_options`-ed arguments; what was left out of it is said on stderr. Raises InputError."""
+def open_source(args: argparse.Namespace, default_vocabulary: Path | None = None) -> TrainingSource:
+    """The training data of `check_source_options`-ed arguments; what was left out of it is said on stderr. `default_vocabulary` is that
+    of data that brings no file of its own. Raises InputError.
+    """
     from ..data.public.detect import open_benchmark
     from ..data.public.placing import BenchmarkSource
     from ..workflow import DataSource
 
-    vocabulary, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)
+    given, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)
+    vocabulary, derive = given or default_vocabulary, not getattr(args, "no_derived_labels", False)
     if args.data is None:
-        return DataSource(args.triplets, args.images, labels, vocabulary)
+        return DataSource(args.triplets, args.images, labels, vocabulary, derive=derive)
     benchmark = open_benchmark(args.data, args.dataset) if args.data.is_dir() else None
     if benchmark is None:
         if args.images is not None or args.allow_missing:
             raise InputError(f"{args.data}: a folder of JSON lines has its own images/; leave out --images and --allow-missing")
-        return DataSource.from_directory(args.data)
+        if labels is not None:
+            raise InputError(f"--image-labels goes with --triplets; a folder of JSON lines has its own, {args.data / 'images.jsonl'}")
+        return DataSource.from_directory(args.data, vocabulary=given, derive=derive)
     if labels is not None:
         raise InputError(f"--image-labels goes with --triplets; labels of {benchmark.name} are read from its own files and texts")
-    source = BenchmarkSource.open(benchmark, args.images, vocabulary=vocabulary, allow_missing=args.allow_missing)
+    source = BenchmarkSource.open(benchmark, args.images, vocabulary=vocabulary, allow_missing=args.allow_missing, derive=derive)
     if not source.coverage.complete:
         print(source.coverage.describe("triplets"), file=sys.stderr)
     if source.coverage.wordless:

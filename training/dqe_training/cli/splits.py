@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,10 @@ def figures_table(title: str, headline: str, columns: Mapping[str, Mapping[str, 
 
 
 def print_figures(run: Path, split: EvaluationSplit | None, features: Path | None) -> None:
-    """Val figures of RUN/model and RUN/best, as training found them, and, where `split` is given, theirs on it, on stdout."""
+    """Val figures of RUN/model and RUN/best, as training found them, and, where `split` is given, theirs on it, on stdout.
+
+    Where `split` is what training validated with, its figures are those, printed once.
+    """
     from ..checkpoint import read_meta
     from ..evaluation.split import judge_checkpoint
     from ..validation import BEST
@@ -104,10 +108,25 @@ def print_figures(run: Path, split: EvaluationSplit | None, features: Path | Non
     progress = read_meta(run / "model").progress
     steps = {"model": progress.step} | ({} if progress.best is None else {BEST: progress.best.step})
     titles = {name: f"{name} (step {step})" for name, step in steps.items()}
-    if progress.best is not None and progress.validated is not None:
-        found = {titles["model"]: progress.validated.figures, titles[BEST]: progress.best.figures}
-        print(figures_table("val", progress.best.headline, found), end="\n\n")
-    if split is not None:
+    validated, best = progress.validated, progress.best
+    again = split is not None and validated is not None and (validated.split, validated.step) == (split.identity, progress.step)
+    if validated is not None and best is not None:
+        found = {titles["model"]: validated.figures, titles[BEST]: best.figures}
+        print(figures_table("val: best was chosen on these queries" if again else "val", best.headline, found), end="\n\n")
+    if split is not None and not again:
         found = {titles[name]: judge_checkpoint(run / name, split, features=features) for name in steps}
         title = "val: the answers of test are not public" if split.name == "val" else split.name
         print(figures_table(title, split.headline, found), end="\n\n")
+
+
+def print_server_hint(args: argparse.Namespace) -> None:
+    """Where `--test` was given and a server has the answers of the test split, how to ask it, on stderr."""
+    from ..data.public.detect import open_benchmark
+    from ..validation import BEST
+
+    benchmark = open_benchmark(args.data, args.dataset) if args.test else None
+    if benchmark is not None and benchmark.name == "cirr":  # the one that trains and has a server
+        model = args.out / (BEST if (args.out / BEST).is_dir() else "model")
+        images = [] if args.images is None else ["--images", str(args.images)]
+        command = shlex.join(["dqe-eval", str(model), "--data", str(args.data), *images, "--split", "test1", "--submission", "OUT"])
+        print(f"the server has the answers of test1: {command}", file=sys.stderr)

@@ -10,7 +10,7 @@ from dqe_engine.cli.main import positive
 
 from .runner import run_torch
 from .sources import add_source_options, check_source_options, open_source, read_config
-from .splits import add_split_options, open_test, open_validation, print_figures
+from .splits import add_split_options, open_test, open_validation, print_figures, print_server_hint
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,12 +27,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", metavar="PRESET|FILE", help="preset or YAML file (default: by the data; start with start=, blip2 with backbone=)"
     )
     add_source_options(parser)
-    parser.add_argument("--image-labels", type=Path, metavar="FILE", help='own data: JSON lines {"image", "attributes"}')
+    parser.add_argument("--image-labels", type=Path, metavar="FILE", help='with --triplets: JSON lines {"image", "attributes"}')
     parser.add_argument(
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="attribute vocabulary, JSON (default: the start's, else FashionIQ's and CIRR's own, else colour and shape)",
+        help="attribute vocabulary, JSON (default: that of a folder of JSON lines, else the start's, else FashionIQ's and CIRR's own, else "
+        "colour and shape)",
+    )
+    parser.add_argument(
+        "--no-derived-labels",
+        action="store_true",
+        help="do not read a target's values off the texts that ask for it; the rules were measured on FashionIQ only (docs/attributes.md)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/, best/")
     parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
@@ -55,10 +61,10 @@ def _train(args: argparse.Namespace) -> int:
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 
-    if config.start and args.vocabulary is None:  # else its heads would be thrown away where the data names no attributes of its own
-        args.vocabulary = start_directory(config.start) / "vocabulary.json"
+    # The start's heads would be thrown away where the data names no attributes of its own.
+    default_vocabulary = start_directory(config.start) / "vocabulary.json" if config.start else None
     with joined_world(timeout=args.rank_timeout) as world:
-        source, validation, test = open_source(args), open_validation(args), open_test(args)
+        source, validation, test = open_source(args, default_vocabulary), open_validation(args), open_test(args)
         with TrainingProgress(shown=world.main) as progress:
             listener = with_tensorboard(progress, args.out / "tensorboard") if args.tensorboard and world.main else progress
             train_run(
@@ -67,12 +73,13 @@ def _train(args: argparse.Namespace) -> int:
     if world.main:
         finish_run(args.out, args.out / "model", replace=True)
         print_figures(args.out, test, args.features)
+        print_server_hint(args)
         print(args.out / "model")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_torch(lambda: _train(build_parser().parse_args(argv)))
+    return run_torch(lambda: _train(build_parser().parse_intermixed_args(argv)))  # options between overrides, too
 
 
 if __name__ == "__main__":

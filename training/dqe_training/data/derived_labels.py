@@ -3,8 +3,9 @@
 A label that is wrong teaches the margin loss to push a target away from its like, and a missing one costs little. So the
 rules take a value only where the text gives it to the thing itself, and they know no more English than that needs:
 
-- *Denied* by `not`, `no`, `without`, `instead of`, `rather than` before it, up to the end of the clause.
-- *Left out* behind `less`, `fewer`, `than`, `from`: "less red" does not say what the colour is.
+- *Denied* by `not`, `no`, `without`, `neither`, `except`, `avoid`, `instead of`, `rather than`, `other than`, `anything but` before it,
+  up to the end of the clause; as what is replaced: "replace red with blue", "red is replaced by blue"; and by "is not" behind it.
+- *Left out* behind `less`, `fewer`, `than`, `from`, `too`, `as`: neither "less red" nor "as red as that one" says what the colour is.
 - *Of a part*: a value that describes another noun ("red logo", "white stripes") is not the thing's. Nouns that it may
   describe are the vocabulary's `subjects` ("red dress") and its own attribute's words ("red color", "striped pattern").
 - *Of a place*: "white on the sides", "long in the back".
@@ -34,8 +35,20 @@ def _words(text: str) -> frozenset[str]:
 
 
 _STOPS = frozenset(".;!?:")
-_DENIES = _words("not no without isn doesn aren wasn don never minus lacks lacking remove excluding unlike nor")
-_LEAVES_OPEN = _words("less fewer than from if similar compared different")
+_DENIES = _words(
+    "not no non without isn isnt doesn doesnt aren arent wasn weren don dont didn hasn haven cannot cant shouldn shouldnt mustn couldn "
+    "wouldn won never nothing none neither nor minus lacks lacking remove removes removing unlike except excepting exclude excludes "
+    "excluding avoid avoids avoiding omit omits ditch skip dislike dislikes hate hates besides barely hardly ain"
+)
+_LEAVES_OPEN = _words("less fewer than from if similar compared different as too substitute substituted previously formerly originally")
+_REPLACES = _words(
+    "replace replaces replaced replacing swap swaps swapped swapping change changes changed changing turn turns turned turning "
+    "exchange exchanged trade traded convert converted"
+)
+_BY = _words("with for by to into")
+"""Between what is replaced and what it is replaced by."""
+_GOES = _words("replaced swapped exchanged removed avoided excluded omitted")
+_ANYTHING = _words("anything everything all")
 _JOINS = _words("and or & /")
 _RESUMES = _words(
     "is are has have had it its the a an with in more less but comes looks features shows does no not without slightly also much"
@@ -50,7 +63,7 @@ _SUBJECT_PRONOUNS = _words("it its they this that these which and but also now s
 _PLACES = _words("on at around down across along under near below above inside over up through")
 _SIDES = _words("the front back middle center centre top bottom places side")
 _OF_KIND = _words("shade shades color colour hue tone kind type style version pattern print")
-_ENDS_NOUN_PHRASE = _STOPS | _DENIES | _LEAVES_OPEN | _JOINS | _BEING | _HAVING | _words(
+_ENDS_NOUN_PHRASE = _STOPS | _DENIES | _LEAVES_OPEN | _REPLACES | _GOES | _JOINS | _BEING | _HAVING | _words(
     ", but in to the a an more most very it its that which this while as so too also though only just w instead rather when"
 )  # fmt: skip
 
@@ -91,6 +104,8 @@ class _Reader:
         return 0 <= at < len(self.items) and self.items[at].mention is None and self.items[at].last in words
 
     def polarity(self, at: int) -> Polarity:
+        if self._is_ruled_out_behind(at):
+            return "denied"
         for left in range(at - 1, -1, -1):
             word = self.items[left].last
             if self.items[left].mention is not None:
@@ -98,17 +113,64 @@ class _Reader:
                 if self.items[left].text[0] in _DENIES and beside:
                     return "denied"  # "no sleeves and collar"
                 continue
+            if word == "but" and self._is_anything_but(left):
+                return "denied"
             if word in _STOPS or word in ("but", "with", ",") or (word in _JOINS and self._is(left + 1, _RESUMES)):
                 return "stated"
-            if word in _DENIES or (word in ("of", "than") and self._is(left - 1, frozenset(("instead", "rather")))):
+            if word in _DENIES or (word in ("of", "than") and self._is(left - 1, _words("instead rather other"))):
                 return "denied"
             if word == "from" and any(self._is(between, _words("to into")) for between in range(left + 1, at)):
                 return "stated"  # "from blue to red"
-            if word in _LEAVES_OPEN:
+            if word in _REPLACES:
+                return "stated" if any(self._is(between, _BY) for between in range(left + 1, at)) else "denied"
+            if word in _LEAVES_OPEN and not self._is_as_well_as(left):
                 return "open"
             if word == "instead":
                 return "stated"
         return "stated"
+
+    def _is_ruled_out_behind(self, at: int) -> bool:
+        """Whether what follows the value takes it away: "red is not wanted", "red is replaced by blue"."""
+        behind = at + 1
+        while self._is(behind, _BEING | _words("should must")):
+            behind += 1
+        denied = self._is(at + 1, _words("isn isnt")) or (behind > at + 1 and self._is(behind, _words("not never")))
+        return self._is(behind, _GOES) or (denied and not self._is_predicate(at))
+
+    def _is_predicate(self, at: int) -> bool:
+        """Whether a verb is before the value in its clause: "is red is not long"."""
+        for left in range(at - 1, -1, -1):
+            if self._is(left, _STOPS | _words(", but")):
+                return False
+            if self._is(left, _BEING):
+                return True
+        return False
+
+    def _is_anything_but(self, at: int) -> bool:
+        """Whether the "but" at `at` takes away from what is before: "anything but", "any colour but"."""
+        return self._is(at - 1, _ANYTHING) or self._is(at - 2, _words("any every"))
+
+    def _is_as_well_as(self, at: int) -> bool:
+        """Whether the word at `at` is an "as" of "as well as", which joins and does not compare."""
+        well = _words("well")
+        return self._is(at, _words("as")) and (self._is(at - 1, well) or self._is(at + 1, well))
+
+    def _is_replaced(self, at: int, attribute: int) -> bool:
+        """Whether the word at `at` stands before what the thing's own value is replaced by: "replace red with", "red is replaced by",
+        but not "replace the logo with"."""
+        if not self._is(at, _BY):
+            return False
+        last = at - 1
+        if self._is(last, _REPLACES):  # "red is replaced by"
+            last -= 1
+            while self._is(last, _BEING):
+                last -= 1
+        elif not any(self._is(left, _REPLACES) for left in range(last)):
+            return False
+        if last < 0:
+            return False
+        item = self.items[last]
+        return item.names(attribute) or (item.mention is None and item.last in self._subjects)
 
     def _is_part(self, item: _Item) -> bool:
         return item.last in self._parts
@@ -139,6 +201,8 @@ class _Reader:
                 if left > 1 and self._is(left - 1, frozenset(("that", "which"))):
                     before = self.items[left - 2]  # "sleeves that are long"
                 return "being" if before is None or self._may_be(before, attribute) else "having"
+            if self._is_replaced(left, attribute):
+                return "being"
             if word == "of" and before is not None and before.last in _OF_KIND:
                 continue
             if word == "in":

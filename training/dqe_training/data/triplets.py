@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,22 @@ def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, inde
     return row
 
 
+def _check_attributes(names: Iterable[str], vocabulary: AttributeVocabulary, where: str) -> None:
+    if unknown := set(names) - set(vocabulary.names):
+        raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
+
+
+def _check_allowed(record: TripletRecord, vocabulary: AttributeVocabulary, where: str) -> None:
+    """Raise InputError where `allowed` has a value that the vocabulary does not list; an attribute that lists none may have any."""
+    for attribute in vocabulary.attributes:
+        for value in (record.allowed or {}).get(attribute.name, ()):
+            if attribute.values and value not in attribute.values:
+                raise InputError(
+                    f"{where}, target {record.target}: `allowed` of {attribute.name} has {value!r}; "
+                    f"the vocabulary has {', '.join(attribute.values)}"
+                )
+
+
 def build_triplets(
     records: Sequence[TripletRecord],
     vocabulary: AttributeVocabulary,
@@ -120,12 +136,11 @@ def build_triplets(
     labels = np.full((len(images), len(index)), -1, np.int64)
     named = np.zeros((len(records), len(index)), bool)
     for row, record in enumerate(records):
+        _check_attributes((*(record.attributes or ()), *(record.allowed or ())), vocabulary, where)
+        _check_allowed(record, vocabulary, where)
         if record.attributes is None:
             named[row] = vocabulary.named_in(record.text)
             continue
-        unknown = set(record.attributes) - set(vocabulary.names)
-        if unknown:
-            raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
         named[row] = [name in record.attributes for name in vocabulary.names]
         row_labels = np.asarray(_label_row(record.attributes, filled, index, f"{where}, target {record.target}"))
         at = position[record.target]

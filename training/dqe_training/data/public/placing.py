@@ -106,7 +106,13 @@ class BenchmarkSource:
 
     @classmethod
     def open(
-        cls, benchmark: Benchmark, images: Path | None = None, *, vocabulary: Path | None = None, allow_missing: bool = False
+        cls,
+        benchmark: Benchmark,
+        images: Path | None = None,
+        *,
+        vocabulary: Path | None = None,
+        allow_missing: bool = False,
+        derive: bool = True,
     ) -> BenchmarkSource:
         """Raises InputError: no training split, no images, or images missing without `allow_missing`."""
         records = benchmark.training_records()
@@ -127,7 +133,9 @@ class BenchmarkSource:
             wordless=sum(r.text == WORDLESS_TEXT for r in placed),
         )  # fmt: skip
         tags = {folder.names[image]: words for image, words in benchmark.training_tags().items() if image in folder.names}
-        return cls(placed, folder.root, f"{benchmark.name} train", coverage, benchmark.name, vocabulary, benchmark.references_ranked, tags)
+        return cls(
+            placed, folder.root, f"{benchmark.name} train", coverage, benchmark.name, vocabulary, benchmark.references_ranked, tags, derive
+        )
 
     def read_vocabulary(self) -> AttributeVocabulary:
         """The one given, or the dataset's own."""
