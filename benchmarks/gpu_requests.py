@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.doctor.device_arrays import CudaMemory
+from dqe_engine.device_arrays import CudaMemory
 from dqe_engine.zones import cuda, select_zones
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=5, temperature=0.7)

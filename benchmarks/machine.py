@@ -15,6 +15,7 @@ import numpy as np
 
 from dqe_engine.doctor.machine import affinity, cores, instruction_sets, is_virtual, memory_bytes, processor_name
 from dqe_engine.doctor.packages import version_of
+from dqe_engine.driver_library import CUDA_DRIVER, load_library
 
 __all__ = [
     "affinity",
@@ -54,9 +55,8 @@ def frequencies() -> list[int]:
 
 def cuda_devices() -> int:
     """How many the driver shows; asked of the driver itself, so that no library is loaded for it."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    driver = load_library(CUDA_DRIVER)
+    if driver is None:
         return 0
     count = ctypes.c_int(0)
     found: bool = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0

@@ -119,7 +119,7 @@ using HostIds = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_c
 
 struct Sizes {
     int64_t batch, size, tokens, width, k, picks;
-    bool half_queries, half_items, zones, own_best, quantiles;
+    bool half_queries, half_items, zones, own_best, ranks;
     int64_t excluded;
 };
 
@@ -128,7 +128,7 @@ Request request_of(const Sizes& s) {
     r.half_queries = s.half_queries, r.half_items = s.half_items;
     r.batch = s.batch, r.size = s.size, r.tokens = s.tokens, r.width = s.width;
     r.k = s.k, r.picks = s.picks;
-    r.zones = s.zones, r.quantiles = s.quantiles;
+    r.zones = s.zones, r.ranks = s.ranks;
     r.anchor = s.own_best ? Anchor::best : Anchor::score;
     return r;
 }
@@ -147,7 +147,7 @@ void throw_fault(Fault fault) {
         throw std::runtime_error("this device has too little shared memory per block for these kernels");
 }
 
-nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool quantiles,
+nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
                         HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
@@ -170,7 +170,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
                          items.dtype() == "float16",
                          zones,
                          !anchor,
-                         quantiles,
+                         ranks,
                          static_cast<int64_t>(excluded.shape(0))};
     Request request = request_of(sizes);
     request.queries = q.data(), request.items = t.data();
@@ -291,13 +291,12 @@ NB_MODULE(_kernels_cuda, m) {
     m.def(
         "workspace_bytes",
         [](int64_t batch, int64_t size, int64_t tokens, int64_t width, bool half_queries, bool half_items, int64_t k, int64_t picks,
-           bool zones, bool own_best, bool quantiles, int64_t excluded) {
-            return workspace_bytes_of(
-                {batch, size, tokens, width, k, picks, half_queries, half_items, zones, own_best, quantiles, excluded});
+           bool zones, bool own_best, bool ranks, int64_t excluded) {
+            return workspace_bytes_of({batch, size, tokens, width, k, picks, half_queries, half_items, zones, own_best, ranks, excluded});
         },
-        "batch"_a, "size"_a, "tokens"_a, "width"_a, "half_queries"_a, "half_items"_a, "k"_a, "picks"_a, "zones"_a, "own_best"_a,
-        "quantiles"_a, "excluded"_a);
-    m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "quantiles"_a, "lo"_a,
+        "batch"_a, "size"_a, "tokens"_a, "width"_a, "half_queries"_a, "half_items"_a, "k"_a, "picks"_a, "zones"_a, "own_best"_a, "ranks"_a,
+        "excluded"_a);
+    m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
           "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none());
 }

@@ -127,7 +127,7 @@ struct Workspace {
         };
         top = list(plan.list_top, std::max(r.k, int64_t{1}));
         picks = list(plan.list_picks, r.picks);
-        if (r.zones && r.quantiles) {
+        if (r.zones && r.ranks) {
             ranks.bins = carver.take<unsigned long long>(listed * 2 * kBins);
             ranks.prefixes = carver.take<uint32_t>(listed * 2);
             ranks.left = carver.take<int64_t>(listed * 2);

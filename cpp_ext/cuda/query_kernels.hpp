@@ -258,7 +258,7 @@ struct RankState {
     uint32_t* prefixes;        // (batch, 2)
     int64_t* left;             // (batch, 2): rank among the scores that share the prefix
     float* scores;             // (batch, 2): the score at each rank, NaN where a query has no candidate
-    double lo, hi;             // as quantiles
+    double lo, hi;             // ranks as fractions
 };
 
 // One warp per query and rank: the bin that holds the rank extends the prefix.

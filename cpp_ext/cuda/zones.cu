@@ -6,7 +6,7 @@
 // more where the lowest rung is a sample: the best of each few columns, which is often all of the ladder. If a list
 // overflows all the same (an unlucky order of the items), the k-th best of the entries that it did store is a better limit, and
 // the pass is repeated: limits are pairs (key, id) and no two entries are equal, so each round leaves at least capacity - k fewer
-// to pass, and with all items equal the ids decide. Bounds that are quantiles take three histogram passes before.
+// to pass, and with all items equal the ids decide. Bounds that are ranks take three histogram passes before.
 #include "zones.hpp"
 
 #include <algorithm>
@@ -244,12 +244,12 @@ class Runner {
             if (r_.anchor == Anchor::id) gather_anchors(scan, first, batch, anchor);
             selection.want_top = plan_.list_top;
         }
-        if (r_.quantiles) rank(scan, batch);
+        if (r_.ranks) rank(scan, batch);
         const Bounds bounds = {r_.anchor == Anchor::score ? r_.anchor_scores + first : nullptr,
                                anchor,
                                out_.lo + first,
                                out_.hi + first,
-                               r_.quantiles ? w_.ranks.scores : nullptr,
+                               r_.ranks ? w_.ranks.scores : nullptr,
                                r_.lo,
                                r_.hi};
         start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(batch, 32))), 32, 0, bounds, batch);

@@ -19,7 +19,7 @@ struct Request {
     Anchor anchor;
     const int64_t* anchor_ids;   // (batch), for Anchor::id
     const float* anchor_scores;  // (batch), for Anchor::score
-    bool quantiles;
+    bool ranks;                  // lo and hi are ranks in a query's list, as fractions of its length; not distances
     double lo, hi;
     PickRule rule;
     int64_t first_query;

@@ -125,9 +125,8 @@ def _cuda(devices: int) -> Steps:
 
 
 def _cuda_difference() -> str | None:
+    from dqe_engine.device_arrays import CudaMemory
     from dqe_engine.zones import cuda
-
-    from .device_arrays import CudaMemory
 
     with CudaMemory.open() as memory:
         for batch in QUERIES:

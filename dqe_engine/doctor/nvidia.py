@@ -10,9 +10,11 @@ import ctypes
 import os
 from typing import Any
 
+from dqe_engine.driver_library import CUDA_DRIVER, load_library
+
 from .findings import Context, Finding, Steps, Trying
 
-NVML, CUDA_DRIVER = "libnvidia-ml.so.1", "libcuda.so.1"
+NVML = "libnvidia-ml.so.1"
 _GET_A_DRIVER = "install its driver, if this machine has an NVIDIA GPU; without one the CPU does everything"
 _NVML_REMEDIES = {
     4: "run it as a user who may open /dev/nvidia*",
@@ -41,14 +43,6 @@ def probe(context: Context) -> Steps:
     yield driver
     yield Trying("CUDA devices", "reinstall the NVIDIA driver")
     yield _devices(gpus=len(driver.facts.get("gpus", [])))
-
-
-def load_library(name: str) -> Any:
-    """The shared library, None where there is none."""
-    try:
-        return ctypes.CDLL(name)
-    except OSError:
-        return None
 
 
 def _driver() -> Finding:

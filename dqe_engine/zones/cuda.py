@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.device_arrays import CudaMemory
 from dqe_engine.errors import BackendError, InputError
 
 from .pooled import Pool, resolve
@@ -121,7 +122,7 @@ def select(
                 picks=picks,
                 counts=counts,
                 zones=spec is not None,
-                quantiles=given.bounds == "rank",
+                ranks=given.bounds == "rank",
                 lo=given.lo,
                 hi=given.hi,
                 policy=_POLICIES[given.policy],
@@ -152,8 +153,6 @@ def _resolve_pooled(
     spec: ZoneSpec, queries: Any, items: Any, anchor: Any, best: Any, *, offsets: I64, excluded: I64, device: int, **sizes: int
 ) -> ZoneSpec:
     """The absolute zones for arrays on a device. best: (B, 1) each query's own best, where that is the anchor."""
-    from dqe_engine.doctor.device_arrays import CudaMemory
-
     with CudaMemory.open(device) as memory:
         anchors = best if anchor is None else anchor
         on_host = anchors if anchors is None or isinstance(anchors, np.ndarray) else memory.download(anchors)

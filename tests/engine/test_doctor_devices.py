@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from support.doctor_probes import findings
 
-from dqe_engine.doctor import device_arrays, kernels, nvidia
-from dqe_engine.doctor.device_arrays import CudaMemory, ForeignArray
+from dqe_engine import device_arrays
+from dqe_engine.device_arrays import CudaMemory, ForeignArray
+from dqe_engine.doctor import kernels, nvidia
+from dqe_engine.driver_library import CUDA_DRIVER, load_library
 from dqe_engine.zones import cpu, cuda, reference
 from dqe_engine.zones.request import validated
 
@@ -94,7 +96,7 @@ class FakeCuda:
 @pytest.fixture
 def drivers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def use(nvml: Any, cuda_driver: Any, visible: str | None = None) -> None:
-        monkeypatch.setattr(nvidia, "load_library", {nvidia.NVML: nvml, nvidia.CUDA_DRIVER: cuda_driver}.__getitem__)
+        monkeypatch.setattr(nvidia, "load_library", {nvidia.NVML: nvml, CUDA_DRIVER: cuda_driver}.__getitem__)
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
@@ -129,7 +131,7 @@ def test_no_driver(drivers: Callable[..., None]) -> None:
 
 
 def test_a_library_that_is_not_there() -> None:
-    assert nvidia.load_library("libno-such-library.so.1") is None
+    assert load_library("libno-such-library.so.1") is None
 
 
 @pytest.mark.parametrize(

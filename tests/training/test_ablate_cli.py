@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.tiny_benchmarks import write_fashioniq
 from support.tiny_blip2 import write_blip2
@@ -17,6 +18,7 @@ from support.tiny_training import OVERRIDES
 from dqe_engine.files import directory_lock
 from dqe_training import workflow
 from dqe_training.ablation import plan, running
+from dqe_training.ablation import results as results_on_disk
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import ablate, evaluate
 from dqe_training.evaluation.split import EvaluationSplit, judge_checkpoint
@@ -78,8 +80,12 @@ def test_what_is_written(finished: Path, garments: Path) -> None:
     assert {"recall_at_10", "map_at_10", "attribute_precision_at_10", "near_confusion"} <= set(trns["differences"])
     assert {"zone_false_negatives", "zone_pull", "stale_in_mid"} <= set(trns["figures"])
     assert "zone_pull" not in baseline["figures"]
-    for share in trns["figures"].values():
-        assert 0 <= share["mean"] <= 1
+    for arm in found["arms"]:
+        for name, figure in arm["figures"].items():
+            cells = [cell["figures"][name] for cell in found["cells"].values() if cell["arm"] == arm["label"]]
+            cells = [value for value in cells if value is not None]
+            assert figure["values"] == cells
+            assert figure["mean"] == pytest.approx(np.mean(cells))
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "| +trns | 2 | 10 |" in (finished / "table.md").read_text()
 
@@ -104,13 +110,20 @@ def test_nothing_finished_runs_again_and_more_seeds_are_added(
 
 
 def test_a_changed_method_trains_again(
-    finished: Path, garments: Path, tmp_path: Path, trained: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    garments: Path,
+    tmp_path: Path,
+    trained: list[tuple[bool, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    monkeypatch.setattr(plan, "source_hash", lambda: "another")
+    for module in (plan, results_on_disk):
+        monkeypatch.setattr(module, "source_hash", lambda: "another")
     assert ablate.main(command(garments, out, "--seeds", "1")) == 0
     assert trained == [(False, 0), (True, 0)]
+    assert f"4 finished cells in {out / 'cells'} are of other code and not used" in capsys.readouterr().err
     assert len(list((out / "cells").iterdir())) == 4 + 2, "what the other code found is still there"
 
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from support.tiny_benchmarks import WRITERS
 from support.tiny_training import heads_alone, make_trainer, model_config, train_config, write_checkpoint
 
 import dqe_engine
@@ -22,19 +23,23 @@ from dqe_training.ablation import plan as plan_module
 from dqe_training.ablation.audit import audit
 from dqe_training.ablation.comparison import compare_cells
 from dqe_training.ablation.plan import Cell, Plan, make_plan
-from dqe_training.ablation.results import CellResult
-from dqe_training.ablation.scores import Ratio, benchmark_scores, folder_scores, near_confusion
-from dqe_training.ablation.source_hash import hash_source
+from dqe_training.ablation.results import CellResult, Ratio, cell_path, others_code, write_cell
+from dqe_training.ablation.scores import benchmark_scores, folder_scores, near_confusion
+from dqe_training.ablation.source_hash import hash_source, source_hash
 from dqe_training.ablation.statistics import compare, student_t, summarise
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
 from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.data.answers import Answers
 from dqe_training.data.garments.catalog import vocabulary
+from dqe_training.data.public.base import Options
+from dqe_training.data.public.detect import open_benchmark
+from dqe_training.data.public.placing import open_images, place_queries
 from dqe_training.data.queries import Query, QuerySet
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.data.triplets import TripletData
 from dqe_training.evaluation.benchmarks import RankedSet
+from dqe_training.evaluation.metrics import PerQuery
 from dqe_training.evaluation.protocol import evaluation_set, load_evaluation_set
 from dqe_training.evaluation.protocol import summarise as summarise_report
 
@@ -219,6 +224,7 @@ def test_other_weights_to_begin_with_make_other_cells(tmp_path: Path) -> None:
         ("dqe_engine", "zones/mining.py", True),
         ("dqe_engine", "preprocessing.py", True),
         ("dqe_engine", "errors.py", True),
+        ("dqe_engine", "device_arrays.py", True),
         ("dqe_training", "weights/garments/vision.safetensors", True),
         ("dqe_training", "presets/garments.yaml", True),
         ("dqe_training", "cli/ablate.py", False),
@@ -243,15 +249,15 @@ def test_the_code_is_what_trains_and_evaluates(package: str, changed: str, matte
 def test_a_ratio_and_its_influence() -> None:
     rng = np.random.default_rng(0)
     below = rng.integers(0, 5, 400).astype(float)
-    ratio = Ratio.of(rng.binomial(below.astype(int), 0.3), below)
+    ratio = PerQuery(rng.binomial(below.astype(int), 0.3).astype(float), below)
     assert ratio.value == pytest.approx(sum(ratio.numerator) / below.sum())
     # Leaving one query out moves the figure by its influence over Q (the delta method and the jackknife agree).
     whole, above = ratio.value, np.asarray(ratio.numerator)
     left_out = (above.sum() - above) / (below.sum() - below)
     assert (whole - left_out) * len(below) == pytest.approx(ratio.influence, abs=0.02)
     assert ratio.influence.mean() == pytest.approx(0, abs=1e-9)
-    assert math.isnan(Ratio.of([0.0, 0.0], [0.0, 0.0]).value)
-    assert Ratio.of([True, False, True]).value == pytest.approx(2 / 3)
+    assert math.isnan(PerQuery.of([0.0, 0.0], [0.0, 0.0]).value)
+    assert PerQuery.of([True, False, True]).value == pytest.approx(2 / 3)
 
 
 def test_scores_are_the_reports_figures(garments: Path) -> None:
@@ -333,6 +339,21 @@ def test_recall_over_sets_is_the_mean_of_their_means() -> None:
     assert benchmark_scores("fashioniq", sets)["recall_at_1"].value == pytest.approx((1 / 2 + 8 / 8) / 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("fashioniq", ()), ("cirr", ("subset_recall_at_1", "subset_recall_at_2", "subset_recall_at_3")), ("circo", ("map_at_10",))],
+)
+def test_a_public_dataset_is_compared_by_what_its_protocol_has(name: str, own: tuple[str, ...], tmp_path: Path) -> None:
+    benchmark = open_benchmark(WRITERS[name](tmp_path))
+    assert benchmark is not None
+    folder = open_images(benchmark, None)
+    sets = []
+    for asked in benchmark.query_sets("val", Options(), folder):
+        queries, _ = place_queries(asked, folder, allow_missing=False)
+        sets.append(RankedSet(queries, np.tile(np.arange(len(queries.gallery)), (len(queries), 1))[:, :50]))
+    assert benchmark_scores(name, sets).keys() == {"recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", *own}
+
+
 # -- intervals -----------------------------------------------------------------------------------------------------------
 
 
@@ -343,8 +364,8 @@ def test_students_t() -> None:
 
 
 def test_a_paired_difference_by_hand() -> None:
-    ours = [Ratio.of([1, 1, 1, 0]), Ratio.of([1, 1, 0, 0])]
-    other = [Ratio.of([1, 0, 0, 0]), Ratio.of([1, 0, 0, 0])]
+    ours = [PerQuery.of([1, 1, 1, 0]), PerQuery.of([1, 1, 0, 0])]
+    other = [PerQuery.of([1, 0, 0, 0]), PerQuery.of([1, 0, 0, 0])]
     found = compare(ours, other)
     assert found is not None
     assert found.values == (0.5, 0.25)
@@ -357,7 +378,7 @@ def test_a_paired_difference_by_hand() -> None:
     single = compare(ours[:1], other[:1])
     assert single is not None
     assert (single.half, single.verdict) == (None, "one seed")
-    assert compare(ours, [Ratio.of([0], [0])] * 2) is None
+    assert compare(ours, [PerQuery.of([0], [0])] * 2) is None
     assert summarise([float("nan")]) is None
 
 
@@ -369,8 +390,8 @@ def test_intervals_hold_what_they_promise(effect: float, least: float, most: flo
     for _ in range(150):
         difficulty = rng.normal(size=300)  # the same queries for all trainings
 
-        def training(shift: float, difficulty: np.ndarray = difficulty) -> Ratio:
-            return Ratio.of(difficulty + rng.normal(scale=0.5, size=300) < shift + rng.normal(scale=0.05))
+        def training(shift: float, difficulty: np.ndarray = difficulty) -> PerQuery:
+            return PerQuery.of(difficulty + rng.normal(scale=0.5, size=300) < shift + rng.normal(scale=0.05))
 
         found = compare([training(2.5 * effect) for _ in range(4)], [training(0.0) for _ in range(4)])
         assert found is not None
@@ -385,7 +406,7 @@ def result(cell: Cell, hits: list[int]) -> CellResult:
     return CellResult(
         schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, code="",
         machine="a machine",
-        scores={"recall_at_10": Ratio.of(hits)},
+        scores={"recall_at_10": Ratio.of(PerQuery.of(hits))},
     )  # fmt: skip
 
 
@@ -399,6 +420,41 @@ def test_the_table_says_what_can_be_concluded() -> None:
     assert "Against baseline: +trns R@10 higher." in page
     same = {cell.key: result(cell, hits["baseline"]) for cell in made.cells}
     assert "No figure of any arm differs measurably from baseline's." in table(compare_cells(made, same, data="tiny"))
+
+
+def test_what_is_no_share_has_a_table_of_its_own() -> None:
+    made = plan(seeds=(0, 1, 2))
+    gap = {"baseline": -0.0125, "+trns": 0.0375}
+    results = {
+        cell.key: msgspec.structs.replace(
+            result(cell, [0, 1]),
+            scores={"recall_at_10": Ratio.of(PerQuery.of([0, 1] * 50)), "train_score_gap": Ratio.of(PerQuery.of([gap[cell.arm]] * 50))},
+        )
+        for cell in made.cells
+    }
+    shares, cosines = table(compare_cells(made, results, data="tiny")).split("Differences of cosines, as they are:")
+    assert "over unlabelled" not in shares
+    assert "| baseline | −0.0125 |" in cosines
+    assert "| +trns | 0.0375 |" in cosines
+    assert "| +trns | **+0.0500 [+0.0500, +0.0500]** |" in cosines
+
+
+def test_a_figure_is_stored_by_query() -> None:
+    figure = PerQuery.of([0.25, float("nan"), 1 / 3], [1, 0, 1])
+    again = parse_json(Ratio, to_json(Ratio.of(figure)), where="a cell").figure
+    assert again.denominator.tolist() == [1, 0, 1]
+    assert again.numerator.tolist() == [0.25, 0, 0.333333]
+
+
+def test_cells_of_other_code_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third, fourth = plan(seeds=(0, 1)).cells
+    assert others_code(tmp_path, [first]) == 0
+    for cell in (first, second):
+        write_cell(tmp_path, cell, msgspec.structs.replace(result(cell, [0, 1]), code=source_hash()))
+    write_cell(tmp_path, third, result(third, [0, 1]))
+    cell_path(tmp_path, fourth).write_text('{"schema_version": 0}')
+    assert others_code(tmp_path, [first]) == 2, "second is of this code: the command asks for other cells"
+    assert others_code(tmp_path, [first, third]) == 1
 
 
 def test_the_table_of_what_is_not_finished() -> None:

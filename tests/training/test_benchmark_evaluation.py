@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_benchmarks import WRITERS, write_cirr, write_fashioniq
+from support.tiny_benchmarks import WRITERS, write_cirr, write_fashioniq, write_pinpoint
 from support.tiny_bundle import build_tiny_bundle
 from support.tiny_training import OVERRIDES, write_checkpoint
 
@@ -169,6 +169,14 @@ def test_hp_fashioniq(model: Path, folders: Path, capsys: pytest.CaptureFixture[
         first += [query.preference.preferred == 1] if means[0] > means[1] else []
     assert 0 < agreed < 12
     assert report["sets"][0]["figures"] == pytest.approx({"preference_accuracy": agreed / 12, "preference_ratio": np.mean(first)})
+
+
+@pytest.mark.parametrize("write", [*WRITERS.values(), write_pinpoint])
+def test_every_dataset_has_the_figure_that_it_is_compared_by(write: Callable[[Path], Path], model: Path, tmp_path: Path) -> None:
+    benchmark = open_benchmark(write(tmp_path))
+    assert benchmark is not None
+    report, _ = evaluate_benchmark(benchmark, CheckpointRanker(load_checkpoint(model)), split=benchmark.splits[0])
+    assert benchmark.headline in report.summary.keys() | report.sets[0].figures.keys()
 
 
 def test_blocks_do_not_change_a_ranking(model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,8 +264,9 @@ def test_images_without_labels_are_not_looked_at() -> None:
     partly = tuple({} if at >= 24 else row for at, row in enumerate(whole.labels.attributes))
     labels = Labels(whole.labels.records, partly, None, whole.labels.grammar)
     report = run_probes(Asking(whole.queries, whole.found, whole.encode, whole.neutral, labels))
-    assert values(report.leakage)["asked_not_met_at_1"] <= 1
-    assert report.leakage.figures["changed_unasked_at_1"].queries <= 12  # the references with labels
+    assert values(report.leakage)["asked_not_met_at_1"] == values(report.leakage)["changed_unasked_at_1"] == 0
+    assert report.leakage.figures["asked_not_met_at_1"].queries == 12  # red and green alone are labelled: 6 texts ask for each
+    assert report.leakage.figures["changed_unasked_at_1"].queries == 6  # and of the references with labels, the red ones' answers are green
     bare = Labels(whole.labels.records, ({},) * 48, None, whole.labels.grammar)
     report = run_probes(Asking(whole.queries, whole.found, whole.encode, whole.neutral, bare))
     assert report.negation.skipped == report.leakage.skipped == "no image has attribute labels"

@@ -9,7 +9,7 @@ import pytest
 
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, Attribute, AttributeVocabulary
 from dqe_engine.errors import InputError
-from dqe_training.data.records import ImageRecord, TripletRecord, check_texts, read_jsonl, write_jsonl
+from dqe_training.data.records import ImageRecord, TripletRecord, allowed_values, check_texts, named_values, read_jsonl, write_jsonl
 from dqe_training.data.triplets import build_triplets, label_images, load_triplets, read_vocabulary
 
 VOCABULARY = AttributeVocabulary(
@@ -23,6 +23,17 @@ GOOD = '{"reference": "a.png", "target": "b.png", "text": "in red"}'
 
 def triplet(reference: str = "a.png", target: str = "b.png", text: str = "in red", **rest: object) -> TripletRecord:
     return TripletRecord(reference=reference, target=target, text=text, **rest)
+
+
+def test_what_a_text_leaves_valid() -> None:
+    shown = {"colour": "red", "shape": "round"}
+    assert named_values(triplet()) is None
+    assert allowed_values(triplet(), shown) == {"colour": {"red"}, "shape": {"round"}}
+    target_alone = triplet(attributes={"colour": "blue"})
+    assert allowed_values(target_alone, shown) == {"colour": {"blue"}, "shape": {"round"}}
+    several = triplet(attributes={"colour": "blue"}, allowed={"colour": ["blue", "green"], "size": ["big"]})
+    assert named_values(several) == {"colour": {"blue", "green"}, "size": {"big"}}
+    assert allowed_values(several, shown) == {"colour": {"blue", "green"}, "shape": {"round"}, "size": {"big"}}
 
 
 def test_round_trip(tmp_path: Path) -> None:

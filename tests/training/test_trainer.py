@@ -284,9 +284,9 @@ def test_another_tokenizer_is_refused(tiny_data: Tiny, tmp_path: Path, monkeypat
     vocab = other["model"]["vocab"]
     words = sorted(vocab, key=vocab.__getitem__)
     vocab[words[-1]], vocab[words[-2]] = vocab[words[-2]], vocab[words[-1]]
-    trainer.tokenizer = type(trainer.tokenizer).from_str(json.dumps(other))
+    tokenizer = type(trainer.tokenizer).from_str(json.dumps(other))
     with pytest.raises(CheckpointError, match="another tokenizer"):
-        trainer.train()
+        Trainer(trainer.model, tokenizer, CONFIGS["frozen"], *tiny_data, run).train()
 
 
 def test_the_data_hash_sees_every_part(tiny_data: Tiny) -> None:

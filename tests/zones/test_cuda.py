@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dqe_engine import device_arrays
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.doctor import device_arrays
-from dqe_engine.doctor.device_arrays import ForeignArray
+from dqe_engine.device_arrays import ForeignArray
 from dqe_engine.errors import BackendError, InputError
 from dqe_engine.zones import ZoneSelection, cuda, pooled, reference, select_zones
 from dqe_engine.zones.request import ZoneRequest, validated
@@ -337,7 +337,7 @@ def test_options_reach_the_kernels(module: Module) -> None:
     assert result.backend == "cuda"
     assert queries.streams == [77]
     seen = module.options
-    assert (seen["k"], seen["picks"], seen["counts"], seen["zones"], seen["quantiles"]) == (3, 2, True, True, False)
+    assert (seen["k"], seen["picks"], seen["counts"], seen["zones"], seen["ranks"]) == (3, 2, True, True, False)
     assert (seen["policy"], seen["temperature"], seen["seed"], seen["stream"]) == (2, 0.7, 2**63 + 5, 77)
     assert seen["offsets"].tolist() == [0, 2, 2]
     assert seen["excluded"].tolist() == [1, 3]
@@ -374,7 +374,7 @@ class DeviceMemory:
         return ForeignArray(array.ctypes.data, array.shape, array.dtype)
 
     def select(self, queries: Any, items: Any, **options: Any) -> dict[str, Any]:
-        spec = options["lo"], options["hi"], "rank" if options["quantiles"] else "absolute"
+        spec = options["lo"], options["hi"], "rank" if options["ranks"] else "absolute"
         zones = ZoneSpec(lo=spec[0], hi=spec[1], bounds=spec[2]) if options["zones"] else None
         lists = np.split(options["excluded"], options["offsets"][1:-1])
         found = reference.select(

@@ -51,7 +51,7 @@ class Request(ctypes.Structure):
         ("anchor", ctypes.c_int),
         ("anchor_ids", ctypes.c_void_p),
         ("anchor_scores", ctypes.c_void_p),
-        ("quantiles", ctypes.c_bool),
+        ("ranks", ctypes.c_bool),
         ("lo", ctypes.c_double),
         ("hi", ctypes.c_double),
         ("rule", PickRule),

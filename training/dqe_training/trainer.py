@@ -1,4 +1,4 @@
-"""Training: schedule, epochs, checkpoints that resume exactly. The step is in step.py, TRNS in trns/, validation in validation.py."""
+"""Training: schedule and epochs. The step is in step.py, what resumes a run in run_state.py, TRNS in trns/, validation in validation.py."""
 
 from __future__ import annotations
 
@@ -14,39 +14,29 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from dqe_engine.contracts.parsing import parse_json, to_json
-from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write
 
 from .checkpoint import (
     UNCALIBRATED_ZONES,
     Progress,
-    clean_run,
     latest_checkpoint,
     load_checkpoint,
-    load_state,
-    optimizer_tensors,
-    prune_checkpoints,
     read_meta,
-    restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import SCHEMA_VERSION, WEIGHTS, Validated
+from .checkpoint_meta import WEIGHTS, Validated
 from .config import TrainConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
 from .encoding import Listener, TokenTable, TrainingImages
-from .features.identity import same_tower
 from .interrupts import held_signals
 from .model import DQEModel
-from .model.adapters import adapter_state, merge_adapters, prepare_finetuning, restore
+from .model.adapters import merge_adapters, prepare_finetuning
 from .optim import build_optimizer, set_rate
-from .random_state import random_state, restore_random_state
+from .run_state import LOG, RunState
 from .start import read_start
 from .step import Batch, TrainingStep
 from .trns.refreshing import Negatives
@@ -110,9 +100,6 @@ class Trainer:
         prepare_finetuning(model, config)
         model.to(self.device)
         model.checkpoint_activations = config.optim.checkpoint_activations
-        self._given_tokens = image_tokens is not None
-        self._hash = data_hash(data, _identity(pixels, image_digests))
-        self._start_hash = read_start(config.start).file(WEIGHTS).sha256 if config.start else ""
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
@@ -120,6 +107,12 @@ class Trainer:
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
+        self._state = RunState(
+            self.run, self.world, self.device, model, tokenizer, config, self.optimizer, self._negatives, self._step,
+            data_hash=data_hash(data, _identity(pixels, image_digests)),
+            start_hash=read_start(config.start).file(WEIGHTS).sha256 if config.start else "",
+            given_tokens=image_tokens is not None,
+        )  # fmt: skip
         self._validator = None if validation is None else Validator(validation, frozen=frozen, features=features)
         if self.world.rank:  # dropout of its own; what was drawn before, the weights, is the same on every rank
             torch.manual_seed(config.optim.seed + 1_000_003 * self.world.rank)
@@ -249,7 +242,7 @@ class Trainer:
         """The model as it is, with zones to serve with, is the run's best."""
         zones = self._negatives.calibrate(self.config.optim.seed)
         if self.world.main:
-            self._save(self.run / BEST, zones=zones)
+            self._state.save(self.run / BEST, self.progress, zones)
 
     # -- epochs -----------------------------------------------------------------------------------------------------
 
@@ -267,80 +260,16 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _log_file(self) -> Path:
-        return self.run / "metrics.jsonl" if self.world.main else Path(os.devnull)
+        return self.run / LOG if self.world.main else Path(os.devnull)
 
     def _checkpoint(self) -> None:
-        """Called by all ranks; the main one writes, with every rank's random state."""
-        random = {name: self.world.gather(state[None])[0] for name, state in random_state(self.device).items()}  # (size, n)
-        if not self.world.main:
-            return
-        state = optimizer_tensors(self.optimizer) | adapter_state(self.model) | self._negatives.state() | self._step.state() | random
-        self._save(self.run / f"step-{self.progress.step:08d}", zones=self.serving_zones, state=state)
-        prune_checkpoints(self.run)
-
-    def _save(self, directory: Path, *, zones: ZoneSpec, state: dict[str, Tensor] | None = None) -> None:
-        save_checkpoint(
-            directory, self.model, self.tokenizer, config=self.config, progress=self.progress, data_hash=self._hash, serving_zones=zones,
-            state=state, start_hash=self._start_hash, replace=True,
-        )  # fmt: skip
-
-    def _find_checkpoint(self) -> str:
-        """Name of the newest whole checkpoint, empty where there is none; what killed writers left is removed."""
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror})") from error
-        clean_run(self.run)
-        newest = latest_checkpoint(self.run)
-        if newest is None:
-            (self.run / "metrics.jsonl").unlink(missing_ok=True)
-            return ""
-        return newest.name
+        self._state.checkpoint(self.progress, self.serving_zones)
 
     def _resume(self) -> None:
-        self.world.agree("configuration, triplets and images", f"{to_json(self.config)!r} {self._hash} {self._start_hash}")
-        name = self.world.from_main(lambda: self._find_checkpoint().encode()).decode()
-        if not name:
-            return
-        newest = self.run / name
-        if not newest.is_dir():
-            raise CheckpointError(f"{newest}: not seen by rank {self.world.rank}; the run directory must be one that all ranks share")
-        meta = read_meta(newest)
-        if meta.schema_version < SCHEMA_VERSION:
-            raise CheckpointError(
-                f"{newest}: made by an earlier version, whose runs are not resumed; use another run directory, or begin anew from its "
-                f"weights with start={newest}"
-            )
-        if meta.config != self.config:
-            raise CheckpointError(f"{newest}: made with another configuration; use the same one to resume, or another run directory")
-        if meta.data_hash != self._hash:
-            raise CheckpointError(f"{newest}: made with other training data; use the same to resume, or another run directory")
-        if meta.start_hash != self._start_hash:
-            raise CheckpointError(
-                f"{newest}: began with other weights than {self.config.start} holds now; put those back, or use another run directory"
-            )
-        if self._validator is not None and (best := meta.progress.best) is not None and best.split != self._validator.identity:
-            raise CheckpointError(f"{newest}: its best model was chosen by other queries; give the same, or use another run directory")
-        if Tokenizer.from_file(str(newest / meta.tokenizer.file)).get_vocab() != self.tokenizer.get_vocab():
-            raise CheckpointError(f"{newest}: made with another tokenizer; use the same version to resume, or another run directory")
-        state, weights = load_state(newest), load_file(newest / "model.safetensors")
-        if self._given_tokens and not same_tower(self.model, weights):
-            raise CheckpointError(f"{newest}: its vision tower is not the one that the image tokens are of; resume with the same backbone")
-        restore(self.model, weights, state)
-        restore_optimizer(self.optimizer, state)
-        self._restore_random(state)
-        self._negatives.restore(state)
-        self._step.restore(state)
-        self.progress, self.serving_zones = meta.progress, meta.serving_zones
-        if self.world.main:
-            _truncate_log(self.run / "metrics.jsonl", self.progress.step)
-        self.listener({"event": "resume", "step": self.progress.step})
-
-    def _restore_random(self, state: dict[str, Tensor]) -> None:
-        """This rank's random state; one more rank than were there before goes on with numbers of its own."""
-        saved = {name: torch.atleast_2d(state[name]) for name in ("rng", "cuda_rng") if name in state}
-        if self.world.rank < len(saved["rng"]):
-            restore_random_state({name: rows[self.world.rank].clone() for name, rows in saved.items()}, self.device)
+        meta = self._state.resume(None if self._validator is None else self._validator.identity)
+        if meta is not None:
+            self.progress, self.serving_zones = meta.progress, meta.serving_zones
+            self.listener({"event": "resume", "step": self.progress.step})
 
 
 def silent(event: dict[str, Any]) -> None:
@@ -353,21 +282,6 @@ def _identity(pixels: NDArray[np.uint8] | None, digests: Sequence[str] | None) -
     if pixels is None:
         raise InputError("image_tokens without pixels need image_digests, so that a resumed run can tell the images")
     return pixels
-
-
-def _truncate_log(path: Path, step: int) -> None:
-    """Drop log lines after `step`: a killed run had written some that the checkpoint does not have."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            break  # the line that the kill cut short
-    with atomic_write(path, "w") as stream:
-        stream.write("".join(line + "\n" for line in kept))
 
 
 def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:

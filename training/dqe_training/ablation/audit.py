@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.zones.mining import MinedNegatives, mine_negatives
+from dqe_engine.zones.reference import max_sim
 
 from ..data.answers import Answers
 from ..evaluation.failures import relevance_suppression, score_rows
+from ..evaluation.metrics import PerQuery
 from ..trainer import Trainer
-from .scores import Ratio, Scores
+from .scores import Scores
 
 QUERIES = 500
 PICKS = 16
@@ -38,7 +40,7 @@ def audit(trainer: Trainer, vocabulary: AttributeVocabulary) -> Scores:
     hidden = [[at for at in ids if at >= 0] for ids in data.excluded[rows].tolist()]
     relevant = [np.nonzero(valid)[0].tolist() for valid in answers.among(rows, every)]
     found = relevance_suppression(score_rows(queries, gallery), data.target[rows], relevant, excluded=hidden)
-    return scores | {"train_score_gap": Ratio.of_figure(found.score_gap), "train_target_ahead": Ratio.of_figure(found.target_ahead)}
+    return scores | {"train_score_gap": found.score_gap, "train_target_ahead": found.target_ahead}
 
 
 def _mined(
@@ -81,16 +83,16 @@ def _mined(
 
 
 def _scores(queries: NDArray[np.float32], gallery: NDArray[np.float32], images: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(S, P) MaxSim scores of each query against its own `images` (S, P)."""
-    parts = [(gallery[items] @ query).max(axis=1) for query, items in zip(queries, images, strict=True)]
+    """(S, P) scores of each query (S, D) against its own `images` (S, P), positions in `gallery` (I, M, D)."""
+    parts = [max_sim(query[None], gallery[items])[0] for query, items in zip(queries, images, strict=True)]
     return np.stack(parts) if parts else np.zeros(images.shape, np.float32)
 
 
-def _pull(found: MinedNegatives, temperature: float) -> Ratio:
+def _pull(found: MinedNegatives, temperature: float) -> PerQuery:
     picked = found.picks >= 0
     delta = np.where(picked, found.anchor_scores[:, None] - found.pick_scores, np.inf).astype(np.float64)
-    return Ratio.of((1 / (1 + np.exp(np.minimum(delta / temperature, 700.0)))).sum(axis=1), picked.sum(axis=1))
+    return PerQuery((1 / (1 + np.exp(np.minimum(delta / temperature, 700.0)))).sum(axis=1), picked.sum(axis=1, dtype=np.float64))
 
 
-def _share(of: NDArray[np.bool_], among: NDArray[np.bool_]) -> Ratio:
-    return Ratio.of((of & among).sum(axis=1), among.sum(axis=1))
+def _share(of: NDArray[np.bool_], among: NDArray[np.bool_]) -> PerQuery:
+    return PerQuery((of & among).sum(axis=1, dtype=np.float64), among.sum(axis=1, dtype=np.float64))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from dqe_engine.contracts.parsing import Contract
 
+from ..evaluation.metrics import PerQuery
 from .plan import SCHEMA_VERSION, Plan
 from .results import CellResult
-from .scores import Ratio
 from .statistics import Difference, Summary, compare, summarise
 
-# Score -> what the table calls it, in its order. Of the second group, only cells that mine negatives have any.
+# Score -> what the table calls it, in its order. These and the zones' are shares; only cells that mine negatives have the zones'.
 FIGURES = {
     "recall_at_1": "R@1",
     "recall_at_5": "R@5",
@@ -28,9 +28,10 @@ FIGURES = {
     "valid_above_wrong": "valid above the first wrong",
     "same_reference_overlap": "overlap, same reference",
     "same_text_overlap": "overlap, same text",
-    "train_score_gap": "labelled over unlabelled (train)",
     "train_target_ahead": "labelled ahead of unlabelled (train)",
 }
+# Differences of cosines, shown as they are.
+COSINE_FIGURES = {"train_score_gap": "score, labelled over unlabelled (train)"}
 ZONE_FIGURES = {
     "zone_false_negatives": "false negatives",
     "zone_near_misses": "one attribute off",
@@ -66,8 +67,8 @@ class CellFigures(Contract, frozen=True):
 
 
 class Comparison(Contract, frozen=True):
-    """results.json. Figures are shares in [0, 1]; differences are from the arm `against`; `unfinished` cells are left out of
-    everything else."""
+    """results.json. Figures are shares in [0, 1], but for `COSINE_FIGURES`; differences are from the arm `against`;
+    `unfinished` cells are left out of everything else."""
 
     schema_version: int
     data: str
@@ -88,7 +89,8 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
         if (result := results.get(cell.key)) is None:
             continue
         by_arm[cell.arm][cell.seed] = result
-        figures = {name: None if math.isnan(ratio.value) else ratio.value for name, ratio in result.scores.items()}
+        values = {name: ratio.figure.value for name, ratio in result.scores.items()}
+        figures = {name: None if math.isnan(value) else value for name, value in values.items()}
         cells[cell.key] = CellFigures(
             arm=cell.arm, seed=cell.seed, steps=result.steps, seconds=result.seconds, refreshes=result.refreshes, figures=figures
         )
@@ -104,8 +106,8 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
 
 def _arm(label: str, found: Mapping[int, CellResult], first: Mapping[int, CellResult]) -> ArmResult:
     seeds, shared = tuple(sorted(found)), sorted(set(found) & set(first))
-    names = [name for name in (*FIGURES, *ZONE_FIGURES) if any(name in found[seed].scores for seed in seeds)]
-    figures = {name: summarise([r.scores[name].value for r in found.values() if name in r.scores]) for name in names}
+    names = [name for name in (*FIGURES, *COSINE_FIGURES, *ZONE_FIGURES) if any(name in found[seed].scores for seed in seeds)]
+    figures = {name: summarise([r.scores[name].figure.value for r in found.values() if name in r.scores]) for name in names}
     differences = {
         name: compare(_scores(found, shared, name), _scores(first, shared, name))
         for name in names
@@ -126,8 +128,8 @@ def _over(values: Iterable[float]) -> Summary:
     return found
 
 
-def _scores(cells: Mapping[int, CellResult], seeds: list[int], name: str) -> list[Ratio]:
-    return [cells[seed].scores[name] for seed in seeds]
+def _scores(cells: Mapping[int, CellResult], seeds: list[int], name: str) -> list[PerQuery]:
+    return [cells[seed].scores[name].figure for seed in seeds]
 
 
 def shown(comparison: Comparison, names: Mapping[str, str]) -> dict[str, str]:

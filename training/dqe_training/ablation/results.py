@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from dqe_engine.contracts.parsing import Contract, parse_json
@@ -15,8 +16,29 @@ from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write, describe_write_error
 
 from ..config import TrainConfig
+from ..evaluation.metrics import PerQuery
 from .plan import SCHEMA_VERSION, Cell
-from .scores import Ratio
+from .scores import Scores
+from .source_hash import source_hash
+
+
+class Ratio(Contract, frozen=True):
+    """A figure by query (`PerQuery`) as JSON has it, rounded to six decimals; query i of one cell is query i of every other."""
+
+    numerator: tuple[float, ...]
+    denominator: tuple[float, ...]
+
+    @classmethod
+    def of(cls, figure: PerQuery) -> Ratio:
+        return cls(*(tuple(np.round(part, 6).tolist()) for part in (figure.numerator, figure.denominator)))
+
+    @property
+    def figure(self) -> PerQuery:
+        return PerQuery(np.asarray(self.numerator, np.float64), np.asarray(self.denominator, np.float64))
+
+
+def stored(scores: Scores) -> dict[str, Ratio]:
+    return {name: Ratio.of(figure) for name, figure in scores.items()}
 
 
 class CellResult(Contract, frozen=True):
@@ -70,3 +92,23 @@ def finished(out: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
     """The finished cells by key."""
     found = {cell.key: read_cell(out, cell) for cell in cells}
     return {key: result for key, result in found.items() if result is not None}
+
+
+class _Code(msgspec.Struct):
+    """What `others_code` reads of a cell: no more, so that cells of any version can be read."""
+
+    code: str
+
+
+def others_code(out: Path, cells: Sequence[Cell]) -> int:
+    """How many cells were finished in `out` by other code than this process's, and are none of `cells`."""
+    known = {cell.key for cell in cells}
+    count = 0
+    for path in (out / "cells").glob("*.json"):
+        if path.stem in known:
+            continue
+        try:
+            count += msgspec.json.decode(path.read_bytes(), type=_Code).code != source_hash()
+        except msgspec.DecodeError:  # of a version that did not say, or damaged: not of this code either
+            count += 1
+    return count

@@ -21,7 +21,7 @@ from ..trainer import Trainer, finish_run
 from ..workflow import train_run
 from .audit import audit
 from .plan import SCHEMA_VERSION, Cell, Plan
-from .results import CellResult, finished, machine, read_cell, write_cell
+from .results import CellResult, finished, machine, read_cell, stored, write_cell
 from .source_hash import source_hash
 from .subjects import Subject
 
@@ -113,7 +113,7 @@ def _run_cell(
     result = CellResult(
         schema_version=SCHEMA_VERSION, key=cell.key, seed=cell.seed, config=cell.config, steps=trainer.progress.step,
         seconds=round(trainer.progress.seconds, 2), refreshes=_refreshes(trainer), machine=machine(), code=source_hash(),
-        scores=scores,
+        scores=stored(scores),
     )  # fmt: skip
     if keep_models:
         finish_run(run, out / "models" / cell.key, replace=True)

@@ -11,7 +11,10 @@ from pathlib import Path
 import dqe_engine
 import dqe_training
 
-_ENGINE = ("zones", "contracts", "preprocessing.py", "image_sources.py", "image_metadata.py", "errors.py", "files.py")
+_ENGINE = (
+    "zones", "contracts", "preprocessing.py", "image_sources.py", "image_metadata.py", "device_arrays.py", "driver_library.py",
+    "errors.py", "files.py",
+)  # fmt: skip
 """What training and evaluation take from the engine; a file or a folder."""
 _TELL = ("cli", *(f"ablation/{name}.py" for name in ("comparison", "plot", "report", "statistics", "table")))
 """What only asks for a cell or tells of it: it may change, and the cell stays."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from dqe_engine.contracts.parsing import Contract
 
-from .scores import Ratio
+from ..evaluation.metrics import PerQuery
 
 _Z = 1.959964  # two-sided 95 % of the normal distribution
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
@@ -60,7 +60,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean=float(np.mean(known)), deviation=deviation, values=tuple(known))
 
 
-def compare(ours: Sequence[Ratio], other: Sequence[Ratio]) -> Difference | None:
+def compare(ours: Sequence[PerQuery], other: Sequence[PerQuery]) -> Difference | None:
     """The paired difference ours - other; entry s of both is of the same seed, query i of all is the same query.
 
     Two things vary: the training (seeds), whose share is Student's t interval of the paired differences, and which queries are

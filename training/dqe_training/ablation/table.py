@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from .comparison import FIGURES, ZONE_FIGURES, ArmResult, Comparison, shown
+from .comparison import COSINE_FIGURES, FIGURES, ZONE_FIGURES, ArmResult, Comparison, shown
 from .statistics import Difference, Summary
 
 
+class Unit(NamedTuple):
+    scale: float
+    digits: int
+
+
+PER_CENT, AS_IS = Unit(100, 1), Unit(1, 4)
+
+
 def table(comparison: Comparison) -> str:
-    """The page, in Markdown; figures in per cent."""
+    """The page, in Markdown: shares in per cent, differences of cosines as they are, in a table of their own."""
     if not comparison.arms:
         return "No cell is finished yet.\n"
-    figures, zone = shown(comparison, FIGURES), shown(comparison, ZONE_FIGURES)
+    figures, cosines, zone = (shown(comparison, names) for names in (FIGURES, COSINE_FIGURES, ZONE_FIGURES))
     parts = [
         f"{comparison.data}; equal {comparison.budget}; {'; '.join(comparison.machines)}.",
         _unfinished(comparison),
@@ -27,6 +36,10 @@ def table(comparison: Comparison) -> str:
             _differences(others, figures),
             _in_words(others, figures, comparison.against),
         ]
+    if cosines:
+        parts += ["Differences of cosines, as they are:", _figures(comparison.arms, cosines, AS_IS)]
+        if any(name in arm.differences for arm in others for name in cosines):
+            parts += [f"Difference from {comparison.against}, as above, but not in points:", _differences(others, cosines, AS_IS)]
     if zone:
         parts += ["The mid zone when training ends, and what the last refresh picked (docs/method.md):", _figures(comparison.arms, zone)]
     if comparison.left_out:
@@ -43,40 +56,41 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _figures(arms: Sequence[ArmResult], names: Mapping[str, str], *, work: bool = False) -> str:
+def _figures(arms: Sequence[ArmResult], names: Mapping[str, str], unit: Unit = PER_CENT, *, work: bool = False) -> str:
     header = ["", *(("seeds", "steps", "seconds", "refreshes") if work else ()), *names.values()]
     rows = []
     for arm in arms:
         if not any(name in arm.figures for name in names):
             continue
-        did = [str(len(arm.seeds)), *(_spell(value, 1, 0) for value in (arm.steps, arm.seconds, arm.refreshes))] if work else []
-        rows.append([arm.label, *did, *(_spell(arm.figures.get(name), 100, 1) for name in names)])
+        did = [str(len(arm.seeds)), *(_spell(value, Unit(1, 0)) for value in (arm.steps, arm.seconds, arm.refreshes))] if work else []
+        rows.append([arm.label, *did, *(_spell(arm.figures.get(name), unit) for name in names)])
     return _rows(header, rows)
 
 
-def _spell(summary: Summary | None, scale: float, digits: int) -> str:
+def _spell(summary: Summary | None, unit: Unit) -> str:
     if summary is None:
         return ""
-    mean = f"{scale * summary.mean:.{digits}f}"
-    return mean if not summary.deviation else f"{mean} ± {scale * summary.deviation:.{digits}f}"
+    mean = f"{unit.scale * summary.mean:.{unit.digits}f}".replace("-", "−")
+    return mean if not summary.deviation else f"{mean} ± {unit.scale * summary.deviation:.{unit.digits}f}"
 
 
-def _differences(arms: Sequence[ArmResult], names: Mapping[str, str]) -> str:
-    return _rows(["", *names.values()], [[arm.label, *(_interval(arm.differences.get(name)) for name in names)] for arm in arms])
+def _differences(arms: Sequence[ArmResult], names: Mapping[str, str], unit: Unit = PER_CENT) -> str:
+    return _rows(["", *names.values()], [[arm.label, *(_interval(arm.differences.get(name), unit) for name in names)] for arm in arms])
 
 
-def _interval(difference: Difference | None) -> str:
+def _interval(difference: Difference | None, unit: Unit) -> str:
     if difference is None:
         return ""
-    if difference.half is None:
-        return f"{_points(difference.value)} (one seed)"
-    text = f"{_points(difference.value)} [{_points(difference.value - difference.half)}, {_points(difference.value + difference.half)}]"
+    value, half = difference.value, difference.half
+    if half is None:
+        return f"{_signed(value, unit)} (one seed)"
+    text = f"{_signed(value, unit)} [{_signed(value - half, unit)}, {_signed(value + half, unit)}]"
     return f"**{text}**" if difference.verdict in ("higher", "lower") else text
 
 
-def _points(value: float) -> str:
-    """0.061 -> +6.1, with a true minus sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _signed(value: float, unit: Unit) -> str:
+    """0.061 in per cent -> +6.1, with a true minus sign."""
+    return f"{unit.scale * value:+.{unit.digits}f}".replace("-", "−")
 
 
 def _in_words(arms: Sequence[ArmResult], names: Mapping[str, str], against: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,7 @@ def _ablate(args: argparse.Namespace) -> int:
     from ..ablation.comparison import compare_cells  # imports torch: a mistake above is told before that
     from ..ablation.plan import make_plan
     from ..ablation.report import write_report
+    from ..ablation.results import others_code
     from ..ablation.running import run_plan
     from ..ablation.source_hash import source_hash
     from .progress import TrainingProgress
@@ -124,6 +126,8 @@ def _ablate(args: argparse.Namespace) -> int:
     def report(results: Results) -> None:
         write_report(args.out, compare_cells(plan, results, data=subject.name))
 
+    if others := others_code(args.out, plan.cells):
+        print(f"{others} finished cells in {args.out / 'cells'} are of other code and not used", file=sys.stderr)
     run_plan(
         plan,
         subject,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 
+from .records import allowed_values
 from .triplets import TripletData
 
 
@@ -30,11 +31,11 @@ class Answers:
             return None
         right = np.zeros((len(data), len(attributes), max(len(a.values) for a in attributes)), bool)
         index = [{value: at for at, value in enumerate(a.values)} for a in attributes]
-        shown = data.labels[data.reference]  # (T, A)
         for row, record in enumerate(data.records):
+            shown = data.labels[data.reference[row]].tolist()  # (A,)
+            valid = allowed_values(record, {a.name: a.values[value] for a, value in zip(attributes, shown, strict=True)})
             for a, attribute in enumerate(attributes):
-                allowed = (record.allowed or {}).get(attribute.name)
-                right[row, a, shown[row, a] if allowed is None else [index[a][value] for value in allowed]] = True
+                right[row, a, [index[a][value] for value in valid[attribute.name]]] = True
         return cls(right, data.labels)
 
     def wrong(self, rows: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,20 @@ class ImageRecord(Contract, frozen=True):
 
     image: str
     attributes: dict[str, str]
+
+
+def named_values(record: TripletRecord) -> dict[str, set[str]] | None:
+    """The values that a text leaves valid, of the attributes that it names: `allowed`, else the target's value alone (`attributes`). None
+    where the triplet has neither."""
+    if record.allowed is not None:
+        return {name: set(values) for name, values in record.allowed.items()}
+    return None if record.attributes is None else {name: {value} for name, value in record.attributes.items()}
+
+
+def allowed_values(record: TripletRecord, reference: Mapping[str, str]) -> dict[str, set[str]]:
+    """The values that answer a triplet: those of `named_values`, and the reference image's own of every attribute that the text leaves
+    alone."""
+    return {name: {value} for name, value in reference.items()} | (named_values(record) or {})
 
 
 R = TypeVar("R", TripletRecord, ImageRecord)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
+from dqe_engine.zones.reference import max_sim
 
 from ..data.damage import Progress, require_readable
 from ..data.public.base import Benchmark, Options
@@ -72,7 +73,8 @@ Probing = Callable[[QuerySet, Path, Sequence[str], Embeddings], ProbeReport]
 
 
 def fashioniq_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
-    """Recall@10 and @50 of the labelled target."""
+    """Recall@10 and @50 of the labelled target. ranked: (Q, K >= 50 or the gallery) gallery positions, padded with -1; as in all figures
+    below."""
     return recalls(ranked, queries.target, (10, 50))
 
 
@@ -132,7 +134,8 @@ def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, As
 
 
 def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
-    """The figures by query of FashionIQ, CIRR, CIRCO or PinPoint. Raises InputError for another dataset."""
+    """The figures by query of FashionIQ, CIRR, CIRCO or PinPoint. ranked: (Q, K >= 50 or the gallery), padded with -1. Raises
+    InputError for another dataset."""
     match dataset:
         case "fashioniq":
             return fashioniq_figures(queries, ranked)
@@ -156,7 +159,7 @@ def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]
         preferred[row] = query.preference.preferred
         for side, images in enumerate((query.preference.first, query.preference.second)):
             tokens = found.target_tokens[queries.positions(images)]  # (5, M, D)
-            means[side, row] = (tokens @ found.queries[row]).max(axis=1).mean()
+            means[side, row] = max_sim(found.queries[row][None], tokens).mean()
     return {
         "preference_accuracy": preference_accuracy(means[0], means[1], preferred),
         "preference_ratio": preference_ratio(means[0], means[1], preferred),

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import F64, PerQuery, average_precision_at_k
+from dqe_engine.zones.reference import max_sim
+
+from .metrics import F64, PerQuery, average_precision_at_k, jaccard
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
@@ -99,10 +101,8 @@ def _median(groups: Sequence[NDArray[np.number]]) -> float:
 
 def score_rows(queries: F32, target_tokens: F32) -> Iterable[F32]:
     """The scores (G,) of `target_tokens` (G, M, D) for each of `queries` (Q, D): s(q, i) = max_m <q, t_im>."""
-    gallery, tokens, width = target_tokens.shape
-    flat = target_tokens.reshape(gallery * tokens, width)
     for query in queries:
-        yield (flat @ query).reshape(gallery, tokens).max(axis=1)
+        yield max_sim(query[None], target_tokens)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,13 +157,9 @@ def semantic_confusion(
         for name, others in partners.items():
             alike = [at for at in others.tolist() if valid is None or not valid[row] & valid[at]]
             if alike:
-                figures[name][0, row] = np.mean([_jaccard(first[row], first[at]) for at in alike])
+                figures[name][0, row] = np.mean([jaccard(first[row], first[at]) for at in alike])
                 figures[name][1, row] = float((queries[alike] @ queries[row]).mean())
     return SemanticConfusion(*(_where_known(values) for pair in figures.values() for values in pair))
-
-
-def _jaccard(one: set[int], other: set[int]) -> float:
-    return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def _where_known(values: F64) -> PerQuery:

@@ -35,6 +35,13 @@ class PerQuery:
         return float(self.numerator.sum()) / below if below else float("nan")
 
     @property
+    def influence(self) -> F64:
+        """(Q,): what each query adds to the figure beyond its share; their variance over Q is the figure's (delta method). NaN where
+        nothing counts."""
+        below = self.denominator
+        return (self.numerator - self.value * below) / below.mean() if below.any() else np.full(len(below), np.nan)
+
+    @property
     def queries(self) -> int:
         """How many queries count."""
         return int(np.count_nonzero(self.denominator))
@@ -66,6 +73,11 @@ def average_precision_at_k(ranked: Sequence[int], relevant: Sequence[int], k: in
             hits += 1
             total += hits / position
     return total / min(len(wanted), k) if wanted else 0.0
+
+
+def jaccard(one: set[int], other: set[int]) -> float:
+    """Items in both over items in either; 1 where both are empty."""
+    return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def recalls(ranked: NDArray[np.int64], targets: NDArray[np.int64], depths: Sequence[int]) -> dict[str, PerQuery]:

@@ -13,7 +13,7 @@ from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
 
 from ..data.queries import DEPTH, Query, QuerySet
-from ..data.records import ImageRecord, TripletRecord, check_texts, read_jsonl
+from ..data.records import ImageRecord, TripletRecord, allowed_values, check_texts, read_jsonl
 from .metrics import PerQuery, hits_at_k, mean_average_precisions, recalls, relative_precision, roc_auc
 from .probes.report import ProbeReport
 
@@ -24,6 +24,7 @@ __all__ = ["DEPTH", "Embeddings", "EvaluationSet", "Report", "evaluation_set", "
 class EvaluationSet:
     """Queries over a gallery. The reference, where the gallery holds it, is left out of its own ranking.
 
+    reference, target: (Q,) gallery positions. held_out: (Q,), whether the target's combination of attributes was kept out of training.
     relevant: per query, positions of every valid gallery image; None where a dataset knows only the labelled target.
     attributes: per gallery image, what it is labelled with; empty where nothing is known. notes: what a reader of the figures must know.
     """
@@ -46,9 +47,9 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a model made of a query set: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings (Q, depth).
+    """What a model made of a query set: queries (Q, D), target tokens (G, M, D), weights (Q, A), rankings and their scores (Q, depth).
 
-    Rankings hold gallery positions, score descending and position ascending, padded with -1.
+    Rankings hold gallery positions, score descending and position ascending, padded with -1; `scores` are padded with -inf.
     """
 
     queries: NDArray[np.float32]
@@ -140,8 +141,7 @@ def _notes(
 
 
 def _relevant(record: TripletRecord, images: Sequence[ImageRecord], reference: int) -> tuple[int, ...]:
-    kept = images[reference].attributes
-    allowed = {name: {value} for name, value in kept.items()} | {name: set(v) for name, v in (record.allowed or {}).items()}
+    allowed = allowed_values(record, images[reference].attributes)
     return tuple(i for i, image in enumerate(images) if i != reference and all(image.attributes.get(n) in v for n, v in allowed.items()))
 
 

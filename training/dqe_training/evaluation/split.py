@@ -34,7 +34,6 @@ from .pytorch import embed
 
 Figures = dict[str, float]
 DEPTHS = (1, 5, 10, 50)
-_HEADLINES = {"fashioniq": "mean", "cirr": "mean_of_recall_at_5_and_subset_recall_at_1", "circo": "map_at_10"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class EvaluationSplit:
             parts = {f"{s.queries.name}/{name}": value for s, each in zip(sets, by_set, strict=True) for name, value in each.items()}
             return means | summary(benchmark.name, by_set) | parts
 
-        return cls("val", _HEADLINES[benchmark.name], tuple(sets), figures)
+        return cls("val", benchmark.headline, tuple(sets), figures)
 
     def require_images(self) -> None:
         """Raise InputError where an image is missing or damaged."""

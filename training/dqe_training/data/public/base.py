@@ -76,6 +76,11 @@ class Benchmark(Protocol):
         ...
 
     @property
+    def headline(self) -> str:
+        """The figure that the dataset is compared by, of those that its evaluation gives (`evaluation.benchmarks`)."""
+        ...
+
+    @property
     def references_ranked(self) -> bool:
         """Whether its protocol leaves a query's reference in its own ranking: training may then take it for a negative."""
         ...

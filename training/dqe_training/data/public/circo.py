@@ -51,6 +51,7 @@ def coco_name(id: int) -> str:
 class CIRCO:
     directory: Path
     name: ClassVar[str] = "circo"
+    headline: ClassVar[str] = "map_at_10"
     splits: ClassVar[tuple[str, ...]] = SPLITS
     references_ranked: ClassVar[bool] = True
 

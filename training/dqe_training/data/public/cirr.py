@@ -40,6 +40,7 @@ class CaptionedPair(msgspec.Struct, frozen=True):
 class CIRR:
     directory: Path
     name: ClassVar[str] = "cirr"
+    headline: ClassVar[str] = "mean_of_recall_at_5_and_subset_recall_at_1"
     splits: ClassVar[tuple[str, ...]] = ("val", "test1")
     references_ranked: ClassVar[bool] = False
 

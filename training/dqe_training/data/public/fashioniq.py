@@ -57,6 +57,7 @@ def join_captions(captions: Sequence[str]) -> Texts:
 class FashionIQ:
     directory: Path
     name: ClassVar[str] = "fashioniq"
+    headline: ClassVar[str] = "mean"
     splits: ClassVar[tuple[str, ...]] = ("val",)
     references_ranked: ClassVar[bool] = True
 

@@ -44,6 +44,7 @@ def _id(path: str) -> str:
 class HPFashionIQ:
     directory: Path
     name: ClassVar[str] = "hp-fashioniq"
+    headline: ClassVar[str] = "preference_accuracy"
     splits: ClassVar[tuple[str, ...]] = ("all",)
     references_ranked: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class Row(msgspec.Struct, frozen=True):
 class PinPoint:
     directory: Path
     name: ClassVar[str] = "pinpoint"
+    headline: ClassVar[str] = "map_at_10"
     splits: ClassVar[tuple[str, ...]] = (SPLIT,)
     references_ranked: ClassVar[bool] = True
 

@@ -13,6 +13,7 @@ from dqe_engine.zones import select_zones
 from ...data.grammars import Grammar, Values, grammar_of
 from ...data.queries import DEPTH, QuerySet
 from ...data.records import TripletRecord
+from ..metrics import jaccard
 from ..protocol import Embeddings, EvaluationSet
 
 TOP = 10
@@ -42,14 +43,6 @@ class Labels:
     def names(self) -> tuple[str, ...]:
         """The attributes that images are labelled with, in the order of their first labels."""
         return tuple(dict.fromkeys(name for row in self.attributes for name in row))
-
-    def asked(self, row: int) -> dict[str, tuple[str, ...]] | None:
-        """The values that a query's text leaves valid, of the attributes that it asks to change: its `allowed`, else its `attributes`,
-        which hold the target's. None where the triplet has neither."""
-        record = self.records[row]
-        if record.allowed is not None:
-            return {name: tuple(values) for name, values in record.allowed.items()}
-        return None if record.attributes is None else {name: (value,) for name, value in record.attributes.items()}
 
 
 @dataclass(frozen=True)
@@ -83,4 +76,4 @@ class Asking:
 def overlap(one: NDArray[np.int64], other: NDArray[np.int64], depth: int = TOP) -> NDArray[np.float64]:
     """(N,) Jaccard index of the first `depth` of rankings (N, K), padded with -1: images in both over images in either; 1 for none."""
     sides = [[set(row) - {-1} for row in ranked[:, :depth].tolist()] for ranked in (one, other)]
-    return np.asarray([len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(*sides, strict=True)], np.float64)
+    return np.asarray([jaccard(a, b) for a, b in zip(*sides, strict=True)], np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...data.records import named_values
 from ..metrics import F64, PerQuery
 from .asking import TOP, Asking
 from .report import Figure, Probe
@@ -15,7 +16,7 @@ def leakage(asking: Asking) -> Probe:
     labels = asking.labels
     if labels is None or not labels.names:
         return Probe(skipped="no image has attribute labels")
-    asked = [labels.asked(row) for row in range(len(asking.queries))]
+    asked = [named_values(record) for record in labels.records]
     if all(values is None for values in asked):
         return Probe(skipped="no triplet says with `allowed` or `attributes` what its text asks to change")
     by_attribute = {}
@@ -48,7 +49,7 @@ MEANINGS = {
 }
 
 
-def _counts(asking: Asking, name: str, asked: list[dict[str, tuple[str, ...]] | None]) -> dict[str, tuple[F64, F64]]:
+def _counts(asking: Asking, name: str, asked: list[dict[str, set[str]] | None]) -> dict[str, tuple[F64, F64]]:
     """By figure: the share of wrong images, and whether the query counts, each (Q,)."""
     assert asking.labels is not None
     values = np.asarray([row.get(name, "") for row in asking.labels.attributes], object)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dqe_engine.errors import BackendError
-
-from .nvidia import CUDA_DRIVER, load_library
+from .driver_library import CUDA_DRIVER, load_library
+from .errors import BackendError
 
 CUDA_DEVICE = 2  # kDLCUDA
 _LEGACY_DEFAULT_STREAM = 1  # DLPack's number of the stream that the driver's synchronous copies are made on
