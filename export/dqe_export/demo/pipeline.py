@@ -76,8 +76,8 @@ class DemoRun:
     parameters: int
 
 
-BASELINE_RATE = 1e-3
-"""The baseline's own best learning rate, by the search that the method's parts had too (`benchmarks/method.py`)."""
+BASELINE_RATE = 4e-3
+"""The baseline's own best learning rate, of the four that the demo's model could choose from, too (docs/method.md, "The demo's rates")."""
 
 
 def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
