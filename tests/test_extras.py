@@ -24,10 +24,10 @@ BROUGHT = {"transformers": {"huggingface_hub"}, "jinja2": {"markupsafe"}}
 """Distributions that bring others of which we import."""
 OPTIONAL = {
     "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray"},
-    "dqe_training": {"peft", "onnxruntime"},
+    "dqe_training": {"peft", "onnxruntime", "pyarrow"},
     "dqe_export": {"onnxruntime", "tensorrt"},
 }
-"""What an option or another extra (cpu or gpu, lora, ray) brings; its absence is one line that says so."""
+"""What an option or another extra (cpu or gpu, lora, ray) brings, or one dataset needs (pyarrow); its absence is one line that says so."""
 
 
 def names_of(extra: str | None) -> set[str]:

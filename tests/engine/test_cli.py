@@ -280,7 +280,7 @@ def test_the_runner_leaves_bugs_their_traceback() -> None:
         ("torch", "pip install 'dqe-engine[train]'"),
         ("transformers.models", "pip install 'dqe-engine[train]'"),
         ("yaml", "pip install 'dqe-engine[train]'"),
-        ("matplotlib.pyplot", "pip install 'dqe-engine[export]'"),
+        ("matplotlib.pyplot", "pip install 'dqe-engine[train]'"),
         ("onnxscript", "pip install 'dqe-engine[export]'"),
         ("onnxruntime", "pip install 'dqe-engine[cpu]' or pip install 'dqe-engine[gpu]'"),
     ],
