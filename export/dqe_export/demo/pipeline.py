@@ -117,7 +117,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
     evaluation = load_evaluation_set(dataset, triplets="test.jsonl")  # rates were chosen on the val queries
     with stage("encoding the images"), listener_scope(listener("encoding")) as events:
         tokens, gallery, pixels = _encode(config, source, evaluation, dataset / "images", events)
-    dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline, with a pool")
+    dqe, baseline = TrainedModel("DQE-CIR"), TrainedModel("InfoNCE baseline with a pool")
     for seed in range(options.seeds):
         seeded = msgspec.structs.replace(config, optim=msgspec.structs.replace(config.optim, seed=seed))
         for model, label in ((dqe, "training DQE-CIR"), (baseline, "training the baseline")):
