@@ -84,12 +84,11 @@ def some(*labels: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {label: ARMS[label] for label in labels}
 
 
-DRAWN = some(*(label for label in ARMS if label not in ("+pool+trns:absolute", "+pool+trns:two-drops")))
 SMALL = some("+pool", "+pool+trns:pooled", "+pool+trns:rank", "+pool+trns:random")
 PHOTOS = some("+pool", "baseline", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled")
 LONG = some("+pool", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled", "full")
 REGIMES = {
-    "garments": Regime("garments", ("optim.epochs=2", "optim.batch_size=64"), DRAWN),
+    "garments": Regime("garments", ("optim.epochs=2", "optim.batch_size=64"), ARMS),
     "garments-16": Regime("garments", ("optim.epochs=2", "optim.batch_size=16"), SMALL),
     "garments-long": Regime("garments", ("optim.epochs=8", "optim.batch_size=64"), LONG),
     "tinted": Regime("tinted", ("optim.epochs=8", "optim.batch_size=64"), PHOTOS),
