@@ -13,13 +13,10 @@ from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_engine.contracts.parsing import Contract, parse, parse_json, without_mark
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error
+from dqe_engine.tensorrt.sizes import SHORTEST_TEXT, any_request, any_text
 
-SHORTEST_TEXT = 2  # tokens: the two that every text is put between
 ONE_QUERY = AxisRange(min=1, opt=1, max=1)
 BATCHES = AxisRange(min=2, opt=8, max=32)
-ANY_BATCH = AxisRange(min=1, opt=8, max=32)
-"""Of a profile whose batch is not named: it may be the only one, and one query must run."""
-TYPICAL_TEXT = 16  # tokens
 _TRAFFIC_MAX = 0.99  # quantile of batches; larger ones run in parts, so that one outlier does not size every buffer
 
 
@@ -57,12 +54,8 @@ class _Request(Contract, frozen=True):
 
 def default_profiles(max_text_length: int) -> tuple[Profile, ...]:
     """One query, which has an engine tuned for it and a CUDA graph, and batches of 2 to 32; any text that the tokenizer gives."""
-    text_length = _any_text(max_text_length)
+    text_length = any_text(max_text_length)
     return Profile(batch=ONE_QUERY, text_length=text_length), Profile(batch=BATCHES, text_length=text_length)
-
-
-def _any_text(max_text_length: int) -> AxisRange:
-    return AxisRange(min=SHORTEST_TEXT, opt=min(TYPICAL_TEXT, max_text_length), max=max_text_length)
 
 
 def distinct_profiles(spec: GraphSpec, profiles: Sequence[Profile]) -> tuple[Profile, ...]:
@@ -76,7 +69,7 @@ def distinct_profiles(spec: GraphSpec, profiles: Sequence[Profile]) -> tuple[Pro
 
 
 def parse_profile(text: str, max_text_length: int) -> Profile:
-    """ "batch=1:8:32,text_length=2:16:64", an axis left out for `ANY_BATCH` and every length of text. Raises InputError."""
+    """ "batch=1:8:32,text_length=2:16:64", an axis left out as in `any_request`: it may be the only profile. Raises InputError."""
     where = f"--trt-profile {text!r}"
     ranges: dict[str, dict[str, int]] = {}
     for part in text.split(","):
@@ -87,7 +80,7 @@ def parse_profile(text: str, max_text_length: int) -> Profile:
         if len(numbers) != 3 or not all(number.isascii() and number.isdigit() for number in numbers):
             raise InputError(f"{where}: {axis} takes three whole numbers MIN:OPT:MAX, got {values!r}")
         ranges[axis] = dict(zip(("min", "opt", "max"), map(int, numbers), strict=True))
-    profile = parse(Profile, msgspec.to_builtins(Profile(batch=ANY_BATCH, text_length=_any_text(max_text_length))) | ranges, where=where)
+    profile = parse(Profile, msgspec.to_builtins(any_request(max_text_length)) | ranges, where=where)
     if profile.text_length.min < SHORTEST_TEXT or profile.text_length.max > max_text_length:
         raise InputError(f"{where}: texts have {SHORTEST_TEXT} to {max_text_length} tokens in this bundle")
     return profile
