@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import types
@@ -10,16 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from support.fake_cuda import FakeCuda
+from support.samples import noise_image
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import AxisRange
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_engine.contracts.manifest import MANIFEST_FILE
+from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
+from dqe_engine.sessions import OnnxSession
 from dqe_export.bundle import ExportOptions
 from dqe_export.calibration import EvaluationData
 from dqe_export.cli.export import build_parser, choices, main, resolve_target
@@ -291,3 +296,42 @@ def test_arguments_that_do_not_go_together(arguments: Sequence[str], message: st
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+# -- padded texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_exported_graphs_answer_padded_texts_alike(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What engines with CUDA graphs for some lengths get; real attention, unlike the tiny bundle's of `tests/engine`."""
+    bundle, texts = Bundle.load(bundle_path), ["is red", "is red and has stripes", "shows a shirt"]
+    images = [noise_image(n) for n in range(len(texts))]
+    longest = bundle.manifest.tokenizer.max_length
+    plain = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+    for buckets in ((8, longest), (longest,)):
+        monkeypatch.setattr(OnnxSession, "text_buckets", buckets, raising=False)
+        padding = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+        for select in (slice(0, 1), slice(0, 3)):
+            found, expected = (engine.encode_queries(images[select], texts[select]) for engine in (padding, plain))
+            for name in ("queries", "predicted_weights"):
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_option() -> None:
+    (group,) = (group for group in build_parser()._action_groups if group.title == "TensorRT")
+    options = [action.option_strings[0] for action in group._group_actions]
+    assert len(options) > 8
+    assert [option for option in options if f"`{option}" not in PAGE] == []
+
+
+def test_the_page_explains_messages_that_there_are() -> None:
+    folders = ("dqe_engine", "export/dqe_export")
+    sources = "".join(path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    rows = re.findall(r"^\| `([^`]+)` \|", PAGE.partition("## Troubleshooting")[2], re.MULTILINE)
+    assert len(rows) > 10
+    assert [row for row in rows if row not in sources] == []
