@@ -163,7 +163,7 @@ def _open_session(
     try:
         try:
             session = create(tensorrt)
-        except Exception:
+        except Exception:  # as in OnnxSession.run
             if without_profiles(tensorrt) == tensorrt:
                 raise
             session = create(without_profiles(tensorrt))

@@ -28,7 +28,15 @@ from dqe_engine.sessions import OnnxSession
 from dqe_export.bundle import ExportOptions
 from dqe_export.calibration import EvaluationData
 from dqe_export.cli.export import build_parser, choices, main, resolve_target
-from dqe_export.tensorrt.plan import BuildOptions, default_profiles, distinct_profiles, parse_profile, traffic_profile, trtexec_line
+from dqe_export.tensorrt.plan import (
+    BuildOptions,
+    default_profiles,
+    distinct_profiles,
+    lengths_left_out,
+    parse_profile,
+    traffic_profile,
+    trtexec_line,
+)
 
 
 @pytest.fixture
@@ -79,6 +87,21 @@ def test_profiles_that_differ_in_texts_alone_are_one_without_texts() -> None:
     line = trtexec_line(VISION_ENCODER, SIZES, BuildOptions(profiles=tuple(profiles[:2])), onnx=Path("v.onnx"), engine=Path("v.engine"))
     assert line.count("--maxShapes") == 1
     assert "--profile=" not in line
+
+
+@pytest.mark.parametrize(
+    ("texts", "left_out"),
+    [
+        (["batch=1:1:1"], []),
+        (["batch=2:8:32"], [2, 3, 4, 5, 6, 7, 8]),
+        (["text_length=3:4:5"], [2, 6, 7, 8]),
+        (["batch=1:1:1,text_length=2:4:4", "batch=2:8:32", "batch=1:2:2,text_length=6:8:8"], [5]),
+    ],
+)
+def test_one_query_that_fits_no_profile(bundle: Path, texts: list[str], left_out: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert lengths_left_out([parse_profile(text, 8) for text in texts], 8) == left_out
+    assert plan(bundle, *(f"--trt-profile={text}" for text in texts)) == 0
+    assert ("note: one query with some text of" in capsys.readouterr().err) == bool(left_out)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,15 @@ def build_options(args: argparse.Namespace, max_text_length: int) -> BuildOption
     )
 
 
+def _note_left_out(options: BuildOptions, max_text_length: int) -> None:
+    """Say on stderr which requests the engines will refuse."""
+    from ..tensorrt.plan import lengths_left_out
+
+    if lengths := lengths_left_out(options.profiles, max_text_length):
+        which = f"some text of {lengths[0]} to {lengths[-1]} tokens"
+        print(f"note: one query with {which} fits no profile and will be refused; add a --trt-profile from batch=1 on", file=sys.stderr)
+
+
 def build_for_bundle(args: argparse.Namespace, path: Path) -> int:
     """Build engines for the bundle at `path`, or print what would be built. Raises InputError and BackendError where they cannot be
     built, ParityError where an engine fails its check."""
@@ -91,6 +100,8 @@ def build_for_bundle(args: argparse.Namespace, path: Path) -> int:
     bundle = Bundle.load(path)
     options = build_options(args, bundle.manifest.tokenizer.max_length)
     check_bundle(bundle)
+    if args.bundle is not None:  # else it was said before the export
+        _note_left_out(options, bundle.manifest.tokenizer.max_length)
     if args.dry_run:
 
         def known(spec: GraphSpec) -> str:
@@ -171,6 +182,7 @@ def plan_for_checkpoint(args: argparse.Namespace) -> int:
     why = _check_export(args)
     checkpoint, precision = load_checkpoint(args.checkpoint), why.partition(",")[0]
     options = build_options(args, checkpoint.meta.tokenizer.max_length)
+    _note_left_out(options, checkpoint.meta.tokenizer.max_length)
     return print_plan(
         args, options, checkpoint.model.sizes, precision=why, bundle=args.out,
         known=lambda spec: f"{precision}, its operators are known after the export",
@@ -201,7 +213,10 @@ def _check_before_export(args: argparse.Namespace) -> None:
     _check_export(args)
     gpu = Cuda().gpu()
     import_tensorrt()
-    check_gpu(gpu, build_options(args, read_meta(args.checkpoint).tokenizer.max_length))
+    longest = read_meta(args.checkpoint).tokenizer.max_length
+    options = build_options(args, longest)
+    check_gpu(gpu, options)
+    _note_left_out(options, longest)
 
 
 def _gibibytes(text: str) -> int:

@@ -68,6 +68,12 @@ def distinct_profiles(spec: GraphSpec, profiles: Sequence[Profile]) -> tuple[Pro
     return tuple(found.values())
 
 
+def lengths_left_out(profiles: Sequence[Profile], max_text_length: int) -> list[int]:
+    """Lengths of text at which one query fits none of `profiles`: the engines will refuse such requests."""
+    single = [profile.text_length for profile in profiles if profile.batch.min == 1]
+    return [n for n in range(SHORTEST_TEXT, max_text_length + 1) if not any(texts.min <= n <= texts.max for texts in single)]
+
+
 def parse_profile(text: str, max_text_length: int) -> Profile:
     """ "batch=1:8:32,text_length=2:16:64", an axis left out as in `any_request`: it may be the only profile. Raises InputError."""
     where = f"--trt-profile {text!r}"
