@@ -183,7 +183,7 @@ def test_dry_run_plans_and_writes_nothing(bundle: Path, gpu: FakeCuda, capsys: p
     assert plan(bundle) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "precision   float32, as in the ONNX graphs" in lines
-    assert f"engines     {bundle}/tensorrt/sm90-10.16" in lines
+    assert f"engines     {bundle}/tensorrt/fake-gpu-sm90-10.16" in lines
     assert "profile 0   batch 1:1:1, text_length 2:16:16 (min:opt:max)" in lines
     assert "profile 1   batch 2:8:32, text_length 2:16:16 (min:opt:max)" in lines
     assert "graph       target_encoder: profiles 0, 1; float32, 3 nodes of 2 operators, none of which TensorRT is known to lack" in lines
@@ -197,9 +197,9 @@ def test_dry_run_plans_and_writes_nothing(bundle: Path, gpu: FakeCuda, capsys: p
 
 
 def test_dry_run_says_what_is_in_the_way(bundle: Path, gpu: FakeCuda, capsys: pytest.CaptureFixture[str]) -> None:
-    (bundle / "tensorrt" / "sm90-10.16").mkdir(parents=True)
+    (bundle / "tensorrt" / "fake-gpu-sm90-10.16").mkdir(parents=True)
     assert plan(bundle) == plan(bundle, "--force") == 0
-    assert capsys.readouterr().err == f"note: {bundle}/tensorrt/sm90-10.16 exists already; --force replaces it\n"
+    assert capsys.readouterr().err == f"note: {bundle}/tensorrt/fake-gpu-sm90-10.16 exists already; --force replaces it\n"
 
 
 def rewrite(bundle: Path, edit: Callable[[onnx.ModelProto], None], **changes: object) -> None:
