@@ -62,7 +62,6 @@ struct CodedShard {
 };
 
 struct Arguments {
-    Array<const float, 2> queries;
     std::vector<Items> shards;
     std::vector<CodedShard> coded;
     Array<const int64_t, 1> offsets, excluded;
@@ -127,13 +126,14 @@ CodedShard coded_shard(const nb::tuple& arrays) {
 }
 
 int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
-                      Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, Array<const int64_t, 1> query_rows, int zoning,
-                      bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all,
-                      int policy, double temperature, uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores,
-                      Array<int64_t, 2> ids, Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts,
-                      Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status,
-                      int threads, const std::string& instruction_set) {
-    Arguments given = {queries, std::move(shards), {}, offsets, excluded, anchor_ids};
+                      Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed,
+                      Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
+                      std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all, int policy, double temperature,
+                      uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids,
+                      Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys,
+                      Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads,
+                      const std::string& instruction_set) {
+    Arguments given = {std::move(shards), {}, offsets, excluded, anchor_ids};
     for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
     std::vector<Shard> storage;
     const Gallery gallery = gallery_of(given, storage);
@@ -142,6 +142,13 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     expect("queries", queries, {batch, gallery.width});
     expect("query_rows", query_rows, {batch});
     check_exclusions(given, batch, gallery.size);
+    Bitmap bitmap = {nullptr, 0};
+    if (allowed) {
+        const bool shared = allowed->shape(0) == 1;
+        expect("allowed", *allowed, {shared ? 1 : batch, (gallery.size + 63) / 64});
+        bitmap = {allowed->data(), shared ? 0 : static_cast<int64_t>(allowed->shape(1))};
+    }
+    const int64_t candidates = zoning == 3 ? Allowed(bitmap, batch, gallery.size).most() : 0;
     expect("scores", scores, {batch, k});
     expect("ids", ids, {batch, k});
     for (const auto& [name, array] : {std::pair{"anchor", &anchor}, {"lo", &lo}, {"hi", &hi}}) expect(name, *array, {batch});
@@ -154,7 +161,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     if (zoning < 0 || zoning > 3) throw std::invalid_argument("zoning: expected 0 to 3");
     if (zoning == 3 && !(0 <= lo_of_all && lo_of_all <= hi_of_all && hi_of_all <= 1))
         throw std::invalid_argument("expected 0 <= lo <= hi <= 1");
-    if (zoning >= 2 && field <= static_cast<int64_t>(hi_of_all * static_cast<double>(zoning == 3 ? gallery.size : 0)))
+    if (zoning >= 2 && field <= static_cast<int64_t>((zoning == 3 ? hi_of_all : 0.0) * static_cast<double>(candidates)))
         throw std::invalid_argument("field: too small for the rank of hi");
     if (anchor_ids) {
         expect("anchor_ids", *anchor_ids, {batch});
@@ -169,6 +176,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
                          .query_rows = query_rows.data(),
                          .batch = batch,
                          .gallery = gallery,
+                         .allowed = bitmap,
                          .excluded = {.offsets = offsets.data(), .ids = excluded.data()},
                          .k = k,
                          .picks = p,
@@ -255,11 +263,11 @@ NB_MODULE(_kernels, m) {
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
     m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
     m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a, "anchor_is_best"_a,
-          "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a, "sample"_a, "field"_a,
-          "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(), "hi"_a.noconvert(),
-          "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(), "status"_a.noconvert(),
-          "threads"_a, "instruction_set"_a);
+          "excluded"_a.noconvert(), "allowed"_a.noconvert().none(), nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a,
+          "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,
+          "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(),
+          "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(),
+          "status"_a.noconvert(), "threads"_a, "instruction_set"_a);
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");

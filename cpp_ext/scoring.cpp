@@ -1,6 +1,7 @@
 #include "scoring.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -27,10 +28,26 @@ int64_t strip_items(int64_t tokens) {
     return whole(kSmallGroupRows) * tokens <= 8 * kGroupRows ? whole(kSmallGroupRows) : 1;
 }
 
+// Rows whose codes are gathered at a time where rows are scored one by one: they stay in the first-level cache.
+constexpr int64_t kGatheredRows = 64;
+// Rows that lie together and are worth a call of their own.
+constexpr int64_t kRunRows = 16;
+
+// Up to which share of a tile its allowed items are scored alone, brought together; above, all are scored, and those of the others left
+// out. Measured (docs/decisions.md): where arithmetic takes the time, less of it is always faster. Where memory does, scattered short
+// rows arrive several times as slowly as the whole tile in its order.
+double gathered_share(const Sweep& sweep) {
+    constexpr int64_t kManyQueries = 64, kLongRead = 8192;  // bytes
+    if (!sweep.by_rows) return sweep.batch >= kManyQueries ? 7.0 / 8 : 3.0 / 8;
+    const bool long_reads = sweep.gallery.tokens * sweep.gallery.width * int64_t{sizeof(float)} >= kLongRead;
+    return sweep.gallery.screened || sweep.gallery.half || long_reads ? 1.0 / 2 : 1.0 / 8;
+}
+
 }  // namespace
 
-Scorer::Scorer(const Sweep& sweep)
+Scorer::Scorer(const Sweep& sweep, const Allowed& allowed)
     : sweep_(sweep),
+      allowed_(allowed),
       kernels_(*sweep.kernels),
       tokens_(sweep.gallery.tokens),
       width_(sweep.gallery.width),
@@ -38,6 +55,7 @@ Scorer::Scorer(const Sweep& sweep)
       padded_(sweep.batch),
       tile_items_(tile_items(sweep)),
       strip_items_(strip_items(sweep.gallery.tokens)),
+      gathered_share_(gathered_share(sweep)),
       by_rows_(sweep.by_rows),
       screened_(sweep.gallery.screened) {
     if (!by_rows_) {
@@ -85,7 +103,7 @@ std::vector<Tile> Scorer::tiles() const {
         const Shard& shard = sweep_.gallery.shards[s];
         for (int64_t first = 0; first < shard.count;) {
             const int64_t count = std::min(tile_items_, shard.count - first);
-            all.push_back({&shard, first, count, id + first});
+            if (allowed_.count_of_some(id + first, count) > 0) all.push_back({&shard, first, count, id + first});
             first += count;
         }
         id += shard.count;
@@ -97,7 +115,15 @@ TileScratch Scorer::scratch() const {
     TileScratch scratch;
     const int64_t items = by_rows_ || screened_ ? tile_items_ : strip_items_;
     const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
-    scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? (screened_ ? 1 : rows) * width_ : 0));
+    const bool gathers = !allowed_.everything();
+    const bool copies = sweep_.gallery.half || (gathers && !by_rows_);
+    scratch.widened.resize(static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ : 0) : (copies ? rows * width_ : 0)));
+    if (gathers) scratch.chosen.resize(static_cast<size_t>(tile_items_));
+    if (gathers && screened_) {
+        const auto coded = static_cast<size_t>(by_rows_ ? std::max(tokens_, kGatheredRows) : rows);
+        scratch.codes.resize(coded * static_cast<size_t>(code_width_));
+        for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(coded);
+    }
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
@@ -107,7 +133,15 @@ TileScratch Scorer::scratch() const {
     return scratch;
 }
 
-int64_t Scorer::work() const { return sweep_.batch * sweep_.gallery.size * tokens_ * width_ / (screened_ ? 4 : 1); }
+int64_t Scorer::work() const { return sweep_.batch * allowed_.count_of_some() * tokens_ * width_ / (screened_ ? 4 : 1); }
+
+Tile Scorer::narrowed(const Tile& tile, TileScratch& scratch) const {
+    if (allowed_.everything()) return tile;
+    const int64_t count = allowed_.count_of_some(tile.id, tile.count);
+    if (static_cast<double>(count) > gathered_share_ * static_cast<double>(tile.count)) return tile;
+    allowed_.list_some(tile.id, tile.count, scratch.chosen.data());
+    return {tile.shard, tile.first, count, tile.id, scratch.chosen.data()};
+}
 
 const float* Scorer::rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const {
     const char* data = row_at(shard, row);
@@ -116,10 +150,66 @@ const float* Scorer::rows_of(const Shard& shard, int64_t row, int64_t count, Til
     return scratch.widened.data();
 }
 
-CodedRows Scorer::codes_of(const Tile& tile) const {
-    const int64_t at = tile.first * tokens_;
+const float* Scorer::rows_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const {
+    if (tile.together(first, count)) return rows_of(*tile.shard, (tile.first + tile.offset(first)) * tokens_, count * tokens_, scratch);
+    const int64_t size = tokens_ * width_;
+    float* copy = scratch.widened.data();
+    for (int64_t item = first; item < first + count; ++item, copy += size) {
+        const char* data = row_at(*tile.shard, (tile.first + tile.offset(item)) * tokens_);
+        if (sweep_.gallery.half)
+            kernels_.widen(reinterpret_cast<const uint16_t*>(data), size, copy);
+        else
+            std::memcpy(copy, data, static_cast<size_t>(size) * sizeof(float));
+    }
+    return scratch.widened.data();
+}
+
+void Scorer::score_rows(const Tile& tile, float* scores, int64_t stride, TileScratch& scratch) const {
+    constexpr int64_t kAhead = 2;  // items on their way from memory
+    const int batch = static_cast<int>(sweep_.batch);
+    const int64_t most = !tile.chosen || (!screened_ && !sweep_.gallery.half) ? tile.count : std::max<int64_t>(1, kGatheredRows / tokens_);
+    for (int64_t first = 0; first < tile.count;) {
+        int64_t count = std::min(most, tile.count - first);
+        if (screened_) {
+            // Bounds are computed some rows at a time, so what is scattered is brought together first.
+            if (tokens_ >= kRunRows && tile.chosen) count = 1;
+            kernels_.bound_rows(codes_of(tile, first, count, scratch), coded_queries(0), batch, scores + first * tokens_, stride);
+        } else {
+            // Scores are computed row after row: what lies together needs no copy.
+            if (tile.chosen)
+                for (count = 1; count < most && first + count < tile.count && tile.together(first, count + 1);) ++count;
+            if (tile.chosen)
+                for (int64_t ahead = first + kAhead; ahead < std::min(first + count + kAhead, tile.count); ++ahead)
+                    prefetch(*tile.shard, shard_row(tile, ahead * tokens_));
+            kernels_.dot_rows({rows_of(tile, first, count, scratch), count * tokens_, width_}, sweep_.queries, batch,
+                              scores + first * tokens_, stride);
+        }
+        first += count;
+    }
+}
+
+CodedRows Scorer::codes_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const {
     const Shard& shard = *tile.shard;
-    return {shard.codes + at * code_width_, shard.scales + at, shard.errors + at, shard.norms + at, tile.count * tokens_, code_width_};
+    if (tile.together(first, count)) {
+        const int64_t at = (tile.first + tile.offset(first)) * tokens_;
+        return {shard.codes + at * code_width_, shard.scales + at, shard.errors + at, shard.norms + at, count * tokens_, code_width_};
+    }
+    constexpr int64_t kAhead = 8;  // items on their way from memory
+    const auto item_codes = [&](int64_t item) { return shard.codes + (tile.first + tile.chosen[item]) * tokens_ * code_width_; };
+    for (int64_t i = 0; i < count; ++i) {
+        if (first + i + kAhead < tile.count)
+            for (int64_t at = 0; at < std::min<int64_t>(tokens_ * code_width_, 512); at += 64)
+                __builtin_prefetch(item_codes(first + i + kAhead) + at);
+        const int64_t from = (tile.first + tile.chosen[first + i]) * tokens_, to = i * tokens_;
+        std::memcpy(scratch.codes.data() + to * code_width_, shard.codes + from * code_width_, static_cast<size_t>(tokens_ * code_width_));
+        const auto copy = [&](const float* numbers, AlignedVector<float>& copied) {
+            std::copy_n(numbers + from, tokens_, copied.begin() + to);
+        };
+        copy(shard.scales, scratch.scales);
+        copy(shard.errors, scratch.errors);
+        copy(shard.norms, scratch.norms);
+    }
+    return {scratch.codes.data(), scratch.scales.data(), scratch.errors.data(), scratch.norms.data(), count * tokens_, code_width_};
 }
 
 CodedQueries Scorer::coded_queries(int64_t at) const {

@@ -13,10 +13,16 @@
 
 namespace dqe::cpu {
 
-// Items `first` to `first + count - 1` of a shard; `id` is the first one's position in the gallery.
+// `count` items of a shard: those from `first` on, or, where `chosen` is set, those so far behind `first`. `id` is the position of
+// `first` in the gallery.
 struct Tile {
     const Shard* shard;
     int64_t first, count, id;
+    const uint32_t* chosen = nullptr;
+
+    int64_t offset(int64_t item) const { return chosen ? chosen[item] : item; }
+    // Whether `many` items from `item` on lie one behind the other.
+    bool together(int64_t item, int64_t many) const { return !chosen || chosen[item + many - 1] - chosen[item] == many - 1; }
 };
 
 // Reused from tile to tile by one thread.
@@ -24,13 +30,19 @@ struct TileScratch {
     AlignedVector<float> scores, best, widened, row_thresholds;
     std::vector<uint32_t> positions;
     std::vector<Bounded> reached;
+    std::vector<uint32_t> chosen;  // of the tile that is scored now
+    AlignedVector<uint8_t> codes;  // of chosen items that do not lie together
+    AlignedVector<float> scales, errors, norms;
 };
 
 class Scorer {
   public:
-    explicit Scorer(const Sweep& sweep);
+    Scorer(const Sweep& sweep, const Allowed& allowed);
 
+    // What has an item that some query may return.
     std::vector<Tile> tiles() const;
+    // The tile, or, where that is faster, what of it some query may return; valid until the next call.
+    Tile narrowed(const Tile& tile, TileScratch& scratch) const;
     TileScratch scratch() const;
     // Thresholds are read in whole panels: so many of them, those behind the last query +infinity.
     int64_t padded_batch() const { return padded_; }
@@ -39,8 +51,8 @@ class Scorer {
 
     float score_of(int64_t b, int64_t id) const;
 
-    // Calls take(b, id, score) at least for every pair of the tile whose score is not below thresholds[b], NaN included;
-    // `take` may raise thresholds[b]. Returns how many pairs were scored again in full.
+    // Calls take(b, id, score) at least for every pair of the tile that is allowed and whose score is not below thresholds[b], NaN
+    // included, and for none that is not allowed; `take` may raise thresholds[b]. Returns how many pairs were scored again in full.
     template <typename Take>
     int64_t score(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
         if (by_rows_) return score_by_rows(tile, thresholds, scratch, take);
@@ -50,8 +62,8 @@ class Scorer {
     // Whether `estimate` says what scores are like for less than `score` costs.
     bool estimates() const { return screened_ && !by_rows_; }
 
-    // As `score`, but with estimates of scores: the middle of what codes leave open. Every pair is taken whose estimate is not below
-    // the threshold.
+    // As `score`, but with estimates of scores: the middle of what codes leave open. Every allowed pair is taken whose estimate is not
+    // below the threshold.
     template <typename Take>
     void estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const;
 
@@ -72,16 +84,28 @@ class Scorer {
     template <typename Take>
     int64_t score_reached(const Tile& tile, const Panel& panel, int64_t found, const float* thresholds, TileScratch& scratch,
                           const Take& take) const;
-    // Scores (items, lanes) of a panel onwards: the best token of each item, and those that reach the threshold.
+    // Scores (items, lanes) of a panel and the tile's items from `first` on, onwards: the best token of each item, and those that reach
+    // the threshold.
     template <typename Take>
-    void take_panel(const Panel& panel, float* scores, int64_t items, int64_t id, const float* thresholds, TileScratch& scratch,
-                    const Take& take) const;
+    void take_panel(const Tile& tile, int64_t first, int64_t items, const Panel& panel, float* scores, const float* thresholds,
+                    TileScratch& scratch, const Take& take) const;
+
+    // The scores, or bounds, of all rows of a tile, by rows.
+    void score_rows(const Tile& tile, float* scores, int64_t stride, TileScratch& scratch) const;
+    // Whether pairs of a tile have to be asked for one by one.
+    bool asks(const Tile& tile) const { return !allowed_.everything() && !(tile.chosen && allowed_.shared()); }
+    // Row `row` of the tile, counting its items' tokens through, as a row of the shard.
+    int64_t shard_row(const Tile& tile, int64_t row) const {
+        return tile.chosen ? (tile.first + tile.chosen[row / tokens_]) * tokens_ + row % tokens_ : tile.first * tokens_ + row;
+    }
 
     // `count` rows from `row` on in float32: in place, or widened into the scratch.
     const float* rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const;
+    // All rows of `count` items of a tile, from `first` on.
+    const float* rows_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const;
     const char* row_at(const Shard& shard, int64_t row) const { return static_cast<const char*>(shard.data) + row * row_bytes(); }
     int64_t row_bytes() const { return width_ * (sweep_.gallery.half ? 2 : 4); }
-    CodedRows codes_of(const Tile& tile) const;
+    CodedRows codes_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const;
     CodedQueries coded_queries(int64_t at) const;
     // Row `row` of a shard against query b, by rows.
     float dot(const Shard& shard, int64_t row, int64_t b, TileScratch& scratch) const;
@@ -89,8 +113,10 @@ class Scorer {
     void prefetch(const Shard& shard, int64_t row) const;
 
     const Sweep& sweep_;
+    const Allowed& allowed_;
     const TileKernels& kernels_;
     int64_t tokens_, width_, code_width_, padded_, tile_items_, strip_items_;
+    double gathered_share_;
     bool by_rows_, screened_;
     std::vector<Panel> panels_;
     AlignedVector<float> packed_;  // panels: [panel][width][lanes]
@@ -106,12 +132,9 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
     const int64_t count = tile.count * tokens_, stride = static_cast<int64_t>(scratch.scores.size()) / sweep_.batch;
     const int batch = static_cast<int>(sweep_.batch), lanes = kernels_.narrow;
     float* scores = scratch.scores.data();
-    if (screened_)
-        kernels_.bound_rows(codes_of(tile), coded_queries(0), batch, scores, stride);
-    else
-        kernels_.dot_rows({rows_of(*tile.shard, tile.first * tokens_, count, scratch), count, width_}, sweep_.queries, batch, scores,
-                          stride);
+    score_rows(tile, scores, stride, scratch);
 
+    const bool asked = asks(tile);
     int64_t rescored = 0;
     for (int b = 0; b < batch; ++b) {
         std::fill(scratch.row_thresholds.begin(), scratch.row_thresholds.end(), thresholds[b]);
@@ -120,21 +143,25 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
         int64_t found = kernels_.find(own, size, lanes, scratch.row_thresholds.data(), scratch.positions.data());
         const uint32_t* at = scratch.positions.data();
         while (found > 0 && at[found - 1] >= count) --found;  // padding
-        if (screened_)
-            for (int64_t h = 0; h < std::min<int64_t>(found, 2); ++h) prefetch(*tile.shard, tile.first * tokens_ + at[h]);
+        const auto prefetch_found = [&](int64_t h) {
+            if (screened_ && h < found && (!asked || allowed_.allows(b, tile.id + tile.offset(at[h] / tokens_))))
+                prefetch(*tile.shard, shard_row(tile, at[h]));
+        };
+        for (int64_t h = 0; h < 2; ++h) prefetch_found(h);
         // Rows of one item follow one another: its score is the best of those found, for the others are below the threshold.
         for (int64_t h = 0; h < found;) {
-            const int64_t item = at[h] / tokens_;
+            const int64_t item = at[h] / tokens_, id = tile.id + tile.offset(item);
+            const bool allowed = !asked || allowed_.allows(b, id);
             float best = -std::numeric_limits<float>::infinity();
             bool reached = false;
             for (; h < found && at[h] / tokens_ == item; ++h) {
-                if (screened_ && h + 2 < found) prefetch(*tile.shard, tile.first * tokens_ + at[h + 2]);
-                if (own[at[h]] < thresholds[b]) continue;  // it has risen
-                best = greater_or_nan(best, screened_ ? dot(*tile.shard, tile.first * tokens_ + at[h], b, scratch) : own[at[h]]);
+                prefetch_found(h + 2);
+                if (!allowed || own[at[h]] < thresholds[b]) continue;  // the threshold has risen
+                best = greater_or_nan(best, screened_ ? dot(*tile.shard, shard_row(tile, at[h]), b, scratch) : own[at[h]]);
                 reached = true;
             }
             rescored += reached && screened_;
-            if (reached) take(b, tile.id + item, best);
+            if (reached) take(b, id, best);
         }
     }
     return rescored;
@@ -147,13 +174,13 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
     float* scores = scratch.scores.data();
     for (int64_t first = 0; first < tile.count; first += strip_items_) {
         const int64_t count = std::min(strip_items_, tile.count - first);
-        const int64_t row = (tile.first + first) * tokens_, rows = count * tokens_;
-        const Rows strip = {rows_of(*tile.shard, row, rows, scratch), rows, width_};
+        const int64_t rows = count * tokens_, next = std::min(first + count, tile.count - 1);
+        const Rows strip = {rows_of(tile, first, count, scratch), rows, width_};
         for (const Panel& panel : panels_) {
-            const Ahead ahead = {row_at(*tile.shard, row + rows), row_bytes(), &panel - panels_.data(),
-                                 static_cast<int64_t>(panels_.size())};
+            const Ahead ahead = {row_at(*tile.shard, tile.chosen ? shard_row(tile, next * tokens_) : (tile.first + first) * tokens_ + rows),
+                                 row_bytes(), &panel - panels_.data(), static_cast<int64_t>(panels_.size())};
             kernels_.dot_panel(strip, packed_.data() + panel.at * width_, panel.lanes, ahead, scores);
-            take_panel(panel, scores, count, tile.id + first, thresholds, scratch, take);
+            take_panel(tile, first, count, panel, scores, thresholds, scratch, take);
         }
     }
     return 0;
@@ -161,24 +188,28 @@ int64_t Scorer::score_in_panels(const Tile& tile, const float* thresholds, TileS
 
 template <typename Take>
 void Scorer::estimate(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
+    const CodedRows rows = codes_of(tile, 0, tile.count, scratch);
     for (const Panel& panel : panels_) {
-        kernels_.estimate_panel(codes_of(tile), coded_queries(panel.at), panel.lanes, scratch.scores.data());
-        take_panel(panel, scratch.scores.data(), tile.count, tile.id, thresholds, scratch, take);
+        kernels_.estimate_panel(rows, coded_queries(panel.at), panel.lanes, scratch.scores.data());
+        take_panel(tile, 0, tile.count, panel, scratch.scores.data(), thresholds, scratch, take);
     }
 }
 
 template <typename Take>
-void Scorer::take_panel(const Panel& panel, float* scores, int64_t items, int64_t id, const float* thresholds, TileScratch& scratch,
-                        const Take& take) const {
+void Scorer::take_panel(const Tile& tile, int64_t first, int64_t items, const Panel& panel, float* scores, const float* thresholds,
+                        TileScratch& scratch, const Take& take) const {
     float* best = tokens_ > 1 ? scratch.best.data() : scores;
     if (tokens_ > 1) kernels_.max_over_tokens(scores, items, tokens_, panel.lanes, best);
     const uint32_t* positions = scratch.positions.data();
     const int64_t found = kernels_.find(best, items * panel.lanes, panel.lanes, thresholds + panel.first, scratch.positions.data());
     const auto lanes = static_cast<uint32_t>(panel.lanes);
     const int shift = std::countr_zero(lanes);
+    const bool asked = asks(tile);
     for (int64_t h = 0; h < found; ++h) {
         const int64_t b = panel.first + (positions[h] & (lanes - 1));
-        if (b < sweep_.batch) take(b, id + (positions[h] >> shift), best[positions[h]]);
+        if (b >= sweep_.batch) continue;  // padding
+        const int64_t id = tile.id + tile.offset(first + (positions[h] >> shift));
+        if (!asked || allowed_.allows(b, id)) take(b, id, best[positions[h]]);
     }
 }
 
@@ -187,9 +218,10 @@ void Scorer::take_panel(const Panel& panel, float* scores, int64_t items, int64_
 template <typename Take>
 int64_t Scorer::score_from_bounds(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {
     int64_t rescored = 0;
+    const CodedRows rows = codes_of(tile, 0, tile.count, scratch);
     for (const Panel& panel : panels_) {
         const int64_t found =
-            kernels_.find_bounded(codes_of(tile), coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
+            kernels_.find_bounded(rows, coded_queries(panel.at), panel.lanes, thresholds + panel.first, scratch.reached.data());
         rescored += score_reached(tile, panel, found, thresholds, scratch, take);
     }
     return rescored;
@@ -201,28 +233,35 @@ int64_t Scorer::score_reached(const Tile& tile, const Panel& panel, int64_t foun
     constexpr int64_t kAhead = 4;  // rows on their way from memory while one is scored
     const Bounded* reached = scratch.reached.data();
     float* best = scratch.best.data();
-    const int64_t first_row = tile.first * tokens_;
+    const bool asked = asks(tile);
     const uint32_t last_lane = static_cast<uint32_t>(panel.lanes) - 1;
     const int shift = std::countr_zero(last_lane + 1);
     const auto row_of = [&](int64_t h) { return static_cast<int64_t>(reached[h].position >> shift); };
-    for (int64_t h = 0; h < std::min(found, kAhead); ++h) prefetch(*tile.shard, first_row + row_of(h));
+    const auto allowed = [&](int64_t h) {
+        const int64_t b = panel.first + (reached[h].position & last_lane);
+        return b < sweep_.batch && (!asked || allowed_.allows(b, tile.id + tile.offset(row_of(h) / tokens_)));
+    };
+    const auto prefetch_reached = [&](int64_t h) {
+        if (h < found && allowed(h)) prefetch(*tile.shard, shard_row(tile, row_of(h)));
+    };
+    for (int64_t h = 0; h < kAhead; ++h) prefetch_reached(h);
     int64_t rescored = 0;
     for (int64_t h = 0; h < found;) {
         const int64_t item = row_of(h) / tokens_;
         uint32_t lanes = 0;  // that have a token in `best`
         for (; h < found && row_of(h) < (item + 1) * tokens_; ++h) {
-            if (h + kAhead < found) prefetch(*tile.shard, first_row + row_of(h + kAhead));
+            prefetch_reached(h + kAhead);
             const uint32_t lane = reached[h].position & last_lane;
             const int64_t b = panel.first + lane;
-            if (b >= sweep_.batch || reached[h].bound < thresholds[b]) continue;  // padding; or the threshold has risen
-            const float score = dot(*tile.shard, first_row + row_of(h), b, scratch);
+            if (!allowed(h) || reached[h].bound < thresholds[b]) continue;  // padding too; or the threshold has risen
+            const float score = dot(*tile.shard, shard_row(tile, row_of(h)), b, scratch);
             best[lane] = lanes >> lane & 1 ? greater_or_nan(best[lane], score) : score;
             lanes |= 1u << lane;
         }
         rescored += std::popcount(lanes);
         for (; lanes; lanes &= lanes - 1) {
             const int lane = std::countr_zero(lanes);
-            take(panel.first + lane, tile.id + item, best[lane]);
+            take(panel.first + lane, tile.id + tile.offset(item), best[lane]);
         }
     }
     return rescored;

@@ -16,8 +16,8 @@ namespace {
 
 // Tiles go to whichever thread is free, so each sees about its share of a query's field. A share that is too small after all
 // shows at the end, like a field that is; without a sample, which is the second try, each thread may hold the whole.
-int64_t field_share(const Sweep& sweep, int threads) {
-    const int64_t field = std::min(sweep.field, sweep.gallery.size);
+int64_t field_share(const Sweep& sweep, int64_t candidates, int threads) {
+    const int64_t field = std::min(sweep.field, candidates);
     if (threads == 1 || (sweep.zoning == Zoning::rank && sweep.sample == 0)) return field;
     return std::min(field, 3 * field / (2 * threads) + 64);
 }
@@ -60,6 +60,7 @@ class Block {
 
     const Sweep& sweep_;
     const Outcome& out_;
+    Allowed allowed_;
     Scorer scorer_;
     std::vector<ZoneBounds> bounds_;
     std::vector<float> easy_below_;  // of given zones: all scores below are easy
@@ -74,22 +75,23 @@ class Block {
 Block::Block(const Sweep& sweep, const Outcome& out)
     : sweep_(sweep),
       out_(out),
-      scorer_(sweep),
+      allowed_(sweep.allowed, sweep.batch, sweep.gallery.size),
+      scorer_(sweep, allowed_),
       bounds_(static_cast<size_t>(sweep.batch)),
       easy_below_(static_cast<size_t>(sweep.batch), -kInfinity),
       guesses_(static_cast<size_t>(sweep.batch)),
       threads_(useful_threads(sweep.threads, scorer_.work())),
-      top_(std::min(sweep.k, sweep.gallery.size)),
-      field_(zones_at_the_end() ? field_share(sweep, threads_) : 0),
-      picks_(zones_as_it_goes() ? std::min(sweep.picks, sweep.gallery.size) : 0),
+      top_(std::min(sweep.k, allowed_.most())),
+      field_(zones_at_the_end() ? field_share(sweep, allowed_.most(), threads_) : 0),
+      picks_(zones_as_it_goes() ? std::min(sweep.picks, allowed_.most()) : 0),
       tiles_(scorer_.tiles()) {
-    if (sweep.sample > 0 && sweep.gallery.size > 0) choose_sample();
+    if (sweep.sample > 0 && !tiles_.empty() && allowed_.shared()) choose_sample();
 }
 
 // Whole tiles, and so perhaps more items than were asked for: ranks are those in what is really sampled. Where that is more than a
-// quarter of the gallery, it would save nothing.
+// quarter of the candidates, it would save nothing.
 void Block::choose_sample() {
-    const int64_t size = sweep_.gallery.size;
+    const int64_t size = allowed_.most();
     const double items_per_tile = static_cast<double>(size) / static_cast<double>(tiles_.size());
     const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
     const size_t stride = std::max<size_t>(1, tiles_.size() / wanted);
@@ -98,7 +100,7 @@ void Block::choose_sample() {
     for (size_t i = 0; i < tiles_.size(); ++i) {
         const bool chosen = i % stride == stride / 2;
         (chosen ? first : rest).push_back(tiles_[i]);
-        items += chosen ? tiles_[i].count : 0;
+        items += chosen ? allowed_.count_of_some(tiles_[i].id, tiles_[i].count) : 0;
     }
     if (4 * items > size) return;
     sampled_top_ = sampled_rank(top_, items, size);
@@ -200,13 +202,15 @@ void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
     if (risen) worker.thresholds[static_cast<size_t>(b)] = threshold(state);
 }
 
-void Block::scan(Worker& worker, const Tile& tile) const {
+void Block::scan(Worker& worker, const Tile& whole) const {
+    const Tile tile = scorer_.narrowed(whole, worker.scratch);
     worker.rescored += scorer_.score(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
         if (!(score < worker.thresholds[static_cast<size_t>(b)])) take(worker, b, id, score);
     });
 }
 
-void Block::estimate(Worker& worker, const Tile& tile) const {
+void Block::estimate(Worker& worker, const Tile& whole) const {
+    const Tile tile = scorer_.narrowed(whole, worker.scratch);
     scorer_.estimate(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
         if (std::isnan(score) || is_excluded(b, id)) return;
         QueryState& state = worker.queries[static_cast<size_t>(b)];
@@ -290,8 +294,10 @@ void Block::finish(std::vector<Worker>& workers, int64_t b) const {
         for (int64_t p = 0; p < other.picks.capacity; ++p)
             if (other.picks.ids[p] >= 0) state.picks.offer(other.picks.keys[p], other.picks.ids[p], other.picks.payload[p]);
     }
-    const int64_t excluded = sweep_.excluded.offsets[b + 1] - sweep_.excluded.offsets[b];
-    const int64_t valid = sweep_.gallery.size - excluded - state.not_numbers;
+    const int64_t* ids = sweep_.excluded.ids;
+    const int64_t excluded = std::count_if(ids + sweep_.excluded.offsets[b], ids + sweep_.excluded.offsets[b + 1],
+                                           [&](int64_t id) { return allowed_.allows(b, id); });
+    const int64_t valid = allowed_.count(b) - excluded - state.not_numbers;
     const auto kept = std::min<size_t>(top.size(), static_cast<size_t>(sweep_.k));
     std::partial_sort(top.begin(), top.begin() + static_cast<int64_t>(kept), top.end(), std::greater<uint64_t>());
     for (int64_t r = 0; r < sweep_.k; ++r) {

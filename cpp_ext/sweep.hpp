@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "allowed.hpp"
 #include "tiles.hpp"
 #include "zone_select.hpp"
 
@@ -27,7 +28,8 @@ struct Gallery {
     bool half, screened;
 };
 
-// Row b excludes ids[offsets[b]] to ids[offsets[b + 1] - 1], ascending and distinct.
+// Row b excludes ids[offsets[b]] to ids[offsets[b + 1] - 1], ascending and distinct: what few items a query leaves out by itself,
+// which as bits would take the size of the gallery for each query.
 struct Exclusions {
     const int64_t *offsets, *ids;
 };
@@ -57,6 +59,7 @@ struct Sweep {
     const int64_t* query_rows;  // (B,): which row of the whole batch each query is; pick keys depend on it
     int64_t batch;
     Gallery gallery;
+    Bitmap allowed;  // candidates are what it allows and `excluded` does not hold
     Exclusions excluded;
     int64_t k, picks;
     Zoning zoning;
@@ -64,7 +67,7 @@ struct Sweep {
     const int64_t* anchor_ids;  // null: see Zoning; else `anchor` is set to these items' scores first
     double lo, hi;              // of from_best and rank
     PickRule rule;
-    int64_t sample;  // items to look at first, here and there, to guess thresholds from; 0: none
+    int64_t sample;  // candidates to look at first, here and there, to guess thresholds from; 0: none. Not with a bitmap per query
     int64_t field;   // entries a query may hold while its zone is not known (from_best, rank)
     bool by_rows;    // score row by row (at most max_row_queries queries), not in panels
     int threads;     // 0: one per processor

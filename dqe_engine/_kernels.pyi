@@ -20,6 +20,7 @@ def sweep(
     coded: Sequence[Coded],
     offsets: I64,
     excluded: I64,
+    allowed: NDArray[np.uint64] | None,
     *,
     query_rows: I64,
     zoning: int,

@@ -34,9 +34,19 @@ struct Request {
     double lo = zoning == Zoning::rank ? 0.01 : 1.0, hi = zoning == Zoning::rank ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
     std::vector<float> queries, items, anchor;
     std::vector<int64_t> rows, offsets, excluded;
+    int64_t bitmaps = any_of({0, 1, 1, 2});  // none, one for all queries, one for each
+    std::vector<uint64_t> allowed;
 
     Request() {
         if (zoning == Zoning::rank) field = 60;
+        if (bitmaps == 2) sample = 0;
+        const uint64_t rarity = static_cast<uint64_t>(any_of({1, 2, 8, 64, 5000}));
+        for (int64_t w = 0; w < (bitmaps == 2 ? batch : bitmaps) * words(); ++w) {  // bits behind the last item mean nothing
+            const bool inverted = rarity == 8 && w % 2;
+            uint64_t word = 0;
+            for (int bit = 0; bit < 64; ++bit) word |= uint64_t{generator() % rarity == 0} << bit;
+            allowed.push_back(inverted ? ~word : word);
+        }
         const auto fill = [](std::vector<float>& values, int64_t count) {
             for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(static_cast<int64_t>(generator() % 7) - 3));
         };
@@ -52,6 +62,12 @@ struct Request {
                 if (generator() % 50 == 0) excluded.push_back(i);
             offsets.push_back(static_cast<int64_t>(excluded.size()));
         }
+    }
+
+    int64_t words() const { return (size + 63) / 64; }
+
+    bool allows(int64_t b, int64_t i) const {
+        return bitmaps == 0 || (allowed[static_cast<size_t>((bitmaps == 2 ? b * words() : 0) + i / 64)] >> (i % 64) & 1);
     }
 
     float score(int64_t b, int64_t i) const {
@@ -86,9 +102,10 @@ struct Results {
 
 void require(bool holds, const char* what, const Request& request) {
     if (holds) return;
-    std::printf("%s differ: B=%ld N=%ld M=%ld D=%ld k=%ld P=%ld zoning=%d policy=%d screened=%d sample=%ld field=%ld threads=%d\n", what,
-                request.batch, request.size, request.tokens, request.width, request.k, request.picks, static_cast<int>(request.zoning),
-                static_cast<int>(request.policy), request.screened, request.sample, request.field, request.threads);
+    std::printf(
+        "%s differ: B=%ld N=%ld M=%ld D=%ld k=%ld P=%ld zoning=%d policy=%d screened=%d sample=%ld field=%ld threads=%d bitmaps=%ld\n",
+        what, request.batch, request.size, request.tokens, request.width, request.k, request.picks, static_cast<int>(request.zoning),
+        static_cast<int>(request.policy), request.screened, request.sample, request.field, request.threads, request.bitmaps);
     std::exit(1);
 }
 
@@ -103,7 +120,7 @@ void check(const Request& request, const Results& results) {
         for (int64_t i = 0; i < request.size; ++i) {
             const float score = request.score(b, i);
             const auto from = request.excluded.begin() + request.offsets[b], to = request.excluded.begin() + request.offsets[b + 1];
-            if (!std::isnan(score) && !std::binary_search(from, to, i)) ranked.emplace_back(-score, i);
+            if (!std::isnan(score) && request.allows(b, i) && !std::binary_search(from, to, i)) ranked.emplace_back(-score, i);
         }
         std::sort(ranked.begin(), ranked.end());
         for (int64_t r = 0; r < request.k; ++r) {
@@ -154,24 +171,26 @@ void run_once(const TileKernels* kernels) {
     const Shard shards[] = {shard(0, first), shard(first, first), shard(first, request.size)};
     const Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
     Results results(request);
-    Sweep sweep = {.queries = request.queries.data(),
-                   .query_rows = request.rows.data(),
-                   .batch = request.batch,
-                   .gallery = gallery,
-                   .excluded = {.offsets = request.offsets.data(), .ids = request.excluded.data()},
-                   .k = request.k,
-                   .picks = request.picks,
-                   .zoning = request.zoning,
-                   .anchor_is_best = request.zoning != Zoning::given,
-                   .anchor_ids = nullptr,
-                   .lo = request.lo,
-                   .hi = request.hi,
-                   .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
-                   .sample = request.sample,
-                   .field = request.field,
-                   .by_rows = request.batch <= kernels->max_row_queries,
-                   .threads = request.threads,
-                   .kernels = kernels};
+    Sweep sweep = {
+        .queries = request.queries.data(),
+        .query_rows = request.rows.data(),
+        .batch = request.batch,
+        .gallery = gallery,
+        .allowed = {.words = request.bitmaps ? request.allowed.data() : nullptr, .stride = request.bitmaps == 2 ? request.words() : 0},
+        .excluded = {.offsets = request.offsets.data(), .ids = request.excluded.data()},
+        .k = request.k,
+        .picks = request.picks,
+        .zoning = request.zoning,
+        .anchor_is_best = request.zoning != Zoning::given,
+        .anchor_ids = nullptr,
+        .lo = request.lo,
+        .hi = request.hi,
+        .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
+        .sample = request.sample,
+        .field = request.field,
+        .by_rows = request.batch <= kernels->max_row_queries,
+        .threads = request.threads,
+        .kernels = kernels};
     run(sweep, {results.scores.data(), results.ids.data(), results.anchor.data(), results.lo.data(), results.hi.data(),
                 results.counts.data(), results.keys.data(), results.picks.data(), results.pick_scores.data(), results.status.data()});
     check(request, results);

@@ -16,10 +16,12 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
 from dqe_engine.files import describe_os_error
+from dqe_engine.zones.bitmaps import packed
 
 from . import storage as disk
 from .columns import Column, ScreenCache
 from .filters import Filter
+from .metadata import MetadataColumns
 from .searching import IndexMatches, Snapshot, search_snapshot
 from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Storage
 from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
@@ -67,6 +69,7 @@ class GalleryIndex:
         self._targets, self._images = self._columns()
         self._ids: list[str] = []  # by position; a removed item keeps its position until compaction
         self._metadata: list[dict[str, Any] | None] = []
+        self._filtered = MetadataColumns()  # the same, for filters
         self._positions: dict[str, int] = {}  # live ids
         self._dead: set[int] = set()
         self._unsaved: list[Event] = []
@@ -159,6 +162,7 @@ class GalleryIndex:
             self._changed()
             if self._images is not None and images is not None:
                 self._images.append(images)
+            self._filtered.append(entries)
             for id, entry in zip(ids, entries, strict=True):
                 self._positions[id] = len(self._ids)
                 self._ids.append(id)
@@ -188,9 +192,9 @@ class GalleryIndex:
         """The k best items of each query, or all there are.
 
         queries: (B, D) float32, unit norm; exclude: per query, ids that are no candidates (ids that are not in the index
-        exclude nothing); filter: see `compile_filter`, and what passed one is remembered until the index changes; zones: also
-        count the zones by Δ to the query's best candidate, with absolute bounds, and pick `picks` items of the mid zone by the
-        spec's policy; threads: at most, 0 for one per processor. Raises InputError.
+        exclude nothing); filter: see `compile_filter`; zones: also count the zones by Δ to the query's best candidate, with
+        absolute bounds, and pick `picks` items of the mid zone by the spec's policy; threads: at most, 0 for one per processor.
+        Raises InputError.
         """
         if queries.ndim != 2 or queries.shape[1] != self.target_shape[1] or queries.dtype != np.float32:
             raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
@@ -287,6 +291,7 @@ class GalleryIndex:
         if len(index._ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
             raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
         index._targets, index._images = index._mapped_columns(root, manifest, verify=verify)
+        index._filtered.append(index._metadata)
         index._saved = (root, manifest)
         return index
 
@@ -320,14 +325,18 @@ class GalleryIndex:
             screened, changes = self.screened, self._changes
             if (view := self._views.get(screened)) is not None:
                 return view, excluded
-            dead = np.array(sorted(self._dead), np.int64)
+            live = None
+            if self._dead:
+                flags = np.ones(len(self._ids), np.bool_)
+                flags[list(self._dead)] = False
+                live = packed(flags)
             shards: tuple[NDArray[Any], ...] = self._targets.shards()
-            cache, ids, metadata = self._screen, self._ids, self._metadata
+            cache, ids, metadata, columns = self._screen, self._ids, self._metadata, self._filtered
         wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if screened is None else screened
         screen = None
         if wanted:  # outside of the lock: the first one takes a while
             shards, screen = cache.screen(*shards)
-        view = Snapshot(shards, screen, ids, metadata, dead)
+        view = Snapshot(shards, screen, ids, metadata, columns, live)
         with self._state:
             if changes == self._changes:
                 self._views[screened] = view
@@ -380,6 +389,8 @@ class GalleryIndex:
             if compacted is not None:
                 self._screen = self._screen.taken(np.fromiter(self._positions.values(), np.int64))
                 self._ids, self._metadata = compacted
+                self._filtered = MetadataColumns()
+                self._filtered.append(self._metadata)
                 self._positions = {id: at for at, id in enumerate(self._ids)}
                 self._dead = set()
             self._unsaved = []

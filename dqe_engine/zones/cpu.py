@@ -126,14 +126,19 @@ def select(
     threads = threads or _processors()
     instruction_set = instruction_set or _best_instruction_set()
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
-    field = _field(request, least_field)
+    candidates = request.candidates
+    field = _field(request, candidates, least_field)
     screened = request.screen is not None and request.batch <= _screened_queries(instruction_set)
     if not by_rows:
-        screened = screened and screening_pays(field, request.shards, rescore_cost=rescore_cost)
+        share = candidates / max(request.size, 1)
+        kept = field + min(request.k, candidates)
+        screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
-    sweeper = _Sweeper(request, field, min(sample, request.size // 8), by_rows, screened, threads, instruction_set)
-    step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads)))
+    if request.allowed is not None and len(request.allowed) > 1:
+        sample = 0  # what it is worth differs from query to query
+    sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set)
+    step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0
     for start in range(0, request.batch, step):
@@ -161,9 +166,9 @@ _best_instruction_set = cache(lambda: _kernels.instruction_sets()[0])
 _screened_queries = cache(_kernels.screened_queries)
 
 
-def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, rescore_cost: int = RESCORE_COST) -> bool:
-    """Whether panels of queries that keep `field` candidates each are found faster with a screen of these (n, M, D) shards."""
-    return field * rescore_cost <= sum(shard.size for shard in shards)
+def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, share: float = 1.0, rescore_cost: int = RESCORE_COST) -> bool:
+    """Whether panels of queries that keep `field` candidates each, of a `share` of these (n, M, D) shards, are found faster screened."""
+    return field * rescore_cost <= share * sum(shard.size for shard in shards)
 
 
 def rank_field(hi: float, size: int) -> int:
@@ -181,14 +186,14 @@ def _zoning(request: ZoneRequest) -> Zoning:
     return Zoning.FROM_BEST if own_best else Zoning.GIVEN
 
 
-def _field(request: ZoneRequest, least: int) -> int:
+def _field(request: ZoneRequest, candidates: int, least: int) -> int:
     """Candidates of interest to keep per query: those that decide a rank and some with equal Δ, or a guess."""
     match _zoning(request):
         case Zoning.FROM_BEST:
-            return max(least, request.size // 32)
+            return max(least, candidates // 32)
         case Zoning.RANK:
             assert request.zones is not None
-            return rank_field(request.zones.hi, request.size)
+            return rank_field(request.zones.hi, candidates)
         case _:
             return 0
 
@@ -196,6 +201,7 @@ def _field(request: ZoneRequest, least: int) -> int:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sweeper:
     request: ZoneRequest
+    candidates: int
     field: int
     sample: int
     by_rows: bool
@@ -205,7 +211,7 @@ class _Sweeper:
 
     def bytes_per_query(self, field_threads: int) -> int:
         """On all threads, of which the field is shared out among `field_threads`; half as much again as is kept (cpp_ext/reservoir.hpp)."""
-        size = self.request.size
+        size = self.candidates
         top, picks, field = min(self.request.k, size), min(self.request.picks, size), min(self.field, size)
         if field_threads > 1:
             field = min(field, 3 * field // (2 * field_threads) + 64)
@@ -240,18 +246,21 @@ class _Sweeper:
         request = self.request
         zones = request.zones or ZoneSpec(lo=0, hi=0)
         first, last = int(rows[0]), int(rows[-1]) + 1
+        some: slice | I64
         if len(rows) == last - first:
-            queries, offsets = request.queries[first:last], request.offsets[first : last + 1]
+            queries, offsets, some = request.queries[first:last], request.offsets[first : last + 1], slice(first, last)
             excluded, offsets = request.excluded[offsets[0] : offsets[-1]], offsets - offsets[0]
         else:
             queries, offsets = request.queries[rows], np.concatenate(([0], np.cumsum(np.diff(request.offsets)[rows])))
             excluded = np.concatenate([request.excluded[request.offsets[b] : request.offsets[b + 1]] for b in rows.tolist()])
+            some = rows
         return _kernels.sweep(
             queries,
             list(request.shards),
             list(request.screen.shards) if self.screened and request.screen is not None else [],
             offsets,
             excluded,
+            request.allowed if request.allowed is None or len(request.allowed) == 1 else request.allowed[some],
             query_rows=rows + request.first_query,
             zoning=zoning,
             anchor_is_best=request.anchor_ids is None and request.anchor_scores is None,

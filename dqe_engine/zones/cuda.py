@@ -14,8 +14,9 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.device_arrays import CudaMemory
 from dqe_engine.errors import BackendError, InputError
 
+from .bitmaps import U64
 from .pooled import Pool, resolve
-from .request import I64, Exclusions, ZoneSelection, check_ids, exclusions
+from .request import I64, Exclusions, ZoneSelection, check_ids, checked_bitmap, excluding_others, exclusions
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -71,6 +72,7 @@ def select(
     picks: int = 0,
     counts: bool = False,
     exclude: Exclusions | None = None,
+    allowed: U64 | None = None,
     first_query: int = 0,
     stream: int = 0,
     workspace: Any = None,
@@ -82,7 +84,8 @@ def select(
     anchor: None, or int64 or float32 (B,) on the device or as a NumPy array.
     zones: pooled ones cost copies of some thousand rows to the host, and a second call where `anchor` is None; to pay once for many
         calls, resolve them before (`resolve_pooled`).
-    exclude: as in `select_zones`, on the host.
+    exclude, allowed: as in `select_zones`, on the host. The device takes lists alone, so what is not allowed is excluded: 8 bytes for
+        each query and item, which filters that pass much can afford.
     stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
         returns, and must outlive the result, whose memory is freed in its order.
     workspace: an array on the device of at least `workspace_bytes(...)` bytes; None to allocate it on the stream.
@@ -109,6 +112,9 @@ def select(
     for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
         if operand is not None and operand.device != q.device:
             raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
+    bitmap = None if allowed is None else checked_bitmap(allowed, batch, size)
+    if bitmap is not None:
+        exclude = excluding_others(exclude, bitmap, batch, size)
     offsets, excluded = exclusions(exclude, batch, size)
     excluded = np.ascontiguousarray(excluded, np.int64)
 
@@ -144,13 +150,23 @@ def select(
 
     if zones is not None and zones.bounds == "pooled":
         best = swept(None, 1, 0, False, None, None)["ids"] if anchor is None and size else None
-        sizes = {"batch": batch, "size": size, "tokens": tokens}
-        zones = _resolve_pooled(zones, queries, items, anchor, best, offsets=offsets, excluded=excluded, device=q.device, **sizes)
+        hidden: dict[str, Any] = {"offsets": offsets, "excluded": excluded, "allowed": bitmap}
+        zones = _resolve_pooled(zones, queries, items, anchor, best, device=q.device, batch=batch, size=size, tokens=tokens, **hidden)
     return ZoneSelection(**swept(zones, k, picks, counts, a, room), backend="cuda")
 
 
 def _resolve_pooled(
-    spec: ZoneSpec, queries: Any, items: Any, anchor: Any, best: Any, *, offsets: I64, excluded: I64, device: int, **sizes: int
+    spec: ZoneSpec,
+    queries: Any,
+    items: Any,
+    anchor: Any,
+    best: Any,
+    *,
+    device: int,
+    offsets: I64,
+    excluded: I64,
+    allowed: U64 | None,
+    **sizes: int,
 ) -> ZoneSpec:
     """The absolute zones for arrays on a device. best: (B, 1) each query's own best, where that is the anchor."""
     with CudaMemory.open(device) as memory:
@@ -166,6 +182,7 @@ def _resolve_pooled(
             anchor_scores=None if on_host is None or ids is not None else on_host,
             offsets=offsets,
             excluded=excluded,
+            allowed=allowed,
             **sizes,
         )
         return resolve(spec, pool)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 
+from .bitmaps import U64, WORD, unpacked
 from .philox import uniform
 from .reference import max_sim
 from .request import F32, I64, Exclusions, Items, validated
@@ -28,13 +29,20 @@ _ANY = ZoneSpec(lo=0.0, hi=0.0)
 
 
 def resolve_pooled(
-    spec: ZoneSpec, queries: F32, items: Items, *, anchor: I64 | F32 | None = None, exclude: Exclusions | None = None
+    spec: ZoneSpec,
+    queries: F32,
+    items: Items,
+    *,
+    anchor: I64 | F32 | None = None,
+    exclude: Exclusions | None = None,
+    allowed: U64 | None = None,
 ) -> ZoneSpec:
     """The absolute zones that pooled ones are for these queries and items; a `spec` that is not pooled comes back as it is.
 
-    The pool: Δ = anchor - s of every query and candidate, where Δ >= 0 and finite. Excluded items and the anchor's own item (its
-    id, or the query's own best) are no part of it, nor is a NaN. A fraction p becomes the value at rank floor(p * (n - 1)) of the
-    n values in ascending order, and lo = 0 becomes 0. An empty pool gives lo = hi = `NO_DELTA`: nothing is mid, all is near.
+    The pool: Δ = anchor - s of every query and candidate, where Δ >= 0 and finite. Items that are excluded or not allowed and the
+    anchor's own item (its id, or the query's own best) are no part of it, nor is a NaN. A fraction p becomes the value at rank
+    floor(p * (n - 1)) of the n values in ascending order, and lo = 0 becomes 0. An empty pool gives lo = hi = `NO_DELTA`: nothing
+    is mid, all is near.
 
     Up to `PAIRS` pairs, the pool is exact. Above, it is that of `LEAST_QUERIES` queries or more and some thousand items, one
     from each of as many equal parts of the rows, always the same. The fraction of the whole pool below a bound is then off by up to
@@ -46,7 +54,7 @@ def resolve_pooled(
     """
     if spec.bounds != "pooled":
         return spec
-    request = validated(queries, items, k=0, anchor=anchor, zones=_ANY, picks=0, counts=False, exclude=exclude)
+    request = validated(queries, items, k=0, anchor=anchor, zones=_ANY, picks=0, counts=False, exclude=exclude, allowed=allowed)
     shards = request.shards
     starts = np.cumsum([0, *map(len, shards)])
 
@@ -67,6 +75,7 @@ def resolve_pooled(
             anchor_scores=request.anchor_scores,
             offsets=request.offsets,
             excluded=request.excluded,
+            allowed=request.allowed,
         ),
     )
 
@@ -87,11 +96,20 @@ class Pool:
     anchor_scores: F32 | None
     offsets: I64
     excluded: I64
+    allowed: U64 | None
+
+    def places(self) -> I64:
+        """The items that any query may return."""
+        if self.allowed is None:
+            return np.arange(self.size)
+        return np.flatnonzero(unpacked(np.bitwise_or.reduce(self.allowed, axis=0), self.size))
 
 
 def resolve(spec: ZoneSpec, pool: Pool) -> ZoneSpec:
     """`resolve_pooled`, from wherever the arrays lie."""
-    rows, positions = sample(pool.batch, pool.size)
+    places = pool.places()
+    rows, drawn = sample(pool.batch, len(places))
+    positions = places[drawn]
     if not len(rows) or not len(positions):
         return msgspec.structs.replace(spec, bounds="absolute", lo=NO_DELTA, hi=NO_DELTA)
     queries = pool.queries(rows)  # (b, D)
@@ -99,8 +117,9 @@ def resolve(spec: ZoneSpec, pool: Pool) -> ZoneSpec:
     scores = np.empty((len(rows), len(positions)), np.float32)
     for columns, part in _scores(pool, queries, positions):
         scores[:, columns] = part
-    anchors, ids = _anchors(pool, rows, queries, hidden)
+    anchors, ids = _anchors(pool, rows, queries, places, hidden)
     _hide(scores, positions, *hidden)
+    _hide_others(scores, positions, pool, rows)
     _hide(scores, positions, np.arange(len(rows)), ids)
     with np.errstate(invalid="ignore", over="ignore"):
         delta = anchors[:, None] - scores  # (b, n)
@@ -137,12 +156,12 @@ def _scores(pool: Pool, queries: F32, positions: I64) -> Iterator[tuple[slice, F
         yield columns, max_sim(queries, pool.items(positions[columns]))
 
 
-def _anchors(pool: Pool, rows: I64, queries: F32, hidden: tuple[I64, I64]) -> tuple[F32, I64]:
+def _anchors(pool: Pool, rows: I64, queries: F32, places: I64, hidden: tuple[I64, I64]) -> tuple[F32, I64]:
     """(b,) what Δ starts from, NaN for nothing, and the item of each that is the anchor itself, -1 for none."""
     anchors, ids = np.full(len(rows), np.nan, np.float32), np.full(len(rows), -1, np.int64)
     if pool.anchor_scores is not None:
         return pool.anchor_scores[rows], ids
-    ids = _best(pool, queries, hidden) if pool.anchor_ids is None else pool.anchor_ids[rows]
+    ids = _best(pool, rows, queries, places, hidden) if pool.anchor_ids is None else pool.anchor_ids[rows]
     (known,) = np.nonzero(ids >= 0)
     distinct, at = np.unique(ids[known], return_inverse=True)
     items = pool.items(distinct).astype(np.float32, copy=False)
@@ -154,16 +173,17 @@ def _anchors(pool: Pool, rows: I64, queries: F32, hidden: tuple[I64, I64]) -> tu
     return anchors, ids
 
 
-def _best(pool: Pool, queries: F32, hidden: tuple[I64, I64]) -> I64:
-    """(b,) the best candidate of all items, -1 where there is none."""
+def _best(pool: Pool, rows: I64, queries: F32, places: I64, hidden: tuple[I64, I64]) -> I64:
+    """(b,) the best candidate of all items at `places`, -1 where there is none."""
     best, ids = np.full(len(queries), np.nan, np.float32), np.full(len(queries), -1, np.int64)
-    everything, every_query = np.arange(pool.size), np.arange(len(queries))
-    for columns, scores in _scores(pool, queries, everything):
-        _hide(scores, everything[columns], *hidden)
+    every_query = np.arange(len(queries))
+    for columns, scores in _scores(pool, queries, places):
+        _hide(scores, places[columns], *hidden)
+        _hide_others(scores, places[columns], pool, rows)
         first = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
         found = scores[every_query, first]
         better = ~np.isnan(found) & ~(found <= best)
-        best[better], ids[better] = found[better], columns.start + first[better]
+        best[better], ids[better] = found[better], places[columns.start + first[better]]
     return ids
 
 
@@ -182,3 +202,10 @@ def _hide(scores: F32, positions: I64, rows: I64, ids: I64) -> None:
     columns = np.minimum(np.searchsorted(positions, ids), len(positions) - 1)
     there = positions[columns] == ids
     scores[rows[there], columns[there]] = np.nan
+
+
+def _hide_others(scores: F32, positions: I64, pool: Pool, rows: I64) -> None:
+    """Make the scores of what the queries in `rows` may not return NaN, where they differ in that."""
+    if pool.allowed is not None and len(pool.allowed) > 1:
+        words = pool.allowed[np.ix_(rows, positions // WORD)]  # (b, n)
+        scores[(words >> (positions % WORD).astype(np.uint64)) & np.uint64(1) == 0] = np.nan

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 
+from .bitmaps import unpacked
 from .philox import F64, gumbel, uniform
 from .request import F32, I64, ZoneRequest, ZoneSelection
 
@@ -19,6 +20,8 @@ def select(request: ZoneRequest) -> ZoneSelection:
         anchors = scores[np.arange(request.batch), request.anchor_ids]
     excluded_rows = np.repeat(np.arange(request.batch), np.diff(request.offsets))
     scores[excluded_rows, request.excluded] = np.nan  # an excluded candidate is one without a score
+    if request.allowed is not None:
+        scores[np.broadcast_to(~unpacked(request.allowed, request.size), scores.shape)] = np.nan  # and so is one that is not allowed
     order = np.argsort(-scores, axis=1, kind="stable")  # (B, N); stable: ties by id; NaN last
     valid = np.count_nonzero(~np.isnan(scores), axis=1)  # (B,)
     top_scores, top_ids = _padded(scores, [row[: min(n, request.k)] for row, n in zip(order, valid, strict=True)], request.k)

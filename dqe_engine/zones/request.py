@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
+from .bitmaps import U64, counted, cut, unpacked, words_for
 from .screen import Screen
 
 F32 = NDArray[np.float32]
@@ -75,6 +76,7 @@ class ZoneRequest:
     counts: bool
     offsets: I64  # (B + 1,): query b excludes excluded[offsets[b] : offsets[b + 1]]
     excluded: I64  # (E,), ascending and distinct within a query
+    allowed: U64 | None  # (1, W) or (B, W), bits as in `bitmaps`: what may be returned, unless `excluded`; None for all
     first_query: int
     screen: Screen | None
 
@@ -90,6 +92,11 @@ class ZoneRequest:
         """N, the items of all shards."""
         return sum(map(len, self.shards))
 
+    @property
+    def candidates(self) -> int:
+        """The most items that `allowed` lets one query return."""
+        return self.size if self.allowed is None else max(map(counted, self.allowed), default=0)
+
 
 def validated(
     queries: F32,
@@ -101,6 +108,7 @@ def validated(
     picks: int,
     counts: bool,
     exclude: Exclusions | None,
+    allowed: U64 | None = None,
     first_query: int = 0,
     screen: Screen | None = None,
 ) -> ZoneRequest:
@@ -134,6 +142,7 @@ def validated(
         counts=counts,
         offsets=offsets,
         excluded=excluded,
+        allowed=None if allowed is None else checked_bitmap(allowed, batch, size),
         first_query=first_query,
         screen=screen,
     )
@@ -185,6 +194,23 @@ def check_ids(name: str, ids: I64, size: int) -> None:
     if len(ids) and (ids.min() < 0 or ids.max() >= size):
         wrong = ids[(ids < 0) | (ids >= size)]
         raise InputError(f"{name}: id {wrong[0]} is not a position in items (0 to {size - 1})")
+
+
+def checked_bitmap(allowed: U64, batch: int, size: int) -> U64:
+    """(1, W) or (B, W), C-contiguous, without bits behind the last item. Raises InputError."""
+    _check_array("allowed", allowed, (np.uint64,), (1, 2))
+    words = allowed[None] if allowed.ndim == 1 else allowed
+    if words.shape[1] != words_for(size) or (allowed.ndim == 2 and len(words) != batch):
+        expected = f"({words_for(size)},) or ({batch}, {words_for(size)})"
+        raise InputError(f"allowed: shape {allowed.shape}, expected {expected}: a bit for each of {size} items, 64 to a word")
+    return cut(words, size)
+
+
+def excluding_others(exclude: Exclusions | None, allowed: U64, batch: int, size: int) -> list[I64]:
+    """Per query, what `exclude` says and whatever is not among the `allowed`, as `checked_bitmap` gives them: sorted and distinct."""
+    offsets, excluded = exclusions(exclude, batch, size)
+    others = [np.flatnonzero(~unpacked(words, size)) for words in allowed]
+    return [np.union1d(others[b % len(others)], excluded[offsets[b] : offsets[b + 1]]) for b in range(batch)]
 
 
 def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, I64]:

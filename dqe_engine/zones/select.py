@@ -12,6 +12,7 @@ import numpy as np
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
 
+from .bitmaps import U64
 from .pooled import resolve_pooled
 from .request import F32, I64, DeviceArray, Exclusions, Items, ZoneSelection, validated
 from .screen import Screen
@@ -29,6 +30,7 @@ def select_zones(
     picks: int = 0,
     counts: bool = False,
     exclude: Exclusions | None = None,
+    allowed: U64 | None = None,
     first_query: int = 0,
     screen: Screen | None = None,
     threads: int = 0,
@@ -55,7 +57,10 @@ def select_zones(
         and the item's position only: not on tiling, threads or backend.
     first_query: the row in the whole batch that row 0 is, where a batch is given in blocks; then the draws are the batch's.
     exclude: per query, item positions that are no candidates: they neither rank nor count. An excluded item may be
-        the anchor. A sequence of B sequences, or an integer array (B, E).
+        the anchor. A sequence of B sequences, or an integer array (B, E). For few items per query; `allowed` is for many.
+    allowed: uint64 (W,) for all queries, or (B, W), W = ceil(N / 64): bit i % 64 of word i // 64 says whether item i may be a
+        candidate. Results are those of a gallery without the others, but that positions, and so the draws, stay. Blocks without a
+        candidate are skipped, and few candidates gathered: a search takes no longer than without. On the host.
     screen: `Screen.build(items)`. Items whose certified bound from 8-bit codes cannot matter are never read in full, so few
         queries cost a quarter of the memory traffic; the result is as exact as without. Used where it gains (`rescored`
         in the result is then a number): up to 4 queries, and more where the processor has 8-bit dot products (AVX-512 VNNI).
@@ -78,6 +83,7 @@ def select_zones(
         "picks": picks,
         "counts": counts,
         "exclude": exclude,
+        "allowed": allowed,
         "first_query": first_query,
     }
     where = _resolve(backend, queries)
@@ -90,7 +96,7 @@ def select_zones(
     if stream or workspace is not None:
         raise InputError(f"stream and workspace are for arrays on a CUDA device; the queries are {type(queries).__name__}")
     if zones is not None and zones.bounds == "pooled":
-        options["zones"] = resolve_pooled(zones, queries, items, anchor=anchor, exclude=exclude)  # type: ignore[arg-type]  # likewise
+        options["zones"] = resolve_pooled(zones, queries, items, anchor=anchor, exclude=exclude, allowed=allowed)  # type: ignore[arg-type]
     request = validated(queries, items, **options, screen=screen)  # type: ignore[arg-type]  # a device array is refused by name
     if where == "cpu":
         from . import cpu

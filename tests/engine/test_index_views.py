@@ -1,20 +1,18 @@
-"""What searches of an unchanged index share: the screen, the view, and what passed a filter."""
+"""What searches of an unchanged index share: the screen and the view; and that filters follow the changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pytest
 from support.rankings import assert_ranked, ranking
 from support.samples import query_rows, target_rows
 
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.index import GalleryIndex, gallery, searching
 from dqe_engine.index.columns import ScreenCache
-from dqe_engine.index.filters import compile_filter, filter_key
 from dqe_engine.zones import Screen, ZoneSelection
 from dqe_engine.zones.request import shards_of
 
@@ -80,47 +78,50 @@ def test_a_change_while_a_search_prepares_is_seen_by_the_next(make_index: MakeIn
     assert len(index.search(query_rows(1), 20)[0].matches) == 9
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("least", [0, 3, 12, 20])
-def test_what_passes_a_filter_is_asked_once(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, least: int, kept_bytes: int) -> None:
-    """All, many, few and none pass; another filter, or a change, asks again."""
-    monkeypatch.setattr(searching, "KEPT_BYTES", kept_bytes)
-    compiled: list[dict[str, Any]] = []
+def test_filters_follow_what_changes(make_index: MakeIndex, tmp_path: Path, least: int) -> None:
+    """All, many, few and none pass; adding, replacing, removing, compacting and loading are seen by the next search."""
+    index, queries, rows = make_index(), query_rows(2), target_rows(20)
+    conditions = {"n": {">=": least}}
 
-    def counted(conditions: dict[str, Any]) -> Callable[[Any], bool]:
-        predicate = compile_filter(conditions)
-        return lambda metadata: bool(compiled.append(conditions)) or predicate(metadata)
+    def check(numbers: dict[str, int], searched: GalleryIndex) -> None:
+        for _ in range(2):
+            found = searched.search(queries, 30, exclude=[["i15", "i2"], []], filter=conditions)
+            passing = {id: rows[int(id[1:])] for id, n in numbers.items() if n >= least}
+            assert_ranked(found[0], ranking({id: row for id, row in passing.items() if id not in ("i15", "i2")}, queries[0]))
+            assert_ranked(found[1], ranking(passing, queries[1]))
 
-    monkeypatch.setattr(searching, "compile_filter", counted)
-    index, queries = make_index(), query_rows(2)
-    index.add([f"i{n}" for n in range(20)], target_rows(20), metadata=[{"n": n} for n in range(20)])
-    rows = dict(zip(index.ids, target_rows(20), strict=True))
+    numbers = {}
+    for some in (range(10), range(10, 20)):
+        index.add([f"i{n}" for n in some], rows[some.start : some.stop], metadata=[{"n": n} for n in some])
+        numbers |= {f"i{n}": n for n in some}
+        check(numbers, index)
+    index.add(["i4"], rows[4:5], metadata=[{"n": 100}], replace=True)
+    del numbers["i4"]
+    numbers["i4"] = 100
+    check(numbers, index)
+    index.remove([f"i{n}" for n in (19, *range(5, 16))])
+    numbers = {id: n for id, n in numbers.items() if id[1:] not in ("19", *map(str, range(5, 16)))}
+    check(numbers, index)
+    index.save(tmp_path / "index")
+    assert len(index._ids) == len(numbers), "compacted"
+    check(numbers, index)
+    index.add(["i7"], rows[7:8], metadata=[{"n": 7}])
+    check(numbers | {"i7": 7}, index)
+    index.save(tmp_path / "index")
+    check(numbers | {"i7": 7}, GalleryIndex.load(tmp_path / "index"))
 
-    def check(expected: dict[str, np.ndarray], conditions: dict[str, Any]) -> None:
-        found = index.search(queries, 30, exclude=[["i15", "i2"], []], filter=conditions)
-        left = {id: row for id, row in expected.items() if id not in ("i15", "i2")}
-        assert_ranked(found[0], ranking(left, queries[0]))
-        assert_ranked(found[1], ranking(expected, queries[1]))
 
-    passing = {id: row for id, row in rows.items() if int(id[1:]) >= least}
-    for _ in range(3):
-        check(passing, {"n": {">=": least}})
-    assert len(compiled) == 20
-    check({}, {"n": {">=": 100}})
-    assert len(compiled) == 40
-    index.remove(["i19"])
-    check({id: row for id, row in passing.items() if id != "i19"}, {"n": {">=": least}})
-    assert len(compiled) == 60
-
-
-def test_filters_are_told_apart() -> None:
-    filters: list[dict[str, Any]] = [
-        {"a": 1}, {"a": True}, {"a": "1"}, {"a": None}, {"a": {"!=": 1}}, {"a": {"in": [1]}}, {"a": {"in": [1, "1"]}}, {"b": 1},
-        {"a": 1, "b": 1}, {"a": {">": 1}}, {"a": {">": 1, "<": 2}}, {},
-    ]  # fmt: skip
-    assert len({filter_key(one) for one in filters}) == len(filters)
-    assert filter_key({"a": {"in": (1, 2)}}) == filter_key({"a": {"in": [1, 2]}})
-    assert filter_key(MappingProxyType({"a": MappingProxyType({">": 1})})) == filter_key({"a": {">": 1}})
+def test_picks_do_not_depend_on_how_many_items_pass(make_index: MakeIndex) -> None:
+    """A draw belongs to the item, whichever others a filter leaves."""
+    index = make_index()
+    index.add([f"i{n}" for n in range(300)], target_rows(300), metadata=[{"n": n} for n in range(300)])
+    zones = ZoneSpec(lo=-10, hi=10, policy="uniform", seed=4)
+    of_all, of_some = (
+        [match.id for match in index.search(query_rows(1), 1, zones=zones, picks=300, filter={"n": {"<": most}})[0].picks]
+        for most in (290, 70)
+    )
+    assert [id for id in of_all if int(id[1:]) < 70] == of_some
 
 
 def test_only_some_filters_are_remembered(make_index: MakeIndex) -> None:
@@ -163,3 +164,13 @@ def test_the_screen_outlives_a_save_and_a_compaction(make_index: MakeIndex, tmp_
     loaded.save(tmp_path / "index")
     assert loaded.search(queries, 50) == plain.search(queries, 50)
     assert sum(quantised) == 56 + 27
+
+
+def test_matches_own_their_metadata(make_index: MakeIndex) -> None:
+    index = make_index()
+    index.add(["a"], target_rows(1), metadata=[{"tags": ["x", ["y"]], "size": {"eu": [40]}}])
+    for _ in range(2):
+        found = index.search(query_rows(1), 1)[0].matches[0].metadata
+        assert found == {"tags": ["x", ["y"]], "size": {"eu": [40]}}
+        found["tags"][1].append("z")
+        found["size"]["eu"].append(41)

@@ -45,6 +45,13 @@ ZONES = ZoneSpec(lo=0, hi=1)
         ({"exclude": [[0], [0.5]]}, r"exclude\[1\]: expected a sequence of integer ids"),
         ({"exclude": [0, 1]}, r"exclude\[0\]: expected a sequence of integer ids"),
         ({"exclude": np.array([[0], [7]])}, r"exclude: id 7 is not a position"),
+        ({"allowed": np.zeros(1, np.int64)}, r"allowed: dtype int64, expected uint64"),
+        (
+            {"allowed": np.zeros(2, np.uint64)},
+            r"allowed: shape \(2,\), expected \(1,\) or \(2, 1\): a bit for each of 5 items, 64 to a word",
+        ),
+        ({"allowed": np.zeros((1, 1), np.uint64)}, r"allowed: shape \(1, 1\), expected \(1,\) or \(2, 1\)"),
+        ({"allowed": np.zeros((2, 2), np.uint64)[:, ::2]}, r"allowed: not C-contiguous"),
         ({"exclude": np.zeros((2, 1))}, r"exclude\[0\]: expected a sequence of integer ids, got float64"),
         ({"items": []}, r"items: an empty sequence"),
         ({"items": [ITEMS, ITEMS[:, :2].copy()]}, r"items\[1\]: float32 of shape \(5, 2, 4\), but items\[0\] .* must agree"),
@@ -102,6 +109,7 @@ def kernel_arguments() -> dict[str, Any]:
         "coded": [],
         "offsets": np.array([0, 1, 1]),
         "excluded": np.array([4]),
+        "allowed": np.array([[0b11111]], np.uint64),
         "query_rows": np.arange(2),
         "zoning": 1,
         "anchor_is_best": False,
@@ -138,6 +146,9 @@ def kernel_arguments() -> dict[str, Any]:
         ("offsets", np.array([0, 1]), ValueError),
         ("excluded", np.array([5]), ValueError),
         ("excluded", np.array([4], np.int32), TypeError),
+        ("allowed", np.array([[31]], np.int64), TypeError),
+        ("allowed", np.array([[31, 0]], np.uint64), ValueError),
+        ("allowed", np.full((3, 1), 31, np.uint64), ValueError),
         ("query_rows", np.arange(3), ValueError),
         ("anchor_ids", np.array([0, 5]), ValueError),
         ("anchor_ids", np.array([0]), ValueError),
@@ -178,6 +189,24 @@ def test_kernels_refuse_a_field_that_cannot_hold_the_rank() -> None:
     arguments = kernel_arguments() | {"zoning": 3, "field": 4}
     with pytest.raises(ValueError, match="field: too small for the rank of hi"):
         _kernels.sweep(**arguments)
+    _kernels.sweep(**(arguments | {"allowed": np.array([[0b10101], [0b111]], np.uint64)}))  # three candidates at most
+
+
+def test_bits_behind_the_last_item_mean_nothing() -> None:
+    queries, items = QUERIES, ITEMS + np.arange(5, dtype=np.float32)[:, None, None]
+    rest = np.uint64(~np.uint64(31))
+    for allowed in (np.array([0b1010], np.uint64), np.array([[0b1010], [0b100]], np.uint64)):
+        clean, full = (select_zones(queries, items, k=5, zones=ZONES, counts=True, allowed=words) for words in (allowed, allowed | rest))
+        assert clean.counts is not None
+        assert clean.counts.sum(axis=1).tolist() == [2, 2 if allowed.ndim == 1 else 1]
+        np.testing.assert_array_equal(full.counts, clean.counts)
+        np.testing.assert_array_equal(full.ids, clean.ids)
+        outcomes = []
+        for words in (allowed, allowed | rest):
+            out = cpu._Rows.empty(2, 3, 1)
+            _kernels.sweep(**(kernel_arguments() | out.arrays() | {"allowed": np.atleast_2d(words), "shards": [items]}))
+            outcomes.append((out.ids.tolist(), out.counts.tolist()))
+        assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,11 +17,32 @@ from numpy.typing import NDArray
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled, select_zones
+from dqe_engine.zones.bitmaps import packed
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZES = (0, 1, 19, 111, 4097)
 WIDTHS = (1, 3, 64, 256, 257, 768)
 Anchor = Literal["best", "id", "score"]
+Allowed = Literal["all", "none", "one", "every 64th", "last word", "blocks", "few", "half", "most"]
+
+
+def allowed_flags(kind: Allowed, rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+    """(size,) which items may be returned."""
+    at = np.arange(size)
+    match kind:
+        case "all" | "none":
+            return np.full(size, kind == "all")
+        case "one":
+            return at == rng.integers(0, max(size, 1))
+        case "every 64th":
+            return at % 64 == rng.integers(0, 64)
+        case "last word":
+            return at >= size // 64 * 64
+        case "blocks":  # of a tile's size and others, empty and full
+            return at // rng.integers(1, 700) % 2 == 0
+        case _:
+            flags: NDArray[np.bool_] = rng.random(size) < {"few": 0.02, "half": 0.5, "most": 0.97}[kind]
+            return flags
 
 
 def assert_same(a: ZoneSelection, b: ZoneSelection, *, scores: bool = True) -> None:
@@ -53,6 +74,7 @@ class Case:
     duplicates: bool = False
     width: int = 5
     shards: int = 1
+    allowed: tuple[Allowed, ...] = ()  # one for all queries, or several in turn
 
     def request(self) -> ZoneRequest:
         rng = np.random.default_rng(self.seed)
@@ -71,15 +93,20 @@ class Case:
         }
         anchor = anchors[self.anchor] if self.zones else None
         exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
+        flags = [allowed_flags(self.allowed[b % len(self.allowed)], rng, self.size) for b in range(self.batch) if self.allowed]
+        allowed = packed(np.array(flags, np.bool_).reshape(len(flags), self.size)) if flags else None
+        if allowed is not None and len(self.allowed) == 1:
+            allowed = allowed[0]
         return validated(
             queries,
             np.array_split(items, self.shards),
             k=self.k,
             anchor=anchor,
-            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
+            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude, allowed=allowed),
             picks=self.picks if self.zones else 0,
             counts=self.zones is not None,
             exclude=exclude,
+            allowed=allowed,
             first_query=self.seed,
         )
 
@@ -115,6 +142,9 @@ def cases(draw: st.DrawFn) -> Case:
         duplicates=draw(st.booleans()),
         width=width,
         shards=draw(st.sampled_from((1, 3))),
+        allowed=draw(
+            st.sampled_from((*(((kind,) for kind in get_args(Allowed))), (), ("few", "half"), ("none", "most", "one"), ("all", "blocks")))
+        ),
     )
 
 
@@ -123,7 +153,7 @@ NOTHING = ZoneSpec(lo=1e9, hi=1e9)
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=600, deadline=None, derandomize=True)
 @given(
     case=cases(),
     threads=st.sampled_from((1, 2, 3)),
@@ -137,6 +167,9 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
 @example(EMPTIED, 1, 2, 1024, 0, 0, "", False)
 @example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True)
 @example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False)
+@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True)
+@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True)
+@example(dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", False)
 def test_kernel_equals_reference(
     case: Case, threads: int, block_queries: int, least_field: int, sample: int, rescore_cost: int, instruction_set: str, screened: bool
 ) -> None:
@@ -399,3 +432,60 @@ def test_inputs_may_be_read_only_and_are_left_alone(rng: np.random.Generator) ->
     select_zones(queries, items, k=5, zones=EVERYTHING, picks=2, exclude=[[1], [], [2, 2]], backend="cpu")
     np.testing.assert_array_equal(queries, before[0])
     np.testing.assert_array_equal(items, before[1])
+
+
+BOUNDS = (
+    None,
+    ZoneSpec(lo=0.5, hi=30, policy="hardest"),
+    ZoneSpec(lo=0.1, hi=0.4, bounds="rank", policy="hardest"),
+    ZoneSpec(lo=0.1, hi=0.4, bounds="pooled", policy="hardest"),
+)
+
+
+@pytest.mark.parametrize("zones", BOUNDS)
+@pytest.mark.parametrize("screened", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 9, 70])
+@pytest.mark.parametrize("kind", ["none", "one", "few", "half", "most", "blocks"])
+def test_a_bitmap_selects_what_a_gallery_of_the_others_gone_does(
+    kind: Allowed, batch: int, screened: bool, zones: ZoneSpec | None, rng: np.random.Generator
+) -> None:
+    """Scores, bounds and counts are the same to the bit; positions are those of the whole gallery. Real vectors."""
+    items, queries = unit_vectors(rng, 3000, 4, 24), unit_vectors(rng, batch, 24)
+    flags = allowed_flags(kind, rng, len(items))
+    (places,) = np.nonzero(flags)
+    left = items[places]
+    options: dict[str, Any] = {"k": 7, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None, "backend": "cpu"}
+    found = select_zones(queries, items, screen=Screen.build(items) if screened else None, allowed=packed(flags), **options)
+    alone = select_zones(queries, left, **options)
+    mapped = np.append(places, -1)  # padding stays what it is
+    np.testing.assert_array_equal(found.ids, mapped[alone.ids])
+    tolerance = {"rtol": 0, "atol": 1e-6}  # row by row or in panels, products are added in another order
+    np.testing.assert_allclose(found.scores, alone.scores, **tolerance)
+    if zones is not None:
+        np.testing.assert_array_equal(found.picks, mapped[alone.picks])
+        assert found.counts is not None
+        assert alone.counts is not None
+        assert found.counts.sum(axis=1).tolist() == [len(places)] * batch
+        if kind != "none":
+            np.testing.assert_allclose(found.hi, alone.hi, **tolerance)
+            np.testing.assert_array_equal(found.counts, alone.counts)
+
+
+def test_what_is_not_allowed_is_never_scored_in_full(rng: np.random.Generator) -> None:
+    """All better items are not allowed; their rows are not read."""
+    items = unit_vectors(rng, 4000, 64)
+    queries = items[:1].copy()
+    flags = np.zeros(4000, np.bool_)
+    flags[np.argsort(items @ queries[0])[:100]] = True  # the worst
+    found = select_zones(queries, items, k=5, screen=Screen.build(items), allowed=packed(flags), backend="cpu")
+    assert found.rescored is not None
+    assert found.rescored <= 100
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+def test_an_anchor_need_not_be_allowed(batch: int, rng: np.random.Generator) -> None:
+    items, queries = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((500, 16), (batch, 16)))
+    options: dict[str, Any] = {"k": 3, "anchor": np.full(batch, 499), "zones": ZoneSpec(lo=0, hi=9), "counts": True}
+    flags = np.arange(500) < 100
+    found = select_zones(queries, items, allowed=packed(flags), backend="cpu", **options)
+    assert_same(found, select_zones(queries, items, allowed=packed(flags), backend="reference", **options))

@@ -16,6 +16,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.device_arrays import ForeignArray
 from dqe_engine.errors import BackendError, InputError
 from dqe_engine.zones import ZoneSelection, cuda, pooled, reference, select_zones
+from dqe_engine.zones.bitmaps import packed
 from dqe_engine.zones.request import ZoneRequest, validated
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax", seed=2**63 + 5, temperature=0.7)
@@ -342,8 +343,12 @@ def test_options_reach_the_kernels(module: Module) -> None:
     assert seen["offsets"].tolist() == [0, 2, 2]
     assert seen["excluded"].tolist() == [1, 3]
     assert seen["anchor"].dtype == "int64"
+    cuda.select(queries, ITEMS, k=1, exclude=[[3], []], allowed=np.array([0b01101], np.uint64))  # the device takes lists
+    seen = module.options
+    assert seen["offsets"].tolist() == [0, 3, 5]
+    assert seen["excluded"].tolist() == [1, 3, 4, 1, 4]
     cuda.select(queries, ITEMS, k=1)
-    assert queries.streams == [77, 1]  # DLPack's number of the default stream
+    assert queries.streams == [77, 1, 1]  # DLPack's number of the default stream
 
 
 class DeviceMemory:
@@ -394,7 +399,10 @@ class DeviceMemory:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("tokens", [0, 3])
 @pytest.mark.parametrize("anchor", ["best", "id", "id on host", "score"])
-def test_pooled_zones_are_resolved_from_rows_of_the_device(anchor: str, tokens: int, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bitmaps", [0, 1, 40])
+def test_pooled_zones_are_resolved_from_rows_of_the_device(
+    bitmaps: int, anchor: str, tokens: int, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = DeviceMemory()
     monkeypatch.setattr(cuda, "kernels", lambda: memory)
     monkeypatch.setattr(cuda, "_operand", memory.operand)
@@ -409,6 +417,8 @@ def test_pooled_zones_are_resolved_from_rows_of_the_device(anchor: str, tokens: 
     anchors: Any = {"best": None, "score": np.float32(rng.integers(0, 9, 40))}.get(anchor, rng.integers(0, 111, 40))
     zones = ZoneSpec(lo=0.1, hi=0.4, bounds="pooled")
     options: dict[str, Any] = {"zones": zones, "picks": 4, "counts": True, "exclude": exclude}
+    if bitmaps:
+        options["allowed"] = packed(rng.random((bitmaps, 111)) < 0.6)[0 if bitmaps == 1 else slice(None)]
     given = anchors if anchors is None or anchor == "id on host" else memory.put(anchors)
     found = cuda.select(memory.put(queries), memory.put(items), anchor=given, **options)
     expected = select_zones(queries.astype(np.float32), items, anchor=anchors, backend="reference", **options)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_engine.zones import mine_negatives, pooled, resolve_pooled, select_zones
+from dqe_engine.zones.bitmaps import packed, unpacked
 from dqe_engine.zones.mining import MiningJob
 from dqe_engine.zones.pooled import NO_DELTA
 
@@ -39,6 +40,7 @@ class Problem:
     special: tuple[float, ...] = ()
     excluded: int = 2
     half: bool = False
+    bitmaps: int = 0  # none, one for all queries, one for each
 
     def arrays(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.seed)
@@ -50,11 +52,13 @@ class Problem:
             "id": rng.integers(0, self.size, self.batch) if self.size else np.zeros(self.batch, np.float32),
             "score": rng.integers(-9, 30, self.batch).astype(np.float32),
         }
+        flags = rng.random((self.batch, self.size) if self.bitmaps == 2 else self.size) < rng.choice((0.1, 0.8))
         return {
             "queries": rng.integers(-3, 4, (self.batch, 5)).astype(np.float32),
             "items": items,
             "anchor": anchors[self.anchor],
             "exclude": rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None,
+            "allowed": packed(flags) if self.bitmaps else None,
         }
 
 
@@ -68,17 +72,20 @@ problems = st.builds(
     special=st.sampled_from(((), (math.nan,), (math.inf, -math.inf), (math.nan, math.inf))),
     excluded=st.sampled_from((0, 2, 30)),
     half=st.booleans(),
+    bitmaps=st.sampled_from((0, 1, 2)),
 )
 fractions = st.tuples(st.sampled_from(FRACTIONS), st.sampled_from(FRACTIONS)).map(sorted)
 
 
-def pool_of(queries: Any, items: Any, anchor: Any, exclude: Any) -> list[float]:
+def pool_of(queries: Any, items: Any, anchor: Any, exclude: Any, allowed: Any) -> list[float]:
     """Every Δ >= 0 that counts, ascending, by loops."""
     found = []
     for b, query in enumerate(queries.astype(np.float64)):
         with np.errstate(invalid="ignore"):
             scores = [float(np.max(item.astype(np.float64) @ query)) for item in items]  # np.max: a NaN in any token is NaN
         hidden = set() if exclude is None else set(exclude[b].tolist())
+        if allowed is not None:
+            hidden |= set(np.flatnonzero(~unpacked(allowed if allowed.ndim == 1 else allowed[b], len(items))).tolist())
         candidates = [i for i in range(len(items)) if i not in hidden and not math.isnan(scores[i])]
         if anchor is None:
             best = min(candidates, key=lambda i: (-scores[i], i), default=None)
@@ -97,7 +104,7 @@ def pool_of(queries: Any, items: Any, anchor: Any, exclude: Any) -> list[float]:
 def test_bounds_are_values_of_the_pool(problem: Problem, bounds: list[float]) -> None:
     spec = ZoneSpec(lo=bounds[0], hi=bounds[1], bounds="pooled", policy="softmax", temperature=0.3, seed=9)
     arrays = problem.arrays()
-    resolved = resolve_pooled(spec, arrays["queries"], arrays["items"], anchor=arrays["anchor"], exclude=arrays["exclude"])
+    resolved = resolve_pooled(spec, **arrays)
     pool = pool_of(**arrays)
     lo, hi = (pool[math.floor(p * (len(pool) - 1))] for p in bounds) if pool else (NO_DELTA, NO_DELTA)
     expected = ZoneSpec(lo=lo if bounds[0] or not pool else 0.0, hi=hi, policy="softmax", temperature=0.3, seed=9)

@@ -1,0 +1,382 @@
+"""Metadata in typed columns, and the bitmaps of the items that pass a filter."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.zones.bitmaps import U64, WORD, cut, packed, words_for
+
+from .filters import RANGES, Combination, Condition, Scalar, Test
+
+Flags = NDArray[np.bool_]
+
+KEPT_BYTES = 16 << 20
+"""Of the bitmaps of the filters that were asked for last; older ones are evaluated anew."""
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_EXACT = 2**53
+"""Whole numbers up to here are the same as float64."""
+
+
+class MetadataColumns:
+    """The metadata of items by position, to be filtered. One thread appends at a time; any number may ask meanwhile.
+
+    Each key has a column per kind of value, which lists the items that have one: strings as codes into a table, numbers as
+    float64 (whole numbers beyond 2^53 apart, so that comparisons are exact), bools, nulls, lists as codes of their elements. Only
+    appending changes a column, and a question about the first n items never sees what was appended after them.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._columns: dict[str, _Column] = {}
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()  # brief: guards what is kept
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, metadata: Sequence[Mapping[str, Any] | None]) -> None:
+        """Append n items, JSON objects or None. Costs their own size, amortised."""
+        touched: dict[str, _Column] = {}
+        for row, entry in enumerate(metadata, self._size):
+            for key, value in (entry or {}).items():
+                column = touched.get(key)
+                if column is None:
+                    column = touched[key] = self._columns.get(key) or _Column()
+                column.stage(row, value)
+        for key, column in touched.items():
+            column.publish()
+            self._columns[key] = column
+        self._size += len(metadata)
+
+    def mask(self, filter: Combination, size: int) -> U64:
+        """Which of the first `size` items pass: bits as in `zones.bitmaps`, read-only. `size`: at most `len(self)`.
+
+        Bitmaps of the latest filters are kept, and only items that were appended since are evaluated.
+        """
+        with self._lock:
+            kept = self._kept.get(filter.digest)
+        if kept is None or kept.size < size:
+            start = 0 if kept is None else kept.size // WORD * WORD
+            words = self._evaluate(filter, start, size)
+            if kept is not None:
+                words = np.concatenate((kept.words[: start // WORD], words))
+            words.flags.writeable = False
+            kept = _Kept(size, words)
+        self._keep(filter.digest, kept)
+        return cut(kept.words, size)
+
+    def _keep(self, key: bytes, kept: _Kept) -> None:
+        with self._lock:
+            before = self._kept.pop(key, None)
+            if before is not None and before.size > kept.size:
+                kept = before  # of another thread, meanwhile
+            self._kept[key] = kept
+            self._kept_bytes += kept.words.nbytes - (before.words.nbytes if before is not None else 0)
+            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].words.nbytes
+
+    def _evaluate(self, test: Test, start: int, stop: int) -> U64:
+        """Of the items from `start`, a multiple of 64, to `stop`."""
+        if isinstance(test, Condition):
+            column = self._columns.get(test.key)
+            if column is None:
+                passes = np.full(stop - start, test.operator == "exists" and not test.operand)
+            else:
+                passes = column.passes(test, start, stop)
+            return packed(passes)
+        words = np.full(words_for(stop - start), 0 if test.operator == "or" else ~np.uint64(0), np.uint64)
+        for part in test.parts:
+            found = self._evaluate(part, start, stop)
+            if test.operator == "or":
+                words |= found
+            else:
+                words &= found if test.operator == "and" else ~found
+        return cut(words, stop - start)
+
+
+class _Kept(NamedTuple):
+    size: int  # items that are evaluated
+    words: U64
+
+
+class _Array:
+    """A growing array of numbers; what it gave out never changes."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._buffer = np.empty(0, dtype)
+        self._size = 0
+
+    def append(self, values: Sequence[Any] | NDArray[Any]) -> None:
+        size = self._size + len(values)
+        if size > len(self._buffer):
+            grown = np.empty(size + size // 2, self._buffer.dtype)
+            grown[: self._size] = self._buffer[: self._size]
+            self._buffer = grown
+        self._buffer[self._size : size] = values
+        self._size = size  # last: a reader takes the size first
+
+    @property
+    def values(self) -> NDArray[Any]:
+        size = self._size
+        return self._buffer[:size]
+
+
+class _Part:
+    """The items of a column that have a value of one kind: `rows`, ascending, and what `_values` says of each."""
+
+    def __init__(self) -> None:
+        self.rows = _Array(np.uint32)
+        self.staged: list[tuple[int, Any]] = []
+
+    def publish(self) -> None:
+        if self.staged:
+            rows, values = zip(*self.staged, strict=True)
+            self._store(values)
+            self.rows.append(rows)  # last: there is a value for every row that a reader sees
+            self.staged = []
+
+    def mark(self, flags: Flags, start: int, stop: int, test: Condition | None) -> None:
+        """Set the flags of the items between `start` and `stop` that pass `test`, or that are here at all."""
+        rows = self.rows.values
+        first, last = np.searchsorted(rows, (start, stop)).tolist()
+        if first == last:
+            return
+        found = None if test is None else self._test(test, first, last)
+        if last - first == stop - start:
+            flags |= True if found is None else found
+        else:
+            flags[rows[first:last] - start if found is None else rows[first:last][found] - start] = True
+
+    def _store(self, values: Sequence[Any]) -> None:
+        """Append the values of further items."""
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        """Which of the entries from `first` to `last` pass; `!=` as its opposite."""
+        return np.zeros(last - first, np.bool_)
+
+
+class _Strings(_Part):
+    """Strings as codes into a table; the first 16 bytes of each, as two numbers, decide most comparisons of their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._codes = _Array(np.int32)
+        self._table: list[str] = []
+        self._code_of: dict[str, int] = {}
+        self._heads, self._seconds = _Array(np.uint64), _Array(np.uint64)
+
+    def _store(self, values: Sequence[Any]) -> None:
+        known = len(self._table)
+        for value in values:
+            if value not in self._code_of:
+                self._table.append(value)
+                self._code_of[value] = len(self._table) - 1
+        heads, seconds = _beginnings(self._table[known:])
+        self._heads.append(heads)
+        self._seconds.append(seconds)
+        self._codes.append([self._code_of[value] for value in values])  # last: what a reader finds for them is there
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        codes = self._codes.values[first:last]
+        size = len(self._seconds.values)  # after the codes: all of them are below
+        if test.operator in RANGES:
+            if not isinstance(test.operand, str):
+                return np.zeros(len(codes), np.bool_)
+            distinct, at = (np.arange(size), codes) if len(codes) >= size else np.unique(codes, return_inverse=True)
+            found: Flags = self._compare(distinct, test.operator, test.operand)[at]
+            return found
+        wanted = [code for value in _operands(test) if isinstance(value, str) and (code := self._code_of.get(value, size)) < size]
+        if len(wanted) > 1:
+            passing = np.zeros(size, np.bool_)
+            passing[wanted] = True
+            found = passing[codes]
+        else:
+            found = codes == (wanted[0] if wanted else -1)
+        return found
+
+    def _compare(self, codes: NDArray[Any], name: str, other: str) -> Flags:
+        """Whether the strings of these codes are `name` (<, say) `other`."""
+        heads, seconds = self._heads.values[codes], self._seconds.values[codes]
+        (head,), (second,) = _beginnings([other])
+        tied = (heads == head) & (seconds == second)
+        below = (heads < head) | ((heads == head) & (seconds < second))
+        passes: Flags = below if name in ("<", "<=") else ~below
+        at = np.flatnonzero(tied)
+        passes[at] = [_COMPARE[name](self._table[code], other) for code in codes[at].tolist()]
+        return passes
+
+
+class _Numbers(_Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self._floats = _Array(np.float64)
+
+    def _store(self, values: Sequence[Any]) -> None:
+        self._floats.append(values)
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        values = self._floats.values[first:last]
+        if test.operator in RANGES:
+            if isinstance(test.operand, str):
+                return np.zeros(len(values), np.bool_)
+            other = float(test.operand)
+            # Where a whole number has no float64 of its own, what is below it is what is below, or at, its neighbour.
+            between = (other > test.operand) - (other < test.operand)
+            below, at_most = values < other, values <= other
+            if test.operator in ("<", "<="):
+                return at_most if between < 0 or (between == 0 and test.operator == "<=") else below
+            return ~at_most if between < 0 or (between == 0 and test.operator == ">") else ~below
+        wanted = np.sort([other for value in _operands(test) if _is_number(value) and (other := float(value)) == value])
+        if len(wanted) <= 1:
+            found: Flags = values == (wanted[0] if len(wanted) else np.nan)
+        else:  # np.isin would sort the values
+            found = wanted[np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)] == values
+        return found
+
+
+class _LargeNumbers(_Part):
+    """Whole numbers that float64 would round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._integers: list[int] = []
+
+    def _store(self, values: Sequence[Any]) -> None:
+        self._integers.extend(values)
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        values = self._integers[first:last]
+        if test.operator in RANGES:
+            compare, other = _COMPARE[test.operator], test.operand
+            return np.array([not isinstance(other, str) and compare(value, other) for value in values], np.bool_)
+        wanted = {value for value in _operands(test) if _is_number(value)}
+        return np.array([value in wanted for value in values], np.bool_)
+
+
+class _Bools(_Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self._bools = _Array(np.bool_)
+
+    def _store(self, values: Sequence[Any]) -> None:
+        self._bools.append(values)
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        values = self._bools.values[first:last]
+        wanted = () if test.operator in RANGES else [value for value in _operands(test) if isinstance(value, bool)]
+        return (values & (True in wanted)) | (~values & (False in wanted))
+
+
+class _Nulls(_Part):
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        return np.full(last - first, test.operator not in RANGES and any(value is None for value in _operands(test)))
+
+
+class _Lists(_Part):
+    """Lists as codes of their elements; an element that is itself a list or an object equals nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends = _Array(np.int64)  # where the elements of each list end
+        self._elements = _Array(np.int32)
+        self._code_of: dict[tuple[bool, Scalar], int] = {}
+
+    def _store(self, values: Sequence[Any]) -> None:
+        ends, codes, before = [], [], len(self._elements.values)
+        for value in values:
+            for element in value:
+                nested = isinstance(element, list | dict)
+                codes.append(-1 if nested else self._code_of.setdefault(_element(element), len(self._code_of)))
+            ends.append(before + len(codes))
+        self._elements.append(codes)
+        self._ends.append(ends)
+
+    def _test(self, test: Condition, first: int, last: int) -> Flags:
+        found = np.zeros(last - first, np.bool_)
+        if test.operator != "contains":
+            return found
+        ends = self._ends.values
+        begin, end = int(ends[first - 1]) if first else 0, int(ends[last - 1])
+        hits = np.flatnonzero(self._elements.values[begin:end] == self._code_of.get(_element(test.operand), -2)) + begin
+        found[np.searchsorted(ends[first:last], hits, side="right")] = True
+        return found
+
+
+def _beginnings(strings: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The first and the second 8 bytes, in UTF-8, whose order is that of the strings; equal ones do not tell."""
+    octets = b"".join([string[:16].encode("utf-8", "surrogatepass")[:16].ljust(16, b"\0") for string in strings])
+    pairs = np.frombuffer(octets, ">u8").astype(np.uint64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _element(value: Scalar) -> tuple[bool, Scalar]:
+    """1 and 1.0 are one element, and True is another."""
+    return isinstance(value, bool), value
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _operands(test: Condition) -> tuple[Scalar, ...]:
+    """What a value is compared with for equality; nothing where the operator asks something else."""
+    if test.operator == "in":
+        operands: tuple[Scalar, ...] = test.operand
+        return operands
+    return (test.operand,) if test.operator == "!=" else ()
+
+
+class _Column:
+    """All values of one key, by kind."""
+
+    def __init__(self) -> None:
+        self._parts: dict[type[_Part], _Part] = {}
+        self._touched: dict[type[_Part], _Part] = {}
+
+    def stage(self, row: int, value: Any) -> None:
+        kind = _kind(value)
+        part = self._touched.get(kind)
+        if part is None:
+            part = self._touched[kind] = self._parts.get(kind) or kind()
+        part.staged.append((row, value))
+
+    def publish(self) -> None:
+        for kind, part in self._touched.items():
+            part.publish()
+            self._parts = self._parts | {kind: part}  # another dict: a reader may be going through this one
+        self._touched = {}
+
+    def passes(self, test: Condition, start: int, stop: int) -> Flags:
+        flags = np.zeros(stop - start, np.bool_)
+        asked = None if test.operator == "exists" else test
+        for part in self._parts.values():
+            part.mark(flags, start, stop, asked)
+        if test.operator == "!=":
+            present = np.zeros(stop - start, np.bool_)
+            for part in self._parts.values():
+                part.mark(present, start, stop, None)
+            return present & ~flags
+        return ~flags if test.operator == "exists" and not test.operand else flags
+
+
+def _kind(value: Any) -> type[_Part]:
+    if isinstance(value, str):
+        return _Strings
+    if isinstance(value, bool):
+        return _Bools
+    if isinstance(value, float) or (isinstance(value, int) and -_EXACT <= value <= _EXACT):
+        return _Numbers
+    if isinstance(value, int):
+        return _LargeNumbers
+    if isinstance(value, list):
+        return _Lists
+    return _Nulls if value is None else _Part
