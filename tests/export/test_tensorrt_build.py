@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.fake_cuda import FakeCuda, cudaError_t
 from support.fake_tensorrt import FakeTensorRT
+from support.nvinfer.abi import raise_what_a_callback_raises
 from support.replayed_export import replay
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
@@ -26,6 +27,8 @@ from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_export.cli.export import main
 from dqe_export.tensorrt.check import TOLERANCES, EngineMismatchError, check_engine
 from dqe_export.tensorrt.plan import BuildOptions, default_profile, parse_profile, traffic_profile, trtexec_line
+
+pytestmark = raise_what_a_callback_raises
 
 SMALL = "--trt-profile=batch=1:2:3,text_length=2:4:8"
 
@@ -40,9 +43,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda().install(monkeypatch)
 
 
-@pytest.fixture(params=["10.16.1.11", "11.4.0.106"])
-def trt(request: pytest.FixtureRequest, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    return FakeTensorRT(cuda, request.param).install(monkeypatch)
+@pytest.fixture
+def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return FakeTensorRT(cuda).install(monkeypatch)
 
 
 def folder_of(bundle: Path, trt: FakeTensorRT) -> Path:
