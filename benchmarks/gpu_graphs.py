@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from dqe_engine.contracts.manifest import Tolerance
-from dqe_export.parity import TOLERANCES
+from dqe_export.differences import TOLERANCES
 
 from . import report
 from .gpu_graphs_model import (

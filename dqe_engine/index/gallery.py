@@ -136,7 +136,7 @@ class GalleryIndex:
         the index's precision, metadata that JSON cannot hold, ids that repeat, and ids that exist unless `replace`.
         """
         check_no_single_str("ids", ids)
-        ids = list(ids)
+        ids = [str.__str__(id) if isinstance(id, str) else id for id in ids]  # of `np.str_` too, which JSON would not take
         check_ids(ids)
         targets = checked_rows("target_tokens", target_tokens, (len(ids), *self.target_shape), DTYPES[self.storage])
         if (image_tokens is None) != (self.image_storage == "none"):
@@ -336,6 +336,7 @@ class GalleryIndex:
             root,
             msgspec.structs.replace(
                 ours,
+                schema_version=disk.SCHEMA_VERSION,
                 revision=disk.new_revision(),
                 rows=len(self._ids),
                 catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self._unsaved)]),

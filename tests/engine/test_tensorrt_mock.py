@@ -124,11 +124,12 @@ def test_timing_caches(fake: FakeTensorRT, trt: ModuleType) -> None:
     builder = trt.Builder(make_logger(trt))
     config = builder.create_builder_config()
     assert config.get_timing_cache() is None
-    cache = config.create_timing_cache(b"")
+    other = config.create_timing_cache(b"of another device")
+    assert not config.set_timing_cache(other, False)
     fake.faults.refuse_cache = True
-    assert not config.set_timing_cache(cache, True)
+    assert not config.set_timing_cache(other, True)
     assert config.get_timing_cache() is None
-    fake.faults.refuse_cache = False
+    cache = config.create_timing_cache(b"")
     assert config.set_timing_cache(cache, False)
     assert config.get_timing_cache() is cache  # the same object: nothing is freed twice
     memory = cache.serialize()
@@ -137,11 +138,11 @@ def test_timing_caches(fake: FakeTensorRT, trt: ModuleType) -> None:
         np.asarray(memory)
 
 
-def test_the_verbosity_of_markers_can_only_be_lowered(trt: ModuleType, engine: Any, fake: FakeTensorRT) -> None:
+def test_the_verbosity_of_markers_is_that_of_the_build(trt: ModuleType, engine: Any) -> None:
     context, levels = context_of(trt, engine), trt.ProfilingVerbosity
     assert context.nvtx_verbosity == levels.DETAILED  # that of the build
     context.nvtx_verbosity = levels.NONE
-    assert (context.nvtx_verbosity, fake.faults.nvtx) == (levels.NONE, [int(levels.NONE)])
+    assert context.nvtx_verbosity == levels.NONE
 
 
 # -- the mock's own limits ------------------------------------------------------------------------------------------------

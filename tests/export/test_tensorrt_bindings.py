@@ -25,11 +25,14 @@ SOURCES = (
 )  # fmt: skip
 CUDA_SOURCES = ("dqe_engine/tensorrt/cuda.py", "dqe_engine/tensorrt/session.py")
 NEWEST = "11.4.0.106"
+BY_NAME = {"FLOAT", "INT64", "UNSUPPORTED_NODE"}  # members that the code compares by name
 CUDA_BINDINGS = ("cuda-bindings==12.9.10", "cuda-bindings==13.5.0")
 CUDA_USED = {
     "cudaDriverGetVersion", "cudaError_t", "cudaFree", "cudaGetDevice", "cudaGetDeviceCount", "cudaGetDeviceProperties",
-    "cudaGetErrorString", "cudaGraphDestroy", "cudaGraphExecDestroy", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaMalloc",
-    "cudaMemcpyAsync", "cudaMemcpyKind", "cudaMemsetAsync", "cudaStreamBeginCapture", "cudaStreamCaptureMode",
+    "cudaGetErrorString", "cudaGetLastError",
+    "cudaGraphDestroy", "cudaGraphExecDestroy", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaMalloc",
+    "cudaMemcpyAsync", "cudaMemcpyKind", "cudaMemsetAsync", "cudaSetDevice", "cudaStreamBeginCapture",
+    "cudaStreamCaptureMode",
     "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamEndCapture", "cudaStreamNonBlocking", "cudaStreamSynchronize",
 }  # fmt: skip
 
@@ -68,7 +71,7 @@ def signatures(version: str) -> dict[str, list[str]]:
     """By "Class.name", for every attribute in SOURCES that a class of these bindings has: the lines that say how it is called."""
     fetch(f"tensorrt-cu13-bindings=={version}")  # skips here, where it can
     trees = [ast.parse((REPOSITORY / source).read_text(encoding="utf-8")) for source in SOURCES]
-    names = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | BY_NAME
     found = probe(PROBE, (version, sorted(names)))
     assert found["version"] == version
     lines = {name: re.findall(r"^(?:\d+\. )?(\w+\(.*\) -> .*)$", doc, re.MULTILINE) for name, doc in found["docs"].items()}
@@ -110,6 +113,7 @@ calls = {  # as our code makes them; without a device all of them are refused, b
     "cudaStreamBeginCapture": (stream, mode), "cudaStreamEndCapture": (stream,), "cudaGraphInstantiate": (graph, 0),
     "cudaGraphLaunch": (executable, stream), "cudaGraphDestroy": (graph,), "cudaGraphExecDestroy": (executable,),
     "cudaStreamDestroy": (stream,), "cudaGetDevice": (), "cudaGetDeviceProperties": (0,), "cudaDriverGetVersion": (),
+    "cudaSetDevice": (0,), "cudaGetLastError": (),
 }
 results = {name: len(getattr(runtime, name)(*arguments)) for name, arguments in calls.items()}
 status, text = runtime.cudaGetErrorString(runtime.cudaError_t.cudaErrorMemoryAllocation)

@@ -22,10 +22,11 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import InputError
+from dqe_engine.errors import InputError, ParityError
 from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_export.cli.export import main
-from dqe_export.tensorrt.check import TOLERANCES, EngineMismatchError, check_engine
+from dqe_export.differences import TOLERANCES
+from dqe_export.tensorrt.check import check_engine
 from dqe_export.tensorrt.plan import BuildOptions, default_profile, parse_profile, traffic_profile, trtexec_line
 
 pytestmark = raise_what_a_callback_raises
@@ -49,7 +50,7 @@ def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 
 def folder_of(bundle: Path, trt: FakeTensorRT) -> Path:
-    return bundle / "tensorrt" / f"sm90-{'.'.join(trt.version.split('.')[:2])}"
+    return bundle / "tensorrt" / f"fake-gpu-sm90-{'.'.join(trt.version.split('.')[:2])}"
 
 
 def files(folder: Path) -> set[str]:
@@ -182,14 +183,18 @@ def test_engines_are_built_checked_and_described(bundle: Path, trt: FakeTensorRT
     query = manifest.engines[1]
     assert query.layer_types["MatMul"] == 3
     assert query.layers == sum(query.layer_types.values())
-    sizes = [(p.shape["batch"], p.shape["text_length"]) for p in query.parity]
-    assert sizes == [(1, 2), (2, 4), (3, 8), (4, 2), (5, 4), (6, 8)]
-    assert [p.shape for p in manifest.engines[0].parity] == [{"batch": batch} for batch in (1, 2, 3, 4, 5, 6)]
-    assert query.graph_shapes == ({"batch": 2, "text_length": 4}, {"batch": 5, "text_length": 4})
+    sizes = [(shape["batch"], shape["text_length"]) for shape in query.parity.shapes]
+    assert sizes == [(1, 2), (2, 4), (3, 8), (4, 2), (5, 4), (6, 8), (2, 8), (5, 8)]  # of the profiles, then of what is captured beside
+    assert manifest.engines[0].parity.shapes == tuple({"batch": batch} for batch in (1, 2, 3, 4, 5, 6))
+    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (5, 4), (5, 8)]
+    assert query.tolerance == Bundle.load(bundle).manifest.tolerance
+    assert set(query.parity.outputs) == {tensor.name for tensor in QUERY_ENCODER.outputs}
     header = json.loads((folder / "query_encoder.engine").read_bytes().partition(b"\n")[0])
     assert (header["tf32"], header["level"], header["workspace"]) == (False, 4, 2**29)
-    assert str(bundle) not in (folder / "build.log").read_text()
-    assert "max abs difference from ONNX Runtime" in capsys.readouterr().out
+    log = (folder / "build.log").read_text()
+    assert str(bundle) not in log
+    assert [line for line in log.splitlines() if line.startswith("==")] == [f"== {spec.name}" for spec in GRAPHS]
+    assert "query_encoder    from ONNX Runtime: max error" in capsys.readouterr().out
     assert Bundle.load(bundle).model_hash == identity
     assert set(RetrievalEngine.load(bundle).providers.values()) == {"tensorrt"}
     strong = 1 << (1 if trt.version.startswith("10.") else 0)  # the enum was renumbered
@@ -200,8 +205,8 @@ def test_compatible_engines_have_folders_of_their_own(bundle: Path, trt: FakeTen
     assert build(bundle) == build(bundle, "--hardware-compatible", "--version-compatible", "--tf32") == 0
     names = sorted(path.name for path in (bundle / "tensorrt").iterdir())
     version = ".".join(trt.version.split(".")[:2])
-    assert names == [f"sm80+-{version}+", f"sm90-{version}"]
-    header = json.loads((bundle / "tensorrt" / names[0] / "query_encoder.engine").read_bytes().partition(b"\n")[0])
+    assert names == [f"fake-gpu-sm90-{version}", f"sm80+-{version}+"]
+    header = json.loads((bundle / "tensorrt" / names[1] / "query_encoder.engine").read_bytes().partition(b"\n")[0])
     assert (header["hc"], header["vc"], header["tf32"]) == (True, True, True)
     cuda.capability = (7, 5)
     assert build(bundle, "--hardware-compatible") == 2
@@ -215,11 +220,10 @@ def test_existing_engines_need_force_and_lend_their_timings(bundle: Path, trt: F
     assert "exists already; replace these engines with --force" in capsys.readouterr().err
     assert build(bundle, "--force", "--optimization-level", "0") == 0  # level 0 measures nothing
     assert (folder / "timing.cache").read_bytes() == trt.cache()
-    (folder / "timing.cache").write_bytes(b"timings of another GPU of this architecture")
-    assert build(bundle, "--force") == 2  # the sidecar says this GPU's
+    (folder / "timing.cache").write_bytes(b"timings that the builder refuses, of another driver, say")
+    assert build(bundle, "--force") == 0  # nobody asked for them: it measures anew
+    assert (folder / "timing.cache").read_bytes() == trt.cache()
     sidecar = folder / ENGINES_FILE
-    sidecar.write_text(sidecar.read_text().replace('"Fake GPU"', '"Another GPU"'))
-    assert build(bundle, "--force") == 0  # so it is not read
     sidecar.write_text("damaged")
     assert build(bundle, "--force") == 0
 
@@ -300,8 +304,35 @@ def test_an_engine_that_differs_is_removed(bundle: Path, trt: FakeTensorRT, wron
     before = {name: (bundle / name).read_bytes() for name in files(bundle) if (bundle / name).is_file()}
     trt.faults.error = wrong
     assert build(bundle, "--force") == 1  # a failed gate, not a mistake of the user's
-    assert "vision_encoder: image_tokens differs from ONNX Runtime by" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "vision_encoder: image_tokens differs from ONNX Runtime by" in error
+    log = Path(error.split("TensorRT's log: ")[1].strip())
+    assert "[INFO] building" in log.read_text()
+    log.unlink()
     assert {name: (bundle / name).read_bytes() for name in files(bundle) if (bundle / name).is_file()} == before
+
+
+@pytest.mark.parametrize("said", ['{"Layers": [{"LayerType": "gemm\x01"}]}', "{", "[]", '{"Layers": 3}', None])
+def test_a_description_that_cannot_be_read_costs_no_engine(bundle: Path, trt: FakeTensorRT, said: str | None) -> None:
+    trt.faults.inspection, trt.faults.inspection_missing = said, said is None
+    assert build(bundle) == 0
+    types = read_sidecar(folder_of(bundle, trt)).engines[0].layer_types
+    assert list(types) == (["gemm\x01"] if said and "gemm" in said else ["unknown"])
+    assert sum(types.values()) >= 1
+
+
+def test_the_log_keeps_its_end_and_each_graph_its_own(bundle: Path, trt: FakeTensorRT) -> None:
+    trt.faults.log_lines = 6000
+    assert build(bundle) == 0
+    log = (folder_of(bundle, trt) / "build.log").read_text().splitlines()
+    assert log.count("[INFO] line 5999") == len(GRAPHS)
+    assert "[INFO] line 0" not in log
+
+
+def test_a_device_that_records_no_graphs(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> None:
+    cuda.fail["cudaGraphInstantiate"] = cudaError_t.cudaErrorMemoryAllocation
+    assert build(bundle) == 0
+    assert all(engine.graph_shapes == () for engine in read_sidecar(folder_of(bundle, trt)).engines)
 
 
 def test_an_interrupted_build_leaves_the_bundle(bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,14 +362,14 @@ def test_export_and_engines_in_one_go(
     assert not out.exists()
     assert main([*arguments, "--trt-profile", "batch=1:2:3"]) == 0
     assert Bundle.load(out).model_hash == Bundle.load(bundle_path).model_hash
-    assert [max(p.shape["text_length"] for p in e.parity) for e in read_sidecar(folder_of(out, trt)).engines[1:2]] == [length]
+    assert max(shape["text_length"] for shape in read_sidecar(folder_of(out, trt)).engines[1].parity.shapes) == length
     assert set(RetrievalEngine.load(out).providers.values()) == {"tensorrt"}
 
 
 # -- the check ------------------------------------------------------------------------------------------------------------
 
 
-class _Scaled:
+class _Changed:
     """A session whose outputs are `factor` times another's, and off by `offset` in one element."""
 
     provider, spec = "test", TARGET_ENCODER
@@ -354,16 +385,31 @@ class _Scaled:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_each_precision_has_a_tolerance_that_bites(bundle: Path, precision: str) -> None:
-    atol, rtol = TOLERANCES[precision]
+    tolerance = TOLERANCES[precision]
 
     def check(factor: float, offset: float) -> float:
         parity = check_engine(
-            TARGET_ENCODER, SIZES, _Scaled(bundle, factor, offset), _Scaled(bundle), [parse_profile("batch=1:2:3", 16)],
-            vocab_size=20, precision=precision,
+            TARGET_ENCODER, SIZES, _Changed(bundle, factor, offset), _Changed(bundle), [parse_profile("batch=1:2:3", 16)],
+            captured=[{"batch": 5}], vocab_size=20, tolerance=tolerance,
         )  # fmt: skip
-        return max(error for p in parity for error in p.max_abs_error.values())
+        assert parity.shapes == ({"batch": 1}, {"batch": 2}, {"batch": 3}, {"batch": 5})
+        return parity.outputs["target_tokens"].max_error
 
-    assert check(1 + rtol / 2, atol / 2) > 0
-    for factor, offset in ((1, 3 * (atol + rtol)), (1 + 4 * (rtol + atol), 0), (1, float("nan"))):
-        with pytest.raises(EngineMismatchError, match="target_tokens differs from ONNX Runtime"):
+    assert 0 < check(1, tolerance.max_error / 4) < tolerance.max_error
+    for factor, offset in ((1, 2 * tolerance.max_error), (1 + 2 * tolerance.max_error, 0), (1, float("nan"))):
+        with pytest.raises(ParityError, match="target_tokens differs from ONNX Runtime"):
             check(factor, offset)
+
+
+def test_a_small_error_in_large_numbers_is_small(bundle: Path) -> None:
+    """Relative to the largest, not element by element: next to zero is nothing to be relative to."""
+
+    class Large(_Changed):
+        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: 1000 * array + self.offset for name, array in self.session.run(**inputs).items()}
+
+    parity = check_engine(
+        TARGET_ENCODER, SIZES, Large(bundle, offset=1e-4), Large(bundle), [parse_profile("batch=1:2:3", 16)],
+        vocab_size=20, tolerance=TOLERANCES["float32"],
+    )  # fmt: skip
+    assert parity.outputs["target_tokens"].max_error < 1e-6

@@ -29,7 +29,8 @@ VERSION = os.environ.get("DQE_TEST_TENSORRT", VERSIONS[-1])
 class Faults:
     """What goes wrong. `unsupported`: operators that the parser lacks. `build`: the message of a build that fails.
 
-    `error` is added to every output. `network_flags` and `nvtx` only list what the code asked for.
+    `error` is added to every output. `network_flags` only lists what the code asked for.
+    `refuse_cache`: a timing cache with anything in it is refused. `log_lines`: how many a build logs.
     `inspection`: the text that the engine inspector gives instead of its own (bytes that are not UTF-8 become a
     UnicodeDecodeError in the bindings); `inspection_missing`: it gives a null pointer, which is None in Python.
     `infer`: the inputs that infer_shapes reports as incomplete, or a negative count, which the bindings turn into
@@ -46,7 +47,7 @@ class Faults:
         self.enqueue = False
         self.inspection: str | bytes | None = None
         self.inspection_missing = False
-        self.infer: list[str] | int = 0
+        self.infer: list[str] | int = []
         self.profile = False
         self.no_builder = False
         self.no_context = False
@@ -54,7 +55,6 @@ class Faults:
         self.log_lines = 0
         self.fixed_batch_shapes = False
         self.network_flags: list[int] = []
-        self.nvtx: list[int] = []
 
 
 class FakeTensorRT:

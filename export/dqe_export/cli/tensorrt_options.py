@@ -85,8 +85,10 @@ def build_for_bundle(args: argparse.Namespace, path: Path) -> int:
     with Console(stderr=True).status("building") as status:
         folder, manifest = build_engines(bundle, options, force=args.force, advance=status.update)
     for engine in manifest.engines:
-        worst = max(error for parity in engine.parity for error in parity.max_abs_error.values())
-        print(f"{engine.graph:16} max abs difference from ONNX Runtime {worst:.1e}, {engine.layers} layers, {engine.build_seconds:.0f} s")
+        outputs = engine.parity.outputs.values()
+        worst, cosine = max(output.max_error for output in outputs), min(output.cosine_min for output in outputs)
+        print(f"{engine.graph:16} from ONNX Runtime: max error {worst:.1e}, min cosine {cosine:.6f}; "
+              f"{engine.layers} layers, {engine.build_seconds:.0f} s")  # fmt: skip
     print(f"{folder}  {sum(engine.file.size for engine in manifest.engines) / 1e6:.1f} MB")
     return 0
 
@@ -103,7 +105,7 @@ def print_plan(options: BuildOptions, sizes: GraphSizes, *, precision: str, bund
     from ..tensorrt.plan import describe_plan
 
     try:
-        folder = target_folder(Cuda().gpu().compute_capability, import_tensorrt().__version__, options)
+        folder = target_folder(Cuda().gpu(), import_tensorrt().__version__, options)
         missing = ""
     except BackendError as error:
         folder, missing = f"{ENGINES_FOLDER}/GPU-VERSION", str(error)

@@ -33,7 +33,7 @@ class Builder(TensorRTObject):
         log(self.logger, INFO, "building")
         log(self.logger, VERBOSE, "chatter")
         for number in range(self.faults.log_lines):
-            log(self.logger, INFO, f"line {number} of a long build")
+            log(self.logger, INFO, f"line {number}")
         if self.faults.build:
             return self.refuse(self.faults.build)
         if graph.inputs and not settings.profiles:
@@ -185,7 +185,8 @@ class BuilderConfig(TensorRTObject):
         return TimingCache(self.fake, ctypes.string_at(blob or 0, size) if size else b"").address
 
     def setTimingCache(self, cache: int, ignore_mismatch: bool) -> bool:
-        if self.faults.refuse_cache or (native(cache).raw not in (b"", self.fake.cache()) and not ignore_mismatch):
+        raw = native(cache).raw
+        if raw and (self.faults.refuse_cache or (raw != self.fake.cache() and not ignore_mismatch)):
             return bool(self.refuse("Error Code 4: Internal Error (the timing cache was made on another device or by another version)"))
         self.cache = cache
         return True

@@ -70,6 +70,7 @@ TABLES = {
     ),
     "ICudaEngine": _table(
         59, 51,
+        getNbLayers=(3, 3, "i"),
         createExecutionContext=(5, 5, "pi"), getNbOptimizationProfiles=(10, 8, "i"), getProfilingVerbosity=(17, 13, "i"),
         createEngineInspector=(18, 14, "p"), getTensorShape=(19, 15, "Ss"), getTensorDataType=(20, 16, "is"),
         getTensorIOMode=(23, 19, "is"), getProfileShape=(29, 25, "Ssii"), getNbIOTensors=(30, 26, "i"), getIOTensorName=(31, 27, "pi"),

@@ -76,6 +76,9 @@ class CudaEngine(TensorRTObject):
             if dim.dim_param
         }
 
+    def getNbLayers(self) -> int:
+        return len(self.model.graph.node)
+
     def getNbIOTensors(self) -> int:
         return len(self.tensors)
 
@@ -172,7 +175,6 @@ class ExecutionContext(TensorRTObject):
         if rank.index(verbosity) > rank.index(self.engine.verbosity):
             return False
         self.nvtx = verbosity
-        self.faults.nvtx.append(verbosity)
         return True
 
     def getNvtxVerbosity(self) -> int:
