@@ -30,6 +30,7 @@ class Builder(TensorRTObject):
 
     def buildSerializedNetwork(self, network: int, config: int) -> int:
         graph, settings = native(network), native(config)
+        assert graph.parser is None or graph.parser.alive, "the network's weights are its parser's"
         log(self.logger, INFO, "building")
         log(self.logger, VERBOSE, "chatter")
         for number in range(self.faults.log_lines):
@@ -54,6 +55,7 @@ class NetworkDefinition(TensorRTObject):
     def __init__(self, fake: FakeTensorRT, logger: int) -> None:
         super().__init__(fake, logger)
         self.model, self.inputs = b"", False
+        self.parser: Parser | None = None
         self._fixed: list[onnx.ValueInfoProto] = []
 
     def addInput(self, name: bytes, kind: int, shape: int) -> int:
@@ -91,6 +93,7 @@ class Parser(TensorRTObject):
     def __init__(self, fake: FakeTensorRT, network: NetworkDefinition, logger: int) -> None:
         super().__init__(fake, logger)
         self.network = network
+        network.parser = self
 
     def parseFromFile(self, model: bytes, verbosity: int) -> bool:
         codes = self.trt.ErrorCode

@@ -2,7 +2,8 @@
 
 The bindings hold no symbol of most of TensorRT's functions: a call goes through the table of an interface object, at a
 position that its public header fixes. These positions, and the length of each table, are facts of the headers of
-10.16 and 11.1; they were read from a compiler's dump of the classes. Every other slot ends the process with a message.
+10.16 and 11.1 (`NvInferImpl.h`: `apiv::V...`, `NvOnnxParser.h`); `g++ -fdump-lang-class` counts them. Every other slot ends
+the process with a message. To add a function: a line here, a method of that name in `building.py` or `running.py`.
 """
 
 from __future__ import annotations

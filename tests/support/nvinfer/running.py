@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +13,6 @@ import onnxruntime
 
 from .abi import Shape
 from .base import TensorRTObject
-
-if TYPE_CHECKING:
-    from ..fake_tensorrt import FakeTensorRT
 
 MIN_OPT_MAX = range(3)
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -41,14 +38,15 @@ class Runtime(TensorRTObject):
             return self.refuse(f"expecting library version {self.fake.version} got {plan['version']}")
         if plan["capability"] != self.fake.capability and not plan["hc"]:
             return self.refuse(f"expecting compute {self.fake.capability} got compute {plan['capability']}")
-        return CudaEngine(self.fake, plan, model, self.logger).address
+        return CudaEngine(self, plan, model).address
 
 
 class CudaEngine(TensorRTObject):
     kind = "ICudaEngine"
 
-    def __init__(self, fake: FakeTensorRT, plan: dict[str, Any], model: bytes, logger: int) -> None:
-        super().__init__(fake, logger)
+    def __init__(self, runtime: Runtime, plan: dict[str, Any], model: bytes) -> None:
+        super().__init__(runtime.fake, runtime.logger)
+        self.runtime = runtime
         self.profiles, self.model, self._plan = plan["profiles"], onnx.load_from_string(model), plan
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.model.graph.input]
@@ -228,6 +226,8 @@ class ExecutionContext(TensorRTObject):
     def _compute(self, shapes: dict[str, tuple[int, ...]], changes: int) -> None:
         engine = self.engine
         assert self.alive, "work of a context that was deleted"
+        assert engine.alive, "work of an engine that was deleted"
+        assert engine.runtime.alive, "work of an engine whose runtime was deleted"
         given = {name: self._view(name, shapes[name]) for name in engine.inputs}
         for name, value in zip(engine.outputs, engine.session.run(engine.outputs, given), strict=True):
             # A graph whose context was changed since does anything at all.
