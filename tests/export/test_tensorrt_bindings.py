@@ -91,7 +91,8 @@ def test_the_newest_bindings_are_called_like_those_that_the_tests_run() -> None:
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != VERSION])
 def test_the_other_version(version: str) -> None:
     """The tests that use the mock, once more: one process can load one version. Not the one that needs an exported model first."""
-    files = ("tests/engine/test_tensorrt_mock.py", "tests/engine/test_tensorrt_session.py", "tests/export/test_tensorrt_build.py")
+    engine = ("test_tensorrt_mock.py", "test_tensorrt_session.py", "test_doctor_packages.py")
+    files = (*(f"tests/engine/{name}" for name in engine), "tests/export/test_tensorrt_build.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not in_one_go", *files]
     fetch(f"tensorrt-cu13-bindings=={version}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"DQE_TEST_TENSORRT": version}
