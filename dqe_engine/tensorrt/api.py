@@ -31,7 +31,9 @@ def import_tensorrt() -> Any:
         import tensorrt
     except (ImportError, OSError, RuntimeError) as error:  # without its libraries it raises whatever dlopen said
         reason = " ".join(str(error).split())
-        raise BackendError(f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[gpu]', or choose another provider") from error
+        raise BackendError(
+            f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[tensorrt]', or choose another provider"
+        ) from error
     version = str(getattr(tensorrt, "__version__", "unknown"))
     if not version.startswith(tuple(f"{major}." for major in SUPPORTED_MAJORS)):
         raise BackendError(f"TensorRT {version} is installed; this version of dqe-engine runs 10 and 11")

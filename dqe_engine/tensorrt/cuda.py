@@ -30,7 +30,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install 'dqe-engine[gpu]'") from error
+            raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install 'dqe-engine[tensorrt]'") from error
         self.runtime = runtime
         try:
             devices = self("cudaGetDeviceCount")

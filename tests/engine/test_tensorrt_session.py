@@ -198,6 +198,15 @@ def test_sizes_outside_the_profiles(session: TensorRTSession, trt: FakeTensorRT,
         session.run(**query_inputs(4, 5) | {"input_ids": np.zeros((4, 5), np.int32)})
 
 
+def test_a_batch_between_two_profiles_runs_in_parts(trt: FakeTensorRT, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fours = Profile(batch=AxisRange(min=4, opt=4, max=5), text_length=ONE.text_length)
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, ONE, fours), QUERY_ENCODER, SIZES)
+    assert session._split({"batch": 3, "text_length": 4}) == (0, [1, 1, 1])
+    assert session._split({"batch": 6, "text_length": 4}) == (0, [1] * 6)
+    assert session._split({"batch": 8, "text_length": 4}) == (1, [4, 4])
+    assert session.run(**query_inputs(3, 4))["base_query"].shape[0] == 3
+
+
 @pytest.mark.parametrize(("most", "expected"), [(2, (2,)), (6, (6,)), (8, (8,)), (64, (8, 12, 16, 32, 64)), (50, (8, 12, 16, 32, 50))])
 def test_lengths_that_texts_are_padded_to(trt: FakeTensorRT, bundle_path: Path, most: int, expected: tuple[int, ...]) -> None:
     profile = Profile(batch=AxisRange(min=1, opt=1, max=1), text_length=AxisRange(min=2, opt=12 if most > 12 else most, max=most))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +17,15 @@ from support.replayed_export import replay
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange
+from dqe_engine.contracts.engines import ENGINES_FILE
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import InputError, ParityError
+from dqe_engine.errors import ParityError
 from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_export.cli.export import main
 from dqe_export.differences import TOLERANCES
 from dqe_export.tensorrt.check import check_engine
-from dqe_export.tensorrt.plan import BuildOptions, default_profile, parse_profile, traffic_profile, trtexec_line
+from dqe_export.tensorrt.plan import parse_profile
 
 pytestmark = raise_what_a_callback_raises
 
@@ -59,113 +57,6 @@ def files(folder: Path) -> set[str]:
 
 def build(bundle: Path, *options: str) -> int:
     return main(["--trt", "--bundle", str(bundle), SMALL, *options])
-
-
-# -- the plan -------------------------------------------------------------------------------------------------------------
-
-
-def test_profiles_from_options() -> None:
-    profile = parse_profile("batch=1:4:32", 64)
-    assert (profile.batch, profile.text_length) == (AxisRange(min=1, opt=4, max=32), AxisRange(min=2, opt=16, max=64))
-    assert parse_profile("text_length=3:5:9, batch=2:2:2", 64).text_length == AxisRange(min=3, opt=5, max=9)
-    assert default_profile(6).text_length == AxisRange(min=2, opt=6, max=6)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("batch=1:4", "batch takes three whole numbers MIN:OPT:MAX, got '1:4'"),
-        ("batch=1:4:x", "batch takes three whole numbers"),
-        ("batch=0:4:8", "expected 1 <= min <= opt <= max, got 0:4:8"),
-        ("batch=5:4:8", "expected 1 <= min <= opt <= max, got 5:4:8"),
-        ("width=1:2:3", "expected batch=MIN:OPT:MAX"),
-        ("batch=1:2:3,batch=1:2:3", "each once"),
-        ("text_length=1:4:8", "texts have 2 to 64 tokens"),
-        ("text_length=2:4:65", "texts have 2 to 64 tokens"),
-    ],
-)
-def test_profiles_that_are_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_profile(text, 64)
-
-
-def test_profile_from_traffic(tmp_path: Path) -> None:
-    requests = [(1, 7)] * 60 + [(4, 9)] * 39 + [(500, 31)]
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"batch": b, "text_length": n}) for b, n in requests) + "\n\n")
-    profile = traffic_profile(tmp_path / "t.jsonl", 64)
-    assert profile.batch == AxisRange(min=1, opt=1, max=4)  # the one batch of 500 will run in parts
-    assert profile.text_length == AxisRange(min=2, opt=7, max=64)  # no text is refused because it did not come up
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "no traffic in it"),
-        ('{"batch": 1, "text_length": 4}\n{"batch": 1}', "line 2: Object missing required field `text_length`"),
-        ('{"batch": 0, "text_length": 4}', "expected batch >= 1"),
-        ('{"batch": 1, "text_length": 65}', "a text of 65 tokens, but this bundle cuts texts at 64"),
-        ("batch 1", "line 1: not valid JSON"),
-        (None, "no such file or directory; check the path"),
-    ],
-)
-def test_traffic_that_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "t.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
-        traffic_profile(tmp_path / "t.jsonl", 64)
-
-
-def test_the_trtexec_line_says_everything() -> None:
-    options = BuildOptions(
-        profiles=(parse_profile("batch=1:1:1", 16), parse_profile("batch=2:8:32", 16)), workspace=2**31, timing_cache="t cache",
-        optimization_level=5, hardware_compatible=True, version_compatible=True,
-    )  # fmt: skip
-    line = trtexec_line(QUERY_ENCODER, SIZES, options, onnx=Path("b/q.onnx"), engine=Path("b/q.engine"))
-    assert shlex.split(line) == [
-        "trtexec", "--onnx=b/q.onnx", "--saveEngine=b/q.engine", "--stronglyTyped", "--skipInference",
-        "--profile=0", "--minShapes=image_tokens:1x16x12,input_ids:1x2,attention_mask:1x2",
-        "--optShapes=image_tokens:1x16x12,input_ids:1x16,attention_mask:1x16",
-        "--maxShapes=image_tokens:1x16x12,input_ids:1x16,attention_mask:1x16",
-        "--profile=1", "--minShapes=image_tokens:2x16x12,input_ids:2x2,attention_mask:2x2",
-        "--optShapes=image_tokens:8x16x12,input_ids:8x16,attention_mask:8x16",
-        "--maxShapes=image_tokens:32x16x12,input_ids:32x16,attention_mask:32x16",
-        "--builderOptimizationLevel=5", "--profilingVerbosity=detailed", "--memPoolSize=workspace:2147483648B",
-        "--timingCacheFile=t cache", "--hardwareCompatibilityLevel=ampere+", "--versionCompatible", "--noTF32",
-    ]  # fmt: skip
-
-
-def test_dry_run_plans_and_writes_nothing(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(bundle)
-    assert build(bundle, "--dry-run") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert f"engines     {folder_of(bundle, trt)}" in lines
-    assert [line.split()[1] for line in lines if line.startswith("trtexec")] == [f"--onnx={bundle / spec.file}" for spec in GRAPHS]
-    cuda.devices = 0
-    assert build(bundle, "--dry-run") == 0
-    shown = capsys.readouterr()
-    assert "tensorrt/GPU-VERSION" in shown.out
-    assert "note: nothing can be built here: no usable CUDA device" in shown.err
-    assert files(bundle) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--bundle", "b"], "--bundle goes with --trt"),
-        (["checkpoint", "b", "--workspace", "2"], "--workspace goes with --trt"),
-        (["checkpoint", "b", "--version-compatible"], "--version-compatible goes with --trt"),
-        (["checkpoint", "--trt"], "expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE"),
-        (["checkpoint", "b", "--trt", "--precision", "int8"], "use --trt with f32, f16 or int8-static"),
-        (["checkpoint", "b", "--trt", "--bundle", "b"], "it takes no checkpoint"),
-        (["--trt", "--bundle", "b", "--traffic", "t", SMALL], "choose one"),
-        (["--trt", "--bundle", "absent"], "no bundle here"),
-    ],
-)
-def test_arguments_that_do_not_go_together(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
 
 
 # -- the build ------------------------------------------------------------------------------------------------------------
@@ -252,12 +143,13 @@ def _spoil(bundle: Path, operator: str) -> None:
 @pytest.mark.parametrize(
     ("operator", "message"),
     [
-        ("MatMulInteger", "has no operator MatMulInteger as this graph uses it; export the bundle in another precision"),
+        ("Unique", "has no operator Unique as this graph uses it; export the bundle in another precision"),
         ("Invalid", "cannot parse the graph: Invalid spoiled: assertion failed"),
     ],
 )
 def test_graphs_that_do_not_parse(bundle: Path, trt: FakeTensorRT, operator: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     _spoil(bundle, operator)
+    trt.faults.unsupported.add("Unique")
     before = files(bundle)
     assert build(bundle) == 2
     error = capsys.readouterr().err
@@ -335,6 +227,13 @@ def test_a_device_that_records_no_graphs(bundle: Path, trt: FakeTensorRT, cuda: 
     assert all(engine.graph_shapes == () for engine in read_sidecar(folder_of(bundle, trt)).engines)
 
 
+def test_profiles_that_differ_in_texts_alone_are_one_for_images(bundle: Path, trt: FakeTensorRT) -> None:
+    assert build(bundle, SMALL.replace("text_length=2:4:8", "text_length=2:5:8")) == 0
+    vision, query = read_sidecar(folder_of(bundle, trt)).engines[:2]
+    assert vision.graph_shapes == ({"batch": 2},)
+    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (2, 5), (2, 8)]
+
+
 def test_an_interrupted_build_leaves_the_bundle(bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(bundle)
 
@@ -361,7 +260,7 @@ def test_export_and_engines_in_one_go(
     assert "--maxShapes=pixel_values:32x3x" in capsys.readouterr().out
     assert not out.exists()
     assert main([*arguments, "--trt-profile", "batch=1:2:3"]) == 0
-    assert Bundle.load(out).model_hash == Bundle.load(bundle_path).model_hash
+    assert Bundle.load(out).manifest.precision == "float16"
     assert max(shape["text_length"] for shape in read_sidecar(folder_of(out, trt)).engines[1].parity.shapes) == length
     assert set(RetrievalEngine.load(out).providers.values()) == {"tensorrt"}
 

@@ -13,7 +13,7 @@ from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 from dqe_engine.errors import ExportError
 from dqe_engine.tensorrt.api import Logger, load_engine
 
-from .plan import BuildOptions, input_shapes
+from .plan import BuildOptions, distinct_profiles, input_shapes
 
 _SHOWN_ERRORS = 3
 
@@ -83,7 +83,7 @@ def _set_cache(config: Any, timing_cache: bytes) -> Any | None:
 
 def _configure(trt: Any, builder: Any, spec: GraphSpec, sizes: GraphSizes, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
-    for values in options.profiles:
+    for values in distinct_profiles(spec, options.profiles):
         profile = builder.create_optimization_profile()
         shapes = [input_shapes(spec, sizes, values, which) for which in ("min", "opt", "max")]
         for tensor in spec.inputs:

@@ -15,7 +15,7 @@ from dqe_engine.contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEnt
 from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import BackendError, BundleError, DQEError, ExportError
+from dqe_engine.errors import BundleError, DQEError, ExportError
 from dqe_engine.files import atomic_directory, atomic_write, describe_os_error, describe_write_error, sha256_of
 from dqe_engine.sessions import OnnxSession
 from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
@@ -26,6 +26,7 @@ from dqe_engine.tensorrt.session import TensorRTSession
 from ..differences import TOLERANCES
 from .build import build_engine, inspect_layers
 from .check import check_engine
+from .limits import check_gpu
 from .plan import BuildOptions
 
 TIMING_CACHE = "timing.cache"
@@ -55,8 +56,7 @@ def build_engines(
     TensorRT, ExportError where a graph cannot be built, ParityError where an engine differs from ONNX Runtime.
     """
     gpu, trt = Cuda().gpu(), import_tensorrt()
-    if options.hardware_compatible and int(gpu.compute_capability.split(".")[0]) < 8:
-        raise BackendError(f"{gpu.name}: --hardware-compatible needs compute capability 8.0 or newer, this has {gpu.compute_capability}")
+    check_gpu(gpu, options)
     folder = bundle.path / target_folder(gpu, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
