@@ -232,7 +232,7 @@ def test_nothing_is_reported_to_nvtx(session: TensorRTSession) -> None:
     assert all(ready.context.nvtx_verbosity == none for ready in (session._eager, *(ready for _, ready in session._graphs.values())))
 
 
-@pytest.mark.parametrize("function", ["", "cudaGraphInstantiate"])
+@pytest.mark.parametrize("function", ["", "cudaStreamBeginCapture", "cudaGraphInstantiate"])
 def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path, function: str) -> None:
     """`function`: what fails; "" for the capture itself."""
     trt.faults.uncapturable = not function
@@ -286,7 +286,7 @@ def test_a_device_that_fails_is_a_backend_error(session: TensorRTSession, cuda: 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (-1, "TensorRT cannot infer shapes at batch 2, text_length 2: infer_shapes error code: -1"),
+        (-1, "TensorRT refuses batch 2, text_length 2 in profile 1: infer_shapes error code: -1"),
         (["input_ids"], "input_ids lacks something"),
     ],
 )
@@ -297,6 +297,13 @@ def test_shapes_that_cannot_be_inferred(
     with pytest.raises(BackendError, match=message):
         session.run(**query_inputs(2, 2))
     assert set(RetrievalEngine.load(with_engines()).providers.values()) == {"cpu"}  # where the engine was not chosen by name
+
+
+def test_a_profile_that_is_refused(session: TensorRTSession, trt: FakeTensorRT, with_engines: Callable[..., Path]) -> None:
+    trt.faults.profile = True
+    with pytest.raises(BackendError, match="TensorRT refuses batch 2, text_length 2 in profile 1: Error in set optimization profile"):
+        session.run(**query_inputs(2, 2))
+    assert set(RetrievalEngine.load(with_engines()).providers.values()) == {"cpu"}
 
 
 def test_an_enqueue_that_is_refused(session: TensorRTSession, trt: FakeTensorRT) -> None:

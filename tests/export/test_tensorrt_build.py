@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,13 @@ from dqe_export.tensorrt.plan import parse_profile
 pytestmark = raise_what_a_callback_raises
 
 SMALL = "--trt-profile=batch=1:2:3,text_length=2:4:8"
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where failed builds leave their logs."""
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "logs"))
 
 
 @pytest.fixture
@@ -200,7 +208,6 @@ def test_an_engine_that_differs_is_removed(bundle: Path, trt: FakeTensorRT, wron
     assert "vision_encoder: image_tokens differs from ONNX Runtime by" in error
     log = Path(error.split("TensorRT's log: ")[1].strip())
     assert "[INFO] building" in log.read_text()
-    log.unlink()
     assert {name: (bundle / name).read_bytes() for name in files(bundle) if (bundle / name).is_file()} == before
 
 
