@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..errors import BackendError
+from ..errors import BackendError, DQEError
 
 SUPPORTED_MAJORS = (10, 11)
 _KEPT_LINES = 5000  # the last ones: a build writes some hundred, a broken one may repeat itself
@@ -67,15 +69,25 @@ def make_logger(trt: Any) -> Logger:
     return log
 
 
+@contextlib.contextmanager
+def refusals(doing: str, logger: Logger, error: type[DQEError] = BackendError) -> Iterator[None]:
+    """Inside, what the bindings raise where TensorRT refuses leaves as `error`: RuntimeError where a function fails, ValueError for an
+    invalid shape or a text that is not UTF-8, TypeError for a null pointer where an object was to be made."""
+    try:
+        yield
+    except DQEError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as problem:
+        raise error(f"{doing}: {' '.join(str(problem).split())}: {logger.errors()}") from problem
+
+
 def load_engine(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) -> Any:
     """An ICudaEngine. `host_code`: the plan is version-compatible and brings its own runtime, which is then executed.
 
     Raises BackendError with TensorRT's own words. Call it only where a device is known to be there.
     """
-    try:
+    with refusals(f"TensorRT {trt.__version__} makes no runtime", logger):
         runtime = trt.Runtime(logger)
-    except TypeError as error:  # what pybind11 makes of a null pointer
-        raise BackendError(f"TensorRT {trt.__version__} makes no runtime: {logger.errors()}") from error
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)

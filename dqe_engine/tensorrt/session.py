@@ -19,7 +19,7 @@ from ..contracts.engines import AxisRange
 from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from ..errors import BackendError, BundleError, InputError
 from ..sessions import Arrays
-from .api import import_tensorrt, load_engine, make_logger
+from .api import import_tensorrt, load_engine, make_logger, refusals
 from .cuda import Cuda
 
 _DTYPES = {"float32": "FLOAT", "int64": "INT64"}  # a spec's dtype -> the name in trt.DataType
@@ -179,21 +179,18 @@ class TensorRTSession:
         if (ready.profile, ready.shape) == (profile, shape):
             return
         ready.shape = ()  # unknown until all of it is set
-        if ready.profile != profile:
-            if not context.set_optimization_profile_async(profile, int(self._stream)):
-                raise BackendError(f"TensorRT refuses profile {profile}: {self._logger.errors()}")
-            ready.profile = profile
-        for tensor in self.spec.inputs:
-            if not context.set_input_shape(tensor.name, tensor.shape(self._sizes, **dynamic)):
-                raise BackendError(f"TensorRT refuses {tensor.name} at {_describe(dynamic)}: {self._logger.errors()}")
-        try:
-            missing = context.infer_shapes()
-        except RuntimeError as error:  # what the bindings make of a negative answer
-            raise BackendError(f"TensorRT cannot infer shapes at {_describe(dynamic)}: {error}: {self._logger.errors()}") from error
-        if missing:
-            raise BackendError(f"TensorRT cannot infer shapes, {', '.join(missing)} lacks something")
+        with refusals(f"TensorRT refuses {_describe(dynamic)} in profile {profile}", self._logger):
+            if ready.profile != profile:
+                context.set_optimization_profile_async(profile, int(self._stream))
+                ready.profile = profile
+            for tensor in self.spec.inputs:
+                if not context.set_input_shape(tensor.name, tensor.shape(self._sizes, **dynamic)):
+                    raise BackendError(f"TensorRT refuses {tensor.name} at {_describe(dynamic)}: {self._logger.errors()}")
+            if missing := context.infer_shapes():
+                raise BackendError(f"TensorRT cannot infer shapes, {', '.join(missing)} lacks something")
+            shapes = {tensor.name: tuple(context.get_tensor_shape(tensor.name)) for tensor in self.spec.outputs}
         for tensor in self.spec.outputs:
-            found, wanted = tuple(context.get_tensor_shape(tensor.name)), tensor.shape(self._sizes, **dynamic)
+            found, wanted = shapes[tensor.name], tensor.shape(self._sizes, **dynamic)
             if found != wanted:
                 raise BundleError(f"{self.spec.name}.{tensor.name}: the engine gives shape {found}, its spec says {wanted}")
         ready.shape = shape
@@ -210,19 +207,19 @@ class TensorRTSession:
         # Once outside the capture: it makes the deferred changes of shape and profile, which cannot be recorded.
         self._enqueue(ready)
         self._cuda("cudaStreamSynchronize", self._stream)
-        # Thread-local: what other threads allocate meanwhile (ONNX Runtime, another session) does not break the capture.
-        self._cuda("cudaStreamBeginCapture", self._stream, self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        recorded = ready.context.execute_async_v3(int(self._stream))
         try:
+            # Thread-local: what other threads allocate meanwhile (ONNX Runtime, another session) does not break the capture.
+            self._cuda("cudaStreamBeginCapture", self._stream, self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+            recorded = ready.context.execute_async_v3(int(self._stream))
             graph = self._cuda("cudaStreamEndCapture", self._stream)
-        except BackendError:  # the capture was invalidated: this engine cannot be recorded, and the stream is usable again
+        except BackendError:  # no capture, or one that was invalidated: this engine cannot be recorded, and the stream is usable again
             return
         if recorded:
             with contextlib.suppress(BackendError):  # too little memory, say: the shape is enqueued like others
                 executable = self._cuda("cudaGraphInstantiate", graph, 0)
                 release.callback(self._cuda.release, "cudaGraphExecDestroy", executable)
                 self._graphs[profile, ready.shape] = executable, ready
-        self._cuda("cudaGraphDestroy", graph)
+        self._cuda.release("cudaGraphDestroy", graph)
 
     def _largest(self, tensor: TensorSpec) -> int:
         """Bytes of `tensor` at the largest sizes of any profile."""

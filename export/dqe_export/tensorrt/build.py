@@ -11,7 +11,7 @@ from typing import Any
 
 from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 from dqe_engine.errors import ExportError
-from dqe_engine.tensorrt.api import Logger, load_engine
+from dqe_engine.tensorrt.api import Logger, load_engine, refusals
 
 from .plan import BuildOptions, distinct_profiles, input_shapes
 
@@ -37,15 +37,15 @@ def build_engine(
     Raises ExportError, one line: operators that TensorRT lacks, a cache of another device or version, too little memory.
     """
     start = time.perf_counter()
-    try:
+    with refusals(f"{spec.name}: TensorRT makes no builder", logger, ExportError):
         builder = trt.Builder(logger)
-    except TypeError as error:  # what pybind11 makes of a null pointer
-        raise ExportError(f"{spec.name}: TensorRT makes no builder: {logger.errors()}") from error
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise ExportError(_parse_failure(trt, parser, spec))
-    config = _configure(trt, builder, spec, sizes, options)
+    with refusals(f"{spec.name}: TensorRT takes no graph", logger, ExportError):
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(path)):
+            raise ExportError(_parse_failure(trt, parser, spec))
+    with refusals(f"{spec.name}: TensorRT takes no configuration", logger, ExportError):
+        config = _configure(trt, builder, spec, sizes, options)
     cache = _set_cache(config, timing_cache)  # must live until the build has ended
     if cache is None and needed:
         raise ExportError(
@@ -56,10 +56,7 @@ def build_engine(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(_build_failure(spec, logger.errors()))
-    measured = config.get_timing_cache()
-    return BuiltEngine(
-        plan=bytes(plan), seconds=time.perf_counter() - start, timing_cache=b"" if measured is None else bytes(measured.serialize())
-    )
+    return BuiltEngine(plan=bytes(plan), seconds=time.perf_counter() - start, timing_cache=_measured(config))
 
 
 def inspect_layers(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) -> dict[str, int]:
@@ -75,6 +72,13 @@ def inspect_layers(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) ->
     return dict(sorted(types.items()))
 
 
+def _measured(config: Any) -> bytes:
+    """The timing cache after a build, b"" where the builder gives none."""
+    cache = config.get_timing_cache()
+    raw = None if cache is None else cache.serialize()
+    return b"" if raw is None else bytes(raw)
+
+
 def _set_cache(config: Any, timing_cache: bytes) -> Any | None:
     """The cache, now set; None where the builder refuses it."""
     cache = config.create_timing_cache(timing_cache)
@@ -83,8 +87,12 @@ def _set_cache(config: Any, timing_cache: bytes) -> Any | None:
 
 def _configure(trt: Any, builder: Any, spec: GraphSpec, sizes: GraphSizes, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
+    if config is None:
+        raise ExportError(f"{spec.name}: TensorRT makes no builder configuration")
     for values in distinct_profiles(spec, options.profiles):
         profile = builder.create_optimization_profile()
+        if profile is None:
+            raise ExportError(f"{spec.name}: TensorRT makes no optimisation profile")
         shapes = [input_shapes(spec, sizes, values, which) for which in ("min", "opt", "max")]
         for tensor in spec.inputs:
             profile.set_shape(tensor.name, *(shape[tensor.name] for shape in shapes))
