@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -39,13 +39,28 @@ class Column:
 
     def append(self, rows: Rows) -> None:
         """Append (n, *shape) rows, already of this column's dtype; costs their own size, amortised."""
+        self.reserve(len(rows))
         size = self._added + len(rows)
+        self._buffer[self._added : size] = rows  # beyond every view given out so far
+        self._added = size
+
+    def reserve(self, rows: int) -> None:
+        """Have memory for that many more."""
+        size = self._added + rows
         if size > len(self._buffer):
             grown = np.empty((size + size // 2, *self.shape), self.dtype)
             grown[: self._added] = self._buffer[: self._added]
             self._buffer = grown
-        self._buffer[self._added : size] = rows  # beyond every view given out so far
-        self._added = size
+
+    def extend(self, rows: Iterable[Rows]) -> None:
+        """Append rows one by one."""
+        for row in rows:
+            self.append(row[None])
+
+    def rows(self) -> Rows:
+        """All rows, where none are saved."""
+        assert not len(self._saved)
+        return self._buffer[: self._added]
 
     def since(self, start: int) -> list[Rows]:
         """Rows from `start` on, as views."""
@@ -97,6 +112,13 @@ class ScreenCache:
                 codes.append(_rows(part, slice(origin + begin, origin + end)))
             start += len(shard)
         return (tuple(pieces), Screen(tuple(codes))) if pieces else (shards[:1], Screen(parts[:1]))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the codes made so far."""
+        with self._lock:
+            parts = [part for part in (self._first, _coded(self._added) if self._added else None) if part is not None]
+        return Screen(tuple(parts)).nbytes
 
     def taken(self, rows: NDArray[np.int64]) -> ScreenCache:
         """The cache of these rows alone, ascending, with the codes of all that have been made."""

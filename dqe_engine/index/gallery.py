@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,34 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
 from dqe_engine.files import describe_os_error
-from dqe_engine.zones.bitmaps import packed
 
 from . import storage as disk
 from .columns import Column, ScreenCache
 from .filters import Filter
-from .metadata import MetadataColumns
-from .searching import IndexMatches, Snapshot, search_snapshot
+from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Storage
+from .table import Live, Table
 from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
 
 Metadata = Mapping[str, Any]
 SCREENED_BYTES = 256 << 20
+_COMPACTED_ROWS = 1024
+"""Of an index in memory: so many removed rows, and more than there are items, are compacted at once."""
 F32 = NDArray[np.float32]
+
+
+class IndexStats(msgspec.Struct, frozen=True):
+    """`removed`: rows of removed and replaced items, until compaction. Bytes: of target and image tokens, wherever they lie, and of the
+    screen so far. `unsaved`: changes since the last save. `path` and `revision`: of the save that this index was loaded from or made."""
+
+    items: int
+    removed: int
+    target_bytes: int
+    image_bytes: int
+    screen_bytes: int
+    unsaved: int
+    path: str | None
+    revision: str | None
 
 
 class GalleryIndex:
@@ -41,7 +56,8 @@ class GalleryIndex:
     stay exact, and searches take a fraction of the time (`dqe_engine.zones.Screen`). None: while the target tokens take at most
     `SCREENED_BYTES`, so that no memory is taken that anybody would miss.
 
-    Threads may search while one adds, removes or saves: a search sees the index as it was when the search began.
+    Every change makes a new `Snapshot`; searches and reads take the present one and never wait, whoever adds, removes or saves
+    meanwhile. Other processes that have loaded the same index follow by `refresh`. A context manager: see `close`.
     """
 
     def __init__(
@@ -60,20 +76,16 @@ class GalleryIndex:
         self.model_hash = model_hash
         self.target_shape, self.image_shape = target_shape, image_shape
         self.storage, self.image_storage = storage, image_storage
-        self._state = threading.RLock()  # brief: guards the attributes below
-        self._writer = threading.RLock()  # long: one add, remove or save at a time; taken before _state
-        self.screened = screened
-        self._screen = ScreenCache()
-        self._views: dict[bool | None, Snapshot] = {}  # by `screened`, while nothing has changed since
-        self._changes = 0
+        self._writer = threading.RLock()  # one change, save or refresh at a time; guards all below but `_now`
+        self._screened = screened
+        self._screens = ScreenCache()
         self._targets, self._images = self._columns()
-        self._ids: list[str] = []  # by position; a removed item keeps its position until compaction
-        self._metadata: list[dict[str, Any] | None] = []
-        self._filtered = MetadataColumns()  # the same, for filters
-        self._positions: dict[str, int] = {}  # live ids
-        self._dead: set[int] = set()
+        self._table, self._live = Table(), Live()
         self._unsaved: list[Event] = []
         self._saved: tuple[Path, IndexManifest] | None = None
+        self._mapped = True
+        self._closed = False
+        self._now = self._publish()  # replaced, never changed: read without a lock
 
     @classmethod
     def for_bundle(cls, bundle: Bundle, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
@@ -87,17 +99,83 @@ class GalleryIndex:
             image_storage=image_storage,
         )
 
+    def __repr__(self) -> str:
+        place = "in memory" if self._saved is None else f"of {self._saved[0]}"
+        unsaved = f", {len(self._unsaved)} changes unsaved" if self._unsaved else ""
+        return f"<GalleryIndex {place}: {len(self)} items, targets {self.storage}, images {self.image_storage}{unsaved}>"
+
+    def __enter__(self) -> GalleryIndex:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of memory and files; what was not saved is gone. Whatever is asked of the index after that is an InputError, but searches
+        that run end well. May be called twice."""
+        with self._writer:
+            self._closed = True
+            self._targets, self._images = self._columns()
+            self._table, self._live, self._screens, self._unsaved = Table(), Live(), ScreenCache(), []
+            self._publish()
+
     def __len__(self) -> int:
-        return len(self._positions)
+        return self._now.count
 
     def __contains__(self, id: object) -> bool:
-        return id in self._positions
+        return self._now.row(id) is not None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Items as they are now, the oldest first."""
+        return self.snapshot().items()
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the items, oldest first."""
-        with self._state:
-            return tuple(self._positions)
+        return self.snapshot().ids()
+
+    @property
+    def screened(self) -> bool | None:
+        return self._screened
+
+    @screened.setter
+    def screened(self, screened: bool | None) -> None:
+        with self._writer:
+            self._screened = screened
+            self._publish()
+
+    def snapshot(self) -> Snapshot:
+        """The index as it is now, whatever is done to it later."""
+        now = self._now
+        self._check_open()
+        return now
+
+    def get(self, ids: Sequence[str]) -> tuple[Item, ...]:
+        """These items, in this order. Raises InputError that names up to five ids that are not in the index."""
+        check_no_single_str("ids", ids)
+        now = self.snapshot()
+        rows = [now.row(id) for id in ids]
+        if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
+            raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
+        return tuple([now.item(row) for row in rows if row is not None])
+
+    def count(self, filter: Filter | None = None) -> int:
+        """How many items pass the filter (see `compile_filter`). Raises InputError."""
+        return self.snapshot().count_of(filter)
+
+    def stats(self) -> IndexStats:
+        with self._writer:
+            now, saved = self.snapshot(), self._saved
+            return IndexStats(
+                items=now.count,
+                removed=now.rows - now.count,
+                target_bytes=sum(shard.nbytes for shard in now.targets),
+                image_bytes=sum(shard.nbytes for shard in now.images or ()),
+                screen_bytes=self._screens.nbytes,
+                unsaved=len(self._unsaved),
+                path=None if saved is None else str(saved[0]),
+                revision=None if saved is None else saved[1].revision,
+            )
 
     def image_tokens(self, id: str, *, out: F32 | None = None) -> F32:
         """The item's cached image tokens: (P, Hv) float32, written to `out` where it is given.
@@ -108,22 +186,14 @@ class GalleryIndex:
             out = np.empty(self.image_shape, np.float32)
         elif out.shape != self.image_shape or out.dtype != np.float32:
             raise InputError(f"out: expected {self.image_shape} float32, got {out.shape} {out.dtype}")
-        with self._state:
-            if id not in self._positions:
-                raise InputError(f"{id!r} is not in the index")
-            if self._images is None:
-                raise InputError(f"the index keeps no image tokens, so {id!r} cannot be a reference by id; pass its image instead")
-            tokens = self._images[self._positions[id]]
-        out[:] = tokens  # outside of the lock: it may be read from the disk
+        now = self.snapshot()
+        out[:] = now.image_tokens(now.existing(id))
         return out
 
     def target_tokens(self, id: str) -> F32:
         """The item's target tokens as they are searched: (M, D) float32. Raises InputError for an unknown id."""
-        with self._state:
-            if id not in self._positions:
-                raise InputError(f"{id!r} is not in the index")
-            tokens = self._targets[self._positions[id]]
-        return tokens.astype(np.float32)
+        now = self.snapshot()
+        return now.target_tokens(now.existing(id)).astype(np.float32)
 
     def add(
         self,
@@ -153,30 +223,38 @@ class GalleryIndex:
         if metadata is not None and len(metadata) != len(ids):
             raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
         entries = [checked_metadata(id, entry) for id, entry in zip(ids, metadata or [None] * len(ids), strict=True)]
-        with self._writer, self._state:
-            existing = [id for id in ids if id in self._positions]
+        with self._writer:
+            existing = [id for id in ids if id in self]
             if existing and not replace:
                 raise InputError(f"{len(existing)} ids are in the index already: {some(existing)}; remove them or pass replace=True")
-            self._kill(existing)
-            self._targets.append(targets)
-            self._changed()
-            if self._images is not None and images is not None:
-                self._images.append(images)
-            self._filtered.append(entries)
-            for id, entry in zip(ids, entries, strict=True):
-                self._positions[id] = len(self._ids)
-                self._ids.append(id)
-                self._metadata.append(entry)
-                self._unsaved.append(Event(id=id, metadata=entry))
+            self._put(ids, targets, images, entries)
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove items, all or none. Raises InputError that names up to five ids that are not in the index."""
         check_no_single_str("ids", ids)
-        with self._writer, self._state:
-            unknown = [id for id in ids if id not in self._positions]
-            if unknown:
+        with self._writer:
+            now = self.snapshot()
+            if unknown := [id for id in ids if id not in self]:
                 raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
-            self._kill(dict.fromkeys(ids))
+            self._kill(now.existing(id) for id in dict.fromkeys(ids))
+            self._publish()
+
+    def update_metadata(self, metadata: Mapping[str, Metadata | None]) -> None:
+        """Give items other metadata, by id, all or none; they become the newest. Costs as much as adding them again: tokens are copied.
+
+        Raises InputError for ids that are not in the index, and metadata that JSON cannot hold.
+        """
+        entries = [checked_metadata(id, entry) for id, entry in metadata.items()]
+        with self._writer:
+            now, ids = self.snapshot(), list(metadata)
+            if unknown := [id for id in ids if id not in self]:
+                raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
+            rows = [now.existing(id) for id in ids]
+            targets, images = self._columns()
+            targets.extend(now.target_tokens(row) for row in rows)
+            if images is not None:
+                images.extend(now.image_tokens(row) for row in rows)
+            self._put(ids, targets.rows(), None if images is None else images.rows(), entries)
 
     def search(
         self,
@@ -210,8 +288,7 @@ class GalleryIndex:
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():
             check_no_single_str("exclude", ids)
-        view, excluded = self._snapshot(exclude if exclude is not None else [()] * len(queries))
-        return search_snapshot(view, queries, k, excluded=excluded, filter=filter, zones=zones, picks=picks, threads=threads)
+        return self.snapshot().search(queries, k, exclude=exclude, filter=filter, zones=zones, picks=picks, threads=threads)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Make the present contents durable in the directory `path`; once this returns, no kill can lose them.
@@ -220,44 +297,82 @@ class GalleryIndex:
         generation with the live rows only. Raises IndexConflictError when `path` holds an index that this one was not
         loaded from or that another writer changed since (unless `overwrite`), and IndexFormatError when the disk refuses.
         """
-        root = Path(path).absolute()
-        with self._writer, disk.writing(root):
-            current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
-            ours = self._saved[1] if self._saved is not None and self._saved[0] == root else None
-            known = current is not None and ours is not None and current.revision == ours.revision
-            if current is not None and not known and not overwrite:
-                reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
-                raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
-            if known and not self._unsaved:
-                return
-            disk.remove_orphans(root, keep=current)
-            if known and ours is not None and 2 * len(self._dead) <= len(self._ids):
-                self._append(root, ours)
+        with self._writer:
+            self._check_open()
+            self._save(Path(path).absolute(), overwrite=overwrite)
+
+    def compact(self) -> None:
+        """Drop the rows of removed and replaced items, in memory, or where this index was loaded from or saved to, which also saves it."""
+        with self._writer:
+            self._check_open()
+            if self._saved is None:
+                self._compact_in_memory()
+                self._publish()
             else:
-                self._write_generation(root)
+                self._save(self._saved[0], overwrite=False, compact=True)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, model_hash: str | None = None, verify: bool = False, screened: bool | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model_hash: str | None = None,
+        verify: bool = False,
+        screened: bool | None = None,
+        mapped: bool = True,
     ) -> GalleryIndex:
         """Open a saved index; tokens are memory-mapped, so this takes the time of reading ids and metadata.
 
-        Sizes and the catalogue's checksum are always held; `verify` also reads all tokens and holds theirs. Raises
-        IndexFormatError for a missing, damaged or newer index, and one whose model is not `model_hash`.
+        Sizes and the catalogue's checksum are always held; `verify` also reads all tokens and holds theirs. `mapped=False` reads the
+        tokens into memory: files that something else than a save writes over (`cp new/* served/`) end a process that has mapped them.
+        Raises IndexFormatError for a missing, damaged or newer index, and one whose model is not `model_hash`.
         """
         root = Path(path).absolute()
-        manifest = disk.read_manifest(root)
-        while manifest is not None:
-            try:
-                return cls._open(root, manifest, model_hash, verify, screened)
-            except OSError as error:  # a writer may have compacted twice between our two reads: look again
-                newer = disk.read_manifest(root)
-                if newer == manifest:
-                    if isinstance(error, FileNotFoundError):
-                        raise IndexFormatError(f"{error.filename}: missing; restore it from a copy or index again") from error
-                    raise IndexFormatError(describe_os_error(error)) from error
-                manifest = newer
-        raise IndexFormatError(f"{root}: no index here (manifest.json is missing); make one with dqe-index")
+
+        def open_(manifest: IndexManifest) -> GalleryIndex:
+            return cls._open(root, manifest, model_hash, verify=verify, screened=screened, mapped=mapped)
+
+        found = disk.read_with_manifest(root, open_)
+        if found is None:
+            raise IndexFormatError(f"{root}: no index here (manifest.json is missing); make one with dqe-index")
+        return found
+
+    def refresh(self) -> bool:
+        """Follow what another process saved since this index was loaded, or last refreshed; whether there was anything.
+
+        What was appended is read, whatever the size of the index; a compacted one is opened anew. Searches go on meanwhile. Raises
+        InputError for an index that was never saved, IndexConflictError where there are unsaved changes of its own, and what `load` does.
+        """
+        with self._writer:
+            self._check_open()
+            if self._saved is None:
+                raise InputError("this index was never saved or loaded, so there is nothing to follow")
+            root, ours = self._saved
+
+            def follow(manifest: IndexManifest) -> bool:
+                if manifest.revision == ours.revision:
+                    return False
+                if self._unsaved:
+                    raise IndexConflictError(f"{root} was changed by another writer, and {len(self._unsaved)} changes here are unsaved")
+                if manifest.catalogue.name == ours.catalogue.name and manifest.rows >= ours.rows:
+                    self._replay(root, disk.read_events(root, manifest.catalogue, since=ours.catalogue))
+                    self._settle(root, manifest)
+                else:
+                    self._take_over(self._open(root, manifest, self.model_hash, screened=self._screened, mapped=self._mapped))
+                self._publish()
+                return True
+
+            followed = disk.read_with_manifest(root, follow)
+            if followed is None:
+                raise IndexFormatError(f"{root}: the index is gone (manifest.json is missing); restore it from a copy or index again")
+            return followed
+
+    def verify(self) -> None:
+        """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
+        that was never saved."""
+        if self._saved is None:
+            raise InputError("this index was never saved or loaded, so there are no files to verify")
+        type(self).load(self._saved[0], model_hash=self.model_hash, verify=True).close()
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
@@ -266,8 +381,72 @@ class GalleryIndex:
                 f"{where} was made with model {self.model_hash[:12]}, this bundle is {model_hash[:12]}; index the images again with it"
             )
 
+    # -- changes, by the one who holds `_writer` ---------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this index is closed; load it again")
+
+    def _put(self, ids: list[str], targets: NDArray[Any], images: NDArray[Any] | None, metadata: list[dict[str, Any] | None]) -> None:
+        """Rows in the index's precision, for ids of which those that exist are replaced."""
+        self._check_open()
+        now = self._now
+        self._targets.reserve(len(ids))  # what may run out of memory comes first
+        if self._images is not None and images is not None:
+            self._images.reserve(len(ids))
+        self._kill(row for id in ids if (row := now.row(id)) is not None)
+        self._targets.append(targets)
+        if self._images is not None and images is not None:
+            self._images.append(images)
+        self._table.append(ids, metadata)
+        self._live.append(len(ids))
+        self._unsaved += [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
+        self._publish()
+
+    def _kill(self, rows: Iterable[int]) -> None:
+        gone = list(rows)
+        self._live.remove(gone)
+        self._unsaved += [Event(removed=row) for row in gone]
+
+    def _publish(self) -> Snapshot:
+        """What searches see from now on."""
+        removed = len(self._table) - self._live.count
+        if self._saved is None and removed > max(_COMPACTED_ROWS, self._live.count):
+            self._compact_in_memory()
+        targets, images = self._targets.shards(), None if self._images is None else self._images.shards()
+        wanted = sum(shard.nbytes for shard in targets) <= SCREENED_BYTES if self._screened is None else self._screened
+        screens = self._screens if wanted else None
+        self._now = Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
+        return self._now
+
+    def _compact_in_memory(self) -> None:
+        rows = self._live.rows()
+        targets, images = self._columns()
+        targets.extend(self._targets[row] for row in rows)
+        if images is not None and self._images is not None:
+            images.extend(self._images[row] for row in rows)
+        self._forget_rows(rows)
+        self._targets, self._images = targets, images
+
+    def _forget_rows(self, kept: NDArray[np.int64]) -> None:
+        """Number the rows `kept` anew, in all but the columns of tokens."""
+        before, self._table = self._table, Table()
+        at = kept.tolist()
+        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at])
+        self._live, self._screens = Live(len(at)), self._screens.taken(kept)
+        if self._saved is None:
+            self._unsaved = [Event(id=id, metadata=entry) for id, entry in zip(self._table.ids, self._table.metadata, strict=True)]
+
+    def _columns(self) -> tuple[Column, Column | None]:
+        images = None if self.image_storage == "none" else Column(self.image_shape, DTYPES[self.image_storage])
+        return Column(self.target_shape, DTYPES[self.storage]), images
+
+    # -- the disk ----------------------------------------------------------------------------------------------------------------
+
     @classmethod
-    def _open(cls, root: Path, manifest: IndexManifest, model_hash: str | None, verify: bool, screened: bool | None) -> GalleryIndex:
+    def _open(
+        cls, root: Path, manifest: IndexManifest, model_hash: str | None, *, verify: bool = False, screened: bool | None, mapped: bool
+    ) -> GalleryIndex:
         index = cls(
             model_hash=manifest.model_hash,
             target_shape=manifest.target_shape,
@@ -278,120 +457,104 @@ class GalleryIndex:
         )
         if model_hash is not None:
             index.require_model(model_hash, where=root)
-        for event in disk.read_events(root, manifest.catalogue):
-            if event.id is not None and event.id not in index._positions:
-                index._positions[event.id] = len(index._ids)
-                index._ids.append(event.id)
-                index._metadata.append(event.metadata)
-            elif event.removed is not None and 0 <= event.removed < len(index._ids) and event.removed not in index._dead:
-                index._dead.add(event.removed)
-                del index._positions[index._ids[event.removed]]
-            else:
-                raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
-        if len(index._ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
-            raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
-        index._targets, index._images = index._mapped_columns(root, manifest, verify=verify)
-        index._filtered.append(index._metadata)
-        index._saved = (root, manifest)
+        index._mapped = mapped
+        index._replay(root, disk.read_events(root, manifest.catalogue))
+        index._settle(root, manifest, verify=verify)
+        index._publish()
         return index
 
-    def _columns(self) -> tuple[Column, Column | None]:
-        images = None if self.image_storage == "none" else Column(self.image_shape, DTYPES[self.image_storage])
-        return Column(self.target_shape, DTYPES[self.storage]), images
+    def _replay(self, root: Path, events: Sequence[Event]) -> None:
+        """Follow a catalogue. Raises IndexFormatError for one that contradicts itself."""
+        live = {self._table.ids[row] for row in self._live.rows().tolist()} if len(self._table) else set[str]()
+        ids: list[str] = []
+        metadata: list[dict[str, Any] | None] = []
+        removed: set[int] = set()
+        start = len(self._table)
+        for event in events:
+            if event.id is not None and event.id not in live:
+                live.add(event.id)
+                ids.append(event.id)
+                metadata.append(event.metadata)
+                continue
+            row = event.removed
+            known = row is not None and 0 <= row < start + len(ids) and row not in removed and (row >= start or self._live[row])
+            if event.id is not None or row is None or not known:
+                raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
+            removed.add(row)
+            live.discard(self._table.ids[row] if row < start else ids[row - start])
+        self._table.append(ids, metadata)
+        self._live.append(len(ids))
+        self._live.remove(removed)
 
-    def _mapped_columns(self, root: Path, manifest: IndexManifest, *, verify: bool = False) -> tuple[Column, Column | None]:
+    def _settle(self, root: Path, manifest: IndexManifest, *, verify: bool = False) -> None:
+        """Let the rows of tokens be those that the manifest confirms. Raises IndexFormatError where they do not fit the catalogue."""
+        if len(self._table) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
+            raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
+
         def column(state: FileState, shape: tuple[int, int], storage: str) -> Column:
-            return Column(shape, DTYPES[storage], disk.map_rows(root, state, manifest.rows, shape, storage, verify=verify))
+            rows = disk.map_rows(root, state, manifest.rows, shape, storage, verify=verify)
+            return Column(shape, DTYPES[storage], rows if self._mapped else np.array(rows))
 
-        images = None if manifest.images is None else column(manifest.images, self.image_shape, self.image_storage)
-        return column(manifest.targets, self.target_shape, self.storage), images
+        targets = column(manifest.targets, self.target_shape, self.storage)
+        self._images = None if manifest.images is None else column(manifest.images, self.image_shape, self.image_storage)
+        self._targets, self._unsaved, self._saved = targets, [], (root, manifest)
 
-    def _kill(self, ids: Iterable[str]) -> None:
-        for id in ids:
-            position = self._positions.pop(id)
-            self._dead.add(position)
-            self._unsaved.append(Event(removed=position))
-            self._changed()
+    def _take_over(self, other: GalleryIndex) -> None:
+        self._table, self._live, self._screens = other._table, other._live, other._screens
+        self._targets, self._images, self._saved = other._targets, other._images, other._saved
 
-    def _changed(self) -> None:
-        """What searches see is no longer what `_views` say."""
-        self._changes += 1
-        self._views.clear()
-
-    def _snapshot(self, exclude: Sequence[Collection[str]]) -> tuple[Snapshot, list[NDArray[np.int64]]]:
-        """The index as it is now, and per query the excluded positions, sorted and unique."""
-        with self._state:
-            excluded = [np.array(sorted({self._positions[id] for id in ids if id in self._positions}), np.int64) for ids in exclude]
-            screened, changes = self.screened, self._changes
-            if (view := self._views.get(screened)) is not None:
-                return view, excluded
-            live = None
-            if self._dead:
-                flags = np.ones(len(self._ids), np.bool_)
-                flags[list(self._dead)] = False
-                live = packed(flags)
-            shards: tuple[NDArray[Any], ...] = self._targets.shards()
-            cache, ids, metadata, columns = self._screen, self._ids, self._metadata, self._filtered
-        wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if screened is None else screened
-        screen = None
-        if wanted:  # outside of the lock: the first one takes a while
-            shards, screen = cache.screen(*shards)
-        view = Snapshot(shards, screen, ids, metadata, columns, live)
-        with self._state:
-            if changes == self._changes:
-                self._views[screened] = view
-        return view, excluded
+    def _save(self, root: Path, *, overwrite: bool, compact: bool = False) -> None:
+        with disk.writing(root):
+            current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
+            ours = self._saved[1] if self._saved is not None and self._saved[0] == root else None
+            known = current is not None and ours is not None and current.revision == ours.revision
+            if current is not None and not known and not overwrite:
+                reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
+                raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
+            if known and not self._unsaved and not compact:
+                return
+            disk.remove_orphans(root, keep=current)
+            if known and ours is not None and not compact and self._live.count * 2 >= len(self._table):
+                self._append(root, ours)
+            else:
+                self._write_generation(root)
+            self._publish()
 
     def _append(self, root: Path, ours: IndexManifest) -> None:
         images = ours.images
         if images is not None and self._images is not None:
             images = disk.extend(root, images, self._images.since(ours.rows))
-        self._commit(
-            root,
-            msgspec.structs.replace(
-                ours,
-                schema_version=disk.SCHEMA_VERSION,
-                revision=disk.new_revision(),
-                rows=len(self._ids),
-                catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self._unsaved)]),
-                targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
-                images=images,
-            ),
+        manifest = msgspec.structs.replace(
+            ours,
+            schema_version=disk.SCHEMA_VERSION,
+            revision=disk.new_revision(),
+            rows=len(self._table),
+            catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self._unsaved)]),
+            targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
+            images=images,
         )
+        disk.write_manifest(root, manifest)  # the moment from which the save counts; memory follows
+        self._settle(root, manifest)
 
     def _write_generation(self, root: Path) -> None:
-        live = list(self._positions.values())
-        ids, metadata = [self._ids[at] for at in live], [self._metadata[at] for at in live]
+        """The live rows alone, in files of their own."""
+        rows = self._live.rows()
+        events = [Event(id=self._table.ids[row], metadata=self._table.metadata[row]) for row in rows.tolist()]
         generation = disk.new_revision()[:8]
-        events = [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
         targets, images = self._targets, self._images
         manifest = IndexManifest(
             model_hash=self.model_hash,
             revision=disk.new_revision(),
-            rows=len(live),
+            rows=len(rows),
             storage=self.storage,
             image_storage=self.image_storage,
             target_shape=self.target_shape,
             image_shape=self.image_shape,
             catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [disk.encode_events(events)]),
-            targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[at] for at in live)),
-            images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[at] for at in live)),
+            targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[row] for row in rows)),
+            images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[row] for row in rows)),
         )
-        self._commit(root, manifest, (ids, metadata))
-
-    def _commit(self, root: Path, manifest: IndexManifest, compacted: tuple[list[str], list[dict[str, Any] | None]] | None = None) -> None:
-        """Replace the manifest, the moment from which the save counts, then let memory follow: map what was written."""
-        disk.write_manifest(root, manifest)
-        targets, images = self._mapped_columns(root, manifest)
-        with self._state:
-            self._targets, self._images = targets, images
-            self._changed()
-            if compacted is not None:
-                self._screen = self._screen.taken(np.fromiter(self._positions.values(), np.int64))
-                self._ids, self._metadata = compacted
-                self._filtered = MetadataColumns()
-                self._filtered.append(self._metadata)
-                self._positions = {id: at for at, id in enumerate(self._ids)}
-                self._dead = set()
-            self._unsaved = []
-            self._saved = (root, manifest)
+        disk.write_manifest(root, manifest)  # as in `_append`
+        if len(rows) != len(self._table):
+            self._forget_rows(rows)
+        self._settle(root, manifest)

@@ -20,9 +20,9 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import Contract, to_json
 from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.errors import IndexConflictError, IndexFormatError
-from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, describe_write_error, make_directories, open_in_place
+from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, describe_os_error, describe_write_error, make_directories, open_in_place
 
 Storage = Literal["f32", "f16"]
 ImageStorage = Literal["none", "f16", "f32"]
@@ -111,6 +111,29 @@ def read_manifest_to_replace(root: Path) -> IndexManifest | None:
         if not _is_ours(root):
             raise
         return None
+
+
+T = TypeVar("T")
+
+
+def read_with_manifest(root: Path, read: Callable[[IndexManifest], T]) -> T | None:
+    """What `read` makes of the present manifest; None where there is no index.
+
+    A writer may have compacted twice between the manifest and its files: then there is a newer manifest to go by. Raises
+    IndexFormatError, also for files that are missing or cannot be read.
+    """
+    manifest = read_manifest(root)
+    while manifest is not None:
+        try:
+            return read(manifest)
+        except OSError as error:
+            newer = read_manifest(root)
+            if newer == manifest:
+                if isinstance(error, FileNotFoundError):
+                    raise IndexFormatError(f"{error.filename}: missing; restore it from a copy or index again") from error
+                raise IndexFormatError(describe_os_error(error)) from error
+            manifest = newer
+    return None
 
 
 def write_manifest(root: Path, manifest: IndexManifest) -> None:
@@ -195,12 +218,13 @@ def encode_events(events: Sequence[Event]) -> bytes:
     return msgspec.json.Encoder().encode_lines(events)
 
 
-def read_events(root: Path, state: FileState) -> list[Event]:
-    """The confirmed catalogue, checksum verified. Raises IndexFormatError."""
-    path = root / state.name
+def read_events(root: Path, state: FileState, *, since: FileState | None = None) -> list[Event]:
+    """The confirmed catalogue, or what was appended to it `since` a shorter prefix, checksum verified. Raises IndexFormatError."""
+    path, start, crc = root / state.name, since.size if since else 0, since.crc32 if since else 0
     with open(path, "rb") as stream:
-        raw = stream.read(state.size)
-    if len(raw) != state.size or zlib.crc32(raw) != state.crc32:
+        stream.seek(start)
+        raw = stream.read(state.size - start)
+    if len(raw) != state.size - start or zlib.crc32(raw, crc) != state.crc32:
         raise IndexFormatError(f"{path}: the catalogue is damaged (checksum differs); restore it from a copy or index again")
     try:
         return msgspec.json.Decoder(Event).decode_lines(raw)

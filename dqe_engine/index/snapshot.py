@@ -1,0 +1,182 @@
+"""The index at one moment: immutable, so that any number of threads search it, and read its tokens, without a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.errors import InputError
+from dqe_engine.zones import select_zones
+from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
+
+from .columns import Rows, ScreenCache
+from .filters import Filter, compile_filter
+from .table import Table
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+
+class Item(NamedTuple):
+    """An item's id and a copy of its metadata."""
+
+    id: str
+    metadata: dict[str, Any] | None
+
+
+class Match(NamedTuple):
+    """One gallery item: its score (MaxSim, higher is better) and a copy of its metadata."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class IndexMatches:
+    """One query's result: `matches` by score descending, then by age in the index (oldest first).
+
+    With zones: `zone_counts` (near, mid, easy) over all candidates, and `picks` out of the mid zone.
+    """
+
+    matches: tuple[Match, ...]
+    zone_counts: tuple[int, int, int] | None = None
+    picks: tuple[Match, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The first `rows` rows of an index, of which `count` are live; what is added and removed later changes nothing in here."""
+
+    table: Table
+    rows: int
+    count: int
+    live: U64 | None  # None: all of them
+    targets: tuple[Rows, ...]  # each (n, M, D)
+    images: tuple[Rows, ...] | None  # each (n, P, Hv)
+    screens: ScreenCache | None  # of `targets`, where they are to be screened
+
+    def row(self, id: object) -> int | None:
+        """Where the item with this id lies; None where there is none."""
+        row = self.table.row_of(id, self.rows)
+        if row is None or (self.live is not None and not int(self.live[row // WORD]) >> row % WORD & 1):
+            return None
+        return row
+
+    def existing(self, id: str) -> int:
+        """`row`. Raises InputError for an unknown id."""
+        if (row := self.row(id)) is None:
+            raise InputError(f"{id!r} is not in the index")
+        return row
+
+    def live_rows(self) -> I64:
+        """Ascending: from the oldest item to the newest."""
+        return np.arange(self.rows) if self.live is None else np.flatnonzero(unpacked(self.live, self.rows))
+
+    def ids(self) -> tuple[str, ...]:
+        """The oldest first."""
+        return tuple([self.table.ids[row] for row in self.live_rows().tolist()])
+
+    def items(self) -> Iterator[Item]:
+        """The oldest first."""
+        for row in self.live_rows().tolist():
+            yield self.item(row)
+
+    def item(self, row: int) -> Item:
+        return Item(self.table.ids[row], _copied(self.table.metadata[row]))
+
+    def target_tokens(self, row: int) -> Rows:
+        """(M, D), as stored."""
+        return _row(self.targets, row)
+
+    def image_tokens(self, row: int) -> Rows:
+        """(P, Hv), as stored, which may be on the disk. Raises InputError where none are kept."""
+        if self.images is None:
+            raise InputError(
+                f"the index keeps no image tokens, so {self.table.ids[row]!r} cannot be a reference by id; pass its image instead"
+            )
+        return _row(self.images, row)
+
+    def allowed(self, filter: Filter | None) -> U64 | None:
+        """Which items are live and pass the filter; None for all. Raises InputError for a filter that says nothing sensible."""
+        if filter is None:
+            return self.live
+        passing = self.table.columns.mask(compile_filter(filter), self.rows)
+        return passing if self.live is None else passing & self.live
+
+    def count_of(self, filter: Filter | None) -> int:
+        """How many items pass."""
+        if filter is None:
+            return self.count
+        allowed = self.allowed(filter)
+        return self.count if allowed is None else counted(allowed)
+
+    def search(
+        self,
+        queries: F32,
+        k: int,
+        *,
+        exclude: Sequence[Collection[str]] | None = None,
+        filter: Filter | None = None,
+        zones: ZoneSpec | None = None,
+        picks: int = 0,
+        threads: int = 0,
+    ) -> tuple[IndexMatches, ...]:
+        """See `GalleryIndex.search`, which checks the arguments."""
+        allowed = self.allowed(filter)
+        count = self.rows if allowed is None else counted(allowed)
+        excluded = [self._excluded(ids) for ids in exclude or ()]
+        targets, screen = (self.targets, None) if self.screens is None else self.screens.screen(*self.targets)
+        found = select_zones(
+            np.ascontiguousarray(queries),
+            targets,
+            k=min(k, count),
+            zones=zones,
+            picks=min(picks, count) if zones is not None else 0,
+            counts=zones is not None,
+            exclude=excluded if any(map(len, excluded)) else None,
+            allowed=allowed,
+            screen=screen,
+            threads=threads,
+        )
+        results = []
+        for b in range(len(queries)):
+            counts = None if found.counts is None else (int(found.counts[b, 0]), int(found.counts[b, 1]), int(found.counts[b, 2]))
+            picked = () if found.picks is None or found.pick_scores is None else self._matches(found.picks[b], found.pick_scores[b])
+            results.append(IndexMatches(self._matches(found.ids[b], found.scores[b]), counts, picked))
+        return tuple(results)
+
+    def _excluded(self, ids: Collection[str]) -> I64:
+        """Sorted and unique."""
+        rows = {row for id in ids if (row := self.table.row_of(id, self.rows)) is not None}
+        return np.array(sorted(rows), np.int64)
+
+    def _matches(self, rows: I64, scores: F32) -> tuple[Match, ...]:
+        ids, metadata = self.table.ids, self.table.metadata
+        pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+        return tuple([Match(ids[row], score, _copied(metadata[row])) for row, score in pairs if row >= 0])
+
+
+def _row(shards: tuple[Rows, ...], row: int) -> Rows:
+    for shard, end in zip(shards, accumulate(map(len, shards)), strict=True):
+        if row < end:
+            found: Rows = shard[row - end]
+            return found
+    raise IndexError(row)
+
+
+def _copied(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if metadata is None else {key: _copied_json(value) for key, value in metadata.items()}
+
+
+def _copied_json(value: Any) -> Any:
+    """`copy.deepcopy` would take microseconds for each item."""
+    if isinstance(value, list):
+        return [_copied_json(element) for element in value]
+    return _copied(value) if isinstance(value, dict) else value
