@@ -113,7 +113,7 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 4")
+    refused(bundle, "schema_version must be 3 to 5")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
@@ -136,8 +136,8 @@ def test_older_bundles_stay_what_they_were(bundle: Path) -> None:
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=5, novelty=1))
-    refused(bundle, "schema version 5 is newer than the supported 4; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=6, novelty=1))
+    refused(bundle, "schema version 6 is newer than the supported 5; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:

@@ -13,7 +13,7 @@ from .heads_options import add_heads_options, check_heads_options, export_heads_
 from .tensorrt_options import add_tensorrt_options, run_export
 
 if TYPE_CHECKING:
-    from dqe_engine.contracts.manifest import Precision
+    from dqe_engine.contracts.manifest import Precision, Target
 
     from ..calibration import EvaluationData
 
@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
     parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32)")
-    parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="what --precision auto chooses for (default: cpu)")
+    parser.add_argument(
+        "--target", choices=("cpu", "cuda"), default="cpu", help="what graphs and --precision auto are for (default: cpu; with --trt, cuda)"
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
@@ -80,7 +82,8 @@ def _export(args: argparse.Namespace) -> int:
         checkpoint = load_checkpoint(args.checkpoint)
         attempts = choices(args.precision, args.target, data)
         for precision, why in attempts:
-            options = ExportOptions(name=args.name, precision=precision, why=why, data=data)
+            target: Target = "cuda" if args.trt else args.target
+            options = ExportOptions(name=args.name, precision=precision, target=target, why=why, data=data)
             try:
                 manifest = export_bundle(checkpoint, args.out, options, force=args.force, advance=status.update)
                 break
