@@ -119,6 +119,7 @@ def test_other_schemas(bundle: Path, version: object) -> None:
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
     """As that version wrote it: the report's files listed, and nothing of what was measured since."""
     manifest.update(schema_version=3, precision=precision)
+    del manifest["target"]
     for name in ("mean_error", "norm", "batch_dependence"):
         del manifest["tolerance"][name]
     for graph in manifest["parity"]:
@@ -133,6 +134,16 @@ def test_older_bundles_stay_what_they_were(bundle: Path) -> None:
     assert Bundle.load(bundle).model_hash == before.model_hash
     edit(bundle, lambda manifest: manifest.update(precision="int8"))
     refused(bundle, "int8 of schema version 3 is of a scheme whose answers depended on the processor and on the batch; export again")
+
+
+def test_bundles_of_version_4_are_for_cpus(bundle: Path) -> None:
+    def of_version_4(manifest: dict[str, Any]) -> None:
+        manifest.update(schema_version=4, precision="int8")
+        del manifest["target"]
+
+    before = Bundle.load(bundle)
+    edit(bundle, of_version_4)
+    assert (Bundle.load(bundle).manifest.target, Bundle.load(bundle).model_hash) == ("cpu", before.model_hash)
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
