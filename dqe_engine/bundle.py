@@ -27,6 +27,7 @@ from .errors import BackendError, BundleError, InputError
 from .files import describe_os_error, recover_directory, sha256_of
 from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
 from .tensorrt.engines import engine_folders, open_engine
+from .tensorrt.onnx_runtime import provider_options
 from .text import TextEncoder
 
 
@@ -91,7 +92,11 @@ class Bundle:
         if provider == "auto" and engine_folders(self.path):
             with contextlib.suppress(BackendError):
                 return open_engine(self.path, self.manifest.graph_hash(graph), graph, self.sizes)
-        return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads)
+        tensorrt = None
+        if provider == "ort-tensorrt":
+            hash, longest = self.manifest.graph_hash(graph), self.manifest.tokenizer.max_length
+            tensorrt = provider_options(graph, self.sizes, graph_hash=hash, max_text_length=longest)
+        return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads, tensorrt=tensorrt)
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.path / self.manifest.tokenizer.file, self.manifest.tokenizer)

@@ -24,7 +24,7 @@ from .index.filters import Filter
 from .index.validation import check_count, check_ids
 from .preprocessing import ImageLike, fit_image, normalise, open_image
 from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchResult, SkippedImage, ZoneMembers, build_result_parts
-from .sessions import GraphSession, Provider
+from .sessions import GraphSession, Provider, text_buckets
 
 Progress = Callable[[int, int], None]
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
@@ -43,7 +43,7 @@ class RetrievalEngine:
         self.bundle = bundle
         self._threads = threads
         self._sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
-        self._text = bundle.text_encoder()
+        self._text, self._text_lengths = bundle.text_encoder(), text_buckets(self._query, self._attributes)
         self._index = GalleryIndex.for_bundle(bundle)
         if index is not None:
             self.attach(index)
@@ -166,7 +166,7 @@ class RetrievalEngine:
         if len(references) != len(texts):
             raise InputError(f"{len(references)} reference images for {len(texts)} modification texts; a composed query needs one of each")
         clock = _Clock(STAGES[:-1])
-        encoded = self._text.encode(texts)
+        encoded = self._text.encode(texts, lengths=self._text_lengths)
         clock.lap("tokenise")
         image_tokens = self._reference_tokens(index, references, clock)
         fused = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)

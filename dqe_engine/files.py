@@ -8,13 +8,14 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"
+"""Of what is to become another file or directory. A killed run leaves it behind; it is removed only in folders known to be ours."""
 _OLD = "old"  # within a temporary: what is being replaced
 _GONE = "gone"  # what was replaced, and is being removed
 
@@ -59,7 +60,7 @@ def describe_write_error(error: OSError, out: Path) -> str:
     if error.filename is not None:
         place, file = out.absolute(), Path(os.fsdecode(error.filename)).absolute()
         within = file.relative_to(place.parent).parts if file.is_relative_to(place.parent) else ()
-        ours = within and (within[0] == place.name or within[0].startswith((_TEMPORARY_PREFIX, f"{place.name}.")))
+        ours = within and (within[0] == place.name or within[0].startswith((TEMPORARY_PREFIX, f"{place.name}.")))
         if not (ours or place.is_relative_to(file)):
             return describe_os_error(error)
     return f"{out}: cannot be written ({error.strerror}){_remedy(error)}"
@@ -85,18 +86,38 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directories(path: Path) -> None:
+    """`path` and the parents that it lacks, each on the disk before this returns: else a file in them that was flushed could be lost
+    with them."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        fsync_path(directory.parent)
+
+
+def open_in_place(path: Path, flags: int) -> int:
+    """A descriptor of the file `path` itself: of a link, whose target may be anybody's file, it is refused with OSError (ELOOP).
+
+    A file that `flags` create has the permissions that the process's umask leaves.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends, and vanishes when the block raises."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
+    make_directories(path.parent)
+    name = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    descriptor = open_in_place(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -121,7 +142,6 @@ def atomic_directory(path: Path, *, replace: bool = False, marker: str | None = 
         yield temporary
         for file in temporary.rglob("*"):
             fsync_path(file)
-        temporary.chmod(0o755)
         fsync_path(temporary)
         _check_free(path, replace, marker)  # the block may have taken hours
         if os.path.lexists(path):
@@ -137,7 +157,7 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 
     Its lock tells it from the remains of killed runs, which are removed first: see `remove_stale_temporaries`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(path.parent)
     remove_stale_temporaries(path)
     with _locked_temporary(path) as temporary:
         try:
@@ -238,7 +258,7 @@ def _discard(temporary: Path) -> None:
 
 def _temporaries(path: Path) -> list[Path]:
     """The temporary directories of `path` and of no other name: a name may hold dots, and what is special in a glob."""
-    pattern = re.compile(re.escape(f"{_TEMPORARY_PREFIX}{path.name}.") + "[a-z0-9_]{8}")  # the suffix of tempfile.mkdtemp
+    pattern = re.compile(re.escape(f"{TEMPORARY_PREFIX}{path.name}.") + "[a-z0-9_]{8}")  # earlier versions had more letters
     try:
         found = [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
     except (FileNotFoundError, NotADirectoryError, PermissionError):  # no folder, or one that hides what is in it
@@ -251,7 +271,8 @@ def _temporaries(path: Path) -> list[Path]:
 def _locked_temporary(path: Path) -> Iterator[Path]:
     """A new temporary directory of `path`, locked while the block runs."""
     while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{path.name}.", dir=path.parent))
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}.{secrets.token_hex(4)}"
+        temporary.mkdir()
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(temporary, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from .binding import Binding
 from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
+from .tensorrt.onnx_runtime import without_profiles
+from .tensorrt.sizes import ANY_BATCH
 
 OrtProvider = Literal["auto", "cpu", "cuda", "ort-tensorrt"]
 Provider = Literal[OrtProvider, "tensorrt"]
@@ -52,17 +55,40 @@ class GraphSession(Protocol):
         ...
 
 
+@runtime_checkable
+class TextBuckets(Protocol):
+    """What a session has besides where some lengths of text run faster than those between."""
+
+    @property
+    def text_buckets(self) -> tuple[int, ...]:
+        """Those lengths in tokens, ascending; texts are best padded to the next one, which `attention_mask` hides."""
+        ...
+
+
+def text_buckets(*sessions: GraphSession) -> tuple[int, ...]:
+    """Lengths to pad texts to that go through all these sessions: the first's that has any, none for ONNX Runtime's."""
+    return next((session.text_buckets for session in sessions if isinstance(session, TextBuckets) and session.text_buckets), ())
+
+
 class OnnxSession:
     """An ONNX Runtime session bound to `spec`.
 
     `provider`: all but "auto" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
-    takes CUDA where it works, else the CPU, and `self.provider` says which. "ort-tensorrt" builds its engines anew in every
-    process, at the first run of a shape. `threads`: intra-op threads of the CPU provider; None for ONNX Runtime's own choice, and
+    takes CUDA where it works, else the CPU, and `self.provider` says which. `tensorrt`: of `provider_options`, for "ort-tensorrt", which
+    without them builds its engines anew in every process and at each new shape; with them larger batches run in parts.
+    `threads`: intra-op threads of the CPU provider; None for ONNX Runtime's own choice, and
     for one where there is little to do (`LITTLE_WORK`). Raises BundleError when the file is no graph or not the spec's graph.
     """
 
     def __init__(
-        self, path: Path, spec: GraphSpec, sizes: GraphSizes, *, provider: OrtProvider = "auto", threads: int | None = None
+        self,
+        path: Path,
+        spec: GraphSpec,
+        sizes: GraphSizes,
+        *,
+        provider: OrtProvider = "auto",
+        threads: int | None = None,
+        tensorrt: Mapping[str, str] | None = None,
     ) -> None:
         if provider not in ("auto", *_ORDERS):
             raise InputError(f"unknown provider {provider!r}; choose auto, {', '.join(_ORDERS)}")
@@ -70,7 +96,8 @@ class OnnxSession:
             raise InputError(f"threads must be at least 1, got {threads}")
         self.spec = spec
         self._binding = Binding(spec, sizes)
-        self._session, self.provider = _open_session(path, provider, threads)
+        self._session, self.provider = _open_session(path, provider, threads, tensorrt or {})
+        self._largest = ANY_BATCH.max if tensorrt else None
         _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
         weights = (path, path.with_name(f"{path.name}.data"))
@@ -87,6 +114,11 @@ class OnnxSession:
         shapes = self._binding.output_shapes(dynamic)
         if dynamic["batch"] == 0:
             return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
+        if self._largest is not None and dynamic["batch"] > self._largest:
+            count = -(-dynamic["batch"] // self._largest)
+            split = {name: np.array_split(array, count) for name, array in inputs.items()}
+            parts = [self.run(**{name: arrays[i] for name, arrays in split.items()}) for i in range(count)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
         session = self._single if self._single is not None and dynamic["batch"] <= self._little else self._session
         try:
             values = session.run(list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
@@ -99,7 +131,9 @@ class OnnxSession:
         return outputs
 
 
-def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tuple[Any, str]:
+def _open_session(
+    path: Path, provider: OrtProvider, threads: int | None, tensorrt: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, str]:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: what matters is checked below and raised
@@ -117,13 +151,22 @@ def _open_session(path: Path, provider: OrtProvider, threads: int | None) -> tup
         # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     names = [_PROVIDER_NAMES[name] for name in _ORDERS[wanted] if _PROVIDER_NAMES[name] in available]
-    settings = [_FLOAT32 if name == _PROVIDER_NAMES["cuda"] else {} for name in names]
-    try:
+
+    def create(tensorrt: Mapping[str, str]) -> Any:
+        settings = {_PROVIDER_NAMES["cuda"]: _FLOAT32, _PROVIDER_NAMES["ort-tensorrt"]: dict(tensorrt)}
         # Without enable_fallback=0 a failing provider is replaced by the CPU, at creation and in the middle of run().
-        session = ort.InferenceSession(
-            str(path), options, providers=names, provider_options=settings, enable_fallback=0,
+        return ort.InferenceSession(
+            str(path), options, providers=names, provider_options=[settings.get(name, {}) for name in names], enable_fallback=0,
             disabled_optimizers=_SLOWER_FUSIONS if wanted == "cpu" else None,
         )  # fmt: skip
+
+    try:
+        try:
+            session = create(tensorrt)
+        except Exception:  # as in OnnxSession.run
+            if without_profiles(tensorrt) == tensorrt:
+                raise
+            session = create(without_profiles(tensorrt))
     except Exception as error:  # as in OnnxSession.run
         if wanted != "cpu":
             if provider == "auto":

@@ -41,8 +41,9 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self.spec = spec
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Tokenise, truncated to `max_length` (special tokens included) and padded to the longest text of the batch.
+    def encode(self, texts: Sequence[str], *, lengths: Sequence[int] = ()) -> EncodedTexts:
+        """Tokenise, truncated to `max_length` (special tokens included) and padded to the longest text of the batch, or to the next
+        of `lengths` (ascending) where one is as long.
 
         Any Unicode is accepted; lone surrogates become U+FFFD. Raises InputError for anything but a sequence of str,
         and for a text without a single token, such as an empty or blank one.
@@ -55,9 +56,14 @@ class TextEncoder:
         for text, encoding in zip(texts, encodings, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
+        longest = len(encodings[0].ids)
+        shape = len(texts), next((length for length in lengths if length >= longest), longest)
+        ids, mask = np.full(shape, self.spec.pad_id, np.int64), np.zeros(shape, np.int64)  # (B, L)
+        ids[:, :longest] = [encoding.ids for encoding in encodings]
+        mask[:, :longest] = [encoding.attention_mask for encoding in encodings]
         return EncodedTexts(
-            input_ids=np.array([encoding.ids for encoding in encodings], np.int64),  # (B, L)
-            attention_mask=np.array([encoding.attention_mask for encoding in encodings], np.int64),  # (B, L)
+            input_ids=ids,
+            attention_mask=mask,
             truncated=tuple(bool(encoding.overflowing) for encoding in encodings),
         )
 

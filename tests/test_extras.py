@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from dqe_engine.tensorrt.api import SUPPORTED_MAJORS
 
 ROOT = Path(__file__).parents[1]
 OURS = {"dqe_engine", "dqe_training", "dqe_export"}
@@ -30,19 +33,27 @@ OPTIONAL = {
 """What an option or another extra (cpu or gpu, lora, ray) brings, or one dataset needs (pyarrow); its absence is one line that says so."""
 
 
-def names_of(extra: str | None) -> set[str]:
-    """Import names that a plain installation, or one with the extra, brings."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found: set[str] = set()
-    for requirement in project["dependencies"] if extra is None else project["optional-dependencies"][extra]:
+TWINS = ({"onnxruntime", "onnxruntime_gpu"}, {"faiss_cpu", "faiss_gpu"})
+"""Distributions that overwrite one another's files."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def distributions_of(extra: str | None) -> dict[str, str]:
+    """What a plain installation, or one with the extra, brings: requirements by name."""
+    found: dict[str, str] = {}
+    for requirement in PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]:
         name = requirement.split(";")[0].split(">")[0].strip()
         if name.startswith("dqe-engine["):
             for other in name[len("dqe-engine[") : -1].split(","):
-                found |= names_of(other)
+                found |= distributions_of(other)
         else:
-            plain = name.lower().replace("-", "_")
-            found |= {NAMES.get(plain, plain)} | BROUGHT.get(plain, set())
+            found[name.lower().replace("-", "_")] = requirement
     return found
+
+
+def names_of(extra: str | None) -> set[str]:
+    """Import names that a plain installation, or one with the extra, brings."""
+    return set[str]().union(*({NAMES.get(name, name)} | BROUGHT.get(name, set()) for name in distributions_of(extra)))
 
 
 def imported(package: Path) -> dict[str, set[str]]:
@@ -68,3 +79,33 @@ def test_what_a_package_imports_is_in_its_extra(package: str, extras: tuple[str,
     found = imported(ROOT / package)
     assert len(found) >= 4
     assert {name: files for name, files in found.items() if name not in allowed} == {}
+
+
+def test_tensorrt_goes_with_either_runtime() -> None:
+    """`pip install 'dqe-engine[gpu]'` where `[cpu]` is installed puts onnxruntime-gpu's files over onnxruntime's, and neither works."""
+    tensorrt, cpu, gpu = (distributions_of(extra) for extra in ("tensorrt", "cpu", "gpu"))
+    assert tensorrt.items() <= gpu.items()
+    assert set(tensorrt) == {"tensorrt", "cuda_bindings"}
+    for twins in TWINS:
+        assert len(twins & {*tensorrt, *cpu}) == len(twins & set(gpu)) == 1
+        assert not twins & set(tensorrt)
+
+
+def test_the_tensorrt_that_is_installed_is_one_that_runs() -> None:
+    requirement = distributions_of("tensorrt")["tensorrt"]
+    assert requirement == f"tensorrt>={SUPPORTED_MAJORS[0]}.3,<{SUPPORTED_MAJORS[-1] + 1}"
+
+
+def test_messages_name_extras_that_exist_and_the_one_that_is_missing() -> None:
+    files = [
+        *(path for folder in ("dqe_engine", "training", "export", "docs") for path in (ROOT / folder).rglob("*.[pm][yd]")),
+        ROOT / "README.md",
+    ]
+    advised = {file: re.findall(r"dqe-engine\[([\w,]+)\]", file.read_text(encoding="utf-8")) for file in files}
+    assert sum(map(len, advised.values())) >= 8
+    named = {extra for extras in advised.values() for text in extras for extra in text.split(",")}
+    assert named <= set(PROJECT["optional-dependencies"])
+    of_tensorrt = {
+        file.name: set(extras) for file, extras in advised.items() if "tensorrt" in file.as_posix() and file.suffix == ".py" and extras
+    }
+    assert of_tensorrt == {name: {"tensorrt"} for name in ("api.py", "cuda.py", "tensorrt_runtime.py")}

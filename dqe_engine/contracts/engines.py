@@ -5,10 +5,12 @@ Plans carry no metadata of their own, so everything that decides whether an engi
 
 from __future__ import annotations
 
-from .manifest import FileEntry
+import re
+
+from .manifest import FileEntry, GraphParity, Tolerance
 from .parsing import Contract
 
-ENGINES_SCHEMA_VERSION = 2
+ENGINES_SCHEMA_VERSION = 3
 ENGINES_FILE = "engines.json"
 ENGINES_FOLDER = "tensorrt"  # within a bundle; a manifest's `model_hash` leaves out what is below it
 
@@ -36,19 +38,12 @@ class Profile(Contract, frozen=True):
         return {"batch": getattr(self.batch, which), "text_length": getattr(self.text_length, which)}
 
 
-class EngineParity(Contract, frozen=True):
-    """Largest difference from ONNX Runtime at one shape, per output."""
-
-    shape: dict[str, int]
-    max_abs_error: dict[str, float]
-
-
 class EngineEntry(Contract, frozen=True):
     """One engine: its file in the folder, what the engine inspector says of it, and how it compares.
 
     `graph_hash` is the manifest's of the graph that it was built from: an engine outlives the replacement of other graphs.
     `layer_types` counts layers by type. `device_memory`: bytes of activations, weights not included. `graph_shapes`: the
-    shapes that run as CUDA graphs.
+    shapes that run as CUDA graphs. `parity` is with ONNX Runtime's CPU provider on the same graph, within `tolerance`, the bundle's own.
     """
 
     graph: str
@@ -59,9 +54,8 @@ class EngineEntry(Contract, frozen=True):
     layer_types: dict[str, int]
     device_memory: int
     graph_shapes: tuple[dict[str, int], ...]
-    atol: float
-    rtol: float
-    parity: tuple[EngineParity, ...]
+    tolerance: Tolerance
+    parity: GraphParity
 
 
 class EngineManifest(Contract, frozen=True, kw_only=True):
@@ -85,15 +79,21 @@ class EngineManifest(Contract, frozen=True, kw_only=True):
     profiles: tuple[Profile, ...]
     engines: tuple[EngineEntry, ...]
 
-    def refusal(self, *, compute_capability: str, tensorrt: str, graph: str, graph_hash: str) -> str:
-        """Why the engine of `graph` cannot run there, in a few words; "" where it can."""
+    def refusal(self, *, gpu: str, compute_capability: str, tensorrt: str, graph: str, graph_hash: str) -> str:
+        """Why the engine of `graph` cannot run there, in a few words; "" where it can.
+
+        Models of GPUs differ within one compute capability, in memory and in numbers of multiprocessors: TensorRT loads an engine of
+        another model with a warning that it may be slow or fail, so it is refused here unless it was built to be compatible.
+        """
         if any(entry.graph == graph and entry.graph_hash != graph_hash for entry in self.engines):
             return f"{graph} was built from another export"
-        if self.compute_capability != compute_capability:
-            if not self.hardware_compatible:
-                return f"built for compute capability {self.compute_capability}"
+        if self.hardware_compatible:
             if _numbers(compute_capability) < _AMPERE:
                 return "hardware-compatible engines need compute capability 8.0 or newer"
+        elif self.compute_capability != compute_capability:
+            return f"built for compute capability {self.compute_capability}"
+        elif self.gpu != gpu:
+            return f"built on {self.gpu}"
         if self.tensorrt != tensorrt:
             if not self.version_compatible:
                 return f"built with TensorRT {self.tensorrt}"
@@ -110,11 +110,14 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def folder_name(compute_capability: str, tensorrt: str, *, hardware_compatible: bool = False, version_compatible: bool = False) -> str:
-    """Name of the folder that holds the engines of one GPU architecture and version, such as "sm90-10.16".
+def folder_name(
+    gpu: str, compute_capability: str, tensorrt: str, *, hardware_compatible: bool = False, version_compatible: bool = False
+) -> str:
+    """Name of the folder that holds the engines of one model of GPU and one version, such as "nvidia-l4-sm89-10.16".
 
     Compatible engines have a name of their own, "sm80+-10.16+", so that they may lie beside faster ones that fit one GPU.
     """
     major, minor = _numbers(tensorrt)[:2]
-    architecture = "sm80+" if hardware_compatible else f"sm{compute_capability.replace('.', '')}"
-    return f"{architecture}-{major}.{minor}{'+' if version_compatible else ''}"
+    model = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    device = "sm80+" if hardware_compatible else f"{model}-sm{compute_capability.replace('.', '')}"
+    return f"{device}-{major}.{minor}{'+' if version_compatible else ''}"

@@ -12,8 +12,8 @@ from .findings import NO_DEVICE, Context, Finding, Steps, Trying, one_line
 from .packages import installed_of, listed
 
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-lean", "tensorrt-dispatch")
-_INSTALL = "pip install 'dqe-engine[gpu]' on a machine with an NVIDIA GPU"
-_REINSTALL = "pip install --force-reinstall tensorrt; its version must fit the driver's CUDA"
+_INSTALL = "pip install 'dqe-engine[tensorrt]' on a machine with an NVIDIA GPU"
+_REINSTALL = "pip install --force-reinstall 'tensorrt>=10.3,<12'; its version must fit the driver's CUDA"
 
 
 def probe(context: Context) -> Steps:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,25 +59,80 @@ class Column:
 
 
 class ScreenCache:
-    """The 8-bit copy of a column's two shards (`Screen`), made at the first call. Threads may ask at the same time."""
+    """The 8-bit copy (`Screen`) of rows that are appended to, made at the first call. Threads may ask at the same time.
 
-    def __init__(self) -> None:
+    It follows the rows, not the arrays that they lie in: saving, after which the same rows lie in a file, changes nothing in it.
+    """
+
+    def __init__(self, codes: CodedShard | None = None) -> None:
+        """`codes`: of the first rows, where they are known."""
         self._lock = threading.Lock()
-        self._saved: CodedShard | None = None
-        self._added: tuple[Column, ...] = ()
+        self._first = codes
+        self._added: tuple[Column, ...] = ()  # of the rows after those
 
-    def screen(self, saved: Rows, added: Rows) -> Screen:
-        """`saved` is the same at every call, `added` a prefix of what it was or will be: only what is new is quantised."""
+    def screen(self, *shards: Rows) -> tuple[tuple[Rows, ...], Screen]:
+        """The shards, cut where the codes are, and their screen.
+
+        `shards`: all rows in their order; those of one call are a prefix of those of another. Only what is new is quantised.
+        """
         with self._lock:
-            if self._saved is None:
-                (self._saved,) = Screen.build(saved).shards
+            if self._first is None:
+                (self._first,) = Screen.build(shards[0]).shards
             if not self._added:
-                self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._saved)
-            done = len(self._added[0])
-            if len(added) > done:
+                self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._first)
+            first = len(self._first.codes)
+            if new := _rows_from(shards, first + len(self._added[0])):
                 grown = tuple(copy.copy(column) for column in self._added)
-                (coded,) = Screen.build(added[done:]).shards
-                for column, name in zip(grown, CodedShard._fields, strict=True):
-                    column.append(getattr(coded, name))
+                for coded in Screen.build(new).shards:
+                    arrays: tuple[Rows, ...] = tuple(coded)
+                    for column, rows in zip(grown, arrays, strict=True):
+                        column.append(rows)
                 self._added = grown  # all four or none, should memory run out
-            return Screen((self._saved, CodedShard(*(column.shards()[1][: len(added)] for column in self._added))))
+            parts = (self._first, _coded(self._added))
+        pieces, codes, start = [], [], 0
+        for shard in shards:
+            for begin, end in pairwise(sorted({0, min(max(first - start, 0), len(shard)), len(shard)})):
+                part, origin = (parts[0], start) if start + begin < first else (parts[1], start - first)
+                pieces.append(shard[begin:end])
+                codes.append(_rows(part, slice(origin + begin, origin + end)))
+            start += len(shard)
+        return (tuple(pieces), Screen(tuple(codes))) if pieces else (shards[:1], Screen(parts[:1]))
+
+    def taken(self, rows: NDArray[np.int64]) -> ScreenCache:
+        """The cache of these rows alone, ascending, with the codes of all that have been made."""
+        with self._lock:
+            if self._first is None:
+                return ScreenCache()
+            parts = [self._first, *([_coded(self._added)] if self._added else [])]
+        found, begin = [], 0
+        for part in parts:
+            end = begin + len(part.codes)
+            found.append(_rows(part, rows[np.searchsorted(rows, begin) : np.searchsorted(rows, end)] - begin))
+            begin = end
+        return ScreenCache(
+            CodedShard(
+                np.concatenate([part.codes for part in found]),
+                np.concatenate([part.scales for part in found]),
+                np.concatenate([part.errors for part in found]),
+                np.concatenate([part.norms for part in found]),
+            )
+        )
+
+
+def _coded(columns: Sequence[Column]) -> CodedShard:
+    codes, scales, errors, norms = (column.shards()[1] for column in columns)
+    return CodedShard(codes, scales, errors, norms)
+
+
+def _rows(coded: CodedShard, which: slice | NDArray[np.int64]) -> CodedShard:
+    return CodedShard(coded.codes[which], coded.scales[which], coded.errors[which], coded.norms[which])
+
+
+def _rows_from(shards: Sequence[Rows], start: int) -> list[Rows]:
+    """The rows from `start` on of all shards."""
+    found, begin = [], 0
+    for shard in shards:
+        if len(rows := shard[max(0, start - begin) :]):
+            found.append(rows)
+        begin += len(shard)
+    return found

@@ -110,7 +110,8 @@ class GalleryIndex:
                 raise InputError(f"{id!r} is not in the index")
             if self._images is None:
                 raise InputError(f"the index keeps no image tokens, so {id!r} cannot be a reference by id; pass its image instead")
-            out[:] = self._images[self._positions[id]]
+            tokens = self._images[self._positions[id]]
+        out[:] = tokens  # outside of the lock: it may be read from the disk
         return out
 
     def target_tokens(self, id: str) -> F32:
@@ -118,7 +119,8 @@ class GalleryIndex:
         with self._state:
             if id not in self._positions:
                 raise InputError(f"{id!r} is not in the index")
-            return self._targets[self._positions[id]].astype(np.float32)
+            tokens = self._targets[self._positions[id]]
+        return tokens.astype(np.float32)
 
     def add(
         self,
@@ -136,7 +138,7 @@ class GalleryIndex:
         the index's precision, metadata that JSON cannot hold, ids that repeat, and ids that exist unless `replace`.
         """
         check_no_single_str("ids", ids)
-        ids = list(ids)
+        ids = [str.__str__(id) if isinstance(id, str) else id for id in ids]  # of `np.str_` too, which JSON would not take
         check_ids(ids)
         targets = checked_rows("target_tokens", target_tokens, (len(ids), *self.target_shape), DTYPES[self.storage])
         if (image_tokens is None) != (self.image_storage == "none"):
@@ -319,9 +321,12 @@ class GalleryIndex:
             if (view := self._views.get(screened)) is not None:
                 return view, excluded
             dead = np.array(sorted(self._dead), np.int64)
-            shards, cache, ids, metadata = self._targets.shards(), self._screen, self._ids, self._metadata
+            shards: tuple[NDArray[Any], ...] = self._targets.shards()
+            cache, ids, metadata = self._screen, self._ids, self._metadata
         wanted = sum(shard.nbytes for shard in shards) <= SCREENED_BYTES if screened is None else screened
-        screen = cache.screen(*shards) if wanted else None  # outside of the lock: the first one takes a while
+        screen = None
+        if wanted:  # outside of the lock: the first one takes a while
+            shards, screen = cache.screen(*shards)
         view = Snapshot(shards, screen, ids, metadata, dead)
         with self._state:
             if changes == self._changes:
@@ -336,6 +341,7 @@ class GalleryIndex:
             root,
             msgspec.structs.replace(
                 ours,
+                schema_version=disk.SCHEMA_VERSION,
                 revision=disk.new_revision(),
                 rows=len(self._ids),
                 catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self._unsaved)]),
@@ -371,8 +377,8 @@ class GalleryIndex:
         with self._state:
             self._targets, self._images = targets, images
             self._changed()
-            self._screen = ScreenCache()  # of the mapped rows, at the next search
             if compacted is not None:
+                self._screen = self._screen.taken(np.fromiter(self._positions.values(), np.int64))
                 self._ids, self._metadata = compacted
                 self._positions = {id: at for at, id in enumerate(self._ids)}
                 self._dead = set()

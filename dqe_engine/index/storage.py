@@ -4,11 +4,12 @@
     <generation>.catalogue    one JSON line per event: a row added (id, metadata) or a row removed (position)
     <generation>.targets      raw rows (M, D), little-endian f32 or f16: one file, so that a search maps one array
     <generation>.images       raw rows (P, Hv), where image tokens are cached
-    lock                      held (flock) while saving
+    lock                      held (flock) while saving; by what is in it, a folder is known to be an index's before there is a manifest
 
 A save appends behind the confirmed prefix, flushes to the disk, then replaces the manifest. Killed before that, the old
 manifest still describes what is there and the next save cuts the rest off. Compaction writes a new generation; files
 that no manifest names are removed by the save after it, so that a reader that just read the manifest still finds them.
+Nothing is written to a folder that holds other things and no index.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dqe_engine.contracts.parsing import Contract, parse, to_json
-from dqe_engine.errors import IndexFormatError
-from dqe_engine.files import atomic_write, describe_os_error, describe_write_error
+from dqe_engine.contracts.parsing import Contract, to_json
+from dqe_engine.contracts.versioned import Versioned, read_document
+from dqe_engine.errors import IndexConflictError, IndexFormatError
+from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, describe_write_error, make_directories, open_in_place
 
 Storage = Literal["f32", "f16"]
 ImageStorage = Literal["none", "f16", "f32"]
 DTYPES = {"f32": "<f4", "f16": "<f2"}
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+LOCK_FILE = "lock"
+_MARK = b"gallery-index\n"
 _DATA_FILE = re.compile(r"[0-9a-f]{8}\.(?:catalogue|targets|images)")
-_TEMPORARY_PREFIX = ".tmp-"  # of files.atomic_write
 _WRITE_BYTES = 1 << 24
 
 
@@ -49,10 +52,20 @@ class FileState(Contract, frozen=True, kw_only=True):
     size: int = 0
     crc32: int = 0
 
+    def __post_init__(self) -> None:
+        if not _DATA_FILE.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is not a file of an index")
+        if not 0 <= self.size < 2**62:
+            raise ValueError(f"{self.name}: a size of {self.size} bytes")
 
-class IndexManifest(Contract, frozen=True, kw_only=True):
-    """`revision` changes with every save; a writer that does not know the one on disk is out of date."""
 
+class IndexManifest(Versioned, frozen=True, kw_only=True):
+    """`revision` changes with every save; a writer that does not know the one on disk is out of date.
+
+    Schema version 1 had no `kind`.
+    """
+
+    kind: Literal["gallery-index"] = "gallery-index"
     schema_version: int = SCHEMA_VERSION
     model_hash: str
     revision: str
@@ -64,6 +77,10 @@ class IndexManifest(Contract, frozen=True, kw_only=True):
     catalogue: FileState
     targets: FileState
     images: FileState | None
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or min(*self.target_shape, *self.image_shape) < 1:
+            raise ValueError(f"{self.rows} rows of {self.target_shape} and {self.image_shape}")
 
     @property
     def files(self) -> tuple[FileState, ...]:
@@ -80,30 +97,19 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 def read_manifest(root: Path) -> IndexManifest | None:
     """The manifest in `root`, or None where there is none. Raises IndexFormatError for one that cannot be used."""
-    where = root / MANIFEST_FILE
     try:
-        data = msgspec.json.decode(where.read_bytes())
+        return read_document(IndexManifest, root / MANIFEST_FILE, remedy="restore it from a copy or index again", error=IndexFormatError)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise IndexFormatError(describe_os_error(error, where)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise IndexFormatError(f"{where}: not valid JSON ({error}); restore it from a copy or index again") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise IndexFormatError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
-    manifest = parse(IndexManifest, data, where=str(where), error=IndexFormatError)
-    for state in manifest.files:
-        if not _DATA_FILE.fullmatch(state.name) or state.size < 0:
-            raise IndexFormatError(f"{where}: {state.name!r} is not a file of an index; do not use this index")
-    return manifest
 
 
 def read_manifest_to_replace(root: Path) -> IndexManifest | None:
-    """The manifest, or None also where it is too damaged to say which files belong to it."""
+    """The manifest, or None also where it is too damaged to say which files belong to it, in a folder that is known to be an index's."""
     try:
         return read_manifest(root)
     except IndexFormatError:
+        if not _is_ours(root):
+            raise
         return None
 
 
@@ -118,21 +124,52 @@ def new_revision() -> str:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Hold the directory's lock, creating the directory where needed. Disk errors leave as IndexFormatError."""
+    """Hold the directory's lock, creating the directory where needed. Disk errors leave as IndexFormatError.
+
+    Raises IndexConflictError for a directory that holds other things and no index.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with open(root / "lock", "wb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # released by the kernel even when we are killed
+        make_directories(root)
+        descriptor = None
+        try:
+            others = sorted(entry.name for entry in root.iterdir() if entry.name != LOCK_FILE)
+            descriptor = open_in_place(root / LOCK_FILE, os.O_RDWR | os.O_CREAT) if not others or _is_ours(root) else None
+            if descriptor is None or not _MARK.startswith(os.pread(descriptor, len(_MARK) + 1, 0)):
+                named = ", ".join(others[:3] or [LOCK_FILE]) + (", …" if len(others) > 3 else "")
+                raise IndexConflictError(f"{root} holds other things ({named}) and no index; name a new folder")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released by the kernel even when we are killed
+            os.pwrite(descriptor, _MARK, 0)
             yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
     except OSError as error:
         raise IndexFormatError(describe_write_error(error, root)) from error
 
 
+def _is_ours(root: Path) -> bool:
+    """Whether `root` is an index's folder: a lock that says so, or, of a version whose locks were empty, a manifest that does."""
+    try:
+        descriptor = open_in_place(root / LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        found = os.read(descriptor, len(_MARK) + 1)
+    finally:
+        os.close(descriptor)
+    if found == _MARK:
+        return True
+    with contextlib.suppress(IndexFormatError):
+        return not found and read_manifest(root) is not None
+    return False
+
+
 def remove_orphans(root: Path, keep: IndexManifest | None) -> None:
-    """Remove our files that `keep` does not name: earlier generations and what killed saves left."""
+    """Remove our files that `keep` does not name: earlier generations and what killed saves left. While `writing`, which knows that the
+    folder is ours."""
     named = {state.name for state in keep.files} if keep else set()
     for file in root.iterdir():
-        if file.name not in named and (_DATA_FILE.fullmatch(file.name) or file.name.startswith(_TEMPORARY_PREFIX)):
+        if file.name not in named and (_DATA_FILE.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)):
             file.unlink()
 
 
@@ -141,7 +178,7 @@ def extend(root: Path, state: FileState, chunks: Iterable[bytes | NDArray[Any]])
     path, size, crc = root / state.name, state.size, state.crc32
     if state.size and (not path.is_file() or path.stat().st_size < state.size):
         raise IndexFormatError(f"{path}: missing or shorter than its confirmed {state.size} bytes; restore it from a copy or index again")
-    with open(path, "r+b" if state.size else "wb") as stream:
+    with os.fdopen(open_in_place(path, os.O_RDWR | (0 if state.size else os.O_CREAT)), "r+b") as stream:
         stream.truncate(size)  # what a killed save left behind
         stream.seek(size)
         for chunk in chunks:

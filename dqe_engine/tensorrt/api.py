@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 from ..errors import BackendError
 
 SUPPORTED_MAJORS = (10, 11)
-_KEPT_LINES = 5000  # of the log; a build writes some hundred, a broken one may repeat itself
+_KEPT_LINES = 5000  # the last ones: a build writes some hundred, a broken one may repeat itself
+_KEPT_ERRORS = 20  # the first ones: what comes after follows from them
 
 
 class Logger(Protocol):
     """`trt.ILogger` that keeps what it is told."""
 
-    lines: list[str]
+    @property
+    def lines(self) -> list[str]:
+        """The last lines logged, the oldest first, without the verbose ones."""
+        ...
 
     def errors(self) -> str:
-        """The errors logged so far, in one line, "no message" without any."""
+        """The errors logged since this was last asked, in one line, "no message" without any."""
         ...
 
 
@@ -26,7 +31,9 @@ def import_tensorrt() -> Any:
         import tensorrt
     except (ImportError, OSError, RuntimeError) as error:  # without its libraries it raises whatever dlopen said
         reason = " ".join(str(error).split())
-        raise BackendError(f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[gpu]', or choose another provider") from error
+        raise BackendError(
+            f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[tensorrt]', or choose another provider"
+        ) from error
     version = str(getattr(tensorrt, "__version__", "unknown"))
     if not version.startswith(tuple(f"{major}." for major in SUPPORTED_MAJORS)):
         raise BackendError(f"TensorRT {version} is installed; this version of dqe-engine runs 10 and 11")
@@ -39,15 +46,22 @@ def make_logger(trt: Any) -> Logger:
     class Log(trt.ILogger):  # type: ignore[misc]  # the base is known only once TensorRT is imported
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # pybind11 wants it by name
-            self.lines: list[str] = []
+            self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+            self._errors: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity.name != "VERBOSE" and len(self.lines) < _KEPT_LINES:
-                self.lines.append(f"[{severity.name}] {msg}")
+            if severity.name != "VERBOSE":
+                self._lines.append(f"[{severity.name}] {msg}")
+            if severity.name in ("ERROR", "INTERNAL_ERROR") and len(self._errors) < _KEPT_ERRORS:
+                self._errors.append(" ".join(msg.split()))
+
+        @property
+        def lines(self) -> list[str]:
+            return list(self._lines)
 
         def errors(self) -> str:
-            found = [line.partition("] ")[2] for line in self.lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]"))]
-            return " | ".join(" ".join(text.split()) for text in found)[:600] or "no message"
+            found, self._errors = self._errors, []
+            return " | ".join(found)[:600] or "no message"
 
     log: Logger = Log()
     return log
@@ -58,7 +72,10 @@ def load_engine(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) -> An
 
     Raises BackendError with TensorRT's own words. Call it only where a device is known to be there.
     """
-    runtime = trt.Runtime(logger)
+    try:
+        runtime = trt.Runtime(logger)
+    except TypeError as error:  # what pybind11 makes of a null pointer
+        raise BackendError(f"TensorRT {trt.__version__} makes no runtime: {logger.errors()}") from error
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)

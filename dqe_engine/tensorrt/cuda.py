@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install 'dqe-engine[gpu]'") from error
+            raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install 'dqe-engine[tensorrt]'") from error
         self.runtime = runtime
         try:
             devices = self("cudaGetDeviceCount")
@@ -40,9 +42,29 @@ class Cuda:
     def __call__(self, function: str, *arguments: Any) -> Any:
         status, *values = getattr(self.runtime, function)(*arguments)
         if status != self.runtime.cudaError_t.cudaSuccess:
+            # CUDA also keeps the error for whoever asks next, which may be a library that takes it for its own.
+            self.runtime.cudaGetLastError()
             _, text = self.runtime.cudaGetErrorString(status)
             raise BackendError(f"{function}: {text.decode()}")
         return values[0] if values else None
+
+    def release(self, function: str, *arguments: Any) -> None:
+        """Call a function that frees or puts back. What a lost device, or a driver that is shutting down, refuses is gone anyway."""
+        with contextlib.suppress(BackendError):
+            self(function, *arguments)
+
+    @contextlib.contextmanager
+    def on(self, device: int) -> Iterator[None]:
+        """Inside, `device` is the calling thread's: each thread has a current device of its own, 0 until it says otherwise."""
+        before = self("cudaGetDevice")
+        if before == device:
+            yield
+            return
+        self("cudaSetDevice", device)
+        try:
+            yield
+        finally:
+            self.release("cudaSetDevice", before)
 
     def gpu(self) -> Gpu:
         properties = self("cudaGetDeviceProperties", self("cudaGetDevice"))

@@ -40,7 +40,9 @@ def select_folder(bundle: Path, graph: GraphSpec, graph_hash: str, gpu: Gpu, ten
     refused, found = [], []
     for folder in engine_folders(bundle):
         manifest = read_sidecar(folder)
-        reason = manifest.refusal(compute_capability=gpu.compute_capability, tensorrt=tensorrt, graph=graph.name, graph_hash=graph_hash)
+        reason = manifest.refusal(
+            gpu=gpu.name, compute_capability=gpu.compute_capability, tensorrt=tensorrt, graph=graph.name, graph_hash=graph_hash
+        )
         if reason:
             refused.append(f"{folder.name} ({reason})")
         else:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from math import prod
 from typing import Any
 
@@ -22,6 +23,8 @@ from .api import import_tensorrt, load_engine, make_logger
 from .cuda import Cuda
 
 _DTYPES = {"float32": "FLOAT", "int64": "INT64"}  # a spec's dtype -> the name in trt.DataType
+_SHORTEST_BUCKET = 8
+"""Tokens. Texts are padded to the next of 8, 16, 32, ..., so that a few CUDA graphs serve all of them."""
 
 
 @dataclass
@@ -34,11 +37,11 @@ class _Context:
 
 
 class TensorRTSession:
-    """An engine bound to `spec`, on one stream of the current CUDA device. Threads take turns.
+    """An engine bound to `spec`, on one stream of the CUDA device that is current where it is made. Threads take turns.
 
-    Buffers for the largest shapes of all profiles are allocated here and stay. The optimal shape of each profile is
-    captured as a CUDA graph; `graph_shapes` says which succeeded (engines with loops, for instance, cannot be), all other
-    shapes are enqueued one by one. A batch beyond the profiles runs in equal parts.
+    Buffers for the largest shapes of all profiles are allocated here and stay. The optimal batch of each profile is captured as a CUDA
+    graph, with texts of every length in `text_buckets` that the profile takes; `graph_shapes` says which succeeded (engines with loops,
+    for instance, cannot be), all other shapes are enqueued one by one. A batch beyond the profiles runs in equal parts.
 
     Raises BackendError where there is no device, no TensorRT or too little memory, and where the plan is another
     version's or GPU's; BundleError where the engine's tensors are not the spec's.
@@ -52,21 +55,24 @@ class TensorRTSession:
         self._sizes, self._binding = sizes, Binding(spec, sizes)
         self._lock = threading.Lock()
         self._cuda = Cuda()
+        self._device = self._cuda("cudaGetDevice")
         self._trt = import_tensorrt()
         self._logger = make_logger(self._trt)
         with contextlib.ExitStack() as release:
             self._engine = load_engine(self._trt, plan, self._logger, host_code=host_code)
-            _check_interface(self._trt, self._engine, spec, sizes)
+            _check_tensors(self._trt, self._engine, spec)
             self._profiles = tuple(_read_profile(self._engine, spec, i) for i in range(self._engine.num_optimization_profiles))
+            _check_shapes(self._engine, spec, sizes, self._profiles)
             self._stream = self._cuda("cudaStreamCreateWithFlags", self._cuda.runtime.cudaStreamNonBlocking)
-            release.callback(self._cuda, "cudaStreamDestroy", self._stream)
+            release.callback(self._cuda.release, "cudaStreamDestroy", self._stream)
             self._buffers = {tensor.name: self._allocate(self._largest(tensor), release) for tensor in (*spec.inputs, *spec.outputs)}
             # All contexts work in the same memory, since they run one after the other on one stream.
             self._activations = self._allocate(self.device_memory, release)
             self._eager = self._new_context()
             self._graphs: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Any, _Context]] = {}
             for index, profile in enumerate(self._profiles):
-                self._capture(index, {axis: sizes.opt for axis, sizes in profile.items()}, release)
+                for dynamic in _usual_sizes(profile):
+                    self._capture(index, dynamic, release)
             weakref.finalize(self, release.pop_all().close)
 
     @property
@@ -78,6 +84,11 @@ class TensorRTSession:
     def graph_shapes(self) -> tuple[dict[str, int], ...]:
         """The dynamic sizes that run as CUDA graphs."""
         return tuple(dict(shape) for _, shape in self._graphs)
+
+    @property
+    def text_buckets(self) -> tuple[int, ...]:
+        """Lengths that texts are best padded to, ascending; empty for a graph without texts."""
+        return tuple(sorted({size for profile in self._profiles for size in _buckets(profile)}))
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
@@ -91,7 +102,7 @@ class TensorRTSession:
             return outputs
         profile, parts = self._split(dynamic)
         contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        with self._lock:
+        with self._lock, self._cuda.on(self._device):
             start = 0
             for count in parts:
                 rows = slice(start, start + count)
@@ -152,6 +163,8 @@ class TensorRTSession:
         context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise BackendError(f"{self.spec.name}: TensorRT makes no execution context: {self._logger.errors()}")
+        # Engines keep details for the inspector, and would report every layer of every run to NVTX by them.
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         context.set_device_memory(self._activations, self.device_memory)
         for name, address in self._buffers.items():
             if not context.set_tensor_address(name, address):
@@ -171,7 +184,11 @@ class TensorRTSession:
         for tensor in self.spec.inputs:
             if not context.set_input_shape(tensor.name, tensor.shape(self._sizes, **dynamic)):
                 raise BackendError(f"TensorRT refuses {tensor.name} at {_describe(dynamic)}: {self._logger.errors()}")
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # what the bindings make of a negative answer
+            raise BackendError(f"TensorRT cannot infer shapes at {_describe(dynamic)}: {error}: {self._logger.errors()}") from error
+        if missing:
             raise BackendError(f"TensorRT cannot infer shapes, {', '.join(missing)} lacks something")
         for tensor in self.spec.outputs:
             found, wanted = tuple(context.get_tensor_shape(tensor.name)), tensor.shape(self._sizes, **dynamic)
@@ -184,7 +201,8 @@ class TensorRTSession:
             raise BackendError(f"execute_async_v3: {self._logger.errors()}")
 
     def _capture(self, profile: int, dynamic: Mapping[str, int], release: contextlib.ExitStack) -> None:
-        """Record one shape. A context of its own stays with it, since a graph must not outlive changes to its context."""
+        """Record one shape, if CUDA lets it be recorded. A context of its own stays with it, since a graph must not outlive changes to its
+        context."""
         ready = self._new_context()
         self._prepare(ready, profile, dynamic)
         # Once outside the capture: it makes the deferred changes of shape and profile, which cannot be recorded.
@@ -197,13 +215,12 @@ class TensorRTSession:
             graph = self._cuda("cudaStreamEndCapture", self._stream)
         except BackendError:  # the capture was invalidated: this engine cannot be recorded, and the stream is usable again
             return
-        try:
-            if recorded:
+        if recorded:
+            with contextlib.suppress(BackendError):  # too little memory, say: the shape is enqueued like others
                 executable = self._cuda("cudaGraphInstantiate", graph, 0)
-                release.callback(self._cuda, "cudaGraphExecDestroy", executable)
+                release.callback(self._cuda.release, "cudaGraphExecDestroy", executable)
                 self._graphs[profile, ready.shape] = executable, ready
-        finally:
-            self._cuda("cudaGraphDestroy", graph)
+        self._cuda("cudaGraphDestroy", graph)
 
     def _largest(self, tensor: TensorSpec) -> int:
         """Bytes of `tensor` at the largest sizes of any profile."""
@@ -215,14 +232,28 @@ class TensorRTSession:
         try:
             address = int(self._cuda("cudaMalloc", max(size, 1)))
         except BackendError as error:
-            raise BackendError(f"{self.spec.name}: {size / 2**20:.0f} MiB of device memory are not to be had ({error})") from error
-        release.callback(self._cuda, "cudaFree", address)
+            raise BackendError(f"{self.spec.name}: the device has no {size / 2**20:.0f} MiB of memory left ({error})") from error
+        release.callback(self._cuda.release, "cudaFree", address)
         self._cuda("cudaMemsetAsync", address, 0, max(size, 1), self._stream)
         return address
 
 
 def _describe(dynamic: Mapping[str, int]) -> str:
     return ", ".join(f"{axis} {size}" for axis, size in dynamic.items())
+
+
+def _buckets(profile: Mapping[str, AxisRange]) -> list[int]:
+    """Lengths of texts that are worth a CUDA graph: the profile's optimum, its longest, and 8, 16, 32, ... between."""
+    if (text := profile.get("text_length")) is None:
+        return []
+    doubled = takewhile(lambda size: size < text.max, (_SHORTEST_BUCKET << i for i in count()))
+    return sorted({text.opt, text.max, *(size for size in doubled if size >= text.min)})
+
+
+def _usual_sizes(profile: Mapping[str, AxisRange]) -> list[dict[str, int]]:
+    """What is captured of one profile: its optimal batch, at each length of text that requests are padded to."""
+    best = {axis: sizes.opt for axis, sizes in profile.items()}
+    return [{**best, "text_length": size} for size in _buckets(profile)] or [best]
 
 
 def _read_profile(engine: Any, spec: GraphSpec, index: int) -> dict[str, AxisRange]:
@@ -236,18 +267,31 @@ def _read_profile(engine: Any, spec: GraphSpec, index: int) -> dict[str, AxisRan
     return ranges
 
 
-def _check_interface(trt: Any, engine: Any, spec: GraphSpec, sizes: GraphSizes) -> None:
+def _check_tensors(trt: Any, engine: Any, spec: GraphSpec) -> None:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     for kind, mode, tensors in (("input", trt.TensorIOMode.INPUT, spec.inputs), ("output", trt.TensorIOMode.OUTPUT, spec.outputs)):
         found = [name for name in names if engine.get_tensor_mode(name) == mode]
         if set(found) != {tensor.name for tensor in tensors}:
             raise BundleError(f"{spec.name}: the engine's {kind}s are {', '.join(found)}; build the engines again")
         for tensor in tensors:
-            if engine.get_tensor_dtype(tensor.name) != getattr(trt.DataType, _DTYPES[tensor.dtype]):
-                dtype = engine.get_tensor_dtype(tensor.name)
+            if (dtype := engine.get_tensor_dtype(tensor.name)) != getattr(trt.DataType, _DTYPES[tensor.dtype]):
                 raise BundleError(f"{spec.name}.{tensor.name}: the engine has {dtype}, the manifest says {tensor.dtype}; build it again")
-            wanted, shape = tensor.shape(sizes, **dict.fromkeys(DYNAMIC_AXES, -1)), tuple(engine.get_tensor_shape(tensor.name))
-            # An output's size that follows from a computation may be -1 here; a run holds it against the spec.
-            known = [size if kind == "output" and found == -1 else found for size, found in zip(wanted, shape, strict=False)]
-            if len(shape) != len(wanted) or tuple(known) != wanted:
-                raise BundleError(f"{spec.name}.{tensor.name}: the engine has shape {shape}, expected {wanted}; build it again")
+
+
+def _check_shapes(engine: Any, spec: GraphSpec, sizes: GraphSizes, profiles: Sequence[Mapping[str, AxisRange]]) -> None:
+    """Hold the engine's shapes against the spec's, in which a dynamic axis is -1. An output's size that follows from a computation may be
+    -1 too, and an axis that the profiles leave no choice (a batch of 1:1:1) may have that size: a run holds both against the spec."""
+    fixed = {axis: only for axis in profiles[0] if (only := _only_size(profiles, axis)) is not None}
+    for tensor in (*spec.inputs, *spec.outputs):
+        wanted = tensor.shape(sizes, **dict.fromkeys(DYNAMIC_AXES, -1))
+        narrow = tensor.shape(sizes, **{**dict.fromkeys(DYNAMIC_AXES, -1), **fixed})
+        shape = tuple(engine.get_tensor_shape(tensor.name))
+        open_ended = {-1} if tensor in spec.outputs else set()
+        fits = [size in {a, b, *open_ended} for size, a, b in zip(shape, wanted, narrow, strict=False)]
+        if len(shape) != len(wanted) or not all(fits):
+            raise BundleError(f"{spec.name}.{tensor.name}: the engine has shape {shape}, expected {wanted}; build it again")
+
+
+def _only_size(profiles: Sequence[Mapping[str, AxisRange]], axis: str) -> int | None:
+    sizes = {size for profile in profiles for size in (profile[axis].min, profile[axis].max)}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -31,6 +31,7 @@ from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import (
+    TEMPORARY_PREFIX,
     atomic_directory,
     atomic_write,
     describe_os_error,
@@ -46,7 +47,6 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "mined.json"
 _RUN_FILE = "run.json"
 _BLOCK_FILE = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{64})\.npy")
-_TEMPORARY_PREFIX = ".tmp-"  # of files.atomic_write
 _READ_BYTES = 1 << 24
 
 
@@ -295,7 +295,7 @@ def _resume(partial: Path, plan: MiningPlan, job: MiningJob, force: bool) -> tup
             stream.write(to_json(run))
     done, damaged, reached = [], 0, 0
     for file in sorted(partial.iterdir()):
-        if file.name.startswith(_TEMPORARY_PREFIX):
+        if file.name.startswith(TEMPORARY_PREFIX):
             file.unlink()
         elif match := _BLOCK_FILE.fullmatch(file.name):
             start, stop = int(match[1]), int(match[2])
@@ -366,7 +366,7 @@ def _is_empty(out: Path) -> bool:
 def _empty(partial: Path) -> None:
     """Remove our files; the directory itself goes with the lock."""
     for path in partial.iterdir():
-        if path.name == _RUN_FILE or path.name.startswith(_TEMPORARY_PREFIX) or _BLOCK_FILE.fullmatch(path.name):
+        if path.name == _RUN_FILE or path.name.startswith(TEMPORARY_PREFIX) or _BLOCK_FILE.fullmatch(path.name):
             path.unlink()
 
 

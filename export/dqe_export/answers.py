@@ -14,7 +14,7 @@ from dqe_training.evaluation.protocol import EvaluationSet
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 
-from .parity import TOLERANCES
+from .differences import TOLERANCES
 
 _RESAMPLES = 2000
 

@@ -26,12 +26,13 @@ from dqe_training.model.gpu_attention import gpu_attention
 from .answers import check_retrieval
 from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
 from .converted import check_conversion
+from .differences import TOLERANCES
 from .folding import layers_left
 from .graphs import graph_module
 from .identity import encoder_identity
 from .latency import time_graphs
 from .onnx_graph import OPSET, export_graph, weights_beside
-from .parity import TOLERANCES, Reference, check_composition, check_parity, check_source
+from .parity import Reference, check_composition, check_parity, check_source
 from .precision import Int8, convert
 from .reading import check_reading
 from .report import ExportReport, GraphReport, write_report

@@ -20,9 +20,10 @@ from dqe_training.checkpoint import Checkpoint
 from .answers import check_retrieval
 from .bundle import Advance, ExportOptions, write_graph
 from .calibration import parity_inputs
+from .differences import TOLERANCES
 from .identity import encoder_identity
 from .onnx_graph import OPSET
-from .parity import TOLERANCES, check_composition
+from .parity import check_composition
 from .reading import check_reading
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,10 @@ from dqe_engine.sessions import OnnxSession
 from dqe_training.model import DQEModel
 
 from .batch_dependence import MakeInputs, check_batch_dependence
+from .differences import TOLERANCES, Difference, beyond, summary
 from .graphs import graph_module, random_inputs
 from .word_table import looked_up
 
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    "float32": Tolerance(
-        max_error=2e-5, mean_error=2e-6, min_cosine=0.999999, norm=1e-5, batch_dependence=1e-5, recall_points=0.1, min_overlap=0.995
-    ),
-    "float16": Tolerance(
-        max_error=0.005, mean_error=0.001, min_cosine=0.99996, norm=0.001, batch_dependence=0.001, recall_points=0.2, min_overlap=0.97
-    ),
-    **dict.fromkeys(
-        ("int8", "int8-static"),
-        Tolerance(max_error=0.2, mean_error=0.02, min_cosine=0.98, norm=1e-5, batch_dependence=1e-6, recall_points=1.0, min_overlap=0.8),
-    ),
-}
-"""Some four times what is measured on the demo's model and on those of the tests, or a little more. float16's `norm` and
-`batch_dependence` are two of its steps at 1: an output that is rounded to it may be one off."""
 SHAPES: tuple[dict[str, int], ...] = (
     {"batch": 1, "text_length": 1},
     {"batch": 1, "text_length": 2},
@@ -141,7 +128,7 @@ def _check(reference: Reference, path: Path, tolerance: Tolerance, *, most: int 
     session = OnnxSession(path, spec, model.sizes, provider="cpu")
     if spec == QUERY_ENCODER:
         for found, expected in looked_up(model, path):
-            _Difference(found, expected).check(f"{spec.name}: word_embeddings", tolerance, "somewhere in the vocabulary")
+            Difference(found, expected).check(f"{spec.name}: word_embeddings", "PyTorch", tolerance, "somewhere in the vocabulary")
 
     def run(given: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         return session.run(**given)
@@ -176,23 +163,16 @@ def check_composition(
 def _hold(
     name: str, run: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]], cases: Iterable[Case], tolerance: Tolerance
 ) -> dict[str, OutputParity]:
-    measured: dict[str, list[_Difference]] = {}
+    measured: dict[str, list[Difference]] = {}
     for case in cases:
         found = run(case.inputs)
         for output, expected in case.expected.items():
             where = f"at {case.shape}"
-            difference = _Difference(found[output], expected)
-            difference.check(name + output, tolerance, where)
+            difference = Difference(found[output], expected)
+            difference.check(name + output, "PyTorch", tolerance, where)
             _check_range(name, output, found[output], expected, tolerance, where)
             measured.setdefault(output, []).append(difference)
-    outputs = {output: _summary(differences) for output, differences in measured.items()}
-    for output, summary in outputs.items():
-        if _beyond(summary.mean_error, tolerance.mean_error):
-            raise ParityError(
-                f"{name}{output} differs from PyTorch by {summary.mean_error:.2e} in the mean of all elements and shapes, "
-                f"more than {tolerance.mean_error:.0e}; nothing was written"
-            )
-    return outputs
+    return {output: summary(name + output, "PyTorch", differences, tolerance) for output, differences in measured.items()}
 
 
 def _check_range(
@@ -203,47 +183,10 @@ def _check_range(
     if output in UNIT_NORM:
         lengths, wanted = (np.linalg.norm(values.astype(np.float64), axis=-1) for values in (found, expected))
         worst = float(np.abs(lengths - wanted).max(initial=0))
-        if _beyond(worst, tolerance.norm):
+        if beyond(worst, tolerance.norm):
             raise ParityError(
                 f"{name}{output} differs from PyTorch in length by {worst:.2e} {where}, more than {tolerance.norm:.0e}: "
                 "it should be of unit norm; nothing was written"
             )
     if output in NEVER_NEGATIVE and not found.min(initial=0) >= 0:
         raise ParityError(f"{name}{output} has {found.min():.2e} {where}, and is never negative in PyTorch; nothing was written")
-
-
-def _beyond(value: float, bound: float | None) -> bool:
-    """NaN is."""
-    return bound is not None and not value <= bound
-
-
-class _Difference:
-    """Element errors, relative to the largest reference value where that exceeds 1, and cosines of vectors: those of the last axis."""
-
-    def __init__(self, found: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
-        a, b = (array.astype(np.float64).reshape(-1, array.shape[-1]) for array in (found, reference))
-        self.errors = np.abs(a - b) / max(1.0, float(np.abs(b).max(initial=0)))
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        same = (a == b).all(axis=1)  # also two zero vectors, which have no cosine
-        self.cosines = np.where(same, 1.0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, np.inf))
-
-    def check(self, what: str, tolerance: Tolerance, where: str) -> None:
-        """Raises ParityError; NaN fails."""
-        if not self.errors.max() <= tolerance.max_error:
-            raise ParityError(
-                f"{what} differs from PyTorch by {self.errors.max():.2e} {where}, more than {tolerance.max_error:.0e}; nothing was written"
-            )
-        if not self.cosines.min() >= tolerance.min_cosine:
-            raise ParityError(
-                f"{what} differs from PyTorch: cosine {self.cosines.min():.5f} {where}, less than {tolerance.min_cosine}; "
-                "nothing was written"
-            )
-
-
-def _summary(differences: Sequence[_Difference]) -> OutputParity:
-    errors = np.concatenate([d.errors.ravel() for d in differences])
-    cosines = np.concatenate([d.cosines for d in differences])
-    return OutputParity(
-        max_error=float(errors.max()), mean_error=float(errors.mean()), cosine_min=float(cosines.min()),
-        cosine_p1=float(np.quantile(cosines, 0.01)), cosine_mean=float(cosines.mean()),
-    )  # fmt: skip

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.samples import noise_image
 
+from dqe_engine.bundle import Bundle
 from dqe_engine.compose import apply_overrides, compose_query
+from dqe_engine.contracts.graphs import GraphSpec
+from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
+from dqe_engine.sessions import GraphSession, OnnxSession
 
 NAMES = ("colour", "shape")
 
@@ -85,3 +92,38 @@ def test_the_largest_weights_still_compose() -> None:
     base, subs, _ = arrays(1)
     query = compose_query(base, subs, np.full((1, 2), np.finfo(np.float32).max))
     np.testing.assert_allclose(np.linalg.norm(query), 1, rtol=1e-6, atol=0)
+
+
+class Padded:
+    """A session that wants texts of some lengths, and remembers which it got."""
+
+    def __init__(self, session: OnnxSession, buckets: tuple[int, ...]) -> None:
+        self.session, self.text_buckets, self.lengths = session, buckets, list[int]()
+        self.spec, self.provider = session.spec, session.provider
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        if "attention_mask" in inputs:
+            self.lengths.append(inputs["attention_mask"].shape[1])
+        return self.session.run(**inputs)
+
+
+@pytest.mark.parametrize("padded", [("query_encoder", "attribute_heads"), ("query_encoder",), ("attribute_heads",)])
+def test_queries_of_padded_texts_are_the_same(bundle_path: Path, padded: tuple[str, ...]) -> None:
+    """Heads may run elsewhere than the query encoder: those of a bundle can be replaced, and have no engine then."""
+    bundle, opened = Bundle.load(bundle_path), dict[str, Padded]()
+
+    def open_graph(spec: GraphSpec) -> GraphSession:
+        session = bundle.session(spec, provider="cpu", threads=1)
+        if spec.name not in padded:
+            return session
+        opened[spec.name] = Padded(session, (8, 16))
+        return opened[spec.name]
+
+    plain, engine = RetrievalEngine.load(bundle_path, provider="cpu", threads=1), RetrievalEngine(bundle, open_graph)
+    texts = ["in red", "the same but with long sleeves and more blue", "red"]
+    for start, end, length in ((0, 1, 8), (0, 3, 16), (2, 3, 8)):
+        images = [noise_image(n) for n in range(start, end)]
+        found, expected = (e.encode_queries(images, texts[start:end]) for e in (engine, plain))
+        for name in ("queries", "predicted_weights", "weights"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
+        assert {session.lengths[-1] for session in opened.values()} == {length}

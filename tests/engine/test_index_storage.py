@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from support.samples import query_rows, target_rows
 
-from dqe_engine.errors import IndexFormatError
+from dqe_engine.errors import IndexConflictError, IndexFormatError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.index import storage as disk
 
@@ -157,7 +158,13 @@ def test_damage_is_found(make_index: MakeIndex, tmp_path: Path, suffix: str) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2, "novelty": 1}, "schema version 2 is newer than the supported 1; upgrade"),
+        ({"schema_version": 3, "novelty": 1}, "schema version 3 is newer than the supported 2; upgrade"),
+        ({"schema_version": -1}, "schema_version must be 1 to 2, got -1"),
+        ({"kind": "bundle"}, "this is a bundle, not an index; check the path"),
+        ({"kind": "web-app"}, "this is of kind 'web-app', not an index"),
+        ({"rows": -5}, "-5 rows"),
+        ({"target_shape": [0, 4]}, r"rows of \(0, 4\)"),
+        ({"catalogue": {"name": "00000000.catalogue", "size": -1, "crc32": 0}}, "a size of -1 bytes"),
         ({"novelty": 1}, "unknown field `novelty`"),
         ({"rows": 4}, "disagree"),
         ({"storage": "f16"}, "bytes do not make 5 rows"),
@@ -176,6 +183,103 @@ def test_manifests_that_are_refused(make_index: MakeIndex, tmp_path: Path, chang
     (path / "manifest.json").write_text("{")
     with pytest.raises(IndexFormatError, match="not valid JSON"):
         GalleryIndex.load(path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[" * 100_000, "not valid JSON"), (" " * (65 << 20), "bytes, more than the")])
+def test_manifests_that_are_no_documents(make_index: MakeIndex, tmp_path: Path, text: str, message: str) -> None:
+    make_index(1).save(tmp_path / "index")
+    (tmp_path / "index" / "manifest.json").write_text(text)
+    with pytest.raises(IndexFormatError, match=message):
+        GalleryIndex.load(tmp_path / "index")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"manifest.json": '{"name": "a web app"}', "index.html": "x"},
+        {"manifest.json": '{"schema_version": 4, "graphs": []}', "vision_encoder.onnx": "x"},
+        {"manifest.json": "{", "0123abcd.images": "x", ".tmp-somebody": "y"},
+        {"photo.jpg": "x", "0123abcd.images": "x", ".tmp-somebody": "y"},
+        {"lock": "another program's", "0123abcd.targets": "x"},
+        {"lock": "another program's"},
+        {"lock": "", "photo.jpg": "x"},
+    ],
+)
+def test_nothing_is_written_where_other_things_are(make_index: MakeIndex, tmp_path: Path, others: dict[str, str]) -> None:
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(IndexConflictError, match="and no index; name a new folder"):
+            make_index(2).save(tmp_path, overwrite=overwrite)
+        assert contents(tmp_path) == before
+
+
+def test_a_first_save_that_was_killed_is_gone_on_with(make_index: MakeIndex, tmp_path: Path) -> None:
+    """At any point: an empty folder, an empty lock, a marked lock and files, with or without the beginnings of a manifest."""
+    for n, files in enumerate([{}, {"lock": ""}, {"lock": "gallery-index\n", "0123abcd.targets": "x", ".tmp-0123456789abcdef": "{"}]):
+        path = tmp_path / str(n)
+        path.mkdir()
+        for name, text in files.items():
+            (path / name).write_text(text)
+        make_index(3).save(path)
+        assert GalleryIndex.load(path, verify=True).ids == ("i0", "i1", "i2")
+        assert not {"0123abcd.targets", ".tmp-0123456789abcdef"} & set(contents(path))
+
+
+def test_an_index_of_the_first_schema(make_index: MakeIndex, tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    make_index(3).save(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["kind"]
+    (path / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 1}))
+    (path / "lock").write_bytes(b"")
+    index = GalleryIndex.load(path, verify=True)
+    index.add(["new"], target_rows(1))
+    index.save(path)
+    assert GalleryIndex.load(path, verify=True).ids == ("i0", "i1", "i2", "new")
+    found = json.loads((path / "manifest.json").read_text())
+    assert (found["kind"], found["schema_version"]) == ("gallery-index", 2)
+
+
+@pytest.mark.parametrize("name", ["lock", "targets"])
+def test_links_are_not_followed(make_index: MakeIndex, tmp_path: Path, name: str) -> None:
+    path, victim = tmp_path / "index", tmp_path / "victim"
+    index = make_index(3)
+    index.save(path)
+    victim.write_bytes(b"somebody's")
+    file = path / "lock" if name == "lock" else next(path.glob("*.targets"))
+    moved = file.rename(tmp_path / "moved")
+    if name == "targets":
+        victim.write_bytes(moved.read_bytes())
+    before = victim.read_bytes()
+    file.symlink_to(victim)
+    index.add(["new"], target_rows(1))
+    with pytest.raises(IndexFormatError, match="cannot be written"):
+        index.save(path)
+    assert victim.read_bytes() == before
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(make_index: MakeIndex, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_index(2).save(tmp_path / "deep" / "index")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "deep" / "index").iterdir()} == {0o640}
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("deep", "deep/index")} == {0o750}
+
+
+def test_ids_of_numpy(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index()
+    index.add(list(np.array(["a", "b"])), target_rows(2))
+    index.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").ids == ("a", "b")
+    assert all(type(id) is str for id in index.ids)
 
 
 def test_a_catalogue_that_contradicts_itself(make_index: MakeIndex, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from support.samples import query_rows, target_rows
 from dqe_engine.index import GalleryIndex, gallery, searching
 from dqe_engine.index.columns import ScreenCache
 from dqe_engine.index.filters import compile_filter, filter_key
-from dqe_engine.zones import ZoneSelection
+from dqe_engine.zones import Screen, ZoneSelection
+from dqe_engine.zones.request import shards_of
 
 MakeIndex = Callable[..., GalleryIndex]
 
@@ -127,3 +128,38 @@ def test_only_some_filters_are_remembered(make_index: MakeIndex) -> None:
     for number in range(3 * searching.KEPT_FILTERS):
         index.search(query_rows(1), 3, filter={"n": number})
         assert 1 <= len(index._views[None].candidates) <= searching.KEPT_FILTERS
+
+
+def test_the_screen_outlives_a_save_and_a_compaction(make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is quantised once, wherever it comes to lie; results are those of an index without a screen."""
+    quantised: list[int] = []
+    build = Screen.build
+    monkeypatch.setattr(
+        Screen, "build", lambda items, **options: quantised.append(sum(map(len, shards_of(items)))) or build(items, **options)
+    )
+    index, plain = make_index(40, screened=True), make_index(40, screened=False)
+    queries = query_rows(3)
+
+    def check(rows: int) -> None:
+        assert index.search(queries, 50) == plain.search(queries, 50)
+        assert sum(quantised) == rows
+
+    check(40)
+    for round_ in range(3):
+        for one, name in ((index, "index"), (plain, "plain")):
+            one.add([f"r{round_}-{n}" for n in range(5)], target_rows(5, round_))
+            one.save(tmp_path / name)
+        check(45 + 5 * round_)
+    for one, name in ((index, "index"), (plain, "plain")):
+        one.remove([f"i{n}" for n in range(30)])
+        one.add(["last"], target_rows(1, 9))
+        one.save(tmp_path / name)  # more than half are gone: compacted
+        assert len(one) == len(one._ids) == 26
+    check(56)
+    loaded = GalleryIndex.load(tmp_path / "index", screened=True)
+    loaded.add(["later"], target_rows(1, 10))
+    plain.add(["later"], target_rows(1, 10))
+    assert loaded.search(queries, 50) == plain.search(queries, 50)
+    loaded.save(tmp_path / "index")
+    assert loaded.search(queries, 50) == plain.search(queries, 50)
+    assert sum(quantised) == 56 + 27

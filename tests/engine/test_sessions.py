@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import sys
 import types
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from support.tiny_bundle import SIZES
 
 from dqe_engine import sessions
+from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_engine.errors import BackendError, BundleError, InputError
-from dqe_engine.sessions import OnnxSession
+from dqe_engine.sessions import OnnxSession, text_buckets
+from dqe_engine.tensorrt.onnx_runtime import engine_cache
 
 
 def query_inputs(batch: int, length: int = 4) -> dict[str, np.ndarray]:
@@ -84,6 +87,12 @@ def test_what_the_runtime_refuses_is_a_backend_error(query_session: OnnxSession)
     inputs["input_ids"][:] = 10_000  # no such embedding
     with pytest.raises(BackendError, match="query_encoder failed on cpu"):
         query_session.run(**inputs)
+
+
+def test_lengths_to_pad_texts_to(query_session: OnnxSession) -> None:
+    padding, other, none = (types.SimpleNamespace(text_buckets=buckets) for buckets in ((8, 16), (4,), ()))
+    assert text_buckets(query_session, query_session) == ()  # any length is as good as the next one to ONNX Runtime
+    assert text_buckets(padding, other) == text_buckets(none, padding) == text_buckets(query_session, padding) == (8, 16)
 
 
 def test_providers(bundle_path: Path) -> None:
@@ -237,6 +246,114 @@ def test_onnx_runtimes_tensorrt(bundle_path: Path, monkeypatch: pytest.MonkeyPat
     session = OnnxSession(bundle_path / VISION_ENCODER.file, VISION_ENCODER, SIZES, provider="ort-tensorrt")
     assert session.provider == "ort-tensorrt"
     assert asked == [["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]]
+
+
+class TensorRTProvider:
+    """An ONNX Runtime with TensorRT's provider: the options of each session that was made, the batches that were run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, takes_parts: bool = False) -> None:
+        import onnxruntime
+
+        self.options: list[dict[str, str]] = []
+        self.batches: list[int] = []
+        provider = self
+
+        class Session(onnxruntime.InferenceSession):
+            def __init__(self, path: str, options: Any, *, providers: list[str], provider_options: Any, **rest: Any) -> None:
+                assert providers[0] == "TensorrtExecutionProvider"
+                assert provider_options[1:] == [{"use_tf32": "0"}, {}]
+                provider.options.append(provider_options[0])
+                if takes_parts and "trt_profile_min_shapes" in provider_options[0]:
+                    raise RuntimeError("User needs to provide all the dynamic shape inputs with associated profiles")
+                super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+            def get_providers(self) -> list[str]:
+                return ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+
+            def get_provider_graph_assignment_info(self) -> list[Any]:
+                return [types.SimpleNamespace(ep_name="TensorrtExecutionProvider")]
+
+            def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> Any:
+                provider.batches.append(len(next(iter(inputs.values()))))
+                return super().run(names, inputs)
+
+        fake = types.SimpleNamespace(
+            InferenceSession=Session,
+            SessionOptions=onnxruntime.SessionOptions,
+            get_available_providers=lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+        )
+        monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+
+
+def test_onnx_runtimes_tensorrt_keeps_its_engines(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, bundle = TensorRTProvider(monkeypatch), Bundle.load(bundle_path)
+    before = set(bundle_path.rglob("*"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for spec in (QUERY_ENCODER, VISION_ENCODER):
+        assert bundle.session(spec, provider="ort-tensorrt").provider == "ort-tensorrt"
+    query, vision = provider.options
+    folder = tmp_path / "cache" / "dqe-engine" / "ort-tensorrt" / bundle.manifest.graph_hash(QUERY_ENCODER)[:32]
+    assert query == {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_profile_min_shapes": "image_tokens:1x16x12,input_ids:1x2,attention_mask:1x2",
+        "trt_profile_opt_shapes": "image_tokens:8x16x12,input_ids:8x16,attention_mask:8x16",
+        "trt_profile_max_shapes": "image_tokens:32x16x12,input_ids:32x16,attention_mask:32x16",
+    }  # float16 by a provider's option would round what a float16 graph keeps in float32
+    assert vision["trt_profile_max_shapes"] == "pixel_values:32x3x32x32"
+    assert vision["trt_engine_cache_path"] != query["trt_engine_cache_path"]  # its files are not named after the weights
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, folder.parent.parent)} == {0o700}
+    assert set(bundle_path.rglob("*")) == before
+
+
+def test_batches_beyond_the_profile_run_in_parts(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = TensorRTProvider(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    session = Bundle.load(bundle_path).session(QUERY_ENCODER, provider="ort-tensorrt")
+    inputs = query_inputs(70)
+    found = session.run(**inputs)
+    assert provider.batches == [24, 23, 23]
+    alone = [session.run(**{name: array[i : i + 1] for name, array in inputs.items()}) for i in (0, 23, 24, 69)]
+    for name, array in found.items():
+        np.testing.assert_allclose(array[[0, 23, 24, 69]], np.concatenate([one[name] for one in alone]), rtol=0, atol=1e-6)
+
+
+def test_a_graph_of_which_tensorrt_takes_parts_has_no_profile(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile must name every input of each part, and what lies between parts has no name that we know."""
+    provider = TensorRTProvider(monkeypatch, takes_parts=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Bundle.load(bundle_path).session(VISION_ENCODER, provider="ort-tensorrt").provider == "ort-tensorrt"
+    assert [set(options) - set(provider.options[1]) for options in provider.options] == [
+        {"trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"}, set(),
+    ]  # fmt: skip
+
+
+def test_where_engines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert engine_cache("a" * 64) == tmp_path / ".cache" / "dqe-engine" / "ort-tensorrt" / ("a" * 32)
+    assert engine_cache("a" * 64) != engine_cache("b" * 64)
+
+
+def test_a_cache_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "dqe-engine"
+    root.mkdir()
+    root.chmod(0o777)
+    with pytest.raises(BackendError, match="engines are machine code, and others may write here; remove it, or set XDG_CACHE_HOME"):
+        engine_cache("a" * 64)
+    root.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    root.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BackendError, match="machine code"):
+        engine_cache("a" * 64)
+    root.unlink()
+    root.write_text("a file")
+    with pytest.raises(BackendError, match=r"no cache for engines: .*dqe-engine: file exists.*, or set XDG_CACHE_HOME"):
+        engine_cache("a" * 64)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "ort-tensorrt"])

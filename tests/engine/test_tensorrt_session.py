@@ -21,7 +21,7 @@ from support.tiny_bundle import SIZES
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange, EngineEntry, EngineManifest, Profile, folder_name
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
-from dqe_engine.contracts.manifest import FileEntry
+from dqe_engine.contracts.manifest import FileEntry, GraphParity
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BackendError, BundleError, InputError
@@ -67,11 +67,13 @@ def session(trt: FakeTensorRT, bundle_path: Path) -> TensorRTSession:
 def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
     """A copy of the bundle with engines in `tensorrt/<folder>`."""
 
-    def write(version: str = trt.version, capability: str = "9.0", *, vc: bool = False, hc: bool = False, **made_from: str) -> Path:
+    def write(
+        version: str = trt.version, capability: str = "9.0", *, gpu: str = "Fake GPU", vc: bool = False, hc: bool = False, **made_from: str
+    ) -> Path:
         bundle = tmp_path / "bundle"
         if not bundle.exists():
             shutil.copytree(bundle_path, bundle)
-        folder = bundle / "tensorrt" / folder_name(capability, version, hardware_compatible=hc, version_compatible=vc)
+        folder = bundle / "tensorrt" / folder_name(gpu, capability, version, hardware_compatible=hc, version_compatible=vc)
         folder.mkdir(parents=True)
         manifest, entries = Bundle.load(bundle).manifest, []
         for spec in GRAPHS:
@@ -82,9 +84,9 @@ def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callab
             made = made_from.get(spec.name) or manifest.graph_hash(spec)
             entries.append(
                 EngineEntry(graph=spec.name, graph_hash=made, file=entry, build_seconds=1, layers=1, layer_types={}, device_memory=1,
-                            graph_shapes=(), atol=0, rtol=0, parity=())
+                            graph_shapes=(), tolerance=manifest.tolerance, parity=GraphParity(graph=spec.name, outputs={}, shapes=()))
             )  # fmt: skip
-        sidecar = {"precision": "float32", "gpu": "g", "compute_capability": capability,
+        sidecar = {"precision": "float32", "gpu": gpu, "compute_capability": capability,
                    "tensorrt": version, "cuda_driver": "13.0", "hardware_compatible": hc, "version_compatible": vc, "tf32": False,
                    "optimization_level": 3, "workspace": None, "profiles": (MANY,), "engines": tuple(entries)}  # fmt: skip
         (folder / ENGINES_FILE).write_bytes(to_json(EngineManifest(**sidecar)))
@@ -113,9 +115,11 @@ def test_equals_onnx_runtime_at_every_size(cuda: FakeCuda, monkeypatch: pytest.M
             assert found[name].dtype == array.dtype
 
 
-def test_optimal_shapes_run_as_graphs(session: TensorRTSession, cuda: FakeCuda) -> None:
-    assert session.graph_shapes == ({"batch": 1, "text_length": 4}, {"batch": 3, "text_length": 5})
-    for batch, length, launches in [(1, 4, 1), (3, 5, 1), (3, 4, 0), (1, 5, 0)]:
+def test_usual_shapes_run_as_graphs(session: TensorRTSession, cuda: FakeCuda) -> None:
+    assert session.text_buckets == (4, 5, 8, 16)
+    shapes = [(shape["batch"], shape["text_length"]) for shape in session.graph_shapes]
+    assert shapes == [(1, 4), (1, 8), (1, 16), (3, 5), (3, 8)]
+    for batch, length, launches in [(1, 4, 1), (1, 8, 1), (1, 16, 1), (3, 5, 1), (3, 8, 1), (3, 4, 0), (1, 5, 0), (2, 8, 0)]:
         cuda.calls.clear()
         session.run(**query_inputs(batch, length))
         assert cuda.calls.count("cudaGraphLaunch") == launches
@@ -191,12 +195,70 @@ def test_sizes_outside_the_profiles(session: TensorRTSession, trt: FakeTensorRT,
         session.run(**query_inputs(4, 5) | {"input_ids": np.zeros((4, 5), np.int32)})
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
-    trt.faults.uncapturable = True
+@pytest.mark.parametrize(("most", "expected"), [(2, (2,)), (6, (6,)), (8, (8,)), (64, (8, 12, 16, 32, 64)), (50, (8, 12, 16, 32, 50))])
+def test_lengths_that_texts_are_padded_to(trt: FakeTensorRT, bundle_path: Path, most: int, expected: tuple[int, ...]) -> None:
+    profile = Profile(batch=AxisRange(min=1, opt=1, max=1), text_length=AxisRange(min=2, opt=12 if most > 12 else most, max=most))
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, profile), QUERY_ENCODER, SIZES)
+    assert session.text_buckets == expected
+    assert tuple(shape["text_length"] for shape in session.graph_shapes) == expected
+    assert TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, profile), VISION_ENCODER, SIZES).text_buckets == ()
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_profiles_that_leave_no_choice(trt: FakeTensorRT, bundle_path: Path, fixed: bool) -> None:
+    """An engine may then report the size, or that it is dynamic."""
+    trt.faults.fixed_batch_shapes = fixed
+    profile = Profile(batch=AxisRange(min=1, opt=1, max=1), text_length=AxisRange(min=5, opt=5, max=5))
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, profile), QUERY_ENCODER, SIZES)
+    assert session.run(**query_inputs(3, 5))["base_query"].shape[0] == 3
+    with pytest.raises(InputError, match="outside the engine's profiles"):
+        session.run(**query_inputs(1, 4))
+
+
+def test_nothing_is_reported_to_nvtx(session: TensorRTSession) -> None:
+    none = sys.modules["tensorrt"].ProfilingVerbosity.NONE
+    assert all(ready.context.nvtx_verbosity == none for ready in (session._eager, *(ready for _, ready in session._graphs.values())))
+
+
+@pytest.mark.parametrize("function", ["", "cudaGraphInstantiate"])
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path, function: str) -> None:
+    """`function`: what fails; "" for the capture itself."""
+    trt.faults.uncapturable = not function
+    if function:
+        cuda.fail[function] = cudaError_t.cudaErrorMemoryAllocation
     session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, MANY), QUERY_ENCODER, SIZES)
     assert session.graph_shapes == ()
+    assert cuda.last_error == cudaError_t.cudaSuccess, "a library that asks CUDA next would take it for its own"
     assert np.isfinite(session.run(**query_inputs(3, 5))["base_query"]).all()
     assert not cuda.graphs
+
+
+def test_a_session_stays_on_its_device(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    cuda.devices = 2
+    cuda.cudaSetDevice(1)
+    session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, MANY), QUERY_ENCODER, SIZES)
+    expected = session.run(**query_inputs(2, 5))["base_query"]
+    found: list[np.ndarray] = []
+
+    def work() -> None:
+        found.append(session.run(**query_inputs(2, 5))["base_query"])  # a new thread's device is 0
+        found.append(np.array(cuda.device))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found[0], expected)
+    assert (found[1], cuda.device) == (0, 1)
+
+
+def test_what_a_lost_device_does_not_take_back(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    session = TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
+    cuda.fail |= dict.fromkeys(("cudaFree", "cudaStreamDestroy", "cudaGraphExecDestroy"), cudaError_t.cudaErrorIllegalAddress)
+    cuda.calls.clear()
+    del session
+    gc.collect()  # raises nothing, and tries all
+    assert cuda.calls.count("cudaFree") == 3
+    assert {"cudaStreamDestroy", "cudaGraphExecDestroy"} <= set(cuda.calls)
 
 
 # -- failing --------------------------------------------------------------------------------------------------------------
@@ -209,6 +271,22 @@ def test_a_device_that_fails_is_a_backend_error(session: TensorRTSession, cuda: 
         session.run(**query_inputs(3, 5))
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (-1, "TensorRT cannot infer shapes at batch 2, text_length 2: infer_shapes error code: -1"),
+        (["input_ids"], "input_ids lacks something"),
+    ],
+)
+def test_shapes_that_cannot_be_inferred(
+    session: TensorRTSession, trt: FakeTensorRT, with_engines: Callable[..., Path], answer: list[str] | int, message: str
+) -> None:
+    trt.faults.infer = answer
+    with pytest.raises(BackendError, match=message):
+        session.run(**query_inputs(2, 2))
+    assert set(RetrievalEngine.load(with_engines()).providers.values()) == {"cpu"}  # where the engine was not chosen by name
+
+
 def test_an_enqueue_that_is_refused(session: TensorRTSession, trt: FakeTensorRT) -> None:
     trt.faults.enqueue = True
     with pytest.raises(BackendError, match="execute_async_v3: IExecutionContext::enqueueV3: Error Code 3"):
@@ -217,7 +295,7 @@ def test_an_enqueue_that_is_refused(session: TensorRTSession, trt: FakeTensorRT)
 
 def test_out_of_device_memory(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
     cuda.fail["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation
-    with pytest.raises(BackendError, match=r"vision_encoder: 0 MiB of device memory are not to be had \(cudaMalloc: out of memory\)"):
+    with pytest.raises(BackendError, match=r"vision_encoder: the device has no 0 MiB of memory left \(cudaMalloc: out of memory\)"):
         TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
     assert not cuda.streams
 
@@ -267,11 +345,12 @@ def test_a_bundle_runs_on_its_engines(with_engines: Callable[..., Path]) -> None
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        ({"capability": "8.0"}, r"sm80-11.4 \(built for compute capability 8.0\)"),
-        ({"version": "11.3.0.99"}, r"sm90-11.3 \(built with TensorRT 11.3.0.99\)"),
-        ({"version": "11.4.1.0"}, r"sm90-11.4 \(built with TensorRT 11.4.1.0\)"),
-        ({"version": "11.5.0.1", "vc": True}, r"sm90-11.5\+ \(built with TensorRT 11.5.0.1, which is newer\)"),
-        ({"vision_encoder": "0" * 32}, r"sm90-11.4 \(vision_encoder was built from another export\)"),
+        ({"capability": "8.0"}, r"fake-gpu-sm80-11.4 \(built for compute capability 8.0\)"),
+        ({"gpu": "Fake GPU (PCIe)"}, r"fake-gpu-pcie-sm90-11.4 \(built on Fake GPU \(PCIe\)\)"),
+        ({"version": "11.3.0.99"}, r"fake-gpu-sm90-11.3 \(built with TensorRT 11.3.0.99\)"),
+        ({"version": "11.4.1.0"}, r"fake-gpu-sm90-11.4 \(built with TensorRT 11.4.1.0\)"),
+        ({"version": "11.5.0.1", "vc": True}, r"fake-gpu-sm90-11.5\+ \(built with TensorRT 11.5.0.1, which is newer\)"),
+        ({"vision_encoder": "0" * 32}, r"fake-gpu-sm90-11.4 \(vision_encoder was built from another export\)"),
     ],
 )
 def test_engines_for_elsewhere_are_refused_and_auto_goes_on(with_engines: Callable[..., Path], made: dict[str, Any], reason: str) -> None:
@@ -289,7 +368,7 @@ def test_engines_outlive_the_replacement_of_another_graph(with_engines: Callable
 
 
 def test_compatible_engines_run_elsewhere_and_fitting_ones_come_first(with_engines: Callable[..., Path], cuda: FakeCuda) -> None:
-    bundle = Bundle.load(with_engines("10.16.1.11", "8.6", vc=True, hc=True))
+    bundle = Bundle.load(with_engines("10.16.1.11", "8.6", gpu="Another GPU", vc=True, hc=True))
     assert bundle.session(TARGET_ENCODER, provider="tensorrt").provider == "tensorrt"
     cuda.capability = (7, 5)
     with pytest.raises(BackendError, match=r"hardware-compatible engines need compute capability 8\.0 or newer"):
@@ -316,14 +395,14 @@ def test_no_engines_at_all(trt: FakeTensorRT, bundle_path: Path) -> None:
 
 def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., Path]) -> None:
     bundle = Bundle.load(with_engines())
-    folder = bundle.path / "tensorrt" / "sm90-11.4"
+    folder = bundle.path / "tensorrt" / "fake-gpu-sm90-11.4"
     sidecar, engine = folder / ENGINES_FILE, folder / "vision_encoder.engine"
     whole, text = engine.read_bytes(), sidecar.read_text()
     for change, message in (
         (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
         (engine.unlink, "missing; build the engines again"),
         (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
-        (lambda: sidecar.write_text(text.replace('"schema_version": 2', '"schema_version": 3')), "schema version 3, expected 2"),
+        (lambda: sidecar.write_text(text.replace('"schema_version": 3', '"schema_version": 4')), "schema version 4, expected 3"),
         (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
         (lambda: sidecar.write_text("{"), "not valid JSON"),
     ):

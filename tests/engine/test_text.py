@@ -46,6 +46,28 @@ def test_long_texts_are_truncated_and_say_so(encoder: TextEncoder) -> None:
     assert encoded.input_ids[0, -1] == 3  # [SEP] survives
 
 
+@pytest.mark.parametrize(
+    ("texts", "lengths", "padded"),
+    [
+        (["in red"], (), 4),
+        (["in red"], (8, 16), 8),
+        (["in red", "the same but with red"], (4, 7, 8), 7),
+        (["in red"], (4, 8), 4),
+        (["red " * 30], (4, 8), 16),  # longer than any: as it is
+    ],
+)
+def test_texts_are_padded_to_the_next_length(encoder: TextEncoder, texts: list[str], lengths: tuple[int, ...], padded: int) -> None:
+    plain, encoded = encoder.encode(texts), encoder.encode(texts, lengths=lengths)
+    assert encoded.input_ids.shape == encoded.attention_mask.shape == (len(texts), padded)
+    longest = plain.input_ids.shape[1]
+    np.testing.assert_array_equal(encoded.input_ids[:, :longest], plain.input_ids)
+    np.testing.assert_array_equal(encoded.attention_mask[:, :longest], plain.attention_mask)
+    assert (encoded.input_ids[:, longest:] == SPEC.pad_id).all()
+    assert (encoded.attention_mask[:, longest:] == 0).all()
+    assert encoded.truncated == plain.truncated
+    assert encoded.input_ids.dtype == encoded.attention_mask.dtype == np.int64
+
+
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u00a0\u3000", "\0", "\u200b"])
 def test_texts_without_words_are_refused(encoder: TextEncoder, text: str) -> None:
     with pytest.raises(InputError, match="no words"):
@@ -70,7 +92,7 @@ def test_only_sequences_of_str(encoder: TextEncoder, texts: object) -> None:
 
 
 def test_empty_batch(encoder: TextEncoder) -> None:
-    encoded = encoder.encode([])
+    encoded = encoder.encode([], lengths=(8,))
     assert encoded.input_ids.shape == encoded.attention_mask.shape == (0, 2)
 
 

@@ -22,8 +22,8 @@ from dqe_engine.errors import ParityError
 from dqe_export import onnx_graph, parity, word_table
 from dqe_export.calibration import EvaluationData
 from dqe_export.converted import check_conversion
+from dqe_export.differences import TOLERANCES
 from dqe_export.onnx_graph import save_graph
-from dqe_export.parity import TOLERANCES
 from dqe_export.precision import Lower, convert
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
 

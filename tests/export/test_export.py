@@ -23,9 +23,10 @@ from dqe_engine.errors import ExportError
 from dqe_export import onnx_graph
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.cli.export import main
+from dqe_export.differences import TOLERANCES
 from dqe_export.graphs import graph_module, random_inputs
 from dqe_export.onnx_graph import OPSET, export_graph
-from dqe_export.parity import TOLERANCES, check_parity, shapes_of
+from dqe_export.parity import check_parity, shapes_of
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import evaluate
 from dqe_training.config import BaseQuery, WeightInputs

@@ -27,9 +27,9 @@ from dqe_export import bundle as bundle_module
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData
 from dqe_export.cli.export import PRECISIONS, choices, main
+from dqe_export.differences import TOLERANCES
 from dqe_export.graphs import random_inputs
 from dqe_export.onnx_graph import export_graph
-from dqe_export.parity import TOLERANCES
 from dqe_export.precision import convert
 from dqe_export.report import ExportReport, report_html
 from dqe_export.sensitivity import LayerSensitivity

@@ -44,8 +44,9 @@ USED = {
     "ILogger": {"__init__"},
     "Runtime": {"deserialize_cuda_engine", "engine_host_code_allowed"},
     "ICudaEngine": {"create_engine_inspector", "create_execution_context", "device_memory_size_v2", "get_tensor_dtype", "get_tensor_mode",
-                    "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape", "num_io_tensors", "num_optimization_profiles"},
-    "IExecutionContext": {"execute_async_v3", "get_tensor_shape", "infer_shapes", "set_device_memory", "set_input_shape",
+                    "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape", "num_io_tensors", "num_layers",
+                    "num_optimization_profiles"},
+    "IExecutionContext": {"execute_async_v3", "get_tensor_shape", "infer_shapes", "nvtx_verbosity", "set_device_memory", "set_input_shape",
                           "set_optimization_profile_async", "set_tensor_address"},
     "EngineInspector": {"get_engine_information"},
     "Builder": {"build_serialized_network", "create_builder_config", "create_network", "create_optimization_profile"},
@@ -63,7 +64,7 @@ USED = {
     "LayerInformationFormat": {"JSON"},
     "MemoryPoolType": {"WORKSPACE"},
     "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED"},
-    "ProfilingVerbosity": {"DETAILED"},
+    "ProfilingVerbosity": {"DETAILED", "NONE"},
     "TensorIOMode": {"INPUT", "OUTPUT"},
 }  # fmt: skip
 """By class, "" for the module itself. `test_the_list_is_what_the_sources_use` keeps it from going stale."""
@@ -71,8 +72,10 @@ USED = {
 BY_NAME_ONLY = {"ErrorCode", "DataType"}  # compared by their names or through getattr: no chain of attributes shows them
 CUDA_USED = {
     "cudaDriverGetVersion", "cudaError_t", "cudaFree", "cudaGetDevice", "cudaGetDeviceCount", "cudaGetDeviceProperties",
-    "cudaGetErrorString", "cudaGraphDestroy", "cudaGraphExecDestroy", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaMalloc",
-    "cudaMemcpyAsync", "cudaMemcpyKind", "cudaMemsetAsync", "cudaStreamBeginCapture", "cudaStreamCaptureMode",
+    "cudaGetErrorString", "cudaGetLastError",
+    "cudaGraphDestroy", "cudaGraphExecDestroy", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaMalloc",
+    "cudaMemcpyAsync", "cudaMemcpyKind", "cudaMemsetAsync", "cudaSetDevice", "cudaStreamBeginCapture",
+    "cudaStreamCaptureMode",
     "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamEndCapture", "cudaStreamNonBlocking", "cudaStreamSynchronize",
 }  # fmt: skip
 
@@ -104,6 +107,7 @@ _OURS = {
     ("ILogger", "lines"),
     ("ParserError", "strerror"),
     ("IExecutionContext", "context"),
+    ("IOptimizationProfile", "get"),
     ("IOptimizationProfile", "items"),
 }
 """Attributes of our own objects in variables of those names."""
@@ -179,6 +183,7 @@ calls = {  # as our code makes them; without a device all of them are refused, b
     "cudaStreamBeginCapture": (stream, mode), "cudaStreamEndCapture": (stream,), "cudaGraphInstantiate": (graph, 0),
     "cudaGraphLaunch": (executable, stream), "cudaGraphDestroy": (graph,), "cudaGraphExecDestroy": (executable,),
     "cudaStreamDestroy": (stream,), "cudaGetDevice": (), "cudaGetDeviceProperties": (0,), "cudaDriverGetVersion": (),
+    "cudaSetDevice": (0,), "cudaGetLastError": (),
 }
 results = {name: len(getattr(runtime, name)(*arguments)) for name, arguments in calls.items()}
 status, text = runtime.cudaGetErrorString(runtime.cudaError_t.cudaErrorMemoryAllocation)

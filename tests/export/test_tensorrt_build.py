@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +16,15 @@ from support.replayed_export import replay
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.engines import ENGINES_FILE, AxisRange
+from dqe_engine.contracts.engines import ENGINES_FILE
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import InputError
+from dqe_engine.errors import ParityError
 from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_export.cli.export import main
-from dqe_export.tensorrt.check import TOLERANCES, EngineMismatchError, check_engine
-from dqe_export.tensorrt.plan import BuildOptions, default_profile, parse_profile, traffic_profile, trtexec_line
+from dqe_export.differences import TOLERANCES
+from dqe_export.tensorrt.check import check_engine
+from dqe_export.tensorrt.plan import parse_profile
 
 SMALL = "--trt-profile=batch=1:2:3,text_length=2:4:8"
 
@@ -46,7 +45,7 @@ def trt(request: pytest.FixtureRequest, cuda: FakeCuda, monkeypatch: pytest.Monk
 
 
 def folder_of(bundle: Path, trt: FakeTensorRT) -> Path:
-    return bundle / "tensorrt" / f"sm90-{'.'.join(trt.version.split('.')[:2])}"
+    return bundle / "tensorrt" / f"fake-gpu-sm90-{'.'.join(trt.version.split('.')[:2])}"
 
 
 def files(folder: Path) -> set[str]:
@@ -55,113 +54,6 @@ def files(folder: Path) -> set[str]:
 
 def build(bundle: Path, *options: str) -> int:
     return main(["--trt", "--bundle", str(bundle), SMALL, *options])
-
-
-# -- the plan -------------------------------------------------------------------------------------------------------------
-
-
-def test_profiles_from_options() -> None:
-    profile = parse_profile("batch=1:4:32", 64)
-    assert (profile.batch, profile.text_length) == (AxisRange(min=1, opt=4, max=32), AxisRange(min=2, opt=16, max=64))
-    assert parse_profile("text_length=3:5:9, batch=2:2:2", 64).text_length == AxisRange(min=3, opt=5, max=9)
-    assert default_profile(6).text_length == AxisRange(min=2, opt=6, max=6)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("batch=1:4", "batch takes three whole numbers MIN:OPT:MAX, got '1:4'"),
-        ("batch=1:4:x", "batch takes three whole numbers"),
-        ("batch=0:4:8", "expected 1 <= min <= opt <= max, got 0:4:8"),
-        ("batch=5:4:8", "expected 1 <= min <= opt <= max, got 5:4:8"),
-        ("width=1:2:3", "expected batch=MIN:OPT:MAX"),
-        ("batch=1:2:3,batch=1:2:3", "each once"),
-        ("text_length=1:4:8", "texts have 2 to 64 tokens"),
-        ("text_length=2:4:65", "texts have 2 to 64 tokens"),
-    ],
-)
-def test_profiles_that_are_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_profile(text, 64)
-
-
-def test_profile_from_traffic(tmp_path: Path) -> None:
-    requests = [(1, 7)] * 60 + [(4, 9)] * 39 + [(500, 31)]
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"batch": b, "text_length": n}) for b, n in requests) + "\n\n")
-    profile = traffic_profile(tmp_path / "t.jsonl", 64)
-    assert profile.batch == AxisRange(min=1, opt=1, max=4)  # the one batch of 500 will run in parts
-    assert profile.text_length == AxisRange(min=2, opt=7, max=64)  # no text is refused because it did not come up
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "no traffic in it"),
-        ('{"batch": 1, "text_length": 4}\n{"batch": 1}', "line 2: Object missing required field `text_length`"),
-        ('{"batch": 0, "text_length": 4}', "expected batch >= 1"),
-        ('{"batch": 1, "text_length": 65}', "a text of 65 tokens, but this bundle cuts texts at 64"),
-        ("batch 1", "line 1: not valid JSON"),
-        (None, "no such file or directory; check the path"),
-    ],
-)
-def test_traffic_that_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "t.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
-        traffic_profile(tmp_path / "t.jsonl", 64)
-
-
-def test_the_trtexec_line_says_everything() -> None:
-    options = BuildOptions(
-        profiles=(parse_profile("batch=1:1:1", 16), parse_profile("batch=2:8:32", 16)), workspace=2**31, timing_cache="t cache",
-        optimization_level=5, hardware_compatible=True, version_compatible=True,
-    )  # fmt: skip
-    line = trtexec_line(QUERY_ENCODER, SIZES, options, onnx=Path("b/q.onnx"), engine=Path("b/q.engine"))
-    assert shlex.split(line) == [
-        "trtexec", "--onnx=b/q.onnx", "--saveEngine=b/q.engine", "--stronglyTyped", "--skipInference",
-        "--profile=0", "--minShapes=image_tokens:1x16x12,input_ids:1x2,attention_mask:1x2",
-        "--optShapes=image_tokens:1x16x12,input_ids:1x16,attention_mask:1x16",
-        "--maxShapes=image_tokens:1x16x12,input_ids:1x16,attention_mask:1x16",
-        "--profile=1", "--minShapes=image_tokens:2x16x12,input_ids:2x2,attention_mask:2x2",
-        "--optShapes=image_tokens:8x16x12,input_ids:8x16,attention_mask:8x16",
-        "--maxShapes=image_tokens:32x16x12,input_ids:32x16,attention_mask:32x16",
-        "--builderOptimizationLevel=5", "--profilingVerbosity=detailed", "--memPoolSize=workspace:2147483648B",
-        "--timingCacheFile=t cache", "--hardwareCompatibilityLevel=ampere+", "--versionCompatible", "--noTF32",
-    ]  # fmt: skip
-
-
-def test_dry_run_plans_and_writes_nothing(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(bundle)
-    assert build(bundle, "--dry-run") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert f"engines     {folder_of(bundle, trt)}" in lines
-    assert [line.split()[1] for line in lines if line.startswith("trtexec")] == [f"--onnx={bundle / spec.file}" for spec in GRAPHS]
-    cuda.devices = 0
-    assert build(bundle, "--dry-run") == 0
-    shown = capsys.readouterr()
-    assert "tensorrt/GPU-VERSION" in shown.out
-    assert "note: nothing can be built here: no usable CUDA device" in shown.err
-    assert files(bundle) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--bundle", "b"], "--bundle goes with --trt"),
-        (["checkpoint", "b", "--workspace", "2"], "--workspace goes with --trt"),
-        (["checkpoint", "b", "--version-compatible"], "--version-compatible goes with --trt"),
-        (["checkpoint", "--trt"], "expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE"),
-        (["checkpoint", "b", "--trt", "--precision", "int8"], "use --trt with f32, f16 or int8-static"),
-        (["checkpoint", "b", "--trt", "--bundle", "b"], "it takes no checkpoint"),
-        (["--trt", "--bundle", "b", "--traffic", "t", SMALL], "choose one"),
-        (["--trt", "--bundle", "absent"], "no bundle here"),
-    ],
-)
-def test_arguments_that_do_not_go_together(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
 
 
 # -- the build ------------------------------------------------------------------------------------------------------------
@@ -179,26 +71,39 @@ def test_engines_are_built_checked_and_described(bundle: Path, trt: FakeTensorRT
     query = manifest.engines[1]
     assert query.layer_types["MatMul"] == 3
     assert query.layers == sum(query.layer_types.values())
-    sizes = [(p.shape["batch"], p.shape["text_length"]) for p in query.parity]
-    assert sizes == [(1, 2), (2, 4), (3, 8), (4, 2), (5, 4), (6, 8)]
-    assert [p.shape for p in manifest.engines[0].parity] == [{"batch": batch} for batch in (1, 2, 3, 4, 5, 6)]
-    assert query.graph_shapes == ({"batch": 2, "text_length": 4}, {"batch": 5, "text_length": 4})
+    sizes = [(shape["batch"], shape["text_length"]) for shape in query.parity.shapes]
+    assert sizes == [(1, 2), (2, 4), (3, 8), (4, 2), (5, 4), (6, 8), (2, 8), (5, 8)]  # of the profiles, then of what is captured beside
+    assert manifest.engines[0].parity.shapes == tuple({"batch": batch} for batch in (1, 2, 3, 4, 5, 6))
+    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (5, 4), (5, 8)]
+    assert query.tolerance == Bundle.load(bundle).manifest.tolerance
+    assert set(query.parity.outputs) == {tensor.name for tensor in QUERY_ENCODER.outputs}
     header = json.loads((folder / "query_encoder.engine").read_bytes().partition(b"\n")[0])
     assert (header["tf32"], header["level"], header["workspace"]) == (False, 4, 2**29)
-    assert str(bundle) not in (folder / "build.log").read_text()
-    assert "max abs difference from ONNX Runtime" in capsys.readouterr().out
+    log = (folder / "build.log").read_text()
+    assert str(bundle) not in log
+    assert [line for line in log.splitlines() if line.startswith("==")] == [f"== {spec.name}" for spec in GRAPHS]
+    assert "query_encoder    from ONNX Runtime: max error" in capsys.readouterr().out
     assert Bundle.load(bundle).model_hash == identity
     assert set(RetrievalEngine.load(bundle).providers.values()) == {"tensorrt"}
     strong = 1 << (1 if trt.version.startswith("10.") else 0)  # the enum was renumbered
     assert trt.faults.network_flags == [strong] * len(GRAPHS)
 
 
+def test_graphs_for_cpus_are_built_from_with_a_note(bundle: Path, trt: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(bundle) == 0
+    assert f"note: {bundle} has graphs for CPUs; export with --trt or --target cuda" in capsys.readouterr().err
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"target":"cpu"', '"target":"cuda"').replace('"target": "cpu"', '"target": "cuda"'))
+    assert build(bundle, "--force") == 0
+    assert "for CPUs" not in capsys.readouterr().err
+
+
 def test_compatible_engines_have_folders_of_their_own(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> None:
     assert build(bundle) == build(bundle, "--hardware-compatible", "--version-compatible", "--tf32") == 0
     names = sorted(path.name for path in (bundle / "tensorrt").iterdir())
     version = ".".join(trt.version.split(".")[:2])
-    assert names == [f"sm80+-{version}+", f"sm90-{version}"]
-    header = json.loads((bundle / "tensorrt" / names[0] / "query_encoder.engine").read_bytes().partition(b"\n")[0])
+    assert names == [f"fake-gpu-sm90-{version}", f"sm80+-{version}+"]
+    header = json.loads((bundle / "tensorrt" / names[1] / "query_encoder.engine").read_bytes().partition(b"\n")[0])
     assert (header["hc"], header["vc"], header["tf32"]) == (True, True, True)
     cuda.capability = (7, 5)
     assert build(bundle, "--hardware-compatible") == 2
@@ -212,11 +117,10 @@ def test_existing_engines_need_force_and_lend_their_timings(bundle: Path, trt: F
     assert "exists already; replace these engines with --force" in capsys.readouterr().err
     assert build(bundle, "--force", "--optimization-level", "0") == 0  # level 0 measures nothing
     assert (folder / "timing.cache").read_bytes() == trt.cache()
-    (folder / "timing.cache").write_bytes(b"timings of another GPU of this architecture")
-    assert build(bundle, "--force") == 2  # the sidecar says this GPU's
+    (folder / "timing.cache").write_bytes(b"timings that the builder refuses, of another driver, say")
+    assert build(bundle, "--force") == 0  # nobody asked for them: it measures anew
+    assert (folder / "timing.cache").read_bytes() == trt.cache()
     sidecar = folder / ENGINES_FILE
-    sidecar.write_text(sidecar.read_text().replace('"Fake GPU"', '"Another GPU"'))
-    assert build(bundle, "--force") == 0  # so it is not read
     sidecar.write_text("damaged")
     assert build(bundle, "--force") == 0
 
@@ -245,12 +149,13 @@ def _spoil(bundle: Path, operator: str) -> None:
 @pytest.mark.parametrize(
     ("operator", "message"),
     [
-        ("MatMulInteger", "has no operator MatMulInteger as this graph uses it; export the bundle in another precision"),
+        ("Unique", "has no operator Unique as this graph uses it; export the bundle in another precision"),
         ("Invalid", "cannot parse the graph: Invalid spoiled: assertion failed"),
     ],
 )
 def test_graphs_that_do_not_parse(bundle: Path, trt: FakeTensorRT, operator: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     _spoil(bundle, operator)
+    trt.faults.unsupported.add("Unique")
     before = files(bundle)
     assert build(bundle) == 2
     error = capsys.readouterr().err
@@ -297,8 +202,42 @@ def test_an_engine_that_differs_is_removed(bundle: Path, trt: FakeTensorRT, wron
     before = {name: (bundle / name).read_bytes() for name in files(bundle) if (bundle / name).is_file()}
     trt.faults.error = wrong
     assert build(bundle, "--force") == 1  # a failed gate, not a mistake of the user's
-    assert "vision_encoder: image_tokens differs from ONNX Runtime by" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "vision_encoder: image_tokens differs from ONNX Runtime by" in error
+    log = Path(error.split("TensorRT's log: ")[1].strip())
+    assert "[INFO] building" in log.read_text()
+    log.unlink()
     assert {name: (bundle / name).read_bytes() for name in files(bundle) if (bundle / name).is_file()} == before
+
+
+@pytest.mark.parametrize("said", ['{"Layers": [{"LayerType": "gemm\x01"}]}', "{", "[]", '{"Layers": 3}', None])
+def test_a_description_that_cannot_be_read_costs_no_engine(bundle: Path, trt: FakeTensorRT, said: str | None) -> None:
+    trt.faults.inspection, trt.faults.inspection_missing = said, said is None
+    assert build(bundle) == 0
+    types = read_sidecar(folder_of(bundle, trt)).engines[0].layer_types
+    assert list(types) == (["gemm\x01"] if said and "gemm" in said else ["unknown"])
+    assert sum(types.values()) >= 1
+
+
+def test_the_log_keeps_its_end_and_each_graph_its_own(bundle: Path, trt: FakeTensorRT) -> None:
+    trt.faults.log_lines = 6000
+    assert build(bundle) == 0
+    log = (folder_of(bundle, trt) / "build.log").read_text().splitlines()
+    assert log.count("[INFO] line 5999") == len(GRAPHS)
+    assert "[INFO] line 0" not in log
+
+
+def test_a_device_that_records_no_graphs(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> None:
+    cuda.fail["cudaGraphInstantiate"] = cudaError_t.cudaErrorMemoryAllocation
+    assert build(bundle) == 0
+    assert all(engine.graph_shapes == () for engine in read_sidecar(folder_of(bundle, trt)).engines)
+
+
+def test_profiles_that_differ_in_texts_alone_are_one_for_images(bundle: Path, trt: FakeTensorRT) -> None:
+    assert build(bundle, SMALL.replace("text_length=2:4:8", "text_length=2:5:8")) == 0
+    vision, query = read_sidecar(folder_of(bundle, trt)).engines[:2]
+    assert vision.graph_shapes == ({"batch": 2},)
+    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (2, 5), (2, 8)]
 
 
 def test_an_interrupted_build_leaves_the_bundle(bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,15 +266,15 @@ def test_export_and_engines_in_one_go(
     assert "--maxShapes=pixel_values:32x3x" in capsys.readouterr().out
     assert not out.exists()
     assert main([*arguments, "--trt-profile", "batch=1:2:3"]) == 0
-    assert Bundle.load(out).model_hash == Bundle.load(bundle_path).model_hash
-    assert [max(p.shape["text_length"] for p in e.parity) for e in read_sidecar(folder_of(out, trt)).engines[1:2]] == [length]
+    assert Bundle.load(out).manifest.precision == "float16"
+    assert max(shape["text_length"] for shape in read_sidecar(folder_of(out, trt)).engines[1].parity.shapes) == length
     assert set(RetrievalEngine.load(out).providers.values()) == {"tensorrt"}
 
 
 # -- the check ------------------------------------------------------------------------------------------------------------
 
 
-class _Scaled:
+class _Changed:
     """A session whose outputs are `factor` times another's, and off by `offset` in one element."""
 
     provider, spec = "test", TARGET_ENCODER
@@ -351,16 +290,31 @@ class _Scaled:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_each_precision_has_a_tolerance_that_bites(bundle: Path, precision: str) -> None:
-    atol, rtol = TOLERANCES[precision]
+    tolerance = TOLERANCES[precision]
 
     def check(factor: float, offset: float) -> float:
         parity = check_engine(
-            TARGET_ENCODER, SIZES, _Scaled(bundle, factor, offset), _Scaled(bundle), [parse_profile("batch=1:2:3", 16)],
-            vocab_size=20, precision=precision,
+            TARGET_ENCODER, SIZES, _Changed(bundle, factor, offset), _Changed(bundle), [parse_profile("batch=1:2:3", 16)],
+            captured=[{"batch": 5}], vocab_size=20, tolerance=tolerance,
         )  # fmt: skip
-        return max(error for p in parity for error in p.max_abs_error.values())
+        assert parity.shapes == ({"batch": 1}, {"batch": 2}, {"batch": 3}, {"batch": 5})
+        return parity.outputs["target_tokens"].max_error
 
-    assert check(1 + rtol / 2, atol / 2) > 0
-    for factor, offset in ((1, 3 * (atol + rtol)), (1 + 4 * (rtol + atol), 0), (1, float("nan"))):
-        with pytest.raises(EngineMismatchError, match="target_tokens differs from ONNX Runtime"):
+    assert 0 < check(1, tolerance.max_error / 4) < tolerance.max_error
+    for factor, offset in ((1, 2 * tolerance.max_error), (1 + 2 * tolerance.max_error, 0), (1, float("nan"))):
+        with pytest.raises(ParityError, match="target_tokens differs from ONNX Runtime"):
             check(factor, offset)
+
+
+def test_a_small_error_in_large_numbers_is_small(bundle: Path) -> None:
+    """Relative to the largest, not element by element: next to zero is nothing to be relative to."""
+
+    class Large(_Changed):
+        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: 1000 * array + self.offset for name, array in self.session.run(**inputs).items()}
+
+    parity = check_engine(
+        TARGET_ENCODER, SIZES, Large(bundle, offset=1e-4), Large(bundle), [parse_profile("batch=1:2:3", 16)],
+        vocab_size=20, tolerance=TOLERANCES["float32"],
+    )  # fmt: skip
+    assert parity.outputs["target_tokens"].max_error < 1e-6

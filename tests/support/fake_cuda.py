@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,8 @@ OK = cudaError_t.cudaSuccess
 
 
 class FakeCuda:
-    """One device. `fail[function]` makes that function return the status; `calls` lists what was called."""
+    """Devices of one kind. `fail[function]` makes that function return the status; `calls` lists what was called. `last_error` is what CUDA
+    keeps for whoever asks next. Each thread has a current device; streams and memory belong to the one they were made on."""
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, 1
 
@@ -54,7 +56,15 @@ class FakeCuda:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.capturing = 0  # the stream, 0 for none
         self.invalidated = False
+        self.last_error = OK
+        self._thread = threading.local()
+        self._device_of: dict[int, int] = {}  # streams
         self._next = 1000
+
+    @property
+    def device(self) -> int:
+        """The calling thread's."""
+        return getattr(self._thread, "device", 0)
 
     def install(self, patch: pytest.MonkeyPatch) -> FakeCuda:
         runtime: Any = types.ModuleType("cuda.bindings.runtime")
@@ -72,7 +82,10 @@ class FakeCuda:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append(name)
-            return (self.fail[name], None) if name in self.fail else value(*arguments)
+            results = (self.fail[name], None) if name in self.fail else value(*arguments)
+            if results[0] != OK and name != "cudaGetLastError":
+                self.last_error = results[0]
+            return results
 
         return call
 
@@ -81,6 +94,7 @@ class FakeCuda:
         return self._next
 
     def submit(self, stream: int, work: Callable[[], None]) -> None:
+        assert self._device_of[stream] == self.device, f"a stream of device {self._device_of[stream]}, from a thread on {self.device}"
         self.streams[stream].append(work)
 
     def owns(self, address: int, size: int) -> bool:
@@ -92,8 +106,18 @@ class FakeCuda:
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
         return (OK, self.devices) if self.devices else (cudaError_t.cudaErrorNoDevice, None)
 
+    def cudaGetLastError(self) -> tuple[Any]:
+        found, self.last_error = self.last_error, OK
+        return (OK,) if found == OK else (found,)
+
     def cudaGetDevice(self) -> tuple[Any, int]:
-        return OK, 0
+        return OK, self.device
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        if not 0 <= device < self.devices:
+            return (cudaError_t.cudaErrorInvalidValue,)
+        self._thread.device = device
+        return (OK,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
         major, minor = self.capability
@@ -125,7 +149,7 @@ class FakeCuda:
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
         stream = self._handle()
-        self.streams[stream] = []
+        self.streams[stream], self._device_of[stream] = [], self.device
         return OK, stream
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
@@ -159,7 +183,8 @@ class FakeCuda:
         return OK, executable
 
     def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[Any]:
-        self.streams[stream] += self.graphs[executable]
+        for step in self.graphs[executable]:
+            self.submit(stream, step)
         return (OK,)
 
     def cudaGraphDestroy(self, graph: int) -> tuple[Any]:

@@ -33,6 +33,12 @@ class Faults:
         self.uncapturable = False
         self.enqueue = False
         self.network_flags: list[int] = []
+        self.inspection: str | None = None  # what the inspector says instead
+        self.inspection_missing = False  # or that it says nothing
+        self.infer: list[str] | int = []  # names that shapes cannot be inferred for; less than 0: an error code
+        self.refuse_cache = False
+        self.log_lines = 0  # that a build logs
+        self.fixed_batch_shapes = False  # the engine's shapes have the sizes that all profiles leave no choice
 
 
 class Severity(enum.Enum):
@@ -73,7 +79,7 @@ class FakeTensorRT:
         trt.BuilderFlag = _enum("BuilderFlag", *["FP16", "BF16", "INT8"] * old, "TF32", "VERSION_COMPATIBLE")
         trt.MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE")
         trt.HardwareCompatibilityLevel = _enum("HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS")
-        trt.ProfilingVerbosity = _enum("ProfilingVerbosity", "LAYER_NAMES_ONLY", "DETAILED")
+        trt.ProfilingVerbosity = _enum("ProfilingVerbosity", "LAYER_NAMES_ONLY", "NONE", "DETAILED")
         trt.LayerInformationFormat = _enum("LayerInformationFormat", "ONELINE", "JSON")
         trt.TensorIOMode = _enum("TensorIOMode", "NONE", "INPUT", "OUTPUT")
         trt.DataType = _enum("DataType", "FLOAT", "HALF", "INT64")
@@ -166,6 +172,8 @@ class FakeTensorRT:
                 return ITimingCache(serialized_timing_cache)
 
             def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+                if faults.refuse_cache and cache._raw:
+                    return False
                 if cache._raw not in (b"", fake.cache()) and not ignore_mismatch:
                     return False
                 self._cache = cache
@@ -192,6 +200,8 @@ class FakeTensorRT:
             def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Any:
                 self._logger.log(Severity.INFO, "building")
                 self._logger.log(Severity.VERBOSE, "chatter")
+                for n in range(faults.log_lines):
+                    self._logger.log(Severity.INFO, f"line {n}")
                 if faults.build:
                     self._logger.log(Severity.ERROR, faults.build)
                     return None
@@ -221,7 +231,9 @@ class FakeTensorRT:
             def __init__(self, model: Any) -> None:
                 self._model = model
 
-            def get_engine_information(self, format: Any) -> str:
+            def get_engine_information(self, format: Any) -> str | None:
+                if faults.inspection_missing or faults.inspection is not None:
+                    return faults.inspection
                 return json.dumps({"Layers": [{"Name": node.name, "LayerType": node.op_type} for node in self._model.graph.node]})
 
         class ICudaEngine:
@@ -234,6 +246,7 @@ class FakeTensorRT:
                 self._tensors = {value.name: value for value in (*graph.input, *graph.output)}
                 self._inputs = [value.name for value in graph.input]
 
+            num_layers = property(lambda self: len(self._model.graph.node))
             num_io_tensors = property(lambda self: len(self._tensors))
             num_optimization_profiles = property(lambda self: len(self._plan["profiles"]))
 
@@ -247,7 +260,16 @@ class FakeTensorRT:
                 return kinds[self._tensors[name].type.tensor_type.elem_type]
 
             def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-                return tuple(-1 if d.dim_param else d.dim_value for d in self._tensors[name].type.tensor_type.shape.dim)
+                dims = self._tensors[name].type.tensor_type.shape.dim
+                return tuple(self._only_size(d.dim_param) if d.dim_param else d.dim_value for d in dims)
+
+            def _only_size(self, axis: str) -> int:
+                sizes = set()
+                for name in self._inputs if faults.fixed_batch_shapes else ():
+                    for at, dim in enumerate(self._tensors[name].type.tensor_type.shape.dim):
+                        if dim.dim_param == axis:
+                            sizes |= {shape[at] for profile in self._plan["profiles"] for shape in profile[name]}
+                return sizes.pop() if len(sizes) == 1 else -1
 
             def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
                 return [tuple(shape) for shape in self._plan["profiles"][profile_index][name]]
@@ -265,6 +287,7 @@ class FakeTensorRT:
                 self._shapes: dict[str, tuple[int, ...]] = {}
                 self._addresses: dict[str, int] = {}
                 self._memory, self._settled, self._changes = 0, False, 0
+                self.nvtx_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine's
 
             def _changed(self) -> None:
                 self._settled, self._changes = False, self._changes + 1
@@ -292,6 +315,10 @@ class FakeTensorRT:
                 return True
 
             def infer_shapes(self) -> list[str]:
+                if isinstance(faults.infer, int):
+                    raise RuntimeError(f"infer_shapes error code: {faults.infer}")
+                if faults.infer:
+                    return faults.infer
                 return [name for name in self._engine._inputs if name not in self._shapes]
 
             def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": 
 _EPILOG = """\
 int8 is for CPUs; int8-static, whose scales are read off the queries of --data, is for TensorRT. Both are judged by answers as well as by
 embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where
---data shows that it keeps the recall, else float32.
+--data shows that it keeps the recall, else float32. With --trt, float16 is the default.
 
 examples:
   dqe-export runs/garments/model bundle
@@ -40,9 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
     parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
-    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32)")
+    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32; f16 with --trt)")
     parser.add_argument(
-        "--target", choices=("cpu", "cuda"), default="cpu", help="what graphs and --precision auto are for (default: cpu; with --trt, cuda)"
+        "--target", choices=("cpu", "cuda"), help="what the graphs' form and --precision auto are for (default: cpu; cuda with --trt)"
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
@@ -54,8 +54,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choices(precision: str | None, target: str, data: EvaluationData | None) -> list[tuple[Precision, str]]:
+def resolve_target(args: argparse.Namespace) -> Target:
+    """What the bundle is for. Raises InputError where --target contradicts --trt."""
+    from dqe_engine.errors import InputError
+
+    if args.trt and args.target == "cpu":
+        raise InputError("--target cpu contradicts --trt, whose engines run on a GPU; leave one of them out")
+    return "cuda" if args.trt or args.target == "cuda" else "cpu"
+
+
+def choices(precision: str | None, target: str, data: EvaluationData | None, *, trt: bool = False) -> list[tuple[Precision, str]]:
     """Precisions to try in this order, each with its reason."""
+    if precision is None and trt:
+        why = "an engine computes in its graph's precision, and float32, for which TF32 is off, leaves the tensor cores idle"
+        return [("float16", f"float16, the default with --trt, because {why}; --precision f32 keeps it.")]
     if precision != "auto":
         return [(PRECISIONS[precision or "f32"], "")]
     if target == "cuda":
@@ -80,9 +92,9 @@ def _export(args: argparse.Namespace) -> int:
     data = EvaluationData.open(args.data) if args.data is not None else None
     with console.status("loading") as status:
         checkpoint = load_checkpoint(args.checkpoint)
-        attempts = choices(args.precision, args.target, data)
+        target = resolve_target(args)
+        attempts = choices(args.precision, target, data, trt=args.trt)
         for precision, why in attempts:
-            target: Target = "cuda" if args.trt else args.target
             options = ExportOptions(name=args.name, precision=precision, target=target, why=why, data=data)
             try:
                 manifest = export_bundle(checkpoint, args.out, options, force=args.force, advance=status.update)

@@ -13,7 +13,7 @@ from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 from dqe_engine.errors import ExportError
 from dqe_engine.tensorrt.api import Logger, load_engine
 
-from .plan import BuildOptions, input_shapes
+from .plan import BuildOptions, distinct_profiles, input_shapes
 
 _SHOWN_ERRORS = 3
 
@@ -28,9 +28,10 @@ class BuiltEngine:
 
 
 def build_engine(
-    trt: Any, path: Path, spec: GraphSpec, sizes: GraphSizes, options: BuildOptions, *, timing_cache: bytes, logger: Logger
+    trt: Any, path: Path, spec: GraphSpec, sizes: GraphSizes, options: BuildOptions, *, timing_cache: bytes, needed: bool, logger: Logger
 ) -> BuiltEngine:
-    """Parse `path` (external weights beside it) and build. `timing_cache`: of an earlier build, b"" for none.
+    """Parse `path` (external weights beside it) and build. `timing_cache`: of an earlier build, b"" for none; where it is refused, an error
+    if it is `needed`, else the build starts without.
 
     Networks are strongly typed: TensorRT 11 knows no others, and 10 is asked for it, so the graph alone decides the precision.
     Raises ExportError, one line: operators that TensorRT lacks, a cache of another device or version, too little memory.
@@ -45,12 +46,13 @@ def build_engine(
     if not parser.parse_from_file(str(path)):
         raise ExportError(_parse_failure(trt, parser, spec))
     config = _configure(trt, builder, spec, sizes, options)
-    cache = config.create_timing_cache(timing_cache)  # must live until the build has ended
-    if cache is None or not config.set_timing_cache(cache, False):
+    cache = _set_cache(config, timing_cache)  # must live until the build has ended
+    if cache is None and needed:
         raise ExportError(
             f"{spec.name}: the timing cache was made on another GPU or by another TensorRT than {trt.__version__}; "
             "name another file with --timing-cache, or remove this one"
         )
+    cache = cache or _set_cache(config, b"")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(_build_failure(spec, logger.errors()))
@@ -61,16 +63,27 @@ def build_engine(
 
 
 def inspect_layers(trt: Any, plan: bytes, logger: Logger, *, host_code: bool) -> dict[str, int]:
-    """How many layers of each type the engine has, by the engine inspector; type "unknown" where it gives only names."""
+    """How many layers of each type the engine has, by the engine inspector; type "unknown" where it gives only names, or nothing that can
+    be read: a finished engine is not thrown away for want of its description."""
     engine = load_engine(trt, plan, logger, host_code=host_code)
-    inspector = engine.create_engine_inspector()
-    layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
-    return dict(sorted(Counter(layer.get("LayerType", "unknown") if isinstance(layer, dict) else "unknown" for layer in layers).items()))
+    try:
+        inspector = engine.create_engine_inspector()
+        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)["Layers"]  # control characters
+        types = Counter(str(layer.get("LayerType", "unknown")) if isinstance(layer, dict) else "unknown" for layer in layers)
+    except (ValueError, TypeError, LookupError, AttributeError):  # no text, no JSON, or JSON of another form
+        types = Counter(unknown=engine.num_layers)
+    return dict(sorted(types.items()))
+
+
+def _set_cache(config: Any, timing_cache: bytes) -> Any | None:
+    """The cache, now set; None where the builder refuses it."""
+    cache = config.create_timing_cache(timing_cache)
+    return cache if cache is not None and config.set_timing_cache(cache, False) else None
 
 
 def _configure(trt: Any, builder: Any, spec: GraphSpec, sizes: GraphSizes, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
-    for values in options.profiles:
+    for values in distinct_profiles(spec, options.profiles):
         profile = builder.create_optimization_profile()
         shapes = [input_shapes(spec, sizes, values, which) for which in ("min", "opt", "max")]
         for tensor in spec.inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dqe_engine.contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEnt
 from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import BackendError, BundleError, ExportError
+from dqe_engine.errors import BundleError, DQEError, ExportError
 from dqe_engine.files import atomic_directory, atomic_write, describe_os_error, describe_write_error, sha256_of
 from dqe_engine.sessions import OnnxSession
 from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
@@ -22,8 +23,10 @@ from dqe_engine.tensorrt.cuda import Cuda, Gpu
 from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_engine.tensorrt.session import TensorRTSession
 
+from ..differences import TOLERANCES
 from .build import build_engine, inspect_layers
-from .check import TOLERANCES, check_engine
+from .check import check_engine
+from .limits import check_gpu
 from .plan import BuildOptions
 
 TIMING_CACHE = "timing.cache"
@@ -34,9 +37,12 @@ def engine_file(spec: GraphSpec) -> str:
     return f"{spec.name}.engine"
 
 
-def target_folder(gpu: str, tensorrt: str, options: BuildOptions) -> str:
-    """Where engines go, relative to the bundle, such as "tensorrt/sm90-10.16"."""
-    name = folder_name(gpu, tensorrt, hardware_compatible=options.hardware_compatible, version_compatible=options.version_compatible)
+def target_folder(gpu: Gpu, tensorrt: str, options: BuildOptions) -> str:
+    """Where engines go, relative to the bundle, such as "tensorrt/nvidia-l4-sm89-10.16"."""
+    name = folder_name(
+        gpu.name, gpu.compute_capability, tensorrt,
+        hardware_compatible=options.hardware_compatible, version_compatible=options.version_compatible,
+    )  # fmt: skip
     return f"{ENGINES_FOLDER}/{name}"
 
 
@@ -46,26 +52,29 @@ def build_engines(
     """Build, check and write an engine per graph; the bundle's own files and its hash stay as they are.
 
     Existing engines of the same folder need `force`, and stay until the new ones are complete. A build that fails or is
-    interrupted leaves nothing. Raises BackendError without a GPU or TensorRT, ExportError where a graph cannot be built,
-    EngineMismatchError where an engine differs from ONNX Runtime.
+    interrupted leaves nothing but TensorRT's log, in a temporary file that the error names. Raises BackendError without a GPU or
+    TensorRT, ExportError where a graph cannot be built, ParityError where an engine differs from ONNX Runtime.
     """
     gpu, trt = Cuda().gpu(), import_tensorrt()
-    if options.hardware_compatible and int(gpu.compute_capability.split(".")[0]) < 8:
-        raise BackendError(f"{gpu.name}: --hardware-compatible needs compute capability 8.0 or newer, this has {gpu.compute_capability}")
-    folder = bundle.path / target_folder(gpu.compute_capability, trt.__version__, options)
+    check_gpu(gpu, options)
+    folder = bundle.path / target_folder(gpu, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
     cache = _named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
-    logger = make_logger(trt)
+    log = _Log(trt, bundle.path)
     try:
-        with _removed_if_empty(folder.parent), atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary:
+        with (
+            log.kept_on_failure(),
+            _removed_if_empty(folder.parent),
+            atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
+        ):
             engines = []
             for spec in bundle.manifest.graphs:
-                entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, logger, advance)
+                entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, log.of(spec), advance)
                 engines.append(entry)
             manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
             (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
-            (temporary / BUILD_LOG).write_text("\n".join(logger.lines).replace(str(bundle.path), "BUNDLE") + "\n", encoding="utf-8")
+            (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
             if cache:
                 (temporary / TIMING_CACHE).write_bytes(cache)
         if options.timing_cache is not None and cache:
@@ -88,11 +97,14 @@ def _build_one(
 ) -> tuple[EngineEntry, bytes]:
     advance(f"building {spec.name}")
     path = bundle.path / spec.file
-    built = build_engine(trt, path, spec, bundle.sizes, options, timing_cache=cache, logger=logger)
+    needed = options.timing_cache is not None
+    built = build_engine(trt, path, spec, bundle.sizes, options, timing_cache=cache, needed=needed, logger=logger)
     file = folder / engine_file(spec)
     file.write_bytes(built.plan)
     layers = inspect_layers(trt, built.plan, logger, host_code=options.version_compatible)
     advance(f"checking {spec.name}")
+    # Products in TF32 have float16's ten bits of mantissa.
+    tolerance = TOLERANCES["float16"] if options.tf32 and bundle.manifest.precision == "float32" else bundle.manifest.tolerance
     session = TensorRTSession(built.plan, spec, bundle.sizes, host_code=options.version_compatible)
     parity = check_engine(
         spec,
@@ -100,10 +112,10 @@ def _build_one(
         session,
         OnnxSession(path, spec, bundle.sizes, provider="cpu"),
         options.profiles,
+        captured=session.graph_shapes,
         vocab_size=_vocab_size(bundle),
-        precision=bundle.manifest.precision,
+        tolerance=tolerance,
     )
-    atol, rtol = TOLERANCES[bundle.manifest.precision]
     entry = EngineEntry(
         graph=spec.name,
         graph_hash=bundle.manifest.graph_hash(spec),
@@ -113,11 +125,40 @@ def _build_one(
         layer_types=layers,
         device_memory=session.device_memory,
         graph_shapes=session.graph_shapes,
-        atol=atol,
-        rtol=rtol,
+        tolerance=tolerance,
         parity=parity,
     )
     return entry, built.timing_cache or cache
+
+
+class _Log:
+    """What TensorRT says while engines are built, by graph."""
+
+    def __init__(self, trt: Any, bundle: Path) -> None:
+        self._trt, self._bundle = trt, bundle
+        self._loggers: dict[str, Logger] = {}
+
+    def of(self, spec: GraphSpec) -> Logger:
+        """A logger of its own: no graph's messages push out another's, and none is blamed for another's errors."""
+        self._loggers[spec.name] = make_logger(self._trt)
+        return self._loggers[spec.name]
+
+    def text(self) -> str:
+        """Without the bundle's path, since engines travel with their bundle."""
+        parts = ("\n".join((f"== {graph}", *logger.lines)) for graph, logger in self._loggers.items())
+        return "\n".join(parts).replace(str(self._bundle), "BUNDLE") + "\n"
+
+    @contextlib.contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Write the log where it outlives the failed build, and add its path to the message."""
+        try:
+            yield
+        except DQEError as error:
+            if not any(logger.lines for logger in self._loggers.values()):
+                raise
+            with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
+                file.write(self.text())
+            raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
 
 
 def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:

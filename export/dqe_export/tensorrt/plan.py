@@ -13,10 +13,10 @@ from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_engine.contracts.parsing import Contract, parse, parse_json, without_mark
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error
+from dqe_engine.tensorrt.sizes import SHORTEST_TEXT, any_request, any_text
 
-SHORTEST_TEXT = 2  # tokens: the two that every text is put between
-DEFAULT_BATCH = AxisRange(min=1, opt=8, max=32)
-TYPICAL_TEXT = 16  # tokens
+ONE_QUERY = AxisRange(min=1, opt=1, max=1)
+BATCHES = AxisRange(min=2, opt=8, max=32)
 _TRAFFIC_MAX = 0.99  # quantile of batches; larger ones run in parts, so that one outlier does not size every buffer
 
 
@@ -52,14 +52,30 @@ class _Request(Contract, frozen=True):
             raise ValueError(f"expected batch >= 1 and text_length >= {SHORTEST_TEXT}, got {self.batch} and {self.text_length}")
 
 
-def default_profile(max_text_length: int) -> Profile:
-    """Batches of 1 to 32 and any text that the tokenizer gives."""
-    opt = min(TYPICAL_TEXT, max_text_length)
-    return Profile(batch=DEFAULT_BATCH, text_length=AxisRange(min=SHORTEST_TEXT, opt=opt, max=max_text_length))
+def default_profiles(max_text_length: int) -> tuple[Profile, ...]:
+    """One query, which has an engine tuned for it and a CUDA graph, and batches of 2 to 32; any text that the tokenizer gives."""
+    text_length = any_text(max_text_length)
+    return Profile(batch=ONE_QUERY, text_length=text_length), Profile(batch=BATCHES, text_length=text_length)
+
+
+def distinct_profiles(spec: GraphSpec, profiles: Sequence[Profile]) -> tuple[Profile, ...]:
+    """Those of `profiles` that differ in the axes that `spec` has, in their order: profiles of one batch that differ in their texts
+    are one for the vision tower, which must not be built twice for it."""
+    axes = {str(axis) for tensor in spec.inputs for axis in tensor.axes if axis in DYNAMIC_AXES}
+    found: dict[tuple[AxisRange, ...], Profile] = {}
+    for profile in profiles:
+        found.setdefault(tuple(getattr(profile, axis) for axis in sorted(axes)), profile)
+    return tuple(found.values())
+
+
+def lengths_left_out(profiles: Sequence[Profile], max_text_length: int) -> list[int]:
+    """Lengths of text at which one query fits none of `profiles`: the engines will refuse such requests."""
+    single = [profile.text_length for profile in profiles if profile.batch.min == 1]
+    return [n for n in range(SHORTEST_TEXT, max_text_length + 1) if not any(texts.min <= n <= texts.max for texts in single)]
 
 
 def parse_profile(text: str, max_text_length: int) -> Profile:
-    """ "batch=1:8:32,text_length=2:16:64", either axis left out for its default. Raises InputError."""
+    """ "batch=1:8:32,text_length=2:16:64", an axis left out as in `any_request`: it may be the only profile. Raises InputError."""
     where = f"--trt-profile {text!r}"
     ranges: dict[str, dict[str, int]] = {}
     for part in text.split(","):
@@ -70,7 +86,7 @@ def parse_profile(text: str, max_text_length: int) -> Profile:
         if len(numbers) != 3 or not all(number.isascii() and number.isdigit() for number in numbers):
             raise InputError(f"{where}: {axis} takes three whole numbers MIN:OPT:MAX, got {values!r}")
         ranges[axis] = dict(zip(("min", "opt", "max"), map(int, numbers), strict=True))
-    profile = parse(Profile, msgspec.to_builtins(default_profile(max_text_length)) | ranges, where=where)
+    profile = parse(Profile, msgspec.to_builtins(any_request(max_text_length)) | ranges, where=where)
     if profile.text_length.min < SHORTEST_TEXT or profile.text_length.max > max_text_length:
         raise InputError(f"{where}: texts have {SHORTEST_TEXT} to {max_text_length} tokens in this bundle")
     return profile
@@ -112,8 +128,9 @@ def input_shapes(spec: GraphSpec, sizes: GraphSizes, profile: Profile, which: st
 def trtexec_line(spec: GraphSpec, sizes: GraphSizes, options: BuildOptions, *, onnx: Path, engine: Path) -> str:
     """The command that builds the same engine, for a shell. TensorRT 11 ignores --stronglyTyped, 10 needs it."""
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
-    for index, profile in enumerate(options.profiles):
-        if len(options.profiles) > 1:
+    profiles = distinct_profiles(spec, options.profiles)
+    for index, profile in enumerate(profiles):
+        if len(profiles) > 1:
             words.append(f"--profile={index}")
         for which in ("min", "opt", "max"):
             shapes = input_shapes(spec, sizes, profile, which)
@@ -141,13 +158,20 @@ def describe_plan(
     bundle: Path,
     folder: str,
     file: Callable[[GraphSpec], str],
+    known: Callable[[GraphSpec], str],
 ) -> list[str]:
-    """What `--dry-run` prints: a line per decision, then one `trtexec` line per graph."""
-    lines = [f"precision   {precision}, as in the ONNX graphs{' (products in TF32)' if options.tf32 else ''}"]
+    """What `--dry-run` prints: a line per decision and per graph, then one `trtexec` line per graph.
+
+    `precision`: with its reason. `known`: what else there is to say of a graph.
+    """
+    lines = [f"precision   {precision}{'; float32 products are rounded to TF32' if options.tf32 else ''}"]
     lines.append(f"engines     {bundle / folder}")
     for index, profile in enumerate(options.profiles):
         axes = ", ".join(f"{axis} {r.min}:{r.opt}:{r.max}" for axis, r in (("batch", profile.batch), ("text_length", profile.text_length)))
         lines.append(f"profile {index}   {axes} (min:opt:max)")
+    for spec in graphs:
+        indices = ", ".join(str(options.profiles.index(profile)) for profile in distinct_profiles(spec, options.profiles))
+        lines.append(f"graph       {spec.name}: profiles {indices}; {known(spec)}")
     lines.append("checks      each engine against ONNX Runtime on the CPU at every min, opt and max")
     commands = (trtexec_line(spec, sizes, options, onnx=bundle / spec.file, engine=bundle / folder / file(spec)) for spec in graphs)
     return [*lines, *commands]

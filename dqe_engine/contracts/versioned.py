@@ -1,0 +1,83 @@
+"""JSON documents that say what they are: `kind`, so that nothing takes another's folder for its own, and `schema_version`.
+
+Documents from before `kind` are known by a key that only theirs have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from dqe_engine.errors import DQEError
+from dqe_engine.files import describe_os_error
+
+from .parsing import Contract, parse
+
+MOST_BYTES = 64 << 20
+"""Of a document: more than any of ours takes, less than what would exhaust memory."""
+_WITHOUT_KIND: Mapping[str, tuple[str, str]] = {
+    "catalogue": ("gallery-index", "an index"),
+    "graphs": ("bundle", "a bundle"),
+    "encoder_hash": ("attribute-heads", "attribute heads"),
+}
+"""By a key: the kind of a document that has it, and what people call it."""
+_NAMES = dict(_WITHOUT_KIND.values())
+
+
+class Versioned(Contract, frozen=True):
+    """Base of what is read by `read_document`. Subclasses give defaults to both fields."""
+
+    OLDEST_SCHEMA: ClassVar[int] = 1
+
+    kind: str
+    schema_version: int
+
+
+V = TypeVar("V", bound=Versioned)
+
+
+def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQEError]) -> V:
+    """Parse the file `where` strictly. `remedy`: how to come by a good one, such as "export again".
+
+    Raises `error`, one line, for what cannot be read, is no JSON, another kind's, of a newer or no longer supported schema, or not as
+    the schema says. FileNotFoundError and NotADirectoryError pass through: what a missing document means is the caller's to say.
+    """
+    try:
+        size = where.stat().st_size
+        if size > MOST_BYTES:
+            raise error(f"{where}: {size} bytes, more than the {MOST_BYTES} that any document of ours takes; {remedy}")
+        data = msgspec.json.decode(where.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as problem:
+        raise error(describe_os_error(problem, where)) from problem
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise error(f"{where}: not valid JSON ({problem}); {remedy}") from problem
+    wanted, newest = _defaults(document)
+    if (found := _kind_of(data)) != wanted:
+        is_what = _NAMES.get(found or "", f"of kind {found!r}" if found else "something else")
+        raise error(f"{where}: this is {is_what}, not {_NAMES[wanted]}; check the path")
+    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > newest:
+        raise error(f"{where}: schema version {version} is newer than the supported {newest}; upgrade dqe-engine")
+    if not isinstance(version, int) or isinstance(version, bool) or version < document.OLDEST_SCHEMA:
+        raise error(f"{where}: schema_version must be {document.OLDEST_SCHEMA} to {newest}, got {version!r}; {remedy}")
+    return parse(document, data, where=str(where), error=error)
+
+
+def _defaults(document: type[Versioned]) -> tuple[str, int]:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(document)}
+    return defaults["kind"], defaults["schema_version"]
+
+
+def _kind_of(data: Any) -> str | None:
+    """What a decoded document says it is, or is known to be."""
+    if not isinstance(data, dict):
+        return None
+    if isinstance(kind := data.get("kind"), str):
+        return kind
+    return next((kind for key, (kind, _) in _WITHOUT_KIND.items() if key in data), None)
