@@ -42,3 +42,11 @@ class ParityError(ExportError):
 
 class BackendError(DQEError):
     """A provider, kernel or library that was asked for and is not usable on this machine."""
+
+
+class OverloadError(DQEError):
+    """A queue that is full: ask again later, or elsewhere."""
+
+
+class DeadlineError(DQEError):
+    """An answer that was not there in time; nobody works on it any more, or nobody waits."""

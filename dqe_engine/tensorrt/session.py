@@ -126,16 +126,18 @@ class TensorRTSession:
         whole = [i for i in usable if self._profiles[i]["batch"].min <= batch <= self._profiles[i]["batch"].max]
         if whole:
             return min(whole, key=lambda i: tuple(self._profiles[i][axis].max for axis in dynamic)), [batch]
-        profile = max(usable, key=lambda i: self._profiles[i]["batch"].max)
-        limits = self._profiles[profile]["batch"]
-        count = -(-batch // limits.max)
-        small, larger = divmod(batch, count)
-        if small < limits.min:
-            raise InputError(
-                f"{self.spec.name}: a batch of {batch} is outside the engine's profiles ({limits.min} to {limits.max} at a time); "
-                "build it with a smaller least batch"
-            )
-        return profile, [small + 1] * larger + [small] * (count - larger)
+        for profile in sorted(usable, key=lambda i: self._profiles[i]["batch"].max, reverse=True):
+            limits = self._profiles[profile]["batch"]
+            parts = -(-batch // limits.max)
+            small, larger = divmod(batch, parts)
+            if small >= limits.min:
+                return profile, [small + 1] * larger + [small] * (parts - larger)
+        limits_of = (self._profiles[i]["batch"] for i in usable)
+        ranges = ", ".join(f"{limits.min} to {limits.max}" for limits in limits_of)
+        raise InputError(
+            f"{self.spec.name}: a batch of {batch} is outside the engine's profiles ({ranges} at a time); "
+            "build it with a smaller least batch"
+        )
 
     def _run_part(self, profile: int, dynamic: Mapping[str, int], inputs: Arrays, outputs: Arrays) -> None:
         kinds = self._cuda.runtime.cudaMemcpyKind

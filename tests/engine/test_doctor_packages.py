@@ -14,9 +14,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support.doctor_probes import findings
+from support.fake_cuda import FakeCuda
+from support.fake_tensorrt import FakeTensorRT
+from support.nvinfer.abi import raise_what_a_callback_raises
 
 from dqe_engine.doctor import faiss_search, libraries, onnx_runtime, packages, tensorrt_runtime, twins
 from dqe_engine.doctor.tiny_graph import IR_VERSION, OPSET, SIDE, integer_graph, tiny_graph
+
+pytestmark = raise_what_a_callback_raises
 
 
 @pytest.fixture
@@ -274,36 +279,25 @@ def test_both_faiss_twins(install: Callable[..., None]) -> None:
 # TensorRT
 
 
-def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, *, plan: bytes | None = b"plan", tensors: int = 2) -> None:
-    """With the parts of the API that the check uses; `Builder` and `Runtime` come into being when they are asked for."""
-
-    class Anything:
-        num_io_tensors = tensors
-
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            return lambda *_: plan if name == "build_serialized_network" else Anything()
-
-    fake: Any = types.ModuleType("tensorrt")
-    fake.__version__, fake.float32 = "11.4", object()
-    fake.ElementWiseOperation = types.SimpleNamespace(SUM=1)
-    fake.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-    fake.touched = []
-    fake.__getattr__ = lambda name: fake.touched.append(name) or (lambda *_: Anything())
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return FakeTensorRT(FakeCuda()).install(monkeypatch)
 
 
-def test_tensorrt_without_a_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_tensorrt(monkeypatch)
+def test_tensorrt_without_a_device_is_left_alone(trt: FakeTensorRT) -> None:
     found = findings(tensorrt_runtime.probe, devices=0)
     assert {name: finding.status for name, finding in found.items()} == {"package": "ok", "engine": "not available"}
-    assert sys.modules["tensorrt"].touched == []
+    assert trt.created == []
     assert findings(tensorrt_runtime.probe, devices=1)["engine"].status == "ok"
-    assert sys.modules["tensorrt"].touched == ["Builder", "Runtime"]
+    assert trt.created == ["IBuilder", "IRuntime"]
 
 
-@pytest.mark.parametrize(("plan", "tensors"), [(None, 2), (b"plan", 1)])
-def test_tensorrt_that_builds_nothing(plan: bytes | None, tensors: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_tensorrt(monkeypatch, plan=plan, tensors=tensors)
+@pytest.mark.parametrize("wrong", ["build", "plan"])
+def test_tensorrt_that_builds_nothing(trt: FakeTensorRT, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if wrong == "build":
+        trt.faults.build = "Error Code 10: Internal Error"
+    else:
+        monkeypatch.setattr(trt, "plan", lambda *_, **__: b"damaged")
     assert findings(tensorrt_runtime.probe, devices=1)["engine"].status == "broken"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.fake_cuda import FakeCuda, cudaError_t
 from support.fake_tensorrt import FakeTensorRT
+from support.nvinfer.abi import raise_what_a_callback_raises
 from support.replayed_export import replay
 from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
@@ -26,6 +27,8 @@ from dqe_export.differences import TOLERANCES
 from dqe_export.tensorrt.check import check_engine
 from dqe_export.tensorrt.plan import parse_profile
 
+pytestmark = raise_what_a_callback_raises
+
 SMALL = "--trt-profile=batch=1:2:3,text_length=2:4:8"
 
 
@@ -39,9 +42,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda().install(monkeypatch)
 
 
-@pytest.fixture(params=["10.16.1.11", "11.4.0.106"])
-def trt(request: pytest.FixtureRequest, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    return FakeTensorRT(cuda, request.param).install(monkeypatch)
+@pytest.fixture
+def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return FakeTensorRT(cuda).install(monkeypatch)
 
 
 def folder_of(bundle: Path, trt: FakeTensorRT) -> Path:

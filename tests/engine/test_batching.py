@@ -1,0 +1,274 @@
+"""Callers that ask at the same time: each gets its own answer, and nothing that one does touches another's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from dqe_engine.batching import Batcher
+from dqe_engine.errors import DeadlineError, InputError, OverloadError
+
+
+class Answers:
+    """Doubles numbers. Holds the batches, stops at `gate`, and knows whether two ever ran at once."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: list[int] = []
+        self.gate, self.began = threading.Event(), threading.Event()
+        self.gate.set()
+        self.inside = self.most_inside = 0
+        self.fails: Callable[[Sequence[int]], None] = lambda questions: None
+
+    def __call__(self, questions: Sequence[int]) -> list[int]:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        self.batches.append(list(questions))
+        self.threads.append(threading.get_ident())
+        self.began.set()
+        try:
+            assert self.gate.wait(30)
+            self.fails(questions)
+            return [2 * question for question in questions]
+        finally:
+            self.inside -= 1
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def batcher(answers: Answers) -> Iterator[Batcher[int, int]]:
+    with Batcher(answers, most=4, room=6) as made:
+        yield made
+        answers.gate.set()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as made:
+        yield made
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came to that")
+
+
+def hold(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> Future[int]:
+    """A leader whose batch, [0], runs until the gate opens."""
+    answers.gate.clear()
+    answers.began.clear()
+    leader = pool.submit(batcher.ask, 0)
+    assert answers.began.wait(30)
+    return leader
+
+
+def test_a_caller_alone_is_answered_in_its_own_thread(batcher: Batcher[int, int], answers: Answers) -> None:
+    assert [batcher.ask(n) for n in range(3)] == [0, 2, 4]
+    assert answers.batches == [[0], [1], [2]]
+    assert set(answers.threads) == {threading.get_ident()}
+
+
+def test_what_queues_up_is_answered_together_and_in_order(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    leader, asked = hold(batcher, answers, pool), []
+    for n in range(1, 7):
+        asked.append(pool.submit(batcher.ask, n))
+        until(lambda n=n: batcher.waiting == n)
+    answers.gate.set()
+    assert [leader.result(30), *(future.result(30) for future in asked)] == [2 * n for n in range(7)]
+    assert answers.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert len(set(answers.threads)) == 3, "each leader answers its own batch and hands over"
+
+
+def test_patience_fills_a_batch(answers: Answers, pool: ThreadPoolExecutor) -> None:
+    patient = Batcher(answers, most=3, patience=30)
+    assert [future.result(30) for future in [pool.submit(patient.ask, n) for n in (1, 2, 3)]] == [2, 4, 6]
+    assert sorted(answers.batches[0]) == [1, 2, 3]
+
+
+def test_one_mistake_is_nobody_elses(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    def refuse(questions: Sequence[int]) -> None:
+        if 2 in questions:
+            raise InputError("2 is not a question")
+
+    answers.fails = refuse
+    leader = hold(batcher, answers, pool)
+    asked = [pool.submit(batcher.ask, n) for n in (1, 2, 3)]
+    until(lambda: batcher.waiting == 3)
+    answers.gate.set()
+    assert [leader.result(30), asked[0].result(30), asked[2].result(30)] == [0, 2, 6]
+    with pytest.raises(InputError, match="2 is not a question"):
+        asked[1].result(30)
+
+
+def test_a_wrong_number_of_answers_is_an_error(pool: ThreadPoolExecutor) -> None:
+    with pytest.raises(RuntimeError, match="0 answers to 1 questions"):
+        Batcher(lambda questions: []).ask(1)
+
+
+def test_one_more_than_there_is_room_for_is_refused_at_once(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    leader = hold(batcher, answers, pool)
+    waiting = [batcher.submit(n) for n in range(1, 7)]
+    for ask in (batcher.ask, batcher.submit):
+        with pytest.raises(OverloadError, match="6 questions wait already"):
+            ask(7)
+    assert waiting[2].cancel()
+    assert batcher.waiting == 5
+    taken = batcher.submit(8)  # the room of the one that left
+    answers.gate.set()
+    assert leader.result(30) == 0
+    assert [future.result(30) for future in (*waiting[:2], *waiting[3:], taken)] == [2, 4, 8, 10, 12, 16]
+    assert not any(3 in batch for batch in answers.batches)
+
+
+def test_a_deadline_takes_a_question_out_of_the_queue(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    leader = hold(batcher, answers, pool)
+    with pytest.raises(DeadlineError, match=r"no answer within 0\.0"):
+        batcher.ask(1, timeout=0.01)
+    assert batcher.waiting == 0
+    late, patient = batcher.submit(2, timeout=0.01), pool.submit(batcher.ask, 3, timeout=60)
+    until(lambda: batcher.waiting == 2)
+    threading.Event().wait(0.02)
+    answers.gate.set()
+    assert (leader.result(30), patient.result(30)) == (0, 6)
+    with pytest.raises(DeadlineError):
+        late.result(30)
+    assert answers.batches == [[0], [3]]
+
+
+def test_a_batch_that_runs_too_long_is_not_waited_for(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    answers.gate.clear()
+    worker = batcher.submit(1, timeout=60)
+    assert answers.began.wait(30)
+    queued = pool.submit(batcher.ask, 2, timeout=60)
+    until(lambda: batcher.waiting == 1)
+    answers.began.clear()
+    answers.gate.set()
+    assert (worker.result(30), queued.result(30)) == (2, 4)
+    answers.gate.clear()
+    hold(batcher, answers, pool)
+    asked = pool.submit(batcher.ask, 3, timeout=0.05)
+    with pytest.raises(DeadlineError):
+        asked.result(30)
+    answers.gate.set()
+    assert batcher.ask(4) == 8
+
+
+def test_an_interrupt_is_its_own_threads(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    """Ctrl-C in a leader's thread ends its call; those it was answering are answered by the next."""
+
+    def interrupt(questions: Sequence[int]) -> None:
+        answers.fails = lambda questions: None
+        raise KeyboardInterrupt
+
+    first = hold(batcher, answers, pool)
+    asked = [pool.submit(batcher.ask, n) for n in (1, 2, 3)]
+    until(lambda: batcher.waiting == 3)
+    answers.fails = lambda questions: setattr(answers, "fails", interrupt)
+    answers.gate.set()
+    assert first.result(30) == 0
+    found = [(n, future.exception(30), None if future.exception() else future.result()) for n, future in enumerate(asked, start=1)]
+    assert [type(error) for _, error, _ in found if error is not None] == [KeyboardInterrupt]
+    assert all(answer == 2 * n for n, error, answer in found if error is None)
+    assert batcher.ask(9) == 18
+
+
+def test_tasks(answers: Answers) -> None:
+    async def ask_all(batcher: Batcher[int, int]) -> list[int]:
+        return list(await asyncio.gather(*(batcher.ask_async(n, timeout=30) for n in range(100))))
+
+    with Batcher(answers, most=8) as batcher:
+        assert asyncio.run(ask_all(batcher)) == [2 * n for n in range(100)]
+    assert answers.most_inside == 1
+    assert max(map(len, answers.batches)) == 8
+    assert threading.get_ident() not in answers.threads, "the event loop is not kept from its work"
+
+
+def test_a_task_that_is_cancelled_or_late_leaves_the_queue(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    async def leave() -> None:
+        task = asyncio.create_task(batcher.ask_async(1))
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert batcher.waiting == 0
+        with pytest.raises(DeadlineError):
+            await batcher.ask_async(2, timeout=0.01)
+        assert batcher.waiting == 0
+
+    leader = hold(batcher, answers, pool)
+    asyncio.run(leave())
+    answers.gate.set()
+    assert leader.result(30) == 0
+    assert answers.batches == [[0]]
+
+
+def test_closing_answers_what_waits_and_takes_no_more(answers: Answers, pool: ThreadPoolExecutor) -> None:
+    batcher = Batcher(answers, most=2)
+    leader = hold(batcher, answers, pool)
+    waiting = [batcher.submit(n) for n in (1, 2, 3)]
+    closing = pool.submit(batcher.close)
+    until(lambda: batcher._closed)
+    with pytest.raises(OverloadError, match="closed"):
+        batcher.ask(4)
+    answers.gate.set()
+    assert [leader.result(30), *(future.result(30) for future in waiting)] == [0, 2, 4, 6]
+    closing.result(30)
+    batcher.close()
+    Batcher(answers).close()
+
+
+@pytest.mark.parametrize("bounds", [{"most": 0}, {"room": 0}, {"patience": -1}, {"patience": float("nan")}])
+def test_bounds(bounds: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected most >= 1"):
+        Batcher(lambda questions: questions, **bounds)
+
+
+def test_everything_at_once(answers: Answers) -> None:
+    """Threads and tasks, deadlines, cancellations and mistakes, for as long as it takes to ask some thousand questions."""
+    refused, rng = {n for n in range(4000) if n % 37 == 5}, random.Random(0)
+
+    def refuse(questions: Sequence[int]) -> None:
+        if refused & set(questions):
+            raise InputError("refused")
+
+    answers.fails = refuse
+    with Batcher(answers, most=8, room=64) as batcher, ThreadPoolExecutor(24) as pool:
+        choices = [(n, rng.random(), rng.choice([None, 30.0, 0.0005])) for n in range(4000)]
+
+        def one(choice: tuple[int, float, float | None]) -> str:
+            n, way, timeout = choice
+            try:
+                if way < 0.6:
+                    found = batcher.ask(n, timeout=timeout)
+                else:
+                    future = batcher.submit(n, timeout=timeout)
+                    if way > 0.9 and future.cancel():
+                        return "cancelled"
+                    found = future.result(30)
+            except (DeadlineError, OverloadError) as error:
+                return type(error).__name__
+            except InputError:
+                assert n in refused
+                return "refused"
+            assert found == 2 * n
+            assert n not in refused
+            return "answered"
+
+        outcomes = list(pool.map(one, choices))
+        until(lambda: batcher.waiting == 0 and not batcher._busy)
+    assert answers.most_inside == 1
+    assert {"answered", "refused"} <= set(outcomes)
+    assert outcomes.count("answered") > 1500
