@@ -34,12 +34,14 @@ from .gpu_graphs_model import (
     F16,
     F32,
     FIXED,
+    FOR_GPUS,
     LAYERS,
+    MARKS,
     REPLAYED,
     SEEN,
     SPECS,
     TENSORRT,
-    UPSTREAM,
+    TENSORRT_FOR_GPUS,
     WARM_UP,
     Call,
     Model,
@@ -51,7 +53,10 @@ from .gpu_zones import hardware
 PREDICTED = Path(__file__).with_name("gpu_graphs_predicted.json")
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 300
 _ALL, _FEW = (1, 8, 64), (1, 8)
-PHASES = (((F16, EAGER, REPLAYED), _ALL), ((F32, EXACT), _ALL), ((SEEN, F16), _ALL), ((FIXED, CAPTURED), _FEW), ((TENSORRT,), _FEW))
+PHASES = (
+    ((F16, EAGER, REPLAYED), _ALL), ((F32, EXACT), _ALL), ((SEEN, F16), _ALL), ((FOR_GPUS, F16), _ALL), ((FIXED, CAPTURED), _FEW),
+    ((TENSORRT, TENSORRT_FOR_GPUS), _FEW),
+)  # fmt: skip
 """Contenders that take turns and the batches to try them at, in order of value: what may crash the process comes late."""
 
 
@@ -137,12 +142,13 @@ def failed(record: Record, contender: str, batch: int, error: Exception) -> None
 
 
 def contenders(names: Sequence[str], model: Model) -> list[str]:
-    """Those of `names` that there is a graph and a device for; none without what the first is compared with."""
-    if names[0] == SEEN and f"{model.spec.name}-f16-{UPSTREAM}" not in model.files:
+    """Those of `names` that there is a graph and a device for; none without what is compared."""
+    missing = [name for name in names if name in MARKS and f"{model.spec.name}-f16-{MARKS[name]}" not in model.files]
+    if names[0] in missing:
         return []
     found = []
     for name in names:
-        if name == TENSORRT and not has_tensorrt():
+        if name in missing or (name in (TENSORRT, TENSORRT_FOR_GPUS) and not has_tensorrt()):
             continue
         if model.device == "cpu" and name in (REPLAYED, CAPTURED):
             continue

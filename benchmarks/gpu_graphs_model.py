@@ -28,6 +28,8 @@ from .weightless import fill, random_values
 SPECS = {spec.name: spec for spec in (VISION_ENCODER, QUERY_ENCODER)}
 UPSTREAM = "upstream"
 """Marks a query encoder whose cross-attention makes keys and values of the image tokens, as BLIP-2 does."""
+GPU_FORM = "gpu"
+"""Marks a graph in the form for GPUs (`dqe-export --target cuda`)."""
 Tensors = dict[str, torch.Tensor]
 Call = Callable[[], Tensors]
 
@@ -35,7 +37,9 @@ EAGER, REPLAYED = "PyTorch f16", "PyTorch f16, CUDA graph"
 LAYERS, COMPILED = "PyTorch f16, layers compiled, CUDA graph", "PyTorch f16, compiled, reduce-overhead"
 F16, F32, EXACT, SEEN = "ORT CUDA f16", "ORT CUDA f32", "ORT CUDA f32, no TF32", "ORT CUDA f16, upstream attention"
 CAPTURED, FIXED = "ORT CUDA f16, CUDA graph", "ORT CUDA f16, fixed shape"
-TENSORRT = "ORT TensorRT f16"
+FOR_GPUS = "ORT CUDA f16, graph for GPUs"
+TENSORRT, TENSORRT_FOR_GPUS = "ORT TensorRT f16", "ORT TensorRT f16, graph for GPUs"
+MARKS = {SEEN: UPSTREAM, FOR_GPUS: GPU_FORM, TENSORRT_FOR_GPUS: GPU_FORM}
 TEXT_LENGTH = 16
 WARM_UP = 3
 _LAYERS = ("Blip2EncoderLayer", "Blip2QFormerLayer")
@@ -107,14 +111,12 @@ class Model:
         if contender == COMPILED:
             return self.compiled_whole(inputs)
         precision = "f32" if "f32" in contender else "f16"
-        path = self.files[f"{self.spec.name}-{precision}" + (f"-{UPSTREAM}" if contender == SEEN else "")]
+        path = self.files[f"{self.spec.name}-{precision}" + (f"-{MARKS[contender]}" if contender in MARKS else "")]
         batch = len(next(iter(inputs.values())))
         fixed = {"batch": batch, "text_length": TEXT_LENGTH} if contender in (FIXED, CAPTURED) else {}
         key = f"{contender} {batch}" if fixed else contender
         if key not in self._sessions:
-            provider = (
-                {"ORT CPU": "CPU", "ORT TensorRT": "Tensorrt"}.get(contender.rsplit(" ", 1)[0], "CUDA") if self.device == "cuda" else "CPU"
-            )
+            provider = {"CPU": "CPU", "TensorRT": "Tensorrt"}.get(contender.split(" ")[1], "CUDA") if self.device == "cuda" else "CPU"
             options: dict[str, str] = {}
             if provider == "CUDA":
                 options = {"use_tf32": str(int(contender != EXACT)), "enable_cuda_graph": str(int(contender == CAPTURED))}

@@ -14,7 +14,7 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,15 +35,16 @@ from dqe_training.config import ModelConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel
 from dqe_training.model.cross_attention import upstream_attention
+from dqe_training.model.gpu_attention import gpu_attention
 
 from .export_full_size import QFORMER, TOWERS
-from .gpu_graphs_model import SPECS, UPSTREAM, shapes_of
+from .gpu_graphs_model import GPU_FORM, SPECS, UPSTREAM, shapes_of
 from .weightless import Values, random_values, strip, unfilled
 
 
 @torch.no_grad()
 def prepare(folder: Path, model: DQEModel, spec: GraphSpec, values: Values, work: Path, *, last: bool) -> dict[str, Any]:
-    """Export `spec` in float32 and float16 and strip both; entries of `model.json` by file name.
+    """Export `spec` in float32 and float16, and in the form for GPUs in float16, and strip each; entries of `model.json` by file name.
 
     `model` gets `values`, and with `last` loses them again: room for a second copy of a tower.
     """
@@ -52,22 +53,28 @@ def prepare(folder: Path, model: DQEModel, spec: GraphSpec, values: Values, work
     for name, parameter in module.named_parameters():
         if name in shapes:
             parameter.copy_(torch.from_numpy(values(name, shapes[name])))
-    marks = ("", f"-{UPSTREAM}") if spec == QUERY_ENCODER else ("",)
-    for mark in marks:
+    forms: dict[str, AbstractContextManager[None]] = {"": nullcontext()}
+    if spec == QUERY_ENCODER:
+        forms[f"-{UPSTREAM}"] = upstream_attention(model.qformer)
+    forms[f"-{GPU_FORM}"] = gpu_attention(model)
+    for mark, form in forms.items():
         sources = {precision: work / precision / f"{spec.name}{mark}.onnx" for precision in ("f32", "f16")}
         for source in sources.values():
             source.parent.mkdir(exist_ok=True)
-        with upstream_attention(model.qformer) if mark else nullcontext():
+        with form:
             export_graph(spec, model, sources["f32"])
-        if last and mark == marks[-1]:
+        if last and mark == f"-{GPU_FORM}":
             model.to("meta")
             gc.collect()
         convert(sources["f32"], sources["f16"], "float16")
         for precision, source in sources.items():
             path = folder / f"{spec.name}-{precision}{mark}.onnx"
-            entries[path.name] = strip(source, path, shapes, values)
+            if (precision, mark) != ("f32", f"-{GPU_FORM}"):
+                entries[path.name] = strip(source, path, shapes, values)
             for file in source.parent.glob(f"{source.name}*"):
                 file.unlink()
+            if path.name not in entries:
+                continue
             kept = unfilled(path, entries[path.name])
             print(f"{path}: {path.stat().st_size:,} bytes, {entries[path.name]['bytes']:,} left out; kept {kept}")
     return entries

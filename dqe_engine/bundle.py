@@ -11,7 +11,16 @@ from typing import TypeVar
 import msgspec
 
 from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
-from .contracts.manifest import MANIFEST_FILE, OLDEST_SCHEMA, REPORT_FILES, SCHEMA_VERSION, BundleManifest, FileEntry, HeadsManifest
+from .contracts.manifest import (
+    MANIFEST_FILE,
+    OLDEST_SCHEMA,
+    REPORT_FILES,
+    ROW_INT8_SCHEMA,
+    SCHEMA_VERSION,
+    BundleManifest,
+    FileEntry,
+    HeadsManifest,
+)
 from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
@@ -135,7 +144,7 @@ def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
         raise BundleError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
     if not isinstance(version, int) or isinstance(version, bool) or version < OLDEST_SCHEMA:
         raise BundleError(f"{where}: schema_version must be {OLDEST_SCHEMA} to {SCHEMA_VERSION}, got {version!r}; export again")
-    if version < SCHEMA_VERSION and data.get("precision") == "int8":
+    if version < ROW_INT8_SCHEMA and data.get("precision") == "int8":
         message = "is of a scheme whose answers depended on the processor and on the batch; export again, and index again"
         raise BundleError(f"{where}: int8 of schema version {version} {message}")
     return parse(kind, data, where=str(where), error=BundleError)

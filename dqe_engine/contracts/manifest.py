@@ -13,8 +13,13 @@ from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
 Precision = Literal["float32", "float16", "int8", "int8-static"]
-SCHEMA_VERSION, OLDEST_SCHEMA = 4, 3
-"""Written, and read: those of version 3 lack what is None here, and report files are among their files."""
+Target = Literal["cpu", "cuda"]
+"""What the form of a bundle's graphs is for. Either runs anywhere; they differ in the order of products, and in speed."""
+SCHEMA_VERSION, OLDEST_SCHEMA = 5, 3
+"""Written, and read: those of version 4 are for CPUs and do not say so; those of version 3 lack what is None here, and report files are
+among their files."""
+ROW_INT8_SCHEMA = 4
+"""The first whose int8 graphs scale every row by itself."""
 MANIFEST_FILE = "manifest.json"
 HEADS_FILE = "heads.json"
 COMPOSED_QUERY = "composed_query"
@@ -97,6 +102,7 @@ class BundleManifest(Contract, frozen=True, kw_only=True):
     name: str
     producer: str
     precision: Precision = "float32"
+    target: Target = "cpu"
     opset: int
     model: dict[str, Any]
     encoder_hash: str
@@ -115,7 +121,8 @@ class BundleManifest(Contract, frozen=True, kw_only=True):
     def model_hash(self) -> str:
         """Identity of what the embeddings mean: an index made with one bundle is refused by another's hash.
 
-        Attribute heads have no part in it. They move queries among the same embeddings, and may be replaced under an index.
+        Attribute heads have no part in it. They move queries among the same embeddings, and may be replaced under an index. The files
+        are: a bundle of the same checkpoint in another precision, or for another target, is another model to an index.
         """
         heads = graph_files(ATTRIBUTE_HEADS)
         files = tuple(f for f in self.files if not f.path.startswith("tensorrt/") and f.path not in heads)

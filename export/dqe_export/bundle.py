@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,14 @@ import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, GraphSpec
-from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision
+from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision, Target
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
 from dqe_engine.files import atomic_directory, describe_write_error
 from dqe_training.checkpoint import Checkpoint
+from dqe_training.model import DQEModel
 from dqe_training.model.cross_attention import upstream_attention
+from dqe_training.model.gpu_attention import gpu_attention
 
 from .answers import check_retrieval
 from .calibration import EvaluationData, calibration_inputs, is_large, parity_inputs, scale_inputs
@@ -43,17 +45,23 @@ Advance = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`why`: the reason for the precision, where it was not the caller's choice. `data`: what the bundle's answers are compared on, and
-    what "int8-static" reads its scales off: it raises InputError without."""
+    """`target`: what the graphs' form is for. `why`: the reason for the precision, where it was not the caller's choice. `data`: what the
+    bundle's answers are compared on, and what "int8-static" reads its scales off.
+
+    Raises InputError for "int8-static" without `data`, and for "int8" for a GPU.
+    """
 
     name: str = "dqe"
     precision: Precision = "float32"
+    target: Target = "cpu"
     why: str = ""
     data: EvaluationData | None = None
 
     def __post_init__(self) -> None:
         if self.precision == "int8-static" and self.data is None:
             raise InputError("int8-static reads the scales of activations off real queries; name an evaluation set with --data")
+        if self.precision == "int8" and self.target == "cuda":
+            raise InputError("int8 scales activations while it runs, which is for CPUs; for --target cuda take f16 or int8-static")
 
 
 def export_bundle(
@@ -85,6 +93,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         name=options.name,
         producer=f"dqe-engine {version('dqe-engine')}",
         precision=options.precision,
+        target=options.target,
         opset=OPSET,
         model=msgspec.to_builtins(config),
         encoder_hash=encoder_identity(checkpoint),
@@ -139,7 +148,7 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
     work.mkdir()
     source = path if precision == "float32" else work / spec.file
     advance(f"exporting {spec.name}")
-    with upstream_attention(model.qformer) if precision in ("int8", "int8-static") else nullcontext():
+    with _form(model, options):
         export_graph(spec, model, source)
     float32_size, reference = _size(source), Reference(spec, model)
     if source != path:
@@ -157,6 +166,12 @@ def write_graph(spec: GraphSpec, checkpoint: Checkpoint, directory: Path, option
         check_conversion(spec, source, path)
     shutil.rmtree(work)
     return WrittenGraph(parity, float32_size, tuple(layers))
+
+
+def _form(model: DQEModel, options: ExportOptions) -> AbstractContextManager[None]:
+    if options.target == "cuda":
+        return gpu_attention(model)
+    return upstream_attention(model.qformer) if options.precision in ("int8", "int8-static") else nullcontext()
 
 
 def _write_int8(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.errors import ExportError
 
+from .attention_blocks import attention_blocks
 from .onnx_graph import save_graph, weights_beside
 from .row_int8 import may_saturate, quantise_rows
 
@@ -20,7 +21,8 @@ T = TypeVar("T")
 Int8 = Literal["int8", "int8-static"]
 Lower = Literal["float16", Int8]
 _FLOAT32_OPS = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "ReduceSum", "Clip", "Div")
-"""Sums of squares and exponentials, which leave float16's range, and the divisions by them."""
+"""Sums of squares and exponentials, which leave float16's range, and the divisions by them. The softmax of attention in the GPU form is
+float16, since casts inside would hide the pattern: it takes what it would take between casts, and kernels sum in float32 themselves."""
 _AT_ONCE = 8
 """Queries in a batch while scales are read off them."""
 _QUANTISED_OPS = ("MatMul", "Gather")  # Gather: the word embeddings. Not Gemm: see `quantise_rows`
@@ -52,10 +54,15 @@ def _float16(source: Path) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    blocked = [*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPS]
     large = weights_beside(source).exists()  # protobuf cannot pass such a graph to shape inference
     proto = onnx.load(source)
-    proto = _quietly(lambda: convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, disable_shape_infer=large))
+    fused = {block.softmax for block in attention_blocks(proto.graph)}
+    blocked = [node.name for node in proto.graph.node if node.op_type in _FLOAT32_OPS and node.name not in fused]
+    proto = _quietly(
+        lambda: convert_float_to_float16(
+            proto, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=blocked, disable_shape_infer=large
+        )
+    )
     OnnxModel(proto).topological_sort()  # casts of inputs come last otherwise
     return proto
 

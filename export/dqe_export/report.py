@@ -35,6 +35,7 @@ class ExportReport(Contract, frozen=True, kw_only=True):
 
     name: str
     precision: str
+    target: str
     why: str
     tolerance: Tolerance
     parity: tuple[GraphParity, ...]
@@ -53,9 +54,9 @@ class ExportReport(Contract, frozen=True, kw_only=True):
     @classmethod
     def of(cls, manifest: BundleManifest, graphs: Sequence[GraphReport], *, company: float | None, why: str) -> ExportReport:
         return cls(
-            name=manifest.name, precision=manifest.precision, why=why, tolerance=manifest.tolerance, parity=manifest.parity,
-            retrieval=manifest.retrieval, graphs=tuple(graphs), company=company, processor=processor_name(), cores=cores(),
-            packages=installed_of(_PACKAGES),
+            name=manifest.name, precision=manifest.precision, target=manifest.target, why=why, tolerance=manifest.tolerance,
+            parity=manifest.parity, retrieval=manifest.retrieval, graphs=tuple(graphs), company=company, processor=processor_name(),
+            cores=cores(), packages=installed_of(_PACKAGES),
         )  # fmt: skip
 
 

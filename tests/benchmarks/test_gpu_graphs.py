@@ -13,6 +13,7 @@ import pytest
 from support.tiny_exports import tiny_checkpoint
 
 from benchmarks import gpu_graphs, gpu_graphs_prepare, weightless
+from benchmarks.gpu_graphs_model import SPECS
 from benchmarks.weightless import random_values
 
 
@@ -46,7 +47,8 @@ def test_weights_depend_on_the_name_alone_and_are_float16s() -> None:
 def test_no_weight_travels_in_a_graph(carried: Path) -> None:
     paths = list(carried.glob("*.onnx"))
     query = {f"query_encoder-{precision}{mark}" for precision in ("f16", "f32") for mark in ("", "-upstream")}
-    assert {path.stem for path in paths} == query | {"vision_encoder-f16", "vision_encoder-f32"}
+    vision = {"vision_encoder-f16", "vision_encoder-f32"}
+    assert {path.stem for path in paths} == query | vision | {"query_encoder-f16-gpu", "vision_encoder-f16-gpu"}
     for path in paths:
         kept = onnx.load(path, load_external_data=False).graph.initializer
         floats = {t.name for t in kept if t.data_type in (1, 10) and np.prod(t.dims) > 8}
@@ -64,6 +66,7 @@ def test_graphs_with_their_weights_made_again_answer_as_pytorch(carried: Path, t
         assert {(graph, name, batch) for name in ("ORT CUDA f16", "PyTorch f16", "ORT CUDA f32") for batch in (1, 8)} <= contenders
     assert {row["contender"] for row in found["parity"]} >= {"ORT CPU f32", "ORT CPU f16", "ORT CUDA f16, fixed shape"}
     assert any(row["contender"] == "ORT CUDA f16, upstream attention" for row in found["latency"])
+    assert {row["graph"] for row in found["parity"] if row["contender"] == "ORT CUDA f16, graph for GPUs"} == {*SPECS}
 
 
 @pytest.mark.slow
@@ -85,7 +88,8 @@ def test_a_contender_that_cannot_run_leaves_the_others_figures(carried: Path, tm
     (folder / "vision_encoder-f32.onnx").unlink()
     found = measured(folder, tmp_path, "vision_encoder")
     assert {row["contender"] for row in found["errors"]} == {"ORT CUDA f32", "ORT CUDA f32, no TF32", "ORT CPU f32"}
-    assert {row["contender"] for row in found["latency"]} == {"ORT CUDA f16", "PyTorch f16", "ORT CUDA f16, fixed shape"}
+    left = {"ORT CUDA f16", "ORT CUDA f16, graph for GPUs", "PyTorch f16", "ORT CUDA f16, fixed shape"}
+    assert {row["contender"] for row in found["latency"]} == left
 
 
 def test_every_prediction_is_of_a_contender_that_is_measured() -> None:

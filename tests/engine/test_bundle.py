@@ -113,12 +113,13 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 4")
+    refused(bundle, "schema_version must be 3 to 5")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
     """As that version wrote it: the report's files listed, and nothing of what was measured since."""
     manifest.update(schema_version=3, precision=precision)
+    del manifest["target"]
     for name in ("mean_error", "norm", "batch_dependence"):
         del manifest["tolerance"][name]
     for graph in manifest["parity"]:
@@ -135,9 +136,19 @@ def test_older_bundles_stay_what_they_were(bundle: Path) -> None:
     refused(bundle, "int8 of schema version 3 is of a scheme whose answers depended on the processor and on the batch; export again")
 
 
+def test_bundles_of_version_4_are_for_cpus(bundle: Path) -> None:
+    def of_version_4(manifest: dict[str, Any]) -> None:
+        manifest.update(schema_version=4, precision="int8")
+        del manifest["target"]
+
+    before = Bundle.load(bundle)
+    edit(bundle, of_version_4)
+    assert (Bundle.load(bundle).manifest.target, Bundle.load(bundle).model_hash) == ("cpu", before.model_hash)
+
+
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=5, novelty=1))
-    refused(bundle, "schema version 5 is newer than the supported 4; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=6, novelty=1))
+    refused(bundle, "schema version 6 is newer than the supported 5; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:

@@ -269,10 +269,10 @@ def test_a_parent_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     refused([checkpoint_path, tmp_path / "file" / "out"], capsys, "cannot be written")
 
-    def denied(*arguments: object, **options: object) -> str:
+    def denied(path: Path, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", denied)  # root may write to read-only folders, so a mode would not do
+    monkeypatch.setattr(Path, "mkdir", denied)  # root may write to read-only folders, so a mode would not do
     refused([checkpoint_path, tmp_path / "out"], capsys, "cannot be written (Permission denied)")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from dqe_export.precision import convert
 from dqe_export.report import ExportReport, report_html
 from dqe_export.sensitivity import LayerSensitivity
 from dqe_training.checkpoint import load_checkpoint
+from dqe_training.model import DQEModel
+from dqe_training.model.gpu_attention import gpu_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOWER: tuple[Precision, ...] = ("float16", "int8", "int8-static")
@@ -119,13 +123,15 @@ def test_sums_of_squares_and_exponentials_stay_in_float32(exported: dict[str, Pa
     assert not [node.name for node in guarded if half.intersection(node.input)]
 
 
-def test_large_activations_do_not_overflow_float16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [lambda model: nullcontext(), gpu_attention], ids=["for CPUs", "for GPUs"])
+def test_large_activations_do_not_overflow_float16(tmp_path: Path, form: Callable[[DQEModel], AbstractContextManager[None]]) -> None:
     """Image tokens of a few hundred, as large towers have: their squares are beyond 65,504."""
     model = make_model(model_config())
     for precision in ("float32", "float16"):
         (tmp_path / precision).mkdir()
     source, path = (tmp_path / precision / TARGET_ENCODER.file for precision in ("float32", "float16"))
-    export_graph(TARGET_ENCODER, model, source)
+    with form(model):
+        export_graph(TARGET_ENCODER, model, source)
     convert(source, path, "float16")
     session = onnx_session(path, TARGET_ENCODER, model)
     tokens = 400 * torch.randn(3, model.sizes.image_tokens, model.sizes.vision_width, generator=torch.Generator().manual_seed(0))

@@ -100,6 +100,15 @@ def test_engines_are_built_checked_and_described(bundle: Path, trt: FakeTensorRT
     assert trt.faults.network_flags == [strong] * len(GRAPHS)
 
 
+def test_graphs_for_cpus_are_built_from_with_a_note(bundle: Path, trt: FakeTensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(bundle) == 0
+    assert f"note: {bundle} has graphs for CPUs; export with --trt or --target cuda" in capsys.readouterr().err
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"target":"cpu"', '"target":"cuda"').replace('"target": "cpu"', '"target": "cuda"'))
+    assert build(bundle, "--force") == 0
+    assert "for CPUs" not in capsys.readouterr().err
+
+
 def test_compatible_engines_have_folders_of_their_own(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> None:
     assert build(bundle) == build(bundle, "--hardware-compatible", "--version-compatible", "--tf32") == 0
     names = sorted(path.name for path in (bundle / "tensorrt").iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dqe_training.cli.runner import run_torch
 
@@ -13,7 +13,7 @@ from .heads_options import add_heads_options, check_heads_options, export_heads_
 from .tensorrt_options import add_tensorrt_options, run_export
 
 if TYPE_CHECKING:
-    from dqe_engine.contracts.manifest import Precision
+    from dqe_engine.contracts.manifest import Precision, Target
 
     from ..calibration import EvaluationData
 
@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
     parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
     parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32; f16 with --trt)")
-    parser.add_argument("--target", choices=("cpu", "cuda"), help="what --precision auto chooses for (default: cpu; cuda with --trt)")
+    parser.add_argument(
+        "--target", choices=("cpu", "cuda"), help="what the graphs' form and --precision auto are for (default: cpu; cuda with --trt)"
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def resolve_target(args: argparse.Namespace) -> Literal["cpu", "cuda"]:
+def resolve_target(args: argparse.Namespace) -> Target:
     """What the bundle is for. Raises InputError where --target contradicts --trt."""
     from dqe_engine.errors import InputError
 
@@ -90,9 +92,10 @@ def _export(args: argparse.Namespace) -> int:
     data = EvaluationData.open(args.data) if args.data is not None else None
     with console.status("loading") as status:
         checkpoint = load_checkpoint(args.checkpoint)
-        attempts = choices(args.precision, resolve_target(args), data, trt=args.trt)
+        target = resolve_target(args)
+        attempts = choices(args.precision, target, data, trt=args.trt)
         for precision, why in attempts:
-            options = ExportOptions(name=args.name, precision=precision, why=why, data=data)
+            options = ExportOptions(name=args.name, precision=precision, target=target, why=why, data=data)
             try:
                 manifest = export_bundle(checkpoint, args.out, options, force=args.force, advance=status.update)
                 break

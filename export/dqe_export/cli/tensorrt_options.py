@@ -112,6 +112,9 @@ def build_for_bundle(args: argparse.Namespace, path: Path) -> int:
             args, options, bundle.sizes, precision=f"{bundle.manifest.precision}, as in the ONNX graphs", bundle=path, known=known
         )
     check_gpu(Cuda().gpu(), options)
+    if bundle.manifest.target != "cuda":
+        print(f"note: {path} has graphs for CPUs; export with --trt or --target cuda for attention in the form that TensorRT documents as "
+              "fused", file=sys.stderr)  # fmt: skip
     with Console(stderr=True).status("building") as status:
         folder, manifest = build_engines(bundle, options, force=args.force, advance=status.update)
     for engine in manifest.engines:
