@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -52,10 +52,16 @@ class Column:
             grown[: self._added] = self._buffer[: self._added]
             self._buffer = grown
 
-    def extend(self, rows: Iterable[Rows]) -> None:
-        """Append rows one by one."""
-        for row in rows:
-            self.append(row[None])
+    def taken(self, positions: NDArray[np.int64]) -> Column:
+        """A column of copies of these rows, ascending or not."""
+        found = Column(self.shape, self.dtype)
+        found.reserve(len(positions))
+        saved = positions < len(self._saved)
+        rows = found._buffer[: len(positions)]
+        rows[saved] = self._saved[positions[saved]]
+        rows[~saved] = self._buffer[positions[~saved] - len(self._saved)]
+        found._added = len(positions)
+        return found
 
     def rows(self) -> Rows:
         """All rows, where none are saved."""

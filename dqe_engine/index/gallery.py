@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,15 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
-from dqe_engine.files import describe_os_error
 
 from . import storage as disk
-from .columns import Column, ScreenCache
 from .filters import Filter
 from .snapshot import IndexMatches, Item, Snapshot
-from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Storage
-from .table import Live, Table
+from .storage import DTYPES, ImageStorage, IndexManifest, Storage
 from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
+from .writer import Layout, Writer
 
 Metadata = Mapping[str, Any]
-SCREENED_BYTES = 256 << 20
-_COMPACTED_ROWS = 1024
-"""Of an index in memory: so many removed rows, and more than there are items, are compacted at once."""
 F32 = NDArray[np.float32]
 
 
@@ -73,19 +68,15 @@ class GalleryIndex:
         """`target_shape`: (M, D); `image_shape`: (P, Hv). Raises InputError for an unknown storage."""
         if storage not in DTYPES or image_storage not in ("none", *DTYPES):
             raise InputError(f"storage is f32 or f16 and image_storage none, f16 or f32; got {storage!r} and {image_storage!r}")
-        self.model_hash = model_hash
-        self.target_shape, self.image_shape = target_shape, image_shape
-        self.storage, self.image_storage = storage, image_storage
-        self._writer = threading.RLock()  # one change, save or refresh at a time; guards all below but `_now`
-        self._screened = screened
-        self._screens = ScreenCache()
-        self._targets, self._images = self._columns()
-        self._table, self._live = Table(), Live()
-        self._unsaved: list[Event] = []
-        self._saved: tuple[Path, IndexManifest] | None = None
-        self._mapped = True
-        self._closed = False
-        self._now = self._publish()  # replaced, never changed: read without a lock
+        self._start(Writer(Layout(model_hash, target_shape, image_shape, storage, image_storage)), None, screened)
+
+    def _start(self, writer: Writer, path: Path | None, screened: bool | None) -> None:
+        layout = writer.layout
+        self.model_hash, self.target_shape, self.image_shape = layout.model_hash, layout.target_shape, layout.image_shape
+        self.storage, self.image_storage = layout.storage, layout.image_storage
+        self._lock = threading.RLock()  # one change, save or refresh at a time; guards all below but `_now`
+        self._writer, self._path, self._screened, self._closed = writer, path, screened, False
+        self._now = writer.snapshot(screened)  # replaced, never changed: read without a lock
 
     @classmethod
     def for_bundle(cls, bundle: Bundle, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
@@ -100,8 +91,8 @@ class GalleryIndex:
         )
 
     def __repr__(self) -> str:
-        place = "in memory" if self._saved is None else f"of {self._saved[0]}"
-        unsaved = f", {len(self._unsaved)} changes unsaved" if self._unsaved else ""
+        place = "in memory" if self._path is None else f"of {self._path}"
+        unsaved = f", {len(self._writer.unsaved)} changes unsaved" if self._writer.unsaved else ""
         return f"<GalleryIndex {place}: {len(self)} items, targets {self.storage}, images {self.image_storage}{unsaved}>"
 
     def __enter__(self) -> GalleryIndex:
@@ -113,10 +104,9 @@ class GalleryIndex:
     def close(self) -> None:
         """Let go of memory and files; what was not saved is gone. Whatever is asked of the index after that is an InputError, but searches
         that run end well. May be called twice."""
-        with self._writer:
+        with self._lock:
             self._closed = True
-            self._targets, self._images = self._columns()
-            self._table, self._live, self._screens, self._unsaved = Table(), Live(), ScreenCache(), []
+            self._writer = Writer(self._writer.layout)
             self._publish()
 
     def __len__(self) -> int:
@@ -140,7 +130,7 @@ class GalleryIndex:
 
     @screened.setter
     def screened(self, screened: bool | None) -> None:
-        with self._writer:
+        with self._lock:
             self._screened = screened
             self._publish()
 
@@ -164,17 +154,17 @@ class GalleryIndex:
         return self.snapshot().count_of(filter)
 
     def stats(self) -> IndexStats:
-        with self._writer:
-            now, saved = self.snapshot(), self._saved
+        with self._lock:
+            now, writer = self.snapshot(), self._writer
             return IndexStats(
                 items=now.count,
                 removed=now.rows - now.count,
                 target_bytes=sum(shard.nbytes for shard in now.targets),
                 image_bytes=sum(shard.nbytes for shard in now.images or ()),
-                screen_bytes=self._screens.nbytes,
-                unsaved=len(self._unsaved),
-                path=None if saved is None else str(saved[0]),
-                revision=None if saved is None else saved[1].revision,
+                screen_bytes=writer.screen_bytes,
+                unsaved=len(writer.unsaved),
+                path=None if self._path is None else str(self._path),
+                revision=None if writer.saved is None else writer.saved.revision,
             )
 
     def image_tokens(self, id: str, *, out: F32 | None = None) -> F32:
@@ -223,20 +213,20 @@ class GalleryIndex:
         if metadata is not None and len(metadata) != len(ids):
             raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
         entries = [checked_metadata(id, entry) for id, entry in zip(ids, metadata or [None] * len(ids), strict=True)]
-        with self._writer:
+        with self._lock:
             existing = [id for id in ids if id in self]
             if existing and not replace:
                 raise InputError(f"{len(existing)} ids are in the index already: {some(existing)}; remove them or pass replace=True")
-            self._put(ids, targets, images, entries)
+            self._check_open()
+            self._writer.put(ids, targets, images, entries)
+            self._publish()
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove items, all or none. Raises InputError that names up to five ids that are not in the index."""
         check_no_single_str("ids", ids)
-        with self._writer:
-            now = self.snapshot()
-            if unknown := [id for id in ids if id not in self]:
-                raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
-            self._kill(now.existing(id) for id in dict.fromkeys(ids))
+        with self._lock:
+            self._check_known(ids)
+            self._writer.remove(dict.fromkeys(ids))
             self._publish()
 
     def update_metadata(self, metadata: Mapping[str, Metadata | None]) -> None:
@@ -245,16 +235,10 @@ class GalleryIndex:
         Raises InputError for ids that are not in the index, and metadata that JSON cannot hold.
         """
         entries = [checked_metadata(id, entry) for id, entry in metadata.items()]
-        with self._writer:
-            now, ids = self.snapshot(), list(metadata)
-            if unknown := [id for id in ids if id not in self]:
-                raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
-            rows = [now.existing(id) for id in ids]
-            targets, images = self._columns()
-            targets.extend(now.target_tokens(row) for row in rows)
-            if images is not None:
-                images.extend(now.image_tokens(row) for row in rows)
-            self._put(ids, targets.rows(), None if images is None else images.rows(), entries)
+        with self._lock:
+            self._check_known(metadata)
+            self._writer.put_metadata(list(metadata), entries)
+            self._publish()
 
     def search(
         self,
@@ -297,19 +281,19 @@ class GalleryIndex:
         generation with the live rows only. Raises IndexConflictError when `path` holds an index that this one was not
         loaded from or that another writer changed since (unless `overwrite`), and IndexFormatError when the disk refuses.
         """
-        with self._writer:
+        with self._lock:
             self._check_open()
             self._save(Path(path).absolute(), overwrite=overwrite)
 
     def compact(self) -> None:
         """Drop the rows of removed and replaced items, in memory, or where this index was loaded from or saved to, which also saves it."""
-        with self._writer:
+        with self._lock:
             self._check_open()
-            if self._saved is None:
-                self._compact_in_memory()
-                self._publish()
+            if self._path is not None:
+                self._save(self._path, overwrite=False, compact=True)
             else:
-                self._save(self._saved[0], overwrite=False, compact=True)
+                self._writer.compact()
+                self._publish()
 
     @classmethod
     def load(
@@ -327,15 +311,18 @@ class GalleryIndex:
         tokens into memory: files that something else than a save writes over (`cp new/* served/`) end a process that has mapped them.
         Raises IndexFormatError for a missing, damaged or newer index, and one whose model is not `model_hash`.
         """
-        root = Path(path).absolute()
+        root, index = Path(path).absolute(), cls.__new__(cls)
 
-        def open_(manifest: IndexManifest) -> GalleryIndex:
-            return cls._open(root, manifest, model_hash, verify=verify, screened=screened, mapped=mapped)
+        def open_(manifest: IndexManifest) -> Writer:
+            if model_hash is not None:
+                _require_model(manifest.model_hash, model_hash, where=root)
+            return Writer.open(root, manifest, verify=verify, mapped=mapped)
 
-        found = disk.read_with_manifest(root, open_)
-        if found is None:
+        writer = disk.read_with_manifest(root, open_)
+        if writer is None:
             raise IndexFormatError(f"{root}: no index here (manifest.json is missing); make one with dqe-index")
-        return found
+        index._start(writer, root, screened)
+        return index
 
     def refresh(self) -> bool:
         """Follow what another process saved since this index was loaded, or last refreshed; whether there was anything.
@@ -343,22 +330,20 @@ class GalleryIndex:
         What was appended is read, whatever the size of the index; a compacted one is opened anew. Searches go on meanwhile. Raises
         InputError for an index that was never saved, IndexConflictError where there are unsaved changes of its own, and what `load` does.
         """
-        with self._writer:
+        with self._lock:
             self._check_open()
-            if self._saved is None:
+            root, writer = self._path, self._writer
+            if root is None or writer.saved is None:
                 raise InputError("this index was never saved or loaded, so there is nothing to follow")
-            root, ours = self._saved
+            ours = writer.saved.revision
 
             def follow(manifest: IndexManifest) -> bool:
-                if manifest.revision == ours.revision:
+                if manifest.revision == ours:
                     return False
-                if self._unsaved:
-                    raise IndexConflictError(f"{root} was changed by another writer, and {len(self._unsaved)} changes here are unsaved")
-                if manifest.catalogue.name == ours.catalogue.name and manifest.rows >= ours.rows:
-                    self._replay(root, disk.read_events(root, manifest.catalogue, since=ours.catalogue))
-                    self._settle(root, manifest)
-                else:
-                    self._take_over(self._open(root, manifest, self.model_hash, screened=self._screened, mapped=self._mapped))
+                if writer.unsaved:
+                    raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
+                _require_model(manifest.model_hash, self.model_hash, where=root)
+                writer.follow(root, manifest)
                 self._publish()
                 return True
 
@@ -370,191 +355,49 @@ class GalleryIndex:
     def verify(self) -> None:
         """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
         that was never saved."""
-        if self._saved is None:
+        if self._path is None:
             raise InputError("this index was never saved or loaded, so there are no files to verify")
-        type(self).load(self._saved[0], model_hash=self.model_hash, verify=True).close()
+        type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
-        if self.model_hash != model_hash:
-            raise IndexFormatError(
-                f"{where} was made with model {self.model_hash[:12]}, this bundle is {model_hash[:12]}; index the images again with it"
-            )
+        _require_model(self.model_hash, model_hash, where=where)
 
-    # -- changes, by the one who holds `_writer` ---------------------------------------------------------------------------------
+    # -- by the one who holds `_lock` --------------------------------------------------------------------------------------------
+
+    def _check_known(self, ids: Collection[str]) -> None:
+        now = self.snapshot()
+        if unknown := [id for id in ids if now.row(id) is None]:
+            raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
 
     def _check_open(self) -> None:
         if self._closed:
             raise InputError("this index is closed; load it again")
 
-    def _put(self, ids: list[str], targets: NDArray[Any], images: NDArray[Any] | None, metadata: list[dict[str, Any] | None]) -> None:
-        """Rows in the index's precision, for ids of which those that exist are replaced."""
-        self._check_open()
-        now = self._now
-        self._targets.reserve(len(ids))  # what may run out of memory comes first
-        if self._images is not None and images is not None:
-            self._images.reserve(len(ids))
-        self._kill(row for id in ids if (row := now.row(id)) is not None)
-        self._targets.append(targets)
-        if self._images is not None and images is not None:
-            self._images.append(images)
-        self._table.append(ids, metadata)
-        self._live.append(len(ids))
-        self._unsaved += [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
-        self._publish()
-
-    def _kill(self, rows: Iterable[int]) -> None:
-        gone = list(rows)
-        self._live.remove(gone)
-        self._unsaved += [Event(removed=row) for row in gone]
-
-    def _publish(self) -> Snapshot:
+    def _publish(self) -> None:
         """What searches see from now on."""
-        removed = len(self._table) - self._live.count
-        if self._saved is None and removed > max(_COMPACTED_ROWS, self._live.count):
-            self._compact_in_memory()
-        targets, images = self._targets.shards(), None if self._images is None else self._images.shards()
-        wanted = sum(shard.nbytes for shard in targets) <= SCREENED_BYTES if self._screened is None else self._screened
-        screens = self._screens if wanted else None
-        self._now = Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
-        return self._now
-
-    def _compact_in_memory(self) -> None:
-        rows = self._live.rows()
-        targets, images = self._columns()
-        targets.extend(self._targets[row] for row in rows)
-        if images is not None and self._images is not None:
-            images.extend(self._images[row] for row in rows)
-        self._forget_rows(rows)
-        self._targets, self._images = targets, images
-
-    def _forget_rows(self, kept: NDArray[np.int64]) -> None:
-        """Number the rows `kept` anew, in all but the columns of tokens."""
-        before, self._table = self._table, Table()
-        at = kept.tolist()
-        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at])
-        self._live, self._screens = Live(len(at)), self._screens.taken(kept)
-        if self._saved is None:
-            self._unsaved = [Event(id=id, metadata=entry) for id, entry in zip(self._table.ids, self._table.metadata, strict=True)]
-
-    def _columns(self) -> tuple[Column, Column | None]:
-        images = None if self.image_storage == "none" else Column(self.image_shape, DTYPES[self.image_storage])
-        return Column(self.target_shape, DTYPES[self.storage]), images
-
-    # -- the disk ----------------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _open(
-        cls, root: Path, manifest: IndexManifest, model_hash: str | None, *, verify: bool = False, screened: bool | None, mapped: bool
-    ) -> GalleryIndex:
-        index = cls(
-            model_hash=manifest.model_hash,
-            target_shape=manifest.target_shape,
-            image_shape=manifest.image_shape,
-            storage=manifest.storage,
-            image_storage=manifest.image_storage,
-            screened=screened,
-        )
-        if model_hash is not None:
-            index.require_model(model_hash, where=root)
-        index._mapped = mapped
-        index._replay(root, disk.read_events(root, manifest.catalogue))
-        index._settle(root, manifest, verify=verify)
-        index._publish()
-        return index
-
-    def _replay(self, root: Path, events: Sequence[Event]) -> None:
-        """Follow a catalogue. Raises IndexFormatError for one that contradicts itself."""
-        live = {self._table.ids[row] for row in self._live.rows().tolist()} if len(self._table) else set[str]()
-        ids: list[str] = []
-        metadata: list[dict[str, Any] | None] = []
-        removed: set[int] = set()
-        start = len(self._table)
-        for event in events:
-            if event.id is not None and event.id not in live:
-                live.add(event.id)
-                ids.append(event.id)
-                metadata.append(event.metadata)
-                continue
-            row = event.removed
-            known = row is not None and 0 <= row < start + len(ids) and row not in removed and (row >= start or self._live[row])
-            if event.id is not None or row is None or not known:
-                raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
-            removed.add(row)
-            live.discard(self._table.ids[row] if row < start else ids[row - start])
-        self._table.append(ids, metadata)
-        self._live.append(len(ids))
-        self._live.remove(removed)
-
-    def _settle(self, root: Path, manifest: IndexManifest, *, verify: bool = False) -> None:
-        """Let the rows of tokens be those that the manifest confirms. Raises IndexFormatError where they do not fit the catalogue."""
-        if len(self._table) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
-            raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
-
-        def column(state: FileState, shape: tuple[int, int], storage: str) -> Column:
-            rows = disk.map_rows(root, state, manifest.rows, shape, storage, verify=verify)
-            return Column(shape, DTYPES[storage], rows if self._mapped else np.array(rows))
-
-        targets = column(manifest.targets, self.target_shape, self.storage)
-        self._images = None if manifest.images is None else column(manifest.images, self.image_shape, self.image_storage)
-        self._targets, self._unsaved, self._saved = targets, [], (root, manifest)
-
-    def _take_over(self, other: GalleryIndex) -> None:
-        self._table, self._live, self._screens = other._table, other._live, other._screens
-        self._targets, self._images, self._saved = other._targets, other._images, other._saved
+        self._now = self._writer.snapshot(self._screened)
 
     def _save(self, root: Path, *, overwrite: bool, compact: bool = False) -> None:
+        writer = self._writer
         with disk.writing(root):
             current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
-            ours = self._saved[1] if self._saved is not None and self._saved[0] == root else None
+            ours = writer.saved if self._path == root else None
             known = current is not None and ours is not None and current.revision == ours.revision
             if current is not None and not known and not overwrite:
                 reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
                 raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
-            if known and not self._unsaved and not compact:
+            if known and not writer.unsaved and not compact:
                 return
             disk.remove_orphans(root, keep=current)
-            if known and ours is not None and not compact and self._live.count * 2 >= len(self._table):
-                self._append(root, ours)
+            if known and not compact and not writer.is_sparse:
+                writer.append(root)
             else:
-                self._write_generation(root)
+                writer.write_generation(root)
+            self._path = root
             self._publish()
 
-    def _append(self, root: Path, ours: IndexManifest) -> None:
-        images = ours.images
-        if images is not None and self._images is not None:
-            images = disk.extend(root, images, self._images.since(ours.rows))
-        manifest = msgspec.structs.replace(
-            ours,
-            schema_version=disk.SCHEMA_VERSION,
-            revision=disk.new_revision(),
-            rows=len(self._table),
-            catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self._unsaved)]),
-            targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
-            images=images,
-        )
-        disk.write_manifest(root, manifest)  # the moment from which the save counts; memory follows
-        self._settle(root, manifest)
 
-    def _write_generation(self, root: Path) -> None:
-        """The live rows alone, in files of their own."""
-        rows = self._live.rows()
-        events = [Event(id=self._table.ids[row], metadata=self._table.metadata[row]) for row in rows.tolist()]
-        generation = disk.new_revision()[:8]
-        targets, images = self._targets, self._images
-        manifest = IndexManifest(
-            model_hash=self.model_hash,
-            revision=disk.new_revision(),
-            rows=len(rows),
-            storage=self.storage,
-            image_storage=self.image_storage,
-            target_shape=self.target_shape,
-            image_shape=self.image_shape,
-            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [disk.encode_events(events)]),
-            targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[row] for row in rows)),
-            images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[row] for row in rows)),
-        )
-        disk.write_manifest(root, manifest)  # as in `_append`
-        if len(rows) != len(self._table):
-            self._forget_rows(rows)
-        self._settle(root, manifest)
+def _require_model(found: str, wanted: str, *, where: object) -> None:
+    if found != wanted:
+        raise IndexFormatError(f"{where} was made with model {found[:12]}, this bundle is {wanted[:12]}; index the images again with it")

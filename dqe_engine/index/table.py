@@ -31,7 +31,7 @@ class Table:
         return len(self.ids)
 
     def append(self, ids: Sequence[str], metadata: Sequence[Metadata | None]) -> None:
-        """Rows for `ids`, all different."""
+        """A row for each of `ids`. An id that comes twice has two rows."""
         start = len(self.ids)
         self.columns.append(metadata)
         self.metadata.extend(metadata)

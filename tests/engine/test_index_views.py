@@ -11,7 +11,7 @@ from support.rankings import assert_ranked, ranking
 from support.samples import query_rows, target_rows
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.index import GalleryIndex, gallery, searching
+from dqe_engine.index import GalleryIndex, snapshot, writer
 from dqe_engine.index.columns import ScreenCache
 from dqe_engine.zones import Screen, ZoneSelection
 from dqe_engine.zones.request import shards_of
@@ -21,8 +21,8 @@ MakeIndex = Callable[..., GalleryIndex]
 
 def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ZoneSelection] = []
-    select = searching.select_zones
-    monkeypatch.setattr(searching, "select_zones", lambda *args, **options: seen.append(select(*args, **options)) or seen[-1])
+    select = snapshot.select_zones
+    monkeypatch.setattr(snapshot, "select_zones", lambda *args, **options: seen.append(select(*args, **options)) or seen[-1])
     plain, screened = make_index(3000, screened=False), make_index(3000, screened=True)
     queries = query_rows(2)
     for _ in range(2):
@@ -35,34 +35,13 @@ def test_a_screened_index_finds_the_same_and_reads_less(make_index: MakeIndex, m
 
 def test_indexes_are_screened_until_they_are_large(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make_index(10)
-    monkeypatch.setattr(gallery, "SCREENED_BYTES", index._targets.shards()[1].nbytes)
-    assert index._snapshot([()])[0].screen is not None
+    monkeypatch.setattr(writer, "SCREENED_BYTES", index.stats().target_bytes)
+    index.screened = None
+    assert index.snapshot().screens is not None
     index.add(["one more"], target_rows(1))
-    assert index._snapshot([()])[0].screen is None
+    assert index.snapshot().screens is None
     index.screened = True
-    assert index._snapshot([()])[0].screen is not None
-
-
-def test_a_search_looks_again_only_where_something_changed(make_index: MakeIndex, tmp_path: Path) -> None:
-    index = make_index(10)
-
-    def looked_again() -> bool:
-        before = index._views.get(index.screened)
-        index.search(query_rows(1), 3)
-        return index._views[index.screened] is not before
-
-    assert looked_again()
-    assert not looked_again()
-    changes: list[Callable[[], None]] = [
-        lambda: index.add(["new"], target_rows(1)),
-        lambda: index.add(["new"], target_rows(1), replace=True),
-        lambda: index.remove(["i3"]),
-        lambda: index.save(tmp_path / "index"),
-    ]
-    for change in changes:
-        change()
-        assert looked_again()
-        assert not looked_again()
+    assert index.snapshot().screens is not None
 
 
 def test_a_change_while_a_search_prepares_is_seen_by_the_next(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +83,7 @@ def test_filters_follow_what_changes(make_index: MakeIndex, tmp_path: Path, leas
     numbers = {id: n for id, n in numbers.items() if id[1:] not in ("19", *map(str, range(5, 16)))}
     check(numbers, index)
     index.save(tmp_path / "index")
-    assert len(index._ids) == len(numbers), "compacted"
+    assert index.stats().removed == 0, "compacted"
     check(numbers, index)
     index.add(["i7"], rows[7:8], metadata=[{"n": 7}])
     check(numbers | {"i7": 7}, index)
@@ -122,13 +101,6 @@ def test_picks_do_not_depend_on_how_many_items_pass(make_index: MakeIndex) -> No
         for most in (290, 70)
     )
     assert [id for id in of_all if int(id[1:]) < 70] == of_some
-
-
-def test_only_some_filters_are_remembered(make_index: MakeIndex) -> None:
-    index = make_index(10)
-    for number in range(3 * searching.KEPT_FILTERS):
-        index.search(query_rows(1), 3, filter={"n": number})
-        assert 1 <= len(index._views[None].candidates) <= searching.KEPT_FILTERS
 
 
 def test_the_screen_outlives_a_save_and_a_compaction(make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +127,7 @@ def test_the_screen_outlives_a_save_and_a_compaction(make_index: MakeIndex, tmp_
         one.remove([f"i{n}" for n in range(30)])
         one.add(["last"], target_rows(1, 9))
         one.save(tmp_path / name)  # more than half are gone: compacted
-        assert len(one) == len(one._ids) == 26
+        assert (len(one), one.stats().removed) == (26, 0)
     check(56)
     loaded = GalleryIndex.load(tmp_path / "index", screened=True)
     loaded.add(["later"], target_rows(1, 10))

@@ -1,0 +1,224 @@
+"""`Writer`: the rows of an index while they change, and what a save writes. One thread at a time; readers have snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine.errors import IndexFormatError
+
+from . import storage as disk
+from .columns import Column, Rows, ScreenCache
+from .snapshot import Snapshot
+from .storage import DTYPES, Event, FileState, ImageStorage, IndexManifest, Storage
+from .table import Live, Table
+
+SCREENED_BYTES = 256 << 20
+COMPACTED_ROWS = 1024
+"""Of rows that were never saved: so many removed ones, and more than there are items, are compacted at once."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What all rows of an index have in common: the model they come from, `target_shape` (M, D), `image_shape` (P, Hv), and precisions."""
+
+    model_hash: str
+    target_shape: tuple[int, int]
+    image_shape: tuple[int, int]
+    storage: Storage
+    image_storage: ImageStorage
+
+    @classmethod
+    def of(cls, manifest: IndexManifest) -> Layout:
+        return cls(manifest.model_hash, manifest.target_shape, manifest.image_shape, manifest.storage, manifest.image_storage)
+
+    def columns(self) -> tuple[Column, Column | None]:
+        """Empty ones, for target tokens and for image tokens where they are kept."""
+        images = None if self.image_storage == "none" else Column(self.image_shape, DTYPES[self.image_storage])
+        return Column(self.target_shape, DTYPES[self.storage]), images
+
+
+class Writer:
+    """`unsaved`: changes since the last save. `saved`: the manifest of that save; None before the first.
+
+    `mapped`: whether saved tokens are memory-mapped or read into memory.
+    """
+
+    def __init__(self, layout: Layout, *, mapped: bool = True) -> None:
+        self.layout, self.mapped = layout, mapped
+        self.unsaved: list[Event] = []
+        self.saved: IndexManifest | None = None
+        self._table, self._live, self._screens = Table(), Live(), ScreenCache()
+        self._targets, self._images = layout.columns()
+
+    @classmethod
+    def open(cls, root: Path, manifest: IndexManifest, *, verify: bool = False, mapped: bool = True) -> Writer:
+        """The rows that a manifest confirms. Raises IndexFormatError, and OSError for files that cannot be read."""
+        writer = cls(Layout.of(manifest), mapped=mapped)
+        writer._replay(root, manifest, disk.read_events(root, manifest.catalogue), verify=verify)
+        return writer
+
+    @property
+    def screen_bytes(self) -> int:
+        return self._screens.nbytes
+
+    def snapshot(self, screened: bool | None) -> Snapshot:
+        """The rows as they are now. `screened`: see `GalleryIndex`."""
+        targets, images = self._targets.shards(), None if self._images is None else self._images.shards()
+        wanted = sum(shard.nbytes for shard in targets) <= SCREENED_BYTES if screened is None else screened
+        screens = self._screens if wanted else None
+        return Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
+
+    def put(self, ids: Sequence[str], targets: Rows, images: Rows | None, metadata: Sequence[dict[str, Any] | None]) -> None:
+        """Append rows in the layout's precisions; those of the same ids are gone."""
+        self._targets.reserve(len(ids))  # what may run out of memory comes first
+        if self._images is not None and images is not None:
+            self._images.reserve(len(ids))
+        self.remove(ids)
+        self._targets.append(targets)
+        if self._images is not None and images is not None:
+            self._images.append(images)
+        self._table.append(ids, metadata)
+        self._live.append(len(ids))
+        self.unsaved += [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
+        self._compact_if_worth_it()
+
+    def put_metadata(self, ids: Sequence[str], metadata: Sequence[dict[str, Any] | None]) -> None:
+        """Other metadata for ids that are there, in rows of their own."""
+        rows = [row for id in ids if (row := self._table.row_of(id, len(self._table))) is not None]
+        targets, images = self._copied(np.array(rows, np.int64))
+        self.put(ids, targets.rows(), None if images is None else images.rows(), metadata)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """The rows of these ids are gone, where they have one."""
+        rows = [row for id in ids if (row := self._table.row_of(id, len(self._table))) is not None and self._live[row]]
+        self._live.remove(rows)
+        self.unsaved += [Event(removed=row) for row in rows]
+
+    def compact(self) -> None:
+        """Drop the rows that are gone. For rows that were never saved."""
+        assert self.saved is None
+        rows = self._live.rows()
+        self._targets, self._images = self._copied(rows)
+        self._keep(rows)
+        self.unsaved = [Event(id=id, metadata=entry) for id, entry in zip(self._table.ids, self._table.metadata, strict=True)]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether most rows are gone."""
+        return 2 * self._live.count < len(self._table)
+
+    def _compact_if_worth_it(self) -> None:
+        if self.saved is None and len(self._table) - self._live.count > max(COMPACTED_ROWS, self._live.count):
+            self.compact()
+
+    def _copied(self, rows: NDArray[np.int64]) -> tuple[Column, Column | None]:
+        return self._targets.taken(rows), None if self._images is None else self._images.taken(rows)
+
+    def _keep(self, rows: NDArray[np.int64]) -> None:
+        """Number these rows anew, in all but the columns of tokens."""
+        before, self._table = self._table, Table()
+        at = rows.tolist()
+        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at])
+        self._live, self._screens = Live(len(at)), self._screens.taken(rows)
+
+    # -- the disk; all raise IndexFormatError, and OSError where it refuses ------------------------------------------------------
+
+    def follow(self, root: Path, manifest: IndexManifest) -> None:
+        """Take over what another process saved since. There must be nothing unsaved."""
+        ours = self.saved
+        assert ours is not None
+        assert not self.unsaved
+        if manifest.catalogue.name == ours.catalogue.name and manifest.rows >= ours.rows:
+            self._replay(root, manifest, disk.read_events(root, manifest.catalogue, since=ours.catalogue))
+        else:
+            other = Writer.open(root, manifest, mapped=self.mapped)
+            self._table, self._live, self._screens = other._table, other._live, other._screens
+            self._targets, self._images, self.saved = other._targets, other._images, other.saved
+
+    def append(self, root: Path) -> None:
+        """Save by appending what is new to the files of the last save."""
+        ours = self.saved
+        assert ours is not None
+        images = ours.images
+        if images is not None and self._images is not None:
+            images = disk.extend(root, images, self._images.since(ours.rows))
+        manifest = msgspec.structs.replace(
+            ours,
+            schema_version=disk.SCHEMA_VERSION,
+            revision=disk.new_revision(),
+            rows=len(self._table),
+            catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self.unsaved)]),
+            targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
+            images=images,
+        )
+        disk.write_manifest(root, manifest)  # the moment from which the save counts; memory follows
+        self._settle(manifest, self._files(root, manifest))
+
+    def write_generation(self, root: Path) -> None:
+        """Save the rows that are there, alone, in new files."""
+        rows, layout = self._live.rows(), self.layout
+        events = [Event(id=self._table.ids[row], metadata=self._table.metadata[row]) for row in rows.tolist()]
+        generation = disk.new_revision()[:8]
+        targets, images = self._targets, self._images
+        manifest = IndexManifest(
+            model_hash=layout.model_hash,
+            revision=disk.new_revision(),
+            rows=len(rows),
+            storage=layout.storage,
+            image_storage=layout.image_storage,
+            target_shape=layout.target_shape,
+            image_shape=layout.image_shape,
+            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [disk.encode_events(events)]),
+            targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[row] for row in rows)),
+            images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[row] for row in rows)),
+        )
+        disk.write_manifest(root, manifest)  # as in `append`
+        if len(rows) != len(self._table):
+            self._keep(rows)
+        self._settle(manifest, self._files(root, manifest))
+
+    def _replay(self, root: Path, manifest: IndexManifest, events: Sequence[Event], *, verify: bool = False) -> None:
+        """Follow a catalogue that goes on after the rows that are known, all or nothing of it."""
+        start = len(self._table)
+        live = {self._table.ids[row] for row in self._live.rows().tolist()}
+        ids: list[str] = []
+        metadata: list[dict[str, Any] | None] = []
+        removed: set[int] = set()
+        for event in events:
+            if event.id is not None and event.id not in live:
+                live.add(event.id)
+                ids.append(event.id)
+                metadata.append(event.metadata)
+                continue
+            row = event.removed
+            known = row is not None and 0 <= row < start + len(ids) and row not in removed and (row >= start or self._live[row])
+            if event.id is not None or row is None or not known:
+                raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
+            removed.add(row)
+            live.discard(self._table.ids[row] if row < start else ids[row - start])
+        if start + len(ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
+            raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
+        columns = self._files(root, manifest, verify=verify)
+        self._table.append(ids, metadata)
+        self._live.append(len(ids))
+        self._live.remove(removed)
+        self._settle(manifest, columns)
+
+    def _files(self, root: Path, manifest: IndexManifest, *, verify: bool = False) -> tuple[Column, Column | None]:
+        """The tokens that the manifest confirms."""
+
+        def column(state: FileState, shape: tuple[int, int], storage: str) -> Column:
+            rows = disk.map_rows(root, state, manifest.rows, shape, storage, verify=verify)
+            return Column(shape, DTYPES[storage], rows if self.mapped else np.array(rows))
+
+        targets = column(manifest.targets, self.layout.target_shape, self.layout.storage)
+        return targets, None if manifest.images is None else column(manifest.images, self.layout.image_shape, self.layout.image_storage)
+
+    def _settle(self, manifest: IndexManifest, columns: tuple[Column, Column | None]) -> None:
+        self._targets, self._images = columns
+        self.unsaved, self.saved = [], manifest
