@@ -69,6 +69,7 @@ def ratios(index: GalleryIndex, batch: int, rounds: int) -> list[str]:
     queries = unit(np.random.default_rng(1).standard_normal((batch, WIDTH), np.float32))
     cells, plain_times = [], []
     for share in SHARES:
+        check(index, queries[:1], share)
         pairs = []
         for at in range(rounds + 1):
             plain, filtered = (seconds(partial(index.search, queries, K, filter=filter)) for filter in (None, passing(index, share)))
@@ -77,6 +78,16 @@ def ratios(index: GalleryIndex, batch: int, rounds: int) -> list[str]:
         plain_times += [plain for plain, _ in pairs]
         cells.append(f"{statistics.median(filtered / plain for plain, filtered in pairs):.2f}")
     return [f"{statistics.median(plain_times) * 1e3:.2f}", *cells]
+
+
+def check(index: GalleryIndex, query: NDArray[np.float32], share: float) -> None:
+    """Raise unless a filtered search finds what a long unfiltered list has of the items that pass."""
+    most = round(share * len(index))
+    everything = index.search(query, min(len(index), round(3 * K / share) + 1000))[0].matches
+    wanted = [match.id for match in everything if match.metadata is not None and match.metadata["at"] < most][:K]
+    found = [match.id for match in index.search(query, K, filter=passing(index, share))[0].matches]
+    if found != wanted:
+        raise RuntimeError(f"wrong answer where {share:.1%} pass: {found}, expected {wanted}")
 
 
 def operators(size: int) -> dict[str, Callable[[int], dict[str, Any]]]:

@@ -38,8 +38,11 @@ class Allowed {
 
     bool allows(int64_t b, int64_t id) const { return !bitmap_.words || (bitmap_.words[b * bitmap_.stride + id / 64] >> (id % 64) & 1); }
 
-    // Items that query b may return; those that any query may; and of these, those among `count` from `first` on.
+    // Items that query b may return, of all and of `count` from `first` on; and those that any query may.
     int64_t count(int64_t b) const { return counts_.empty() ? size_ : counts_[shared() ? 0 : static_cast<size_t>(b)]; }
+    int64_t count(int64_t b, int64_t first, int64_t count) const {
+        return bitmap_.words ? count_bits(bitmap_.words + b * bitmap_.stride, first, first + count) : count;
+    }
     int64_t count_of_some() const { return count_of_some(0, size_); }
     int64_t count_of_some(int64_t first, int64_t count) const { return some_ ? count_bits(some_, first, first + count) : count; }
     // The most that one query may return.
@@ -53,6 +56,14 @@ class Allowed {
                 offsets[found++] = static_cast<uint32_t>(word * 64 + std::countr_zero(bits) - first);
         });
         return found;
+    }
+
+    // Calls visit(offset) for the others.
+    template <typename Visit>
+    void for_each_other(int64_t first, int64_t count, const Visit& visit) const {
+        for_each_word(first, first + count, [&](int64_t word, uint64_t mask) {
+            for (uint64_t bits = ~some_[word] & mask; bits; bits &= bits - 1) visit(word * 64 + std::countr_zero(bits) - first);
+        });
     }
 
   private:

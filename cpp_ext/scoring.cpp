@@ -120,9 +120,8 @@ TileScratch Scorer::scratch() const {
     scratch.widened.resize(static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ : 0) : (copies ? rows * width_ : 0)));
     if (gathers) scratch.chosen.resize(static_cast<size_t>(tile_items_));
     if (gathers && screened_) {
-        const auto coded = static_cast<size_t>(by_rows_ ? std::max(tokens_, kGatheredRows) : rows);
-        scratch.codes.resize(coded * static_cast<size_t>(code_width_));
-        for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(coded);
+        scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
+        for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(static_cast<size_t>(rows));
     }
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
@@ -148,6 +147,24 @@ const float* Scorer::rows_of(const Shard& shard, int64_t row, int64_t count, Til
     if (!sweep_.gallery.half) return reinterpret_cast<const float*>(data);
     kernels_.widen(reinterpret_cast<const uint16_t*>(data), count * width_, scratch.widened.data());
     return scratch.widened.data();
+}
+
+// What no query may return gets a bound of -infinity, in a copy of the numbers: it would reach thresholds as often as any, and be asked
+// for each time.
+void Scorer::hide_others(const Tile& tile, CodedRows& rows, TileScratch& scratch) const {
+    const auto copy = [&](const float*& numbers, AlignedVector<float>& copied) {
+        std::copy_n(numbers, rows.count, copied.begin());
+        numbers = copied.data();
+    };
+    copy(rows.scales, scratch.scales);
+    copy(rows.errors, scratch.errors);
+    copy(rows.norms, scratch.norms);
+    allowed_.for_each_other(tile.id, tile.count, [&](int64_t item) {
+        const int64_t at = item * tokens_;
+        std::fill_n(scratch.scales.begin() + at, tokens_, 0.0f);
+        std::fill_n(scratch.errors.begin() + at, tokens_, -std::numeric_limits<float>::infinity());
+        std::fill_n(scratch.norms.begin() + at, tokens_, 0.0f);
+    });
 }
 
 const float* Scorer::rows_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const {
@@ -192,7 +209,10 @@ CodedRows Scorer::codes_of(const Tile& tile, int64_t first, int64_t count, TileS
     const Shard& shard = *tile.shard;
     if (tile.together(first, count)) {
         const int64_t at = (tile.first + tile.offset(first)) * tokens_;
-        return {shard.codes + at * code_width_, shard.scales + at, shard.errors + at, shard.norms + at, count * tokens_, code_width_};
+        CodedRows rows = {
+            shard.codes + at * code_width_, shard.scales + at, shard.errors + at, shard.norms + at, count * tokens_, code_width_};
+        if (!tile.chosen && !allowed_.everything()) hide_others(tile, rows, scratch);
+        return rows;
     }
     constexpr int64_t kAhead = 8;  // items on their way from memory
     const auto item_codes = [&](int64_t item) { return shard.codes + (tile.first + tile.chosen[item]) * tokens_ * code_width_; };

@@ -105,6 +105,7 @@ class Scorer {
     const float* rows_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const;
     const char* row_at(const Shard& shard, int64_t row) const { return static_cast<const char*>(shard.data) + row * row_bytes(); }
     int64_t row_bytes() const { return width_ * (sweep_.gallery.half ? 2 : 4); }
+    void hide_others(const Tile& tile, CodedRows& rows, TileScratch& scratch) const;
     CodedRows codes_of(const Tile& tile, int64_t first, int64_t count, TileScratch& scratch) const;
     CodedQueries coded_queries(int64_t at) const;
     // Row `row` of a shard against query b, by rows.

@@ -66,10 +66,17 @@ class Block {
     std::vector<float> easy_below_;  // of given zones: all scores below are easy
     std::vector<Guess> guesses_;     // of the top-k thresholds
     int threads_;
-    int64_t top_, field_, picks_;                  // what each thread keeps of a query
-    std::vector<Tile> tiles_;                      // those of the sample first
-    int64_t sampled_tiles_ = 0;                    // how many these are
-    int64_t sampled_top_ = 0, sampled_field_ = 0;  // ranks in the sample to guess thresholds from; 0: none is guessed
+    int64_t top_, field_, picks_;  // what each thread keeps of a query
+    std::vector<Tile> tiles_;      // those of the sample first
+    int64_t sampled_tiles_ = 0;    // how many these are
+    // By query, or one for all: ranks in the sample to guess thresholds from; 0: none is guessed.
+    struct SampledRanks {
+        int64_t top = 0, field = 0;
+    };
+    std::vector<SampledRanks> sampled_{{}};
+    SampledRanks most_sampled_;
+
+    const SampledRanks& sampled(int64_t b) const { return sampled_[sampled_.size() > 1 ? static_cast<size_t>(b) : 0]; }
 };
 
 Block::Block(const Sweep& sweep, const Outcome& out)
@@ -85,27 +92,29 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       field_(zones_at_the_end() ? field_share(sweep, allowed_.most(), threads_) : 0),
       picks_(zones_as_it_goes() ? std::min(sweep.picks, allowed_.most()) : 0),
       tiles_(scorer_.tiles()) {
-    if (sweep.sample > 0 && !tiles_.empty() && allowed_.shared()) choose_sample();
+    if (sweep.sample > 0 && !tiles_.empty()) choose_sample();
 }
 
 // Whole tiles, and so perhaps more items than were asked for: ranks are those in what is really sampled. Where that is more than a
 // quarter of the candidates, it would save nothing.
 void Block::choose_sample() {
-    const int64_t size = allowed_.most();
+    const int64_t size = allowed_.count_of_some();
     const double items_per_tile = static_cast<double>(size) / static_cast<double>(tiles_.size());
     const auto wanted = static_cast<size_t>(std::ceil(static_cast<double>(sweep_.sample) / items_per_tile));
     const size_t stride = std::max<size_t>(1, tiles_.size() / wanted);
     std::vector<Tile> first, rest;
-    int64_t items = 0;
-    for (size_t i = 0; i < tiles_.size(); ++i) {
-        const bool chosen = i % stride == stride / 2;
-        (chosen ? first : rest).push_back(tiles_[i]);
-        items += chosen ? allowed_.count_of_some(tiles_[i].id, tiles_[i].count) : 0;
+    for (size_t i = 0; i < tiles_.size(); ++i) (i % stride == stride / 2 ? first : rest).push_back(tiles_[i]);
+    sampled_.resize(allowed_.shared() ? 1 : static_cast<size_t>(sweep_.batch));
+    for (size_t b = 0; b < sampled_.size(); ++b) {
+        const int64_t own = allowed_.count(static_cast<int64_t>(b));
+        int64_t items = 0;
+        for (const Tile& tile : first) items += allowed_.count(static_cast<int64_t>(b), tile.id, tile.count);
+        if (4 * items > own) continue;
+        sampled_[b].top = sampled_rank(std::min(top_, own), items, own);
+        sampled_[b].field = zones_at_the_end() ? sampled_rank(std::min(sweep_.field, own), items, own) : 0;
+        most_sampled_ = {std::max(most_sampled_.top, sampled_[b].top), std::max(most_sampled_.field, sampled_[b].field)};
     }
-    if (4 * items > size) return;
-    sampled_top_ = sampled_rank(top_, items, size);
-    sampled_field_ = zones_at_the_end() ? sampled_rank(std::min(sweep_.field, size), items, size) : 0;
-    if (!sampled_top_ && !sampled_field_) return;
+    if (!most_sampled_.top && !most_sampled_.field) return;
     sampled_tiles_ = static_cast<int64_t>(first.size());
     tiles_ = std::move(first);  // stable, so that ids still ascend within each part
     tiles_.insert(tiles_.end(), rest.begin(), rest.end());
@@ -121,7 +130,8 @@ float Block::threshold(const QueryState& state) const {
 
 Block::Worker Block::make_worker() const {
     const auto batch = static_cast<size_t>(sweep_.batch);
-    const int64_t top_room = Reservoir::room(std::max(top_, sampled_top_)), field_room = Reservoir::room(std::max(field_, sampled_field_));
+    const int64_t top_room = Reservoir::room(std::max(top_, most_sampled_.top)),
+                  field_room = Reservoir::room(std::max(field_, most_sampled_.field));
     const auto picks = static_cast<size_t>(picks_);
     Worker worker;
     // Default-initialised: pages that are never written take no memory.
@@ -137,8 +147,9 @@ Block::Worker Block::make_worker() const {
     worker.queries.resize(batch);
     for (size_t b = 0; b < batch; ++b) {
         QueryState& state = worker.queries[b];
-        state.top = Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), sampled_top_ ? sampled_top_ : top_);
-        state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), sampled_field_ ? sampled_field_ : field_);
+        const SampledRanks& ranks = sampled(static_cast<int64_t>(b));
+        state.top = Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), ranks.top ? ranks.top : top_);
+        state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), ranks.field ? ranks.field : field_);
         state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
                        static_cast<int64_t>(picks)};
         state.unreachable = std::numeric_limits<double>::infinity();
@@ -214,10 +225,11 @@ void Block::estimate(Worker& worker, const Tile& whole) const {
     scorer_.estimate(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
         if (std::isnan(score) || is_excluded(b, id)) return;
         QueryState& state = worker.queries[static_cast<size_t>(b)];
-        if (sampled_top_) state.top.offer(score, id);
-        if (sampled_field_) state.field.offer(score, id);
-        const float top = sampled_top_ ? state.top.threshold() : kInfinity;
-        worker.thresholds[static_cast<size_t>(b)] = sampled_field_ ? std::min(top, state.field.threshold()) : top;
+        const SampledRanks& ranks = sampled(b);
+        if (ranks.top) state.top.offer(score, id);
+        if (ranks.field) state.field.offer(score, id);
+        const float top = ranks.top ? state.top.threshold() : kInfinity;
+        worker.thresholds[static_cast<size_t>(b)] = ranks.field ? std::min(top, state.field.threshold()) : top;
     });
 }
 
@@ -240,8 +252,8 @@ void Block::guess(std::vector<Worker>& workers, int64_t b) {
         for (Worker& worker : workers) (worker.queries[at].*part).restart(capacity, guess.threshold);
         return guess;
     };
-    guesses_[at] = restart(&QueryState::top, top_, sampled_top_);
-    restart(&QueryState::field, field_, sampled_field_);
+    guesses_[at] = restart(&QueryState::top, top_, sampled(b).top);
+    restart(&QueryState::field, field_, sampled(b).field);
     float easy_below = -kInfinity;
     for (const Worker& worker : workers) easy_below = std::max(easy_below, worker.queries[at].easy_below);
     for (Worker& worker : workers) {

@@ -39,7 +39,6 @@ struct Request {
 
     Request() {
         if (zoning == Zoning::rank) field = 60;
-        if (bitmaps == 2) sample = 0;
         const uint64_t rarity = static_cast<uint64_t>(any_of({1, 2, 8, 64, 5000}));
         for (int64_t w = 0; w < (bitmaps == 2 ? batch : bitmaps) * words(); ++w) {  // bits behind the last item mean nothing
             const bool inverted = rarity == 8 && w % 2;

@@ -115,6 +115,8 @@ def _json_object(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError("JSON that is nested too deeply; write the filter flatter") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got a {type(value).__name__}")
     return value

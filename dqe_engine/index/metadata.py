@@ -45,15 +45,18 @@ class MetadataColumns:
 
     def append(self, metadata: Sequence[Mapping[str, Any] | None]) -> None:
         """Append n items, JSON objects or None. Costs their own size, amortised."""
-        touched: dict[str, _Column] = {}
+        found: dict[str, tuple[list[int], list[Any]]] = {}
         for row, entry in enumerate(metadata, self._size):
-            for key, value in (entry or {}).items():
-                column = touched.get(key)
-                if column is None:
-                    column = touched[key] = self._columns.get(key) or _Column()
-                column.stage(row, value)
-        for key, column in touched.items():
-            column.publish()
+            if entry:
+                for key, value in entry.items():
+                    if key not in found:
+                        found[key] = ([], [])
+                    rows, values = found[key]
+                    rows.append(row)
+                    values.append(value)
+        for key, (rows, values) in found.items():
+            column = self._columns.get(key) or _Column()
+            column.append(rows, values)
             self._columns[key] = column
         self._size += len(metadata)
 
@@ -131,23 +134,19 @@ class _Array:
 
 
 class _Part:
-    """The items of a column that have a value of one kind: `rows`, ascending, and what `_values` says of each."""
+    """The items of a column that have a value of one kind, ascending; subclasses say what is kept of each value."""
 
     def __init__(self) -> None:
-        self.rows = _Array(np.uint32)
-        self.staged: list[tuple[int, Any]] = []
+        self._rows = _Array(np.uint32)
 
-    def publish(self) -> None:
-        if self.staged:
-            rows, values = zip(*self.staged, strict=True)
-            self._store(values)
-            self.rows.append(rows)  # last: there is a value for every row that a reader sees
-            self.staged = []
+    def append(self, rows: Sequence[int], values: Sequence[Any]) -> None:
+        self._store(values)
+        self._rows.append(rows)  # last: there is a value for every row that a reader sees
 
     def mark(self, flags: Flags, start: int, stop: int, test: Condition | None) -> None:
         """Set the flags of the items between `start` and `stop` that pass `test`, or that are here at all."""
-        rows = self.rows.values
-        first, last = np.searchsorted(rows, (start, stop)).tolist()
+        rows = self._rows.values
+        first, last = np.searchsorted(rows, np.array((start, stop), rows.dtype)).tolist()  # of another type, all rows would be converted
         if first == last:
             return
         found = None if test is None else self._test(test, first, last)
@@ -175,14 +174,12 @@ class _Strings(_Part):
         self._heads, self._seconds = _Array(np.uint64), _Array(np.uint64)
 
     def _store(self, values: Sequence[Any]) -> None:
-        known = len(self._table)
-        for value in values:
-            if value not in self._code_of:
-                self._table.append(value)
-                self._code_of[value] = len(self._table) - 1
-        heads, seconds = _beginnings(self._table[known:])
+        new = [value for value in dict.fromkeys(values) if value not in self._code_of]
+        heads, seconds = _beginnings(new)
+        self._table += new
         self._heads.append(heads)
         self._seconds.append(seconds)
+        self._code_of.update(zip(new, range(len(self._table) - len(new), len(self._table)), strict=True))
         self._codes.append([self._code_of[value] for value in values])  # last: what a reader finds for them is there
 
     def _test(self, test: Condition, first: int, last: int) -> Flags:
@@ -340,20 +337,22 @@ class _Column:
 
     def __init__(self) -> None:
         self._parts: dict[type[_Part], _Part] = {}
-        self._touched: dict[type[_Part], _Part] = {}
 
-    def stage(self, row: int, value: Any) -> None:
-        kind = _kind(value)
-        part = self._touched.get(kind)
-        if part is None:
-            part = self._touched[kind] = self._parts.get(kind) or kind()
-        part.staged.append((row, value))
+    def append(self, rows: Sequence[int], values: Sequence[Any]) -> None:
+        types = set(map(type, values))
+        extremes = (min(values), max(values)) if types == {int} else values[:1]
+        if len(types) == 1 and len(set(map(_kind, extremes))) == 1:  # as mostly: no value has to be looked at alone
+            self._append(_kind(values[0]), rows, values)
+            return
+        kinds = [_kind(value) for value in values]
+        for kind in dict.fromkeys(kinds):
+            at = [i for i, other in enumerate(kinds) if other is kind]
+            self._append(kind, [rows[i] for i in at], [values[i] for i in at])
 
-    def publish(self) -> None:
-        for kind, part in self._touched.items():
-            part.publish()
-            self._parts = self._parts | {kind: part}  # another dict: a reader may be going through this one
-        self._touched = {}
+    def _append(self, kind: type[_Part], rows: Sequence[int], values: Sequence[Any]) -> None:
+        part = self._parts.get(kind) or kind()
+        part.append(rows, values)
+        self._parts = self._parts | {kind: part}  # another dict: a reader may be going through this one
 
     def passes(self, test: Condition, start: int, stop: int) -> Flags:
         flags = np.zeros(stop - start, np.bool_)

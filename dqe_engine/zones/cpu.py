@@ -135,8 +135,6 @@ def select(
         screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
-    if request.allowed is not None and len(request.allowed) > 1:
-        sample = 0  # what it is worth differs from query to query
     sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set)
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)

@@ -243,6 +243,8 @@ def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture
         (["--image", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
         (["--image", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
         (["--image", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
+        (["--image", "00.png", "--text", "red", "--filter", '{"a": {}}'], "error: filter 'a': no operator in {}"),
+        (["--image", "00.png", "--text", "red", "--filter", '{"not": [' * 50 + "{}" + "]}" * 50], "error: a filter of more than 32 levels"),
     ],
 )
 def test_what_search_refuses(indexed: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
@@ -254,12 +256,26 @@ def test_what_search_refuses(indexed: list[str], capsys: pytest.CaptureFixture[s
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("options", [["--weight", "colour"], ["--weight", "=1"], ["-k", "0"], ["--filter", "[1]"], ["--filter", "{"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--weight", "colour"],
+        ["--weight", "=1"],
+        ["-k", "0"],
+        ["--filter", "[1]"],
+        ["--filter", "{"],
+        ["--filter", "[" * 100_000],
+        ["--filter", '{"a":' * 100_000],
+        ["--filter", '{"a":' + "9" * 6000 + "}"],
+    ],
+)
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         search_command.main(["b", "i", "--image", "x", "--text", "y", *options])
     assert caught.value.code == 2
-    assert "expected" in (error := capsys.readouterr().err) or "not valid JSON" in error
+    error = capsys.readouterr().err
+    assert "expected" in error or "not valid JSON" in error or "JSON that is nested too deeply" in error
+    assert len(error) < 1000
 
 
 def test_the_runner_leaves_bugs_their_traceback() -> None:
