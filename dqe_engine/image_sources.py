@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .contracts.preprocessing import PreprocessingSpec
 from .errors import InputError
 from .files import describe_os_error
+from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .preprocessing import ImageLike, fit_image, open_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -40,7 +40,7 @@ def image_pairs(images: ImageSource) -> list[tuple[str, ImageLike]]:
     for path in images:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"expected image paths, got {type(path).__name__}; images in memory need ids: pass a mapping from id to image")
-        pairs.append((Path(path).as_posix(), path))
+        pairs.append((Path(path).as_posix(), Path(path)))
     return pairs
 
 
@@ -55,23 +55,8 @@ def _unreadable(error: OSError) -> None:
     raise InputError(describe_os_error(error)) from error
 
 
-def open_reference(reference: object, spec: PreprocessingSpec) -> Image.Image:
-    """Open a query's reference image; InputError that also says what else it might have been meant as."""
-    if not isinstance(reference, str | os.PathLike | bytes | Image.Image):
-        kind = type(reference).__name__
-        raise InputError(
-            f"expected a reference image (id, path, bytes or PIL image), got {kind}; a composed query needs an image and a text"
-        )
-    try:
-        return open_image(reference, spec)
-    except InputError as error:
-        if isinstance(reference, str) and isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"{reference!r} is neither an id of the index nor an image file") from error
-        raise
-
-
 def decode_ahead(
-    pairs: Sequence[tuple[str, ImageLike]], spec: PreprocessingSpec, *, ahead: int, threads: int
+    pairs: Sequence[tuple[str, ImageLike]], spec: PreprocessingSpec, *, ahead: int, threads: int, policy: ImagePolicy = DEFAULT_POLICY
 ) -> Generator[tuple[str, Pixels | InputError]]:
     """Decoded and resized images in order, (image_size, image_size, 3) uint8, or the error where one cannot be read.
 
@@ -80,7 +65,7 @@ def decode_ahead(
 
     def decode(image: ImageLike) -> Pixels | InputError:
         try:
-            return fit_image(open_image(image, spec), spec)
+            return fit_image(open_image(image, spec, policy), spec)
         except InputError as error:
             return error
 

@@ -205,7 +205,7 @@ def test_search_finds_a_flipped_byte(indexed: list[str], capsys: pytest.CaptureF
     data[len(data) // 2] ^= 1
     targets.write_bytes(data)
     capsys.readouterr()
-    options = ["--image", "00.png", "--text", "in red"]
+    options = ["--reference", "00.png", "--text", "in red"]
     assert search_command.main([*indexed, *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {targets}: its bytes changed")
@@ -215,7 +215,7 @@ def test_search_finds_a_flipped_byte(indexed: list[str], capsys: pytest.CaptureF
 
 def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    options = ["--image", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
+    options = ["--reference", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
     assert search_command.main([*indexed, *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["hits"]) == 3
@@ -227,7 +227,7 @@ def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("zones", [[], ["--zones"]])
 def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture[str], zones: list[str]) -> None:
     capsys.readouterr()
-    assert search_command.main([*indexed, "--image", "00.png", "--text", "red " * 50, *zones]) == 0
+    assert search_command.main([*indexed, "--reference", "00.png", "--text", "red " * 50, *zones]) == 0
     out = capsys.readouterr().out
     assert ".png" in out
     assert "attribute weights: colour" in out
@@ -238,11 +238,12 @@ def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image", "absent.png", "--text", "in red"], "error: 'absent.png' is neither an id of the index nor an image file"),
-        (["--image", "00.png", "--text", " "], "error: the modification text ' ' has no words"),
-        (["--image", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
-        (["--image", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
-        (["--image", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
+        (["--image", "absent.png", "--text", "in red"], "error: absent.png: no such image file"),
+        (["--reference", "absent.png", "--text", "in red"], "error: 'absent.png' is not an id of the index; pass"),
+        (["--reference", "00.png", "--text", " "], "error: the modification text ' ' has no words"),
+        (["--reference", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
+        (["--reference", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
+        (["--reference", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
     ],
 )
 def test_what_search_refuses(indexed: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
