@@ -19,7 +19,7 @@ _KEPT_BYTES = {"WEBP": 12, "AVIF": 8, "HEIF": 12}
 _PASSING_BYTES = {"TIFF": 8}
 """Bytes per pixel that it holds while it decodes: a TIFF's strip may be the whole image, and is held before and after it is turned."""
 _NANOSECONDS = {
-    "JPEG": (4, 20), "PNG": (6, 20), "GIF": (12, 30), "BMP": (20, 0), "TIFF": (30, 30), "WEBP": (40, 50), "AVIF": (28, 80),
+    "JPEG": (4, 20), "PNG": (6, 20), "GIF": (12, 30), "BMP": (20, 0), "TIFF": (25, 20), "WEBP": (40, 50), "AVIF": (28, 80),
     "HEIF": (40, 80),
 }  # fmt: skip
 """Per pixel of the file and per byte of it."""

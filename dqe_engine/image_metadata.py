@@ -63,7 +63,7 @@ def exif_orientation(exif: bytes) -> int:
             (count,) = struct.unpack_from(order + "H", exif, start)
             for at in range(start + 2, start + 2 + 12 * count, 12):
                 tag, kind = struct.unpack_from(order + "HH", exif, at)
-                if tag == 0x0112:
+                if tag == 0x0112 and kind in (3, 4):
                     (value,) = struct.unpack_from(order + ("H" if kind == 3 else "L"), exif, at + 8)
                     return value if 1 <= value <= 8 else 1
     except struct.error:  # it ends early

@@ -55,10 +55,8 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         known = (*_FIRST_BYTES, *_BY_PLUGIN)
-        if isinstance(self.formats, str) or not self.formats or (unknown := [name for name in self.formats if name not in known]):
-            raise InputError(
-                f"formats must be some of {', '.join(known)}, got {self.formats if isinstance(self.formats, str) else unknown}"
-            )
+        if not isinstance(self.formats, tuple) or not self.formats or not set(self.formats) <= set(known):
+            raise InputError(f"formats must be a tuple of some of {', '.join(known)}, got {self.formats!r}")
         for limit in ("max_pixels", "max_bytes", "max_memory", "max_seconds"):
             if not getattr(self, limit) > 0:
                 raise InputError(f"{limit} must be positive, got {getattr(self, limit)}")
