@@ -143,7 +143,7 @@ class RetrievalEngine:
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is 'raise' or 'skip', got {on_error!r}")
         index, skipped = self._index, list[SkippedImage]()
-        pairs = image_pairs(images)
+        pairs = image_pairs(images, self.image_policy)
         if on_error == "skip":
             pairs = usable_pairs(pairs, skipped)
         check_ids([id for id, _ in pairs])

@@ -185,9 +185,31 @@ def test_a_folder_without_images(bundle_path: Path, tmp_path: Path, capsys: pyte
     assert index(bundle_path, tmp_path / "papers", tmp_path / "index") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'papers'}: no images")
-    assert ".jpeg, .jpg, .png" in error
+    assert "(1 skipped: 1 not an image)" in error
     assert error.count("\n") == 1
     assert os.listdir(tmp_path) == ["papers"]
+
+
+def test_what_is_passed_over_is_counted(bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "._00.png").write_bytes(b"\0\5\x16\7" + bytes(50))
+    (image_folder / "notes.txt").write_text("not an image")
+    (image_folder / "00.png").rename(image_folder / "00")
+    assert index(bundle_path, image_folder, tmp_path / "index") == 0
+    captured = capsys.readouterr()
+    assert f"{image_folder}: 3 skipped: 1 companions of macOS (._*), 2 not an image\n" in captured.err
+    assert "12 images added, 0 skipped, 12 in the index" in captured.out
+    assert "00" in GalleryIndex.load(tmp_path / "index").ids
+
+
+def test_search_by_a_file(image_folder: Path, indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for reference in (["--image", str(image_folder / "00.png")], ["--reference", "00.png"]):
+        assert search_command.main([*indexed, *reference, "--text", "in red", "-k", "12", "--json"]) == 0
+        ids = {hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]}
+        assert ("00.png" in ids) == (reference[0] == "--image")
+    for reference in ([], ["--image", "x.png", "--reference", "00.png"]):
+        with pytest.raises(SystemExit) as caught:
+            search_command.main([*indexed, *reference, "--text", "in red"])
+        assert caught.value.code == 2
 
 
 def test_search_of_an_index_without_items(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

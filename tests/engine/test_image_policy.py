@@ -23,6 +23,7 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.image_metadata import exif_orientation, without_metadata
 from dqe_engine.image_policy import ImagePolicy
+from dqe_engine.image_sources import find_images, image_pairs
 from dqe_engine.preprocessing import fit_image, open_image, preprocess
 
 SPEC = PreprocessingSpec(image_size=32)
@@ -296,3 +297,36 @@ def test_grey_and_alpha_have_profiles_too() -> None:
 def test_a_broken_profile_never_fails_an_image(kind: str, profile: bytes) -> None:
     plain, with_profile = encoded(SMOOTH, kind), encoded(SMOOTH, kind, icc_profile=profile)
     assert np.array_equal(pixels(with_profile), pixels(plain))
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_searched_by_content_and_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    (folder / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    for name in ("a.jfif", "b.jpe", "sub/c.JPG", "no-suffix", "odd.name"):
+        (folder / name).write_bytes(encoded(PICTURE, "JPEG"))
+    (folder / "d.avif").write_bytes(encoded(PICTURE, "AVIF"))
+    (folder / "page.jpg").write_bytes(b"<html>")  # which says that it is an image: an error where it is read
+    for name in ("._a.jfif", "sub/._c.JPG"):
+        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0" + bytes(50))
+    (folder / "._real.png").write_bytes(encoded(PICTURE, "PNG"))
+    (folder / "notes.txt").write_text("hello")
+    (folder / "empty").touch()
+    os.mkfifo(folder / "pipe")
+    (folder / "gone").symlink_to(tmp_path / "absent")
+    PICTURE.save(elsewhere / "e.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "linked.png").symlink_to(elsewhere / "e.png")
+    found = find_images(folder)
+    assert [id for id, _ in found.pairs] == [
+        "._real.png", "a.jfif", "b.jpe", "d.avif", "linked.png", "no-suffix", "odd.name", "page.jpg", "sub/c.JPG",
+    ]  # fmt: skip
+    assert found.describe_passed_over() == (
+        "7 skipped: 2 companions of macOS (._*), 1 linked folders (not followed), 1 not a regular file, 2 not an image, 1 not readable"
+    )
+    assert image_pairs(folder) == image_pairs(str(folder)) == found.pairs
+    assert [id for id, _ in find_images(folder, ImagePolicy(formats=("AVIF",))).pairs if "." not in id] == []
+    assert find_images(elsewhere).describe_passed_over() == ""
