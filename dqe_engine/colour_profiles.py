@@ -28,7 +28,7 @@ class ToSRGB:
         return converted
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # a profile and what is made of it may take some MiB
 def load_profile(profile: bytes) -> ToSRGB | None:
     """The conversion from this profile, None where there is nothing to convert: the profile is sRGB's, by what it does to a grid of
     colours and not by its name, or is damaged, or is of another kind of image (a profile never fails an image)."""

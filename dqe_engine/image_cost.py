@@ -23,8 +23,9 @@ _NANOSECONDS = {
     "HEIF": (40, 80),
 }  # fmt: skip
 """Per pixel of the file and per byte of it."""
-_PER_DECODED_PIXEL, _PER_SCAN, _PER_UNPACKED_BYTE, _PER_PIXEL_WITH_ALPHA = 18, 1, 2.5, 16
-"""More nanoseconds: a JPEG's, by pixels after it was shrunk and by pixels times scans; a PNG's; of what is composited."""
+_PER_DECODED_PIXEL, _PER_SCAN, _PER_UNPACKED_BYTE, _PER_PIXEL_WITH_ALPHA, _PER_CONVERTED_PIXEL = 18, 1, 2.5, 16, 30
+"""More nanoseconds: a JPEG's, by pixels after it was shrunk and by pixels times scans; a PNG's; of what is composited; of colours that
+are converted."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Cost:
     seconds: float
 
 
-def estimate_cost(image: Image.Image, pixels: int, result_pixels: int, bare: BareImage, file_bytes: int) -> Cost:
+def estimate_cost(image: Image.Image, pixels: int, result_pixels: int, bare: BareImage, file_bytes: int, *, converted: bool) -> Cost:
     """image: opened and not loaded, a JPEG set to shrink; pixels: of the file; result_pixels: after shrinking; bare: what the decoder
-    is given; file_bytes: of the file as it came."""
+    is given; file_bytes: of the file as it came; converted: whether its colours are."""
     kind, decoded = image.format or "", image.width * image.height
     held = file_bytes + (len(bare.data) if bare.data_is_copy else 0) + _KEPT_BYTES.get(kind, 0) * pixels
     passing = _PASSING_BYTES.get(kind, 0) * pixels + int(bare.held * pixels)
@@ -49,4 +50,6 @@ def estimate_cost(image: Image.Image, pixels: int, result_pixels: int, bare: Bar
     nanoseconds += int(_PER_UNPACKED_BYTE * bare.unpacked * pixels)
     if "A" in image.mode or "transparency" in image.info:
         nanoseconds += _PER_PIXEL_WITH_ALPHA * pixels
+    if converted:
+        nanoseconds += _PER_CONVERTED_PIXEL * result_pixels
     return Cost(memory, nanoseconds / 1e9)

@@ -99,10 +99,9 @@ class ImagePolicy:
         with open_regular(source) as stream:
             start = stream.read(SNIFFED)
             kind = self._require_format(start)
-            self._check_bytes(os.fstat(stream.fileno()).st_size)
-            data = start + stream.read(self.max_bytes + 1 - len(start))  # the file may have grown since
-        self._check_bytes(len(data))
-        return kind, data
+            size = os.fstat(stream.fileno()).st_size
+            self._check_bytes(size)
+            return kind, start + stream.read(max(size - len(start), 0))  # and no more, where the file grows meanwhile
 
     def _require_format(self, start: bytes) -> str:
         kind = self.recognise(start)

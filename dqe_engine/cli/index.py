@@ -70,7 +70,7 @@ def _index(args: argparse.Namespace) -> int:
     if not pairs:
         raise InputError(f"{args.images}: no images in this folder ({passed_over or 'it is empty'})")
     if passed_over:
-        print(f"{args.images}: {passed_over}", file=sys.stderr)
+        print(f"{args.images}: {passed_over}")
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     skipped: list[SkippedImage] = []
     fill = _replace_index if args.force and (args.out / "manifest.json").exists() else _continue_index

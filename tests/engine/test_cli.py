@@ -196,7 +196,7 @@ def test_what_is_passed_over_is_counted(bundle_path: Path, image_folder: Path, t
     (image_folder / "00.png").rename(image_folder / "00")
     assert index(bundle_path, image_folder, tmp_path / "index") == 0
     captured = capsys.readouterr()
-    assert f"{image_folder}: 3 skipped: 1 companions of macOS (._*), 2 not an image\n" in captured.err
+    assert f"{image_folder}: 3 skipped: 1 companions of macOS (._*), 2 not an image\n" in captured.out
     assert "12 images added, 0 skipped, 12 in the index" in captured.out
     assert "00" in GalleryIndex.load(tmp_path / "index").ids
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,7 +110,7 @@ def _features(args: argparse.Namespace) -> int:
     if not names:
         raise InputError(f"{args.images}: holds no images ({passed_over or 'it is empty'})")
     if passed_over:
-        print(f"{args.images}: {passed_over}", file=sys.stderr)
+        print(f"{args.images}: {passed_over}")
     from ..features import FeatureStore, fill
     from ..features.identity import digest_images
     from ..workflow import load_tower
