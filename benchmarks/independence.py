@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.references import ItemId
 from dqe_engine.results import SearchResult
 from dqe_training.data.records import TripletRecord
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
@@ -37,7 +38,7 @@ def answers(engine: RetrievalEngine, records: Sequence[TripletRecord], batch: in
         result
         for start in range(0, len(records), batch)
         for result in engine.search_batch(
-            [r.reference for r in records[start : start + batch]], [r.text for r in records[start : start + batch]], k=K
+            [ItemId(r.reference) for r in records[start : start + batch]], [r.text for r in records[start : start + batch]], k=K
         )
     ]
 

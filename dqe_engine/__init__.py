@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from .bundle import Bundle as Bundle
     from .engine import RetrievalEngine as RetrievalEngine
     from .engine import SearchResult as SearchResult
+    from .image_policy import ImagePolicy as ImagePolicy
     from .index import GalleryIndex as GalleryIndex
+    from .references import ItemId as ItemId
     from .zones import select_zones as select_zones
 
 __version__ = "0.1.0"
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "Bundle": ".bundle",
     "GalleryIndex": ".index",
+    "ImagePolicy": ".image_policy",
+    "ItemId": ".references",
     "RetrievalEngine": ".engine",
     "SearchResult": ".engine",
     "select_zones": ".zones",

@@ -18,11 +18,13 @@ from .compose import apply_overrides, compose_query
 from .contracts.graphs import GRAPHS, GraphSpec
 from .contracts.zones import ZoneSpec
 from .errors import BackendError, DQEError, InputError
-from .image_sources import ImageSource, decode_ahead, image_pairs, open_reference
+from .image_policy import DEFAULT_POLICY, ImagePolicy
+from .image_sources import ImageSource, decode_ahead, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
 from .index.filters import Filter
 from .index.validation import check_count, check_ids
 from .preprocessing import ImageLike, fit_image, normalise, open_image
+from .references import ItemId, Reference, one_reference
 from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchResult, SkippedImage, ZoneMembers, build_result_parts
 from .sessions import GraphSession, Provider, text_buckets
 
@@ -36,11 +38,18 @@ class RetrievalEngine:
     """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
 
     def __init__(
-        self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], *, index: GalleryIndex | None = None, threads: int = 0
+        self,
+        bundle: Bundle,
+        open_graph: Callable[[GraphSpec], GraphSession],
+        *,
+        index: GalleryIndex | None = None,
+        threads: int = 0,
+        images: ImagePolicy = DEFAULT_POLICY,
     ) -> None:
         """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made. `threads`: of a search
-        at most, 0 for one per processor."""
+        at most, 0 for one per processor. `images`: see `load`."""
         self.bundle = bundle
+        self.image_policy = images
         self._threads = threads
         self._sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
         self._text, self._text_lengths = bundle.text_encoder(), text_buckets(self._query, self._attributes)
@@ -50,14 +59,21 @@ class RetrievalEngine:
 
     @classmethod
     def load(
-        cls, bundle_path: str | os.PathLike[str], *, provider: Provider = "auto", threads: int | None = None, verify: bool = True
+        cls,
+        bundle_path: str | os.PathLike[str],
+        *,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        images: ImagePolicy = DEFAULT_POLICY,
     ) -> RetrievalEngine:
         """Verify and open a bundle. `threads`: CPU threads of a graph and of a search; None for all, and for one where there is little
-        to do. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
+        to do. `images`: what this engine accepts as an image and what one may cost, of references and of what is indexed. Raises
+        BundleError, and BackendError when the provider that was asked for cannot run."""
         while True:
             bundle = Bundle.load(bundle_path, verify=verify)
             try:
-                engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0)
+                engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0, images=images)
             except DQEError:
                 if bundle.is_current():
                     raise
@@ -95,9 +111,9 @@ class RetrievalEngine:
     def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> EncodedImages:
         """Target tokens and image tokens of images of any size and mode. Raises InputError for one that cannot be read."""
         check_count("batch_size", batch_size, 1)
-        spec = self.bundle.manifest.preprocessing
+        spec, policy = self.bundle.manifest.preprocessing, self.image_policy
         batches = [
-            self._encode_pixels([fit_image(open_image(image, spec), spec) for image in images[start : start + batch_size]])
+            self._encode_pixels([fit_image(open_image(image, spec, policy), spec) for image in images[start : start + batch_size]])
             for start in range(0, len(images), batch_size)
         ] or [self._encode_pixels([])]
         return EncodedImages(
@@ -127,7 +143,7 @@ class RetrievalEngine:
         if on_error not in ("raise", "skip"):
             raise InputError(f"on_error is 'raise' or 'skip', got {on_error!r}")
         index, skipped = self._index, list[SkippedImage]()
-        pairs = image_pairs(images)
+        pairs = image_pairs(images, self.image_policy)
         if on_error == "skip":
             pairs = usable_pairs(pairs, skipped)
         check_ids([id for id, _ in pairs])
@@ -137,7 +153,9 @@ class RetrievalEngine:
             raise InputError(f"metadata for {sorted(unknown)[0]!r}, which is not among the images")
         added: list[str] = []
         batch: list[tuple[str, NDArray[np.uint8]]] = []
-        decoded = decode_ahead(pairs, self.bundle.manifest.preprocessing, ahead=2 * batch_size, threads=decode_threads)
+        decoded = decode_ahead(
+            pairs, self.bundle.manifest.preprocessing, ahead=2 * batch_size, threads=decode_threads, policy=self.image_policy
+        )
         with closing(decoded):
             for done, (id, pixels) in enumerate(decoded, start=1):
                 if not isinstance(pixels, InputError):
@@ -155,13 +173,13 @@ class RetrievalEngine:
         return IndexingReport(tuple(added), tuple(skipped))
 
     def encode_queries(
-        self, references: Sequence[ImageLike], texts: Sequence[str], *, attribute_weights: Mapping[str, float] | None = None
+        self, references: Sequence[Reference], texts: Sequence[str], *, attribute_weights: Mapping[str, float] | None = None
     ) -> EncodedQueries:
-        """Composed queries, references and texts by pairs; see `search` for what a reference may be."""
+        """Composed queries, references and texts by pairs; a reference is an `ItemId` or an image. Raises InputError."""
         return self._encode_queries(self._index, references, texts, attribute_weights)
 
     def _encode_queries(
-        self, index: GalleryIndex, references: Sequence[ImageLike], texts: Sequence[str], attribute_weights: Mapping[str, float] | None
+        self, index: GalleryIndex, references: Sequence[Reference], texts: Sequence[str], attribute_weights: Mapping[str, float] | None
     ) -> EncodedQueries:
         if len(references) != len(texts):
             raise InputError(f"{len(references)} reference images for {len(texts)} modification texts; a composed query needs one of each")
@@ -184,9 +202,10 @@ class RetrievalEngine:
 
     def search(
         self,
-        reference: ImageLike,
-        text: str,
         *,
+        text: str,
+        image: ImageLike | None = None,
+        reference_id: str | None = None,
         k: int = 10,
         attribute_weights: Mapping[str, float] | None = None,
         zones: bool | ZoneSpec = False,
@@ -195,15 +214,14 @@ class RetrievalEngine:
     ) -> SearchResult:
         """The k items that best show the reference image changed as the text says.
 
-        reference: a str that is an id of the index means that item (its cached image tokens are used, no image is read),
-        even if a file of that name exists; any other str, and every `Path`, is an image file; bytes and PIL images work too.
+        image: a `Path`, bytes or PIL image, within the engine's `ImagePolicy`; or reference_id: an item of the index, whose cached
+        image tokens are used (no file is looked at, whatever the id is).
         attribute_weights: multipliers of the predicted weights, by attribute. zones: also tell near from mid, by the
-        bundle's bounds on Δ to the best hit or by other absolute ones. exclude_reference: leave out the reference itself where it was
-        given by id.
+        bundle's bounds on Δ to the best hit or by other absolute ones. exclude_reference: leave out the item of `reference_id`.
         filter: on metadata, see `compile_filter`. Raises InputError; image-only and text-only queries are refused.
         """
         return self.search_batch(
-            [reference],
+            [one_reference(image, reference_id)],
             [text],
             k=k,
             attribute_weights=attribute_weights,
@@ -214,7 +232,7 @@ class RetrievalEngine:
 
     def search_batch(
         self,
-        references: Sequence[ImageLike],
+        references: Sequence[Reference],
         texts: Sequence[str],
         *,
         k: int = 10,
@@ -224,7 +242,9 @@ class RetrievalEngine:
         exclude: Sequence[Collection[str]] | None = None,
         filter: Filter | None = None,
     ) -> tuple[SearchResult, ...]:
-        """`search` for many queries in one pass through the graphs and the index. `exclude`: more ids to leave out, per query.
+        """`search` for many queries in one pass through the graphs and the index, references and texts by pairs.
+
+        references: `ItemId("sku-1")` for an item of the index, else an image. exclude: more ids to leave out, per query.
 
         The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
         """
@@ -236,8 +256,8 @@ class RetrievalEngine:
         left_out = [set(ids) for ids in exclude] if exclude is not None else [set[str]() for _ in references]
         if exclude_reference:
             for ids, reference in zip(left_out, references, strict=True):
-                if isinstance(reference, str):
-                    ids.add(reference)  # where it is no id, this excludes nothing
+                if isinstance(reference, ItemId):
+                    ids.add(reference.id)
         spec = self._zone_spec(zones)
         clock = _Clock()
         found = index.search(encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0, threads=self._threads)
@@ -291,20 +311,25 @@ class RetrievalEngine:
             replace=replace,
         )
 
-    def _reference_tokens(self, index: GalleryIndex, references: Sequence[ImageLike], clock: _Clock) -> NDArray[np.float32]:
-        """Image tokens of the references, (B, P, Hv) float32: from the cache where they are ids, else by the vision encoder."""
+    def _reference_tokens(self, index: GalleryIndex, references: Sequence[Reference], clock: _Clock) -> NDArray[np.float32]:
+        """Image tokens of the references, (B, P, Hv) float32: from the cache where they are items, else by the vision encoder."""
         sizes, spec = self.bundle.sizes, self.bundle.manifest.preprocessing
         tokens = np.empty((len(references), sizes.image_tokens, sizes.vision_width), np.float32)
-        rows, images = [], []
+        rows, pixels = [], []
         for row, reference in enumerate(references):
-            if isinstance(reference, str) and reference in index:
-                index.image_tokens(reference, out=tokens[row])
-            else:
-                rows.append(row)
-                images.append(open_reference(reference, spec))
-        clock.lap("decode")
+            if isinstance(reference, ItemId):
+                if reference.id not in index:
+                    raise InputError(f"{reference.id!r} is not an id of the index; pass an image that is not in it as image=...")
+                index.image_tokens(reference.id, out=tokens[row])
+                clock.lap("decode")
+                continue
+            image = open_image(reference, spec, self.image_policy)
+            clock.lap("decode")
+            rows.append(row)
+            pixels.append(fit_image(image, spec))  # at once: a batch of photographs is not held in full size
+            clock.lap("preprocess")
         if rows:
-            pixel_values = self._normalised([fit_image(image, spec) for image in images])
+            pixel_values = self._normalised(pixels)
             clock.lap("preprocess")
             tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
             clock.lap("vision")
@@ -324,7 +349,7 @@ def usable_pairs(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedIm
 
 
 class _Clock:
-    """Milliseconds by stage: each `lap` ends one, which began where the last one ended."""
+    """Milliseconds by stage: each `lap` ends a part of one, which began where the last one ended."""
 
     def __init__(self, stages: Sequence[str] = ()) -> None:
         self.timings_ms = dict.fromkeys(stages, 0.0)
@@ -332,5 +357,5 @@ class _Clock:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        self.timings_ms[stage] = (now - self._last) * 1e3
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1e3
         self._last = now

@@ -1,10 +1,14 @@
-"""Pillow and NumPy preprocessing, equal to the bit to transformers' BlipImageProcessor (tests/engine/test_preprocessing.py)."""
+"""Pillow and NumPy preprocessing, equal to the bit to transformers' BlipImageProcessor (tests/engine/test_preprocessing.py) for images of
+up to `EXACT_PIXELS` without a foreign colour profile."""
 
 from __future__ import annotations
 
+import importlib
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,152 +17,231 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .contracts.preprocessing import PreprocessingSpec
 from .errors import InputError
 from .files import describe_os_error
-from .image_metadata import JPEG, PNG, without_metadata
+from .image_cost import estimate_cost
+from .image_metadata import MOST_PROFILE, exif_orientation, without_metadata
+from .image_policy import DEFAULT_POLICY, ImagePolicy
 
-ImageLike = Image.Image | str | os.PathLike[str] | bytes
+if TYPE_CHECKING:
+    from .colour_profiles import ToSRGB
+
+ImageLike = Image.Image | os.PathLike[str] | bytes
+"""A `str` is none: whether it names a file or an item, only its caller can know."""
+
+EXACT_PIXELS = 1 << 24
+"""Larger images are shrunk by a whole factor to this many pixels before anything else; equality to transformers ends there."""
+_CONVERTED_PIXELS = 1 << 22
+"""The same where colours are converted: that takes 20 to 30 ns a pixel, more with tables as printers have them."""
+_PADDED_PIXELS = 1 << 25
+_STRIP_PIXELS = 1 << 20
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """By EXIF orientation."""
-_MOST_BYTES = 256 << 20
+_MODES_OF_PROFILE = {"RGB": ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA"), "L": ("L",), "CMYK": ("CMYK",)}
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_PLUGINS = {"TIFF": "PIL.TiffImagePlugin", "WEBP": "PIL.WebPImagePlugin", "AVIF": "PIL.AvifImagePlugin"}
+"""Of formats whose decoder Pillow loads only when asked for it, or for all at once."""
+_TURNED_BY_PILLOW = ("TIFF", "HEIF")
+_REDUCED_AS_THEY_ARE = ("L", "LA", "RGB", "RGBA", "CMYK")
+_GREY_OF_16_BITS = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
+"""255 / 65535 times each value, rounded."""
 
 
-def _describe(source: ImageLike) -> str:
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
-    return "<PIL image>" if isinstance(source, Image.Image) else os.fspath(source)
+def open_image(source: ImageLike, spec: PreprocessingSpec, policy: ImagePolicy = DEFAULT_POLICY) -> Image.Image:
+    """Decode to upright RGB: EXIF orientation applied, greys scaled to 8 bits, alpha composited onto `spec.background`, colours
+    converted to sRGB where the policy says so and a profile asks for it.
 
-
-def open_image(source: ImageLike, spec: PreprocessingSpec) -> Image.Image:
-    """Decode to upright RGB: EXIF orientation applied, greys scaled to 8 bits, alpha composited onto `spec.background`.
-
+    Images of more than `EXACT_PIXELS` are shrunk by a whole factor, JPEGs while they are decoded.
     Greys: Pillow's "I;16" (16 bits) by 255 / 65535. "I" (32 bits) and "F" (floating point) do not say which value is white: it is
     1 for "F" where none is above it, else 255 where none is above that, else 65535; what lies outside is clipped.
 
-    Raises InputError for a missing or unreadable file, a truncated image, or more than `spec.max_pixels` pixels (read
-    from the header, before anything is decoded). Malformed metadata (EXIF, texts, profiles) is no reason to refuse pixels.
+    Raises InputError, one line, for what the policy refuses (told from the header, before anything is decoded), and for a missing,
+    unreadable or truncated image. Malformed metadata (EXIF, texts, profiles) is no reason to refuse pixels.
+    A PIL image was opened by the caller: the policy's formats and bytes say nothing of it.
     """
     name = _describe(source)
     try:
         if isinstance(source, Image.Image):
-            return _decode(source, name, spec)
-        try:
-            return _decode_file(io.BytesIO(source) if isinstance(source, bytes) else source, name, spec)
-        except Exception as error:
-            if isinstance(error, (InputError, *_TOO_LARGE)) or getattr(error, "errno", None):
-                raise
-            if (bare := _without_metadata(source)) is None:
-                raise
-        return _decode_file(io.BytesIO(bare), name, spec)
-    except InputError:
-        raise
+            return _decode_given(source, spec, policy)
+        return _decode_file(*policy.read(source), spec, policy)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such image file") from error
     except IsADirectoryError as error:
         raise InputError(f"{name}: is a directory, expected an image file") from error
-    except PermissionError as error:
-        raise InputError(describe_os_error(error, name)) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image that Pillow can read") from error
     except _TOO_LARGE as error:  # Pillow's own limits, where lower than ours
-        raise InputError(f"{name}: more pixels than the limit of {spec.max_pixels}; scale it down first") from error
+        raise InputError(f"{name}: more pixels than the limit of {policy.max_pixels}; scale it down first") from error
+    except MemoryError as error:
+        raise InputError(f"{name}: not enough memory to decode it; lower the policy's max_memory") from error
     except Exception as error:  # hostile bytes make Pillow's plugins raise struct.error, IndexError, zlib.error and others
-        raise InputError(f"{name}: damaged or truncated image ({error})") from error
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(describe_os_error(error, name)) from error
+        raise InputError(f"{name}: damaged or truncated image ({' '.join(str(error).split())})") from error
 
 
-def _without_metadata(source: str | os.PathLike[str] | bytes) -> bytes | None:
-    """None also for more than `_MOST_BYTES`: what Pillow refuses is read whole here, which no file that is no image may cost."""
+def _describe(source: ImageLike) -> str:
+    """Raises InputError for anything that is no image."""
     if isinstance(source, bytes):
-        return without_metadata(source) if len(source) <= _MOST_BYTES else None
-    with open(source, "rb") as stream:
-        start = stream.read(len(PNG))
-        if not start.startswith((PNG, JPEG)) or os.fstat(stream.fileno()).st_size > _MOST_BYTES:
-            return None
-        return without_metadata(start + stream.read())
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return "<PIL image>"
+    if isinstance(source, os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, str):
+        message = "is a str, not an image; pass Path(...) for a file; an item of the index is reference_id=... or ItemId(...)"
+        raise InputError(f"{source!r} {message}")
+    raise InputError(f"expected an image (Path, bytes or PIL image), got {type(source).__name__}")
 
 
-def _decode_file(file: str | os.PathLike[str] | io.BytesIO, name: str, spec: PreprocessingSpec) -> Image.Image:
-    with Image.open(file) as image:
-        return _decode(image, name, spec)
-
-
-def _decode(image: Image.Image, name: str, spec: PreprocessingSpec) -> Image.Image:
-    width, height = image.size
-    if width * height > spec.max_pixels:
-        raise InputError(f"{name}: {width} x {height} pixels, more than the limit of {spec.max_pixels}; scale it down first")
-    if width == 0 or height == 0:
-        raise InputError(f"{name}: an image of {width} x {height} pixels has no content")
+def _decode_file(kind: str, data: bytes, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
+    if kind in _PLUGINS:
+        importlib.import_module(_PLUGINS[kind])
+    bare, in_file = without_metadata(data, kind), len(data)
+    del data
+    image: Image.Image = Image.open(io.BytesIO(bare.data), formats=[kind])
+    policy.check_size(*image.size)
+    size = image.size
+    to_srgb = _conversion(image, bare.profile or image.info.get("icc_profile"), policy)
+    factor = _factor(size, to_srgb)
+    if kind == "JPEG" and factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+        factor = _factor(image.size, to_srgb)
+    result_pixels = image.width * image.height // factor**2
+    cost = estimate_cost(image, size[0] * size[1], result_pixels, bare, in_file, converted=to_srgb is not None)
+    policy.check_cost(cost.memory, cost.seconds, f"{kind} of {size[0]} x {size[1]} pixels")
     image.load()
-    return _to_rgb(_upright(image), spec.background)
+    orientation = 1 if kind in _TURNED_BY_PILLOW else exif_orientation(bare.exif or image.info.get("exif", b""))
+    return _turned(_to_rgb(image, spec, factor, to_srgb), orientation)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as its EXIF says. `ImageOps.exif_transpose` also rewrites the EXIF, and fails where that is malformed."""
+def _decode_given(image: Image.Image, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
+    policy.check_size(*image.size)
+    image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as hostile as pixels
         orientation = 1
-    turn = _TURNS.get(orientation)
-    return image.copy() if turn is None else image.transpose(turn)
+    to_srgb = _conversion(image, image.info.get("icc_profile"), policy)
+    return _turned(_to_rgb(image, spec, _factor(image.size, to_srgb), to_srgb), orientation)
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        white = _white(image.mode, values.max(initial=0, where=np.isfinite(values)))
-        grey = np.clip(np.nan_to_num(values * (255 / white)), 0, 255).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+def _conversion(image: Image.Image, profile: bytes | None, policy: ImagePolicy) -> ToSRGB | None:
+    """None where there is nothing to convert."""
+    if not profile or not policy.to_srgb or len(profile) > MOST_PROFILE:
+        return None
+    from .colour_profiles import load_profile  # and with it Pillow's ImageCms, which few processes need
+
+    found = load_profile(profile)
+    return found if found is not None and image.mode in _MODES_OF_PROFILE[found.mode] else None
+
+
+def _factor(size: tuple[int, int], to_srgb: ToSRGB | None) -> int:
+    """By which whole number an image of this size is shrunk."""
+    return _whole_factor(size, EXACT_PIXELS if to_srgb is None else _CONVERTED_PIXELS)
+
+
+def _whole_factor(size: tuple[int, int], most_pixels: int) -> int:
+    return math.ceil(math.sqrt(max(size[0] * size[1] / most_pixels, 1)))
+
+
+def _turned(image: Image.Image, orientation: object) -> Image.Image:
+    """`ImageOps.exif_transpose` also rewrites the EXIF, and fails where that is malformed."""
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, spec: PreprocessingSpec, factor: int, to_srgb: ToSRGB | None) -> Image.Image:
+    """A copy, strip by strip: what lies between one mode and the next (RGBA has 4 bytes a pixel, and compositing it needs three
+    such images) is never held whole."""
+    width, height = image.size
+    result = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+    rows = max(_STRIP_PIXELS // width // factor, 1) * factor
+    strips = [(top, (0, top, width, min(top + rows, height))) for top in range(0, height, rows)]
+    white = _white(image.mode, (image.crop(box) for _, box in strips)) if image.mode in ("I", "F") else 65535.0
+    for top, box in strips:
+        strip = image.crop(box)
+        if "transparency" in strip.info:
+            strip = strip.convert("RGBA")
+        if factor > 1 and strip.mode in _REDUCED_AS_THEY_ARE:  # the sooner, the fewer pixels
+            strip, left = strip.reduce(factor), 1
+        else:
+            left = factor
+        if to_srgb is None or to_srgb.mode != strip.mode:
+            strip = _strip_to_rgb(strip, spec.background, white)
+        if left > 1:
+            strip = strip.reduce(left)
+        result.paste(strip if to_srgb is None else to_srgb(strip), (0, top // factor))
+    return result
+
+
+def _strip_to_rgb(image: Image.Image, background: tuple[int, int, int], white: float) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_GREY_OF_16_BITS[np.asarray(image)]).convert("RGB")
+    if image.mode == "I":
+        values = np.clip(np.asarray(image), 0, int(white))
+        return Image.fromarray(values.astype(np.uint8) if white == 255 else _GREY_OF_16_BITS[values]).convert("RGB")
+    if image.mode == "F":
+        values = np.clip(np.nan_to_num(np.asarray(image), nan=0.0), 0, white) * np.float32(255 / white)
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _white(mode: str, largest: float) -> float:
-    """The value that is white; see `open_image`."""
+def _white(mode: str, strips: Iterable[Image.Image]) -> float:
+    """The value that is white in an image of mode "I" or "F"; see `open_image`."""
+    values = (np.asarray(strip) for strip in strips)
+    largest = max(float(v.max(initial=0, where=np.isfinite(v))) for v in values)
     if mode == "F" and largest <= 1:
         return 1.0
-    return 255.0 if mode in ("I", "F") and largest <= 255 else 65535.0
+    return 255.0 if largest <= 255 else 65535.0
 
 
 def fit_image(image: Image.Image, spec: PreprocessingSpec) -> NDArray[np.uint8]:
     """Pad, resize and crop (what the spec says) an RGB image to (image_size, image_size, 3) uint8.
 
-    Raises InputError for one so narrow that it would have more than `spec.max_pixels` pixels when it is padded.
+    One so narrow that it would be padded to more than 32 Mpx is shrunk by a whole factor before.
     """
     if spec.fit == "target_pad_crop":
-        return np.asarray(_crop_centre(_resize_shorter(_pad_evenly(image, spec), spec), spec.image_size))
+        return np.asarray(_crop_centre(_resize_shorter(_padded(image, _even_padding, spec), spec), spec.image_size))
     if spec.fit == "target_pad":
-        longer, shorter = max(image.size), min(image.size)
-        if longer / shorter > spec.target_ratio:
-            wanted = int(longer / spec.target_ratio)
-            width, height = (max(side, wanted) for side in image.size)
-            image = _on_canvas(image, (width, height), ((width - image.width) // 2, (height - image.height) // 2), spec)
+        image = _padded(image, _padding_to_ratio, spec)
     size = (spec.image_size, spec.image_size)
     return np.asarray(image if image.size == size else image.resize(size, _RESAMPLE[spec.resample]))
 
 
-def _pad_evenly(image: Image.Image, spec: PreprocessingSpec) -> Image.Image:
-    """The shorter side padded by as much on both ends, so that longer / shorter is `target_ratio`, or a little more where
-    rounding down leaves it so."""
-    wanted = max(image.size) / spec.target_ratio
-    left, top = (max(int((wanted - side) / 2), 0) for side in image.size)
-    if left == top == 0:
+_Padding = Callable[[tuple[int, int], float], tuple[tuple[int, int], tuple[int, int]]]
+"""From an image's size and a ratio to the size of the canvas and the image's place on it."""
+
+
+def _even_padding(size: tuple[int, int], ratio: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The shorter side padded by as much on both ends, so that longer / shorter is `ratio`, or a little more where rounding down
+    leaves it so."""
+    wanted = max(size) / ratio
+    left, top = (max(int((wanted - side) / 2), 0) for side in size)
+    return (size[0] + 2 * left, size[1] + 2 * top), (left, top)
+
+
+def _padding_to_ratio(size: tuple[int, int], ratio: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    wanted = int(max(size) / ratio) if max(size) / min(size) > ratio else 0
+    width, height = (max(side, wanted) for side in size)
+    return (width, height), ((width - size[0]) // 2, (height - size[1]) // 2)
+
+
+def _padded(image: Image.Image, padding: _Padding, spec: PreprocessingSpec) -> Image.Image:
+    size, place = padding(image.size, spec.target_ratio)
+    if size == image.size:
         return image
-    return _on_canvas(image, (image.width + 2 * left, image.height + 2 * top), (left, top), spec)
-
-
-def _on_canvas(image: Image.Image, size: tuple[int, int], place: tuple[int, int], spec: PreprocessingSpec) -> Image.Image:
-    width, height = size
-    if width * height > spec.max_pixels:  # a sliver within the limit can take any amount of memory when it is padded
-        raise InputError(
-            f"an image of {image.width} x {image.height} pixels, padded to {width} x {height}, has more than the limit of "
-            f"{spec.max_pixels}; crop it first"
-        )
+    if (factor := _whole_factor(size, _PADDED_PIXELS)) > 1:  # a sliver within the limit can take any amount of memory when it is padded
+        image = image.reduce(factor)
+        size, place = padding(image.size, spec.target_ratio)
     canvas = Image.new("RGB", size, spec.background)
     canvas.paste(image, place)
     return canvas
@@ -184,8 +267,8 @@ def normalise(pixels: NDArray[np.uint8], spec: PreprocessingSpec) -> NDArray[np.
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 
 
-def preprocess(images: Sequence[ImageLike], spec: PreprocessingSpec) -> NDArray[np.float32]:
+def preprocess(images: Sequence[ImageLike], spec: PreprocessingSpec, policy: ImagePolicy = DEFAULT_POLICY) -> NDArray[np.float32]:
     """Images of any size and mode to `pixel_values`: (B, 3, H, W) float32, C-contiguous. Raises InputError."""
     if not images:
         return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
-    return normalise(np.stack([fit_image(open_image(image, spec), spec) for image in images]), spec)
+    return normalise(np.stack([fit_image(open_image(image, spec, policy), spec) for image in images]), spec)

@@ -173,7 +173,7 @@ def timed_search(searcher: by.Searcher, query: tuple[list[Reference], list[str]]
 def _truth(setting: Setting, served: RetrievalEngine, items: F32) -> NDArray[np.float64]:
     """(Q, N) scores of the first queries, in blocks of items."""
     count = min(_CHECKED, setting.pool)
-    queries = served.encode_queries(*workload(setting).batch("uploaded", 0, count)).queries.astype(np.float64)
+    queries = by.encode_by_engine(served, *workload(setting).batch("uploaded", 0, count)).astype(np.float64)
     scores = np.empty((count, len(items)))
     for start in range(0, len(items), _CHUNK):
         part = items[start : start + _CHUNK].astype(np.float64)
@@ -220,14 +220,15 @@ def _resident_of(setting: Setting, folder: Path, screened: bool) -> dict[str, in
     served = RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads)
     served.load_index(setting.index_of("f32"), screened=screened)
     query = workload(setting).batch("uploaded", 0, 1)
-    served.search_batch(*query, k=setting.k)
+    searcher = by.EngineSearcher(served)
+    searcher.search(*query, setting.k)
     served.new_index()
     gc.collect()
     return_freed()
     before = status_bytes("VmRSS"), status_bytes("RssAnon")
     served.load_index(folder, screened=screened)
     for _ in range(3):
-        served.search_batch(*query, k=setting.k)
+        searcher.search(*query, setting.k)
     gc.collect()
     return_freed()
     resident, own = (max(status_bytes(name) - was, 0) for name, was in zip(("VmRSS", "RssAnon"), before, strict=True))

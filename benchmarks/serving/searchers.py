@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.preprocessing import fit_image
+from dqe_engine.references import ItemId
 
 from .setting import Precision, Reference, Setting, engine, workload
 
@@ -39,6 +40,10 @@ class Searcher(Protocol):
     def search(self, references: Sequence[Reference], texts: Sequence[str], k: int) -> list[Ranking]: ...
 
 
+def as_the_engine_takes(references: Sequence[Reference]) -> list[ItemId | bytes]:
+    return [ItemId(reference) if isinstance(reference, str) else reference for reference in references]
+
+
 class EngineSearcher:
     """`RetrievalEngine.search_batch`. Threads may search at the same time, but for `timings_ms`."""
 
@@ -47,7 +52,7 @@ class EngineSearcher:
         self.timings_ms: dict[str, float] = {}
 
     def search(self, references: Sequence[Reference], texts: Sequence[str], k: int) -> list[Ranking]:
-        found = self.served.search_batch(references, texts, k=k, zones=self._zones)
+        found = self.served.search_batch(as_the_engine_takes(references), texts, k=k, zones=self._zones)
         self.timings_ms = found[0].timings_ms
         return [[(hit.id, hit.score) for hit in result.hits] for result in found]
 
@@ -215,7 +220,7 @@ class FaissSearcher:
 
 
 def encode_by_engine(served: RetrievalEngine, references: Sequence[Reference], texts: Sequence[str]) -> NDArray[np.float32]:
-    return served.encode_queries(references, texts).queries
+    return served.encode_queries(as_the_engine_takes(references), texts).queries
 
 
 def encode_by_torch(encoder: TorchEncoder, references: Sequence[Reference], texts: Sequence[str]) -> NDArray[np.float32]:

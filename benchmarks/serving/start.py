@@ -43,13 +43,17 @@ def _read(path: str) -> bytes:
 
 
 def _engine(described: dict[str, Any], reached: Callable[[str], None]) -> Search:
-    from dqe_engine import RetrievalEngine
+    from dqe_engine import ItemId, RetrievalEngine
 
     reached("imported")
     engine = RetrievalEngine.load(described["bundle"], provider="cpu", threads=described["threads"])
     engine.load_index(described["index"])
     reached("ready")
-    return lambda reference, text: engine.search(reference, text, k=described["k"])
+
+    def search(reference: str | bytes, text: str) -> Any:
+        return engine.search_batch([ItemId(reference) if isinstance(reference, str) else reference], [text], k=described["k"])
+
+    return search
 
 
 def _torch(described: dict[str, Any], reached: Callable[[str], None]) -> Search:

@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Index a folder of images. Run again, it adds what is new; an item's id is its path relative to the folder.",
     )
     parser.add_argument("bundle", type=Path, help="the exported model")
-    parser.add_argument("images", type=Path, help="folder, walked recursively: jpg, jpeg, png, webp, bmp, gif, tif, tiff")
+    parser.add_argument(
+        "images", type=Path, help="folder, walked recursively for JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, whatever their names"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index, made or continued")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images per pass (default: 32)")
     parser.add_argument("--save-every", type=positive, default=512, metavar="N", help="images between two saves (default: 512)")
@@ -59,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _index(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import InputError
-    from dqe_engine.image_sources import IMAGE_SUFFIXES, image_pairs
+    from dqe_engine.image_sources import find_images
 
     if args.ray_workers is not None and not args.ray:
         raise InputError(f"--ray-workers {args.ray_workers} goes with --ray")
-    pairs = image_pairs(args.images)
+    found = find_images(args.images)
+    pairs, passed_over = found.pairs, found.describe_passed_over()
     if not pairs:
-        raise InputError(f"{args.images}: no images in this folder; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise InputError(f"{args.images}: no images in this folder ({passed_over or 'it is empty'})")
+    if passed_over:
+        print(f"{args.images}: {passed_over}")
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     skipped: list[SkippedImage] = []
     fill = _replace_index if args.force and (args.out / "manifest.json").exists() else _continue_index

@@ -19,7 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dqe-search", description="Search an index by a reference image and what should differ.")
     parser.add_argument("bundle", type=Path, help="the exported model")
     parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
-    parser.add_argument("--image", required=True, metavar="PATH_OR_ID", help="reference image; an id of the index wins over a file")
+    reference = parser.add_mutually_exclusive_group(required=True)
+    reference.add_argument("--image", type=Path, metavar="FILE", help="the reference is this image file")
+    reference.add_argument("--reference", metavar="ID", help="the reference is this item of the index")
     parser.add_argument("--text", required=True, help="what should differ, such as 'in red, with long sleeves'")
     parser.add_argument("-k", type=positive, default=10, help="how many hits (default: 10)")
     parser.add_argument(
@@ -53,7 +55,15 @@ def _search(args: argparse.Namespace) -> int:
     engine.load_index(args.index, verify=not args.no_verify)
     if not len(engine.index):
         raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
-    result = engine.search(args.image, args.text, k=args.k, attribute_weights=dict(args.weight), zones=args.zones, filter=args.filter)
+    result = engine.search(
+        image=args.image,
+        reference_id=args.reference,
+        text=args.text,
+        k=args.k,
+        attribute_weights=dict(args.weight),
+        zones=args.zones,
+        filter=args.filter,
+    )
     if args.json:
         from dqe_engine.contracts.parsing import to_json
 

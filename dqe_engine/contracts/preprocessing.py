@@ -18,6 +18,10 @@ class PreprocessingSpec(Contract, frozen=True):
     resizes the shorter side to `image_size` and crops the centre: CLIP4Cir's transform, which QuRe takes over,
     with a black `background`.
     `mean` and `std` are per RGB channel, for values in [0, 1].
+    `max_pixels` decides nothing and is kept so that bundles and configurations that name it can be read: a model says what it makes of
+    an image, and the process that loads it says which images it takes (`ImagePolicy`).
+    For the same reason the first step is bounded by the process, not by the spec: images of more than `EXACT_PIXELS`
+    (dqe_engine/preprocessing.py) are shrunk before it.
     """
 
     image_size: int

@@ -185,9 +185,31 @@ def test_a_folder_without_images(bundle_path: Path, tmp_path: Path, capsys: pyte
     assert index(bundle_path, tmp_path / "papers", tmp_path / "index") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'papers'}: no images")
-    assert ".jpeg, .jpg, .png" in error
+    assert "(1 skipped: 1 not an image)" in error
     assert error.count("\n") == 1
     assert os.listdir(tmp_path) == ["papers"]
+
+
+def test_what_is_passed_over_is_counted(bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_folder / "._00.png").write_bytes(b"\0\5\x16\7" + bytes(50))
+    (image_folder / "notes.txt").write_text("not an image")
+    (image_folder / "00.png").rename(image_folder / "00")
+    assert index(bundle_path, image_folder, tmp_path / "index") == 0
+    captured = capsys.readouterr()
+    assert f"{image_folder}: 3 skipped: 1 companions of macOS (._*), 2 not an image\n" in captured.out
+    assert "12 images added, 0 skipped, 12 in the index" in captured.out
+    assert "00" in GalleryIndex.load(tmp_path / "index").ids
+
+
+def test_search_by_a_file(image_folder: Path, indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for reference in (["--image", str(image_folder / "00.png")], ["--reference", "00.png"]):
+        assert search_command.main([*indexed, *reference, "--text", "in red", "-k", "12", "--json"]) == 0
+        ids = {hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]}
+        assert ("00.png" in ids) == (reference[0] == "--image")
+    for reference in ([], ["--image", "x.png", "--reference", "00.png"]):
+        with pytest.raises(SystemExit) as caught:
+            search_command.main([*indexed, *reference, "--text", "in red"])
+        assert caught.value.code == 2
 
 
 def test_search_of_an_index_without_items(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +227,7 @@ def test_search_finds_a_flipped_byte(indexed: list[str], capsys: pytest.CaptureF
     data[len(data) // 2] ^= 1
     targets.write_bytes(data)
     capsys.readouterr()
-    options = ["--image", "00.png", "--text", "in red"]
+    options = ["--reference", "00.png", "--text", "in red"]
     assert search_command.main([*indexed, *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {targets}: its bytes changed")
@@ -215,7 +237,7 @@ def test_search_finds_a_flipped_byte(indexed: list[str], capsys: pytest.CaptureF
 
 def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    options = ["--image", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
+    options = ["--reference", "00.png", "--text", "in red", "-k", "3", "--weight", "colour=2.0", "--weight", "shape=0", "--zones", "--json"]
     assert search_command.main([*indexed, *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["hits"]) == 3
@@ -227,7 +249,7 @@ def test_search_prints_json(indexed: list[str], capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("zones", [[], ["--zones"]])
 def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture[str], zones: list[str]) -> None:
     capsys.readouterr()
-    assert search_command.main([*indexed, "--image", "00.png", "--text", "red " * 50, *zones]) == 0
+    assert search_command.main([*indexed, "--reference", "00.png", "--text", "red " * 50, *zones]) == 0
     out = capsys.readouterr().out
     assert ".png" in out
     assert "attribute weights: colour" in out
@@ -238,13 +260,17 @@ def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image", "absent.png", "--text", "in red"], "error: 'absent.png' is neither an id of the index nor an image file"),
-        (["--image", "00.png", "--text", " "], "error: the modification text ' ' has no words"),
-        (["--image", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
-        (["--image", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
-        (["--image", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
-        (["--image", "00.png", "--text", "red", "--filter", '{"a": {}}'], "error: filter 'a': no operator in {}"),
-        (["--image", "00.png", "--text", "red", "--filter", '{"not": [' * 50 + "{}" + "]}" * 50], "error: a filter of more than 32 levels"),
+        (["--image", "absent.png", "--text", "in red"], "error: absent.png: no such image file"),
+        (["--reference", "absent.png", "--text", "in red"], "error: 'absent.png' is not an id of the index; pass"),
+        (["--reference", "00.png", "--text", " "], "error: the modification text ' ' has no words"),
+        (["--reference", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
+        (["--reference", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
+        (["--reference", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
+        (["--reference", "00.png", "--text", "red", "--filter", '{"a": {}}'], "error: filter 'a': no operator in {}"),
+        (
+            ["--reference", "00.png", "--text", "red", "--filter", '{"not": [' * 50 + "{}" + "]}" * 50],
+            "error: a filter of more than 32 levels",
+        ),
     ],
 )
 def test_what_search_refuses(indexed: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:

@@ -44,8 +44,9 @@ def test_what_the_engine_loads_is_known() -> None:
     loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
     ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
     assert ours == {
-        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "image_metadata", "image_sources", "index",
-        "preprocessing", "results", "sessions", "tensorrt", "text", "zones",
+        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "image_cost", "image_metadata", "image_policy",
+        "image_sources", "index", "preprocessing", "references", "results", "sessions", "tensorrt", "text",
+        "tiff_directory", "zones",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in loaded} - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}
     assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.index.on_ray"} & loaded
@@ -69,7 +70,7 @@ import sys
 import dqe_engine
 engine = dqe_engine.RetrievalEngine.load(sys.argv[1], provider="cpu")
 engine.index_images(sys.argv[2])
-assert len(engine.search("00.png", "in red", k=3, zones=True).hits) == 3
+assert len(engine.search(reference_id="00.png", text="in red", k=3, zones=True).hits) == 3
 """
     loaded = loaded_by(code, str(bundle_path), str(image_folder))
     assert not loaded & TRAINING

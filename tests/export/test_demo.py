@@ -83,7 +83,7 @@ def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures:
     engine = RetrievalEngine.load(run.directory / "bundle")
     engine.load_index(run.directory / "index")
     record = run.evaluation.records[0]
-    assert len(engine.search(record.reference, record.text, k=5).hits) == 5
+    assert len(engine.search(reference_id=record.reference, text=record.text, k=5).hits) == 5
 
 
 def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> None:

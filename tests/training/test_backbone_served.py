@@ -37,5 +37,5 @@ def test_a_fine_tuned_backbone_is_served(garments: Path, tmp_path: Path) -> None
     assert difference < 1e-4
     assert same > 0.9
     assert recalls
-    hits = engine.search(evaluation.gallery[0], "an <image> that is [DEC] longer", k=3).hits
+    hits = engine.search(reference_id=evaluation.gallery[0], text="an <image> that is [DEC] longer", k=3).hits
     assert len(hits) == 3

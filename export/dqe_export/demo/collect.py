@@ -16,6 +16,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.doctor.packages import installed_of
 from dqe_engine.engine import STAGES, SearchResult
+from dqe_engine.references import ItemId
 from dqe_engine.zones import select_zones
 from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
@@ -144,7 +145,9 @@ def _describe(attributes: dict[str, str]) -> str:
 def _example(
     run: DemoRun, record: TripletRecord, attributes: Attributes, *, overrides: dict[str, float] | None = None, depth: int | None = None
 ) -> ExampleQuery:
-    result = run.engine.search(record.reference, record.text, k=depth or len(run.evaluation.gallery), attribute_weights=overrides)
+    result = run.engine.search(
+        reference_id=record.reference, text=record.text, k=depth or len(run.evaluation.gallery), attribute_weights=overrides
+    )
     kept = {name: [value] for name, value in attributes[record.reference].items()}
     allowed = kept | (record.allowed or {})
 
@@ -193,7 +196,7 @@ def _latency(run: DemoRun, name: str, *, by_id: bool, queries: int = 200, warmup
     for i in range(warmup + queries):
         record = records[i % len(records)]
         started = time.perf_counter()
-        result = run.engine.search(record.reference if by_id else root / record.reference, record.text, k=10)
+        result = run.engine.search_batch([ItemId(record.reference) if by_id else root / record.reference], [record.text], k=10)[0]
         if i >= warmup:
             totals.append((time.perf_counter() - started) * 1e3)
             results.append(result)

@@ -12,8 +12,8 @@ import dqe_engine
 import dqe_training
 
 _ENGINE = (
-    "zones", "contracts", "preprocessing.py", "image_sources.py", "image_metadata.py", "device_arrays.py", "driver_library.py",
-    "errors.py", "files.py",
+    "zones", "contracts", "preprocessing.py", "image_cost.py", "image_metadata.py", "image_policy.py", "image_sources.py",
+    "colour_profiles.py", "tiff_directory.py", "device_arrays.py", "driver_library.py", "errors.py", "files.py",
 )  # fmt: skip
 """What training and evaluation take from the engine; a file or a folder."""
 _TELL = ("cli", *(f"ablation/{name}.py" for name in ("comparison", "plot", "report", "statistics", "table")))

@@ -103,11 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _features(args: argparse.Namespace) -> int:
     if args.model is not None and args.overrides:
         raise InputError(f"{args.overrides[0]}: a checkpoint's configuration is fixed; overrides go with --backbone")
-    from dqe_engine.image_sources import image_pairs
+    from dqe_engine.image_sources import find_images
 
-    names = [name for name, _ in image_pairs(args.images)]
+    found = find_images(args.images)
+    names, passed_over = [name for name, _ in found.pairs], found.describe_passed_over()
     if not names:
-        raise InputError(f"{args.images}: holds no images")
+        raise InputError(f"{args.images}: holds no images ({passed_over or 'it is empty'})")
+    if passed_over:
+        print(f"{args.images}: {passed_over}")
     from ..features import FeatureStore, fill
     from ..features.identity import digest_images
     from ..workflow import load_tower

@@ -14,10 +14,12 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error
 from dqe_engine.image_metadata import JPEG
+from dqe_engine.image_policy import ImagePolicy
 from dqe_engine.preprocessing import open_image
 
 Progress = Callable[[int, int], None]
-_ANY_SIZE = PreprocessingSpec(image_size=1, max_pixels=1 << 40)  # Pillow's own limit stays
+_ANY_SPEC = PreprocessingSpec(image_size=1)
+_ANY_SIZE = ImagePolicy(max_pixels=1 << 40, max_bytes=1 << 40, max_memory=1 << 60, max_seconds=1e9)  # Pillow's own limit stays
 _CHUNK = 64
 _TAIL = 64  # bytes at the end in which a format's last word is looked for
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
@@ -82,7 +84,7 @@ def _problem(path: Path, *, decode: bool) -> str:
     if start.startswith(JPEG) and _ends_in_zeros(path):
         return "cut short, zeros at its end"
     try:
-        open_image(path, _ANY_SIZE)
+        open_image(path, _ANY_SPEC, _ANY_SIZE)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     return ""

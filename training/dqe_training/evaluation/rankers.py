@@ -15,6 +15,7 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import ImageStorage
+from dqe_engine.references import ItemId
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data.images import load_pixels
@@ -140,7 +141,7 @@ class EngineRanker:
         out = []
         for start in range(0, len(texts), ENCODE_BATCH):
             part = [
-                Image.fromarray(neutral) if name is None else name if self._storage != "none" else files[name]
+                Image.fromarray(neutral) if name is None else ItemId(name) if self._storage != "none" else files[name]
                 for name in references[start : start + ENCODE_BATCH]
             ]
             out.append(self._engine.encode_queries(part, texts[start : start + ENCODE_BATCH]).queries)

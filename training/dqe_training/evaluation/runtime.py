@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.references import ItemId
 
 from ..data.queries import QuerySet
 from .protocol import Embeddings, EvaluationSet, Report, summarise
@@ -44,7 +45,7 @@ def search_queries(
     for start in range(0, len(queries), batch_size):
         asked = queries.queries[start : start + batch_size]
         encoded = engine.encode_queries(
-            [q.reference if files is None else files[q.reference] for q in asked], queries.texts[start : start + batch_size]
+            [ItemId(q.reference) if files is None else files[q.reference] for q in asked], queries.texts[start : start + batch_size]
         )
         embedded.append(encoded.queries)
         weights[start : start + len(asked)] = encoded.predicted_weights

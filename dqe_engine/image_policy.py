@@ -1,0 +1,145 @@
+"""`ImagePolicy`: which images a process takes and what one may cost it; its bytes are read and recognised here, nothing is decoded."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image, features
+
+from .errors import InputError
+
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+_FIRST_BYTES: dict[str, Callable[[bytes], bool]] = {
+    "JPEG": lambda start: start.startswith(b"\xff\xd8\xff"),
+    "PNG": lambda start: start.startswith(b"\x89PNG\r\n\x1a\n"),
+    "WEBP": lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP",
+    "GIF": lambda start: start.startswith((b"GIF87a", b"GIF89a")),
+    "BMP": lambda start: start.startswith(b"BM"),
+    "TIFF": lambda start: start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    "AVIF": lambda start: start[4:8] == b"ftyp" and start[8:12] in _AVIF_BRANDS,
+}
+"""The formats that this runtime decodes without help, by how their files begin. None of Pillow's decoders for them starts a program
+or reads another file; other decoders of Pillow do (EPS runs Ghostscript)."""
+_BY_PLUGIN = ("HEIF",)
+"""Formats for which a package has to register a decoder with Pillow (`pillow_heif.register_heif_opener()`)."""
+SNIFFED = 16
+"""How many bytes of a file tell its format."""
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """What the engine accepts as an image. It belongs to the process that serves, not to the bundle: a model does not know who uploads.
+
+    With the defaults, no image takes more than 256 MiB or a second (docs/images.md has the measurements).
+
+    formats: as Pillow names them; a JPEG's further pictures ("MPO") and all frames but the first are never read. AVIF counts only
+    where this Pillow has it. "HEIF" may be listed, too, once a plugin is registered.
+    max_pixels: width times height, as the header says. max_bytes: of the file. max_memory, max_seconds: bytes that reading and
+    decoding an image may need together, and how long that may take a core, by an estimate from its header (`estimate_cost`).
+    to_srgb: convert images whose ICC profile differs from sRGB; else profiles are ignored, as transformers ignores them. A damaged
+    profile is ignored in either case.
+
+    Raises InputError for a format that cannot be listed, and limits that are not positive.
+    """
+
+    formats: tuple[str, ...] = tuple(_FIRST_BYTES)
+    max_pixels: int = 50_000_000
+    max_bytes: int = 32 << 20
+    max_memory: int = 240 << 20
+    max_seconds: float = 1.0
+    to_srgb: bool = True
+
+    def __post_init__(self) -> None:
+        known = (*_FIRST_BYTES, *_BY_PLUGIN)
+        if not isinstance(self.formats, tuple) or not self.formats or not set(self.formats) <= set(known):
+            raise InputError(f"formats must be a tuple of some of {', '.join(known)}, got {self.formats!r}")
+        for limit in ("max_pixels", "max_bytes", "max_memory", "max_seconds"):
+            if not getattr(self, limit) > 0:
+                raise InputError(f"{limit} must be positive, got {getattr(self, limit)}")
+
+    @property
+    def usable_formats(self) -> tuple[str, ...]:
+        """Those of `formats` that this process can decode."""
+        return tuple(name for name in self.formats if _is_usable(name))
+
+    def recognise(self, start: bytes) -> str | None:
+        """The format of a file that begins with these bytes (`SNIFFED` are enough), None for one that the policy does not list."""
+        return next((name for name in self.usable_formats if _begins_as(name, start)), None)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise InputError, which does not name the image, for a size that is refused whatever the format."""
+        if width * height > self.max_pixels:
+            raise InputError(f"{width} x {height} pixels, more than the limit of {self.max_pixels}; scale it down first")
+        if width == 0 or height == 0:
+            raise InputError(f"an image of {width} x {height} pixels has no content")
+
+    def check_cost(self, memory: int, seconds: float, description: str) -> None:
+        """The same for what would cost more than `max_memory` or `max_seconds`. `description`: what would."""
+        remedy = "scale it down, or save it as a baseline JPEG"
+        if memory > self.max_memory:
+            limit = f"needs about {memory >> 20} MiB to decode, more than the limit of {self.max_memory >> 20}"
+            raise InputError(f"{description}: {limit}; {remedy}")
+        if seconds > self.max_seconds:
+            raise InputError(f"{description}: takes about {seconds:.1f} s to decode, more than the limit of {self.max_seconds:g}; {remedy}")
+
+    def read(self, source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
+        """Format and bytes of an image file.
+
+        Raises InputError, which does not name it, for a format that is not listed, more than `max_bytes`, and for anything that is no
+        regular file (a pipe that nobody writes to would be waited for for ever); OSError. None of these is read whole.
+        """
+        if isinstance(source, bytes):
+            kind = self._require_format(source[:SNIFFED])
+            self._check_bytes(len(source))
+            return kind, source
+        with open_regular(source) as stream:
+            start = stream.read(SNIFFED)
+            kind = self._require_format(start)
+            size = os.fstat(stream.fileno()).st_size
+            self._check_bytes(size)
+            return kind, start + stream.read(max(size - len(start), 0))  # and no more, where the file grows meanwhile
+
+    def _require_format(self, start: bytes) -> str:
+        kind = self.recognise(start)
+        if kind is None:
+            raise InputError(f"not an image that is read here; save it as {', '.join(self.usable_formats)}")
+        return kind
+
+    def _check_bytes(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise InputError(f"{size} bytes, more than the limit of {self.max_bytes}; compress it or scale it down first")
+
+
+DEFAULT_POLICY = ImagePolicy()
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read, at once whatever it is. Raises InputError, which does not name it, for what is no regular file; OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(mode):
+            raise InputError("not a regular file; expected an image file")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _is_usable(name: str) -> bool:
+    if name == "AVIF":
+        return bool(features.check("avif"))
+    return name not in _BY_PLUGIN or name in Image.OPEN
+
+
+def _begins_as(name: str, start: bytes) -> bool:
+    if name in _FIRST_BYTES:
+        return _FIRST_BYTES[name](start)
+    accept = Image.OPEN[name][1]  # a plugin's
+    return accept is not None and accept(start[:SNIFFED]) is True
