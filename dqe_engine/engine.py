@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
@@ -19,16 +18,16 @@ from .contracts.graphs import GRAPHS, GraphSpec
 from .contracts.zones import ZoneSpec
 from .errors import BackendError, DQEError, InputError
 from .image_policy import DEFAULT_POLICY, ImagePolicy
-from .image_sources import ImageSource, decode_ahead, image_pairs
+from .image_sources import ImageSource, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
 from .index.filters import Filter
-from .index.validation import check_count, check_ids
+from .index.indexer import Indexer, Progress
+from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, normalise, open_image
 from .references import ItemId, Reference, one_reference
 from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchResult, SkippedImage, ZoneMembers, build_result_parts
 from .sessions import GraphSession, Provider, text_buckets
 
-Progress = Callable[[int, int], None]
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
 
 __all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "RetrievalEngine", "SearchResult", "SkippedImage", "ZoneMembers"]
@@ -124,53 +123,34 @@ class RetrievalEngine:
         self,
         images: ImageSource,
         *,
-        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        metadata: Mapping[str, Mapping[str, Any] | None] | None = None,
+        ignore_unknown: bool = False,
+        add_only: bool = False,
+        rehash: bool = False,
         batch_size: int = 32,
         progress: Progress | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        replace: bool = False,
         decode_threads: int = 4,
     ) -> IndexingReport:
-        """Encode images and add them to the index, batch by batch; `save_index` makes them durable.
+        """Bring the index up to date with these images, batch by batch; `save_index` makes it durable.
 
-        images: see `image_pairs`. metadata: by id. progress: called after every batch with (images done, images in all); what
-        it raises stops the work between two batches. on_error: "raise" stops at an image that cannot be read, "skip"
-        goes on and reports it. Existing ids are refused before any work, unless `replace`. Whatever stops it, the batches
-        that were added stay. Raises InputError.
+        images: see `image_pairs`. An image that is new, or whose content differs from what was indexed under its id, is embedded; the
+        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.carry_out`. What is
+        refused is refused before any work; whatever stops it later, the batches that were added stay. Raises InputError.
         """
         check_count("batch_size", batch_size, 1)
-        check_count("decode_threads", decode_threads, 1)
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error is 'raise' or 'skip', got {on_error!r}")
-        index, skipped = self._index, list[SkippedImage]()
-        pairs = image_pairs(images, self.image_policy)
-        if on_error == "skip":
-            pairs = usable_pairs(pairs, skipped)
-        check_ids([id for id, _ in pairs])
-        if not replace and (existing := [id for id, _ in pairs if id in index]):
-            raise InputError(f"{existing[0]!r} and {len(existing) - 1} more ids are in the index already; leave them out, or replace=True")
-        if metadata and (unknown := metadata.keys() - dict(pairs).keys()):
-            raise InputError(f"metadata for {sorted(unknown)[0]!r}, which is not among the images")
-        added: list[str] = []
-        batch: list[tuple[str, NDArray[np.uint8]]] = []
-        decoded = decode_ahead(
-            pairs, self.bundle.manifest.preprocessing, ahead=2 * batch_size, threads=decode_threads, policy=self.image_policy
+        indexer = self.indexer(decode_threads=decode_threads)
+        plan = indexer.plan(
+            image_pairs(images, self.image_policy), metadata=metadata, ignore_unknown=ignore_unknown, add_only=add_only, rehash=rehash,
+            on_error=on_error,
+        )  # fmt: skip
+        return indexer.carry_out(plan, batch_size=batch_size, on_error=on_error, progress=progress)
+
+    def indexer(self, *, decode_threads: int = 4) -> Indexer:
+        """Of the attached index, for work in steps: see `Indexer`."""
+        return Indexer(
+            self._index, self._encode_pixels, self.bundle.manifest.preprocessing, policy=self.image_policy, threads=decode_threads
         )
-        with closing(decoded):
-            for done, (id, pixels) in enumerate(decoded, start=1):
-                if not isinstance(pixels, InputError):
-                    batch.append((id, pixels))
-                elif on_error == "raise":
-                    raise pixels
-                else:
-                    skipped.append(SkippedImage(id, str(pixels)))
-                if len(batch) == batch_size or done == len(pairs):
-                    self._add_batch(index, batch, metadata or {}, replace=replace)
-                    added += [id for id, _ in batch]
-                    batch = []
-                    if progress is not None:
-                        progress(done, len(pairs))
-        return IndexingReport(tuple(added), tuple(skipped))
 
     def encode_queries(
         self, references: Sequence[Reference], texts: Sequence[str], *, attribute_weights: Mapping[str, float] | None = None
@@ -294,23 +274,6 @@ class RetrievalEngine:
             return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
         return normalise(np.stack(pixels), spec)
 
-    def _add_batch(
-        self,
-        index: GalleryIndex,
-        batch: Sequence[tuple[str, NDArray[np.uint8]]],
-        metadata: Mapping[str, Mapping[str, Any]],
-        *,
-        replace: bool,
-    ) -> None:
-        encoded = self._encode_pixels([pixels for _, pixels in batch])
-        index.add(
-            [id for id, _ in batch],
-            encoded.target_tokens,
-            None if index.image_storage == "none" else encoded.image_tokens,
-            [metadata.get(id) for id, _ in batch],
-            replace=replace,
-        )
-
     def _reference_tokens(self, index: GalleryIndex, references: Sequence[Reference], clock: _Clock) -> NDArray[np.float32]:
         """Image tokens of the references, (B, P, Hv) float32: from the cache where they are items, else by the vision encoder."""
         sizes, spec = self.bundle.sizes, self.bundle.manifest.preprocessing
@@ -334,18 +297,6 @@ class RetrievalEngine:
             tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
             clock.lap("vision")
         return tokens
-
-
-def usable_pairs(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedImage]) -> list[tuple[str, ImageLike]]:
-    """Pairs whose id can be one; the others (file names that are not Unicode) are added to `skipped`."""
-    usable = []
-    for id, image in pairs:
-        try:
-            check_ids([id])
-            usable.append((id, image))
-        except InputError as error:
-            skipped.append(SkippedImage(id, str(error)))
-    return usable
 
 
 class _Clock:

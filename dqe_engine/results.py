@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,18 +81,54 @@ class EncodedQueries:
     timings_ms: Mapping[str, float]
 
 
+_KINDS_OF_REASONS = {
+    "not an image": "not an image", "damaged or truncated": "damaged", "the limit": "over a limit", "no such image": "gone meanwhile",
+    "ermission denied": "permission denied", "not valid Unicode": "with an id that is not Unicode",
+}  # fmt: skip
+"""By words in an image's reason. Reasons come from other processes too, as text."""
+
+
 @dataclass(frozen=True)
 class SkippedImage:
     id: str
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason in a word or two, to count by."""
+        return next((kind for words, kind in _KINDS_OF_REASONS.items() if words in self.reason), "not readable")
+
 
 @dataclass(frozen=True)
 class IndexingReport:
-    """added: ids that are now in the index; skipped: images that could not be read, and why."""
+    """What became of each image, by id.
 
-    added: tuple[str, ...]
-    skipped: tuple[SkippedImage, ...]
+    added: new. changed: embedded anew, since its content differs, or, for `rehash`, was never recorded. described: other metadata
+    and nothing else. unchanged: as they were. unrecorded: those of `unchanged` that were indexed before content was recorded, so
+    that nobody compared them. skipped: could not be read, and why. pruned: removed, since their images are gone. passed_over: how
+    many files of the folder are no images, by reason.
+    """
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
+    pruned: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """`12 added, 3 changed, 1 with other metadata, 985 unchanged, 2 skipped (1 damaged, 1 not an image), 0 pruned`."""
+        unchanged = f"{len(self.unchanged)} unchanged"
+        if self.unrecorded:
+            unchanged += f" (of which {len(self.unrecorded)} were indexed before content was recorded and not compared)"
+        kinds = Counter(image.kind for image in self.skipped) + Counter(self.passed_over)
+        skipped = f"{kinds.total()} skipped"
+        if kinds:
+            skipped += f" ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})"
+        counts = f"{len(self.added)} added, {len(self.changed)} changed, {len(self.described)} with other metadata"
+        return f"{counts}, {unchanged}, {skipped}, {len(self.pruned)} pruned"
 
 
 def build_hits(matches: tuple[Match, ...], best: float) -> tuple[Hit, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .main import add_runtime_options, positive, run
+from .main import add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.results import Hit, SearchResult
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
     )
     parser.add_argument(
-        "--filter", type=_json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
+        "--filter", type=json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
     )
     parser.add_argument("--zones", action="store_true", help="tell equally good hits (near) from similar but different ones (mid)")
     parser.add_argument("--no-verify", action="store_true", help="do not hold the index's tokens against their checksums: faster if large")
@@ -118,15 +118,3 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=2.0, got {text!r}") from error
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise argparse.ArgumentTypeError("JSON that is nested too deeply; write the filter flatter") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got a {type(value).__name__}")
-    return value

@@ -73,7 +73,14 @@ class Writer:
         screens = self._screens if wanted else None
         return Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
 
-    def put(self, ids: Sequence[str], targets: Rows, images: Rows | None, metadata: Sequence[dict[str, Any] | None]) -> None:
+    def put(
+        self,
+        ids: Sequence[str],
+        targets: Rows,
+        images: Rows | None,
+        metadata: Sequence[dict[str, Any] | None],
+        contents: Sequence[str | None],
+    ) -> None:
         """Append rows in the layout's precisions; those of the same ids are gone."""
         self._targets.reserve(len(ids))  # what may run out of memory comes first
         if self._images is not None and images is not None:
@@ -82,16 +89,16 @@ class Writer:
         self._targets.append(targets)
         if self._images is not None and images is not None:
             self._images.append(images)
-        self._table.append(ids, metadata)
+        self._table.append(ids, metadata, contents)
         self._live.append(len(ids))
-        self.unsaved += [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
+        self.unsaved += self._additions(range(len(self._table) - len(ids), len(self._table)))
         self._compact_if_worth_it()
 
     def put_metadata(self, ids: Sequence[str], metadata: Sequence[dict[str, Any] | None]) -> None:
         """Other metadata for ids that are there, in rows of their own."""
         rows = [row for id in ids if (row := self._table.row_of(id, len(self._table))) is not None]
         targets, images = self._copied(np.array(rows, np.int64))
-        self.put(ids, targets.rows(), None if images is None else images.rows(), metadata)
+        self.put(ids, targets.rows(), None if images is None else images.rows(), metadata, [self._table.contents[row] for row in rows])
 
     def remove(self, ids: Iterable[str]) -> None:
         """The rows of these ids are gone, where they have one."""
@@ -105,7 +112,7 @@ class Writer:
         rows = self._live.rows()
         self._targets, self._images = self._copied(rows)
         self._keep(rows)
-        self.unsaved = [Event(id=id, metadata=entry) for id, entry in zip(self._table.ids, self._table.metadata, strict=True)]
+        self.unsaved = self._additions(range(len(self._table)))
 
     @property
     def is_sparse(self) -> bool:
@@ -116,6 +123,10 @@ class Writer:
         if self.saved is None and len(self._table) - self._live.count > max(COMPACTED_ROWS, self._live.count):
             self.compact()
 
+    def _additions(self, rows: Iterable[int]) -> list[Event]:
+        table = self._table
+        return [Event(id=table.ids[row], metadata=table.metadata[row], content=table.contents[row]) for row in rows]
+
     def _copied(self, rows: NDArray[np.int64]) -> tuple[Column, Column | None]:
         return self._targets.taken(rows), None if self._images is None else self._images.taken(rows)
 
@@ -123,7 +134,7 @@ class Writer:
         """Number these rows anew, in all but the columns of tokens."""
         before, self._table = self._table, Table()
         at = rows.tolist()
-        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at])
+        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at], [before.contents[row] for row in at])
         self._live, self._screens = Live(len(at)), self._screens.taken(rows)
 
     # -- the disk; all raise IndexFormatError, and OSError where it refuses ------------------------------------------------------
@@ -162,7 +173,7 @@ class Writer:
     def write_generation(self, root: Path) -> None:
         """Save the rows that are there, alone, in new files."""
         rows, layout = self._live.rows(), self.layout
-        events = [Event(id=self._table.ids[row], metadata=self._table.metadata[row]) for row in rows.tolist()]
+        events = self._additions(rows.tolist())
         generation = disk.new_revision()[:8]
         targets, images = self._targets, self._images
         manifest = IndexManifest(
@@ -188,12 +199,14 @@ class Writer:
         live = {self._table.ids[row] for row in self._live.rows().tolist()}
         ids: list[str] = []
         metadata: list[dict[str, Any] | None] = []
+        contents: list[str | None] = []
         removed: set[int] = set()
         for event in events:
             if event.id is not None and event.id not in live:
                 live.add(event.id)
                 ids.append(event.id)
                 metadata.append(event.metadata)
+                contents.append(event.content)
                 continue
             row = event.removed
             known = row is not None and 0 <= row < start + len(ids) and row not in removed and (row >= start or self._live[row])
@@ -204,7 +217,7 @@ class Writer:
         if start + len(ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
             raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
         columns = self._files(root, manifest, verify=verify)
-        self._table.append(ids, metadata)
+        self._table.append(ids, metadata, contents)
         self._live.append(len(ids))
         self._live.remove(removed)
         self._settle(manifest, columns)

@@ -84,21 +84,21 @@ def test_indexing_that_is_refused_before_any_work(engine: RetrievalEngine, image
     engine.index_images({"a": noise_image(0)})
     before = engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1)
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ({"a": noise_image(1), "b": noise_image(2)}, {}, "'a' and 0 more ids are in the index already"),
+        ({"a": noise_image(1), "b": noise_image(2)}, {"add_only": True}, "1 images differ from those .* under the same ids.*'a'"),
         ([image_folder / "00.png"] * 2, {}, "given more than once"),
         ([noise_image(1)], {}, "pass a mapping from id to image"),
         (image_folder / "absent", {}, "not a folder of images"),
         (image_folder / "00.png", {}, "not a folder of images"),
         ({"b": noise_image(1)}, {"on_error": "ignore"}, "on_error is"),
         ({"b": noise_image(1)}, {"batch_size": 0}, "batch_size must be"),
-        ({"b": noise_image(1)}, {"metadata": {"c": {}}}, "metadata for 'c', which is not among the images"),
+        ({"b": noise_image(1)}, {"metadata": {"c": {}}}, "metadata for 1 ids that neither the images nor the index have: 'c'"),
         ({"": noise_image(1)}, {}, "non-empty strings"),
     ]
     for images, options, message in cases:
         with pytest.raises(InputError, match=message):
             engine.index_images(images, **options)
     assert engine.index.ids == ("a",)
-    engine.index_images({"a": noise_image(1)}, replace=True)
+    engine.index_images({"a": noise_image(1)})
     assert engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1) != before
 
 

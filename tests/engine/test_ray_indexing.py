@@ -13,7 +13,7 @@ import pytest
 from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.on_ray import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, merge_shards
+from dqe_engine.index.on_ray import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, file_stamp, merge_shards
 
 
 def index(bundle: Path, images: Path, out: Path, *options: str) -> int:
@@ -27,6 +27,7 @@ def assert_same_index(a: Path, b: Path) -> None:
     assert (first.storage, first.image_storage) == (second.storage, second.image_storage)
     for id in first.ids:
         np.testing.assert_array_equal(first.target_tokens(id), second.target_tokens(id))
+        assert first.get([id])[0].content == second.get([id])[0].content is not None
         if first.image_storage != "none":
             np.testing.assert_array_equal(first.image_tokens(id), second.image_tokens(id))
 
@@ -36,10 +37,10 @@ def assert_same_index(a: Path, b: Path) -> None:
 
 def jobs_of(images: Path, *, size: int, skip_bad: bool = False) -> list[ShardJob]:
     files = sorted(images.rglob("*.png"))
-    pairs = [(path.relative_to(images).as_posix(), str(path)) for path in files]
+    found = [(path.relative_to(images).as_posix(), str(path), file_stamp(str(path))) for path in files]
     return [
-        ShardJob(tuple(pairs[start : start + size]), storage="f32", image_storage="f16", batch_size=2, skip_bad=skip_bad)
-        for start in range(0, len(pairs), size)
+        ShardJob(images=tuple(found[start : start + size]), storage="f32", image_storage="f16", batch_size=2, skip_bad=skip_bad)
+        for start in range(0, len(found), size)
     ]
 
 
@@ -55,7 +56,7 @@ def test_shards_merge_into_the_plain_index(bundle_path: Path, image_folder: Path
         encoder.encode(job)
     engine = RetrievalEngine.load(bundle_path, provider="cpu")
     engine.new_index()
-    assert merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged") == []
+    assert merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged", {}) == []
     assert_same_index(tmp_path / "merged", tmp_path / "plain")
     assert not (tmp_path / "shards").exists()
 
@@ -75,7 +76,7 @@ def test_nothing_is_asked_of_ray_where_all_shards_are_there(
     monkeypatch.setattr("dqe_engine.index.on_ray._import_ray", lambda: pytest.fail("Ray was started"))
     seen: list[int] = []
     encode_shards(bundle_path, jobs, tmp_path / "shards", workers=2, provider="cpu", threads=1, done=seen.append)
-    assert seen == [len(job.pairs) for job in jobs]
+    assert seen == [len(job.images) for job in jobs]
 
 
 def test_ray_that_is_not_installed(
@@ -127,11 +128,11 @@ def test_two_workers_make_the_plain_index(
     assert len(GalleryIndex.load(out)) == 0
     bad.write_bytes(content)
     assert index(bundle_path, image_folder, out, "--ray") == 0
-    assert "12 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+    assert "12 added" in capsys.readouterr().out
     assert_same_index(out, plain)
     assert not out.with_name("ray.shards").exists()
     assert index(bundle_path, image_folder, out, "--ray") == 0
-    assert "0 images added" in capsys.readouterr().out
+    assert "0 added, 0 changed, 0 with other metadata, 12 unchanged" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -143,7 +144,8 @@ def test_workers_skip_what_the_plain_path_skips(
     for name, options in (("plain", ()), ("ray", ("--ray", "--ray-workers", "1"))):
         assert index(bundle_path, image_folder, tmp_path / name, "--skip-bad", "--image-tokens", "none", "--storage", "f16", *options) == 0
         captured = capsys.readouterr()
-        assert "11 images added, 1 skipped, 11 in the index" in captured.out
+        assert "11 added" in captured.out
+        assert "3 skipped (3 not an image)" in captured.out
         assert "05.png: not an image" in captured.err
     assert_same_index(tmp_path / "ray", tmp_path / "plain")
     assert not list(tmp_path.glob(f"*/{RECORD_FILE}"))
