@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.samples import noise_image
 
 from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
@@ -65,6 +66,25 @@ def test_a_shards_name_says_what_is_in_it(image_folder: Path) -> None:
     jobs = jobs_of(image_folder, size=4)
     names = {job.name("a") for job in jobs} | {jobs[0].name("b")} | {job.name("a") for job in jobs_of(image_folder, size=4, skip_bad=True)}
     assert len(names) == 2 * len(jobs) + 1
+
+
+def test_shards_of_images_that_were_replaced_since_are_not_gone_on_with(
+    bundle_path: Path, image_folder: Path, tmp_path: Path, encoder: ShardEncoder
+) -> None:
+    """And what is replaced in the index keeps its metadata."""
+    engine = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+    engine.index_images(image_folder, metadata={"00.png": {"n": 1}, "02.png": {"n": 2}})
+    for job in jobs_of(image_folder, size=12):
+        encoder.encode(job)
+    noise_image(100).save(image_folder / "00.png")
+    jobs = jobs_of(image_folder, size=12)
+    assert not (tmp_path / "shards" / jobs[0].name(engine.bundle.model_hash)).exists()
+    for job in jobs:
+        encoder.encode(job)
+    merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged", {"02.png": {"n": 3}})
+    np.testing.assert_array_equal(engine.index.target_tokens("00.png"), engine.encode_images([noise_image(100)]).target_tokens[0])
+    assert [item.metadata for item in engine.index.get(["00.png", "02.png"])] == [{"n": 1}, {"n": 3}]
+    assert engine.index_images(image_folder).changed == ()
 
 
 def test_nothing_is_asked_of_ray_where_all_shards_are_there(
