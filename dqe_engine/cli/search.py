@@ -50,19 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _search(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import InputError
+    from dqe_engine.query import Query
 
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     engine.load_index(args.index, verify=not args.no_verify)
     if not len(engine.index):
         raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
     result = engine.search(
-        image=args.image,
-        reference_id=args.reference,
-        text=args.text,
-        k=args.k,
-        attribute_weights=dict(args.weight),
-        zones=args.zones,
-        filter=args.filter,
+        Query(
+            image=args.image,
+            reference_id=args.reference,
+            text=args.text,
+            k=args.k,
+            weights=dict(args.weight),
+            zones=args.zones,
+            filter=args.filter,
+        )
     )
     if args.json:
         from dqe_engine.contracts.parsing import to_json
