@@ -19,7 +19,7 @@ from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import ENGINES_FILE
-from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, GraphSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
 from dqe_engine.tensorrt.engines import read_sidecar
@@ -314,6 +314,25 @@ def test_each_precision_has_a_tolerance_that_bites(bundle: Path, precision: str)
     for factor, offset in ((1, 2 * tolerance.max_error), (1 + 2 * tolerance.max_error, 0), (1, float("nan"))):
         with pytest.raises(ParityError, match="target_tokens differs from ONNX Runtime"):
             check(factor, offset)
+
+
+@pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
+def test_a_profile_of_one_query_must_heed_the_mask(bundle: Path, spec: GraphSpec) -> None:
+    """Its kernels are its own, and a service pads single texts: other batches show nothing of it."""
+    session = Bundle.load(bundle).session(spec, provider="cpu", threads=1)
+
+    class Deaf:
+        provider, spec = "test", session.spec
+
+        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            mask = inputs["attention_mask"]
+            return session.run(**inputs | ({"attention_mask": np.ones_like(mask)} if len(mask) == 1 else {}))
+
+    profiles = [parse_profile(f"batch={batch},text_length=2:4:16", 16) for batch in ("1:1:1", "2:3:4")]
+    options = {"vocab_size": 20, "tolerance": TOLERANCES["float16"]}
+    assert check_engine(spec, SIZES, session, session, profiles, **options).shapes  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=r"differs from ONNX Runtime .*'batch': 1, .*, padded"):
+        check_engine(spec, SIZES, Deaf(), session, profiles, **options)  # type: ignore[arg-type]
 
 
 def test_a_small_error_in_large_numbers_is_small(bundle: Path) -> None:
