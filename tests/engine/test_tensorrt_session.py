@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import shutil
@@ -420,7 +421,6 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
         (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
         (engine.unlink, "missing; build the engines again"),
         (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
-        (lambda: sidecar.write_text(text.replace('"schema_version": 3', '"schema_version": 4')), "schema version 4, expected 3"),
         (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
         (lambda: sidecar.write_text("{"), "not valid JSON"),
     ):
@@ -430,3 +430,28 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
                 bundle.session(VISION_ENCODER, provider=provider)
         engine.write_bytes(whole)
         sidecar.write_text(text)
+
+
+def test_engines_of_another_release_are_refused_and_do_not_hide_others(with_engines: Callable[..., Path]) -> None:
+    bundle = Bundle.load(with_engines())
+    other = bundle.path / "tensorrt" / "another"
+    shutil.copytree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}", other)
+    (other / ENGINES_FILE).write_text('{"schema_version": 2, "fields": "that this release does not know"}')
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "tensorrt"
+    shutil.rmtree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}")
+    with pytest.raises(BackendError, match=r"it has another \(built with another release of dqe-engine\); build on this machine"):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_an_engine_that_may_not_be_read(with_engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, read = Bundle.load(with_engines()), Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.suffix == ".engine":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(BundleError, match=r"vision_encoder\.engine: permission denied; grant this user access"):
+        bundle.session(VISION_ENCODER, provider="auto")
