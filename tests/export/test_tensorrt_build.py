@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import tempfile
@@ -147,6 +148,28 @@ def test_a_named_timing_cache_is_read_and_written(
     assert build(bundle, "--timing-cache", str(cache), "--force") == 2
     assert f"the timing cache was made on another GPU or by another TensorRT than {trt.version}" in capsys.readouterr().err
     assert files(bundle) == before
+
+
+def test_a_timing_cache_that_cannot_be_written_is_a_failed_build(
+    bundle: Path, trt: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("dqe_export.tensorrt.engines.atomic_write", full)
+    before = files(bundle)
+    assert build(bundle, "--timing-cache", str(tmp_path / "kernels.cache")) == 2
+    assert "kernels.cache: no space left on device" in capsys.readouterr().err
+    assert files(bundle) == before
+
+
+def test_a_timing_cache_that_cannot_be_read_is_told_by_the_plan_too(
+    bundle: Path, trt: FakeTensorRT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ((), ("--dry-run",)):
+        assert build(bundle, "--timing-cache", str(tmp_path), *options) == 2
+        assert f"timing cache {tmp_path}: is a directory" in capsys.readouterr().err
+    assert trt.created == []
 
 
 def _spoil(bundle: Path, operator: str) -> None:
