@@ -172,6 +172,18 @@ def test_a_timing_cache_that_cannot_be_read_is_told_by_the_plan_too(
     assert trt.created == []
 
 
+def test_a_log_that_cannot_be_written_does_not_hide_the_failure(
+    bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trt.faults.build = "Error Code 10: Internal Error"
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert build(bundle) == 2
+    assert "vision_encoder: TensorRT built no engine: Error Code 10: Internal Error" in capsys.readouterr().err
+
+
 def _spoil(bundle: Path, operator: str) -> None:
     """Put a node that nothing reads into the target encoder."""
     model = onnx.load(bundle / TARGET_ENCODER.file)

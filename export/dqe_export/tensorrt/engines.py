@@ -150,15 +150,17 @@ class _Log:
 
     @contextlib.contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Write the log where it outlives the failed build, and add its path to the message."""
+        """Write the log where it outlives the failed build, and add its path to the message. A full disk does not hide why it failed."""
         try:
             yield
         except DQEError as error:
             if not any(logger.lines for logger in self._loggers.values()):
                 raise
-            with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
-                file.write(self.text())
-            raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            with contextlib.suppress(OSError):
+                with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
+                    file.write(self.text())
+                raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            raise
 
 
 def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:
