@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import gc
 import re
@@ -455,3 +456,35 @@ def test_an_engine_that_may_not_be_read(with_engines: Callable[..., Path], monke
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(BundleError, match=r"vision_encoder\.engine: permission denied; grant this user access"):
         bundle.session(VISION_ENCODER, provider="auto")
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "cuda.bindings"])
+@pytest.mark.parametrize(
+    "error", [OSError("libnvinfer.so"), RuntimeError("no library"), ValueError("size changed"), AttributeError("_ARRAY_API")]
+)
+def test_auto_goes_on_where_an_import_fails_in_any_way(
+    with_engines: Callable[..., Path], module: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, load = Bundle.load(with_engines()), builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == module:
+            raise error
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(BackendError, match=f"{module} cannot be imported .{error}.; pip install"):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_auto_goes_on_where_the_bindings_raise(with_engines: Callable[..., Path], cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.load(with_engines())
+
+    def missing() -> None:
+        raise RuntimeError('Function "cudaGetDeviceCount" not found')
+
+    monkeypatch.setattr(cuda, "cudaGetDeviceCount", missing)
+    with pytest.raises(BackendError, match=r'no usable CUDA device \(cudaGetDeviceCount: Function "cudaGetDeviceCount" not found\)'):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
