@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_engines_are_built_checked_and_described(bundle: Path, trt: FakeTensorRT
     assert query.layer_types["MatMul"] == 3
     assert query.layers == sum(query.layer_types.values())
     sizes = [(shape["batch"], shape["text_length"]) for shape in query.parity.shapes]
-    assert sizes == [(1, 2), (2, 4), (3, 8), (4, 2), (5, 4), (6, 8), (2, 8), (5, 8)]  # of the profiles, then of what is captured beside
+    profiles, captured = [(1, 2), (2, 4), (3, 8), (1, 7), (4, 2), (5, 4), (6, 8), (4, 7)], [(2, 8), (5, 8)]
+    assert sizes == [*profiles, *captured]
     assert manifest.engines[0].parity.shapes == tuple({"batch": batch} for batch in (1, 2, 3, 4, 5, 6))
     assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (5, 4), (5, 8)]
     assert query.tolerance == Bundle.load(bundle).manifest.tolerance
@@ -349,6 +351,23 @@ def test_each_precision_has_a_tolerance_that_bites(bundle: Path, precision: str)
     for factor, offset in ((1, 2 * tolerance.max_error), (1 + 2 * tolerance.max_error, 0), (1, float("nan"))):
         with pytest.raises(ParityError, match="target_tokens differs from ONNX Runtime"):
             check(factor, offset)
+
+
+@pytest.mark.parametrize("wrong", [lambda batch, _: batch == 7, lambda _, length: length == 15], ids=["batch 7", "15 tokens"])
+def test_sizes_between_those_that_are_tuned_for(bundle: Path, wrong: Callable[[int, int], bool]) -> None:
+    session = Bundle.load(bundle).session(QUERY_ENCODER, provider="cpu", threads=1)
+
+    class Remainders:
+        provider, spec = "test", QUERY_ENCODER
+
+        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: array * (0 if wrong(*inputs["input_ids"].shape) else 1) for name, array in session.run(**inputs).items()}
+
+    with pytest.raises(ParityError, match="differs from ONNX Runtime"):
+        check_engine(
+            QUERY_ENCODER, SIZES, Remainders(), session, [parse_profile("batch=2:8:32,text_length=2:8:16", 16)],
+            vocab_size=20, tolerance=TOLERANCES["float16"],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
