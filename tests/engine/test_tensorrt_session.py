@@ -130,6 +130,17 @@ def test_usual_shapes_run_as_graphs(session: TensorRTSession, cuda: FakeCuda) ->
         assert cuda.calls.count("cudaGraphLaunch") == launches
 
 
+def test_nothing_is_captured_that_a_tighter_profile_runs(trt: FakeTensorRT, bundle_path: Path, cuda: FakeCuda) -> None:
+    short, long = (Profile(batch=MANY.batch, text_length=AxisRange(min=2, opt=4, max=most)) for most in (8, 16))
+    for profiles in ((short, long), (long, short)):
+        session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, *profiles), QUERY_ENCODER, SIZES)
+        assert sorted(shape["text_length"] for shape in session.graph_shapes) == [4, 8, 16] == list(session.text_buckets)
+        for shape in session.graph_shapes:
+            cuda.calls.clear()
+            session.run(**query_inputs(shape["batch"], shape["text_length"]))
+            assert cuda.calls.count("cudaGraphLaunch") == 1
+
+
 def test_a_batch_is_split_evenly(session: TensorRTSession, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[int] = []
     original = session._run_part

@@ -284,7 +284,7 @@ def test_profiles_that_differ_in_texts_alone_are_one_for_images(bundle: Path, tr
     assert build(bundle, SMALL.replace("text_length=2:4:8", "text_length=2:5:8")) == 0
     vision, query = read_sidecar(folder_of(bundle, trt)).engines[:2]
     assert vision.graph_shapes == ({"batch": 2},)
-    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8), (2, 5), (2, 8)]
+    assert [(shape["batch"], shape["text_length"]) for shape in query.graph_shapes] == [(2, 4), (2, 8)]
 
 
 def test_an_interrupted_build_leaves_the_bundle(bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
