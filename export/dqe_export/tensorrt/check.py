@@ -12,7 +12,7 @@ from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_engine.contracts.manifest import GraphParity, Tolerance
 from dqe_engine.sessions import GraphSession
 
-from ..differences import Difference, summary
+from ..differences import Difference, check_range, summary
 from ..inputs import random_arrays
 
 _REFERENCE = "ONNX Runtime"
@@ -29,7 +29,8 @@ def check_engine(
     vocab_size: int,
     tolerance: Tolerance,
 ) -> GraphParity:
-    """Run both on the same seeded inputs. Raises ParityError where an output differs by more than `tolerance`; NaN always does.
+    """Run both on the same seeded inputs. Raises ParityError where an output differs by more than `tolerance`, in length
+    too, or is negative where it never should be; NaN always does.
 
     `tolerance` is what the bundle was held to against PyTorch. `reference` computes in float32 from the same rounded weights and, in
     "int8-static", the same rounded activations, so what is left to differ is the device's arithmetic. A profile has kernels of its own, so
@@ -44,8 +45,11 @@ def check_engine(
             inputs = random_arrays(spec, sizes, vocab_size, seed=seed, full=full, **shape)
             expected, found = reference.run(**inputs), engine.run(**inputs)
             for name, differences in measured.items():
-                difference = Difference(found[name].astype(np.float32), expected[name].astype(np.float32))
-                difference.check(f"{spec.name}: {name}", _REFERENCE, tolerance, f"at {shape}{'' if full else ', padded'}")
+                values, right = found[name].astype(np.float32), expected[name].astype(np.float32)
+                where = f"at {shape}{'' if full else ', padded'}"
+                difference = Difference(values, right)
+                difference.check(f"{spec.name}: {name}", _REFERENCE, tolerance, where)
+                check_range(f"{spec.name}: ", name, values, right, _REFERENCE, tolerance, where)
                 differences.append(difference)
     outputs = {name: summary(f"{spec.name}: {name}", _REFERENCE, found, tolerance) for name, found in measured.items()}
     return GraphParity(graph=spec.name, outputs=outputs, shapes=tuple(shapes.values()))
