@@ -1,4 +1,4 @@
-"""A graph that runs as a TensorRT engine: device buffers made once, a CUDA graph per profile, no torch."""
+"""A graph that runs as a TensorRT engine: device buffers made once, CUDA graphs of the usual sizes, no torch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class TensorRTSession:
             self._graphs: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Any, _Context]] = {}
             for index, profile in enumerate(self._profiles):
                 for dynamic in _usual_sizes(profile):
-                    self._capture(index, dynamic, release)
+                    if self._split(dynamic)[0] == index:  # else requests of these sizes run in a tighter profile
+                        self._capture(index, dynamic, release)
             weakref.finalize(self, release.pop_all().close)
 
     @property

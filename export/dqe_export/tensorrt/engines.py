@@ -60,7 +60,7 @@ def build_engines(
     folder = bundle.path / target_folder(gpu, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
-    cache = _named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
+    cache = named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
     log = _Log(trt, bundle.path)
     try:
         with (
@@ -77,9 +77,9 @@ def build_engines(
             (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
             if cache:
                 (temporary / TIMING_CACHE).write_bytes(cache)
-        if options.timing_cache is not None and cache:
-            with atomic_write(Path(options.timing_cache)) as stream:
-                stream.write(cache)
+            if options.timing_cache is not None and cache:  # before the folder appears: one that cannot be written is a failed build
+                with atomic_write(Path(options.timing_cache)) as stream:
+                    stream.write(cache)
     except OSError as error:
         raise ExportError(describe_write_error(error, folder)) from error
     return folder, manifest
@@ -150,15 +150,17 @@ class _Log:
 
     @contextlib.contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Write the log where it outlives the failed build, and add its path to the message."""
+        """Write the log where it outlives the failed build, and add its path to the message. A full disk does not hide why it failed."""
         try:
             yield
         except DQEError as error:
             if not any(logger.lines for logger in self._loggers.values()):
                 raise
-            with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
-                file.write(self.text())
-            raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            with contextlib.suppress(OSError):
+                with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
+                    file.write(self.text())
+                raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            raise
 
 
 def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:
@@ -187,8 +189,8 @@ def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
     return b""
 
 
-def _named_cache(path: Path) -> bytes:
-    """The user's timing cache, which need not exist yet."""
+def named_cache(path: Path) -> bytes:
+    """The user's timing cache, which need not exist yet. Raises ExportError where it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
