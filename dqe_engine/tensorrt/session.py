@@ -74,7 +74,7 @@ class TensorRTSession:
                 for dynamic in _usual_sizes(profile):
                     if self._split(dynamic)[0] == index:  # else requests of these sizes run in a tighter profile
                         self._capture(index, dynamic, release)
-            weakref.finalize(self, release.pop_all().close)
+            weakref.finalize(self, _release, self._cuda, self._device, release.pop_all())
 
     @property
     def device_memory(self) -> int:
@@ -88,8 +88,8 @@ class TensorRTSession:
 
     @property
     def text_buckets(self) -> tuple[int, ...]:
-        """Lengths that texts are best padded to, ascending; empty for a graph without texts."""
-        return tuple(sorted({size for profile in self._profiles for size in _buckets(profile)}))
+        """Lengths that texts are best padded to, ascending: those that run as CUDA graphs; empty for a graph without texts."""
+        return tuple(sorted({shape["text_length"] for shape in self.graph_shapes if "text_length" in shape}))
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
@@ -236,6 +236,12 @@ class TensorRTSession:
         release.callback(self._cuda.release, "cudaFree", address)
         self._cuda("cudaMemsetAsync", address, 0, max(size, 1), self._stream)
         return address
+
+
+def _release(cuda: Cuda, device: int, held: contextlib.ExitStack) -> None:
+    """On the session's device, whatever thread the last reference to it ends in. Nothing is left to do where even that is refused."""
+    with contextlib.suppress(BackendError), cuda.on(device):
+        held.close()
 
 
 def _describe(dynamic: Mapping[str, int]) -> str:

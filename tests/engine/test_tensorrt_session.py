@@ -227,6 +227,8 @@ def test_lengths_that_texts_are_padded_to(trt: FakeTensorRT, bundle_path: Path, 
     assert session.text_buckets == expected
     assert tuple(shape["text_length"] for shape in session.graph_shapes) == expected
     assert TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, profile), VISION_ENCODER, SIZES).text_buckets == ()
+    trt.faults.uncapturable = True
+    assert TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, profile), QUERY_ENCODER, SIZES).text_buckets == (), "padding gains nothing"
 
 
 @pytest.mark.parametrize("fixed", [True, False])
@@ -274,6 +276,18 @@ def test_a_session_stays_on_its_device(trt: FakeTensorRT, cuda: FakeCuda, bundle
     thread.join()
     np.testing.assert_array_equal(found[0], expected)
     assert (found[1], cuda.device) == (0, 1)
+
+
+def test_a_session_is_released_on_its_device(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    cuda.devices, devices = 2, set[int]()
+    cuda.cudaSetDevice(1)
+    session = TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
+    cuda.cudaSetDevice(0)
+    free = cuda.cudaFree
+    cuda.cudaFree = lambda address: (devices.add(cuda.device), free(address))[1]  # type: ignore[method-assign]
+    del session
+    gc.collect()
+    assert (devices, cuda.device) == ({1}, 0)
 
 
 def test_what_a_lost_device_does_not_take_back(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:

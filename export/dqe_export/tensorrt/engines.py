@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,9 +63,8 @@ def build_engines(
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
     cache = named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
     log = _Log(trt, bundle.path)
-    try:
+    with log.kept_on_failure(), _write_errors(folder):
         with (
-            log.kept_on_failure(),
             _removed_if_empty(folder.parent),
             atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
         ):
@@ -80,9 +80,15 @@ def build_engines(
             if options.timing_cache is not None and cache:  # before the folder appears: one that cannot be written is a failed build
                 with atomic_write(Path(options.timing_cache)) as stream:
                     stream.write(cache)
+    return folder, manifest
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ExportError(describe_write_error(error, folder)) from error
-    return folder, manifest
 
 
 def _build_one(
@@ -190,7 +196,10 @@ def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
 
 
 def named_cache(path: Path) -> bytes:
-    """The user's timing cache, which need not exist yet. Raises ExportError where it cannot be read."""
+    """The user's timing cache, which need not exist yet. Raises ExportError where it cannot be read, or not be written in the end: a build
+    takes minutes."""
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        raise ExportError(f"timing cache {path}: its folder cannot be written to; name another file with --timing-cache")
     try:
         return path.read_bytes()
     except FileNotFoundError:
