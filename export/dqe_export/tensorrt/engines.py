@@ -63,23 +63,24 @@ def build_engines(
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
     cache = named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
     log = _Log(trt, bundle.path)
-    with log.kept_on_failure(), _write_errors(folder):
-        with (
-            _removed_if_empty(folder.parent),
-            atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
-        ):
-            engines = []
-            for spec in bundle.manifest.graphs:
-                entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, log.of(spec), advance)
-                engines.append(entry)
-            manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
-            (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
-            (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
-            if cache:
-                (temporary / TIMING_CACHE).write_bytes(cache)
-            if options.timing_cache is not None and cache:  # before the folder appears: one that cannot be written is a failed build
-                with atomic_write(Path(options.timing_cache)) as stream:
-                    stream.write(cache)
+    with (
+        log.kept_on_failure(),
+        _write_errors(folder),
+        _removed_if_empty(folder.parent),
+        atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
+    ):
+        engines = []
+        for spec in bundle.manifest.graphs:
+            entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, log.of(spec), advance)
+            engines.append(entry)
+        manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
+        (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
+        (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
+        if cache:
+            (temporary / TIMING_CACHE).write_bytes(cache)
+        if options.timing_cache is not None and cache:  # before the folder appears: one that cannot be written is a failed build
+            with atomic_write(Path(options.timing_cache)) as stream:
+                stream.write(cache)
     return folder, manifest
 
 
