@@ -22,6 +22,7 @@ class Table:
     """
 
     def __init__(self) -> None:
+        self.identity = object()  # with a row's number, a name for what is in that row, for good
         self.ids: list[str] = []
         self.metadata: list[Metadata | None] = []
         self.contents: list[str | None] = []

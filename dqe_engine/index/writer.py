@@ -196,14 +196,19 @@ class Writer:
     def _replay(self, root: Path, manifest: IndexManifest, events: Sequence[Event], *, verify: bool = False) -> None:
         """Follow a catalogue that goes on after the rows that are known, all or nothing of it."""
         start = len(self._table)
-        live = {self._table.ids[row] for row in self._live.rows().tolist()}
+        live: dict[str, bool] = {}  # of the ids that these events speak of
         ids: list[str] = []
         metadata: list[dict[str, Any] | None] = []
         contents: list[str | None] = []
         removed: set[int] = set()
+
+        def is_live(id: str) -> bool:
+            row = self._table.row_of(id, start)
+            return live.get(id, row is not None and self._live[row])
+
         for event in events:
-            if event.id is not None and event.id not in live:
-                live.add(event.id)
+            if event.id is not None and not is_live(event.id):
+                live[event.id] = True
                 ids.append(event.id)
                 metadata.append(event.metadata)
                 contents.append(event.content)
@@ -213,7 +218,7 @@ class Writer:
             if event.id is not None or row is None or not known:
                 raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
             removed.add(row)
-            live.discard(self._table.ids[row] if row < start else ids[row - start])
+            live[self._table.ids[row] if row < start else ids[row - start]] = False
         if start + len(ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
             raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
         columns = self._files(root, manifest, verify=verify)

@@ -226,10 +226,11 @@ def test_search_by_a_file(image_folder: Path, indexed: list[str], capsys: pytest
         assert search_command.main([*indexed, *reference, "--text", "in red", "-k", "12", "--json"]) == 0
         ids = {hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]}
         assert ("00.png" in ids) == (reference[0] == "--image")
-    for reference in ([], ["--image", "x.png", "--reference", "00.png"]):
-        with pytest.raises(SystemExit) as caught:
-            search_command.main([*indexed, *reference, "--text", "in red"])
-        assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        search_command.main([*indexed, "--image", "x.png", "--reference", "00.png", "--text", "in red"])
+    assert caught.value.code == 2
+    assert search_command.main(indexed) == 2
+    assert "a query needs an image, a text, or both" in capsys.readouterr().err
 
 
 def test_search_of_an_index_without_items(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,6 +276,31 @@ def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture
     assert "attribute weights: colour" in out
     assert "longer than the model reads" in out
     assert ("equally good" in out) == bool(zones)
+
+
+def test_search_by_an_image_or_a_text_alone(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert search_command.main([*indexed, "--reference", "00.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == "image"
+    assert search_command.main([*indexed, "--text", "in red 語", "--explain", "-k", "3", "--offset", "1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "by a text alone, which the model was not trained for" in shown
+    assert "takes for one and the same: 語" in shown
+    assert "colour +" in shown or "colour -" in shown
+
+
+def test_search_options(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    question = [*indexed, "--reference", "00.png", "--text", "in red", "--json"]
+
+    def hits(*options: str) -> list[str]:
+        assert search_command.main([*question, *options]) == 0
+        return [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]]
+
+    plain = hits("-k", "20")
+    assert hits("-k", "3", "--offset", "2") == plain[2:5]
+    assert hits("--min-score", "9") == []
+    assert not {plain[0], plain[1]} & set(hits("-k", "20", "--exclude", plain[0], "--unlike", plain[1]))
+    assert search_command.main([*question, "--set-weight", "colour=0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["colour"] == 0.5
 
 
 @pytest.mark.parametrize(
