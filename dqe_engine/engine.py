@@ -151,7 +151,7 @@ class RetrievalEngine:
         """Bring the index up to date with these images, batch by batch; `save_index` makes it durable.
 
         images: see `image_pairs`. An image that is new, or whose content differs from what was indexed under its id, is embedded; the
-        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.carry_out`. What is
+        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.embed`. What is
         refused is refused before any work; whatever stops it later, the batches that were added stay. Raises InputError.
         """
         check_count("batch_size", batch_size, 1)
@@ -160,7 +160,8 @@ class RetrievalEngine:
             image_pairs(images, self.image_policy), metadata=metadata, ignore_unknown=ignore_unknown, add_only=add_only, rehash=rehash,
             on_error=on_error,
         )  # fmt: skip
-        return indexer.carry_out(plan, batch_size=batch_size, on_error=on_error, progress=progress)
+        indexer.prepare(plan)
+        return indexer.embed(plan, batch_size=batch_size, on_error=on_error, progress=progress)
 
     def indexer(self, *, decode_threads: int = 4) -> Indexer:
         """Of the attached index, for work in steps: see `Indexer`."""

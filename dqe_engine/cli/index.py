@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .index_tools import METADATA_RULES, TOOLS, run_tool
+from .index_tools import METADATA_RULES, TOOLS, conflicts_told, run_tool
 from .long_work import interrupts_between_batches, progress_bar
 from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
 
@@ -120,16 +120,12 @@ def _index(args: argparse.Namespace) -> int:
 
 def _continue_index(engine: RetrievalEngine, wanted: _Wanted, args: argparse.Namespace) -> IndexingReport | None:
     """Bring the index in `--out` up to date, saving as it goes. None after Ctrl-C."""
-    from dqe_engine.errors import IndexConflictError
-
     try:
-        _open_index(engine, args)
-        if not args.dry_run:
-            engine.save_index(args.out)  # before the work: a folder that cannot be written is an error now
-        return _bring_up_to_date(engine, wanted, args, args.out)
-    except IndexConflictError as error:  # whose remedies are those of a program
-        message = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
-        raise IndexConflictError(f"{args.out}: {message}") from error
+        with conflicts_told(args.out):
+            _open_index(engine, args)
+            if not args.dry_run:
+                engine.save_index(args.out)  # before the work: a folder that cannot be written is an error now
+            return _bring_up_to_date(engine, wanted, args, args.out)
     except KeyboardInterrupt:
         kept = f"finished shards stay in {_shards(args)}" if args.ray else f"{len(engine.index)} images are saved in {args.out}"
         print(f"interrupted: {kept}; run the same command to go on", file=sys.stderr)
@@ -217,9 +213,9 @@ def _bring_up_to_date(engine: RetrievalEngine, wanted: _Wanted, args: argparse.N
         )
     if not args.dry_run:
         _check_pruning(engine, plan, args)
-    if args.ray and not args.dry_run:
-        indexer.prepare(plan)
+        indexer.prepare(plan, save=lambda: engine.save_index(place))
         engine.save_index(place)
+    if args.ray and not args.dry_run:
         return _embed_on_ray(engine, plan, args, place)
     saved = 0
     with interrupts_between_batches() as check_stopped, progress_bar("indexing") as show:
@@ -233,7 +229,7 @@ def _bring_up_to_date(engine: RetrievalEngine, wanted: _Wanted, args: argparse.N
             check_stopped()
 
         try:
-            return indexer.carry_out(plan, batch_size=args.batch_size, on_error=on_error, progress=embedded, dry_run=args.dry_run)
+            return indexer.embed(plan, batch_size=args.batch_size, on_error=on_error, progress=embedded, dry_run=args.dry_run)
         finally:  # what was added before a bad image or Ctrl-C is kept too
             if not args.dry_run:
                 engine.save_index(place)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,18 @@ def run_tool(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"dqe-index {argv[0]}", description=tool.description)
     tool.add_arguments(parser)
     return tool.run(parser.parse_args(argv[1:]))
+
+
+@contextmanager
+def conflicts_told(index: Path) -> Iterator[None]:
+    """Another writer's save meanwhile as an error of commands: `GalleryIndex.save` names the remedies of a program."""
+    from dqe_engine.errors import IndexConflictError
+
+    try:
+        yield
+    except IndexConflictError as error:
+        message = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
+        raise IndexConflictError(f"{index}: {message}") from error
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -49,7 +62,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _compact(args: argparse.Namespace) -> int:
     from dqe_engine.index import GalleryIndex
 
-    with GalleryIndex.load(args.index) as index:
+    with conflicts_told(args.index), GalleryIndex.load(args.index) as index:
         removed = index.stats().removed
         index.compact()
         print(f"{args.index}: {removed} rows of removed and replaced items dropped; {len(index)} items")
@@ -95,11 +108,10 @@ def _metadata(args: argparse.Namespace) -> int:
     from dqe_engine.index.metadata_file import read_metadata
 
     given = read_metadata(args.file)
-    with GalleryIndex.load(args.index) as index:
+    with conflicts_told(args.index), GalleryIndex.load(args.index) as index:
         plan = plan_metadata(index, given, ignore_unknown=args.ignore_unknown)
         if not args.dry_run:
-            describe(index, {id: plan.metadata[id] for id in plan.report.described})
-            index.save(args.index)
+            describe(index, {id: plan.metadata[id] for id in plan.report.described}, save=lambda: index.save(args.index))
         end = "nothing was written" if args.dry_run else f"{len(index)} in the index"
         print(f"{args.index}: {plan.report.describe()}; {end}")
     return 0

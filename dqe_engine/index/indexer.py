@@ -1,7 +1,7 @@
 """`Indexer`: an index brought up to date with images and metadata. What is compared is content, never names or dates.
 
 First a plan: which images are new, which differ from what was indexed under their id, what is gone; files are read, nothing is
-written. Then it is carried out.
+written. Then the rest is prepared (removals, metadata), and images are embedded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Entry = Mapping[str, Any] | None
 _DIGEST_BYTES = 16
 _READ_BYTES = 1 << 20
 _COMPARED_AHEAD = 64
-_DESCRIBED_AT_ONCE = 512
+_DESCRIBED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,13 @@ class Indexer:
         )
         return IndexingPlan([(id, image) for id, image in usable if id not in contents or id in differs], entries, report)
 
-    def carry_out(
+    def prepare(self, plan: IndexingPlan, save: Callable[[], None] | None = None) -> None:
+        """Do all that is planned but embed images. `save`: see `describe`."""
+        if plan.report.pruned:
+            self.index.remove(plan.report.pruned)
+        describe(self.index, {id: plan.metadata[id] for id in plan.report.described}, save)
+
+    def embed(
         self,
         plan: IndexingPlan,
         *,
@@ -128,15 +134,13 @@ class Indexer:
         progress: Progress | None = None,
         dry_run: bool = False,
     ) -> IndexingReport:
-        """Do what is planned. Whatever stops it, what was done until then stays.
+        """Embed the planned images. Whatever stops it, the batches that were added stay.
 
         progress: called after every batch with (images done, images to embed); what it raises stops the work between two batches.
         on_error: "raise" stops at an image that cannot be read, "skip" goes on and reports it; its item, if any, stays as it is.
         dry_run: decode the images, which tells those that cannot be read, and change nothing. Raises InputError.
         """
         check_count("batch_size", batch_size, 1)
-        if not dry_run:
-            self.prepare(plan)
         skipped: list[SkippedImage] = []
         batch: list[tuple[str, _Decoded]] = []
         decoded = map_ahead(self._decode, plan.to_embed, ahead=2 * batch_size, threads=self._threads)
@@ -155,12 +159,6 @@ class Indexer:
                     if progress is not None:
                         progress(done, len(plan.to_embed))
         return without_skipped(plan.report, skipped)
-
-    def prepare(self, plan: IndexingPlan) -> None:
-        """Do all that is planned but embed images."""
-        if plan.report.pruned:
-            self.index.remove(plan.report.pruned)
-        describe(self.index, {id: plan.metadata[id] for id in plan.report.described})
 
     def _add_batch(self, batch: Sequence[tuple[str, _Decoded]], metadata: Mapping[str, Entry]) -> None:
         encoded = self._encode([found.pixels for _, found in batch])
@@ -231,11 +229,14 @@ def metadata_for(index: GalleryIndex, ids: Sequence[str], given: Mapping[str, En
     return [given[id] if id in given else None if row is None else now.item(row).metadata for id, row in zip(ids, rows, strict=True)]
 
 
-def describe(index: GalleryIndex, metadata: Mapping[str, Entry]) -> None:
-    """Give items of the index other metadata, some at a time, since their tokens are copied."""
+def describe(index: GalleryIndex, metadata: Mapping[str, Entry], save: Callable[[], None] | None = None) -> None:
+    """Give items of the index other metadata. Their tokens are copied: `save` is called after some of them at a time, so that the copies
+    of a large catalogue need not all be in memory."""
     entries = list(metadata.items())
     for start in range(0, len(entries), _DESCRIBED_AT_ONCE):
         index.update_metadata(dict(entries[start : start + _DESCRIBED_AT_ONCE]))
+        if save is not None:
+            save()
 
 
 def plan_metadata(index: GalleryIndex, metadata: Mapping[str, Entry], *, ignore_unknown: bool = False) -> IndexingPlan:
