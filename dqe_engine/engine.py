@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -307,6 +306,8 @@ class QueryBatcher:
 
     async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
         """The same for a task; uploads are decoded in a thread of the event loop's pool. A task that is cancelled leaves the queue."""
+        import asyncio  # as in `Batcher.ask_async`
+
         loop = asyncio.get_running_loop()
         prepared = self._prepared(query) if query.image is None else await loop.run_in_executor(None, self._prepared, query)
         return await self._batcher.ask_async(prepared, timeout=timeout)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dqe_engine import engine as engine_module
+from dqe_engine import encoder as encoder_module
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import ParityError
 from dqe_engine.image_policy import ImagePolicy
@@ -47,7 +47,7 @@ def test_every_fit_equals_upstream_behind_padding_in_numpy(fit: Any, resample: A
 def test_the_check_sees_a_fault_of_the_runtimes_own(checkpoint: Checkpoint, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that PyTorch's side shares, so that no comparison of answers could show it."""
     check_reading(checkpoint, bundle_path)
-    normalise = engine_module.normalise
+    normalise = encoder_module.normalise
 
     def as_stored(data: Any, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
@@ -57,7 +57,7 @@ def test_the_check_sees_a_fault_of_the_runtimes_own(checkpoint: Checkpoint, bund
         ("normalise", lambda pixels, spec: normalise(pixels[..., ::-1], spec), r"an image \(wide\), as a reference"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(engine_module, name, broken)
+            patch.setattr(encoder_module, name, broken)
             with pytest.raises(ParityError, match=f"preprocessing: {said}"):
                 check_reading(checkpoint, bundle_path)
 
@@ -73,8 +73,8 @@ def test_the_check_sees_a_gallery_that_is_read_otherwise(
 
 def test_the_check_sees_names_on_other_heads(checkpoint: Checkpoint, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest's order is right, and the runtime counts from the other end."""
-    apply = engine_module.apply_overrides
-    monkeypatch.setattr(engine_module, "apply_overrides", lambda weights, names, overrides: apply(weights, names[::-1], overrides))
+    apply = encoder_module.apply_overrides
+    monkeypatch.setattr(encoder_module, "apply_overrides", lambda weights, names, overrides: apply(weights, names[::-1], overrides))
     with pytest.raises(ParityError, match=r"attributes: the weight of '.*' moves another head"):
         check_reading(checkpoint, bundle_path)
 
