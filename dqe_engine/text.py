@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +31,15 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, spec: TokenizerSpec) -> None:
-        try:
+        with _failures(path):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
-            raise BundleError(f"{path}: not a tokenizer file that `tokenizers` can read ({error})") from error
         if (pad_id := tokenizer.token_to_id(spec.pad_token)) != spec.pad_id:
             raise BundleError(f"{path}: {spec.pad_token!r} has id {pad_id}, the manifest says {spec.pad_id}; export the bundle again")
         tokenizer.enable_truncation(spec.max_length)
         tokenizer.enable_padding(direction="right", pad_id=spec.pad_id, pad_token=spec.pad_token)
-        self._tokenizer = tokenizer
+        with _failures(path):
+            tokenizer.encode("a b")  # what contradicts itself in the file, such as a token that its template names and lacks
+        self._tokenizer, self._path = tokenizer, path
         self.spec = spec
 
     def encode(self, texts: Sequence[str], *, lengths: Sequence[int] = ()) -> EncodedTexts:
@@ -52,7 +53,9 @@ class TextEncoder:
             raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
         if not texts:
             return EncodedTexts(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), ())
-        encodings = self._tokenizer.encode_batch([_clean(text) for text in texts])
+        cleaned = [_clean(text) for text in texts]
+        with _failures(self._path):
+            encodings = self._tokenizer.encode_batch(cleaned)
         for text, encoding in zip(texts, encodings, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
@@ -66,6 +69,17 @@ class TextEncoder:
             attention_mask=mask,
             truncated=tuple(bool(encoding.overflowing) for encoding in encodings),
         )
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """What `tokenizers` raises, bare Exception for every kind of bad file and a panic of Rust for some, is a BundleError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which cannot be imported
+            raise
+        raise BundleError(f"{path}: not a tokenizer file that `tokenizers` can read ({error}); copy it again") from error
 
 
 def _clean(text: object) -> str:

@@ -210,6 +210,8 @@ class GalleryIndex:
         images = None
         if image_tokens is not None:
             images = checked_rows("image_tokens", image_tokens, (len(ids), *self.image_shape), DTYPES[self.image_storage])
+        if metadata is not None and not isinstance(metadata, Sequence):
+            raise InputError(f"metadata: expected a sequence with an object or None per id, got {type(metadata).__name__}")
         if metadata is not None and len(metadata) != len(ids):
             raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
         entries = [checked_metadata(id, entry) for id, entry in zip(ids, metadata or [None] * len(ids), strict=True)]
@@ -234,6 +236,8 @@ class GalleryIndex:
 
         Raises InputError for ids that are not in the index, and metadata that JSON cannot hold.
         """
+        if not isinstance(metadata, Mapping):
+            raise InputError(f"metadata: expected objects or None by id, got {type(metadata).__name__}")
         entries = [checked_metadata(id, entry) for id, entry in metadata.items()]
         with self._lock:
             self._check_known(metadata)
@@ -268,6 +272,8 @@ class GalleryIndex:
             raise InputError(
                 f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
             )
+        if exclude is not None and not isinstance(exclude, Sequence):
+            raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():

@@ -251,13 +251,14 @@ print(followed, seen)
 def test_processes_follow_one_writer(make_index: MakeIndex, tmp_path: Path) -> None:
     """Each save holds consecutive numbers. Readers find them consecutive, and never older than before."""
     path, seconds = tmp_path / "index", float(os.environ.get("DQE_FOLLOW_SECONDS", "3"))
+    count = int(os.environ.get("DQE_FOLLOW_READERS", "3"))
     index = make_index()
     index.add(["k0"], target_rows(1), metadata=[{"n": 0}])
     index.save(path)
     roots = [Path(__file__).parents[1], Path(__file__).parents[2]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", READER, str(path), str(seconds)]
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
     n = 0
     while any(reader.poll() is None for reader in readers):
         n += 1
@@ -266,7 +267,7 @@ def test_processes_follow_one_writer(make_index: MakeIndex, tmp_path: Path) -> N
             index.remove(list(index.ids)[:30])
         index.save(path)
     results = [(reader.communicate(), reader.returncode) for reader in readers]
-    assert [code for _, code in results] == [0] * 3, results
+    assert [code for _, code in results] == [0] * count, results
     assert all(int(out.split()[0]) > 3 for (out, _), _ in results), results
 
 
