@@ -341,10 +341,10 @@ class GalleryIndex:
             root, writer = self._path, self._writer
             if root is None or writer.saved is None:
                 raise InputError("this index was never saved or loaded, so there is nothing to follow")
-            ours = writer.saved.revision
+            ours = (writer.saved.revision, writer.attempted)
 
             def follow(manifest: IndexManifest) -> bool:
-                if manifest.revision == ours:
+                if manifest.revision in ours:
                     return False
                 if writer.unsaved:
                     raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
@@ -390,7 +390,9 @@ class GalleryIndex:
             current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
             ours = writer.saved if self._path == root else None
             known = current is not None and ours is not None and current.revision == ours.revision
-            if current is not None and not known and not overwrite:
+            # One that failed after its manifest had landed: what it wrote may not be on the disk, so all is written again.
+            landed = current is not None and current.revision == writer.attempted
+            if current is not None and not known and not landed and not overwrite:
                 reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
                 raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
             if known and not writer.unsaved and not compact:

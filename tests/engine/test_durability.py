@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.disk_workload import add, contents, new_index
 from support.power_loss import build_recorder, crashes, lay_out
+from support.samples import target_rows
 
 from dqe_engine.errors import IndexFormatError
 from dqe_engine.index import GalleryIndex
@@ -73,3 +77,41 @@ def test_power_may_fail_at_any_moment_of_a_save(recorder: Path, tmp_path: Path) 
     assert count > 15 * saves
     assert goes_on > 2 * saves
     print(f"{saves} saves, {count} states, {goes_on} gone on with")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("all_after", [False, True])
+def test_any_call_of_a_save_may_fail(recorder: Path, tmp_path: Path, error: int, all_after: bool) -> None:
+    """The index in memory and readers go on, the last save is there, and the next one, once the disk is well again, succeeds."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    (tried,), _ = run_recorded(recorder, root, "fail", root, error, int(all_after))
+    assert tried > 60
+
+
+def test_kills_at_any_moment(recorder: Path, tmp_path: Path) -> None:
+    """What was confirmed is there, nothing else is half there, and whoever follows sees one save after the other."""
+    kills = int(os.environ.get("DQE_KILLS", "12"))
+    ((saves, cut, followed),), _ = run_recorded(recorder, tmp_path / "disk", "kill", tmp_path / "index", kills, 0)
+    print(f"{kills} kills, {saves} saves confirmed, {cut} cut short, {followed} followed")
+    assert saves > kills
+    assert cut > kills // 4
+    assert followed > kills // 2
+
+
+def test_a_disk_that_is_full(tmp_path: Path, make_index: Callable[..., GalleryIndex]) -> None:
+    """As the kernel has it: a limit of file sizes."""
+    index, path = make_index(5), tmp_path / "index"
+    index.save(path)
+    index.add([f"n{n}" for n in range(200)], target_rows(200, 7))
+    before, limits = set(index.ids), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        for compact in (False, True):
+            with pytest.raises(IndexFormatError, match=r"cannot be written \(File too large\); raise the limit"):
+                index.compact() if compact else index.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(GalleryIndex.load(path, verify=True)) == 5
+    index.save(path)
+    assert set(GalleryIndex.load(path, verify=True).ids) == set(index.ids) == before
