@@ -18,6 +18,7 @@ from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
 
 from . import storage as disk
 from .filters import Filter
+from .repair import RepairReport, repair
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
 from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
@@ -364,6 +365,16 @@ class GalleryIndex:
         if self._path is None:
             raise InputError("this index was never saved or loaded, so there are no files to verify")
         type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
+
+    @staticmethod
+    def repair(path: str | os.PathLike[str], *, drop_damaged: bool = False) -> RepairReport:
+        """Remove from a saved index what no save confirmed, read all of it, and say which items are damaged, if any.
+
+        `drop_damaged`: also write the index anew without those. Without it they stay, and `load(verify=True)` goes on to refuse them: a
+        copy may have them whole. Raises IndexFormatError where only a copy helps: the manifest or the catalogue is damaged, a file is
+        missing, or tokens are in an index of a version that kept no checksums of rows.
+        """
+        return repair(Path(path).absolute(), drop_damaged=drop_damaged)
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""

@@ -98,11 +98,15 @@ class IndexManifest(Versioned, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A catalogue line: a row added (`id`, optional `metadata`), or the row at position `removed` gone."""
+    """A catalogue line: a row added (`id`, optional `metadata`), or the row at position `removed` gone.
+
+    `crc32`: of the added row's target tokens, continued by its image tokens; None in indexes of earlier versions.
+    """
 
     id: str | None = None
     metadata: dict[str, Any] | None = None
     removed: int | None = None
+    crc32: int | None = None
 
 
 def read_manifest(root: Path) -> IndexManifest | None:
@@ -207,9 +211,10 @@ def _mark_in(lock: int) -> bytes:
     return os.pread(lock, len(_MARK) + 1, 0).strip(b"\0")
 
 
-def remove_orphans(root: Path, keep: IndexManifest | None) -> None:
-    """Remove our files that `keep` does not name: earlier generations and what killed saves left. While `writing`, which knows that the
-    folder is ours."""
+def remove_orphans(root: Path, keep: IndexManifest | None) -> tuple[str, ...]:
+    """Remove our files that `keep` does not name: earlier generations and what killed saves left. Returns their names, sorted.
+
+    While `writing`, which knows that the folder is ours."""
     named = {state.name for state in keep.files} if keep else set()
     orphans = [
         file
@@ -220,6 +225,7 @@ def remove_orphans(root: Path, keep: IndexManifest | None) -> None:
         fsync_path(root)  # whoever wrote `keep` may have been killed before it was sure, and the manifest before it needs these
     for file in orphans:
         file.unlink()
+    return tuple(sorted(file.name for file in orphans))
 
 
 def extend(root: Path, state: FileState, chunks: Iterable[bytes | NDArray[Any]]) -> FileState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class Writer:
             schema_version=disk.SCHEMA_VERSION,
             revision=disk.new_revision(),
             rows=len(self._table),
-            catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self.unsaved)]),
+            catalogue=disk.extend(root, ours.catalogue, [self._encoded(self.unsaved, range(ours.rows, len(self._table)))]),
             targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
             images=images,
         )
@@ -177,7 +178,7 @@ class Writer:
             image_storage=layout.image_storage,
             target_shape=layout.target_shape,
             image_shape=layout.image_shape,
-            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [disk.encode_events(events)]),
+            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [self._encoded(events, rows.tolist())]),
             targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[row] for row in rows)),
             images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[row] for row in rows)),
         )
@@ -187,6 +188,17 @@ class Writer:
         if len(rows) != len(self._table):
             self._keep(rows)
         self._settle(manifest, columns)
+
+    def _encoded(self, events: Sequence[Event], rows: Iterable[int]) -> bytes:
+        """Catalogue lines of events that add these rows, in their order, each with its row's checksum."""
+        row = iter(rows)
+        return disk.encode_events(
+            [event if event.id is None else msgspec.structs.replace(event, crc32=self._checksum(next(row))) for event in events]
+        )
+
+    def _checksum(self, row: int) -> int:
+        crc = zlib.crc32(self._targets[row].data)
+        return crc if self._images is None else zlib.crc32(self._images[row].data, crc)
 
     def _replay(self, root: Path, manifest: IndexManifest, events: Sequence[Event], *, verify: bool = False) -> None:
         """Follow a catalogue that goes on after the rows that are known, all or nothing of it."""
