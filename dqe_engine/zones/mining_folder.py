@@ -49,6 +49,7 @@ MANIFEST_FILE = "mined.json"
 _RUN_FILE = "run.json"
 _BLOCK_FILE = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{64})\.npy")
 _READ_BYTES = 1 << 24
+_MOST_PICKS = 1 << 24
 
 
 class MiningPlan(Contract, frozen=True, kw_only=True):
@@ -67,6 +68,10 @@ class MiningPlan(Contract, frozen=True, kw_only=True):
     """Of the inputs, by name; the gallery's is of its shards taken together."""
     nonfinite: dict[str, int]
     """Rows of an input that hold NaN or infinities, by its name."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.picks <= _MOST_PICKS:  # what one record of NumPy's can have
+            raise InputError(f"{self.picks} picks per query, expected 0 to {_MOST_PICKS}")
 
 
 class MiningRun(Contract, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.fuzzing import Fuzzing
+from support.mining_workers import job
 from support.parsers import check_line
 from support.tiny_bundle import build_tokenizer
 
@@ -21,6 +23,7 @@ from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, BundleError, DQEError, InputError
 from dqe_engine.text import TextEncoder
+from dqe_engine.zones.mining_folder import mine_to_folder
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,17 @@ def test_mined_files_are_those_of_mined_negatives(fuzzing: Fuzzing) -> None:
         document["files"][0]["path"] = path
         with pytest.raises(InputError, match="lists other files"):
             parser(json.dumps(document).encode())
+
+
+def test_more_picks_than_a_record_can_have(fuzzing: Fuzzing) -> None:
+    good, parser = fuzzing.parsers["mined.json"]
+    document = json.loads(good)
+    document["plan"]["picks"] = 2**32
+    with pytest.raises(InputError, match=r"mined\.json: 4294967296 picks per query, expected 0 to 16777216"):
+        parser(json.dumps(document).encode())
+    with pytest.raises(InputError, match="picks per query"):
+        mine_to_folder(Path("nowhere"), dataclasses.replace(job(), picks=2**32))
+    assert not Path("nowhere.partial").exists()
 
 
 @pytest.mark.parametrize(("name", "message"), [("x" * 5000, "ile name too long"), ("a\0b", "not a plain file name"), ("none", "missing")])
