@@ -21,7 +21,7 @@ from .contracts.manifest import (
     FileEntry,
     HeadsManifest,
 )
-from .contracts.parsing import parse
+from .contracts.parsing import NOT_JSON, parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
 from .files import describe_os_error, recover_directory, sha256_of
@@ -136,7 +136,7 @@ def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
         raise BundleError(f"{root}: {missing} ({where.name} is missing); make one with {made_by}") from error
     except OSError as error:
         raise BundleError(describe_os_error(error, where)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise BundleError(f"{where}: not valid JSON ({error}); copy the folder again") from error
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class DQEError(Exception):
-    """Base class. The message is one line: what came, what was expected, what to do."""
+    """Base class. The message is one line: what came, what was expected, what to do.
+
+    Line breaks, control characters and lone surrogates in it, which names in files and paths may hold, are escaped: `\\n`.
+    """
 
     exit_code = 2
     """Of command lines: 2 for what was given, 1 where a check of what was made failed."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(_UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], str(message)))
 
 
 class InputError(DQEError, ValueError):

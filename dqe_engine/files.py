@@ -30,6 +30,7 @@ _REMEDIES = {
     errno.EROFS: "choose a place that can be written to",
     errno.ENOSPC: "free some space, then run the same command again",
     errno.EDQUOT: "free some of your quota, then run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose a disk that takes larger files",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "its links lead in a circle; mend them",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +42,17 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, spec: TokenizerSpec) -> None:
-        try:
+        with _failures(path):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
-            raise BundleError(f"{path}: not a tokenizer file that `tokenizers` can read ({error})") from error
         if (pad_id := tokenizer.token_to_id(spec.pad_token)) != spec.pad_id:
             raise BundleError(f"{path}: {spec.pad_token!r} has id {pad_id}, the manifest says {spec.pad_id}; export the bundle again")
         tokenizer.enable_truncation(spec.max_length)
         tokenizer.no_padding()
+        with _failures(path):
+            tokenizer.encode("a b")  # what contradicts itself in the file, such as a token that its template names and lacks
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._path = tokenizer, path
         self.spec = spec
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
@@ -63,8 +64,10 @@ class TextEncoder:
         if isinstance(texts, str):
             raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
         cleaned = [_clean(text) for text in texts]
+        with _failures(self._path):
+            encodings = self._tokenizer.encode_batch(cleaned) if cleaned else []
         found = []
-        for text, encoding in zip(cleaned, self._tokenizer.encode_batch(cleaned) if cleaned else (), strict=True):
+        for text, encoding in zip(cleaned, encodings, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
             unknown = [text[start:end] for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if id == self._unknown_id]
@@ -89,6 +92,17 @@ class TextEncoder:
         padded = self.pad([one.ids for one in tokens], lengths=lengths)
         truncated, unknown = tuple(one.truncated for one in tokens), tuple(one.unknown_words for one in tokens)
         return EncodedTexts(padded.input_ids, padded.attention_mask, truncated, unknown)
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """What `tokenizers` raises, bare Exception for every kind of bad file and a panic of Rust for some, is a BundleError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which cannot be imported
+            raise
+        raise BundleError(f"{path}: not a tokenizer file that `tokenizers` can read ({error}); copy it again") from error
 
 
 def _clean(text: object) -> str:

@@ -93,7 +93,7 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
 )
 """Commands, their arguments and the files that they read. Last come the kinds of damage that are none there: where a file may be
 missing, say. Paths are relative to the workspace; OUT is a new folder."""
-KINDS = ("missing", "dangling", "directory", "denied", "empty", "cut", "garbage", "utf-16")
+KINDS = ("missing", "dangling", "directory", "denied", "empty", "cut", "garbage", "utf-16", "deep")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
             text = content.decode("latin-1")
             path.write_bytes({
                 "denied": content, "empty": b"", "cut": content[: len(content) * 2 // 5], "utf-16": text.encode("utf-16"),
-                "garbage": np.random.default_rng(0).bytes(len(content) // 2),
+                "deep": b"[" * 100_000, "garbage": np.random.default_rng(0).bytes(len(content) // 2),
             }[kind])  # fmt: skip
         if kind == "denied":
             path.chmod(0)
@@ -189,7 +189,7 @@ MATRIX = [
     for main, arguments, files, but in READS
     for file in files.split()
     for kind in KINDS
-    if kind not in but and (kind != "utf-16" or Path(file).suffix in TEXT)
+    if kind not in but and (kind not in ("utf-16", "deep") or Path(file).suffix in TEXT)
 ]
 
 

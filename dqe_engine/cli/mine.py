@@ -270,18 +270,10 @@ def _mapped(path: Path, dtypes: tuple[str, ...], ranks: tuple[int, ...]) -> NDAr
     """The array in a file, mapped read-only."""
     import numpy as np
 
+    from dqe_engine.array_files import open_array
     from dqe_engine.errors import InputError
-    from dqe_engine.files import describe_os_error
 
-    try:
-        array = np.load(path, mmap_mode="r")
-    except OSError as error:
-        raise InputError(describe_os_error(error, path)) from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy file of numbers ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path}: an .npz archive, expected a .npy file, which can be mapped")
+    array = open_array(path)
     kind = "integers" if array.dtype.kind in "iu" else array.dtype
     if kind not in dtypes:
         raise InputError(f"{path}: dtype {array.dtype}, expected {' or '.join(dtypes)}; convert with astype and save again")

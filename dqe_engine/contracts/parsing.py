@@ -23,6 +23,9 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec.json.decode` raises for bytes that are no JSON, or are nested too deeply."""
+
 
 def parse(kind: type[T], data: Any, *, where: str, error: type[DQEError] = InputError) -> T:
     """Convert plain data to `kind`, or raise `error` with one line that names `where`, the path and the valid keys or values."""
@@ -72,7 +75,7 @@ def parse_json(kind: type[T], raw: bytes, *, where: str, error: type[DQEError] =
     """Like `parse`, from JSON bytes, with or without a byte order mark; broken JSON is the same `error`."""
     try:
         data = msgspec.json.decode(without_mark(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+    except NOT_JSON as problem:
         raise error(f"{where}: not valid JSON: {problem}") from problem
     return parse(kind, data, where=where, error=error)
 

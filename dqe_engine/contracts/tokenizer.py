@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from .parsing import Contract
 
+MOST_TOKENS = 1 << 20
+"""Of a text: more than any model takes."""
+
 
 class TokenizerSpec(Contract, frozen=True):
     """`tokenizer.json` (Hugging Face tokenizers) with explicit truncation and padding to the batch's longest text.
@@ -17,5 +20,5 @@ class TokenizerSpec(Contract, frozen=True):
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_length < 3:
-            raise ValueError(f"max_length must be at least 3 (two special tokens and a word), got {self.max_length}")
+        if not 3 <= self.max_length <= MOST_TOKENS:
+            raise ValueError(f"max_length must be 3 (two special tokens and a word) to {MOST_TOKENS}, got {self.max_length}")

@@ -48,7 +48,7 @@ class Attribute(Contract, frozen=True, omit_defaults=True):
         """Phrases, as tokens, that name the attribute: the position of the value that each stands for, -1 for none."""
         position = {value: at for at, value in enumerate(self.values)}
         said = dict.fromkeys(self.words, -1) | position | {word: position[value] for word, value in self.synonyms.items()}
-        return {tuple(tokens_of(phrase)): at for phrase, at in said.items() if phrase.strip()}
+        return {tokens: at for phrase, at in said.items() if (tokens := tuple(tokens_of(phrase)))}
 
 
 class Meaning(NamedTuple):

@@ -18,6 +18,7 @@ from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
 
 from . import storage as disk
 from .filters import Filter
+from .repair import RepairReport, repair
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
 from .validation import check_count, check_ids, check_no_single_str, checked_contents, checked_metadata, checked_rows, some
@@ -212,6 +213,8 @@ class GalleryIndex:
         images = None
         if image_tokens is not None:
             images = checked_rows("image_tokens", image_tokens, (len(ids), *self.image_shape), DTYPES[self.image_storage])
+        if metadata is not None and not isinstance(metadata, Sequence):
+            raise InputError(f"metadata: expected a sequence with an object or None per id, got {type(metadata).__name__}")
         if metadata is not None and len(metadata) != len(ids):
             raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
         hashes = checked_contents(contents, len(ids))
@@ -237,6 +240,8 @@ class GalleryIndex:
 
         Raises InputError for ids that are not in the index, and metadata that JSON cannot hold.
         """
+        if not isinstance(metadata, Mapping):
+            raise InputError(f"metadata: expected objects or None by id, got {type(metadata).__name__}")
         entries = [checked_metadata(id, entry) for id, entry in metadata.items()]
         with self._lock:
             self._check_known(metadata)
@@ -271,6 +276,8 @@ class GalleryIndex:
             raise InputError(
                 f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
             )
+        if exclude is not None and not isinstance(exclude, Sequence):
+            raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
         for ids in exclude or ():
@@ -338,10 +345,10 @@ class GalleryIndex:
             root, writer = self._path, self._writer
             if root is None or writer.saved is None:
                 raise InputError("this index was never saved or loaded, so there is nothing to follow")
-            ours = writer.saved.revision
+            ours = (writer.saved.revision, writer.attempted)
 
             def follow(manifest: IndexManifest) -> bool:
-                if manifest.revision == ours:
+                if manifest.revision in ours:
                     return False
                 if writer.unsaved:
                     raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
@@ -361,6 +368,16 @@ class GalleryIndex:
         if self._path is None:
             raise InputError("this index was never saved or loaded, so there are no files to verify")
         type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
+
+    @staticmethod
+    def repair(path: str | os.PathLike[str], *, drop_damaged: bool = False) -> RepairReport:
+        """Remove from a saved index what no save confirmed, read all of it, and say which items are damaged, if any.
+
+        `drop_damaged`: also write the index anew without those. Without it they stay, and `load(verify=True)` goes on to refuse them: a
+        copy may have them whole. Raises IndexFormatError where only a copy helps: the manifest or the catalogue is damaged, a file is
+        missing, or tokens are in an index of a version that kept no checksums of rows.
+        """
+        return repair(Path(path).absolute(), drop_damaged=drop_damaged)
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
@@ -387,7 +404,9 @@ class GalleryIndex:
             current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
             ours = writer.saved if self._path == root else None
             known = current is not None and ours is not None and current.revision == ours.revision
-            if current is not None and not known and not overwrite:
+            # One that failed after its manifest had landed: what it wrote may not be on the disk, so all is written again.
+            landed = current is not None and current.revision == writer.attempted
+            if current is not None and not known and not landed and not overwrite:
                 reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
                 raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
             if known and not writer.unsaved and not compact:

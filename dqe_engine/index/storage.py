@@ -28,10 +28,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dqe_engine.contracts.parsing import Contract, to_json
+from dqe_engine.contracts.parsing import NOT_JSON, Contract, to_json
 from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.errors import IndexConflictError, IndexFormatError
-from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, describe_os_error, describe_write_error, make_directories, open_in_place
+from dqe_engine.files import (
+    TEMPORARY_PREFIX,
+    atomic_write,
+    describe_os_error,
+    describe_write_error,
+    fsync_path,
+    make_directories,
+    open_in_place,
+)
 
 Storage = Literal["f32", "f16"]
 ImageStorage = Literal["none", "f16", "f32"]
@@ -43,6 +51,7 @@ LOCK_FILE = "lock"
 _MARK = b"gallery-index\n"
 _DATA_FILE = re.compile(r"[0-9a-f]{8}\.(?:catalogue|targets|images)")
 _WRITE_BYTES = 1 << 24
+_MOST_SIDE = 1 << 24  # of a row's shape: beyond any model's, within what arrays can have
 
 
 class FileState(Contract, frozen=True, kw_only=True):
@@ -79,7 +88,8 @@ class IndexManifest(Versioned, frozen=True, kw_only=True):
     images: FileState | None
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or min(*self.target_shape, *self.image_shape) < 1:
+        sides = (*self.target_shape, *self.image_shape)
+        if self.rows < 0 or not 1 <= min(sides) <= max(sides) <= _MOST_SIDE:
             raise ValueError(f"{self.rows} rows of {self.target_shape} and {self.image_shape}")
 
     @property
@@ -90,13 +100,15 @@ class IndexManifest(Versioned, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A catalogue line: a row added (`id`, optional `metadata` and `content`), or the row at position `removed` gone.
 
-    `content`: a hash of the image that the row was made from; indexes that were made before it was recorded have none.
+    `content`: a hash of the image that the row was made from. `crc32`: of the added row's target tokens, continued by its image tokens.
+    None in indexes that were made before these were recorded.
     """
 
     id: str | None = None
     metadata: dict[str, Any] | None = None
     content: str | None = None
     removed: int | None = None
+    crc32: int | None = None
 
 
 def read_manifest(root: Path) -> IndexManifest | None:
@@ -161,11 +173,16 @@ def writing(root: Path) -> Iterator[None]:
         try:
             others = sorted(entry.name for entry in root.iterdir() if entry.name != LOCK_FILE)
             descriptor = open_in_place(root / LOCK_FILE, os.O_RDWR | os.O_CREAT) if not others or _is_ours(root) else None
-            if descriptor is None or not _MARK.startswith(os.pread(descriptor, len(_MARK) + 1, 0)):
+            if descriptor is None or not _MARK.startswith(_mark_in(descriptor)):
                 named = ", ".join(others[:3] or [LOCK_FILE]) + (", …" if len(others) > 3 else "")
                 raise IndexConflictError(f"{root} holds other things ({named}) and no index; name a new folder")
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # released by the kernel even when we are killed
-            os.pwrite(descriptor, _MARK, 0)
+            if _mark_in(descriptor) != _MARK or not (root / MANIFEST_FILE).exists():
+                os.pwrite(descriptor, _MARK, 0)
+                os.fsync(descriptor)  # before there is a file that only the mark tells from somebody's
+                fsync_path(root)
+                with contextlib.suppress(PermissionError):  # who made the folder may keep what is around it to himself
+                    fsync_path(root.parent)
             yield
         finally:
             if descriptor is not None:
@@ -181,7 +198,7 @@ def _is_ours(root: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        found = os.read(descriptor, len(_MARK) + 1)
+        found = _mark_in(descriptor)
     finally:
         os.close(descriptor)
     if found == _MARK:
@@ -191,13 +208,26 @@ def _is_ours(root: Path) -> bool:
     return False
 
 
-def remove_orphans(root: Path, keep: IndexManifest | None) -> None:
-    """Remove our files that `keep` does not name: earlier generations and what killed saves left. While `writing`, which knows that the
-    folder is ours."""
+def _mark_in(lock: int) -> bytes:
+    """Without the zeros that a power cut leaves of what was not yet on the disk."""
+    return os.pread(lock, len(_MARK) + 1, 0).strip(b"\0")
+
+
+def remove_orphans(root: Path, keep: IndexManifest | None) -> tuple[str, ...]:
+    """Remove our files that `keep` does not name: earlier generations and what killed saves left. Returns their names, sorted.
+
+    While `writing`, which knows that the folder is ours."""
     named = {state.name for state in keep.files} if keep else set()
-    for file in root.iterdir():
-        if file.name not in named and (_DATA_FILE.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)):
-            file.unlink()
+    orphans = [
+        file
+        for file in root.iterdir()
+        if file.name not in named and (_DATA_FILE.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX))
+    ]
+    if orphans:
+        fsync_path(root)  # whoever wrote `keep` may have been killed before it was sure, and the manifest before it needs these
+    for file in orphans:
+        file.unlink()
+    return tuple(sorted(file.name for file in orphans))
 
 
 def extend(root: Path, state: FileState, chunks: Iterable[bytes | NDArray[Any]]) -> FileState:
@@ -215,6 +245,8 @@ def extend(root: Path, state: FileState, chunks: Iterable[bytes | NDArray[Any]])
             size += len(data)
         stream.flush()
         os.fsync(stream.fileno())
+    if not state.size:
+        fsync_path(root)  # its name, too, before a manifest is that has it
     return FileState(name=state.name, size=size, crc32=crc)
 
 
@@ -226,13 +258,14 @@ def read_events(root: Path, state: FileState, *, since: FileState | None = None)
     """The confirmed catalogue, or what was appended to it `since` a shorter prefix, checksum verified. Raises IndexFormatError."""
     path, start, crc = root / state.name, since.size if since else 0, since.crc32 if since else 0
     with open(path, "rb") as stream:
+        here = os.fstat(stream.fileno()).st_size >= state.size  # else a damaged size could ask for more memory than there is
         stream.seek(start)
-        raw = stream.read(state.size - start)
+        raw = stream.read(state.size - start) if here else b""
     if len(raw) != state.size - start or zlib.crc32(raw, crc) != state.crc32:
         raise IndexFormatError(f"{path}: the catalogue is damaged (checksum differs); restore it from a copy or index again")
     try:
         return msgspec.json.Decoder(Event).decode_lines(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise IndexFormatError(f"{path}: the catalogue is damaged ({error}); restore it from a copy or index again") from error
 
 

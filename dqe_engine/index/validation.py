@@ -40,6 +40,8 @@ def check_ids(ids: Sequence[str]) -> None:
 def check_no_single_str(name: str, ids: Collection[str]) -> None:
     if isinstance(ids, str):
         raise InputError(f"{name}: expected a collection of ids, got a single str; wrap it in a list")
+    if not isinstance(ids, Collection):
+        raise InputError(f"{name}: expected a collection of ids, got {type(ids).__name__}")
 
 
 def checked_contents(contents: Sequence[str | None] | None, count: int) -> list[str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Writer:
-    """`unsaved`: changes since the last save. `saved`: the manifest of that save; None before the first.
+    """`unsaved`: changes since the last save. `saved`: the manifest of that save; None before the first. `attempted`: the revision of a
+    save since that failed, though its manifest may have landed.
 
     `mapped`: whether saved tokens are memory-mapped or read into memory.
     """
@@ -52,6 +54,7 @@ class Writer:
         self.layout, self.mapped = layout, mapped
         self.unsaved: list[Event] = []
         self.saved: IndexManifest | None = None
+        self.attempted: str | None = None
         self._table, self._live, self._screens = Table(), Live(), ScreenCache()
         self._targets, self._images = layout.columns()
 
@@ -110,8 +113,9 @@ class Writer:
         """Drop the rows that are gone. For rows that were never saved."""
         assert self.saved is None
         rows = self._live.rows()
-        self._targets, self._images = self._copied(rows)
+        columns = self._copied(rows)
         self._keep(rows)
+        self._targets, self._images = columns
         self.unsaved = self._additions(range(len(self._table)))
 
     @property
@@ -131,11 +135,11 @@ class Writer:
         return self._targets.taken(rows), None if self._images is None else self._images.taken(rows)
 
     def _keep(self, rows: NDArray[np.int64]) -> None:
-        """Number these rows anew, in all but the columns of tokens."""
-        before, self._table = self._table, Table()
-        at = rows.tolist()
-        self._table.append([before.ids[row] for row in at], [before.metadata[row] for row in at], [before.contents[row] for row in at])
-        self._live, self._screens = Live(len(at)), self._screens.taken(rows)
+        """Number these rows anew, in all but the columns of tokens; all or nothing, should memory run out."""
+        before, table, at = self._table, Table(), rows.tolist()
+        table.append([before.ids[row] for row in at], [before.metadata[row] for row in at], [before.contents[row] for row in at])
+        live, screens = Live(len(at)), self._screens.taken(rows)
+        self._table, self._live, self._screens = table, live, screens
 
     # -- the disk; all raise IndexFormatError, and OSError where it refuses ------------------------------------------------------
 
@@ -163,10 +167,11 @@ class Writer:
             schema_version=disk.SCHEMA_VERSION,
             revision=disk.new_revision(),
             rows=len(self._table),
-            catalogue=disk.extend(root, ours.catalogue, [disk.encode_events(self.unsaved)]),
+            catalogue=disk.extend(root, ours.catalogue, [self._encoded(self.unsaved, range(ours.rows, len(self._table)))]),
             targets=disk.extend(root, ours.targets, self._targets.since(ours.rows)),
             images=images,
         )
+        self.attempted = manifest.revision
         disk.write_manifest(root, manifest)  # the moment from which the save counts; memory follows
         self._settle(manifest, self._files(root, manifest))
 
@@ -184,14 +189,27 @@ class Writer:
             image_storage=layout.image_storage,
             target_shape=layout.target_shape,
             image_shape=layout.image_shape,
-            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [disk.encode_events(events)]),
+            catalogue=disk.extend(root, FileState(name=f"{generation}.catalogue"), [self._encoded(events, rows.tolist())]),
             targets=disk.extend(root, FileState(name=f"{generation}.targets"), (targets[row] for row in rows)),
             images=None if images is None else disk.extend(root, FileState(name=f"{generation}.images"), (images[row] for row in rows)),
         )
+        self.attempted = manifest.revision
         disk.write_manifest(root, manifest)  # as in `append`
+        columns = self._files(root, manifest)
         if len(rows) != len(self._table):
             self._keep(rows)
-        self._settle(manifest, self._files(root, manifest))
+        self._settle(manifest, columns)
+
+    def _encoded(self, events: Sequence[Event], rows: Iterable[int]) -> bytes:
+        """Catalogue lines of events that add these rows, in their order, each with its row's checksum."""
+        row = iter(rows)
+        return disk.encode_events(
+            [event if event.id is None else msgspec.structs.replace(event, crc32=self._checksum(next(row))) for event in events]
+        )
+
+    def _checksum(self, row: int) -> int:
+        crc = zlib.crc32(self._targets[row].data)
+        return crc if self._images is None else zlib.crc32(self._images[row].data, crc)
 
     def _replay(self, root: Path, manifest: IndexManifest, events: Sequence[Event], *, verify: bool = False) -> None:
         """Follow a catalogue that goes on after the rows that are known, all or nothing of it."""
@@ -239,4 +257,4 @@ class Writer:
 
     def _settle(self, manifest: IndexManifest, columns: tuple[Column, Column | None]) -> None:
         self._targets, self._images = columns
-        self.unsaved, self.saved = [], manifest
+        self.unsaved, self.saved, self.attempted = [], manifest, None

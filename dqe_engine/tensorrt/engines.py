@@ -88,13 +88,13 @@ def read_sidecar(folder: Path) -> EngineManifest:
 def read_plan(folder: Path, entry: EngineEntry) -> bytes:
     """An engine's bytes, of the size and SHA-256 that the sidecar says: a plan is machine code, so there is no option to skip this."""
     name = entry.file.path
-    if not name or Path(name).name != name or name in (".", ".."):
+    if not name or Path(name).name != name or name in (".", "..") or "\0" in name:
         raise BundleError(f"{folder / ENGINES_FILE}: {name!r} is not a plain file name; do not use these engines")
     file = folder / name
-    if not file.is_file():
-        raise BundleError(f"{file}: missing; build the engines again")
     try:
         plan = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(f"{file}: missing; build the engines again") from error
     except OSError as error:
         raise BundleError(describe_os_error(error, file)) from error
     if len(plan) != entry.file.size or hashlib.sha256(plan).hexdigest() != entry.file.sha256:

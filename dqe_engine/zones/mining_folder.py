@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.array_files import open_array
 from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import Contract, parse_json, to_json
+from dqe_engine.contracts.parsing import NOT_JSON, Contract, parse_json, to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import (
@@ -48,6 +49,7 @@ MANIFEST_FILE = "mined.json"
 _RUN_FILE = "run.json"
 _BLOCK_FILE = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{64})\.npy")
 _READ_BYTES = 1 << 24
+_MOST_PICKS = 1 << 24
 
 
 class MiningPlan(Contract, frozen=True, kw_only=True):
@@ -66,6 +68,10 @@ class MiningPlan(Contract, frozen=True, kw_only=True):
     """Of the inputs, by name; the gallery's is of its shards taken together."""
     nonfinite: dict[str, int]
     """Rows of an input that hold NaN or infinities, by its name."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.picks <= _MOST_PICKS:  # what one record of NumPy's can have
+            raise InputError(f"{self.picks} picks per query, expected 0 to {_MOST_PICKS}")
 
 
 class MiningRun(Contract, frozen=True, kw_only=True, omit_defaults=True):
@@ -154,6 +160,8 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error
     manifest = _parse(MiningManifest, raw, path)
+    if sorted(entry.path for entry in manifest.files) != sorted(f"{name}.npy" for name in ARRAYS):
+        raise InputError(f"{path}: lists other files than those of mined negatives; mine again with --force")
     for entry in manifest.files:
         file = folder / entry.path
         if not file.is_file() or file.stat().st_size != entry.size or (verify and sha256_of(file) != entry.sha256):
@@ -234,7 +242,7 @@ def _finished(out: Path, plan: MiningPlan) -> MiningManifest | None:
 
 
 def _parse(kind: type[Any], raw: bytes, path: Path) -> Any:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, AttributeError, TypeError):
+    with contextlib.suppress(*NOT_JSON, AttributeError, TypeError):
         data = msgspec.json.decode(raw)
         version = data.get("plan", data).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -337,10 +345,7 @@ def _assemble(partial: Path, new: Path, run: MiningRun) -> MiningManifest:
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged ({error}); mine again with --force") from error
+    array = open_array(path, "mine again with --force")
     if array.shape != shape or array.dtype != dtype:
         raise InputError(f"{path}: {array.dtype} of shape {array.shape}, expected {dtype} {shape}; mine again with --force")
     return np.asarray(array)

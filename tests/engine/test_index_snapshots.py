@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,6 +232,73 @@ def test_threads_search_while_one_writes(make_index: MakeIndex, tmp_path: Path) 
     assert failures == []
 
 
+def test_sixteen_threads(make_index: MakeIndex, tmp_path: Path) -> None:
+    """Searching, adding, replacing, removing, saving, compacting and following at once: every answer is a state that there was, and none
+    is older than the one before it. An item of each state says which it is."""
+    seconds, size = float(os.environ.get("DQE_THREAD_SECONDS", "2")), 10
+    index, path, failures, answers = make_index(), tmp_path / "index", list[str](), [0] * 16
+    states: list[frozenset[int]] = []  # the blocks of ten items that each state has; said before it is made
+    changing, until = threading.Lock(), time.monotonic() + seconds
+
+    def put(block: int, *, instead: int | None = None) -> None:
+        slot = block if instead is None else slots.pop(instead)
+        slots[block] = slot
+        states.append(frozenset(slots))
+        index.add([f"s{slot}-{i}" for i in range(size)], target_rows(size, block), metadata=[{"block": block}] * size, replace=True)
+
+    slots: dict[int, int] = {}
+    put(0)
+    index.save(path)
+    reader = GalleryIndex.load(path)
+
+    def change(rng: random.Random) -> None:
+        with changing:
+            action, block = rng.choice(("add", "replace", "remove")), len(states)
+            if action == "add" and len(slots) < 6:
+                put(block)
+            elif action == "remove" and len(slots) > 1:
+                slot = slots.pop(rng.choice(list(slots)))
+                states.append(frozenset(slots))
+                index.remove([f"s{slot}-{i}" for i in range(size)])
+            else:
+                put(block, instead=rng.choice(list(slots)))
+
+    def search(found: GalleryIndex, seen: int) -> int:
+        blocks = [(match.metadata or {})["block"] for match in found.search(QUERIES, 1000, threads=1)[1].matches]
+        state = frozenset(blocks)
+        assert sorted(blocks) == sorted(list(state) * size), f"half a block: {blocks}"
+        at = next((n for n in range(seen, len(states)) if states[n] == state), None)
+        assert at is not None, f"{sorted(state)} is older than state {seen}, or never was"
+        return at
+
+    def work(number: int) -> None:
+        rng, seen = random.Random(number), 0
+        try:
+            while time.monotonic() < until:
+                if number < 2:
+                    change(rng)
+                elif number == 2:
+                    index.compact() if rng.random() < 0.2 else index.save(path)
+                elif number < 6:
+                    reader.refresh()
+                    seen = search(reader, seen)
+                else:
+                    seen = search(index, seen)
+                answers[number] += 1
+        except Exception as error:
+            failures.append(f"thread {number}: {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert min(answers) > 0
+    reader.verify()
+    print(f"{len(states)} states, {answers[2]} saves, {sum(answers[3:6])} answers of the reader, {sum(answers[6:])} of the index")
+
+
 READER = """
 import sys, time
 from dqe_engine.index import GalleryIndex
@@ -251,13 +319,14 @@ print(followed, seen)
 def test_processes_follow_one_writer(make_index: MakeIndex, tmp_path: Path) -> None:
     """Each save holds consecutive numbers. Readers find them consecutive, and never older than before."""
     path, seconds = tmp_path / "index", float(os.environ.get("DQE_FOLLOW_SECONDS", "3"))
+    count = int(os.environ.get("DQE_FOLLOW_READERS", "3"))
     index = make_index()
     index.add(["k0"], target_rows(1), metadata=[{"n": 0}])
     index.save(path)
     roots = [Path(__file__).parents[1], Path(__file__).parents[2]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", READER, str(path), str(seconds)]
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
     n = 0
     while any(reader.poll() is None for reader in readers):
         n += 1
@@ -266,8 +335,9 @@ def test_processes_follow_one_writer(make_index: MakeIndex, tmp_path: Path) -> N
             index.remove(list(index.ids)[:30])
         index.save(path)
     results = [(reader.communicate(), reader.returncode) for reader in readers]
-    assert [code for _, code in results] == [0] * 3, results
+    assert [code for _, code in results] == [0] * count, results
     assert all(int(out.split()[0]) > 3 for (out, _), _ in results), results
+    print(f"{n} saves; followed, newest: {', '.join('/'.join(out.split()) for (out, _), _ in results)}")
 
 
 @pytest.mark.parametrize("follow", [True, False])

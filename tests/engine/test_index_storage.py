@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.samples import query_rows, target_rows
+from support.samples import image_rows, query_rows, target_rows
 
 from dqe_engine.errors import IndexConflictError, IndexFormatError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.index import storage as disk
+from dqe_engine.index.repair import RepairReport
+from dqe_engine.index.writer import Writer
 
 MakeIndex = Callable[..., GalleryIndex]
 
@@ -294,58 +291,83 @@ def test_a_catalogue_that_contradicts_itself(make_index: MakeIndex, tmp_path: Pa
             GalleryIndex.load(path)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from support.samples import image_rows, target_rows
-from dqe_engine.index import GalleryIndex
-
-path, start = sys.argv[1], int(sys.argv[2])
-if (Path(path) / "manifest.json").exists():
-    index = GalleryIndex.load(path, verify=True)
-else:
-    index = GalleryIndex(model_hash="m", target_shape=(2, 4), image_shape=(3, 5), image_storage="f16")
-print("ready", flush=True)
-for n in range(start, start + 100_000):
-    index.add([f"k{n}"], target_rows(1, n), image_rows(1, n), [{"n": n}])
-    if n % 3 == 2:
-        index.remove([f"k{n - 1}"])
-    if n % 40 == 39:  # more than half gone: the next save compacts
-        index.remove(list(index.ids)[:-5])
+def test_repair_removes_what_no_save_confirmed(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(5, image_storage="f16"), tmp_path / "index"
     index.save(path)
-    print(n, ",".join(index.ids), flush=True)
-"""
+    whole = contents(path)
+    assert GalleryIndex.repair(path) == RepairReport((), 0, (), (), dropped=False)
+    assert contents(path) == whole
+    for file in path.glob("*.targets"):
+        file.write_bytes(file.read_bytes() + b"torn")
+    (path / "0123abcd.images").write_bytes(b"x")
+    (path / ".tmp-left-by-a-kill").write_bytes(b"x")
+    (path / "readme.txt").write_text("not ours")
+    report = GalleryIndex.repair(path)
+    assert report == RepairReport((".tmp-left-by-a-kill", "0123abcd.images"), 4, (), (), dropped=False)
+    assert report.is_whole
+    assert contents(path) == whole | {"readme.txt": b"not ours"}
 
 
-def test_a_kill_at_any_moment_loses_nothing_confirmed(tmp_path: Path) -> None:
-    """Ten writers in a row are killed in the middle of adding and saving; each goes on with what the one before left."""
-    path, rng, start = tmp_path / "index", random.Random(0), 0
-    roots = [Path(__file__).parents[1], Path(__file__).parents[2]]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])}
-    total = 0
-    for _ in range(10):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(start)], stdout=subprocess.PIPE, text=True, env=environment)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.05, 0.4))
-        writer.send_signal(signal.SIGKILL)
-        lines = [line for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
-        writer.wait()
-        if not lines and start == 0:
-            continue  # killed before the first save: there may be no index yet
-        if lines:
-            number, _, confirmed = lines[-1].strip().partition(" ")
-            start, total = int(number) + 1, total + len(lines)
-            expected = confirmed.split(",")
-        loaded = GalleryIndex.load(path, verify=True)
-        found = loaded.search(query_rows(1), 10_000)[0].matches
-        assert {match.id for match in found} == set(loaded.ids)
-        assert all(match.metadata == {"n": int(match.id[1:])} for match in found)
-        if list(loaded.ids) != expected:  # the save after the last confirmed one landed, and nothing else
-            following = f"k{start}"
-            assert loaded.ids[-1] == following
-            assert set(loaded.ids) - {following} <= set(expected)
-            assert set(expected) - set(loaded.ids) <= ({f"k{start - 1}"} if start % 40 != 39 else set(expected))
-            start += 1
-            expected = list(loaded.ids)
-    assert total > 20, "the writers must have got somewhere for this to mean anything"
+@pytest.mark.parametrize("suffix", ["targets", "images"])
+@pytest.mark.parametrize("short", [False, True])
+def test_repair_drops_damaged_rows_when_asked(make_index: MakeIndex, tmp_path: Path, suffix: str, short: bool) -> None:
+    index, path = make_index(5, image_storage="f16"), tmp_path / "index"
+    index.save(path)
+    index.add(["new"], target_rows(1, 5), image_rows(1, 5))
+    index.remove(["i2"])
+    index.update_metadata({"i0": {"n": 1}})
+    index.save(path)  # rows: i0 (gone), i1, i2 (gone), i3, i4, new, i0
+    (file,) = path.glob(f"*.{suffix}")
+    good, row = file.read_bytes(), file.stat().st_size // 7
+    damaged = good[: 4 * row + 1] if short else bytes([*good[:row], good[row] ^ 1, *good[row + 1 : -1], good[-1] ^ 8])
+    file.write_bytes(damaged)
+    expected = ("i4", "new", "i0") if short else ("i1", "i0")
+    assert GalleryIndex.repair(path) == RepairReport((), 0, (file.name,), expected, dropped=False)
+    assert file.read_bytes() == damaged
+    with pytest.raises(IndexFormatError):
+        GalleryIndex.load(path, verify=True)
+    report = GalleryIndex.repair(path, drop_damaged=True)
+    assert (report.damaged, report.dropped, report.is_whole) == (expected, True, True)
+    loaded = GalleryIndex.load(path, verify=True)
+    assert loaded.ids == tuple(id for id in index.ids if id not in expected)
+    for id in loaded.ids:
+        np.testing.assert_array_equal(loaded.image_tokens(id), index.image_tokens(id))
+        np.testing.assert_array_equal(loaded.target_tokens(id), index.target_tokens(id))
+    assert GalleryIndex.repair(path).is_whole
+
+
+def test_damage_to_rows_that_are_gone_costs_nothing(make_index: MakeIndex, tmp_path: Path) -> None:
+    index, path = make_index(5), tmp_path / "index"
+    index.save(path)
+    index.remove(["i0"])
+    index.save(path)
+    (file,) = path.glob("*.targets")
+    file.write_bytes(b"\xff" + file.read_bytes()[1:])
+    assert not GalleryIndex.repair(path).is_whole
+    assert GalleryIndex.repair(path, drop_damaged=True).damaged == ()
+    assert GalleryIndex.load(path, verify=True).ids == ("i1", "i2", "i3", "i4")
+
+
+def test_what_only_a_copy_mends(make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(IndexFormatError, match="no index here"):
+        GalleryIndex.repair(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    path = tmp_path / "index"
+    make_index(3).save(path)
+    (catalogue,), (targets,) = path.glob("*.catalogue"), path.glob("*.targets")
+    good = catalogue.read_bytes()
+    catalogue.write_bytes(good.replace(b"i1", b"i7"))
+    with pytest.raises(IndexFormatError, match=r"the catalogue is damaged .* restore it from a copy"):
+        GalleryIndex.repair(path, drop_damaged=True)
+    catalogue.write_bytes(good)
+    targets.unlink()
+    with pytest.raises(IndexFormatError, match="missing; restore it from a copy"):
+        GalleryIndex.repair(path, drop_damaged=True)
+    monkeypatch.setattr(Writer, "_checksum", lambda self, row: None)  # an index of before
+    old = make_index(3)
+    old.save(path, overwrite=True)
+    assert GalleryIndex.repair(path).is_whole
+    (targets,) = (file for file in path.glob("*.targets") if file.stat().st_size)
+    targets.write_bytes(b"\xff" + targets.read_bytes()[1:])
+    with pytest.raises(IndexFormatError, match="kept no checksums of rows"):
+        GalleryIndex.repair(path, drop_damaged=True)

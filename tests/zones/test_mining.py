@@ -529,7 +529,7 @@ def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path, limit: int) -> No
     """900 bytes hold the plan and no block, 1100 hold a block and not all picks."""
     mine_to_folder(tmp_path / "straight", job())
     out = tmp_path / "mined"
-    with files_of_at_most(limit), pytest.raises(InputError, match=r"mined: cannot be written \(.*\); finished blocks stay"):
+    with files_of_at_most(limit), pytest.raises(InputError, match=r"mined: cannot be written \(.*\); raise .*; finished blocks stay"):
         mine_to_folder(out, job())
     assert not out.exists()
     assert not list(tmp_path.glob(".tmp-*"))

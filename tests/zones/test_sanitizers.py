@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
+import nanobind
+import numpy as np
 import pytest
+
+import dqe_engine
 
 SOURCES = Path(__file__).resolve().parents[2] / "cpp_ext"
 TILES = {
@@ -40,6 +47,46 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     result = subprocess.run([program, "300"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     assert "portable: 300 requests" in result.stdout
+
+
+def build_bindings(folder: Path, flags: list[str]) -> Path:
+    """The extension, with these flags throughout, in a copy of the package made of links."""
+    nanobind_root = Path(nanobind.include_dir()).parent
+    include = [f"-I{path}" for path in (nanobind.include_dir(), nanobind_root / "ext/robin_map/include", sysconfig.get_path("include"))]
+    flags = [*flags, "-fPIC", "-fvisibility=hidden"]
+    objects = [compile_object(f"tiles_{name}.cpp", folder, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
+    defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
+    kernels = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp")
+    bindings = ("bindings.cpp", nanobind_root / "src/nb_combined.cpp")
+    objects += [compile_object(source, folder, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
+    objects += [compile_object(str(source), folder, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
+    package = folder / "package" / "dqe_engine"
+    package.mkdir(parents=True)
+    for file in Path(dqe_engine.__file__).parent.iterdir():
+        if not file.name.startswith(("_kernels.", "__pycache__")):
+            (package / file.name).symlink_to(file)
+    target = package / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run(["g++", "-shared", *flags, "-o", str(target), *map(str, objects), "-lpthread"], check=True)
+    return package.parent
+
+
+@pytest.mark.slow
+def test_the_bindings_are_clean_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    """`DQE_TSAN_SECONDS`: how long eight threads call them."""
+    found = subprocess.run(["gcc", "-print-file-name=libtsan.so"], check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_file() or shutil.which("setarch") is None:
+        pytest.skip("no libtsan or no setarch")
+    package = build_bindings(tmp_path, ["-O1", "-g1", "-fsanitize=thread"])
+    environment = os.environ | {
+        "LD_PRELOAD": found, "TSAN_OPTIONS": "exitcode=66 history_size=4", "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (package, Path(__file__).parents[1], Path(np.__file__).parents[1]))),
+    }  # fmt: skip
+    # -R: the sanitizer does not bear addresses as random as newer kernels make them. -S: no finder of an editable install.
+    command = ["setarch", "-R", sys.executable, "-S", "-m", "support.kernel_threads", os.environ.get("DQE_TSAN_SECONDS", "10")]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)  # not our own package
+    assert result.returncode == 0, result.stdout + result.stderr[-6000:]
+    assert str(package) in result.stdout
+    assert int(result.stdout.split()[-1]) > 50
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)

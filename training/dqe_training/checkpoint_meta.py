@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import Contract, parse
+from dqe_engine.contracts.parsing import NOT_JSON, Contract, parse
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError
@@ -84,7 +84,7 @@ def parse_meta(directory: Path) -> CheckpointMeta:
         raise CheckpointError(f"{directory}: not a checkpoint (no {META}); give a directory that dqe-train wrote")
     try:
         data = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); restore it or train again") from error
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from dqe_engine.contracts.parsing import parse
+from dqe_engine.contracts.parsing import NOT_JSON, parse
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 
@@ -154,7 +154,7 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
         raise CheckpointError(f"{directory}: no vision tower here; give a dqe-pretrain directory or one of {', '.join(SHIPPED_VISION)}")
     try:
         made = parse(ModelConfig, msgspec.json.decode(record.read_bytes(), type=dict)["model"], where=str(record), error=CheckpointError)
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+    except (*NOT_JSON, KeyError) as error:
         raise CheckpointError(f"{record}: damaged, it does not say what the tower is; copy it again or run dqe-pretrain") from error
     if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
         raise CheckpointError(

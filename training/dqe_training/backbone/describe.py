@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dqe_engine.contracts.parsing import without_mark
+from dqe_engine.contracts.parsing import NOT_JSON, without_mark
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError
 
@@ -132,7 +132,7 @@ def _json(path: Path) -> Any:
         raise CheckpointError(f"{path}: missing; a BLIP-2 checkpoint has it, copy the whole repository")
     try:
         return msgspec.json.decode(without_mark(path.read_bytes()))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); copy it again") from error
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dqe_engine.contracts.parsing import NOT_JSON
 from dqe_engine.errors import CheckpointError
 from dqe_engine.files import describe_os_error
 
@@ -48,7 +49,7 @@ def weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise CheckpointError(f"{index}: damaged, it does not say which file holds what; copy it again") from error
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{index}: names files of other folders; do not use this checkpoint")

@@ -43,7 +43,7 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date such as 2024-13-45
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date such as 2024-13-45
         raise InputError(f"{where}: not valid YAML: {' '.join(str(problem).split())}") from problem
 
 

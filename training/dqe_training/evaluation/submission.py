@@ -164,7 +164,7 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
     try:
         # As the servers read it: text in UTF-8, without the byte order mark and the other encodings that json.loads takes as bytes.
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except ValueError as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise InputError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of lists, got {type(content).__name__}")

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-from dqe_engine.contracts.parsing import without_mark
+from dqe_engine.contracts.parsing import NOT_JSON, without_mark
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error
 
@@ -116,7 +116,7 @@ def read_annotations(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(without_mark(path.read_bytes()), type=kind)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such annotation file") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{path}: not the official format: {error}") from error
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error
