@@ -25,6 +25,7 @@ from .contracts.parsing import parse
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
 from .files import describe_os_error, recover_directory, sha256_of
+from .graph_files import check_weights
 from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
 from .tensorrt.engines import engine_folders, open_engine
 from .tensorrt.onnx_runtime import provider_options
@@ -44,8 +45,8 @@ class Bundle:
 
         The export's report is no part of a bundle: it may be edited or deleted.
         `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
-        a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents. A bundle
-        that a killed replacement moved aside is put back.
+        a missing or damaged bundle, a newer schema, a path that leaves the directory, a graph that takes weights from a file that is
+        not listed, or contradictory contents. A bundle that a killed replacement moved aside is put back.
         """
         root = Path(path)
         try:
@@ -58,6 +59,8 @@ class Bundle:
         _check_contents(root / MANIFEST_FILE, manifest)
         for entry in manifest.files:
             check_file(root, entry, hashed=verify)
+        for graph in manifest.graphs:
+            check_weights(root, graph, manifest.files)
         return cls(root, manifest)
 
     def is_current(self) -> bool:
