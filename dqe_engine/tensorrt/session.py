@@ -18,6 +18,7 @@ from ..binding import Binding
 from ..contracts.engines import AxisRange
 from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from ..errors import BackendError, BundleError, InputError
+from ..forks import ProcessBound
 from ..sessions import Arrays
 from .api import import_tensorrt, load_engine, make_logger, refusals
 from .cuda import Cuda
@@ -36,7 +37,7 @@ class _Context:
     shape: tuple[tuple[str, int], ...] = ()
 
 
-class TensorRTSession:
+class TensorRTSession(ProcessBound):
     """An engine bound to `spec`, on one stream of the CUDA device that is current where it is made. Threads take turns.
 
     Buffers for the largest shapes of all profiles are allocated here and stay. The optimal batch of each profile is captured as a CUDA
@@ -73,7 +74,7 @@ class TensorRTSession:
             for index, profile in enumerate(self._profiles):
                 for dynamic in _usual_sizes(profile):
                     self._capture(index, dynamic, release)
-            weakref.finalize(self, release.pop_all().close)
+            self.bind_to_process(weakref.finalize(self, release.pop_all().close))
 
     @property
     def device_memory(self) -> int:
@@ -93,8 +94,9 @@ class TensorRTSession:
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
 
-        Raises InputError for sizes outside the engine's profiles, BackendError when the device fails.
+        Raises InputError for sizes outside the engine's profiles, BackendError when the device fails, and in a child of `fork`.
         """
+        self.check_process()
         dynamic = self._binding.dynamic_sizes(inputs)
         shapes = self._binding.output_shapes(dynamic)
         outputs: Arrays = {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
