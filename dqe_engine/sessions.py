@@ -14,6 +14,7 @@ from .binding import Binding
 from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
 from .forks import ProcessBound, guard_children
+from .processors import available_cpus, cores
 from .tensorrt.onnx_runtime import without_profiles
 from .tensorrt.sizes import ANY_BATCH
 
@@ -140,6 +141,8 @@ def _open_session(
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: what matters is checked below and raised
+    if threads is None and available_cpus() < cores():
+        threads = available_cpus()  # ONNX Runtime knows of affinity, and not of a container's quota
     if threads is not None:
         options.intra_op_num_threads = threads
     # Idle workers would spin for a while and take the cores from the search, which comes next (decision 13).

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
+from dqe_engine.processors import available_cpus
 
 F32 = NDArray[np.float32]
 
@@ -52,7 +53,7 @@ class Screen:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
             codes = _empty_codes(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
-            kernels().encode(shard, codes, scales, errors, norms, threads)
+            kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
         return cls(tuple(coded))
 

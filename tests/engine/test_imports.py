@@ -44,8 +44,8 @@ def test_what_the_engine_loads_is_known() -> None:
     loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
     ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
     assert ours == {
-        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "image_cost", "image_metadata", "image_policy",
-        "image_sources", "index", "preprocessing", "references", "results", "sessions", "tensorrt", "text",
+        "binding", "bundle", "compose", "contracts", "engine", "errors", "files", "forks", "graph_files", "image_cost", "image_metadata",
+        "image_policy", "image_sources", "index", "preprocessing", "processors", "references", "results", "sessions", "tensorrt", "text",
         "tiff_directory", "zones",
     }  # fmt: skip
     assert {name.partition(".")[0] for name in loaded} - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}

@@ -32,7 +32,7 @@ def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
-    others = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
+    others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
     objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
@@ -40,6 +40,16 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     result = subprocess.run([program, "300"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     assert "portable: 300 requests" in result.stdout
+
+
+@pytest.mark.parametrize(("sanitizer", "task"), [("thread", "callers"), ("address,undefined", "forks")])
+def test_the_pool_of_threads_is_clean(tmp_path: Path, sanitizer: str, task: str) -> None:
+    """Many callers at once, parts that fail, and children of a process whose pool is at work (which ThreadSanitizer cannot follow)."""
+    program = tmp_path / "parallel_test"
+    sources = [str(SOURCES / name) for name in ("parallel.cpp", "tests/parallel_test.cpp")]
+    subprocess.run(["g++", "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}", "-o", str(program), *sources, "-lpthread"], check=True)
+    result = subprocess.run([program, task], capture_output=True, text=True, timeout=250)
+    assert (result.returncode, result.stdout) == (0, "good\n"), result.stdout + result.stderr[-4000:]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
