@@ -20,7 +20,8 @@ from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.processors import available_cpus
 
-from .request import F32, I64, ZoneRequest, ZoneSelection
+from .arrays import F32, I64
+from .request import ZoneRequest, ZoneSelection
 
 BLOCK_QUERIES = 4096
 KEPT_BYTES = 256 << 20

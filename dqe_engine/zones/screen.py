@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from dqe_engine.errors import InputError
 from dqe_engine.processors import available_cpus
 
-F32 = NDArray[np.float32]
+from .arrays import F32, shards_of
+from .compiled import kernels
 
 _CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
 _HUGE_PAGE = 2 << 20
@@ -44,9 +45,6 @@ class Screen:
 
         Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
         """
-        from .request import shards_of  # which imports this module
-        from .select import kernels
-
         coded = []
         for shard in shards_of(items):
             if shard.shape[2] > MAX_WIDTH:
