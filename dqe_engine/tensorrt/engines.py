@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, ENGINES_SCHEMA_VERSION, EngineEntry, EngineManifest
+from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEntry, EngineManifest
 from ..contracts.graphs import GraphSizes, GraphSpec
-from ..contracts.parsing import parse_json
+from ..contracts.versioned import read_document
 from ..errors import BackendError, BundleError
 from ..files import describe_os_error
 from .api import import_tensorrt
@@ -57,16 +57,12 @@ def select_folder(bundle: Path, graph: GraphSpec, graph_hash: str, gpu: Gpu, ten
 
 
 def read_sidecar(folder: Path) -> EngineManifest:
-    """Raises BundleError for one that is unreadable, or of another schema."""
+    """Raises BundleError for one that is missing, unreadable, or of another schema."""
     where = folder / ENGINES_FILE
     try:
-        raw = where.read_bytes()
-    except OSError as error:
+        return read_document(EngineManifest, where, remedy="build the engines again", error=BundleError)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(describe_os_error(error, where)) from error
-    manifest = parse_json(EngineManifest, raw, where=str(where), error=BundleError)
-    if manifest.schema_version != ENGINES_SCHEMA_VERSION:
-        raise BundleError(f"{where}: schema version {manifest.schema_version}, expected {ENGINES_SCHEMA_VERSION}; build the engines again")
-    return manifest
 
 
 def read_plan(folder: Path, entry: EngineEntry) -> bytes:

@@ -420,7 +420,10 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
         (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
         (engine.unlink, "missing; build the engines again"),
         (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
-        (lambda: sidecar.write_text(text.replace('"schema_version": 3', '"schema_version": 4')), "schema version 4, expected 3"),
+        (
+            lambda: sidecar.write_text(text.replace('"schema_version": 4', '"schema_version": 5')),
+            "schema version 5 is newer than the supported 4",
+        ),
         (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
         (lambda: sidecar.write_text("{"), "not valid JSON"),
     ):
