@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dqe_engine.doctor.machine import cores, processor_name
+from dqe_engine.doctor.machine import processor_name
 from dqe_engine.index import GalleryIndex
+from dqe_engine.processors import cores
 
 SHARES = (0.001, 0.01, 0.1, 0.4, 0.49, 0.51, 0.9, 0.99)
 WIDTH, K = 256, 20

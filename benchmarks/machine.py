@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from dqe_engine.doctor.machine import affinity, cores, instruction_sets, is_virtual, memory_bytes, processor_name
+from dqe_engine.doctor.machine import instruction_sets, is_virtual, memory_bytes, processor_name
 from dqe_engine.doctor.packages import version_of
 from dqe_engine.driver_library import CUDA_DRIVER, load_library
+from dqe_engine.processors import affinity, cores
 
 __all__ = [
     "affinity",

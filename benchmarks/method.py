@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dqe_engine.processors import available_cpus
+
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 MEASURE = "map_at_10"
 Assignments = tuple[str, ...]
@@ -222,7 +224,7 @@ def run_stage(options: argparse.Namespace, stage: str) -> None:
     """Workers in processes of their own, then the report of what they finished."""
     command = [sys.executable, "-m", "benchmarks.method", "--out", str(options.out), "--stage", stage, "--regimes", *options.regimes]
     command += ["--seeds", *map(str, options.seeds)]
-    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    threads = max(1, available_cpus() // options.workers)
     running = []
     for worker in range(options.workers if options.workers > 1 else 0):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}

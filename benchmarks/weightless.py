@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
+from dqe_engine.processors import available_cpus
+
 Floats = NDArray[np.float32]
 Values = Callable[[str, Sequence[int]], Floats]
 """The values of a parameter, by its name and shape."""
@@ -103,7 +105,7 @@ def fill(files: Mapping[Path, Path], filled: Mapping[str, Mapping[str, Any]], sh
             for file, tensor, axes, offset in places[name]:
                 _write(file, _ordered(array, tensor, axes), offset)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             for _ in pool.map(make, shapes):
                 pass
     finally:

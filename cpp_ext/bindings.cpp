@@ -49,6 +49,11 @@ const TileKernels* kernels_of(const std::string& name) {
     throw std::invalid_argument("instruction set '" + name + "' is not one that this processor runs");
 }
 
+// How many "one per processor" is, the caller decides.
+void expect_threads(int threads) {
+    if (threads < 1) throw std::invalid_argument("threads: expected at least 1");
+}
+
 bool is_half(const Items& items) {
     const bool half = items.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
     if (!half && items.dtype() != nb::dtype<float>()) throw nb::type_error("items: expected float32 or float16");
@@ -136,6 +141,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     Arguments given = {std::move(shards), {}, offsets, excluded, anchor_ids};
     for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
     std::vector<Shard> storage;
+    expect_threads(threads);
     const Gallery gallery = gallery_of(given, storage);
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
                p = static_cast<int64_t>(picks.shape(1));
@@ -214,6 +220,7 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     expect("errors", errors, {count, tokens});
     expect("norms", norms, {count, tokens});
     if (width > kMostCodedWidth) throw std::invalid_argument("items: tokens too wide for 32-bit sums of codes");
+    expect_threads(threads);
     const bool half = is_half(items);
     const TileKernels* kernels = kernels_of("");
     nb::gil_scoped_release release;
@@ -240,6 +247,7 @@ std::vector<std::string> instruction_sets() {
 
 // Multiply-adds per second that `threads` threads reach in a loop that never leaves their registers.
 double multiply_add_rate(int threads, const std::string& instruction_set) {
+    expect_threads(threads);
     const TileKernels* kernels = kernels_of(instruction_set);
     nb::gil_scoped_release release;
     constexpr int64_t kSteps = 4'000'000;

@@ -70,7 +70,7 @@ struct Sweep {
     int64_t sample;  // candidates to look at first, here and there, to guess thresholds from; 0: none
     int64_t field;   // entries a query may hold while its zone is not known (from_best, rank)
     bool by_rows;    // score row by row (at most max_row_queries queries), not in panels
-    int threads;     // 0: one per processor
+    int threads;     // at least 1
     const TileKernels* kernels;
 };
 

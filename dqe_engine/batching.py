@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from .errors import DeadlineError, InputError, OverloadError
+from .forks import ProcessBound
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -42,7 +43,7 @@ class _Entry(Generic[Q, R]):
         self.settle(error=DeadlineError(f"no answer within {time.monotonic() - self.enqueued:.3f} seconds; ask again, or allow more time"))
 
 
-class Batcher(Generic[Q, R]):
+class Batcher(ProcessBound, Generic[Q, R]):
     """Answers questions of many threads and tasks in batches, one batch at a time, in the order in which they came.
 
     Whoever asks while nothing runs becomes the leader: it answers its own question, and whatever has queued up, in its own thread, and
@@ -68,6 +69,7 @@ class Batcher(Generic[Q, R]):
         self._worker: threading.Thread | None = None  # leads where only tasks wait
         self._called = threading.Event()
         self._worker_leads = False
+        self.bind_to_process()
 
     @property
     def waiting(self) -> int:
@@ -121,6 +123,7 @@ class Batcher(Generic[Q, R]):
         self.close()
 
     def _enqueue(self, question: Q, timeout: float | None, wake: threading.Event | None) -> tuple[_Entry[Q, R], bool]:
+        self.check_process()
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         entry: _Entry[Q, R] = _Entry(question, deadline, Future(), wake)
         with self._lock:

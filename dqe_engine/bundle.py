@@ -13,18 +13,17 @@ import msgspec
 from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
 from .contracts.manifest import (
     MANIFEST_FILE,
-    OLDEST_SCHEMA,
     REPORT_FILES,
     ROW_INT8_SCHEMA,
-    SCHEMA_VERSION,
     BundleManifest,
     FileEntry,
     HeadsManifest,
 )
-from .contracts.parsing import NOT_JSON, parse
+from .contracts.versioned import describe_folder, read_document
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
 from .files import describe_os_error, recover_directory, sha256_of
+from .graph_files import check_weights
 from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
 from .tensorrt.engines import engine_folders, open_engine
 from .tensorrt.onnx_runtime import provider_options
@@ -44,8 +43,8 @@ class Bundle:
 
         The export's report is no part of a bundle: it may be edited or deleted.
         `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
-        a missing or damaged bundle, a newer schema, a path that leaves the directory, or contradictory contents. A bundle
-        that a killed replacement moved aside is put back.
+        a missing or damaged bundle, a newer schema, a path that leaves the directory, a graph that takes weights from a file that is
+        not listed, or contradictory contents. A bundle that a killed replacement moved aside is put back.
         """
         root = Path(path)
         try:
@@ -58,6 +57,8 @@ class Bundle:
         _check_contents(root / MANIFEST_FILE, manifest)
         for entry in manifest.files:
             check_file(root, entry, hashed=verify)
+        for graph in manifest.graphs:
+            check_weights(root, graph, manifest.files)
         return cls(root, manifest)
 
     def is_current(self) -> bool:
@@ -128,26 +129,16 @@ M = TypeVar("M", BundleManifest, HeadsManifest)
 
 
 def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
-    """Parse the JSON file `where` strictly, its schema version first. `missing`: what to say where it is not; `made_by`: the remedy."""
-    root = where.parent
+    """`read_document` of a bundle's or of heads. `missing`: what to say where it is not; `made_by`: the remedy."""
     try:
-        data = msgspec.json.decode(where.read_bytes())
+        manifest = read_document(kind, where, remedy="export again, or copy the folder again", error=BundleError)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{root}: {missing} ({where.name} is missing); make one with {made_by}") from error
-    except OSError as error:
-        raise BundleError(describe_os_error(error, where)) from error
-    except NOT_JSON as error:
-        raise BundleError(f"{where}: not valid JSON ({error}); copy the folder again") from error
-    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(f"{where}: schema version {version} is newer than the supported {SCHEMA_VERSION}; upgrade dqe-engine")
-    if not isinstance(version, int) or isinstance(version, bool) or version < OLDEST_SCHEMA:
-        raise BundleError(f"{where}: schema_version must be {OLDEST_SCHEMA} to {SCHEMA_VERSION}, got {version!r}; export again")
-    if version < ROW_INT8_SCHEMA and data.get("precision") == "int8":
+        found = f", and this is {other}" if (other := describe_folder(where.parent)) else ""
+        raise BundleError(f"{where.parent}: {missing} ({where.name} is missing{found}); make one with {made_by}") from error
+    if manifest.schema_version < ROW_INT8_SCHEMA and manifest.precision == "int8":
         message = "is of a scheme whose answers depended on the processor and on the batch; export again, and index again"
-        raise BundleError(f"{where}: int8 of schema version {version} {message}")
-    return parse(kind, data, where=str(where), error=BundleError)
+        raise BundleError(f"{where}: int8 of schema version {manifest.schema_version} {message}")
+    return manifest
 
 
 def _check_contents(where: Path, manifest: BundleManifest) -> None:

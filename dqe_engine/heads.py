@@ -15,6 +15,7 @@ from .contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, REPOR
 from .contracts.parsing import to_json
 from .errors import BundleError, InputError
 from .files import atomic_directory, describe_write_error
+from .graph_files import check_weights
 from .sessions import OnnxSession
 
 
@@ -32,6 +33,7 @@ def load_heads(path: str | os.PathLike[str]) -> HeadsManifest:
         raise BundleError(f"{where}: lists {', '.join(listed) or 'no files'}, expected {ATTRIBUTE_HEADS.file}; export the heads again")
     for entry in manifest.files:
         check_file(root, entry, hashed=True, listed_in=HEADS_FILE)
+    check_weights(root, ATTRIBUTE_HEADS, manifest.files)
     return manifest
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .binding import Binding
 from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
+from .forks import ProcessBound, guard_children
+from .processors import available_cpus, cores
 from .tensorrt.onnx_runtime import without_profiles
 from .tensorrt.sizes import ANY_BATCH
 
@@ -70,7 +72,7 @@ def text_buckets(*sessions: GraphSession) -> tuple[int, ...]:
     return next((session.text_buckets for session in sessions if isinstance(session, TextBuckets) and session.text_buckets), ())
 
 
-class OnnxSession:
+class OnnxSession(ProcessBound):
     """An ONNX Runtime session bound to `spec`.
 
     `provider`: all but "auto" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
@@ -104,12 +106,14 @@ class OnnxSession:
         size = sum(file.stat().st_size for file in weights if file.exists())
         little = LITTLE_WORK // (size * sizes.image_tokens) if threads is None and self.provider == "cpu" else 0
         self._little, self._single = little, _open_session(path, "cpu", 1)[0] if little else None
+        self.bind_to_process()
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching ONNX Runtime.
 
-        Raises BackendError when the runtime fails (out of memory, device lost).
+        Raises BackendError when the runtime fails (out of memory, device lost), and in a child of the process that made the session.
         """
+        self.check_process()
         dynamic = self._binding.dynamic_sizes(inputs)
         shapes = self._binding.output_shapes(dynamic)
         if dynamic["batch"] == 0:
@@ -137,6 +141,8 @@ def _open_session(
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: what matters is checked below and raised
+    if threads is None and available_cpus() < cores():
+        threads = available_cpus()  # ONNX Runtime knows of affinity, and not of a container's quota
     if threads is not None:
         options.intra_op_num_threads = threads
     # Idle workers would spin for a while and take the cores from the search, which comes next (decision 13).
@@ -193,6 +199,7 @@ def _has_nodes(session: Any, provider: str) -> bool:
 
 def _import_onnxruntime() -> Any:
     remedy = "install exactly one of onnxruntime and onnxruntime-gpu (they overwrite each other: uninstall both, then install one)"
+    guard_children()
     try:
         import onnxruntime
     except ImportError as error:

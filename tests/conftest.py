@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from benchmarks.machine import cuda_devices
-from dqe_engine.doctor import describe, first_lines, machine
+from dqe_engine.doctor import describe, first_lines
+from dqe_engine.processors import available_cpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ _cuda_devices = cache(cuda_devices)
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """The processors that the container gives; no more than eight, since each worker imports everything and takes gigabytes."""
-    return max(1, int(min(machine.cores(), machine.core_quota() or 8, 8)))
+    return min(available_cpus(), 8)
 
 
 def pytest_report_header() -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from dqe_engine.zones.select import screens_panels
+from dqe_engine.zones.compiled import screens_panels
 
 from ..harness import Contender
 from . import contenders as by

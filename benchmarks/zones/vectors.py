@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dqe_engine.processors import available_cpus
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -65,7 +66,7 @@ def vectors(spec: VectorSpec) -> Vectors:
             rows = _unit(rows + near.reshape(step, *(1,) * (len(spec.shape) - 2), spec.width))
         items[start : start + step] = rows[: spec.items - start]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         list(pool.map(fill, range(0, spec.items, step)))
     targets = rng.integers(0, spec.items, spec.queries)
     tokens = items[targets].reshape(spec.queries, spec.tokens, spec.width)[:, 0].astype(np.float32)

@@ -6,11 +6,14 @@ Plans carry no metadata of their own, so everything that decides whether an engi
 from __future__ import annotations
 
 import re
+from typing import ClassVar, Literal
 
 from .manifest import FileEntry, GraphParity, Tolerance
 from .parsing import Contract
+from .versioned import Versioned
 
-ENGINES_SCHEMA_VERSION = 3
+ENGINES_SCHEMA_VERSION, _OLDEST_SCHEMA = 4, 3
+"""Version 3 had no `kind`."""
 ENGINES_FILE = "engines.json"
 ENGINES_FOLDER = "tensorrt"  # within a bundle; a manifest's `model_hash` leaves out what is below it
 
@@ -58,13 +61,16 @@ class EngineEntry(Contract, frozen=True):
     parity: GraphParity
 
 
-class EngineManifest(Contract, frozen=True, kw_only=True):
+class EngineManifest(Versioned, frozen=True, kw_only=True):
     """`precision` is the bundle's: engines are strongly typed, so the ONNX graph decides it, and `tf32` alone adds to it.
 
     `compute_capability`: "9.0". `tensorrt`: the full version. `cuda_driver`: the newest CUDA that the driver supports, "13.0".
     `workspace`: bytes, None for all of the device's memory.
     """
 
+    OLDEST_SCHEMA: ClassVar[int] = _OLDEST_SCHEMA
+
+    kind: Literal["tensorrt-engines"] = "tensorrt-engines"
     schema_version: int = ENGINES_SCHEMA_VERSION
     precision: str
     gpu: str

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .graphs import ATTRIBUTE_HEADS, GraphSizes, GraphSpec
 from .parsing import Contract, to_json
 from .preprocessing import PreprocessingSpec
 from .tokenizer import TokenizerSpec
+from .versioned import Versioned
 from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
 Precision = Literal["float32", "float16", "int8", "int8-static"]
 Target = Literal["cpu", "cuda"]
 """What the form of a bundle's graphs is for. Either runs anywhere; they differ in the order of products, and in speed."""
-SCHEMA_VERSION, OLDEST_SCHEMA = 5, 3
-"""Written, and read: those of version 4 are for CPUs and do not say so; those of version 3 lack what is None here, and report files are
-among their files."""
+SCHEMA_VERSION, OLDEST_SCHEMA = 6, 3
+"""Written, and read: up to version 5 there was no `kind`; those of version 4 are for CPUs and do not say so; those of version 3 lack what
+is None here, and report files are among their files."""
 ROW_INT8_SCHEMA = 4
 """The first whose int8 graphs scale every row by itself."""
 MANIFEST_FILE = "manifest.json"
@@ -92,12 +93,15 @@ class RetrievalParity(Contract, frozen=True):
     top10_overlap: float
 
 
-class BundleManifest(Contract, frozen=True, kw_only=True):
+class BundleManifest(Versioned, frozen=True, kw_only=True):
     """`model` is the training configuration's model section, for the record; the runtime reads `sizes`.
 
     `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer.
     """
 
+    OLDEST_SCHEMA: ClassVar[int] = OLDEST_SCHEMA
+
+    kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
     name: str
     producer: str
@@ -133,12 +137,15 @@ class BundleManifest(Contract, frozen=True, kw_only=True):
         return _digest([f.sha256 for f in self.files if f.path in graph_files(graph)])
 
 
-class HeadsManifest(Contract, frozen=True, kw_only=True):
+class HeadsManifest(Versioned, frozen=True, kw_only=True):
     """`heads.json`, beside the graph of the attribute heads alone: what a bundle takes over, and what it must be to fit.
 
     `sizes`, `precision` and `encoder_hash` are those of the bundles that can take them, but for the number of attributes.
     """
 
+    OLDEST_SCHEMA: ClassVar[int] = OLDEST_SCHEMA
+
+    kind: Literal["attribute-heads"] = "attribute-heads"
     schema_version: int = SCHEMA_VERSION
     producer: str
     precision: Precision

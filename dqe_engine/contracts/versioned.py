@@ -5,6 +5,7 @@ Documents from before `kind` are known by a key that only theirs have.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,8 +23,15 @@ _WITHOUT_KIND: Mapping[str, tuple[str, str]] = {
     "catalogue": ("gallery-index", "an index"),
     "graphs": ("bundle", "a bundle"),
     "encoder_hash": ("attribute-heads", "attribute heads"),
+    "engines": ("tensorrt-engines", "a folder of TensorRT engines"),
 }
 """By a key: the kind of a document that has it, and what people call it."""
+_BY_FILE: Mapping[str, str] = {
+    "checkpoint.json": "a training checkpoint; export it first",
+    "heads.json": "attribute heads; dqe-heads puts them into a bundle",
+    "engines.json": "a folder of TensorRT engines; the bundle is two folders up",
+}
+"""What a folder without the document that was looked for is, by a file in it."""
 _NAMES = dict(_WITHOUT_KIND.values())
 
 
@@ -39,16 +47,19 @@ class Versioned(Contract, frozen=True):
 V = TypeVar("V", bound=Versioned)
 
 
-def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQEError]) -> V:
+def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQEError], other_schema: type[DQEError] | None = None) -> V:
     """Parse the file `where` strictly. `remedy`: how to come by a good one, such as "export again".
 
-    Raises `error`, one line, for what cannot be read, is no JSON, another kind's, of a newer or no longer supported schema, or not as
-    the schema says. FileNotFoundError and NotADirectoryError pass through: what a missing document means is the caller's to say.
+    Raises `error`, one line, for what cannot be read, is no JSON, another kind's, of a newer or no longer supported schema (then as
+    `other_schema`, if that is given), or not as the schema says. FileNotFoundError and NotADirectoryError pass through: what a missing
+    document means is the caller's to say.
     """
     try:
-        size = where.stat().st_size
-        if size > MOST_BYTES:
-            raise error(f"{where}: {size} bytes, more than the {MOST_BYTES} that any document of ours takes; {remedy}")
+        status = where.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise error(f"{where}: not a regular file; {remedy}")
+        if status.st_size > MOST_BYTES:
+            raise error(f"{where}: {status.st_size} bytes, more than the {MOST_BYTES} that any document of ours takes; {remedy}")
         data = msgspec.json.decode(where.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise
@@ -56,6 +67,8 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
         raise error(describe_os_error(problem, where)) from problem
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise error(f"{where}: not valid JSON ({problem}); {remedy}") from problem
+    except ValueError as problem:
+        raise error(f"{str(where)!r}: not a path ({problem}); check it") from problem
     wanted, newest = _defaults(document)
     if (found := _kind_of(data)) != wanted:
         is_what = _NAMES.get(found or "", f"of kind {found!r}" if found else "something else")
@@ -63,10 +76,18 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
     version = data.get("schema_version")
     if isinstance(version, int) and version > newest:
-        raise error(f"{where}: schema version {version} is newer than the supported {newest}; upgrade dqe-engine")
+        raise (other_schema or error)(f"{where}: schema version {version} is newer than the supported {newest}; upgrade dqe-engine")
     if not isinstance(version, int) or isinstance(version, bool) or version < document.OLDEST_SCHEMA:
-        raise error(f"{where}: schema_version must be {document.OLDEST_SCHEMA} to {newest}, got {version!r}; {remedy}")
+        raise (other_schema or error)(f"{where}: schema_version must be {document.OLDEST_SCHEMA} to {newest}, got {version!r}; {remedy}")
     return parse(document, data, where=str(where), error=error)
+
+
+def describe_folder(folder: Path) -> str | None:
+    """What a folder is that lacks the document that was looked for, and what to do with it; None for nothing that we know."""
+    try:
+        return next((what for name, what in _BY_FILE.items() if (folder / name).is_file()), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _defaults(document: type[Versioned]) -> tuple[str, int]:

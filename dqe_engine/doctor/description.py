@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
+from .. import processors
 from . import machine
 from .examination import ONNX_RUNTIME, ZONE_KERNELS
 from .findings import Context, Finding
@@ -46,7 +47,7 @@ def describe(examination: Mapping[str, Iterable[Finding]] | None = None) -> Desc
         "architecture": platform.machine(),
         "virtual": machine.is_virtual(),
         "instruction_sets": machine.instruction_sets(),
-        "cores": {"machine": os.cpu_count(), "allowed": machine.cores(), "quota": machine.core_quota()},
+        "cores": {"machine": os.cpu_count(), "allowed": processors.cores(), "quota": processors.core_quota()},
         "memory": {"bytes": machine.memory_bytes(), "limit": machine.memory_limit()},
         "system": machine.system(),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",

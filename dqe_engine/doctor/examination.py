@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+
+from dqe_engine.processors import available_cpus
 
 from .findings import Context, Finding
 from .isolation import run_isolated
@@ -33,7 +34,7 @@ def examine(bundle: str | None = None) -> Examination:
     """Run every probe, and those of `bundle` (a directory) if given. Raises nothing: whatever goes wrong is a finding."""
     nvidia = _run(NVIDIA, Context())
     context = Context(devices=max((finding.facts.get("devices", 0) for finding in nvidia), default=0), bundle=bundle)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, available_cpus())) as pool:
         running = {section: pool.submit(_run, section, context) for section in PROBES if section != NVIDIA}
         found = {section: nvidia if section == NVIDIA else running[section].result() for section in PROBES}
     if bundle is not None:

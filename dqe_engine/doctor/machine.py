@@ -5,13 +5,13 @@ The only place that knows where a system writes these: reports, benchmarks and t
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+from ..processors import control_groups, read_text
 
 INSTRUCTION_SETS = {
     "avx2": "avx2",
@@ -38,7 +38,7 @@ INSTRUCTION_SETS = {
 """Those that decide which kernels run and how they round: Linux's names, and ours for them."""
 _APPLE = {"AdvSIMD": "neon", "FEAT_FP16": "fp16", "FEAT_DotProd": "dotprod", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
 """The same for macOS's `hw.optional.arm.*`."""
-_CPUINFO, _CGROUPS, _ROOT = Path("/proc/cpuinfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 _NO_LIMIT = 1 << 60
 """What the first version of control groups says for none is a little less than 2**63."""
 
@@ -65,35 +65,15 @@ def is_virtual() -> bool | None:
     return "hypervisor" in flags if platform.machine() in ("x86_64", "AMD64") and flags else None
 
 
-def affinity() -> list[int]:
-    """Numbers of the processors that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def cores() -> int:
-    """How many processors this process may use. A container's quota is apart: see `core_quota`."""
-    return len(affinity())
-
-
-def core_quota() -> float | None:
-    """How many processors' time the container may take in all, such as 1.5; None for no limit."""
-    quotas = []
-    for group in _groups("cpu"):
-        both = _read(group / "cpu.max").split() or [_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-        if all(value.isdecimal() for value in both):  # not "max", and not -1
-            quotas.append(int(both[0]) / int(both[1]))
-    return min(quotas, default=None)
-
-
 def memory_bytes() -> int | None:
     """What the machine has; None where the system does not say."""
-    found = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    found = re.search(r"^MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else int(_sysctl("hw.memsize") or 0) or None
 
 
 def memory_limit() -> int | None:
     """What the container may take; None for no limit."""
-    limits = [_read(group / name).strip() for group in _groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
+    limits = [read_text(group / name).strip() for group in control_groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
     return min((int(limit) for limit in limits if limit.isdecimal() and int(limit) < _NO_LIMIT), default=None)
 
 
@@ -108,19 +88,8 @@ def _flags() -> set[str]:
 
 def _field(name: str) -> str | None:
     """Of the first processor."""
-    found = re.search(rf"^{name}\s*:\s*(.+)$", _read(_CPUINFO), re.MULTILINE)
+    found = re.search(rf"^{name}\s*:\s*(.+)$", read_text(_CPUINFO), re.MULTILINE)
     return found[1].strip() if found else None
-
-
-def _groups(controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, innermost first, of either version of the interface."""
-    for line in _read(_CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        root = _ROOT / controllers
-        group = root / path.lstrip("/")
-        yield from (folder for folder in (group, *group.parents) if folder == root or root in folder.parents)
 
 
 def _sysctl(name: str) -> str | None:
@@ -128,10 +97,3 @@ def _sysctl(name: str) -> str | None:
         return None
     done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

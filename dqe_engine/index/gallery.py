@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
+from dqe_engine.forks import NotPickled
 
 from . import storage as disk
 from .filters import Filter
@@ -42,7 +43,7 @@ class IndexStats(msgspec.Struct, frozen=True):
     revision: str | None
 
 
-class GalleryIndex:
+class GalleryIndex(NotPickled):
     """Items under string ids, each with target tokens (M, D) and, where `image_storage` says so, image tokens (P, Hv).
 
     `storage`: precision of the target tokens; "f16" halves memory and moves scores by about 5e-4. `image_storage`: cached
@@ -55,6 +56,8 @@ class GalleryIndex:
     Every change makes a new `Snapshot`; searches and reads take the present one and never wait, whoever adds, removes or saves
     meanwhile. Other processes that have loaded the same index follow by `refresh`. A context manager: see `close`.
     """
+
+    instead = "save it, and load it in the other process by its path"
 
     def __init__(
         self,

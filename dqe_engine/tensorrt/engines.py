@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import msgspec
-
-from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, ENGINES_SCHEMA_VERSION, EngineEntry, EngineManifest
+from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, EngineEntry, EngineManifest
 from ..contracts.graphs import GraphSizes, GraphSpec
-from ..contracts.parsing import parse_json
+from ..contracts.versioned import read_document
 from ..errors import BackendError, BundleError
 from ..files import describe_os_error
 from .api import import_tensorrt
@@ -19,12 +17,6 @@ from .session import TensorRTSession
 
 class OtherSchemaError(BundleError):
     """A sidecar that another release of this package wrote: its engines are not damaged, only not for this one."""
-
-
-class _Schema(msgspec.Struct):
-    """What a sidecar of any release says of itself."""
-
-    schema_version: int
 
 
 def engine_folders(bundle: Path) -> list[Path]:
@@ -76,13 +68,9 @@ def read_sidecar(folder: Path) -> EngineManifest:
     """Raises BundleError for one that is unreadable, OtherSchemaError for one of another schema."""
     where = folder / ENGINES_FILE
     try:
-        raw = where.read_bytes()
-    except OSError as error:
+        return read_document(EngineManifest, where, remedy="build the engines again", error=BundleError, other_schema=OtherSchemaError)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(describe_os_error(error, where)) from error
-    version = parse_json(_Schema, raw, where=str(where), error=BundleError).schema_version
-    if version != ENGINES_SCHEMA_VERSION:
-        raise OtherSchemaError(f"{where}: schema version {version}, expected {ENGINES_SCHEMA_VERSION}; build the engines again")
-    return parse_json(EngineManifest, raw, where=str(where), error=BundleError)
 
 
 def read_plan(folder: Path, entry: EngineEntry) -> bytes:

@@ -18,6 +18,7 @@ from ..binding import Binding
 from ..contracts.engines import AxisRange
 from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from ..errors import BackendError, BundleError, InputError
+from ..forks import ProcessBound
 from ..sessions import Arrays
 from .api import import_tensorrt, load_engine, make_logger, refusals
 from .cuda import Cuda
@@ -36,7 +37,7 @@ class _Context:
     shape: tuple[tuple[str, int], ...] = ()
 
 
-class TensorRTSession:
+class TensorRTSession(ProcessBound):
     """An engine bound to `spec`, on one stream of the CUDA device that is current where it is made. Threads take turns.
 
     Buffers for the largest shapes of all profiles are allocated here and stay. The optimal batch of each profile is captured as a CUDA
@@ -74,7 +75,7 @@ class TensorRTSession:
                 for dynamic in _usual_sizes(profile):
                     if self._split(dynamic)[0] == index:  # else requests of these sizes run in a tighter profile
                         self._capture(index, dynamic, release)
-            weakref.finalize(self, _release, self._cuda, self._device, release.pop_all())
+            self.bind_to_process(weakref.finalize(self, _release, self._cuda, self._device, release.pop_all()))
 
     @property
     def device_memory(self) -> int:
@@ -94,8 +95,9 @@ class TensorRTSession:
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
 
-        Raises InputError for sizes outside the engine's profiles, BackendError when the device fails.
+        Raises InputError for sizes outside the engine's profiles, BackendError when the device fails, and in a child of `fork`.
         """
+        self.check_process()
         dynamic = self._binding.dynamic_sizes(inputs)
         shapes = self._binding.output_shapes(dynamic)
         outputs: Arrays = {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}

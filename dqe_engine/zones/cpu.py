@@ -7,7 +7,6 @@ one whose thresholds were guessed too high from a sample, without the sample.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,8 +18,10 @@ from numpy.typing import NDArray
 
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.processors import available_cpus
 
-from .request import F32, I64, ZoneRequest, ZoneSelection
+from .arrays import F32, I64
+from .request import ZoneRequest, ZoneSelection
 
 BLOCK_QUERIES = 4096
 KEPT_BYTES = 256 << 20
@@ -123,7 +124,7 @@ def select(
     `threads`, the sizes and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
-    threads = threads or _processors()
+    threads = threads or available_cpus()
     instruction_set = instruction_set or _best_instruction_set()
     by_rows = request.batch <= _kernels.MAX_ROW_QUERIES
     candidates = request.candidates
@@ -158,8 +159,6 @@ def select(
     )
 
 
-# Asked once: a question costs microseconds, of which a small search has two hundred.
-_processors = cache(lambda: os.cpu_count() or 1)
 _best_instruction_set = cache(lambda: _kernels.instruction_sets()[0])
 _screened_queries = cache(_kernels.screened_queries)
 

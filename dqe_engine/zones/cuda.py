@@ -14,9 +14,10 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.device_arrays import CudaMemory
 from dqe_engine.errors import BackendError, InputError
 
+from .arrays import I64, Exclusions, check_counts, check_ids, checked_bitmap, excluding_others, exclusions
 from .bitmaps import U64
 from .pooled import Pool, resolve
-from .request import I64, Exclusions, ZoneSelection, check_ids, checked_bitmap, excluding_others, exclusions
+from .request import ZoneSelection
 
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -93,14 +94,12 @@ def select(
     Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
     """
     module = kernels()
-    for name, value in (("k", k), ("picks", picks), ("first_query", first_query)):
-        if value < 0:
-            raise InputError(f"{name}={value}: expected 0 or more")
     if zones is None and (picks or counts or anchor is not None):
         raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
     q = _operand(module, "queries", queries, ("float32", "float16"), (2,), stream)
     t = _operand(module, "items", items, ("float16", "float32"), (2, 3), stream)
     (batch, width), (size, tokens, item_width) = q.shape, _with_tokens(t.shape)
+    check_counts(batch, k=k, picks=picks, first_query=first_query)
     if width != item_width or width == 0:
         raise InputError(f"queries have D={width} and items D={item_width}; both must be the same, at least 1")
     if tokens == 0:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
+from .arrays import F32, I64, shards_of
+from .compiled import screens_panels
 from .pooled import resolve_pooled
-from .request import F32, I64, shards_of
 from .screen import MAX_WIDTH, Screen, screen_bytes
-from .select import Backend, screens_panels, select_zones
+from .select import Backend, select_zones
 
 QUERY_BLOCK = 4096
 """Queries per pass over the gallery: enough for the kernel to be bound by arithmetic, a few MiB of results."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 
+from .arrays import F32, I64, Exclusions, Items
 from .bitmaps import U64, WORD, unpacked
 from .philox import uniform
 from .reference import max_sim
-from .request import F32, I64, Exclusions, Items, validated
+from .request import validated
 
 PAIRS = 1 << 22
 """Pairs of query and item that the bounds are read from; up to as many, from all there are."""

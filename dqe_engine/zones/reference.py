@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 
+from .arrays import F32, I64
 from .bitmaps import unpacked
 from .philox import F64, gumbel, uniform
-from .request import F32, I64, ZoneRequest, ZoneSelection
+from .request import ZoneRequest, ZoneSelection
 
 
 def select(request: ZoneRequest) -> ZoneSelection:

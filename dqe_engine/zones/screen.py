@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
+from dqe_engine.processors import available_cpus
 
-F32 = NDArray[np.float32]
+from .arrays import F32, shards_of
+from .compiled import kernels
 
 _CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
 _HUGE_PAGE = 2 << 20
@@ -43,16 +45,13 @@ class Screen:
 
         Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
         """
-        from .request import shards_of  # which imports this module
-        from .select import kernels
-
         coded = []
         for shard in shards_of(items):
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
             codes = _empty_codes(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
-            kernels().encode(shard, codes, scales, errors, norms, threads)
+            kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
         return cls(tuple(coded))
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, InputError
+from dqe_engine.errors import InputError
 
+from . import compiled
+from .arrays import F32, I64, DeviceArray, Exclusions, Items
 from .bitmaps import U64
 from .pooled import resolve_pooled
-from .request import F32, I64, DeviceArray, Exclusions, Items, ZoneSelection, validated
+from .request import ZoneSelection, validated
 from .screen import Screen
 
 Backend = Literal["auto", "cpu", "reference", "cuda"]
@@ -107,35 +106,15 @@ def select_zones(
     return reference.select(request)
 
 
-def kernels() -> ModuleType:
-    """The compiled kernels. Raises BackendError where they are not built."""
-    if not _built():
-        raise BackendError("backend='cpu': dqe_engine._kernels is not built; install with pip install -e ., or use 'reference'")
-    from dqe_engine import _kernels
-
-    return _kernels
-
-
-def screens_panels() -> bool:
-    """Whether a screen makes many queries faster on this processor, not only a few. Raises BackendError as `kernels`."""
-    compiled = kernels()
-    return bool(compiled.screened_queries(compiled.instruction_sets()[0]) > compiled.MAX_ROW_QUERIES)
-
-
-@cache
-def _built() -> bool:
-    return find_spec("dqe_engine._kernels") is not None
-
-
 def _resolve(backend: str, queries: object) -> Literal["cpu", "reference", "cuda"]:
     on_device = not isinstance(queries, np.ndarray) and hasattr(queries, "__dlpack_device__")
     match backend:
         case "auto" if on_device:
             return "cuda"
         case "auto":
-            return "cpu" if _built() else "reference"
+            return "cpu" if compiled.built() else "reference"
         case "cpu":
-            kernels()
+            compiled.kernels()
             return "cpu"
         case "reference" | "cuda":
             return backend

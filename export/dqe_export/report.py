@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, GraphParity, RetrievalParity, Tolerance
 from dqe_engine.contracts.parsing import Contract, to_json
-from dqe_engine.doctor.machine import cores, processor_name
+from dqe_engine.doctor.machine import processor_name
 from dqe_engine.doctor.packages import installed_of
+from dqe_engine.processors import cores
 from dqe_training.machine import BUSY
 
 from .latency import GraphLatency

@@ -22,9 +22,9 @@ from benchmarks.serving.setting import KINDS, Kind, Setting, workload
 from benchmarks.serving.stages import OTHER, STAGES, TOTAL, measure_block, stages
 from benchmarks.serving.targets import targets
 from benchmarks.serving.throughput import WORKERS, Load, run_load, throughput
-from dqe_engine.doctor.machine import affinity
 from dqe_engine.engine import STAGES as ENGINE_STAGES
 from dqe_engine.errors import InputError
+from dqe_engine.processors import affinity
 from dqe_training.model.cross_attention import upstream_attention
 
 ROUNDS = Rounds(minimum=1, maximum=1, seconds=0.0)

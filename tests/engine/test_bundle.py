@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_bundle import SIZES, build_tiny_bundle
+from support.tiny_bundle import SIZES, build_tiny_bundle, build_tiny_heads
 
 from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.manifest import REPORT_FILES
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
-from dqe_engine.errors import BundleError
+from dqe_engine.errors import BundleError, IndexFormatError
+from dqe_engine.heads import load_heads
+from dqe_engine.index import GalleryIndex
+from dqe_engine.tensorrt.engines import read_sidecar
 
 
 @pytest.fixture
@@ -107,19 +110,19 @@ def test_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     refused(tmp_path, "not valid JSON")
     (tmp_path / "manifest.json").write_text("[]")
-    refused(tmp_path, "schema_version")
+    refused(tmp_path, "this is something else, not a bundle")
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 5")
+    refused(bundle, "schema_version must be 3 to 6")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
     """As that version wrote it: the report's files listed, and nothing of what was measured since."""
     manifest.update(schema_version=3, precision=precision)
-    del manifest["target"]
+    del manifest["target"], manifest["kind"]
     for name in ("mean_error", "norm", "batch_dependence"):
         del manifest["tolerance"][name]
     for graph in manifest["parity"]:
@@ -139,16 +142,53 @@ def test_older_bundles_stay_what_they_were(bundle: Path) -> None:
 def test_bundles_of_version_4_are_for_cpus(bundle: Path) -> None:
     def of_version_4(manifest: dict[str, Any]) -> None:
         manifest.update(schema_version=4, precision="int8")
-        del manifest["target"]
+        del manifest["target"], manifest["kind"]
 
     before = Bundle.load(bundle)
     edit(bundle, of_version_4)
     assert (Bundle.load(bundle).manifest.target, Bundle.load(bundle).model_hash) == ("cpu", before.model_hash)
 
 
+def test_bundles_of_version_5_did_not_say_what_they_are(bundle: Path) -> None:
+    before = Bundle.load(bundle)
+    assert json.loads((bundle / "manifest.json").read_text())["kind"] == "bundle"
+    edit(bundle, lambda manifest: (manifest.update(schema_version=5), manifest.pop("kind")))
+    assert Bundle.load(bundle).model_hash == before.model_hash
+
+
+def test_what_is_no_bundle_is_told_as_what_it_is(bundle: Path, tmp_path: Path) -> None:
+    """Others' documents are neither broken bundles nor of newer schemas, whichever version wrote them."""
+    index = tmp_path / "index"
+    GalleryIndex.for_bundle(Bundle.load(bundle)).save(index)
+    engines, heads = bundle / "tensorrt" / "sm90", build_tiny_heads(tmp_path / "heads")
+    engines.mkdir(parents=True)
+    (engines / "engines.json").write_text("{}")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "checkpoint.json").write_text("{}")
+    refused(index, "this is an index, not a bundle; check the path")
+    refused(heads, r"no bundle here \(manifest.json is missing, and this is attribute heads; dqe-heads puts them into a bundle\)")
+    refused(engines, r"no bundle here \(manifest.json is missing, and this is a folder of TensorRT engines; the bundle is two folders up")
+    refused(tmp_path / "checkpoint", "manifest.json is missing, and this is a training checkpoint; export it first")
+    for load in (lambda: GalleryIndex.load(bundle), lambda: edit(bundle, lambda m: m.pop("kind")) or GalleryIndex.load(bundle)):
+        with pytest.raises(IndexFormatError, match="this is a bundle, not an index; check the path"):
+            load()
+    (heads / "heads.json").write_text((index / "manifest.json").read_text())
+    with pytest.raises(BundleError, match="this is an index, not attribute heads"):
+        load_heads(heads)
+    with pytest.raises(BundleError, match="this is something else, not a folder of TensorRT engines"):
+        read_sidecar(engines)
+
+
+def test_a_manifest_that_is_a_pipe_or_no_path(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    refused(bundle, "not a regular file")
+    refused(Path("a\0b"), r"'a\\x00b.*not a path")
+
+
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=6, novelty=1))
-    refused(bundle, "schema version 6 is newer than the supported 5; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=7, novelty=1))
+    refused(bundle, "schema version 7 is newer than the supported 6; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dqe_engine import processors
 from dqe_engine.doctor import Finding, describe, first_lines, machine
 
 X86 = (
@@ -25,8 +27,9 @@ KEYS = {
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty files in the place of the system's own."""
-    for name, file in (("_CPUINFO", "cpuinfo"), ("_CGROUPS", "cgroup"), ("_ROOT", "groups")):
-        monkeypatch.setattr(machine, name, tmp_path / file)
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    for name, file in (("_CGROUPS", "cgroup"), ("_ROOT", "groups")):
+        monkeypatch.setattr(processors, name, tmp_path / file)
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
     return tmp_path
 
@@ -88,7 +91,8 @@ def test_an_apple_processor(system: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_system_that_says_nothing(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_read", lambda path: "")
+    for module in (machine, processors):
+        monkeypatch.setattr(module, "read_text", lambda path: "")
     found = describe({})
     assert found["processor"]
     assert (found["instruction_sets"], found["virtual"]) == ([], None)
@@ -125,11 +129,28 @@ def test_what_a_container_may_take(system: Path, groups: str, files: dict[str, s
     for name, content in files.items():
         (system / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (system / "groups" / name).write_text(content)
-    assert machine.core_quota() == quota
+    assert processors.core_quota() == quota
     assert machine.memory_limit() == limit
     found: dict[str, Any] = describe({})
     assert (found["cores"]["quota"], found["memory"]["limit"]) == (quota, limit)
     assert any("of which the container gives" in line for line in first_lines(found)) == bool(quota or limit)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "available"), [(8, None, 8), (2, None, 2), (8, "150000 100000", 2), (2, "400000 100000", 2), (8, "5000 100000", 1)]
+)
+def test_one_thread_per_processor(system: Path, monkeypatch: pytest.MonkeyPatch, allowed: int, quota: str | None, available: int) -> None:
+    """Of those that this process was confined to and that its container pays for, not of the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)), raising=False)
+    (system / "cgroup").write_text("0::/")
+    if quota is not None:
+        (system / "groups").mkdir()
+        (system / "groups" / "cpu.max").write_text(quota)
+    processors.available_cpus.cache_clear()
+    try:
+        assert processors.available_cpus() == available
+    finally:
+        processors.available_cpus.cache_clear()
 
 
 def test_lines_say_what_makes_a_processor_answer_otherwise(system: Path) -> None:

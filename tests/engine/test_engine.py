@@ -271,7 +271,7 @@ def test_texts_without_words_are_refused(indexed: RetrievalEngine, text: Any) ->
         ({"image": "00.png"}, r"'00.png' is a str, not an image; pass Path\(...\) for a file; .* reference_id=..."),
         ({"image": Path("absent.png")}, "absent.png: no such image file"),
         ({"image": b""}, "not an image"),
-        ({"image": Path("a\0b")}, "a\0b"),
+        ({"image": Path("a\0b")}, "embedded null byte"),
         ({"reference_id": 7}, "reference_id is a str, got int"),
     ],
 )

@@ -14,7 +14,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.index import GalleryIndex, snapshot, writer
 from dqe_engine.index.columns import ScreenCache
 from dqe_engine.zones import Screen, ZoneSelection
-from dqe_engine.zones.request import shards_of
+from dqe_engine.zones.arrays import shards_of
 
 MakeIndex = Callable[..., GalleryIndex]
 

@@ -462,7 +462,7 @@ def test_engines_of_another_release_are_refused_and_do_not_hide_others(with_engi
     bundle = Bundle.load(with_engines())
     other = bundle.path / "tensorrt" / "another"
     shutil.copytree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}", other)
-    (other / ENGINES_FILE).write_text('{"schema_version": 2, "fields": "that this release does not know"}')
+    (other / ENGINES_FILE).write_text('{"schema_version": 2, "engines": [], "fields": "that this release does not know"}')
     assert bundle.session(VISION_ENCODER, provider="auto").provider == "tensorrt"
     shutil.rmtree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}")
     with pytest.raises(BackendError, match=r"it has another \(built with another release of dqe-engine\); build on this machine"):

@@ -12,8 +12,7 @@ from dqe_engine import _kernels
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import BackendError, InputError
-from dqe_engine.zones import Screen, cpu, cuda, select_zones
-from dqe_engine.zones import select as select_module
+from dqe_engine.zones import Screen, compiled, cpu, cuda, select_zones
 
 QUERIES = np.ones((2, 4), np.float32)
 ITEMS = np.ones((5, 3, 4), np.float32)
@@ -75,7 +74,7 @@ def test_tokens_that_are_too_wide_for_a_screen() -> None:
 
 def test_auto_says_what_ran_and_what_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_zones(QUERIES, ITEMS).backend == "cpu"
-    monkeypatch.setattr(select_module, "_built", lambda: False)  # as where the kernels are not built
+    monkeypatch.setattr(compiled, "built", lambda: False)  # as where the kernels are not built
     assert select_zones(QUERIES, ITEMS).backend == "reference"
     with pytest.raises(BackendError, match="not built"):
         select_zones(QUERIES, ITEMS, backend="cpu")
@@ -232,3 +231,26 @@ def test_an_old_name_in_a_file_says_what_to_take() -> None:
         "mine.json: Invalid enum value 'quantile' - at `$.bounds`; valid values: absolute, pooled, rank; "
         "it is called 'rank' now and does not depend on the target; take 'pooled' for zones that do"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 10**9}, r"k=1000000000 and picks=0 for 4 queries: results of 44.7 GiB, at most 1 GiB at a time; ask for fewer"),
+        ({"k": 1, "picks": 10**9, "zones": ZoneSpec(lo=0, hi=1)}, r"k=1 and picks=1000000000 for 4 queries: results of 74.5 GiB"),
+        ({"k": 2**63}, "k=9223372036854775808: expected 0 to"),
+        ({"k": 1, "first_query": 10**30}, "first_query=1000000000000000000000000000000: expected 0 to"),
+        ({"k": 1.5}, "k: expected a whole number, got float"),
+        ({"k": True}, "k: expected a whole number, got bool"),
+        ({"k": "3"}, "k: expected a whole number, got str"),
+        ({"k": -1}, "k=-1: expected 0 or more"),
+    ],
+)
+def test_results_beyond_any_memory_and_what_is_no_count(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        select_zones(np.ones((4, 8), np.float32), np.ones((10, 8), np.float32), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_may_be_numpys_and_more_than_there_are_items() -> None:
+    assert select_zones(np.ones((1, 8), np.float32), np.ones((3, 8), np.float32), k=np.int64(5)).ids.tolist() == [[0, 1, 2, -1, -1]]

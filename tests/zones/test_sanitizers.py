@@ -39,7 +39,7 @@ def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
-    others = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
+    others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
     objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
@@ -56,7 +56,7 @@ def build_bindings(folder: Path, flags: list[str]) -> Path:
     flags = [*flags, "-fPIC", "-fvisibility=hidden"]
     objects = [compile_object(f"tiles_{name}.cpp", folder, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    kernels = ("tiles_dispatch.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp")
+    kernels = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp")
     bindings = ("bindings.cpp", nanobind_root / "src/nb_combined.cpp")
     objects += [compile_object(source, folder, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
     objects += [compile_object(str(source), folder, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
@@ -87,6 +87,16 @@ def test_the_bindings_are_clean_under_the_thread_sanitizer(tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout + result.stderr[-6000:]
     assert str(package) in result.stdout
     assert int(result.stdout.split()[-1]) > 50
+
+
+@pytest.mark.parametrize(("sanitizer", "task"), [("thread", "callers"), ("address,undefined", "forks")])
+def test_the_pool_of_threads_is_clean(tmp_path: Path, sanitizer: str, task: str) -> None:
+    """Many callers at once, parts that fail, and children of a process whose pool is at work (which ThreadSanitizer cannot follow)."""
+    program = tmp_path / "parallel_test"
+    sources = [str(SOURCES / name) for name in ("parallel.cpp", "tests/parallel_test.cpp")]
+    subprocess.run(["g++", "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}", "-o", str(program), *sources, "-lpthread"], check=True)
+    result = subprocess.run([program, task], capture_output=True, text=True, timeout=250)
+    assert (result.returncode, result.stdout) == (0, "good\n"), result.stdout + result.stderr[-4000:]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dqe_engine.errors import BackendError, InputError
+from dqe_engine.processors import available_cpus
 
 RANK_TIMEOUT = 1800.0
 """Seconds that a rank waits for the others: longer than the slowest checkpoint is written."""
@@ -43,7 +44,7 @@ class World:
     @property
     def threads(self) -> int:
         """CPU threads for each rank of this machine, as the zone kernels take them: 0 means all."""
-        return 0 if self.local_size == 1 else max(1, (os.cpu_count() or 1) // self.local_size)
+        return 0 if self.local_size == 1 else max(1, available_cpus() // self.local_size)
 
     def bounds(self, count: int, step: int = 1) -> list[int]:
         """`size` + 1 ascending positions from 0 to `count`: rank r works on rows bounds[r] to bounds[r + 1].

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from dqe_engine.doctor.machine import affinity
+from dqe_engine.processors import affinity
 
 BUSY = 0.15
 """Share of the processors' time that others take, from which on measured times are too long."""

@@ -16,6 +16,7 @@ from dqe_engine.files import describe_os_error
 from dqe_engine.image_metadata import JPEG
 from dqe_engine.image_policy import ImagePolicy
 from dqe_engine.preprocessing import open_image
+from dqe_engine.processors import available_cpus
 
 Progress = Callable[[int, int], None]
 _ANY_SPEC = PreprocessingSpec(image_size=1)
@@ -39,7 +40,7 @@ def find_damaged(
     """
     found: dict[str, str] = {}
     done = 0
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(available_cpus())
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     try:
         for chunk, problems in zip(chunks, pool.map(partial(_problems, root, decode), chunks), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import fit_image, open_image
+from dqe_engine.processors import available_cpus
 
 from .damage import describe_damage
 
@@ -52,7 +52,7 @@ def load_pixels(
     damaged: dict[str, str] = {}
     # Pillow decodes and resizes without the interpreter's lock. Worker processes would each import torch first, and break
     # in scripts without a `__main__` guard.
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(available_cpus())
     try:
         for chunk, (loaded, problems) in zip(chunks, pool.map(partial(_load_chunk, directory, spec), chunks), strict=True):
             damaged |= problems

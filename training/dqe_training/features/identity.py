@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error, sha256_of
+from dqe_engine.processors import available_cpus
 
 from ..data.images import require_images
 from ..model import DQEModel
@@ -48,7 +48,7 @@ def digest_images(directory: Path, names: Sequence[str], *, advance: Callable[[i
     """SHA-256 of each image file's bytes. Raises InputError, also for images that are missing (all are counted)."""
     require_images(directory, names)
     digests: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         for start in range(0, len(names), _CHUNK):
             try:
                 digests += pool.map(sha256_of, [directory / name for name in names[start : start + _CHUNK]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory, describe_write_error, directory_lock, sha256_of
 from dqe_engine.image_sources import decode_ahead
+from dqe_engine.processors import available_cpus
 
 from ..data.damage import require_readable
 from ..encoding import ENCODE_BATCH, Listener, encode_pixels
@@ -104,7 +104,7 @@ def _write_shard(shard: Path, batches: Iterator[tuple[list[str], NDArray[np.floa
 def _encoded(model: DQEModel, images: Path, missing: dict[str, str]) -> Iterator[tuple[list[str], NDArray[np.float16]]]:
     """Batches of SHA-256 and tokens (B, P, Hv) float16, decoded ahead by threads."""
     pairs = [(digest, images / name) for digest, name in missing.items()]
-    decoded = decode_ahead(pairs, model.config.preprocessing, ahead=2 * ENCODE_BATCH, threads=os.cpu_count() or 1)
+    decoded = decode_ahead(pairs, model.config.preprocessing, ahead=2 * ENCODE_BATCH, threads=available_cpus())
     held: list[tuple[str, NDArray[np.uint8]]] = []
     for position, (digest, pixels) in enumerate(decoded, start=1):
         if isinstance(pixels, InputError):
