@@ -176,7 +176,7 @@ class QueryEncoder:
         sizes, found, rows = self.bundle.sizes, dict[int, tuple[F32, F32, F32]](), list[int]()
         for b, one in enumerate(prepared):
             if one.query.text is not None:
-                kept = None if one.key is None else self.fused.get((one.key, one.ids))
+                kept = None if one.key is None else self.fused.get((one.key, _digest(one.ids)))
                 if kept is not None:
                     found[b] = (kept[0], kept[1], kept[2])
                 else:
@@ -194,7 +194,7 @@ class QueryEncoder:
         for b, *parts in zip(rows, base, read["sub_queries"], read["attribute_weights"], strict=True):
             found[b] = (parts[0], parts[1], parts[2])
             if (key := prepared[b].key) is not None:
-                self.fused.put((key, prepared[b].ids), found[b])
+                self.fused.put((key, _digest(prepared[b].ids)), found[b])
         return found
 
     def _similar(self, prepared: Sequence[Prepared], image_tokens: dict[int, F32], clock: Clock) -> dict[int, tuple[F32, F32, F32]]:
@@ -228,3 +228,8 @@ class QueryEncoder:
         if not pixels:
             return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
         return normalise(np.stack(pixels), spec)
+
+
+def _digest(ids: tuple[int, ...]) -> bytes:
+    """A key for a text's tokens, of which a long text has kilobytes."""
+    return hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=20).digest()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 from support.samples import noise_image
 
+from dqe_engine import encoder
 from dqe_engine.compose import compose_query
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.zones import ZoneSpec
@@ -24,6 +27,7 @@ from dqe_engine.query import MOST_RESULTS, Query
 from dqe_engine.results import SearchResult
 
 IDS = tuple(sorted(f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(12)))
+ARRAYS = (np.zeros(8, np.float32), np.zeros((2, 8), np.float32), np.zeros(2, np.float32))
 RED = Query(reference_id="00.png", text="in red", k=11)
 
 
@@ -258,6 +262,24 @@ def test_a_replaced_item_is_not_answered_from_memory(engine: RetrievalEngine) ->
     fresh.attach(engine.index)
     same(after, fresh.search(RED))
     assert [hit.score for hit in after.hits] != [hit.score for hit in before.hits]
+
+
+def test_what_is_remembered_takes_what_it_says(engine: RetrievalEngine) -> None:
+    """Keys of long texts included, which take more than the arrays of a small model."""
+    engine.search(replace(RED, text="less " * 100))
+    before, gc_was = engine.remembered["queries"].bytes, gc.isenabled()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        for n in range(300):
+            engine._encoder.fused.put((engine.index.snapshot().table.identity, encoder._digest((*range(400, 500), n))), ARRAYS)
+        taken = tracemalloc.get_traced_memory()[0] - start
+    finally:
+        tracemalloc.stop()
+        if gc_was:
+            gc.enable()
+    assert taken <= 1.1 * (engine.remembered["queries"].bytes - before)
 
 
 def test_memory_is_bounded(bundle_path: Path) -> None:
