@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_ENTRY_BYTES = 256
-"""Of a key and its place, beside the arrays."""
+_ENTRY_BYTES, _ARRAY_BYTES = 512, 128
+"""What a short key and its place take, and each array beside its values."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class CacheStats:
 
 
 class ArrayCache:
-    """Tuples of arrays by key. Threads may share it; arrays are read-only by agreement. `most_bytes` 0: nothing is kept."""
+    """Tuples of arrays by a key of at most some hundred bytes. Threads may share it; arrays are read-only by agreement.
+
+    `most_bytes` 0: nothing is kept.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -43,7 +46,7 @@ class ArrayCache:
 
     def put(self, key: Hashable, arrays: tuple[NDArray[np.float32], ...]) -> None:
         """Keep copies, since what is given may be a view into a batch."""
-        size = sum(array.nbytes for array in arrays) + _ENTRY_BYTES
+        size = _bytes_of(arrays)
         if size > self._most:
             return
         copies = tuple(np.array(array) for array in arrays)
@@ -54,8 +57,12 @@ class ArrayCache:
             self._bytes += size
             while self._bytes > self._most:
                 _, gone = self._kept.popitem(last=False)
-                self._bytes -= sum(array.nbytes for array in gone) + _ENTRY_BYTES
+                self._bytes -= _bytes_of(gone)
 
     def stats(self) -> CacheStats:
         with self._lock:
             return CacheStats(self._hits, self._misses, len(self._kept), self._bytes)
+
+
+def _bytes_of(arrays: tuple[NDArray[np.float32], ...]) -> int:
+    return sum(array.nbytes + _ARRAY_BYTES for array in arrays) + _ENTRY_BYTES

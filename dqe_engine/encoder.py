@@ -16,6 +16,7 @@ from .compose import apply_overrides, compose_query
 from .contracts.graphs import GRAPHS, GraphSpec
 from .errors import BackendError, InputError
 from .image_policy import ImagePolicy
+from .index.filters import Combination, compile_filter
 from .index.snapshot import Snapshot
 from .preprocessing import fit_image, normalise, open_image
 from .query import Query
@@ -51,6 +52,7 @@ class Prepared:
 
     query: Query
     snapshot: Snapshot
+    filter: Combination | None = None
     key: Hashable | None = None
     image_tokens: F32 | None = None
     pixels: NDArray[np.uint8] | None = None
@@ -93,7 +95,10 @@ class QueryEncoder:
         return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
 
     def prepare(self, query: Query, snapshot: Snapshot, clock: Clock) -> Prepared:
-        """Read the query's image and text and check them. Raises InputError."""
+        """Read the query's image, text and filter and check them. Raises InputError."""
+        if not isinstance(query, Query):
+            raise InputError(f"expected a Query, got {type(query).__name__}; such as Query(image=Path('photo.jpg'), text='in red')")
+        filter = None if query.filter is None else compile_filter(query.filter)
         key, tokens, pixels, targets = self._reference(query, snapshot, clock)
         for id in query.unlike:
             snapshot.existing(id)
@@ -102,10 +107,10 @@ class QueryEncoder:
             if name not in names:
                 raise InputError(f"unknown attribute {name!r}; this model has {', '.join(names)}")
         if query.text is None:
-            return Prepared(query, snapshot, key, tokens, pixels, targets)
+            return Prepared(query, snapshot, filter, key, tokens, pixels, targets)
         (read,) = self.text.tokenise([query.text])
         clock.lap("tokenise")
-        return Prepared(query, snapshot, key, tokens, pixels, None, read.ids, read.truncated, read.unknown_words)
+        return Prepared(query, snapshot, filter, key, tokens, pixels, None, read.ids, read.truncated, read.unknown_words)
 
     def compose(self, prepared: Sequence[Prepared], clock: Clock) -> list[Composed]:
         """Vectors of queries of any kinds, each as if it were alone. Raises BackendError for values that are not finite."""
@@ -171,7 +176,7 @@ class QueryEncoder:
         sizes, found, rows = self.bundle.sizes, dict[int, tuple[F32, F32, F32]](), list[int]()
         for b, one in enumerate(prepared):
             if one.query.text is not None:
-                kept = None if one.key is None else self.fused.get((one.key, one.ids))
+                kept = None if one.key is None else self.fused.get((one.key, _digest(one.ids)))
                 if kept is not None:
                     found[b] = (kept[0], kept[1], kept[2])
                 else:
@@ -189,7 +194,7 @@ class QueryEncoder:
         for b, *parts in zip(rows, base, read["sub_queries"], read["attribute_weights"], strict=True):
             found[b] = (parts[0], parts[1], parts[2])
             if (key := prepared[b].key) is not None:
-                self.fused.put((key, prepared[b].ids), found[b])
+                self.fused.put((key, _digest(prepared[b].ids)), found[b])
         return found
 
     def _similar(self, prepared: Sequence[Prepared], image_tokens: dict[int, F32], clock: Clock) -> dict[int, tuple[F32, F32, F32]]:
@@ -223,3 +228,8 @@ class QueryEncoder:
         if not pixels:
             return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
         return normalise(np.stack(pixels), spec)
+
+
+def _digest(ids: tuple[int, ...]) -> bytes:
+    """A key for a text's tokens, of which a long text has kilobytes."""
+    return hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=20).digest()

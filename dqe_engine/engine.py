@@ -23,7 +23,6 @@ from .errors import DQEError
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
-from .index.filters import compile_filter
 from .index.indexer import Indexer, Progress
 from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, open_image
@@ -208,7 +207,7 @@ class RetrievalEngine:
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
         ids = self._encoder.text.tokenise([self.bundle.vocabulary.names[0]])[0].ids
-        self._answer([Prepared(Query(text="", k=1), snapshot, None, tokens, None, None, ids)], Clock())
+        self._answer([Prepared(Query(text="", k=1), snapshot, image_tokens=tokens, ids=ids)], Clock())
 
     @property
     def remembered(self) -> dict[str, CacheStats]:
@@ -227,7 +226,7 @@ class RetrievalEngine:
         for b, one in enumerate(prepared):
             query = one.query
             spec = self._zone_spec(query.zones)
-            digest = None if query.filter is None else compile_filter(query.filter).digest
+            digest = None if one.filter is None else one.filter.digest
             groups.setdefault((id(one.snapshot), digest, spec), []).append(b)
         found: dict[int, tuple[tuple[Hit, ...], ZoneMembers | None]] = {}
         for (_, _, spec), rows in groups.items():
@@ -235,7 +234,7 @@ class RetrievalEngine:
             most = max(query.k + query.offset for query in queries)
             matches = prepared[rows[0]].snapshot.search(
                 np.stack([composed[b].vector for b in rows]), most, exclude=[query.excluded() for query in queries],
-                filter=queries[0].filter, zones=spec, picks=max(query.k for query in queries) if spec else 0, threads=self._threads,
+                filter=prepared[rows[0]].filter, zones=spec, picks=max(query.k for query in queries) if spec else 0, threads=self._threads,
             )  # fmt: skip
             for b, query, ranking in zip(rows, queries, matches, strict=True):
                 kept = replace(ranking, matches=ranking.matches[: query.k + query.offset], picks=ranking.picks[: query.k])
@@ -288,9 +287,9 @@ class RetrievalEngine:
 
 
 class QueryBatcher:
-    """An engine behind a `Batcher`. Images and texts are read in the caller's own thread, before they queue up, so that what is wrong with
-    one is told at once, and big photographs hold up nobody's batch. Answers are those of `RetrievalEngine.search`; their timings have
-    "wait", in the queue, too."""
+    """An engine behind a `Batcher`. Images, texts and filters are read in the caller's own thread, before they queue up, so that what is
+    wrong with one is told at once, and big photographs hold up nobody's batch. Answers are those of `RetrievalEngine.search`; their
+    timings have "wait", in the queue, too."""
 
     def __init__(self, engine: RetrievalEngine, *, most: int, patience: float, room: int) -> None:
         self.engine = engine

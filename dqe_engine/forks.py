@@ -39,9 +39,14 @@ class ProcessBound(NotPickled):
         self._made_in, self._finalizer = _process, finalizer
         _alive.add(self)
 
+    @property
+    def is_at_home(self) -> bool:
+        """Whether this is the process that made it."""
+        return self._made_in is _process
+
     def check_process(self) -> None:
         """Raises BackendError in a child of the process that made this."""
-        if self._made_in is not _process:
+        if not self.is_at_home:
             raise BackendError(
                 f"this {type(self).__name__} was made before a fork, and works in the parent alone; load the engine in each worker "
                 "(gunicorn: in post_fork, or without --preload; multiprocessing: in the worker, or start method 'spawn')"

@@ -11,12 +11,13 @@ import numpy as np
 
 from .contracts.zones import ZoneSpec
 from .errors import InputError
-from .index.filters import Filter
+from .index.filters import Filter, described
 from .preprocessing import ImageLike
 
 Mode = Literal["composed", "image", "text"]
 MOST_RESULTS = 10_000
 """`k` and `offset` together: a page of results, not an export of the index."""
+_MOST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +29,7 @@ class Query:
     An image alone asks for similar items, by the tokens that the gallery is searched by; a text alone asks the query encoder without an
     image. Neither was trained: `SearchResult.mode` says which it was (docs/queries.md has what they give on the demo).
 
-    weights: multipliers of the predicted attribute weights, by attribute; absolute_weights: values that take their place.
+    weights: multipliers of the predicted attribute weights, by attribute; absolute_weights: values that take their place. Both need a text.
     unlike: ids of items whose like is not wanted; each takes `UNLIKE` of its best token out of the query.
     filter: on metadata, see `compile_filter`. exclude: ids to leave out. exclude_reference: leave out the item of `reference_id`.
     k: how many hits, after the first `offset`; minimum_score: only hits that score as much. zones: also tell near from mid, by the bundle's
@@ -65,25 +66,35 @@ class Query:
             ids = getattr(self, name)
             if isinstance(ids, str | bytes) or not isinstance(ids, Collection):
                 raise InputError(f"{name}: expected a collection of ids, got {type(ids).__name__}; wrap it in a list")
+            if strange := [id for id in ids if not isinstance(id, str)]:
+                raise InputError(f"{name}: ids are str, got {type(strange[0]).__name__}")
+        for name in ("exclude_reference", "explain"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise InputError(f"{name} is True or False, got {getattr(self, name)!r}")
         for name, least in (("k", 1), ("offset", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+                raise InputError(f"{name} must be a whole number of at least {least}, got {described(value)}")
+            object.__setattr__(self, name, int(value))  # NumPy's would wrap around in the sum
         if self.k + self.offset > MOST_RESULTS:
             raise InputError(
-                f"k and offset come to {self.k + self.offset}, at most {MOST_RESULTS} can be asked for; narrow the query by a filter"
+                f"k and offset come to {described(self.k + self.offset)}, at most {MOST_RESULTS} can be asked for; narrow it by a filter"
             )
         if not isinstance(self.zones, bool | ZoneSpec):
             raise InputError(f"zones is True, False or a ZoneSpec, got {type(self.zones).__name__}")
+        if isinstance(self.zones, ZoneSpec) and self.zones.bounds != "absolute":
+            raise InputError(f"zones with {self.zones.bounds} bounds: a query counts them by Δ to its own best hit; give absolute bounds")
         if self.minimum_score is not None and not _is_number(self.minimum_score):
-            raise InputError(f"minimum_score is a finite number, got {self.minimum_score!r}")
+            raise InputError(f"minimum_score is a finite number, got {described(self.minimum_score)}")
         for name in ("weights", "absolute_weights"):
             given = getattr(self, name)
             if not isinstance(given, Mapping):
                 raise InputError(f"{name}: expected a mapping from attribute to number, got {type(given).__name__}")
             for attribute, value in given.items():
-                if not _is_number(value) or value < 0:
-                    raise InputError(f"weight of {attribute!r}: expected a finite number of at least 0, got {value!r}")
+                if not _is_number(value) or not 0 <= value <= _MOST_WEIGHT:
+                    raise InputError(f"weight of {attribute!r}: expected a number from 0 to {_MOST_WEIGHT:.1e}, got {described(value)}")
+            if given and self.text is None:
+                raise InputError(f"{name}: attributes are read from the text, and there is none; pass text=..., or leave the weights out")
         if both := self.weights.keys() & self.absolute_weights.keys():
             raise InputError(f"weight of {min(both)!r}: give a multiplier (weights) or a value (absolute_weights), not both")
 
@@ -102,4 +113,6 @@ class Query:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= _MOST_WEIGHT  # larger ones may have no float
+    return isinstance(value, float | np.integer | np.floating) and math.isfinite(value)

@@ -56,7 +56,8 @@ class ZoneCounts:
 class ZoneMembers:
     """near: "equally good", the best of the near zone; mid: "similar but different", the best of the mid zone.
 
-    Both by score descending, at most k each; `counts` says how many there are in all. `near` is of the page that was asked for.
+    Both by score descending, at most k each, and with the minimum score; `counts` says how many there are in all. `near` is of the page
+    that was asked for, `mid` is the same on every page.
     """
 
     counts: ZoneCounts
@@ -176,5 +177,6 @@ def build_result_parts(
     ]
     hits = tuple([replace(hit, zone=zone) for hit, zone in zip(hits, zones, strict=True)])
     near = tuple([hit for hit in hits if hit.zone == "near"])
-    mid = tuple([replace(hit, zone="mid") for hit in build_hits(found.picks, best)])
+    picks = [pick for pick in found.picks if minimum_score is None or pick.score >= minimum_score]
+    mid = tuple([replace(hit, zone="mid") for hit in build_hits(picks, best)])
     return hits, ZoneMembers(counts, near, mid)

@@ -248,7 +248,7 @@ class GalleryIndex(NotPickled):
         entries = [checked_metadata(id, entry) for id, entry in metadata.items()]
         with self._lock:
             self._check_known(metadata)
-            self._writer.put_metadata(list(metadata), entries)
+            self._writer.put_metadata([str.__str__(id) for id in metadata], entries)  # as in `add`
             self._publish()
 
     def search(

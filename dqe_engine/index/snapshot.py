@@ -16,7 +16,7 @@ from dqe_engine.zones import select_zones
 from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
 from .columns import Rows, ScreenCache
-from .filters import Filter, compile_filter
+from .filters import Combination, Filter, compile_filter
 from .table import Table
 
 F32 = NDArray[np.float32]
@@ -108,11 +108,12 @@ class Snapshot:
             )
         return _row(self.images, row)
 
-    def allowed(self, filter: Filter | None) -> U64 | None:
-        """Which items are live and pass the filter; None for all. Raises InputError for a filter that says nothing sensible."""
+    def allowed(self, filter: Filter | Combination | None) -> U64 | None:
+        """Which items are live and pass the filter, compiled or not; None for all. Raises InputError for one that says nothing sensible."""
         if filter is None:
             return self.live
-        passing = self.table.columns.mask(compile_filter(filter), self.rows)
+        compiled = filter if isinstance(filter, Combination) else compile_filter(filter)
+        passing = self.table.columns.mask(compiled, self.rows)
         return passing if self.live is None else passing & self.live
 
     def count_of(self, filter: Filter | None) -> int:
@@ -128,12 +129,12 @@ class Snapshot:
         k: int,
         *,
         exclude: Sequence[Collection[str]] | None = None,
-        filter: Filter | None = None,
+        filter: Filter | Combination | None = None,
         zones: ZoneSpec | None = None,
         picks: int = 0,
         threads: int = 0,
     ) -> tuple[IndexMatches, ...]:
-        """See `GalleryIndex.search`, which checks the arguments."""
+        """See `GalleryIndex.search`, which checks the arguments; `filter` may also be compiled."""
         allowed = self.allowed(filter)
         count = self.rows if allowed is None else counted(allowed)
         excluded = [self._excluded(ids) for ids in exclude or ()]

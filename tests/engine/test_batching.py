@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import random
+import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
 
 import pytest
 
 from dqe_engine.batching import Batcher
-from dqe_engine.errors import DeadlineError, InputError, OverloadError
+from dqe_engine.errors import BackendError, DeadlineError, InputError, OverloadError
 
 
 class Answers:
@@ -184,6 +190,167 @@ def test_an_interrupt_is_its_own_threads(batcher: Batcher[int, int], answers: An
     assert batcher.ask(9) == 18
 
 
+class Interrupt(BaseException):
+    """What a signal raises in the main thread, as Ctrl-C does."""
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Raise Interrupt in here, this thread, unless it ends before."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_caller_that_is_interrupted_while_it_waits_leads_nobody(
+    batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor
+) -> None:
+    leader = hold(batcher, answers, pool)
+    with pytest.raises(Interrupt), interrupted_after(0.05):
+        batcher.ask(1)
+    assert batcher.waiting == 0
+    behind = pool.submit(batcher.ask, 2)
+    until(lambda: batcher.waiting == 1)
+    answers.gate.set()
+    assert [leader.result(30), behind.result(30), batcher.ask(3, timeout=30)] == [0, 4, 6]
+    assert answers.batches == [[0], [2], [3]]
+
+
+def test_interrupts_at_any_moment_lose_nobody(pool: ThreadPoolExecutor) -> None:
+    ended, random_, rounds = threading.Event(), random.Random(0), 300
+
+    def ask_on(seed: int) -> int:
+        for n in count():
+            if ended.is_set():
+                return n
+            assert batcher.ask(seed + n, timeout=30) == 2 * (seed + n)
+        raise AssertionError
+
+    with Batcher(lambda questions: [2 * question for question in questions], most=4) as batcher:
+        others = [pool.submit(ask_on, seed) for seed in (100, 200, 300)]
+        for _ in range(rounds):
+            with suppress(Interrupt), interrupted_after(random_.uniform(1e-5, 2e-3)):
+                for n in range(1000):
+                    batcher.ask(n, timeout=30)
+        assert batcher.ask(1, timeout=30) == 2
+        ended.set()
+        assert min(other.result(60) for other in others) > 0
+
+
+def test_a_timeout_beyond_what_a_lock_takes(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    leader = hold(batcher, answers, pool)
+    patient = pool.submit(batcher.ask, 1, timeout=1e12)
+    until(lambda: batcher.waiting == 1)
+    answers.gate.set()
+    assert (leader.result(30), patient.result(30), batcher.ask(2, timeout=30)) == (0, 2, 4)
+
+
+@pytest.mark.parametrize("by_thread", [True, False])
+def test_what_is_called_when_a_future_is_done_may_ask_and_close(
+    batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor, *, by_thread: bool
+) -> None:
+    batcher.submit(9).result(30)  # the worker is there
+    leader, found = hold(batcher, answers, pool), list[int]()
+    future = batcher.submit(1)
+    future.add_done_callback(lambda _: found.append(batcher.ask(2)))
+    future.add_done_callback(lambda _: batcher.close())
+    others = [pool.submit(batcher.ask, 3)] if by_thread else [batcher.submit(3)]
+    until(lambda: batcher.waiting == 2)
+    answers.gate.set()
+    assert [one.result(30) for one in (leader, future, *others)] == [0, 2, 6]
+    until(lambda: found == [4] and batcher._leader is None)
+    assert answers.most_inside == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_worker_outlives_what_leaves_threads(batcher: Batcher[int, int], answers: Answers, caplog: pytest.LogCaptureFixture) -> None:
+    """SystemExit of an answer is told to whoever asked; of what a future calls, it costs no other question."""
+
+    def leave(questions: Sequence[int]) -> None:
+        if 1 in questions:
+            raise SystemExit
+
+    def leaves(_: object) -> None:
+        raise SystemExit
+
+    answers.fails = leave
+    with pytest.raises(SystemExit):
+        batcher.submit(1).result(30)
+    answers.gate.clear()
+    futures = [batcher.submit(2), batcher.submit(3), batcher.submit(4)]
+    futures[1].add_done_callback(leaves)
+    answers.gate.set()
+    assert [future.result(30) for future in futures] == [4, 6, 8]
+    assert batcher.ask(5, timeout=30) == 10
+    assert "what was added to a future raised" in caplog.text
+
+
+def test_a_thread_that_the_system_refuses(batcher: Batcher[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("no more threads")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="no more threads"):
+            batcher.submit(1)
+    assert batcher.waiting == 0
+    assert (batcher.ask(2, timeout=30), batcher.submit(3).result(30)) == (4, 6)
+
+
+def test_closing_does_not_wait_for_patience(answers: Answers) -> None:
+    patient = Batcher(answers, patience=30)
+    future = patient.submit(1)
+    until(lambda: patient._leading is not None)
+    patient.close()
+    assert future.done()
+
+
+def test_a_process_that_is_forked_is_told(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    leader = hold(batcher, answers, pool)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            signal.alarm(30)
+            batcher.close()
+            batcher.ask(1, timeout=1)
+        except BackendError as error:
+            code = 0 if "this Batcher was made before a fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    answers.gate.set()
+    assert leader.result(30) == 0
+
+
+def test_a_question_that_failed_is_not_kept(answers: Answers) -> None:
+    class Question:
+        pass
+
+    def fail(questions: Sequence[Question]) -> list[int]:
+        raise InputError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        question, batcher = Question(), Batcher(fail)
+        gone = weakref.ref(question)
+        with suppress(InputError):
+            batcher.ask(question)
+        del question
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_tasks(answers: Answers) -> None:
     async def ask_all(batcher: Batcher[int, int]) -> list[int]:
         return list(await asyncio.gather(*(batcher.ask_async(n, timeout=30) for n in range(100))))
@@ -268,7 +435,7 @@ def test_everything_at_once(answers: Answers) -> None:
             return "answered"
 
         outcomes = list(pool.map(one, choices))
-        until(lambda: batcher.waiting == 0 and not batcher._busy)
+        until(lambda: batcher.waiting == 0 and batcher._leader is None)
     assert answers.most_inside == 1
     assert {"answered", "refused"} <= set(outcomes)
     assert outcomes.count("answered") > 1500

@@ -182,6 +182,13 @@ def test_what_an_index_tells_of_itself(make_index: MakeIndex, tmp_path: Path) ->
         index.update_metadata({"i1": None, "i0": {}})
 
 
+def test_metadata_of_ids_that_are_subclasses_of_str(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(2)
+    index.update_metadata({np.str_("i1"): {"n": 1}})
+    index.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").get(["i1"])[0].metadata == {"n": 1}
+
+
 def test_a_closed_index(make_index: MakeIndex, tmp_path: Path) -> None:
     index = make_index(4)
     index.save(tmp_path / "index")

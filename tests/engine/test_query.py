@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 from support.samples import noise_image
 
+from dqe_engine import encoder
 from dqe_engine.compose import compose_query
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.zones import ZoneSpec
@@ -24,6 +27,7 @@ from dqe_engine.query import MOST_RESULTS, Query
 from dqe_engine.results import SearchResult
 
 IDS = tuple(sorted(f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(12)))
+ARRAYS = (np.zeros(8, np.float32), np.zeros((2, 8), np.float32), np.zeros(2, np.float32))
 RED = Query(reference_id="00.png", text="in red", k=11)
 
 
@@ -74,6 +78,20 @@ def test_a_minimum_score(engine: RetrievalEngine) -> None:
     assert [hit.score for hit in engine.search(replace(RED, minimum_score=scores[4])).hits] == scores[:5]
     assert engine.search(replace(RED, minimum_score=2.0)).hits == ()
     assert len(engine.search(replace(RED, minimum_score=scores[4], offset=3)).hits) == 2
+    zones = engine.search(replace(RED, zones=ZoneSpec(lo=0.0, hi=2.0), minimum_score=scores[4])).zones
+    assert zones is not None
+    assert zones.counts.mid == len(scores)
+    assert [hit.score for hit in zones.mid] == scores[:5]
+
+
+def test_numbers_of_numpy(engine: RetrievalEngine) -> None:
+    query = replace(RED, k=np.int8(5), offset=np.uint64(2))  # type: ignore[arg-type]
+    assert ids(engine.search(query)) == ids(engine.search(RED))[2:7]
+
+
+def test_what_is_no_query(engine: RetrievalEngine) -> None:
+    with pytest.raises(InputError, match="expected a Query, got str; such as Query"):
+        engine.search("in red")  # type: ignore[arg-type]
 
 
 def test_weights_that_take_the_place_of_the_predicted(engine: RetrievalEngine) -> None:
@@ -162,6 +180,20 @@ def test_words_that_the_model_does_not_know_are_told(engine: RetrievalEngine) ->
         ({"text": "a", "unlike": b"sku-2"}, "unlike: expected a collection of ids, got bytes"),
         ({"text": "a", "exclude": (id for id in "ab")}, "exclude: expected a collection of ids, got generator"),
         ({"text": "a", "k": 0}, "k must be a whole number of at least 1, got 0"),
+        ({"text": "a", "exclude": [2]}, "exclude: ids are str, got int"),
+        ({"text": "a", "exclude": [["a"]]}, "exclude: ids are str, got list"),
+        ({"text": "a", "unlike": (b"a",)}, "unlike: ids are str, got bytes"),
+        ({"text": "a", "explain": "no"}, "explain is True or False, got 'no'"),
+        ({"text": "a", "exclude_reference": 0}, "exclude_reference is True or False, got 0"),
+        ({"text": "a", "k": np.int16(MOST_RESULTS), "offset": np.int16(30000)}, f"come to 40000, at most {MOST_RESULTS}"),
+        ({"text": "a", "zones": ZoneSpec(lo=0.1, hi=0.5, bounds="pooled")}, "zones with pooled bounds: .*give absolute bounds"),
+        ({"text": "a", "zones": ZoneSpec(lo=0.1, hi=0.5, bounds="rank")}, "zones with rank bounds: .*give absolute bounds"),
+        ({"text": "a", "weights": {"colour": 10**400}}, "weight of 'colour': expected a number .* got an integer of 1,329 bits"),
+        ({"text": "a", "absolute_weights": {"colour": 1e39}}, "weight of 'colour': expected a number .* got 1e.39"),
+        ({"image": b"x", "weights": {"colour": 1}}, "weights: attributes are read from the text, and there is none"),
+        ({"text": "a", "minimum_score": 10**400}, "minimum_score is a finite number"),
+        ({"text": "a", "k": -(10**5000)}, "k must be a whole number of at least 1, got an integer of 16,610 bits"),
+        ({"text": "a", "k": 10**5000}, "k and offset come to an integer of 16,610 bits"),
         ({"text": "a", "k": True}, "k must be a whole number"),
         ({"text": "a", "k": 2.0}, "k must be a whole number"),
         ({"text": "a", "offset": -1}, "offset must be a whole number of at least 0"),
@@ -171,9 +203,9 @@ def test_words_that_the_model_does_not_know_are_told(engine: RetrievalEngine) ->
         ({"text": "a", "minimum_score": float("nan")}, "minimum_score is a finite number"),
         ({"text": "a", "minimum_score": "0.5"}, "minimum_score is a finite number"),
         ({"text": "a", "weights": [("colour", 1)]}, "weights: expected a mapping from attribute to number, got list"),
-        ({"text": "a", "weights": {"colour": "2"}}, "weight of 'colour': expected a finite number of at least 0, got '2'"),
+        ({"text": "a", "weights": {"colour": "2"}}, "weight of 'colour': expected a number from 0 to 3.4e.38, got '2'"),
         ({"text": "a", "weights": {"colour": None}}, "weight of 'colour'"),
-        ({"text": "a", "absolute_weights": {"colour": -1}}, "weight of 'colour': expected a finite number of at least 0, got -1"),
+        ({"text": "a", "absolute_weights": {"colour": -1}}, "weight of 'colour': expected a number from 0 to 3.4e.38, got -1"),
         ({"text": "a", "weights": {"colour": 1}, "absolute_weights": {"colour": 1}}, "not both"),
     ],
 )  # fmt: skip
@@ -232,6 +264,24 @@ def test_a_replaced_item_is_not_answered_from_memory(engine: RetrievalEngine) ->
     assert [hit.score for hit in after.hits] != [hit.score for hit in before.hits]
 
 
+def test_what_is_remembered_takes_what_it_says(engine: RetrievalEngine) -> None:
+    """Keys of long texts included, which take more than the arrays of a small model."""
+    engine.search(replace(RED, text="less " * 100))
+    before, gc_was = engine.remembered["queries"].bytes, gc.isenabled()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        for n in range(300):
+            engine._encoder.fused.put((engine.index.snapshot().table.identity, encoder._digest((*range(400, 500), n))), ARRAYS)
+        taken = tracemalloc.get_traced_memory()[0] - start
+    finally:
+        tracemalloc.stop()
+        if gc_was:
+            gc.enable()
+    assert taken <= 1.1 * (engine.remembered["queries"].bytes - before)
+
+
 def test_memory_is_bounded(bundle_path: Path) -> None:
     engine = RetrievalEngine.load(bundle_path, provider="cpu", threads=1, kept_bytes=4000)
     for n in range(12):
@@ -271,6 +321,13 @@ def test_threads_through_the_batcher_get_what_they_would_get_alone(engine: Retri
         for found, alone in zip(pool.map(batcher.search, queries), expected, strict=True):
             same(found, alone)
             assert found.timings_ms["wait"] >= 0
+
+
+def test_a_filter_that_is_wrong_is_told_before_it_queues_up(engine: RetrievalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine.batcher() as batcher:
+        monkeypatch.setattr(batcher._batcher, "ask", lambda *_, **options: pytest.fail("it queued up"))
+        with pytest.raises(InputError, match="unknown operator"):
+            batcher.search(replace(RED, filter={"n": {"~": 1}}))
 
 
 def test_tasks_through_the_batcher(engine: RetrievalEngine, image_folder: Path) -> None:
