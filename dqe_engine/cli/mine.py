@@ -271,9 +271,10 @@ def _mapped(path: Path, dtypes: tuple[str, ...], ranks: tuple[int, ...]) -> NDAr
     import numpy as np
 
     from dqe_engine.errors import InputError
-    from dqe_engine.files import describe_os_error
+    from dqe_engine.files import describe_os_error, require_regular
 
     try:
+        require_regular(path)
         array = np.load(path, mmap_mode="r")
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error

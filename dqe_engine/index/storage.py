@@ -31,7 +31,15 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.parsing import Contract, to_json
 from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.errors import IndexConflictError, IndexFormatError
-from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, describe_os_error, describe_write_error, make_directories, open_in_place
+from dqe_engine.files import (
+    TEMPORARY_PREFIX,
+    atomic_write,
+    describe_os_error,
+    describe_write_error,
+    make_directories,
+    open_in_place,
+    require_regular,
+)
 
 Storage = Literal["f32", "f16"]
 ImageStorage = Literal["none", "f16", "f32"]
@@ -221,6 +229,7 @@ def encode_events(events: Sequence[Event]) -> bytes:
 def read_events(root: Path, state: FileState, *, since: FileState | None = None) -> list[Event]:
     """The confirmed catalogue, or what was appended to it `since` a shorter prefix, checksum verified. Raises IndexFormatError."""
     path, start, crc = root / state.name, since.size if since else 0, since.crc32 if since else 0
+    require_regular(path)
     with open(path, "rb") as stream:
         stream.seek(start)
         raw = stream.read(state.size - start)
