@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .files import describe_os_error
+from .files import describe_os_error, require_regular
 
 
 def open_array(path: Path, remedy: str = "save it again with np.save") -> NDArray[Any]:
     """The array in a file, mapped read-only. Raises InputError, which ends in `remedy` where the file is no whole `.npy` file."""
     try:
+        require_regular(path)  # a pipe would be waited for
         array = np.load(path, mmap_mode="r")
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +50,16 @@ def describe_os_error(error: OSError, path: str | os.PathLike[str] | None = None
     name = path if error.filename is None else error.filename
     where = "" if name is None else f"{name}: "
     return f"{where}{said}{_remedy(error)}"
+
+
+def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Its status. Raises OSError for what is no regular file, or no link to one: a pipe would be waited for."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file; give a copy of its content", os.fspath(path))
+    return status
 
 
 def describe_write_error(error: OSError, out: Path) -> str:

@@ -5,7 +5,6 @@ Documents from before `kind` are known by a key that only theirs have.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from dqe_engine.errors import DQEError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, require_regular
 
 from .parsing import Contract, parse
 
@@ -55,9 +54,7 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
     document means is the caller's to say.
     """
     try:
-        status = where.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise error(f"{where}: not a regular file; {remedy}")
+        status = require_regular(where)
         if status.st_size > MOST_BYTES:
             raise error(f"{where}: {status.st_size} bytes, more than the {MOST_BYTES} that any document of ours takes; {remedy}")
         data = msgspec.json.decode(where.read_bytes())

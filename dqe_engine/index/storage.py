@@ -39,6 +39,7 @@ from dqe_engine.files import (
     fsync_path,
     make_directories,
     open_in_place,
+    require_regular,
 )
 
 Storage = Literal["f32", "f16"]
@@ -257,6 +258,7 @@ def encode_events(events: Sequence[Event]) -> bytes:
 def read_events(root: Path, state: FileState, *, since: FileState | None = None) -> list[Event]:
     """The confirmed catalogue, or what was appended to it `since` a shorter prefix, checksum verified. Raises IndexFormatError."""
     path, start, crc = root / state.name, since.size if since else 0, since.crc32 if since else 0
+    require_regular(path)
     with open(path, "rb") as stream:
         here = os.fstat(stream.fileno()).st_size >= state.size  # else a damaged size could ask for more memory than there is
         stream.seek(start)

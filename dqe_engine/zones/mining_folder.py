@@ -39,6 +39,7 @@ from dqe_engine.files import (
     describe_write_error,
     recover_directory,
     remove_stale_temporaries,
+    require_regular,
     sha256_of,
 )
 
@@ -153,6 +154,7 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
     with contextlib.suppress(OSError):
         recover_directory(folder)
     try:
+        require_regular(path)
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = f"; a run to it is unfinished, run dqe-mine again ({partial})" if (partial := _partial(folder)).is_dir() else ""
