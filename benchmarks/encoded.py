@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.query import Query
 
 
 def main() -> int:
@@ -19,7 +20,8 @@ def main() -> int:
     engine = RetrievalEngine.load(bundle, provider="cpu", threads=1, verify=False)
     references, texts = zip(*json.loads(queries.read_text()), strict=True)
     paths = [Path(reference) for reference in references]
-    images, encoded = engine.encode_images(paths), engine.encode_queries(paths, texts)
+    images = engine.encode_images(paths)
+    encoded = engine.encode_queries([Query(image=path, text=text) for path, text in zip(paths, texts, strict=True)])
     np.savez(
         out,
         image_tokens=images.image_tokens,

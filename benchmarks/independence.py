@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_training.data.records import TripletRecord
 from dqe_training.evaluation.protocol import EvaluationSet, load_evaluation_set
@@ -37,9 +37,7 @@ def answers(engine: RetrievalEngine, records: Sequence[TripletRecord], batch: in
     return [
         result
         for start in range(0, len(records), batch)
-        for result in engine.search_batch(
-            [ItemId(r.reference) for r in records[start : start + batch]], [r.text for r in records[start : start + batch]], k=K
-        )
+        for result in engine.search_batch([Query(reference_id=r.reference, text=r.text, k=K) for r in records[start : start + batch]])
     ]
 
 
@@ -52,7 +50,7 @@ def compare(alone: Sequence[SearchResult], other: Sequence[SearchResult]) -> tup
 
 
 def indexed(bundle: Path, images: Path, evaluation: EvaluationSet, batch: int) -> RetrievalEngine:
-    engine = RetrievalEngine.load(bundle, provider="cpu")
+    engine = RetrievalEngine.load(bundle, provider="cpu", kept_bytes=0)
     names = dict.fromkeys([*(r.reference for r in evaluation.records[:QUERIES]), *evaluation.gallery[:ITEMS]])
     engine.index_images({name: images / name for name in names}, batch_size=batch)
     return engine

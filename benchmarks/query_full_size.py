@@ -58,7 +58,7 @@ class FullSizeQuery:
         return self
 
     def inputs(self) -> dict[str, Any]:
-        engine = RetrievalEngine.load(self.bundle, provider="cpu", threads=self.threads, verify=False)
+        engine = RetrievalEngine.load(self.bundle, provider="cpu", threads=self.threads, verify=False, kept_bytes=0)
         sizes, rng = engine.bundle.sizes, np.random.default_rng(0)
         targets = rng.standard_normal((self.items, sizes.target_tokens, sizes.embedding_dim), np.float32)
         targets /= np.linalg.norm(targets, axis=2, keepdims=True)

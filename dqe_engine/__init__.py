@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle as Bundle
+    from .contracts.zones import ZoneSpec as ZoneSpec
     from .engine import RetrievalEngine as RetrievalEngine
-    from .engine import SearchResult as SearchResult
     from .image_policy import ImagePolicy as ImagePolicy
     from .index import GalleryIndex as GalleryIndex
-    from .references import ItemId as ItemId
+    from .query import Query as Query
+    from .results import SearchResult as SearchResult
+    from .zones import Screen as Screen
     from .zones import select_zones as select_zones
 
 __version__ = "0.1.0"
@@ -21,9 +23,11 @@ _LAZY = {
     "Bundle": ".bundle",
     "GalleryIndex": ".index",
     "ImagePolicy": ".image_policy",
-    "ItemId": ".references",
+    "Query": ".query",
     "RetrievalEngine": ".engine",
-    "SearchResult": ".engine",
+    "SearchResult": ".results",
+    "Screen": ".zones",
+    "ZoneSpec": ".contracts.zones",
     "select_zones": ".zones",
 }
 __all__ = [*_LAZY, "__version__"]

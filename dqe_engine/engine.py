@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,25 +13,38 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .batching import Batcher
 from .bundle import Bundle
-from .compose import apply_overrides, compose_query
-from .contracts.graphs import GRAPHS, GraphSpec
+from .caches import CacheStats
+from .contracts.graphs import GraphSpec
 from .contracts.zones import ZoneSpec
-from .errors import BackendError, DQEError, InputError
+from .dialogue import Dialogue
+from .encoder import STAGES, Clock, Composed, Prepared, QueryEncoder
+from .errors import DQEError
 from .image_policy import DEFAULT_POLICY, ImagePolicy
-from .image_sources import ImageSource, decode_ahead, image_pairs
+from .image_sources import ImageSource, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
-from .index.filters import Filter
-from .index.validation import check_count, check_ids
-from .preprocessing import ImageLike, fit_image, normalise, open_image
-from .references import ItemId, Reference, one_reference
-from .results import EncodedImages, EncodedQueries, Hit, IndexingReport, SearchResult, SkippedImage, ZoneMembers, build_result_parts
-from .sessions import GraphSession, Provider, text_buckets
+from .index.filters import compile_filter
+from .index.indexer import Indexer, Progress
+from .index.validation import check_count
+from .preprocessing import ImageLike, fit_image, open_image
+from .query import Query
+from .results import (
+    EncodedImages,
+    EncodedQueries,
+    Explanation,
+    Hit,
+    IndexingReport,
+    SearchResult,
+    ZoneMembers,
+    build_result_parts,
+)
+from .sessions import GraphSession, Provider
 
-Progress = Callable[[int, int], None]
-STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
+KEPT_BYTES = 64 << 20
+"""Of image tokens of uploads, and again of composed queries, that an engine remembers."""
 
-__all__ = ["EncodedImages", "EncodedQueries", "Hit", "IndexingReport", "RetrievalEngine", "SearchResult", "SkippedImage", "ZoneMembers"]
+__all__ = ["STAGES", "RetrievalEngine"]
 
 
 class RetrievalEngine:
@@ -45,14 +58,14 @@ class RetrievalEngine:
         index: GalleryIndex | None = None,
         threads: int = 0,
         images: ImagePolicy = DEFAULT_POLICY,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made. `threads`: of a search
-        at most, 0 for one per processor. `images`: see `load`."""
+        at most, 0 for one per processor. `images` and `kept_bytes`: see `load`."""
         self.bundle = bundle
         self.image_policy = images
         self._threads = threads
-        self._sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
-        self._text, self._text_lengths = bundle.text_encoder(), text_buckets(self._query, self._attributes)
+        self._encoder = QueryEncoder(bundle, open_graph, images, kept_bytes)
         self._index = GalleryIndex.for_bundle(bundle)
         if index is not None:
             self.attach(index)
@@ -66,14 +79,16 @@ class RetrievalEngine:
         threads: int | None = None,
         verify: bool = True,
         images: ImagePolicy = DEFAULT_POLICY,
+        kept_bytes: int = KEPT_BYTES,
     ) -> RetrievalEngine:
         """Verify and open a bundle. `threads`: CPU threads of a graph and of a search; None for all, and for one where there is little
-        to do. `images`: what this engine accepts as an image and what one may cost, of references and of what is indexed. Raises
-        BundleError, and BackendError when the provider that was asked for cannot run."""
+        to do. `images`: what this engine accepts as an image and what one may cost, of references and of what is indexed. `kept_bytes`:
+        see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
         while True:
             bundle = Bundle.load(bundle_path, verify=verify)
             try:
-                engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0, images=images)
+                engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0,
+                             images=images, kept_bytes=kept_bytes)  # fmt: skip
             except DQEError:
                 if bundle.is_current():
                     raise
@@ -84,7 +99,7 @@ class RetrievalEngine:
     @property
     def providers(self) -> dict[str, str]:
         """What runs each graph."""
-        return {session.spec.name: session.provider for session in self._sessions}
+        return {session.spec.name: session.provider for session in self._encoder.sessions}
 
     @property
     def index(self) -> GalleryIndex:
@@ -113,9 +128,9 @@ class RetrievalEngine:
         check_count("batch_size", batch_size, 1)
         spec, policy = self.bundle.manifest.preprocessing, self.image_policy
         batches = [
-            self._encode_pixels([fit_image(open_image(image, spec, policy), spec) for image in images[start : start + batch_size]])
+            self._encoder.encode_pixels([fit_image(open_image(image, spec, policy), spec) for image in images[start : start + batch_size]])
             for start in range(0, len(images), batch_size)
-        ] or [self._encode_pixels([])]
+        ] or [self._encoder.encode_pixels([])]
         return EncodedImages(
             np.concatenate([batch.target_tokens for batch in batches]), np.concatenate([batch.image_tokens for batch in batches])
         )
@@ -124,159 +139,147 @@ class RetrievalEngine:
         self,
         images: ImageSource,
         *,
-        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        metadata: Mapping[str, Mapping[str, Any] | None] | None = None,
+        ignore_unknown: bool = False,
+        add_only: bool = False,
+        rehash: bool = False,
         batch_size: int = 32,
         progress: Progress | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        replace: bool = False,
         decode_threads: int = 4,
     ) -> IndexingReport:
-        """Encode images and add them to the index, batch by batch; `save_index` makes them durable.
+        """Bring the index up to date with these images, batch by batch; `save_index` makes it durable.
 
-        images: see `image_pairs`. metadata: by id. progress: called after every batch with (images done, images in all); what
-        it raises stops the work between two batches. on_error: "raise" stops at an image that cannot be read, "skip"
-        goes on and reports it. Existing ids are refused before any work, unless `replace`. Whatever stops it, the batches
-        that were added stay. Raises InputError.
+        images: see `image_pairs`. An image that is new, or whose content differs from what was indexed under its id, is embedded; the
+        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.embed`. What is
+        refused is refused before any work; whatever stops it later, the batches that were added stay. Raises InputError.
         """
         check_count("batch_size", batch_size, 1)
-        check_count("decode_threads", decode_threads, 1)
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error is 'raise' or 'skip', got {on_error!r}")
-        index, skipped = self._index, list[SkippedImage]()
-        pairs = image_pairs(images, self.image_policy)
-        if on_error == "skip":
-            pairs = usable_pairs(pairs, skipped)
-        check_ids([id for id, _ in pairs])
-        if not replace and (existing := [id for id, _ in pairs if id in index]):
-            raise InputError(f"{existing[0]!r} and {len(existing) - 1} more ids are in the index already; leave them out, or replace=True")
-        if metadata and (unknown := metadata.keys() - dict(pairs).keys()):
-            raise InputError(f"metadata for {sorted(unknown)[0]!r}, which is not among the images")
-        added: list[str] = []
-        batch: list[tuple[str, NDArray[np.uint8]]] = []
-        decoded = decode_ahead(
-            pairs, self.bundle.manifest.preprocessing, ahead=2 * batch_size, threads=decode_threads, policy=self.image_policy
+        indexer = self.indexer(decode_threads=decode_threads)
+        plan = indexer.plan(
+            image_pairs(images, self.image_policy), metadata=metadata, ignore_unknown=ignore_unknown, add_only=add_only, rehash=rehash,
+            on_error=on_error,
+        )  # fmt: skip
+        indexer.prepare(plan)
+        return indexer.embed(plan, batch_size=batch_size, on_error=on_error, progress=progress)
+
+    def indexer(self, *, decode_threads: int = 4) -> Indexer:
+        """Of the attached index, for work in steps: see `Indexer`."""
+        return Indexer(
+            self._index, self._encoder.encode_pixels, self.bundle.manifest.preprocessing, policy=self.image_policy, threads=decode_threads
         )
-        with closing(decoded):
-            for done, (id, pixels) in enumerate(decoded, start=1):
-                if not isinstance(pixels, InputError):
-                    batch.append((id, pixels))
-                elif on_error == "raise":
-                    raise pixels
-                else:
-                    skipped.append(SkippedImage(id, str(pixels)))
-                if len(batch) == batch_size or done == len(pairs):
-                    self._add_batch(index, batch, metadata or {}, replace=replace)
-                    added += [id for id, _ in batch]
-                    batch = []
-                    if progress is not None:
-                        progress(done, len(pairs))
-        return IndexingReport(tuple(added), tuple(skipped))
 
-    def encode_queries(
-        self, references: Sequence[Reference], texts: Sequence[str], *, attribute_weights: Mapping[str, float] | None = None
-    ) -> EncodedQueries:
-        """Composed queries, references and texts by pairs; a reference is an `ItemId` or an image. Raises InputError."""
-        return self._encode_queries(self._index, references, texts, attribute_weights)
+    def encode_queries(self, queries: Sequence[Query]) -> EncodedQueries:
+        """The vectors that `search_batch` searches by. Raises InputError."""
+        snapshot, clock = self._index.snapshot(), Clock(STAGES[:-1])
+        prepared = [self._encoder.prepare(query, snapshot, clock) for query in queries]
+        composed = self._encoder.compose(prepared, clock)
+        attributes, width = self.bundle.sizes.attributes, self.bundle.sizes.embedding_dim
+        return EncodedQueries(
+            queries=np.array([one.vector for one in composed], np.float32).reshape(-1, width),
+            predicted_weights=np.array([one.predicted for one in composed], np.float32).reshape(-1, attributes),
+            weights=np.array([one.weights for one in composed], np.float32).reshape(-1, attributes),
+            truncated=tuple(one.truncated for one in prepared),
+            timings_ms=clock.timings_ms,
+        )
 
-    def _encode_queries(
-        self, index: GalleryIndex, references: Sequence[Reference], texts: Sequence[str], attribute_weights: Mapping[str, float] | None
-    ) -> EncodedQueries:
-        if len(references) != len(texts):
-            raise InputError(f"{len(references)} reference images for {len(texts)} modification texts; a composed query needs one of each")
-        clock = _Clock(STAGES[:-1])
-        encoded = self._text.encode(texts, lengths=self._text_lengths)
-        clock.lap("tokenise")
-        image_tokens = self._reference_tokens(index, references, clock)
-        fused = self._query.run(image_tokens=image_tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
-        base = fused.pop("base_query")
-        clock.lap("query")
-        read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
-        clock.lap("attributes")
-        predicted = read["attribute_weights"]
-        weights = apply_overrides(predicted, self.bundle.vocabulary.names, attribute_weights or {})
-        queries = compose_query(base, read["sub_queries"], weights)
-        if not np.isfinite(queries).all():
-            raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
-        clock.lap("compose")
-        return EncodedQueries(queries, predicted, weights, encoded.truncated, clock.timings_ms)
+    def search(self, query: Query) -> SearchResult:
+        """The items that best answer a query, such as `Query(image=Path("photo.jpg"), text="in red")`. Raises InputError."""
+        return self.search_batch([query])[0]
 
-    def search(
-        self,
-        *,
-        text: str,
-        image: ImageLike | None = None,
-        reference_id: str | None = None,
-        k: int = 10,
-        attribute_weights: Mapping[str, float] | None = None,
-        zones: bool | ZoneSpec = False,
-        exclude_reference: bool = True,
-        filter: Filter | None = None,
-    ) -> SearchResult:
-        """The k items that best show the reference image changed as the text says.
-
-        image: a `Path`, bytes or PIL image, within the engine's `ImagePolicy`; or reference_id: an item of the index, whose cached
-        image tokens are used (no file is looked at, whatever the id is).
-        attribute_weights: multipliers of the predicted weights, by attribute. zones: also tell near from mid, by the
-        bundle's bounds on Δ to the best hit or by other absolute ones. exclude_reference: leave out the item of `reference_id`.
-        filter: on metadata, see `compile_filter`. Raises InputError; image-only and text-only queries are refused.
-        """
-        return self.search_batch(
-            [one_reference(image, reference_id)],
-            [text],
-            k=k,
-            attribute_weights=attribute_weights,
-            zones=zones,
-            exclude_reference=exclude_reference,
-            filter=filter,
-        )[0]
-
-    def search_batch(
-        self,
-        references: Sequence[Reference],
-        texts: Sequence[str],
-        *,
-        k: int = 10,
-        attribute_weights: Mapping[str, float] | None = None,
-        zones: bool | ZoneSpec = False,
-        exclude_reference: bool = True,
-        exclude: Sequence[Collection[str]] | None = None,
-        filter: Filter | None = None,
-    ) -> tuple[SearchResult, ...]:
-        """`search` for many queries in one pass through the graphs and the index, references and texts by pairs.
-
-        references: `ItemId("sku-1")` for an item of the index, else an image. exclude: more ids to leave out, per query.
+    def search_batch(self, queries: Sequence[Query]) -> tuple[SearchResult, ...]:
+        """`search` for many queries, each with its own options, in one pass through the graphs and over one snapshot of the index.
 
         The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
         """
-        check_count("k", k, 1)
-        if exclude is not None and len(exclude) != len(references):
-            raise InputError(f"{len(exclude)} exclusions for {len(references)} queries")
-        index = self._index  # pinned: `attach` may swap it meanwhile
-        encoded = self._encode_queries(index, references, texts, attribute_weights)
-        left_out = [set(ids) for ids in exclude] if exclude is not None else [set[str]() for _ in references]
-        if exclude_reference:
-            for ids, reference in zip(left_out, references, strict=True):
-                if isinstance(reference, ItemId):
-                    ids.add(reference.id)
-        spec = self._zone_spec(zones)
-        clock = _Clock()
-        found = index.search(encoded.queries, k, exclude=left_out, filter=filter, zones=spec, picks=k if spec else 0, threads=self._threads)
+        snapshot, clock = self._index.snapshot(), Clock(STAGES)
+        return self._answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
+
+    def dialogue(self, query: Query) -> Dialogue:
+        """A search that goes on from its own hits: refined, turned away from examples, and undone."""
+        return Dialogue(self, query)
+
+    def batcher(self, *, most: int = 32, patience: float = 0.0, room: int = 256) -> QueryBatcher:
+        """For servers: queries of many threads and tasks, answered together. See `Batcher`."""
+        return QueryBatcher(self, most=most, patience=patience, room=room)
+
+    def warm_up(self) -> None:
+        """Do what the first search would have to: run every graph once, and make the screen of the index."""
+        spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
+        pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
+        tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
+        ids = self._encoder.text.tokenise([self.bundle.vocabulary.names[0]])[0].ids
+        self._answer([Prepared(Query(text="", k=1), snapshot, None, tokens, None, None, ids)], Clock())
+
+    @property
+    def remembered(self) -> dict[str, CacheStats]:
+        """What is remembered of image tokens of "uploads", and of "queries" as the encoder gave them."""
+        return {"uploads": self._encoder.uploads.stats(), "queries": self._encoder.fused.stats()}
+
+    def _answer(self, prepared: Sequence[Prepared], clock: Clock) -> tuple[SearchResult, ...]:
+        composed = self._encoder.compose(prepared, clock)
+        found = self._search(prepared, composed)
         clock.lap("search")
-        timings = {**encoded.timings_ms, **clock.timings_ms}
-        names, overrides = self.bundle.vocabulary.names, {name: float(value) for name, value in (attribute_weights or {}).items()}
-        weights, predicted = encoded.weights.tolist(), encoded.predicted_weights.tolist()
-        return tuple(
-            SearchResult(
-                hits=hits,
-                weights=dict(zip(names, weights[b], strict=True)),
-                predicted_weights=dict(zip(names, predicted[b], strict=True)),
-                overrides=dict(overrides),
-                truncated=encoded.truncated[b],
-                zones=members,
-                timings_ms=dict(timings),
-            )
-            for b, (hits, members) in enumerate(map(build_result_parts, found))
+        return tuple(self._result(one, made, found[b], clock) for b, (one, made) in enumerate(zip(prepared, composed, strict=True)))
+
+    def _search(self, prepared: Sequence[Prepared], composed: Sequence[Composed]) -> dict[int, tuple[tuple[Hit, ...], ZoneMembers | None]]:
+        """Hits and zone members by place: one search for queries of the same snapshot, filter and zones."""
+        groups: dict[Any, list[int]] = {}
+        for b, one in enumerate(prepared):
+            query = one.query
+            spec = self._zone_spec(query.zones)
+            digest = None if query.filter is None else compile_filter(query.filter).digest
+            groups.setdefault((id(one.snapshot), digest, spec), []).append(b)
+        found: dict[int, tuple[tuple[Hit, ...], ZoneMembers | None]] = {}
+        for (_, _, spec), rows in groups.items():
+            queries = [prepared[b].query for b in rows]
+            most = max(query.k + query.offset for query in queries)
+            matches = prepared[rows[0]].snapshot.search(
+                np.stack([composed[b].vector for b in rows]), most, exclude=[query.excluded() for query in queries],
+                filter=queries[0].filter, zones=spec, picks=max(query.k for query in queries) if spec else 0, threads=self._threads,
+            )  # fmt: skip
+            for b, query, ranking in zip(rows, queries, matches, strict=True):
+                kept = replace(ranking, matches=ranking.matches[: query.k + query.offset], picks=ranking.picks[: query.k])
+                found[b] = build_result_parts(kept, offset=query.offset, minimum_score=query.minimum_score)
+        return found
+
+    def _result(
+        self, prepared: Prepared, composed: Composed, found: tuple[tuple[Hit, ...], ZoneMembers | None], clock: Clock
+    ) -> SearchResult:
+        (hits, members), query, names = found, prepared.query, self.bundle.vocabulary.names
+        if query.explain:
+            hits = tuple([replace(hit, explanation=self._explanation(prepared, composed, hit.id)) for hit in hits])
+        weights = {} if query.text is None else dict(zip(names, composed.weights.tolist(), strict=True))
+        predicted = {} if query.text is None else dict(zip(names, composed.predicted.tolist(), strict=True))
+        return SearchResult(
+            hits=hits,
+            mode=query.mode,
+            weights=weights,
+            predicted_weights=predicted,
+            overrides={name: float(value) for name, value in query.weights.items()},
+            truncated=prepared.truncated,
+            unknown_words=prepared.unknown_words,
+            zones=members,
+            timings_ms=dict(clock.timings_ms),
         )
+
+    def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
+        snapshot, names = prepared.snapshot, self.bundle.vocabulary.names
+        tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float64)  # (M, D)
+        best = int((tokens @ composed.vector).argmax())
+        token, parts = tokens[best], {"image" if prepared.query.text is None else "base": composed.base.astype(np.float64)}
+        similarities = {name: _cosine(part, token) for name, part in parts.items()}
+        if prepared.query.text is not None:
+            for name, weight, sub_query in zip(names, composed.weights, composed.sub_queries.astype(np.float64), strict=True):
+                parts[name], similarities[name] = float(weight) * sub_query, _cosine(sub_query, token)
+        total = sum(parts.values(), np.zeros_like(token))
+        length = float(np.linalg.norm(total)) or 1.0
+        scaled = {name: part / length for name, part in parts.items()}
+        if prepared.query.unlike:
+            left = total / length - composed.unlike
+            length = float(np.linalg.norm(left)) or 1.0
+            scaled = {name: part / length for name, part in (*scaled.items(), ("unlike", -composed.unlike.astype(np.float64)))}
+        return Explanation(best, {name: float(part @ token) for name, part in scaled.items()}, similarities)
 
     def _zone_spec(self, zones: bool | ZoneSpec) -> ZoneSpec | None:
         if zones is False:
@@ -284,78 +287,57 @@ class RetrievalEngine:
         spec = self.bundle.manifest.zones if zones is True else zones
         return msgspec.structs.replace(spec, policy="hardest")  # for people: the best of the mid zone, not a sample of it
 
-    def _encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> EncodedImages:
-        image_tokens = self._vision.run(pixel_values=self._normalised(pixels))["image_tokens"]
-        return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
 
-    def _normalised(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        spec = self.bundle.manifest.preprocessing
-        if not pixels:
-            return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
-        return normalise(np.stack(pixels), spec)
+class QueryBatcher:
+    """An engine behind a `Batcher`. Images and texts are read in the caller's own thread, before they queue up, so that what is wrong with
+    one is told at once, and big photographs hold up nobody's batch. Answers are those of `RetrievalEngine.search`; their timings have
+    "wait", in the queue, too."""
 
-    def _add_batch(
-        self,
-        index: GalleryIndex,
-        batch: Sequence[tuple[str, NDArray[np.uint8]]],
-        metadata: Mapping[str, Mapping[str, Any]],
-        *,
-        replace: bool,
-    ) -> None:
-        encoded = self._encode_pixels([pixels for _, pixels in batch])
-        index.add(
-            [id for id, _ in batch],
-            encoded.target_tokens,
-            None if index.image_storage == "none" else encoded.image_tokens,
-            [metadata.get(id) for id, _ in batch],
-            replace=replace,
-        )
+    def __init__(self, engine: RetrievalEngine, *, most: int, patience: float, room: int) -> None:
+        self.engine = engine
+        self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(self._answer, most=most, patience=patience, room=room)
 
-    def _reference_tokens(self, index: GalleryIndex, references: Sequence[Reference], clock: _Clock) -> NDArray[np.float32]:
-        """Image tokens of the references, (B, P, Hv) float32: from the cache where they are items, else by the vision encoder."""
-        sizes, spec = self.bundle.sizes, self.bundle.manifest.preprocessing
-        tokens = np.empty((len(references), sizes.image_tokens, sizes.vision_width), np.float32)
-        rows, pixels = [], []
-        for row, reference in enumerate(references):
-            if isinstance(reference, ItemId):
-                if reference.id not in index:
-                    raise InputError(f"{reference.id!r} is not an id of the index; pass an image that is not in it as image=...")
-                index.image_tokens(reference.id, out=tokens[row])
-                clock.lap("decode")
-                continue
-            image = open_image(reference, spec, self.image_policy)
-            clock.lap("decode")
-            rows.append(row)
-            pixels.append(fit_image(image, spec))  # at once: a batch of photographs is not held in full size
-            clock.lap("preprocess")
-        if rows:
-            pixel_values = self._normalised(pixels)
-            clock.lap("preprocess")
-            tokens[rows] = self._vision.run(pixel_values=pixel_values)["image_tokens"]
-            clock.lap("vision")
-        return tokens
+    @property
+    def waiting(self) -> int:
+        return self._batcher.waiting
 
+    def search(self, query: Query, *, timeout: float | None = None) -> SearchResult:
+        """Raises InputError, OverloadError where too many wait, and DeadlineError after `timeout` seconds in the queue and the batch."""
+        return self._batcher.ask(self._prepared(query), timeout=timeout)
 
-def usable_pairs(pairs: Sequence[tuple[str, ImageLike]], skipped: list[SkippedImage]) -> list[tuple[str, ImageLike]]:
-    """Pairs whose id can be one; the others (file names that are not Unicode) are added to `skipped`."""
-    usable = []
-    for id, image in pairs:
-        try:
-            check_ids([id])
-            usable.append((id, image))
-        except InputError as error:
-            skipped.append(SkippedImage(id, str(error)))
-    return usable
+    async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
+        """The same for a task; uploads are decoded in a thread of the event loop's pool. A task that is cancelled leaves the queue."""
+        loop = asyncio.get_running_loop()
+        prepared = self._prepared(query) if query.image is None else await loop.run_in_executor(None, self._prepared, query)
+        return await self._batcher.ask_async(prepared, timeout=timeout)
+
+    def close(self) -> None:
+        """Answer what waits and take no more."""
+        self._batcher.close()
+
+    def __enter__(self) -> QueryBatcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _prepared(self, query: Query) -> tuple[Prepared, Clock]:
+        clock = Clock((*STAGES, "wait"))
+        prepared = self.engine._encoder.prepare(query, self.engine.index.snapshot(), clock)
+        clock.lap("decode")
+        return prepared, clock
+
+    def _answer(self, questions: Sequence[tuple[Prepared, Clock]]) -> list[SearchResult]:
+        for _, clock in questions:
+            clock.lap("wait")
+        shared = Clock(STAGES)
+        results = self.engine._answer([prepared for prepared, _ in questions], shared)
+        return [
+            replace(result, timings_ms={stage: own.timings_ms[stage] + shared.timings_ms.get(stage, 0.0) for stage in own.timings_ms})
+            for result, (_, own) in zip(results, questions, strict=True)
+        ]
 
 
-class _Clock:
-    """Milliseconds by stage: each `lap` ends a part of one, which began where the last one ended."""
-
-    def __init__(self, stages: Sequence[str] = ()) -> None:
-        self.timings_ms = dict.fromkeys(stages, 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1e3
-        self._last = now
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths else 0.0

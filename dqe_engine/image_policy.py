@@ -68,7 +68,7 @@ class ImagePolicy:
 
     def recognise(self, start: bytes) -> str | None:
         """The format of a file that begins with these bytes (`SNIFFED` are enough), None for one that the policy does not list."""
-        return next((name for name in self.usable_formats if _begins_as(name, start)), None)
+        return next((name for name in self.formats if _begins_as(name, start) and _is_usable(name)), None)
 
     def check_size(self, width: int, height: int) -> None:
         """Raise InputError, which does not name the image, for a size that is refused whatever the format."""
@@ -97,11 +97,11 @@ class ImagePolicy:
             self._check_bytes(len(source))
             return kind, source
         with open_regular(source) as stream:
-            start = stream.read(SNIFFED)
-            kind = self._require_format(start)
+            kind = self._require_format(stream.read(SNIFFED))
             size = os.fstat(stream.fileno()).st_size
             self._check_bytes(size)
-            return kind, start + stream.read(max(size - len(start), 0))  # and no more, where the file grows meanwhile
+            stream.seek(0)
+            return kind, stream.read(size)  # and no more, where the file grows meanwhile
 
     def _require_format(self, start: bytes) -> str:
         kind = self.recognise(start)
@@ -141,5 +141,5 @@ def _is_usable(name: str) -> bool:
 def _begins_as(name: str, start: bytes) -> bool:
     if name in _FIRST_BYTES:
         return _FIRST_BYTES[name](start)
-    accept = Image.OPEN[name][1]  # a plugin's
+    accept = Image.OPEN[name][1] if name in Image.OPEN else None  # a plugin's
     return accept is not None and accept(start[:SNIFFED]) is True

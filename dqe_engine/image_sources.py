@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ _COMPANION, _NO_IMAGE, _NO_FILE, _UNREADABLE, _LINKED = (
 )  # fmt: skip
 ImageSource: TypeAlias = str | os.PathLike[str] | Mapping[str, ImageLike] | Iterable[str | os.PathLike[str]]
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def decode_ahead(
 ) -> Generator[tuple[str, Pixels | InputError]]:
     """Decoded and resized images in order, (image_size, image_size, 3) uint8, or the error where one cannot be read.
 
-    At most `ahead` images are held at a time; Pillow releases the interpreter lock, so `threads` decode in parallel.
+    At most `ahead` images are held at a time.
     """
 
     def decode(image: ImageLike) -> Pixels | InputError:
@@ -114,13 +115,23 @@ def decode_ahead(
         except InputError as error:
             return error
 
+    yield from map_ahead(decode, pairs, ahead=ahead, threads=threads)
+
+
+def map_ahead(
+    work: Callable[[ImageLike], Result], pairs: Iterable[tuple[str, ImageLike]], *, ahead: int, threads: int
+) -> Generator[tuple[str, Result]]:
+    """(id, what `work` makes of the image), in order, at most `ahead` at a time.
+
+    Pillow and hashing release the interpreter lock, so `threads` work in parallel. What `work` raises is raised here.
+    """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[str, Future[Pixels | InputError]]] = deque()
+        waiting: deque[tuple[str, Future[Result]]] = deque()
         upcoming = iter(pairs)
         try:
             while True:
                 while len(waiting) < ahead and (pair := next(upcoming, None)) is not None:
-                    waiting.append((pair[0], pool.submit(decode, pair[1])))
+                    waiting.append((pair[0], pool.submit(work, pair[1])))
                 if not waiting:
                     return
                 id, future = waiting.popleft()

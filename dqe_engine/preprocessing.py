@@ -7,6 +7,7 @@ import importlib
 import io
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,9 @@ _TURNED_BY_PILLOW = ("TIFF", "HEIF")
 _REDUCED_AS_THEY_ARE = ("L", "LA", "RGB", "RGBA", "CMYK")
 _GREY_OF_16_BITS = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 """255 / 65535 times each value, rounded."""
+
+
+_LOADING = threading.Lock()
 
 
 def open_image(source: ImageLike, spec: PreprocessingSpec, policy: ImagePolicy = DEFAULT_POLICY) -> Image.Image:
@@ -94,7 +98,7 @@ def _describe(source: ImageLike) -> str:
     if isinstance(source, os.PathLike):
         return os.fspath(source)
     if isinstance(source, str):
-        message = "is a str, not an image; pass Path(...) for a file; an item of the index is reference_id=... or ItemId(...)"
+        message = "is a str, not an image; pass Path(...) for a file; an item of the index is reference_id=..."
         raise InputError(f"{source!r} {message}")
     raise InputError(f"expected an image (Path, bytes or PIL image), got {type(source).__name__}")
 
@@ -122,7 +126,8 @@ def _decode_file(kind: str, data: bytes, spec: PreprocessingSpec, policy: ImageP
 
 def _decode_given(image: Image.Image, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
     policy.check_size(*image.size)
-    image.load()
+    with _LOADING:  # an image that was opened and not yet read has one file, whoever reads it
+        image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as hostile as pixels

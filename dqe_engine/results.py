@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .index import IndexMatches, Match
+from .query import Mode
+
+Zone = Literal["near", "mid", "easy"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a hit's score is made of, at the item's target token that matched best (`token`).
+
+    contributions sum to the score: "base", each attribute (its weight times its sub-query's product with the token), "unlike" where
+    there were examples; "image" alone for an image alone. similarities: cosines of the token with the base query and with each
+    sub-query, whatever the weights.
+    """
+
+    token: int
+    contributions: dict[str, float]
+    similarities: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved item. `delta`: the query's best score minus this one, so 0 for the best hit."""
+    """A retrieved item. `delta`: the query's best score minus this one, so 0 for the best hit. `zone` and `explanation`: where they were
+    asked for."""
 
     id: str
     score: float
     delta: float
     metadata: dict[str, Any] | None = None
+    zone: Zone | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,7 @@ class ZoneCounts:
 class ZoneMembers:
     """near: "equally good", the best of the near zone; mid: "similar but different", the best of the mid zone.
 
-    Both by score descending, at most k each; `counts` says how many there are in all.
+    Both by score descending, at most k each; `counts` says how many there are in all. `near` is of the page that was asked for.
     """
 
     counts: ZoneCounts
@@ -47,16 +68,20 @@ class ZoneMembers:
 class SearchResult:
     """One query's answer.
 
-    hits: by score descending. weights: the attribute weights that were used; predicted_weights: what the model said;
-    overrides: the multipliers between the two. truncated: the text lost words to the model's limit. timings_ms: per
-    stage (decode, preprocess, tokenise, vision, query, attributes, compose, search), of the whole batch that the query was in.
+    hits: by score descending, from `offset` on. mode: "composed", "image" or "text" (see `Query`).
+    weights: the attribute weights that were used; predicted_weights: what the model said;
+    overrides: the multipliers between the two. truncated: the text lost words to the model's limit. unknown_words: those that the model
+    does not know, and reads as one and the same. timings_ms: per stage (decode, preprocess, tokenise, vision, query, attributes,
+    compose, search), of the whole batch that the query was in; 0 where what is remembered was enough.
     """
 
     hits: tuple[Hit, ...]
+    mode: Mode
     weights: dict[str, float]
     predicted_weights: dict[str, float]
     overrides: dict[str, float]
     truncated: bool
+    unknown_words: tuple[str, ...]
     zones: ZoneMembers | None
     timings_ms: dict[str, float]
 
@@ -80,31 +105,76 @@ class EncodedQueries:
     timings_ms: Mapping[str, float]
 
 
+_KINDS_OF_REASONS = {
+    "not an image": "not an image", "damaged or truncated": "damaged", "the limit": "over a limit", "no such image": "gone meanwhile",
+    "ermission denied": "permission denied", "not valid Unicode": "with an id that is not Unicode",
+}  # fmt: skip
+"""By words in an image's reason. Reasons come from other processes too, as text."""
+
+
 @dataclass(frozen=True)
 class SkippedImage:
     id: str
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason in a word or two, to count by."""
+        return next((kind for words, kind in _KINDS_OF_REASONS.items() if words in self.reason), "not readable")
+
 
 @dataclass(frozen=True)
 class IndexingReport:
-    """added: ids that are now in the index; skipped: images that could not be read, and why."""
+    """What became of each image, by id.
 
-    added: tuple[str, ...]
-    skipped: tuple[SkippedImage, ...]
+    added: new. changed: embedded anew, since its content differs, or, for `rehash`, was never recorded. described: other metadata
+    and nothing else. unchanged: as they were. unrecorded: those of `unchanged` that were indexed before content was recorded, so
+    that nobody compared them. skipped: could not be read, and why. pruned: removed, since their images are gone. passed_over: how
+    many files of the folder are no images, by reason.
+    """
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
+    pruned: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """`12 added, 3 changed, 1 with other metadata, 985 unchanged, 2 skipped (1 damaged, 1 not an image), 0 pruned`."""
+        unchanged = f"{len(self.unchanged)} unchanged"
+        if self.unrecorded:
+            unchanged += f" (of which {len(self.unrecorded)} were indexed before content was recorded and not compared)"
+        kinds = Counter(image.kind for image in self.skipped) + Counter(self.passed_over)
+        skipped = f"{kinds.total()} skipped"
+        if kinds:
+            skipped += f" ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})"
+        counts = f"{len(self.added)} added, {len(self.changed)} changed, {len(self.described)} with other metadata"
+        return f"{counts}, {unchanged}, {skipped}, {len(self.pruned)} pruned"
 
 
-def build_hits(matches: tuple[Match, ...], best: float) -> tuple[Hit, ...]:
+def build_hits(matches: Sequence[Match], best: float) -> tuple[Hit, ...]:
     """Hits with Δ to the score `best`, in the order of `matches`."""
     return tuple([Hit(id, score, best - score, metadata) for id, score, metadata in matches])
 
 
-def build_result_parts(found: IndexMatches) -> tuple[tuple[Hit, ...], ZoneMembers | None]:
-    """Hits of one query, and its zone members where zones were counted and the picks are the best of the mid zone."""
+def build_result_parts(
+    found: IndexMatches, *, offset: int = 0, minimum_score: float | None = None
+) -> tuple[tuple[Hit, ...], ZoneMembers | None]:
+    """Hits of one query from `offset` on, and its zone members where zones were counted and the picks are the best of the mid zone."""
     best = found.matches[0].score if found.matches else 0.0
-    hits = build_hits(found.matches, best)
+    ranked = [match for match in found.matches if minimum_score is None or match.score >= minimum_score]
+    hits = build_hits(ranked[offset:], best)
     if found.zone_counts is None:
         return hits, None
     counts = ZoneCounts(*found.zone_counts)
-    # Δ falls as the score rises, so the near zone is a prefix of the ranking.
-    return hits, ZoneMembers(counts, hits[: counts.near], build_hits(found.picks, best))
+    # Δ falls as the score rises, so each zone is a stretch of the ranking.
+    zones: list[Zone] = [
+        "near" if rank < counts.near else "mid" if rank < counts.near + counts.mid else "easy" for rank in range(offset, offset + len(hits))
+    ]
+    hits = tuple([replace(hit, zone=zone) for hit, zone in zip(hits, zones, strict=True)])
+    near = tuple([hit for hit in hits if hit.zone == "near"])
+    mid = tuple([replace(hit, zone="mid") for hit in build_hits(found.picks, best)])
+    return hits, ZoneMembers(counts, near, mid)

@@ -31,9 +31,9 @@ _PROVIDER_NAMES: Mapping[str, str] = {
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
 _ORDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "ort-tensorrt": ("ort-tensorrt", "cuda", "cpu")}
+"""Each provider and those that take the nodes it has no kernel for, such as the computation of shapes."""
 _FLOAT32 = {"use_tf32": "0"}
 """TF32, ONNX Runtime's default, leaves float32's tolerance: errors of 5e-5 to 8e-4 on an H100. Speed is what float16 bundles are for."""
-"""Each provider and those that take the nodes it has no kernel for, such as the computation of shapes."""
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 """On the CPU: the fused kernel works number by number, an addition and `LayerNormalization` do not (decision 78)."""
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}

@@ -17,11 +17,22 @@ from .errors import BundleError, InputError
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """`input_ids` and `attention_mask`: (B, L) int64; `truncated[b]`: whether text b lost words to `max_length`."""
+    """`input_ids` and `attention_mask`: (B, L) int64; `truncated[b]`: whether text b lost words to `max_length`; `unknown_words[b]`:
+    words of text b that the vocabulary lacks, all of which the model reads as the same one."""
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     truncated: tuple[bool, ...]
+    unknown_words: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text: its token ids, special ones included, and as in `EncodedTexts`."""
+
+    ids: tuple[int, ...]
+    truncated: bool
+    unknown_words: tuple[str, ...]
 
 
 class TextEncoder:
@@ -36,39 +47,51 @@ class TextEncoder:
         if (pad_id := tokenizer.token_to_id(spec.pad_token)) != spec.pad_id:
             raise BundleError(f"{path}: {spec.pad_token!r} has id {pad_id}, the manifest says {spec.pad_id}; export the bundle again")
         tokenizer.enable_truncation(spec.max_length)
-        tokenizer.enable_padding(direction="right", pad_id=spec.pad_id, pad_token=spec.pad_token)
+        tokenizer.no_padding()
         with _failures(path):
             tokenizer.encode("a b")  # what contradicts itself in the file, such as a token that its template names and lacks
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
         self._tokenizer, self._path = tokenizer, path
         self.spec = spec
 
-    def encode(self, texts: Sequence[str], *, lengths: Sequence[int] = ()) -> EncodedTexts:
-        """Tokenise, truncated to `max_length` (special tokens included) and padded to the longest text of the batch, or to the next
-        of `lengths` (ascending) where one is as long.
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, truncated to `max_length` (special tokens included).
 
         Any Unicode is accepted; lone surrogates become U+FFFD. Raises InputError for anything but a sequence of str,
         and for a text without a single token, such as an empty or blank one.
         """
         if isinstance(texts, str):
             raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
-        if not texts:
-            return EncodedTexts(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), ())
         cleaned = [_clean(text) for text in texts]
+        found = []
         with _failures(self._path):
-            encodings = self._tokenizer.encode_batch(cleaned)
-        for text, encoding in zip(texts, encodings, strict=True):
+            encodings = self._tokenizer.encode_batch(cleaned) if cleaned else ()
+        for text, encoding in zip(cleaned, encodings, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
-        longest = len(encodings[0].ids)
-        shape = len(texts), next((length for length in lengths if length >= longest), longest)
-        ids, mask = np.full(shape, self.spec.pad_id, np.int64), np.zeros(shape, np.int64)  # (B, L)
-        ids[:, :longest] = [encoding.ids for encoding in encodings]
-        mask[:, :longest] = [encoding.attention_mask for encoding in encodings]
-        return EncodedTexts(
-            input_ids=ids,
-            attention_mask=mask,
-            truncated=tuple(bool(encoding.overflowing) for encoding in encodings),
-        )
+            unknown = [text[start:end] for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if id == self._unknown_id]
+            found.append(Tokens(tuple(encoding.ids), bool(encoding.overflowing), tuple(dict.fromkeys(unknown))))
+        return found
+
+    def pad(self, ids: Sequence[Sequence[int]], *, lengths: Sequence[int] = ()) -> EncodedTexts:
+        """Tokens of several texts side by side, padded to the longest, or to the next of `lengths` (ascending) where one is as long."""
+        if not ids:
+            return EncodedTexts(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), ())
+        longest = max(map(len, ids))
+        shape = len(ids), next((length for length in lengths if length >= longest), longest)
+        padded, mask = np.full(shape, self.spec.pad_id, np.int64), np.zeros(shape, np.int64)  # (B, L)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return EncodedTexts(padded, mask, (False,) * len(ids), ((),) * len(ids))
+
+    def encode(self, texts: Sequence[str], *, lengths: Sequence[int] = ()) -> EncodedTexts:
+        """`tokenise` and `pad`."""
+        tokens = self.tokenise(texts)
+        padded = self.pad([one.ids for one in tokens], lengths=lengths)
+        truncated, unknown = tuple(one.truncated for one in tokens), tuple(one.unknown_words for one in tokens)
+        return EncodedTexts(padded.input_ids, padded.attention_mask, truncated, unknown)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,28 @@ def search(options: dict[str, Any]) -> dict[str, list[float]]:
     """Whole searches of a bundle's index: references by id, and as image files."""
     from dqe_engine.engine import RetrievalEngine
 
-    engine = RetrievalEngine.load(options["bundle"])
+    try:
+        from dqe_engine.query import Query
+    except ImportError:  # the other version may be one before queries
+        return _search_by_pairs(options)
+    engine = RetrievalEngine.load(options["bundle"], kept_bytes=0)
+    engine.load_index(options["index"])
+    references, texts, images = options["references"], options["texts"], Path(options["images"])
+    out: dict[str, list[float]] = {}
+    for batch in BATCHES:
+        ids, asked = references[:batch], texts[:batch]
+        by_id = [Query(reference_id=id, text=text) for id, text in zip(ids, asked, strict=True)]
+        uploaded = [Query(image=images / id, text=text) for id, text in zip(ids, asked, strict=True)]
+        out[f"catalogue reference, B = {batch}"] = _timed(partial(engine.search_batch, by_id))
+        out[f"uploaded reference, B = {batch}"] = _timed(partial(engine.search_batch, uploaded))
+    return out
+
+
+def _search_by_pairs(options: dict[str, Any]) -> dict[str, list[float]]:
+    """`search` of versions whose batches were references, ids as strings, and texts."""
+    from dqe_engine.engine import RetrievalEngine
+
+    engine: Any = RetrievalEngine.load(options["bundle"])
     engine.load_index(options["index"])
     references, texts, images = options["references"], options["texts"], Path(options["images"])
     out: dict[str, list[float]] = {}

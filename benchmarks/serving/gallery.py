@@ -102,7 +102,7 @@ def measure_series(setting: Setting, series: Series) -> list[dict[str, Any]]:
     items = synthetic(setting, max(sizes, default=0), series.tokens)
     ids = [f"{at:08d}" for at in range(len(items))]
     indexes = {storage: new_index(bundle, series.tokens, storage) for storage in indexed()}
-    engines = {storage: RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads) for storage in indexes}
+    engines = {storage: RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads, kept_bytes=0) for storage in indexes}
     for size in sizes:
         for storage, index in indexes.items():
             for start in range(len(index), size, _CHUNK):
@@ -217,7 +217,7 @@ def _write_index(setting: Setting, folder: Path, items: int, tokens: int, storag
 
 
 def _resident_of(setting: Setting, folder: Path, screened: bool) -> dict[str, int]:
-    served = RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads)
+    served = RetrievalEngine.load(setting.bundle, provider="cpu", threads=setting.threads, kept_bytes=0)
     served.load_index(setting.index_of("f32"), screened=screened)
     query = workload(setting).batch("uploaded", 0, 1)
     searcher = by.EngineSearcher(served)

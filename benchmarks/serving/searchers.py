@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.preprocessing import fit_image
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 
 from .setting import Precision, Reference, Setting, engine, workload
 
@@ -40,8 +40,13 @@ class Searcher(Protocol):
     def search(self, references: Sequence[Reference], texts: Sequence[str], k: int) -> list[Ranking]: ...
 
 
-def as_the_engine_takes(references: Sequence[Reference]) -> list[ItemId | bytes]:
-    return [ItemId(reference) if isinstance(reference, str) else reference for reference in references]
+def as_queries(references: Sequence[Reference], texts: Sequence[str], k: int = 10, *, zones: bool = False) -> list[Query]:
+    return [
+        Query(reference_id=reference, text=text, k=k, zones=zones)
+        if isinstance(reference, str)
+        else Query(image=reference, text=text, k=k, zones=zones)
+        for reference, text in zip(references, texts, strict=True)
+    ]
 
 
 class EngineSearcher:
@@ -52,7 +57,7 @@ class EngineSearcher:
         self.timings_ms: dict[str, float] = {}
 
     def search(self, references: Sequence[Reference], texts: Sequence[str], k: int) -> list[Ranking]:
-        found = self.served.search_batch(as_the_engine_takes(references), texts, k=k, zones=self._zones)
+        found = self.served.search_batch(as_queries(references, texts, k, zones=self._zones))
         self.timings_ms = found[0].timings_ms
         return [[(hit.id, hit.score) for hit in result.hits] for result in found]
 
@@ -220,7 +225,7 @@ class FaissSearcher:
 
 
 def encode_by_engine(served: RetrievalEngine, references: Sequence[Reference], texts: Sequence[str]) -> NDArray[np.float32]:
-    return served.encode_queries(as_the_engine_takes(references), texts).queries
+    return served.encode_queries(as_queries(references, texts)).queries
 
 
 def encode_by_torch(encoder: TorchEncoder, references: Sequence[Reference], texts: Sequence[str]) -> NDArray[np.float32]:

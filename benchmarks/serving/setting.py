@@ -154,7 +154,7 @@ def engine(setting: Setting, precision: Precision, provider: Literal["cpu", "cud
     from dqe_engine.engine import RetrievalEngine
 
     threads = None if setting.threads == machine.cores() else setting.threads  # by default, it chooses how many are worth waking
-    found = RetrievalEngine.load(setting.bundle_of(precision), provider=provider, threads=threads)
+    found = RetrievalEngine.load(setting.bundle_of(precision), provider=provider, threads=threads, kept_bytes=0)
     found.load_index(setting.index_of(precision))
     return found
 

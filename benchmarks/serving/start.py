@@ -43,7 +43,7 @@ def _read(path: str) -> bytes:
 
 
 def _engine(described: dict[str, Any], reached: Callable[[str], None]) -> Search:
-    from dqe_engine import ItemId, RetrievalEngine
+    from dqe_engine import Query, RetrievalEngine
 
     reached("imported")
     engine = RetrievalEngine.load(described["bundle"], provider="cpu", threads=described["threads"])
@@ -51,7 +51,9 @@ def _engine(described: dict[str, Any], reached: Callable[[str], None]) -> Search
     reached("ready")
 
     def search(reference: str | bytes, text: str) -> Any:
-        return engine.search_batch([ItemId(reference) if isinstance(reference, str) else reference], [text], k=described["k"])
+        if isinstance(reference, str):
+            return engine.search(Query(reference_id=reference, text=text, k=described["k"]))
+        return engine.search(Query(image=reference, text=text, k=described["k"]))
 
     return search
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from dqe_engine.errors import DQEError
 from dqe_engine.files import describe_os_error
@@ -84,6 +86,19 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """argparse type: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError("JSON that is nested too deeply; write the filter flatter") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got a {type(value).__name__}")
+    return value
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`dqe-search`: one composed query against an index, as a table or as JSON."""
+"""`dqe-search`: one query against an index, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .main import add_runtime_options, positive, run
+from .main import add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.results import Hit, SearchResult
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dqe-search", description="Search an index by a reference image and what should differ.")
+    parser = argparse.ArgumentParser(
+        prog="dqe-search",
+        description="Search an index by a reference image and what should differ; or by an image, or a text, alone.",
+    )
     parser.add_argument("bundle", type=Path, help="the exported model")
     parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
-    reference = parser.add_mutually_exclusive_group(required=True)
+    reference = parser.add_mutually_exclusive_group()
     reference.add_argument("--image", type=Path, metavar="FILE", help="the reference is this image file")
     reference.add_argument("--reference", metavar="ID", help="the reference is this item of the index")
-    parser.add_argument("--text", required=True, help="what should differ, such as 'in red, with long sleeves'")
+    parser.add_argument("--text", help="what should differ, such as 'in red, with long sleeves'")
     parser.add_argument("-k", type=positive, default=10, help="how many hits (default: 10)")
+    parser.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N hits: the next page")
+    parser.add_argument("--min-score", type=float, metavar="X", help="only hits that score as much")
+    parser.add_argument("--unlike", action="append", default=[], metavar="ID", help="nothing like this item; may be repeated")
+    parser.add_argument("--exclude", action="append", default=[], metavar="ID", help="leave this item out; may be repeated")
     parser.add_argument(
         "--weight",
         type=_weight,
@@ -33,7 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
     )
     parser.add_argument(
-        "--filter", type=_json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
+        "--set-weight", type=_weight, action="append", default=[], metavar="ATTRIBUTE=X", help="a value in place of the predicted weight"
+    )
+    parser.add_argument("--explain", action="store_true", help="say of each hit what its score is made of")
+    parser.add_argument(
+        "--filter", type=json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
     )
     parser.add_argument("--zones", action="store_true", help="tell equally good hits (near) from similar but different ones (mid)")
     parser.add_argument("--no-verify", action="store_true", help="do not hold the index's tokens against their checksums: faster if large")
@@ -50,19 +61,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _search(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import InputError
+    from dqe_engine.query import Query
 
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     engine.load_index(args.index, verify=not args.no_verify)
     if not len(engine.index):
         raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
     result = engine.search(
-        image=args.image,
-        reference_id=args.reference,
-        text=args.text,
-        k=args.k,
-        attribute_weights=dict(args.weight),
-        zones=args.zones,
-        filter=args.filter,
+        Query(
+            image=args.image,
+            reference_id=args.reference,
+            text=args.text,
+            k=args.k,
+            weights=dict(args.weight),
+            absolute_weights=dict(args.set_weight),
+            unlike=args.unlike,
+            exclude=args.exclude,
+            offset=args.offset,
+            minimum_score=args.min_score,
+            zones=args.zones,
+            filter=args.filter,
+            explain=args.explain,
+        )
     )
     if args.json:
         from dqe_engine.contracts.parsing import to_json
@@ -83,10 +103,16 @@ def _print_tables(result: SearchResult) -> None:
         counts = result.zones.counts
         console.print(_table(f"near: {counts.near} equally good", result.zones.near))
         console.print(_table(f"mid: {counts.mid} similar but different ({counts.easy} further away)", result.zones.mid))
-    used = ", ".join(f"{name} {value:.3f} (predicted {result.predicted_weights[name]:.3f})" for name, value in result.weights.items())
-    console.print(f"attribute weights: {used}", markup=False, highlight=False)
+    if result.weights:
+        used = ", ".join(f"{name} {value:.3f} (predicted {result.predicted_weights[name]:.3f})" for name, value in result.weights.items())
+        console.print(f"attribute weights: {used}", markup=False, highlight=False)
+    if result.mode != "composed":
+        console.print(f"by {'an image' if result.mode == 'image' else 'a text'} alone, which the model was not trained for")
     if result.truncated:
         console.print("the text was longer than the model reads; its end was ignored")
+    if result.unknown_words:
+        words = ", ".join(result.unknown_words)
+        console.print(f"words that the model does not know, and takes for one and the same: {words}", markup=False, highlight=False)
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in result.timings_ms.items())
     console.print(f"milliseconds: {stages}", highlight=False)
 
@@ -100,10 +126,15 @@ def _table(title: str, hits: Sequence[Hit]) -> Any:
     table.add_column("id", overflow="fold")
     table.add_column("score", justify="right")
     table.add_column("Δ", justify="right")
+    if explained := any(hit.explanation for hit in hits):
+        table.add_column("made of", overflow="fold")
     if with_metadata := any(hit.metadata for hit in hits):
         table.add_column("metadata", overflow="fold")
     for rank, hit in enumerate(hits, start=1):
         cells = [Text(hit.id), Text(f"{hit.score:.4f}"), Text(f"{hit.delta:.4f}")]  # Text: an id may look like markup
+        if explained:
+            parts = hit.explanation.contributions.items() if hit.explanation else ()
+            cells.append(Text(", ".join(f"{name} {value:+.3f}" for name, value in parts)))
         if with_metadata:
             cells.append(Text(json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else ""))
         table.add_row(str(rank), *cells)
@@ -118,15 +149,3 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=2.0, got {text!r}") from error
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise argparse.ArgumentTypeError("JSON that is nested too deeply; write the filter flatter") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got a {type(value).__name__}")
-    return value

@@ -21,7 +21,7 @@ from .filters import Filter
 from .repair import RepairReport, repair
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
-from .validation import check_count, check_ids, check_no_single_str, checked_metadata, checked_rows, some
+from .validation import check_count, check_ids, check_no_single_str, checked_contents, checked_metadata, checked_rows, some
 from .writer import Layout, Writer
 
 Metadata = Mapping[str, Any]
@@ -193,13 +193,15 @@ class GalleryIndex:
         image_tokens: NDArray[Any] | None = None,
         metadata: Sequence[Metadata | None] | None = None,
         *,
+        contents: Sequence[str | None] | None = None,
         replace: bool = False,
     ) -> None:
         """Add n items, all or none.
 
         target_tokens: (n, M, D) float32; image_tokens: (n, P, Hv) float32 or float16, given if and only if the index
-        keeps them; metadata: n JSON objects or None. Raises InputError for arrays that do not fit or are not finite in
-        the index's precision, metadata that JSON cannot hold, ids that repeat, and ids that exist unless `replace`.
+        keeps them; metadata: n JSON objects or None; contents: n hashes of the images, or None (`Indexer` gives them).
+        Raises InputError for arrays that do not fit or are not finite in the index's precision, metadata that JSON cannot
+        hold, ids that repeat, and ids that exist unless `replace`, by which all that is known of them is replaced.
         """
         check_no_single_str("ids", ids)
         ids = [str.__str__(id) if isinstance(id, str) else id for id in ids]  # of `np.str_` too, which JSON would not take
@@ -215,13 +217,14 @@ class GalleryIndex:
             raise InputError(f"metadata: expected a sequence with an object or None per id, got {type(metadata).__name__}")
         if metadata is not None and len(metadata) != len(ids):
             raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
+        hashes = checked_contents(contents, len(ids))
         entries = [checked_metadata(id, entry) for id, entry in zip(ids, metadata or [None] * len(ids), strict=True)]
         with self._lock:
             existing = [id for id in ids if id in self]
             if existing and not replace:
                 raise InputError(f"{len(existing)} ids are in the index already: {some(existing)}; remove them or pass replace=True")
             self._check_open()
-            self._writer.put(ids, targets, images, entries)
+            self._writer.put(ids, targets, images, entries, hashes)
             self._publish()
 
     def remove(self, ids: Collection[str]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from dqe_engine.files import atomic_directory
 from dqe_engine.results import SkippedImage
 
 from .gallery import GalleryIndex
+from .indexer import metadata_for
 from .storage import ImageStorage, Storage
 
 RECORD_FILE = "shard.json"
 
 
 class ShardJob(Contract, frozen=True):
-    """What a worker does with one shard: (id, absolute path) pairs, in order, and how."""
+    """What a worker does with one shard: (id, absolute path, `file_stamp`) of images, in order, and how."""
 
-    pairs: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str, str], ...]
     storage: Storage
     image_storage: ImageStorage
     batch_size: int
@@ -39,6 +41,16 @@ class ShardJob(Contract, frozen=True):
 
     def name(self, model_hash: str) -> str:
         return "shard-" + hashlib.sha256(model_hash.encode() + to_json(self)).hexdigest()[:24]
+
+
+def file_stamp(path: str) -> str:
+    """What a file has that another under its name has not: size and time of change. Part of a shard's name, so that shards which were made
+    of images that were replaced since are not gone on with."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 class ShardRecord(Contract, frozen=True):
@@ -61,13 +73,13 @@ class ShardEncoder:
             self.encode(job)
         except DQEError as error:
             return {"images": 0, "error": str(error)}
-        return {"images": len(job.pairs), "error": ""}
+        return {"images": len(job.images), "error": ""}
 
     def encode(self, job: ShardJob) -> None:
         """Write the job's shard. Raises InputError for an image that cannot be read, unless bad ones are skipped."""
         with atomic_directory(self._shards / job.name(self._engine.bundle.model_hash), replace=True, marker=RECORD_FILE) as new:
             self._engine.new_index(storage=job.storage, image_storage=job.image_storage)
-            images = {id: Path(path) for id, path in job.pairs}
+            images = {id: Path(path) for id, path, _ in job.images}
             report = self._engine.index_images(images, batch_size=job.batch_size, on_error="skip" if job.skip_bad else "raise")
             self._engine.save_index(new)
             (new / RECORD_FILE).write_bytes(to_json(ShardRecord(tuple((s.id, s.reason) for s in report.skipped))))
@@ -85,7 +97,7 @@ def encode_shards(
     missing = []
     for job in jobs:
         if (shards / job.name(model_hash) / RECORD_FILE).is_file():
-            done(len(job.pairs))
+            done(len(job.images))
         else:
             missing.append({"job": to_json(job).decode()})
     if not missing:
@@ -111,8 +123,13 @@ def encode_shards(
         ) from error
 
 
-def merge_shards(index: GalleryIndex, jobs: Sequence[ShardJob], shards: Path, place: Path) -> list[SkippedImage]:
-    """Add the jobs' shards to `index` in order, saving to `place` after each, and remove `shards`. Images that were skipped."""
+def merge_shards(
+    index: GalleryIndex, jobs: Sequence[ShardJob], shards: Path, place: Path, metadata: Mapping[str, Mapping[str, Any] | None]
+) -> list[SkippedImage]:
+    """Add the jobs' shards to `index` in order, saving to `place` after each, and remove `shards`. Images that were skipped.
+
+    Items that are there are replaced and keep their metadata, where `metadata` has none for them.
+    """
     skipped = []
     for job in jobs:
         path = shards / job.name(index.model_hash)
@@ -123,7 +140,14 @@ def merge_shards(index: GalleryIndex, jobs: Sequence[ShardJob], shards: Path, pl
         skipped += [SkippedImage(id, reason) for id, reason in record.skipped]
         if ids := shard.ids:
             images = None if shard.image_storage == "none" else np.stack([shard.image_tokens(id) for id in ids])
-            index.add(ids, np.stack([shard.target_tokens(id) for id in ids]), images)
+            index.add(
+                ids,
+                np.stack([shard.target_tokens(id) for id in ids]),
+                images,
+                metadata_for(index, ids, metadata),
+                contents=[item.content for item in shard.get(ids)],
+                replace=True,
+            )
             index.save(place)
     shutil.rmtree(shards, ignore_errors=True)
     return skipped

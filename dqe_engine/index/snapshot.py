@@ -24,10 +24,11 @@ I64 = NDArray[np.int64]
 
 
 class Item(NamedTuple):
-    """An item's id and a copy of its metadata."""
+    """An item's id, a copy of its metadata, and the hash of the image that it was made from (`Indexer`), where that is known."""
 
     id: str
     metadata: dict[str, Any] | None
+    content: str | None
 
 
 class Match(NamedTuple):
@@ -77,19 +78,23 @@ class Snapshot:
 
     def live_rows(self) -> I64:
         """Ascending: from the oldest item to the newest."""
-        return np.arange(self.rows) if self.live is None else np.flatnonzero(unpacked(self.live, self.rows))
+        return self._rows_in(self.live)
 
     def ids(self) -> tuple[str, ...]:
         """The oldest first."""
         return tuple([self.table.ids[row] for row in self.live_rows().tolist()])
 
-    def items(self) -> Iterator[Item]:
-        """The oldest first."""
-        for row in self.live_rows().tolist():
+    def items(self, filter: Filter | None = None) -> Iterator[Item]:
+        """Those that pass, the oldest first."""
+        for row in self._rows_in(self.allowed(filter)).tolist():
             yield self.item(row)
 
+    def content(self, row: int) -> str | None:
+        """The hash of the image that the row was made from, where it is known."""
+        return self.table.contents[row]
+
     def item(self, row: int) -> Item:
-        return Item(self.table.ids[row], _copied(self.table.metadata[row]))
+        return Item(self.table.ids[row], _copied(self.table.metadata[row]), self.content(row))
 
     def target_tokens(self, row: int) -> Rows:
         """(M, D), as stored."""
@@ -151,6 +156,9 @@ class Snapshot:
             picked = () if found.picks is None or found.pick_scores is None else self._matches(found.picks[b], found.pick_scores[b])
             results.append(IndexMatches(self._matches(found.ids[b], found.scores[b]), counts, picked))
         return tuple(results)
+
+    def _rows_in(self, bitmap: U64 | None) -> I64:
+        return np.arange(self.rows) if bitmap is None else np.flatnonzero(unpacked(bitmap, self.rows))
 
     def _excluded(self, ids: Collection[str]) -> I64:
         """Sorted and unique."""

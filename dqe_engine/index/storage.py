@@ -1,7 +1,7 @@
 """An index on disk: a manifest that is replaced atomically, and the append-only files of which it confirms a prefix.
 
     manifest.json             sizes and checksums of the confirmed prefixes, model hash, shapes, revision
-    <generation>.catalogue    one JSON line per event: a row added (id, metadata) or a row removed (position)
+    <generation>.catalogue    one JSON line per event: a row added (id, metadata, content) or a row removed (position)
     <generation>.targets      raw rows (M, D), little-endian f32 or f16: one file, so that a search maps one array
     <generation>.images       raw rows (P, Hv), where image tokens are cached
     lock                      held (flock) while saving; by what is in it, a folder is known to be an index's before there is a manifest
@@ -98,13 +98,15 @@ class IndexManifest(Versioned, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A catalogue line: a row added (`id`, optional `metadata`), or the row at position `removed` gone.
+    """A catalogue line: a row added (`id`, optional `metadata` and `content`), or the row at position `removed` gone.
 
-    `crc32`: of the added row's target tokens, continued by its image tokens; None in indexes of earlier versions.
+    `content`: a hash of the image that the row was made from. `crc32`: of the row's target tokens, continued by its image tokens. Indexes
+    that were made before these were recorded have none.
     """
 
     id: str | None = None
     metadata: dict[str, Any] | None = None
+    content: str | None = None
     removed: int | None = None
     crc32: int | None = None
 

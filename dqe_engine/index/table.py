@@ -1,4 +1,5 @@
-"""What an index knows of its rows besides their tokens: ids and metadata, append-only, so that any number of snapshots share it."""
+"""What an index knows of its rows besides their tokens: ids, metadata and content hashes, append-only, so that any number of snapshots
+share it."""
 
 from __future__ import annotations
 
@@ -21,8 +22,10 @@ class Table:
     """
 
     def __init__(self) -> None:
+        self.identity = object()  # with a row's number, a name for what is in that row, for good
         self.ids: list[str] = []
         self.metadata: list[Metadata | None] = []
+        self.contents: list[str | None] = []
         self.columns = MetadataColumns()
         self._newest: dict[str, int] = {}
         self._older: dict[int, int] = {}  # the row of the same id before this one
@@ -30,11 +33,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def append(self, ids: Sequence[str], metadata: Sequence[Metadata | None]) -> None:
+    def append(self, ids: Sequence[str], metadata: Sequence[Metadata | None], contents: Sequence[str | None]) -> None:
         """A row for each of `ids`. An id that comes twice has two rows."""
         start = len(self.ids)
         self.columns.append(metadata)
         self.metadata.extend(metadata)
+        self.contents.extend(contents)
         self.ids.extend(ids)
         for row, id in enumerate(ids, start):
             if (before := self._newest.get(id)) is not None:

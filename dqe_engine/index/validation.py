@@ -44,6 +44,17 @@ def check_no_single_str(name: str, ids: Collection[str]) -> None:
         raise InputError(f"{name}: expected a collection of ids, got {type(ids).__name__}")
 
 
+def checked_contents(contents: Sequence[str | None] | None, count: int) -> list[str | None]:
+    """Hashes of the images of `count` items; None, for one or for all, where they are not known."""
+    given = [None] * count if contents is None else list(contents)
+    if len(given) != count:
+        raise InputError(f"{len(given)} content hashes for {count} ids")
+    for content in given:
+        if content is not None and not (isinstance(content, str) and content.isascii()):
+            raise InputError(f"content hashes are ASCII strings, got {content!r}")
+    return [None if content is None else str.__str__(content) for content in given]
+
+
 def checked_rows(name: str, rows: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """A C-contiguous copy in `dtype`; the rows must be float32 or float16, of that shape, and finite after the cast."""
     if not isinstance(rows, np.ndarray) or rows.dtype not in (np.float32, np.float16):

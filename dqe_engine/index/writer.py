@@ -76,7 +76,14 @@ class Writer:
         screens = self._screens if wanted else None
         return Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
 
-    def put(self, ids: Sequence[str], targets: Rows, images: Rows | None, metadata: Sequence[dict[str, Any] | None]) -> None:
+    def put(
+        self,
+        ids: Sequence[str],
+        targets: Rows,
+        images: Rows | None,
+        metadata: Sequence[dict[str, Any] | None],
+        contents: Sequence[str | None],
+    ) -> None:
         """Append rows in the layout's precisions; those of the same ids are gone."""
         self._targets.reserve(len(ids))  # what may run out of memory comes first
         if self._images is not None and images is not None:
@@ -85,16 +92,16 @@ class Writer:
         self._targets.append(targets)
         if self._images is not None and images is not None:
             self._images.append(images)
-        self._table.append(ids, metadata)
+        self._table.append(ids, metadata, contents)
         self._live.append(len(ids))
-        self.unsaved += [Event(id=id, metadata=entry) for id, entry in zip(ids, metadata, strict=True)]
+        self.unsaved += self._additions(range(len(self._table) - len(ids), len(self._table)))
         self._compact_if_worth_it()
 
     def put_metadata(self, ids: Sequence[str], metadata: Sequence[dict[str, Any] | None]) -> None:
         """Other metadata for ids that are there, in rows of their own."""
         rows = [row for id in ids if (row := self._table.row_of(id, len(self._table))) is not None]
         targets, images = self._copied(np.array(rows, np.int64))
-        self.put(ids, targets.rows(), None if images is None else images.rows(), metadata)
+        self.put(ids, targets.rows(), None if images is None else images.rows(), metadata, [self._table.contents[row] for row in rows])
 
     def remove(self, ids: Iterable[str]) -> None:
         """The rows of these ids are gone, where they have one."""
@@ -109,7 +116,7 @@ class Writer:
         columns = self._copied(rows)
         self._keep(rows)
         self._targets, self._images = columns
-        self.unsaved = [Event(id=id, metadata=entry) for id, entry in zip(self._table.ids, self._table.metadata, strict=True)]
+        self.unsaved = self._additions(range(len(self._table)))
 
     @property
     def is_sparse(self) -> bool:
@@ -120,13 +127,17 @@ class Writer:
         if self.saved is None and len(self._table) - self._live.count > max(COMPACTED_ROWS, self._live.count):
             self.compact()
 
+    def _additions(self, rows: Iterable[int]) -> list[Event]:
+        table = self._table
+        return [Event(id=table.ids[row], metadata=table.metadata[row], content=table.contents[row]) for row in rows]
+
     def _copied(self, rows: NDArray[np.int64]) -> tuple[Column, Column | None]:
         return self._targets.taken(rows), None if self._images is None else self._images.taken(rows)
 
     def _keep(self, rows: NDArray[np.int64]) -> None:
         """Number these rows anew, in all but the columns of tokens; all or nothing, should memory run out."""
         before, table, at = self._table, Table(), rows.tolist()
-        table.append([before.ids[row] for row in at], [before.metadata[row] for row in at])
+        table.append([before.ids[row] for row in at], [before.metadata[row] for row in at], [before.contents[row] for row in at])
         live, screens = Live(len(at)), self._screens.taken(rows)
         self._table, self._live, self._screens = table, live, screens
 
@@ -167,7 +178,7 @@ class Writer:
     def write_generation(self, root: Path) -> None:
         """Save the rows that are there, alone, in new files."""
         rows, layout = self._live.rows(), self.layout
-        events = [Event(id=self._table.ids[row], metadata=self._table.metadata[row]) for row in rows.tolist()]
+        events = self._additions(rows.tolist())
         generation = disk.new_revision()[:8]
         targets, images = self._targets, self._images
         manifest = IndexManifest(
@@ -203,26 +214,33 @@ class Writer:
     def _replay(self, root: Path, manifest: IndexManifest, events: Sequence[Event], *, verify: bool = False) -> None:
         """Follow a catalogue that goes on after the rows that are known, all or nothing of it."""
         start = len(self._table)
-        live = {self._table.ids[row] for row in self._live.rows().tolist()}
+        live: dict[str, bool] = {}  # of the ids that these events speak of
         ids: list[str] = []
         metadata: list[dict[str, Any] | None] = []
+        contents: list[str | None] = []
         removed: set[int] = set()
+
+        def is_live(id: str) -> bool:
+            row = self._table.row_of(id, start)
+            return live.get(id, row is not None and self._live[row])
+
         for event in events:
-            if event.id is not None and event.id not in live:
-                live.add(event.id)
+            if event.id is not None and not is_live(event.id):
+                live[event.id] = True
                 ids.append(event.id)
                 metadata.append(event.metadata)
+                contents.append(event.content)
                 continue
             row = event.removed
             known = row is not None and 0 <= row < start + len(ids) and row not in removed and (row >= start or self._live[row])
             if event.id is not None or row is None or not known:
                 raise IndexFormatError(f"{root}: the catalogue contradicts itself at {event}; restore it from a copy or index again")
             removed.add(row)
-            live.discard(self._table.ids[row] if row < start else ids[row - start])
+            live[self._table.ids[row] if row < start else ids[row - start]] = False
         if start + len(ids) != manifest.rows or (manifest.images is None) != (manifest.image_storage == "none"):
             raise IndexFormatError(f"{root}: the manifest and the catalogue disagree; restore it from a copy or index again")
         columns = self._files(root, manifest, verify=verify)
-        self._table.append(ids, metadata)
+        self._table.append(ids, metadata, contents)
         self._live.append(len(ids))
         self._live.remove(removed)
         self._settle(manifest, columns)

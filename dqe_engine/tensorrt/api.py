@@ -31,7 +31,7 @@ def import_tensorrt() -> Any:
     """The `tensorrt` module. Raises BackendError where it is missing, has no libraries, or is of another major version."""
     try:
         import tensorrt
-    except (ImportError, OSError, RuntimeError) as error:  # without its libraries it raises whatever dlopen said
+    except Exception as error:  # without its libraries it raises whatever dlopen said, and what does not fit its version anything
         reason = " ".join(str(error).split())
         raise BackendError(
             f"tensorrt cannot be imported ({reason}); pip install 'dqe-engine[tensorrt]', or choose another provider"

@@ -29,8 +29,9 @@ class Cuda:
     def __init__(self) -> None:
         try:
             from cuda.bindings import runtime
-        except ImportError as error:
-            raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install 'dqe-engine[tensorrt]'") from error
+        except Exception as error:  # extensions that do not fit each other raise ValueError, AttributeError and others
+            reason = " ".join(str(error).split())
+            raise BackendError(f"cuda.bindings cannot be imported ({reason}); pip install 'dqe-engine[tensorrt]'") from error
         self.runtime = runtime
         try:
             devices = self("cudaGetDeviceCount")
@@ -40,7 +41,10 @@ class Cuda:
             raise BackendError("no CUDA device is visible; TensorRT needs one, 'cpu' runs without")
 
     def __call__(self, function: str, *arguments: Any) -> Any:
-        status, *values = getattr(self.runtime, function)(*arguments)
+        try:
+            status, *values = getattr(self.runtime, function)(*arguments)
+        except RuntimeError as error:  # the bindings' own, where a library or a function of it cannot be found
+            raise BackendError(f"{function}: {' '.join(str(error).split())}") from error
         if status != self.runtime.cudaError_t.cudaSuccess:
             # CUDA also keeps the error for whoever asks next, which may be a library that takes it for its own.
             self.runtime.cudaGetLastError()

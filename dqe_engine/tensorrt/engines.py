@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
+
 from ..contracts.engines import ENGINES_FILE, ENGINES_FOLDER, ENGINES_SCHEMA_VERSION, EngineEntry, EngineManifest
 from ..contracts.graphs import GraphSizes, GraphSpec
 from ..contracts.parsing import parse_json
@@ -13,6 +15,16 @@ from ..files import describe_os_error
 from .api import import_tensorrt
 from .cuda import Cuda, Gpu
 from .session import TensorRTSession
+
+
+class OtherSchemaError(BundleError):
+    """A sidecar that another release of this package wrote: its engines are not damaged, only not for this one."""
+
+
+class _Schema(msgspec.Struct):
+    """What a sidecar of any release says of itself."""
+
+    schema_version: int
 
 
 def engine_folders(bundle: Path) -> list[Path]:
@@ -39,7 +51,11 @@ def select_folder(bundle: Path, graph: GraphSpec, graph_hash: str, gpu: Gpu, ten
     """The folder whose engine of `graph` runs here. Those made for just this GPU and version come before the compatible ones."""
     refused, found = [], []
     for folder in engine_folders(bundle):
-        manifest = read_sidecar(folder)
+        try:
+            manifest = read_sidecar(folder)
+        except OtherSchemaError:
+            refused.append(f"{folder.name} (built with another release of dqe-engine)")
+            continue
         reason = manifest.refusal(
             gpu=gpu.name, compute_capability=gpu.compute_capability, tensorrt=tensorrt, graph=graph.name, graph_hash=graph_hash
         )
@@ -57,16 +73,16 @@ def select_folder(bundle: Path, graph: GraphSpec, graph_hash: str, gpu: Gpu, ten
 
 
 def read_sidecar(folder: Path) -> EngineManifest:
-    """Raises BundleError for one that is unreadable, or of another schema."""
+    """Raises BundleError for one that is unreadable, OtherSchemaError for one of another schema."""
     where = folder / ENGINES_FILE
     try:
         raw = where.read_bytes()
     except OSError as error:
         raise BundleError(describe_os_error(error, where)) from error
-    manifest = parse_json(EngineManifest, raw, where=str(where), error=BundleError)
-    if manifest.schema_version != ENGINES_SCHEMA_VERSION:
-        raise BundleError(f"{where}: schema version {manifest.schema_version}, expected {ENGINES_SCHEMA_VERSION}; build the engines again")
-    return manifest
+    version = parse_json(_Schema, raw, where=str(where), error=BundleError).schema_version
+    if version != ENGINES_SCHEMA_VERSION:
+        raise OtherSchemaError(f"{where}: schema version {version}, expected {ENGINES_SCHEMA_VERSION}; build the engines again")
+    return parse_json(EngineManifest, raw, where=str(where), error=BundleError)
 
 
 def read_plan(folder: Path, entry: EngineEntry) -> bytes:

@@ -1,4 +1,4 @@
-"""A graph that runs as a TensorRT engine: device buffers made once, a CUDA graph per profile, no torch."""
+"""A graph that runs as a TensorRT engine: device buffers made once, CUDA graphs of the usual sizes, no torch."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ class TensorRTSession:
             self._graphs: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Any, _Context]] = {}
             for index, profile in enumerate(self._profiles):
                 for dynamic in _usual_sizes(profile):
-                    self._capture(index, dynamic, release)
-            weakref.finalize(self, release.pop_all().close)
+                    if self._split(dynamic)[0] == index:  # else requests of these sizes run in a tighter profile
+                        self._capture(index, dynamic, release)
+            weakref.finalize(self, _release, self._cuda, self._device, release.pop_all())
 
     @property
     def device_memory(self) -> int:
@@ -87,8 +88,8 @@ class TensorRTSession:
 
     @property
     def text_buckets(self) -> tuple[int, ...]:
-        """Lengths that texts are best padded to, ascending; empty for a graph without texts."""
-        return tuple(sorted({size for profile in self._profiles for size in _buckets(profile)}))
+        """Lengths that texts are best padded to, ascending: those that run as CUDA graphs; empty for a graph without texts."""
+        return tuple(sorted({shape["text_length"] for shape in self.graph_shapes if "text_length" in shape}))
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching the device.
@@ -235,6 +236,12 @@ class TensorRTSession:
         release.callback(self._cuda.release, "cudaFree", address)
         self._cuda("cudaMemsetAsync", address, 0, max(size, 1), self._stream)
         return address
+
+
+def _release(cuda: Cuda, device: int, held: contextlib.ExitStack) -> None:
+    """On the session's device, whatever thread the last reference to it ends in. Nothing is left to do where even that is refused."""
+    with contextlib.suppress(BackendError), cuda.on(device):
+        held.close()
 
 
 def _describe(dynamic: Mapping[str, int]) -> str:

@@ -25,6 +25,9 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 """Some four times what is measured on the demo's model and on those of the tests, or a little more. float16's `norm` and
 `batch_dependence` are two of its steps at 1: an output that is rounded to it may be one off."""
 
+UNIT_NORM = frozenset({"base_query", "sub_queries", "target_tokens", "query"})
+NEVER_NEGATIVE = frozenset({"attribute_weights"})
+
 
 class Difference:
     """Element errors, relative to the largest reference value where that exceeds 1, and cosines of vectors: those of the last axis."""
@@ -67,3 +70,26 @@ def summary(what: str, reference: str, differences: Sequence[Difference], tolera
 def beyond(value: float, bound: float | None) -> bool:
     """Whether `value` is more than `bound`, None for no bound. NaN is."""
     return bound is not None and not value <= bound
+
+
+def check_range(
+    name: str,
+    output: str,
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    reference: str,
+    tolerance: Tolerance,
+    where: str,
+) -> None:
+    """What an output promises by its meaning. A rounded vector of unit norm may point elsewhere, but scores and zones count on its
+    length. Where the reference's is zero (a model without attribute heads), so must this be."""
+    if output in UNIT_NORM:
+        lengths, wanted = (np.linalg.norm(values.astype(np.float64), axis=-1) for values in (found, expected))
+        worst = float(np.abs(lengths - wanted).max(initial=0))
+        if beyond(worst, tolerance.norm):
+            raise ParityError(
+                f"{name}{output} differs from {reference} in length by {worst:.2e} {where}, more than {tolerance.norm:.0e}: "
+                "it should be of unit norm; nothing was written"
+            )
+    if output in NEVER_NEGATIVE and not found.min(initial=0) >= 0:
+        raise ParityError(f"{name}{output} has {found.min():.2e} {where}, and is never negative in {reference}; nothing was written")

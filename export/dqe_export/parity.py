@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from dqe_engine.compose import compose_query
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import COMPOSED_QUERY, GraphParity, OutputParity, Precision, Tolerance
-from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
 from dqe_training.model import DQEModel
 
 from .batch_dependence import MakeInputs, check_batch_dependence
-from .differences import TOLERANCES, Difference, beyond, summary
+from .differences import TOLERANCES, Difference, check_range, summary
 from .graphs import graph_module, random_inputs
 from .word_table import looked_up
 
@@ -35,8 +34,6 @@ _LONGEST_TEXTS = 1024
 """Tokens of the longest texts that a graph is tried with, all together: no more, so that a published BLIP-2 takes seconds."""
 _SOURCE_IMAGES = 7
 """The largest batch of images that a graph is tried with before it is rounded: a large tower takes seconds for each."""
-UNIT_NORM = frozenset({"base_query", "sub_queries", "target_tokens", "query"})
-NEVER_NEGATIVE = frozenset({"attribute_weights"})
 
 
 @dataclass(frozen=True)
@@ -170,23 +167,6 @@ def _hold(
             where = f"at {case.shape}"
             difference = Difference(found[output], expected)
             difference.check(name + output, "PyTorch", tolerance, where)
-            _check_range(name, output, found[output], expected, tolerance, where)
+            check_range(name, output, found[output], expected, "PyTorch", tolerance, where)
             measured.setdefault(output, []).append(difference)
     return {output: summary(name + output, "PyTorch", differences, tolerance) for output, differences in measured.items()}
-
-
-def _check_range(
-    name: str, output: str, found: NDArray[np.float32], expected: NDArray[np.float32], tolerance: Tolerance, where: str
-) -> None:
-    """What an output promises by its meaning. A rounded vector of unit norm may point elsewhere, but scores and zones count on its
-    length. Where PyTorch's is zero (a model without attribute heads), so must this be."""
-    if output in UNIT_NORM:
-        lengths, wanted = (np.linalg.norm(values.astype(np.float64), axis=-1) for values in (found, expected))
-        worst = float(np.abs(lengths - wanted).max(initial=0))
-        if beyond(worst, tolerance.norm):
-            raise ParityError(
-                f"{name}{output} differs from PyTorch in length by {worst:.2e} {where}, more than {tolerance.norm:.0e}: "
-                "it should be of unit norm; nothing was written"
-            )
-    if output in NEVER_NEGATIVE and not found.min(initial=0) >= 0:
-        raise ParityError(f"{name}{output} has {found.min():.2e} {where}, and is never negative in PyTorch; nothing was written")

@@ -19,6 +19,7 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, VISION_ENCODER, GraphSizes, GraphSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
+from dqe_engine.query import Query
 from dqe_training.checkpoint import Checkpoint
 from dqe_training.model.attributes import compose
 
@@ -59,7 +60,7 @@ def check_reading(checkpoint: Checkpoint, directory: Path) -> None:
     """
     bundle = Bundle.load(directory, verify=False)
     recorders = {spec.name: Recorder(spec, bundle.sizes) for spec in GRAPHS}
-    engine = RetrievalEngine(bundle, lambda spec: recorders[spec.name])
+    engine = RetrievalEngine(bundle, lambda spec: recorders[spec.name], kept_bytes=0)  # each call is to reach the graphs
     _check_images(checkpoint, engine, recorders[VISION_ENCODER.name])
     _check_texts(checkpoint, engine, recorders[QUERY_ENCODER.name])
     _check_attributes(checkpoint, engine, recorders)
@@ -70,7 +71,7 @@ def _check_images(checkpoint: Checkpoint, engine: RetrievalEngine, vision: Recor
     images = sample_images(spec.image_size)
     expected = np.stack([pixel_values(data, spec) for data in images.values()])
     ways: list[tuple[str, NDArray[Any]]] = []
-    engine.encode_queries(list(images.values()), ["red"] * len(images))
+    engine.encode_queries([Query(image=image, text="red") for image in images.values()])
     ways.append(("as a reference", vision.given["pixel_values"]))
     engine.new_index()
     engine.index_images(images, batch_size=len(images))
@@ -93,7 +94,8 @@ def _check_texts(checkpoint: Checkpoint, engine: RetrievalEngine, query: Recorde
         pad_id=model.embeddings.word_embeddings.padding_idx or 0,
         max_length=model.config.qformer.max_text_length,
     )
-    engine.encode_queries([next(iter(sample_images(model.sizes.image_size).values()))] * len(TEXTS), list(TEXTS.values()))
+    image = next(iter(sample_images(model.sizes.image_size).values()))
+    engine.encode_queries([Query(image=image, text=text) for text in TEXTS.values()])
     for tensor, theirs in expected.items():
         ours = query.given[tensor]
         for row, (name, text) in enumerate(TEXTS.items()):
@@ -116,7 +118,7 @@ def _check_attributes(checkpoint: Checkpoint, engine: RetrievalEngine, recorders
         raise ParityError("attributes: the bundle's values or words of its attributes are not the checkpoint's; nothing was written")
     image = next(iter(sample_images(engine.bundle.sizes.image_size).values()))
     for position, name in enumerate(wanted.names):
-        encoded = engine.encode_queries([image], ["red"], attribute_weights={name: 3.0})
+        encoded = engine.encode_queries([Query(image=image, text="red", weights={name: 3.0})])
         read = recorders[ATTRIBUTE_HEADS.name].gave
         weights = torch.from_numpy(read["attribute_weights"].copy())
         weights[:, position] *= 3

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.samples import noise_image
@@ -19,6 +20,7 @@ from dqe_engine.cli import search as search_command
 from dqe_engine.cli.main import run
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
+from dqe_engine.index.indexer import Indexer
 
 
 @pytest.fixture
@@ -37,40 +39,46 @@ def test_indexing_goes_on_where_it_stopped(
     bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "index"
-    add_batch, calls = RetrievalEngine._add_batch, []
+    add_batch, calls = Indexer._add_batch, []
 
-    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+    def interrupted(self: Indexer, *args: object, **options: object) -> None:
         add_batch(self, *args, **options)
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(RetrievalEngine, "_add_batch", interrupted)
+    monkeypatch.setattr(Indexer, "_add_batch", interrupted)
     assert index(bundle_path, image_folder, out) == 130
     assert "6 images are saved" in capsys.readouterr().err
     assert len(GalleryIndex.load(out, verify=True)) == 6
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert index(bundle_path, image_folder, out) == 0
-    assert "6 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+    assert (
+        "6 added, 0 changed, 0 with other metadata, 6 unchanged, 2 skipped (2 not an image), 0 pruned; 12 in the index"
+        in capsys.readouterr().out
+    )
     assert len(calls) == 6
     assert index(bundle_path, image_folder, out) == 0
-    assert "0 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+    assert (
+        "0 added, 0 changed, 0 with other metadata, 12 unchanged, 2 skipped (2 not an image), 0 pruned; 12 in the index"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_ignored_interrupt_stays_ignored(
     bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_batch = RetrievalEngine._add_batch
+    add_batch = Indexer._add_batch
 
-    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+    def interrupted(self: Indexer, *args: object, **options: object) -> None:
         add_batch(self, *args, **options)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(RetrievalEngine, "_add_batch", interrupted)
+    monkeypatch.setattr(Indexer, "_add_batch", interrupted)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     assert index(bundle_path, image_folder, tmp_path / "index") == 0
-    assert "12 images added" in capsys.readouterr().out
+    assert "12 added" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -96,20 +104,29 @@ def test_bad_images(bundle_path: Path, image_folder: Path, tmp_path: Path, capsy
     assert 0 < kept < 11
     assert index(bundle_path, image_folder, out, "--skip-bad") == 0
     captured = capsys.readouterr()
-    assert f"{11 - kept} images added, 1 skipped, 11 in the index" in captured.out
+    assert (
+        f"{11 - kept} added, 0 changed, 0 with other metadata, {kept} unchanged, 3 skipped (3 not an image), 0 pruned; 11 in the index"
+        in captured.out
+    )
     assert "05.png: not an image" in captured.err
 
 
-@pytest.mark.parametrize("moment", ["new_index", "_add_batch"])
+@pytest.mark.parametrize(("owner", "moment"), [(RetrievalEngine, "new_index"), (Indexer, "_add_batch")])
 def test_the_loser_of_two_runs_is_told_what_to_do(
-    moment: str, bundle_path: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    owner: type,
+    moment: str,
+    bundle_path: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another dqe-index saves between the look for an index and the first save, or between two saves."""
-    out, method = tmp_path / "index", getattr(RetrievalEngine, moment)
+    out, method = tmp_path / "index", getattr(owner, moment)
 
-    def overtaken(self: RetrievalEngine, *args: object, **options: object) -> None:
+    def overtaken(self: Any, *args: object, **options: object) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(RetrievalEngine, moment, method)
+            patch.setattr(owner, moment, method)
             other = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
             if out.exists():
                 other.load_index(out)
@@ -118,7 +135,7 @@ def test_the_loser_of_two_runs_is_told_what_to_do(
         method(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RetrievalEngine, moment, overtaken)
+        patch.setattr(owner, moment, overtaken)
         assert index(bundle_path, image_folder, out) == 2
     said = "another process wrote to this index meanwhile; when it is done, run the same command again to go on"
     assert capsys.readouterr().err == f"error: {out}: {said}\n"
@@ -147,9 +164,9 @@ def test_force_keeps_the_old_index_until_the_new_one_is_complete(
 ) -> None:
     out = Path(indexed[1])
     before, entries = contents(out), sorted(os.listdir(out.parent))
-    good, add_batch = (image_folder / "sub" / "05.png").read_bytes(), RetrievalEngine._add_batch
+    good, add_batch = (image_folder / "sub" / "05.png").read_bytes(), Indexer._add_batch
 
-    def interrupted(self: RetrievalEngine, *args: object, **options: object) -> None:
+    def interrupted(self: Indexer, *args: object, **options: object) -> None:
         assert contents(out) == before, "the new index took the old one's place before it was complete"
         add_batch(self, *args, **options)
         signal.raise_signal(signal.SIGINT)
@@ -161,7 +178,7 @@ def test_force_keeps_the_old_index_until_the_new_one_is_complete(
         assert contents(out) == before
         (image_folder / bad).write_bytes(content)
     with monkeypatch.context() as patch:
-        patch.setattr(RetrievalEngine, "_add_batch", interrupted)
+        patch.setattr(Indexer, "_add_batch", interrupted)
         capsys.readouterr()
         assert index(bundle_path, image_folder, out, "--force") == 130
     assert f"interrupted: {out} is as it was" in capsys.readouterr().err
@@ -174,7 +191,10 @@ def test_force_keeps_the_old_index_until_the_new_one_is_complete(
     assert sorted(os.listdir(out.parent)) == entries, "something was left beside the index"
     (image_folder / "sub" / "05.png").write_bytes(good)
     assert index(bundle_path, image_folder, out, "--force", "--skip-bad") == 0
-    assert "1 images added, 11 skipped, 1 in the index" in capsys.readouterr().out
+    assert (
+        "1 added, 0 changed, 0 with other metadata, 0 unchanged, 13 skipped (13 not an image), 0 pruned; 1 in the index"
+        in capsys.readouterr().out
+    )
     assert GalleryIndex.load(out, verify=True).ids == ("sub/05.png",)
     assert sorted(os.listdir(out.parent)) == entries
 
@@ -196,8 +216,8 @@ def test_what_is_passed_over_is_counted(bundle_path: Path, image_folder: Path, t
     (image_folder / "00.png").rename(image_folder / "00")
     assert index(bundle_path, image_folder, tmp_path / "index") == 0
     captured = capsys.readouterr()
-    assert f"{image_folder}: 3 skipped: 1 companions of macOS (._*), 2 not an image\n" in captured.out
-    assert "12 images added, 0 skipped, 12 in the index" in captured.out
+    assert "12 added" in captured.out
+    assert "3 skipped (1 companions of macOS (._*), 2 not an image)" in captured.out
     assert "00" in GalleryIndex.load(tmp_path / "index").ids
 
 
@@ -206,10 +226,11 @@ def test_search_by_a_file(image_folder: Path, indexed: list[str], capsys: pytest
         assert search_command.main([*indexed, *reference, "--text", "in red", "-k", "12", "--json"]) == 0
         ids = {hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]}
         assert ("00.png" in ids) == (reference[0] == "--image")
-    for reference in ([], ["--image", "x.png", "--reference", "00.png"]):
-        with pytest.raises(SystemExit) as caught:
-            search_command.main([*indexed, *reference, "--text", "in red"])
-        assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        search_command.main([*indexed, "--image", "x.png", "--reference", "00.png", "--text", "in red"])
+    assert caught.value.code == 2
+    assert search_command.main(indexed) == 2
+    assert "a query needs an image, a text, or both" in capsys.readouterr().err
 
 
 def test_search_of_an_index_without_items(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +276,31 @@ def test_search_prints_a_table(indexed: list[str], capsys: pytest.CaptureFixture
     assert "attribute weights: colour" in out
     assert "longer than the model reads" in out
     assert ("equally good" in out) == bool(zones)
+
+
+def test_search_by_an_image_or_a_text_alone(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert search_command.main([*indexed, "--reference", "00.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == "image"
+    assert search_command.main([*indexed, "--text", "in red 語", "--explain", "-k", "3", "--offset", "1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "by a text alone, which the model was not trained for" in shown
+    assert "takes for one and the same: 語" in shown
+    assert "colour +" in shown or "colour -" in shown
+
+
+def test_search_options(indexed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    question = [*indexed, "--reference", "00.png", "--text", "in red", "--json"]
+
+    def hits(*options: str) -> list[str]:
+        assert search_command.main([*question, *options]) == 0
+        return [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]]
+
+    plain = hits("-k", "20")
+    assert hits("-k", "3", "--offset", "2") == plain[2:5]
+    assert hits("--min-score", "9") == []
+    assert not {plain[0], plain[1]} & set(hits("-k", "20", "--exclude", plain[0], "--unlike", plain[1]))
+    assert search_command.main([*question, "--set-weight", "colour=0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["colour"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dqe_engine.compose import apply_overrides, compose_query
 from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
+from dqe_engine.query import Query
 from dqe_engine.sessions import GraphSession, OnnxSession
 
 NAMES = ("colour", "shape")
@@ -122,8 +123,8 @@ def test_queries_of_padded_texts_are_the_same(bundle_path: Path, padded: tuple[s
     plain, engine = RetrievalEngine.load(bundle_path, provider="cpu", threads=1), RetrievalEngine(bundle, open_graph)
     texts = ["in red", "the same but with long sleeves and more blue", "red"]
     for start, end, length in ((0, 1, 8), (0, 3, 16), (2, 3, 8)):
-        images = [noise_image(n) for n in range(start, end)]
-        found, expected = (e.encode_queries(images, texts[start:end]) for e in (engine, plain))
+        queries = [Query(image=noise_image(n), text=texts[n]) for n in range(start, end)]
+        found, expected = (e.encode_queries(queries) for e in (engine, plain))
         for name in ("queries", "predicted_weights", "weights"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
         assert {session.lengths[-1] for session in opened.values()} == {length}

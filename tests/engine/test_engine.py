@@ -24,7 +24,7 @@ from dqe_engine.errors import BackendError, BundleError, IndexFormatError, Input
 from dqe_engine.heads import replace_heads
 from dqe_engine.image_policy import ImagePolicy
 from dqe_engine.index import GalleryIndex
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 
 IDS = tuple(sorted(f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(12)))
 
@@ -84,21 +84,21 @@ def test_indexing_that_is_refused_before_any_work(engine: RetrievalEngine, image
     engine.index_images({"a": noise_image(0)})
     before = engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1)
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ({"a": noise_image(1), "b": noise_image(2)}, {}, "'a' and 0 more ids are in the index already"),
+        ({"a": noise_image(1), "b": noise_image(2)}, {"add_only": True}, "1 images differ from those .* under the same ids.*'a'"),
         ([image_folder / "00.png"] * 2, {}, "given more than once"),
         ([noise_image(1)], {}, "pass a mapping from id to image"),
         (image_folder / "absent", {}, "not a folder of images"),
         (image_folder / "00.png", {}, "not a folder of images"),
         ({"b": noise_image(1)}, {"on_error": "ignore"}, "on_error is"),
         ({"b": noise_image(1)}, {"batch_size": 0}, "batch_size must be"),
-        ({"b": noise_image(1)}, {"metadata": {"c": {}}}, "metadata for 'c', which is not among the images"),
+        ({"b": noise_image(1)}, {"metadata": {"c": {}}}, "metadata for 1 ids that neither the images nor the index have: 'c'"),
         ({"": noise_image(1)}, {}, "non-empty strings"),
     ]
     for images, options, message in cases:
         with pytest.raises(InputError, match=message):
             engine.index_images(images, **options)
     assert engine.index.ids == ("a",)
-    engine.index_images({"a": noise_image(1)}, replace=True)
+    engine.index_images({"a": noise_image(1)})
     assert engine.index.search(np.ones((1, SIZES.embedding_dim), np.float32), 1) != before
 
 
@@ -125,7 +125,7 @@ def test_an_interrupt_keeps_whole_batches(engine: RetrievalEngine, image_folder:
 
 def test_search_is_the_composed_query_against_the_gallery(indexed: RetrievalEngine, image_folder: Path) -> None:
     """Everything by hand, from the graphs' own outputs."""
-    result = indexed.search(image=image_folder / "00.png", text="in red", k=12)
+    result = indexed.search(Query(image=image_folder / "00.png", text="in red", k=12))
     encoded = indexed.encode_images([image_folder / id for id in IDS])
     text = indexed.bundle.text_encoder().encode(["in red"])
     session = indexed.bundle.session(QUERY_ENCODER, provider="cpu", threads=1)
@@ -145,8 +145,8 @@ def test_search_is_the_composed_query_against_the_gallery(indexed: RetrievalEngi
 
 
 def test_a_reference_by_id_equals_its_image_and_needs_no_vision(indexed: RetrievalEngine, image_folder: Path) -> None:
-    by_id = indexed.search(reference_id="00.png", text="in red", exclude_reference=False)
-    by_path = indexed.search(image=image_folder / "00.png", text="in red")
+    by_id = indexed.search(Query(reference_id="00.png", text="in red", exclude_reference=False))
+    by_path = indexed.search(Query(image=image_folder / "00.png", text="in red"))
     assert [hit.id for hit in by_id.hits] == [hit.id for hit in by_path.hits]
     np.testing.assert_allclose([hit.score for hit in by_id.hits], [hit.score for hit in by_path.hits], rtol=0, atol=1e-6)
     assert by_id.timings_ms["vision"] == by_id.timings_ms["preprocess"] == 0
@@ -155,8 +155,8 @@ def test_a_reference_by_id_equals_its_image_and_needs_no_vision(indexed: Retriev
 def test_float16_image_tokens_move_the_scores_little(engine: RetrievalEngine, image_folder: Path) -> None:
     engine.new_index(image_storage="f16")
     engine.index_images(image_folder)
-    cached = {hit.id: hit.score for hit in engine.search(reference_id="00.png", text="in red", k=12, exclude_reference=False).hits}
-    exact = {hit.id: hit.score for hit in engine.search(image=image_folder / "00.png", text="in red", k=12).hits}
+    cached = {hit.id: hit.score for hit in engine.search(Query(reference_id="00.png", text="in red", k=12, exclude_reference=False)).hits}
+    exact = {hit.id: hit.score for hit in engine.search(Query(image=image_folder / "00.png", text="in red", k=12)).hits}
     differences = [abs(cached[id] - exact[id]) for id in IDS]
     assert 0 < max(differences) < 2e-3
 
@@ -165,8 +165,8 @@ def test_an_id_is_no_file(indexed: RetrievalEngine, image_folder: Path, monkeypa
     """Neither is a file looked at for an id, nor an item for a path; the id of an item that was removed is not answered from a folder."""
     monkeypatch.chdir(image_folder)
     Image.new("RGB", (9, 9), "white").save("00.png")
-    other = indexed.search(image=Path("00.png"), text="in red", k=1).hits[0].score
-    assert indexed.search(reference_id="00.png", text="in red", k=1, exclude_reference=False).hits[0].score != pytest.approx(
+    other = indexed.search(Query(image=Path("00.png"), text="in red", k=1)).hits[0].score
+    assert indexed.search(Query(reference_id="00.png", text="in red", k=1, exclude_reference=False)).hits[0].score != pytest.approx(
         other, abs=1e-4
     )
     indexed.index.remove(["00.png"])
@@ -178,33 +178,41 @@ def test_an_id_is_no_file(indexed: RetrievalEngine, image_folder: Path, monkeypa
         monkeypatch.setattr(os, name, looked_at)
     for id in ("00.png", "./00.png", str(image_folder / "02.png"), "/etc/passwd", "a\0b", ""):
         with pytest.raises(InputError) as caught:
-            indexed.search(reference_id=id, text="in red")
+            indexed.search(Query(reference_id=id, text="in red"))
         assert str(caught.value) == f"{id!r} is not an id of the index; pass an image that is not in it as image=..."
 
 
 def test_the_reference_is_left_out_unless_wanted(indexed: RetrievalEngine) -> None:
-    assert {hit.id for hit in indexed.search(reference_id="00.png", text="in red", k=99).hits} == set(IDS) - {"00.png"}
-    assert {hit.id for hit in indexed.search(reference_id="00.png", text="in red", k=99, exclude_reference=False).hits} == set(IDS)
+    assert {hit.id for hit in indexed.search(Query(reference_id="00.png", text="in red", k=99)).hits} == set(IDS) - {"00.png"}
+    assert {hit.id for hit in indexed.search(Query(reference_id="00.png", text="in red", k=99, exclude_reference=False)).hits} == set(IDS)
 
 
 def test_batches_equal_single_searches(indexed: RetrievalEngine, image_folder: Path) -> None:
-    references = [ItemId("00.png"), image_folder / "02.png", ItemId("sub/01.png"), noise_image(7)]
+    references: list[dict[str, Any]] = [
+        {"reference_id": "00.png"}, {"image": image_folder / "02.png"}, {"reference_id": "sub/01.png"}, {"image": noise_image(7)}
+    ]  # fmt: skip
     texts = ["in red", "the same but round with long sleeves", "🙂", "less " * 100]
     excluded = [["02.png"], [], ["02.png", "04.png"], []]
-    batch = indexed.search_batch(references, texts, k=4, exclude=excluded, attribute_weights={"shape": 0.5})
+    queries = [
+        Query(text=text, k=4, exclude=left_out, weights={"shape": 0.5}, **reference)
+        for text, left_out, reference in zip(texts, excluded, references, strict=True)
+    ]
+    batch = indexed.search_batch(queries)
     assert [result.truncated for result in batch] == [False, False, False, True]
-    for result, reference, text, left_out in zip(batch, references, texts, excluded, strict=True):
-        (alone,) = indexed.search_batch([reference], [text], k=4, exclude=[left_out], attribute_weights={"shape": 0.5})
+    fresh = RetrievalEngine.load(indexed.bundle.path, provider="cpu", threads=1, kept_bytes=0)
+    fresh.attach(indexed.index)
+    for result, query, left_out in zip(batch, queries, excluded, strict=True):
+        alone = fresh.search(query)
         assert [hit.id for hit in result.hits] == [hit.id for hit in alone.hits]
         np.testing.assert_allclose([hit.score for hit in result.hits], [hit.score for hit in alone.hits], rtol=0, atol=1e-6)
         np.testing.assert_allclose(list(result.weights.values()), list(alone.weights.values()), rtol=0, atol=1e-6)
         assert not {hit.id for hit in result.hits} & set(left_out)
-    assert indexed.search_batch([], []) == ()
+    assert indexed.search_batch([]) == ()
 
 
 def test_overrides_are_applied_and_told(indexed: RetrievalEngine) -> None:
-    plain = indexed.search(reference_id="00.png", text="in red")
-    off = indexed.search(reference_id="00.png", text="in red", attribute_weights={"colour": 0, "shape": 3.0})
+    plain = indexed.search(Query(reference_id="00.png", text="in red"))
+    off = indexed.search(Query(reference_id="00.png", text="in red", weights={"colour": 0, "shape": 3.0}))
     assert plain.overrides == {}
     assert plain.weights == plain.predicted_weights == off.predicted_weights
     assert off.overrides == {"colour": 0.0, "shape": 3.0}
@@ -212,12 +220,12 @@ def test_overrides_are_applied_and_told(indexed: RetrievalEngine) -> None:
     assert off.weights["shape"] == pytest.approx(3 * plain.weights["shape"], rel=1e-6)
     assert [hit.score for hit in off.hits] != [hit.score for hit in plain.hits]
     with pytest.raises(InputError, match="this model has colour, shape"):
-        indexed.search(reference_id="00.png", text="in red", attribute_weights={"color": 2})
+        indexed.search(Query(reference_id="00.png", text="in red", weights={"color": 2}))
 
 
 def test_zones(indexed: RetrievalEngine) -> None:
     spec = ZoneSpec(lo=0.15, hi=0.4, policy="uniform")
-    result = indexed.search(reference_id="00.png", text="in red", k=11, zones=spec)
+    result = indexed.search(Query(reference_id="00.png", text="in red", k=11, zones=spec))
     assert result.zones is not None
     deltas = {hit.id: hit.delta for hit in result.hits}
     near, mid = [id for id, d in deltas.items() if d < 0.15], [id for id, d in deltas.items() if 0.15 <= d <= 0.4]
@@ -226,63 +234,56 @@ def test_zones(indexed: RetrievalEngine) -> None:
     assert [hit.id for hit in result.zones.near] == near
     assert [hit.id for hit in result.zones.mid] == mid
     assert (result.zones.counts.near, result.zones.counts.mid, result.zones.counts.easy) == (len(near), len(mid), 11 - len(near) - len(mid))
-    short = indexed.search(reference_id="00.png", text="in red", k=1, zones=spec)
+    short = indexed.search(Query(reference_id="00.png", text="in red", k=1, zones=spec))
     assert short.zones is not None
     assert short.zones.counts == result.zones.counts
     assert [hit.id for hit in short.zones.mid] == mid[:1]
-    assert indexed.search(reference_id="00.png", text="in red").zones is None
-    assert indexed.search(reference_id="00.png", text="in red", zones=True).zones is not None
+    assert indexed.search(Query(reference_id="00.png", text="in red")).zones is None
+    assert indexed.search(Query(reference_id="00.png", text="in red", zones=True)).zones is not None
 
 
 def test_filters(engine: RetrievalEngine, image_folder: Path) -> None:
     engine.index_images(image_folder, metadata={id: {"n": n} for n, id in enumerate(IDS)})
-    hits = engine.search(reference_id="00.png", text="in red", filter={"n": {">=": 3, "<": 6}}).hits
+    hits = engine.search(Query(reference_id="00.png", text="in red", filter={"n": {">=": 3, "<": 6}})).hits
     assert {hit.id for hit in hits} == set(IDS[3:6])
     assert all(hit.metadata == {"n": IDS.index(hit.id)} for hit in hits)
-    assert engine.search(reference_id="00.png", text="in red", filter={"n": -1}).hits == ()
+    assert engine.search(Query(reference_id="00.png", text="in red", filter={"n": -1})).hits == ()
 
 
 def test_an_empty_gallery(engine: RetrievalEngine) -> None:
-    result = engine.search(image=noise_image(0), text="in red", zones=True)
+    result = engine.search(Query(image=noise_image(0), text="in red", zones=True))
     assert result.hits == ()
     assert result.zones is not None
     assert result.zones.counts.near == 0
 
 
-@pytest.mark.parametrize("text", ["", "   ", None, b"red", ["red"]])
-def test_image_only_queries_are_refused(indexed: RetrievalEngine, text: Any) -> None:
-    with pytest.raises(InputError, match=r"no words|needs an image and a text"):
-        indexed.search(reference_id="00.png", text=text)
+@pytest.mark.parametrize("text", ["", "   ", b"red", ["red"]])
+def test_texts_without_words_are_refused(indexed: RetrievalEngine, text: Any) -> None:
+    with pytest.raises(InputError, match=r"no words|text is a str"):
+        indexed.search(Query(reference_id="00.png", text=text))
 
 
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ({}, "a composed query needs an image and a text: pass image=... or reference_id=..., got neither"),
         ({"image": b"", "reference_id": "00.png"}, "got both"),
         ({"image": np.zeros((4, 4, 3), np.uint8)}, "got ndarray"),
-        ({"image": "00.png"}, r"'00.png' is a str, not an image; pass Path\(...\) for a file; .* reference_id=... or ItemId"),
-        ({"image": ItemId("00.png")}, "image is an ItemId; pass reference_id='00.png'"),
+        ({"image": "00.png"}, r"'00.png' is a str, not an image; pass Path\(...\) for a file; .* reference_id=..."),
         ({"image": Path("absent.png")}, "absent.png: no such image file"),
         ({"image": b""}, "not an image"),
         ({"image": Path("a\0b")}, "a\0b"),
-        ({"reference_id": 7}, "an item's id is a str, got int"),
+        ({"reference_id": 7}, "reference_id is a str, got int"),
     ],
 )
 def test_references_that_are_refused(indexed: RetrievalEngine, reference: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        indexed.search(**reference, text="in red")
-
-
-def test_a_str_in_a_batch_is_no_reference(indexed: RetrievalEngine) -> None:
-    with pytest.raises(InputError, match=r"'00\.png' is a str, not an image"):
-        indexed.search_batch(["00.png"], ["in red"])  # type: ignore[list-item]
+        indexed.search(Query(**reference, text="in red"))
 
 
 def test_the_engine_owns_what_an_image_may_be(bundle_path: Path, image_folder: Path) -> None:
     engine = RetrievalEngine.load(bundle_path, provider="cpu", images=ImagePolicy(formats=("JPEG",)))
     for use in (
-        lambda: engine.search(image=image_folder / "00.png", text="in red"),
+        lambda: engine.search(Query(image=image_folder / "00.png", text="in red")),
         lambda: engine.encode_images([image_folder / "00.png"]),
     ):
         with pytest.raises(InputError, match=r"00\.png: not an image that is read here; save it as JPEG"):
@@ -290,21 +291,12 @@ def test_the_engine_owns_what_an_image_may_be(bundle_path: Path, image_folder: P
     assert {skipped.id for skipped in engine.index_images(image_folder, on_error="skip").skipped} == set(IDS)
 
 
-def test_batches_that_do_not_pair(indexed: RetrievalEngine) -> None:
-    with pytest.raises(InputError, match="2 reference images for 1 modification texts"):
-        indexed.search_batch([ItemId("00.png"), ItemId("02.png")], ["in red"])
-    with pytest.raises(InputError, match="1 exclusions for 2 queries"):
-        indexed.search_batch([ItemId("00.png"), ItemId("02.png")], ["in red"] * 2, exclude=[[]])
-    with pytest.raises(InputError, match="k must be"):
-        indexed.search(reference_id="00.png", text="in red", k=0)
-
-
 def test_an_index_that_keeps_no_image_tokens(engine: RetrievalEngine, image_folder: Path) -> None:
     engine.new_index(image_storage="none")
     engine.index_images(image_folder)
-    assert engine.search(image=image_folder / "00.png", text="in red", k=3).hits
+    assert engine.search(Query(image=image_folder / "00.png", text="in red", k=3)).hits
     with pytest.raises(InputError, match="pass its image instead"):
-        engine.search(reference_id="00.png", text="in red")
+        engine.search(Query(reference_id="00.png", text="in red"))
 
 
 def test_an_index_of_another_model(indexed: RetrievalEngine, tmp_path: Path) -> None:
@@ -316,7 +308,10 @@ def test_an_index_of_another_model(indexed: RetrievalEngine, tmp_path: Path) -> 
         other.attach(indexed.index)
     other_engine = RetrievalEngine.load(indexed.bundle.path, provider="cpu")
     other_engine.load_index(tmp_path / "index", verify=True)
-    assert other_engine.search(reference_id="00.png", text="in red").hits == indexed.search(reference_id="00.png", text="in red").hits
+    assert (
+        other_engine.search(Query(reference_id="00.png", text="in red")).hits
+        == indexed.search(Query(reference_id="00.png", text="in red")).hits
+    )
 
 
 def test_bundles_that_are_refused(tmp_path: Path) -> None:
@@ -325,21 +320,22 @@ def test_bundles_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_query_encoder_that_gives_nan(indexed: RetrievalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = indexed._query.run
-    monkeypatch.setattr(indexed._query, "run", lambda **inputs: {k: np.full_like(v, np.nan) for k, v in run(**inputs).items()})
+    encoder = indexed._encoder._query
+    run = encoder.run
+    monkeypatch.setattr(encoder, "run", lambda **inputs: {k: np.full_like(v, np.nan) for k, v in run(**inputs).items()})
     with pytest.raises(BackendError, match="not finite"):
-        indexed.search(reference_id="00.png", text="in red")
+        indexed.search(Query(reference_id="00.png", text="in red"))
 
 
 def test_concurrent_searches_do_not_disturb_each_other(indexed: RetrievalEngine, image_folder: Path) -> None:
     cases = [(IDS[n], text, {"colour": float(n)}) for n, text in enumerate(["in red", "in blue", "round", "more square", "less"])]
-    expected = [indexed.search(reference_id=id, text=text, attribute_weights=weights).hits for id, text, weights in cases]
+    expected = [indexed.search(Query(reference_id=id, text=text, weights=weights)).hits for id, text, weights in cases]
     wrong: list[str] = []
 
     def work() -> None:
         for _ in range(20):
             for (id, text, weights), hits in zip(cases, expected, strict=True):
-                if indexed.search(reference_id=id, text=text, attribute_weights=weights).hits != hits:
+                if indexed.search(Query(reference_id=id, text=text, weights=weights)).hits != hits:
                     wrong.append(id)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -21,7 +21,7 @@ from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BundleError, DQEError, InputError
 from dqe_engine.heads import load_heads, replace_heads
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 
 OTHERS = AttributeVocabulary(attributes=tuple(Attribute(name=name) for name in ("colour", "pattern", "sleeves")))
 
@@ -66,11 +66,11 @@ def test_answers_change_and_the_index_stays(bundle: Path, heads: Path, image_fol
     old = RetrievalEngine.load(bundle, provider="cpu", threads=1)
     old.index_images(image_folder)
     old.save_index(tmp_path / "index")
-    before = old.encode_queries([ItemId("00.png")], ["in red"])
+    before = old.encode_queries([Query(reference_id="00.png", text="in red")])
     replace_heads(bundle, heads)
     new = RetrievalEngine.load(bundle, provider="cpu", threads=1)
     new.load_index(tmp_path / "index")
-    after = new.encode_queries([ItemId("00.png")], ["in red"])
+    after = new.encode_queries([Query(reference_id="00.png", text="in red")])
     assert np.abs(before.queries - after.queries).max() > 1e-3
     assert np.abs(before.predicted_weights - after.predicted_weights).max() > 1e-3
 
@@ -87,7 +87,7 @@ def test_another_vocabulary_has_to_be_allowed(bundle: Path, image_folder: Path, 
     engine = RetrievalEngine.load(bundle, provider="cpu", threads=1)
     assert engine.bundle.sizes == msgspec.structs.replace(SIZES, attributes=3)
     engine.index_images(image_folder)
-    assert list(engine.search(reference_id="00.png", text="in red", attribute_weights={"pattern": 2.0}).weights) == list(OTHERS.names)
+    assert list(engine.search(Query(reference_id="00.png", text="in red", weights={"pattern": 2.0})).weights) == list(OTHERS.names)
 
 
 def test_the_same_names_with_other_words_are_the_same_vocabulary_to_callers(bundle: Path, tmp_path: Path) -> None:

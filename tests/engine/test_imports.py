@@ -70,7 +70,7 @@ import sys
 import dqe_engine
 engine = dqe_engine.RetrievalEngine.load(sys.argv[1], provider="cpu")
 engine.index_images(sys.argv[2])
-assert len(engine.search(reference_id="00.png", text="in red", k=3, zones=True).hits) == 3
+assert len(engine.search(dqe_engine.Query(reference_id="00.png", text="in red", k=3, zones=True)).hits) == 3
 """
     loaded = loaded_by(code, str(bundle_path), str(image_folder))
     assert not loaded & TRAINING

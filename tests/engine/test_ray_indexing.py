@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.samples import noise_image
 
 from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.on_ray import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, merge_shards
+from dqe_engine.index.on_ray import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, file_stamp, merge_shards
 
 
 def index(bundle: Path, images: Path, out: Path, *options: str) -> int:
@@ -27,6 +28,7 @@ def assert_same_index(a: Path, b: Path) -> None:
     assert (first.storage, first.image_storage) == (second.storage, second.image_storage)
     for id in first.ids:
         np.testing.assert_array_equal(first.target_tokens(id), second.target_tokens(id))
+        assert first.get([id])[0].content == second.get([id])[0].content is not None
         if first.image_storage != "none":
             np.testing.assert_array_equal(first.image_tokens(id), second.image_tokens(id))
 
@@ -36,10 +38,10 @@ def assert_same_index(a: Path, b: Path) -> None:
 
 def jobs_of(images: Path, *, size: int, skip_bad: bool = False) -> list[ShardJob]:
     files = sorted(images.rglob("*.png"))
-    pairs = [(path.relative_to(images).as_posix(), str(path)) for path in files]
+    found = [(path.relative_to(images).as_posix(), str(path), file_stamp(str(path))) for path in files]
     return [
-        ShardJob(tuple(pairs[start : start + size]), storage="f32", image_storage="f16", batch_size=2, skip_bad=skip_bad)
-        for start in range(0, len(pairs), size)
+        ShardJob(images=tuple(found[start : start + size]), storage="f32", image_storage="f16", batch_size=2, skip_bad=skip_bad)
+        for start in range(0, len(found), size)
     ]
 
 
@@ -55,7 +57,7 @@ def test_shards_merge_into_the_plain_index(bundle_path: Path, image_folder: Path
         encoder.encode(job)
     engine = RetrievalEngine.load(bundle_path, provider="cpu")
     engine.new_index()
-    assert merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged") == []
+    assert merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged", {}) == []
     assert_same_index(tmp_path / "merged", tmp_path / "plain")
     assert not (tmp_path / "shards").exists()
 
@@ -64,6 +66,25 @@ def test_a_shards_name_says_what_is_in_it(image_folder: Path) -> None:
     jobs = jobs_of(image_folder, size=4)
     names = {job.name("a") for job in jobs} | {jobs[0].name("b")} | {job.name("a") for job in jobs_of(image_folder, size=4, skip_bad=True)}
     assert len(names) == 2 * len(jobs) + 1
+
+
+def test_shards_of_images_that_were_replaced_since_are_not_gone_on_with(
+    bundle_path: Path, image_folder: Path, tmp_path: Path, encoder: ShardEncoder
+) -> None:
+    """And what is replaced in the index keeps its metadata."""
+    engine = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
+    engine.index_images(image_folder, metadata={"00.png": {"n": 1}, "02.png": {"n": 2}})
+    for job in jobs_of(image_folder, size=12):
+        encoder.encode(job)
+    noise_image(100).save(image_folder / "00.png")
+    jobs = jobs_of(image_folder, size=12)
+    assert not (tmp_path / "shards" / jobs[0].name(engine.bundle.model_hash)).exists()
+    for job in jobs:
+        encoder.encode(job)
+    merge_shards(engine.index, jobs, tmp_path / "shards", tmp_path / "merged", {"02.png": {"n": 3}})
+    np.testing.assert_array_equal(engine.index.target_tokens("00.png"), engine.encode_images([noise_image(100)]).target_tokens[0])
+    assert [item.metadata for item in engine.index.get(["00.png", "02.png"])] == [{"n": 1}, {"n": 3}]
+    assert engine.index_images(image_folder).changed == ()
 
 
 def test_nothing_is_asked_of_ray_where_all_shards_are_there(
@@ -75,7 +96,7 @@ def test_nothing_is_asked_of_ray_where_all_shards_are_there(
     monkeypatch.setattr("dqe_engine.index.on_ray._import_ray", lambda: pytest.fail("Ray was started"))
     seen: list[int] = []
     encode_shards(bundle_path, jobs, tmp_path / "shards", workers=2, provider="cpu", threads=1, done=seen.append)
-    assert seen == [len(job.pairs) for job in jobs]
+    assert seen == [len(job.images) for job in jobs]
 
 
 def test_ray_that_is_not_installed(
@@ -127,11 +148,11 @@ def test_two_workers_make_the_plain_index(
     assert len(GalleryIndex.load(out)) == 0
     bad.write_bytes(content)
     assert index(bundle_path, image_folder, out, "--ray") == 0
-    assert "12 images added, 0 skipped, 12 in the index" in capsys.readouterr().out
+    assert "12 added" in capsys.readouterr().out
     assert_same_index(out, plain)
     assert not out.with_name("ray.shards").exists()
     assert index(bundle_path, image_folder, out, "--ray") == 0
-    assert "0 images added" in capsys.readouterr().out
+    assert "0 added, 0 changed, 0 with other metadata, 12 unchanged" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -143,7 +164,8 @@ def test_workers_skip_what_the_plain_path_skips(
     for name, options in (("plain", ()), ("ray", ("--ray", "--ray-workers", "1"))):
         assert index(bundle_path, image_folder, tmp_path / name, "--skip-bad", "--image-tokens", "none", "--storage", "f16", *options) == 0
         captured = capsys.readouterr()
-        assert "11 images added, 1 skipped, 11 in the index" in captured.out
+        assert "11 added" in captured.out
+        assert "3 skipped (3 not an image)" in captured.out
         assert "05.png: not an image" in captured.err
     assert_same_index(tmp_path / "ray", tmp_path / "plain")
     assert not list(tmp_path.glob(f"*/{RECORD_FILE}"))

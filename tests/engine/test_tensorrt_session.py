@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import gc
 import re
 import shutil
@@ -128,6 +130,17 @@ def test_usual_shapes_run_as_graphs(session: TensorRTSession, cuda: FakeCuda) ->
         assert cuda.calls.count("cudaGraphLaunch") == launches
 
 
+def test_nothing_is_captured_that_a_tighter_profile_runs(trt: FakeTensorRT, bundle_path: Path, cuda: FakeCuda) -> None:
+    short, long = (Profile(batch=MANY.batch, text_length=AxisRange(min=2, opt=4, max=most)) for most in (8, 16))
+    for profiles in ((short, long), (long, short)):
+        session = TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, *profiles), QUERY_ENCODER, SIZES)
+        assert sorted(shape["text_length"] for shape in session.graph_shapes) == [4, 8, 16] == list(session.text_buckets)
+        for shape in session.graph_shapes:
+            cuda.calls.clear()
+            session.run(**query_inputs(shape["batch"], shape["text_length"]))
+            assert cuda.calls.count("cudaGraphLaunch") == 1
+
+
 def test_a_batch_is_split_evenly(session: TensorRTSession, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[int] = []
     original = session._run_part
@@ -214,6 +227,8 @@ def test_lengths_that_texts_are_padded_to(trt: FakeTensorRT, bundle_path: Path, 
     assert session.text_buckets == expected
     assert tuple(shape["text_length"] for shape in session.graph_shapes) == expected
     assert TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, profile), VISION_ENCODER, SIZES).text_buckets == ()
+    trt.faults.uncapturable = True
+    assert TensorRTSession(plan(trt, bundle_path, QUERY_ENCODER, profile), QUERY_ENCODER, SIZES).text_buckets == (), "padding gains nothing"
 
 
 @pytest.mark.parametrize("fixed", [True, False])
@@ -261,6 +276,18 @@ def test_a_session_stays_on_its_device(trt: FakeTensorRT, cuda: FakeCuda, bundle
     thread.join()
     np.testing.assert_array_equal(found[0], expected)
     assert (found[1], cuda.device) == (0, 1)
+
+
+def test_a_session_is_released_on_its_device(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
+    cuda.devices, devices = 2, set[int]()
+    cuda.cudaSetDevice(1)
+    session = TensorRTSession(plan(trt, bundle_path, VISION_ENCODER, MANY), VISION_ENCODER, SIZES)
+    cuda.cudaSetDevice(0)
+    free = cuda.cudaFree
+    cuda.cudaFree = lambda address: (devices.add(cuda.device), free(address))[1]  # type: ignore[method-assign]
+    del session
+    gc.collect()
+    assert (devices, cuda.device) == ({1}, 0)
 
 
 def test_what_a_lost_device_does_not_take_back(trt: FakeTensorRT, cuda: FakeCuda, bundle_path: Path) -> None:
@@ -420,7 +447,6 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
         (lambda: engine.write_bytes(whole[:-1] + b"\0"), "SHA-256 differs"),
         (engine.unlink, "missing; build the engines again"),
         (lambda: sidecar.write_text(text.replace('"vision_encoder.engine"', '"../vision_encoder.engine"')), "not a plain file name"),
-        (lambda: sidecar.write_text(text.replace('"schema_version": 3', '"schema_version": 4')), "schema version 4, expected 3"),
         (lambda: sidecar.write_text(text.replace('"graph": "vision_encoder"', '"graph": "other"')), "no engine for vision_encoder"),
         (lambda: sidecar.write_text("{"), "not valid JSON"),
     ):
@@ -430,3 +456,60 @@ def test_damaged_engines_are_an_error_for_auto_too(with_engines: Callable[..., P
                 bundle.session(VISION_ENCODER, provider=provider)
         engine.write_bytes(whole)
         sidecar.write_text(text)
+
+
+def test_engines_of_another_release_are_refused_and_do_not_hide_others(with_engines: Callable[..., Path]) -> None:
+    bundle = Bundle.load(with_engines())
+    other = bundle.path / "tensorrt" / "another"
+    shutil.copytree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}", other)
+    (other / ENGINES_FILE).write_text('{"schema_version": 2, "fields": "that this release does not know"}')
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "tensorrt"
+    shutil.rmtree(bundle.path / "tensorrt" / f"fake-gpu-sm90-{HERE}")
+    with pytest.raises(BackendError, match=r"it has another \(built with another release of dqe-engine\); build on this machine"):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_an_engine_that_may_not_be_read(with_engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, read = Bundle.load(with_engines()), Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.suffix == ".engine":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(BundleError, match=r"vision_encoder\.engine: permission denied; grant this user access"):
+        bundle.session(VISION_ENCODER, provider="auto")
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "cuda.bindings"])
+@pytest.mark.parametrize(
+    "error", [OSError("libnvinfer.so"), RuntimeError("no library"), ValueError("size changed"), AttributeError("_ARRAY_API")]
+)
+def test_auto_goes_on_where_an_import_fails_in_any_way(
+    with_engines: Callable[..., Path], module: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, load = Bundle.load(with_engines()), builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == module:
+            raise error
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(BackendError, match=f"{module} cannot be imported .{error}.; pip install"):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"
+
+
+def test_auto_goes_on_where_the_bindings_raise(with_engines: Callable[..., Path], cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.load(with_engines())
+
+    def missing() -> None:
+        raise RuntimeError('Function "cudaGetDeviceCount" not found')
+
+    monkeypatch.setattr(cuda, "cudaGetDeviceCount", missing)
+    with pytest.raises(BackendError, match=r'no usable CUDA device \(cudaGetDeviceCount: Function "cudaGetDeviceCount" not found\)'):
+        bundle.session(VISION_ENCODER, provider="tensorrt")
+    assert bundle.session(VISION_ENCODER, provider="auto").provider == "cpu"

@@ -22,7 +22,7 @@ from dqe_engine.errors import ParityError
 from dqe_export import onnx_graph, parity, word_table
 from dqe_export.calibration import EvaluationData
 from dqe_export.converted import check_conversion
-from dqe_export.differences import TOLERANCES
+from dqe_export.differences import TOLERANCES, check_range
 from dqe_export.onnx_graph import save_graph
 from dqe_export.precision import Lower, convert
 from dqe_training.checkpoint import Checkpoint, load_checkpoint
@@ -163,7 +163,7 @@ def test_an_honest_bundle_passes(checkpoint: Checkpoint, bundle_path: Path, tmp_
 def test_lengths_and_signs_are_held(precision: Precision) -> None:
     tolerance = TOLERANCES[precision]
     unit = np.eye(3, dtype=np.float32)[None]
-    check = partial(parity._check_range, "graph: ", tolerance=tolerance, where="here")
+    check = partial(check_range, "graph: ", reference="PyTorch", tolerance=tolerance, where="here")
     check("target_tokens", unit, unit)
     check("sub_queries", np.zeros_like(unit), np.zeros_like(unit))  # a model without attribute heads has none
     for wrong in (0.998 * unit, 1.002 * unit, np.zeros_like(unit), unit * np.nan):

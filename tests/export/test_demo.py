@@ -10,6 +10,7 @@ import pytest
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.query import Query
 from dqe_export.demo.collect import collect, metrics, pick_examples
 from dqe_export.demo.pipeline import DemoOptions, DemoRun, run_demo
 from dqe_export.demo.report import render_report
@@ -83,7 +84,7 @@ def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures:
     engine = RetrievalEngine.load(run.directory / "bundle")
     engine.load_index(run.directory / "index")
     record = run.evaluation.records[0]
-    assert len(engine.search(reference_id=record.reference, text=record.text, k=5).hits) == 5
+    assert len(engine.search(Query(reference_id=record.reference, text=record.text, k=5)).hits) == 5
 
 
 def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> None:

@@ -16,6 +16,8 @@ from PIL import Image
 from dqe_engine import engine as engine_module
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import ParityError
+from dqe_engine.image_policy import ImagePolicy
+from dqe_engine.index import indexer as indexer_module
 from dqe_engine.preprocessing import preprocess
 from dqe_export.cli.export import main
 from dqe_export.reading import check_reading
@@ -47,11 +49,11 @@ def test_the_check_sees_a_fault_of_the_runtimes_own(checkpoint: Checkpoint, bund
     check_reading(checkpoint, bundle_path)
     normalise = engine_module.normalise
 
-    def as_stored(data: Any, spec: PreprocessingSpec) -> Image.Image:
+    def as_stored(data: Any, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
 
     for name, broken, said in (
-        ("open_reference", as_stored, r"an image \(transparent\), as a reference"),
+        ("open_image", as_stored, r"an image \(transparent\), as a reference"),
         ("normalise", lambda pixels, spec: normalise(pixels[..., ::-1], spec), r"an image \(wide\), as a reference"),
     ):
         with monkeypatch.context() as patch:
@@ -63,12 +65,8 @@ def test_the_check_sees_a_fault_of_the_runtimes_own(checkpoint: Checkpoint, bund
 def test_the_check_sees_a_gallery_that_is_read_otherwise(
     checkpoint: Checkpoint, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ahead = engine_module.decode_ahead
-
-    def other(pairs: Any, spec: PreprocessingSpec, **options: Any) -> Any:
-        return ahead(pairs, msgspec.structs.replace(spec, resample="bilinear"), **options)
-
-    monkeypatch.setattr(engine_module, "decode_ahead", other)
+    fit = indexer_module.fit_image
+    monkeypatch.setattr(indexer_module, "fit_image", lambda image, spec: fit(image, msgspec.structs.replace(spec, resample="bilinear")))
     with pytest.raises(ParityError, match="in the gallery, reaches the vision encoder with other pixels"):
         check_reading(checkpoint, bundle_path)
 

@@ -24,6 +24,7 @@ from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, 
 from dqe_engine.contracts.manifest import MANIFEST_FILE
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
+from dqe_engine.query import Query
 from dqe_engine.sessions import OnnxSession
 from dqe_export.bundle import ExportOptions
 from dqe_export.calibration import EvaluationData
@@ -327,14 +328,14 @@ def test_arguments_that_do_not_go_together(arguments: Sequence[str], message: st
 def test_exported_graphs_answer_padded_texts_alike(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What engines with CUDA graphs for some lengths get; real attention, unlike the tiny bundle's of `tests/engine`."""
     bundle, texts = Bundle.load(bundle_path), ["is red", "is red and has stripes", "shows a shirt"]
-    images = [noise_image(n) for n in range(len(texts))]
+    queries = [Query(image=noise_image(n), text=text) for n, text in enumerate(texts)]
     longest = bundle.manifest.tokenizer.max_length
     plain = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
     for buckets in ((8, longest), (longest,)):
         monkeypatch.setattr(OnnxSession, "text_buckets", buckets, raising=False)
         padding = RetrievalEngine.load(bundle_path, provider="cpu", threads=1)
         for select in (slice(0, 1), slice(0, 3)):
-            found, expected = (engine.encode_queries(images[select], texts[select]) for engine in (padding, plain))
+            found, expected = (engine.encode_queries(queries[select]) for engine in (padding, plain))
             for name in ("queries", "predicted_weights"):
                 np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
 

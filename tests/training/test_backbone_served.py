@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.tiny_blip2 import write_blip2
 
-from dqe_engine import RetrievalEngine
+from dqe_engine import Query, RetrievalEngine
 from dqe_export.bundle import export_bundle
 from dqe_training.checkpoint import load_checkpoint
 from dqe_training.cli import train
@@ -37,5 +37,5 @@ def test_a_fine_tuned_backbone_is_served(garments: Path, tmp_path: Path) -> None
     assert difference < 1e-4
     assert same > 0.9
     assert recalls
-    hits = engine.search(reference_id=evaluation.gallery[0], text="an <image> that is [DEC] longer", k=3).hits
+    hits = engine.search(Query(reference_id=evaluation.gallery[0], text="an <image> that is [DEC] longer", k=3)).hits
     assert len(hits) == 3

@@ -60,12 +60,15 @@ def check_combination(args: argparse.Namespace) -> None:
 
 
 def build_options(args: argparse.Namespace, max_text_length: int) -> BuildOptions:
-    """Raises InputError."""
+    """Raises InputError, and ExportError for a timing cache that cannot be read."""
+    from ..tensorrt.engines import named_cache
     from ..tensorrt.plan import BuildOptions, default_profiles, parse_profile, traffic_profile
 
     profiles = [parse_profile(text, max_text_length) for text in args.trt_profile or ()]
     if args.traffic is not None:
         profiles = [traffic_profile(args.traffic, max_text_length)]
+    if args.timing_cache is not None:
+        named_cache(args.timing_cache)
     return BuildOptions(
         profiles=tuple(profiles) or default_profiles(max_text_length),
         workspace=args.workspace,

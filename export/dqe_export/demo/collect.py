@@ -15,8 +15,9 @@ import numpy as np
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.doctor.packages import installed_of
-from dqe_engine.engine import STAGES, SearchResult
-from dqe_engine.references import ItemId
+from dqe_engine.engine import STAGES
+from dqe_engine.query import Query
+from dqe_engine.results import SearchResult
 from dqe_engine.zones import select_zones
 from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
@@ -146,7 +147,7 @@ def _example(
     run: DemoRun, record: TripletRecord, attributes: Attributes, *, overrides: dict[str, float] | None = None, depth: int | None = None
 ) -> ExampleQuery:
     result = run.engine.search(
-        reference_id=record.reference, text=record.text, k=depth or len(run.evaluation.gallery), attribute_weights=overrides
+        Query(reference_id=record.reference, text=record.text, k=depth or len(run.evaluation.gallery), weights=overrides or {})
     )
     kept = {name: [value] for name, value in attributes[record.reference].items()}
     allowed = kept | (record.allowed or {})
@@ -196,7 +197,8 @@ def _latency(run: DemoRun, name: str, *, by_id: bool, queries: int = 200, warmup
     for i in range(warmup + queries):
         record = records[i % len(records)]
         started = time.perf_counter()
-        result = run.engine.search_batch([ItemId(record.reference) if by_id else root / record.reference], [record.text], k=10)[0]
+        reference = record.reference if by_id else None
+        result = run.engine.search(Query(reference_id=reference, image=None if by_id else root / record.reference, text=record.text))
         if i >= warmup:
             totals.append((time.perf_counter() - started) * 1e3)
             results.append(result)

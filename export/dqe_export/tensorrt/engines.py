@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,29 +61,35 @@ def build_engines(
     folder = bundle.path / target_folder(gpu, trt.__version__, options)
     if folder.exists() and not force:
         raise ExportError(f"{folder}: exists already; replace these engines with --force")
-    cache = _named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
+    cache = named_cache(Path(options.timing_cache)) if options.timing_cache is not None else _earlier_cache(folder, gpu, trt.__version__)
     log = _Log(trt, bundle.path)
-    try:
-        with (
-            log.kept_on_failure(),
-            _removed_if_empty(folder.parent),
-            atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
-        ):
-            engines = []
-            for spec in bundle.manifest.graphs:
-                entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, log.of(spec), advance)
-                engines.append(entry)
-            manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
-            (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
-            (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
-            if cache:
-                (temporary / TIMING_CACHE).write_bytes(cache)
-        if options.timing_cache is not None and cache:
+    with (
+        log.kept_on_failure(),
+        _write_errors(folder),
+        _removed_if_empty(folder.parent),
+        atomic_directory(folder, replace=force, marker=ENGINES_FILE) as temporary,
+    ):
+        engines = []
+        for spec in bundle.manifest.graphs:
+            entry, cache = _build_one(trt, bundle, spec, options, temporary, cache, log.of(spec), advance)
+            engines.append(entry)
+        manifest = _sidecar(bundle, gpu, trt, options, tuple(engines))
+        (temporary / ENGINES_FILE).write_bytes(to_json(manifest))
+        (temporary / BUILD_LOG).write_text(log.text(), encoding="utf-8")
+        if cache:
+            (temporary / TIMING_CACHE).write_bytes(cache)
+        if options.timing_cache is not None and cache:  # before the folder appears: one that cannot be written is a failed build
             with atomic_write(Path(options.timing_cache)) as stream:
                 stream.write(cache)
+    return folder, manifest
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ExportError(describe_write_error(error, folder)) from error
-    return folder, manifest
 
 
 def _build_one(
@@ -150,15 +157,17 @@ class _Log:
 
     @contextlib.contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Write the log where it outlives the failed build, and add its path to the message."""
+        """Write the log where it outlives the failed build, and add its path to the message. A full disk does not hide why it failed."""
         try:
             yield
         except DQEError as error:
             if not any(logger.lines for logger in self._loggers.values()):
                 raise
-            with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
-                file.write(self.text())
-            raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            with contextlib.suppress(OSError):
+                with tempfile.NamedTemporaryFile("w", prefix="dqe-trt-", suffix=".log", delete=False, encoding="utf-8") as file:
+                    file.write(self.text())
+                raise type(error)(f"{error}; TensorRT's log: {file.name}") from error
+            raise
 
 
 def _sidecar(bundle: Bundle, gpu: Gpu, trt: Any, options: BuildOptions, engines: tuple[EngineEntry, ...]) -> EngineManifest:
@@ -187,8 +196,11 @@ def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
     return b""
 
 
-def _named_cache(path: Path) -> bytes:
-    """The user's timing cache, which need not exist yet."""
+def named_cache(path: Path) -> bytes:
+    """The user's timing cache, which need not exist yet. Raises ExportError where it cannot be read, or not be written in the end: a build
+    takes minutes."""
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        raise ExportError(f"timing cache {path}: its folder cannot be written to; name another file with --timing-cache")
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -172,6 +172,6 @@ def describe_plan(
     for spec in graphs:
         indices = ", ".join(str(options.profiles.index(profile)) for profile in distinct_profiles(spec, options.profiles))
         lines.append(f"graph       {spec.name}: profiles {indices}; {known(spec)}")
-    lines.append("checks      each engine against ONNX Runtime on the CPU at every min, opt and max")
+    lines.append("checks      each engine against ONNX Runtime on the CPU at every min, opt and max, beside them, and at captured sizes")
     commands = (trtexec_line(spec, sizes, options, onnx=bundle / spec.file, engine=bundle / folder / file(spec)) for spec in graphs)
     return [*lines, *commands]

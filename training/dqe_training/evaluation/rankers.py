@@ -15,7 +15,7 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import ImageStorage
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data.images import load_pixels
@@ -140,11 +140,16 @@ class EngineRanker:
         """From the index's image tokens where it keeps any, else decoded and encoded again."""
         out = []
         for start in range(0, len(texts), ENCODE_BATCH):
+            pairs = zip(references[start : start + ENCODE_BATCH], texts[start : start + ENCODE_BATCH], strict=True)
             part = [
-                Image.fromarray(neutral) if name is None else ItemId(name) if self._storage != "none" else files[name]
-                for name in references[start : start + ENCODE_BATCH]
+                Query(text=text, image=Image.fromarray(neutral))
+                if name is None
+                else Query(text=text, reference_id=name)
+                if self._storage != "none"
+                else Query(text=text, image=files[name])
+                for name, text in pairs
             ]
-            out.append(self._engine.encode_queries(part, texts[start : start + ENCODE_BATCH]).queries)
+            out.append(self._engine.encode_queries(part).queries)
             self._advance("probes", len(part))
         return np.concatenate(out)
 

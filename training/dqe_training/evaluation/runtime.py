@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.references import ItemId
+from dqe_engine.query import Query
 
 from ..data.queries import QuerySet
 from .protocol import Embeddings, EvaluationSet, Report, summarise
@@ -44,8 +44,12 @@ def search_queries(
     weights = np.zeros((len(queries), len(names)), np.float32)
     for start in range(0, len(queries), batch_size):
         asked = queries.queries[start : start + batch_size]
+        texts = queries.texts[start : start + batch_size]
         encoded = engine.encode_queries(
-            [ItemId(q.reference) if files is None else files[q.reference] for q in asked], queries.texts[start : start + batch_size]
+            [
+                Query(text=text, reference_id=q.reference) if files is None else Query(text=text, image=files[q.reference])
+                for q, text in zip(asked, texts, strict=True)
+            ]
         )
         embedded.append(encoded.queries)
         weights[start : start + len(asked)] = encoded.predicted_weights

@@ -1,0 +1,68 @@
+"""What a demo's model answers to an image alone and to a text alone, for which it was not trained, beside both together.
+
+python -m benchmarks.query_modes demo        # the folder of `make demo`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.query import Query
+
+ITEMS, TEXTS, K = 200, 300, 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="query_modes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path)
+    demo = parser.parse_args(arguments).demo
+    lines = (demo / "garments" / "images.jsonl").read_text().splitlines()
+    attributes = {line["image"]: line["attributes"] for line in map(json.loads, lines) if line["image"].startswith("gallery/")}
+    engine = RetrievalEngine.load(demo / "bundle")
+    engine.load_index(demo / "index")
+    names, rng = engine.bundle.vocabulary.names, np.random.default_rng(0)
+
+    items = [engine.index.ids[n] for n in rng.choice(len(engine.index), ITEMS, replace=False)]
+    others = [engine.index.ids[n] for n in rng.choice(len(engine.index), 20 * ITEMS)]
+    ways = {
+        "image alone": [engine.search(Query(reference_id=id, k=K)) for id in items],
+        "image and 'similar'": [engine.search(Query(reference_id=id, text="similar", k=K)) for id in items],
+    }
+    print(f"of the first {K}, share with the item's own ({ITEMS} items)  " + "  ".join(f"{name:>8}" for name in names))
+    for way, results in ways.items():
+        shares = [
+            np.mean(
+                [attributes[hit.id][name] == attributes[id][name] for id, found in zip(items, results, strict=True) for hit in found.hits]
+            )
+            for name in names
+        ]
+        print(f"{way:52}  " + "  ".join(f"{share:8.2f}" for share in shares))
+    chance = [np.mean([attributes[a][name] == attributes[b][name] for a in items for b in others]) for name in names]
+    print(f"{'chance':52}  " + "  ".join(f"{share:8.2f}" for share in chance))
+
+    records = [json.loads(line) for line in (demo / "garments" / "val.jsonl").read_text().splitlines()]
+    asked = [record for record in records if record.get("allowed")][:TEXTS]
+
+    def right(id: str, record: dict[str, dict[str, list[str]]]) -> bool:
+        return all(attributes[id][name] in values for name, values in record["allowed"].items())
+
+    print(f"of the first {K}, share that shows all that the text names ({len(asked)} texts)")
+    for way, queries in (
+        ("text alone", [Query(text=record["text"], k=K) for record in asked]),
+        ("image and text", [Query(reference_id=record["reference"], text=record["text"], k=K) for record in asked]),
+    ):
+        found = [right(hit.id, record) for record, result in zip(asked, engine.search_batch(queries), strict=True) for hit in result.hits]
+        print(f"{way:52}  {np.mean(found):8.2f}")
+    print(f"{'chance':52}  {np.mean([right(id, record) for record in asked for id in others[:500]]):8.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
