@@ -65,6 +65,8 @@ class Query:
             ids = getattr(self, name)
             if isinstance(ids, str | bytes) or not isinstance(ids, Collection):
                 raise InputError(f"{name}: expected a collection of ids, got {type(ids).__name__}; wrap it in a list")
+            if odd := [id for id in ids if not isinstance(id, str)]:
+                raise InputError(f"{name}: ids are strings, got {odd[0]!r}")
         for name, least in (("k", 1), ("offset", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
