@@ -20,6 +20,7 @@ from .contracts.zones import ZoneSpec
 from .dialogue import Dialogue
 from .encoder import STAGES, Clock, Composed, Prepared, QueryEncoder
 from .errors import DQEError
+from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
@@ -45,7 +46,7 @@ KEPT_BYTES = 64 << 20
 __all__ = ["STAGES", "RetrievalEngine"]
 
 
-class RetrievalEngine:
+class RetrievalEngine(ProcessBound):
     """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
 
     def __init__(
@@ -67,6 +68,7 @@ class RetrievalEngine:
         self._index = GalleryIndex.for_bundle(bundle)
         if index is not None:
             self.attach(index)
+        self.bind_to_process()
 
     @classmethod
     def load(
@@ -94,6 +96,20 @@ class RetrievalEngine:
             if bundle.is_current():  # else the files that were opened may be another bundle's, or of two
                 return engine
 
+    def __repr__(self) -> str:
+        running = ", ".join(sorted(set(self.providers.values())))
+        return f"<RetrievalEngine {self.bundle.manifest.name!r} of {self.bundle.path} on {running}, {self._index!r}>"
+
+    def __enter__(self) -> RetrievalEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the index (see `GalleryIndex.close`). The graphs go with the last reference to the engine."""
+        self._index.close()
+
     @property
     def providers(self) -> dict[str, str]:
         """What runs each graph."""
@@ -113,9 +129,9 @@ class RetrievalEngine:
         self._index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
         return self._index
 
-    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None) -> None:
+    def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None, mapped: bool = True) -> None:
         """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
-        self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened)
+        self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened, mapped=mapped)
 
     def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """See `GalleryIndex.save`."""
@@ -169,6 +185,7 @@ class RetrievalEngine:
 
     def encode_queries(self, queries: Sequence[Query]) -> EncodedQueries:
         """The vectors that `search_batch` searches by. Raises InputError."""
+        self.check_process()
         snapshot, clock = self._index.snapshot(), Clock(STAGES[:-1])
         prepared = [self._encoder.prepare(query, snapshot, clock) for query in queries]
         composed = self._encoder.compose(prepared, clock)
@@ -190,6 +207,7 @@ class RetrievalEngine:
 
         The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
         """
+        self.check_process()
         snapshot, clock = self._index.snapshot(), Clock(STAGES)
         return self._answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
 
@@ -262,22 +280,26 @@ class RetrievalEngine:
         )
 
     def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
-        snapshot, names = prepared.snapshot, self.bundle.vocabulary.names
+        snapshot = prepared.snapshot
         tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float64)  # (M, D)
         best = int((tokens @ composed.vector).argmax())
-        token, parts = tokens[best], {"image" if prepared.query.text is None else "base": composed.base.astype(np.float64)}
-        similarities = {name: _cosine(part, token) for name, part in parts.items()}
-        if prepared.query.text is not None:
-            for name, weight, sub_query in zip(names, composed.weights, composed.sub_queries.astype(np.float64), strict=True):
-                parts[name], similarities[name] = float(weight) * sub_query, _cosine(sub_query, token)
-        total = sum(parts.values(), np.zeros_like(token))
+        token, base = tokens[best], composed.base.astype(np.float64)
+        names = self.bundle.vocabulary.names if prepared.query.text is not None else ()
+        sub_queries = dict(zip(names, composed.sub_queries.astype(np.float64), strict=False))
+        parts = {name: float(weight) * part for (name, part), weight in zip(sub_queries.items(), composed.weights, strict=False)}
+        total = base + sum(parts.values(), np.zeros_like(token))
         length = float(np.linalg.norm(total)) or 1.0
-        scaled = {name: part / length for name, part in parts.items()}
         if prepared.query.unlike:
-            left = total / length - composed.unlike
-            length = float(np.linalg.norm(left)) or 1.0
-            scaled = {name: part / length for name, part in (*scaled.items(), ("unlike", -composed.unlike.astype(np.float64)))}
-        return Explanation(best, {name: float(part @ token) for name, part in scaled.items()}, similarities)
+            length *= float(np.linalg.norm(total / length - composed.unlike)) or 1.0
+        first = float(np.linalg.norm(total)) or 1.0
+        return Explanation(
+            token=best,
+            base=float(base @ token) / length,
+            attributes={name: float(part @ token) / length for name, part in parts.items()},
+            unlike=-float(composed.unlike @ token) * first / length,
+            base_similarity=_cosine(base, token),
+            similarities={name: _cosine(part, token) for name, part in sub_queries.items()},
+        )
 
     def _zone_spec(self, zones: bool | ZoneSpec) -> ZoneSpec | None:
         if zones is False:

@@ -20,13 +20,16 @@ Zone = Literal["near", "mid", "easy"]
 class Explanation:
     """What a hit's score is made of, at the item's target token that matched best (`token`).
 
-    contributions sum to the score: "base", each attribute (its weight times its sub-query's product with the token), "unlike" where
-    there were examples; "image" alone for an image alone. similarities: cosines of the token with the base query and with each
-    sub-query, whatever the weights.
+    base: the base query's part, all of it for an image alone; attributes: each one's, its weight times its sub-query's product with the
+    token; unlike: what examples took away, at most 0 as a rule. Together they are the score. similarities: cosines of the token with each
+    sub-query, whatever the weights; base_similarity: with the base query.
     """
 
     token: int
-    contributions: dict[str, float]
+    base: float
+    attributes: dict[str, float]
+    unlike: float
+    base_similarity: float
     similarities: dict[str, float]
 
 

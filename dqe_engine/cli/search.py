@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .main import add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
-    from dqe_engine.results import Hit, SearchResult
+    from dqe_engine.results import Explanation, Hit, SearchResult
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -133,12 +133,18 @@ def _table(title: str, hits: Sequence[Hit]) -> Any:
     for rank, hit in enumerate(hits, start=1):
         cells = [Text(hit.id), Text(f"{hit.score:.4f}"), Text(f"{hit.delta:.4f}")]  # Text: an id may look like markup
         if explained:
-            parts = hit.explanation.contributions.items() if hit.explanation else ()
-            cells.append(Text(", ".join(f"{name} {value:+.3f}" for name, value in parts)))
+            cells.append(Text(_made_of(hit.explanation) if hit.explanation else ""))
         if with_metadata:
             cells.append(Text(json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else ""))
         table.add_row(str(rank), *cells)
     return table
+
+
+def _made_of(explanation: Explanation) -> str:
+    parts = [("base", explanation.base), *explanation.attributes.items()]
+    if explanation.unlike:
+        parts.append(("unlike", explanation.unlike))
+    return ", ".join(f"{name} {value:+.3f}" for name, value in parts)
 
 
 def _weight(text: str) -> tuple[str, float]:

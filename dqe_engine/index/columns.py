@@ -63,6 +63,12 @@ class Column:
         found._added = len(positions)
         return found
 
+    def followed_by(self, rows: Rows) -> Column:
+        """The saved rows and these."""
+        found = Column(self.shape, self.dtype, self._saved)
+        found.append(rows)
+        return found
+
     def rows(self) -> Rows:
         """All rows, where none are saved."""
         assert not len(self._saved)

@@ -78,6 +78,10 @@ class Live:
         self._flags[gone] = False
         self.count -= len(gone)
 
+    def count_from(self, start: int) -> int:
+        """How many are there of those from `start` on."""
+        return int(np.count_nonzero(self._flags[start : self._rows]))
+
     def rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Those that are there, ascending."""
         return np.flatnonzero(self._flags[: self._rows])

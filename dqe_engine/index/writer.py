@@ -124,8 +124,27 @@ class Writer:
         return 2 * self._live.count < len(self._table)
 
     def _compact_if_worth_it(self) -> None:
-        if self.saved is None and len(self._table) - self._live.count > max(COMPACTED_ROWS, self._live.count):
+        """Rows that came since the last save, and are gone, are dropped once there are many."""
+        start = 0 if self.saved is None else self.saved.rows
+        there = self._live.count_from(start)
+        if len(self._table) - start - there <= max(COMPACTED_ROWS, there):
+            return
+        if self.saved is None:
             self.compact()
+        else:
+            self._compact_since_the_save(start)
+
+    def _compact_since_the_save(self, start: int) -> None:
+        """What is saved keeps its numbers, as its files do."""
+        rows, saved = self._live.rows(), np.arange(start)
+        tail = rows[rows >= start]
+        removed = [event for event in self.unsaved if event.removed is not None and event.removed < start]
+        targets = self._targets.followed_by(self._targets.taken(tail).rows())
+        images = None if self._images is None else self._images.followed_by(self._images.taken(tail).rows())
+        self._keep(np.concatenate([saved, tail]))
+        self._live.remove(np.setdiff1d(saved, rows).tolist())
+        self._targets, self._images = targets, images
+        self.unsaved = [*removed, *self._additions(range(start, len(self._table)))]
 
     def _additions(self, rows: Iterable[int]) -> list[Event]:
         table = self._table

@@ -25,6 +25,7 @@ PARENT = """
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import DQEError
     from dqe_engine.forks import ProcessBound
+    from dqe_engine.query import Query
 
     class OnDevice(ProcessBound):
         def __init__(self):
@@ -44,7 +45,7 @@ PARENT = """
     print("parent", os.getpid(), flush=True)
 
     def child():
-        for use in (lambda: engine.search(text="red", image=Path(image)), lambda: batcher.submit(2)):
+        for use in (lambda: engine.search(Query(text="red", image=Path(image))), lambda: batcher.submit(2)):
             try:
                 use()
             except DQEError as error:
@@ -79,7 +80,7 @@ def test_a_child_of_a_process_with_an_engine(bundle_path: Path, image: Path) -> 
     assert "ended 3" in lines, ran.stdout + ran.stderr
     remedy = "was made before a fork, and works in the parent alone; load the engine in each worker (gunicorn: in post_fork"
     assert [line.split(" in each")[0] for line in lines if line.startswith("BackendError")] == [
-        f"BackendError: this {name} {remedy}".split(" in each")[0] for name in ("OnnxSession", "Batcher")
+        f"BackendError: this {name} {remedy}".split(" in each")[0] for name in ("RetrievalEngine", "Batcher")
     ]
     assert "own (1, 3, 8)" in lines
     parent = next(line.split()[1] for line in lines if line.startswith("parent"))

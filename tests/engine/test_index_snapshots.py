@@ -120,6 +120,27 @@ def test_an_index_in_memory_does_not_grow_with_what_is_gone(make_index: MakeInde
     assert index.stats().unsaved <= 2 * writing.COMPACTED_ROWS + 202
 
 
+def test_a_saved_index_does_not_grow_with_what_is_gone_either(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(100, image_storage="f16")
+    index.remove(["i99"])
+    index.save(tmp_path / "index")
+    index.remove(["i1"])
+    for n in range(3000):
+        index.add(["again", "i2"], target_rows(2, n), image_rows(2, n), replace=True)
+    stats = index.stats()
+    assert (stats.items, stats.path) == (99, str(tmp_path / "index"))
+    assert stats.removed <= writing.COMPACTED_ROWS + 8
+    assert stats.unsaved <= 2 * writing.COMPACTED_ROWS + 16
+    index.save(tmp_path / "index")
+    loaded = GalleryIndex.load(tmp_path / "index", verify=True)
+    assert loaded.ids == index.ids
+    for id in ("i0", "i2", "again"):
+        np.testing.assert_array_equal(loaded.target_tokens(id), index.target_tokens(id))
+        np.testing.assert_array_equal(loaded.image_tokens(id), index.image_tokens(id))
+    np.testing.assert_array_equal(loaded.target_tokens("i2"), target_rows(2, 2999)[1])
+    assert loaded.search(QUERIES, 200) == index.search(QUERIES, 200)
+
+
 def test_following(make_index: MakeIndex, tmp_path: Path) -> None:
     path = tmp_path / "index"
     index = make_index(5)

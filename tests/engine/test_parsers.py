@@ -148,3 +148,17 @@ def test_messages_are_one_printable_line() -> None:
     assert isinstance(InputError("x"), ValueError)
     with pytest.raises(DQEError, match=r"zones\.json: Object contains unknown field `a\\nb`"):
         parse_json(ZoneSpec, b'{"lo": 0, "hi": 1, "a\\nb": 1}', where="zones.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exclude": [[]]}, "exclude: ids are strings, got"),
+        ({"unlike": [{}]}, "unlike: ids are strings, got"),
+        ({"absolute_weights": {"shape": 1e39}}, "absolute weight of 'shape': 1e.39 is beyond what float32 holds"),
+    ],
+)
+def test_odd_queries(fuzzing: Fuzzing, changes: dict[str, Any], message: str) -> None:
+    good, parser = fuzzing.parsers["query"]
+    with pytest.raises(InputError, match=message):
+        parser(json.dumps(json.loads(good) | changes).encode())

@@ -155,10 +155,11 @@ def test_an_explanation_adds_up_to_the_score(engine: RetrievalEngine, query: Que
     assert len(found.hits) > 5
     for hit in found.hits:
         assert hit.explanation is not None
-        assert sum(hit.explanation.contributions.values()) == pytest.approx(hit.score, abs=1e-5)
-        assert all(-1.00001 <= value <= 1.00001 for value in hit.explanation.similarities.values())
-    names = set(found.hits[0].explanation.contributions)  # type: ignore[union-attr]
-    assert names == ({"base", "colour", "shape", *(["unlike"] if query.unlike else [])} if query.text else {"image"})
+        parts = hit.explanation
+        assert parts.base + sum(parts.attributes.values()) + parts.unlike == pytest.approx(hit.score, abs=1e-5)
+        assert all(-1.00001 <= value <= 1.00001 for value in (parts.base_similarity, *parts.similarities.values()))
+        assert set(parts.attributes) == set(parts.similarities) == ({"colour", "shape"} if query.text else set())
+        assert (parts.unlike != 0) == bool(query.unlike)
     assert engine.search(query).hits[0].explanation is None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 from support.mining_workers import job
-from support.samples import image_rows, query_rows, target_rows
+from support.samples import image_rows, noise_image, query_rows, target_rows
 from support.tiny_bundle import TOLERANCE, build_tiny_bundle, build_tiny_heads, build_tokenizer
 
 from dqe_engine.bundle import Bundle
@@ -21,9 +21,12 @@ from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import DQEError
 from dqe_engine.heads import load_heads
 from dqe_engine.index import GalleryIndex
+from dqe_engine.index.metadata_file import read_metadata
+from dqe_engine.query import Query
 from dqe_engine.tensorrt.engines import read_plan, read_sidecar
 from dqe_engine.text import TextEncoder
 from dqe_engine.zones.mining_folder import mine_to_folder, read_mined
@@ -189,6 +192,36 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     given = {"ids": ["a", "b/c", "ü"], "metadata": [{"n": 1, "t": ["x"]}, None, {"d": {"e": None}}], "exclude": [["a"]], "k": 3, "picks": 0,
              "by_id": {"a": {"n": 2}, "b/c": None}}  # fmt: skip
     yield "ids and metadata", (json.dumps(given).encode(), ids)
+
+    described = root / "metadata"
+    lines = [{"id": "a", "n": 1, "tags": ["x"], "d": {"e": None}}, {"id": "b/c.jpg", "n": 1.5, "s": "ü"}, {"id": "c", "b": True}]
+    table = 'id,price,brand,sale\r\na.jpg,12,"x, y",true\r\nb.jpg,1.5e3,,false\r\n\r\n"c\nd",,z,\r\n'
+
+    def metadata_file(data: bytes) -> None:
+        described.write_bytes(data)
+        read_metadata(described)
+
+    yield "metadata lines", (b"\n".join(json.dumps(line).encode() for line in lines), metadata_file)
+    yield "metadata table", (table.encode(), metadata_file)
+
+    engine = RetrievalEngine.load(build_tiny_bundle(root / "engine"), provider="cpu", threads=1)
+    engine.index_images({f"i{n}": noise_image(n) for n in range(4)}, metadata={f"i{n}": {"n": n} for n in range(4)})
+    asked = {
+        "text": "the same in red", "reference_id": "i1", "weights": {"colour": 2.0}, "absolute_weights": {"shape": 1.0}, "unlike": ["i2"],
+        "filter": {"n": {">=": 0}}, "exclude": ["i3"], "exclude_reference": True, "k": 3, "offset": 0, "minimum_score": -2.0, "zones": True,
+        "explain": True,
+    }  # fmt: skip
+
+    def query(data: bytes) -> None:
+        """As a server would make it of a request."""
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(found, dict) and set(found) <= set(asked):
+            engine.search(Query(**found))
+
+    yield "query", (json.dumps(asked).encode(), query)
 
     traffic = root / "traffic.jsonl"
 
