@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
+from dqe_engine.files import fsync_path
 from dqe_engine.forks import NotPickled
 
 from . import storage as disk
@@ -413,6 +414,7 @@ class GalleryIndex(NotPickled):
                 reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
                 raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
             if known and not writer.unsaved and not compact:
+                fsync_path(root)  # whoever wrote what was loaded may have been killed before that
                 return
             disk.remove_orphans(root, keep=current)
             if known and not compact and not writer.is_sparse:
