@@ -66,11 +66,6 @@ class _Entry(Generic[Q, R]):
         self.settle(error=DeadlineError(f"no answer within {time.monotonic() - self.enqueued:.3f} seconds; ask again, or allow more time"))
 
 
-_RETURN = 0.1
-"""Of the time that the last batch took: so long its callers are waited for, who may ask again at once. Else they would fall into two groups
-that take turns in batches of half the size."""
-
-
 class Batcher(ProcessBound, Generic[Q, R]):
     """Answers questions of many threads and tasks in batches, one batch at a time, in the order in which they came.
 
@@ -79,8 +74,8 @@ class Batcher(ProcessBound, Generic[Q, R]):
 
     `answer`: all answers to some questions, in their order; called by one thread at a time. Where it fails for a batch, it is called for
     each question alone, so that one caller's mistake is nobody else's; a caller who leaves by an exception of its own (Ctrl-C) leaves
-    the others to the next leader. `most`: questions in a batch. `patience`: seconds that a leader waits for others before it begins; 0 for
-    none but those who were answered together just now, and for a tenth of the time that it took. `room`: questions that may
+    the others to the next leader. `most`: questions in a batch. `patience`: seconds that a leader
+    waits for others before it begins; 0 for not at all, since others queue up while a batch runs anyway. `room`: questions that may
     wait; one more is an OverloadError at once, which is kinder than a late answer.
     """
 
@@ -99,7 +94,6 @@ class Batcher(ProcessBound, Generic[Q, R]):
         self._arrived = threading.Condition(self._lock)
         self._worker: threading.Thread | None = None  # leads where only tasks wait
         self._called = _Signal()  # the worker is to lead, or to end
-        self._answered, self._seconds = 0, 0.0  # of the last batch, while one follows another
         self.bind_to_process()
 
     @property
@@ -229,11 +223,8 @@ class Batcher(ProcessBound, Generic[Q, R]):
         batch: list[_Entry[Q, R]] = []
         late: list[_Entry[Q, R]] = []
         with self._lock:
-            wanted_size, patience = self.most, self.patience
-            if self._answered > 1 and not patience:
-                wanted_size, patience = min(self.most, len(self._queue) + self._answered), _RETURN * self._seconds
-            if patience:
-                self._arrived.wait_for(lambda: len(self._queue) >= wanted_size or self._closed, patience)
+            if self.patience:
+                self._arrived.wait_for(lambda: len(self._queue) >= self.most or self._closed, self.patience)
             while self._queue and len(batch) < self.most:
                 entry = self._queue[0]
                 wanted = entry.future.running() or entry.future.set_running_or_notify_cancel()
@@ -248,7 +239,6 @@ class Batcher(ProcessBound, Generic[Q, R]):
 
     def _run(self, batch: list[_Entry[Q, R]]) -> None:
         failure: BaseException | None = None
-        begun = time.monotonic()
         try:
             answers = list(self._answer([entry.question for entry in batch]))
             if len(answers) != len(batch):
@@ -257,7 +247,6 @@ class Batcher(ProcessBound, Generic[Q, R]):
             if not isinstance(error, Exception) and threading.current_thread() is not self._worker:
                 raise  # Ctrl-C in the leader's thread, say: it is nobody else's
             failure = error
-        self._answered, self._seconds = len(batch), time.monotonic() - begun
         if failure is None:
             for entry, answer in zip(batch, answers, strict=True):
                 self._settle(entry, answer)
@@ -298,8 +287,6 @@ class Batcher(ProcessBound, Generic[Q, R]):
                 self._leader.wake.set()
             elif self._leader is not None or self._closed:
                 self._called.set()
-            if self._leader is None:
-                self._answered = 0  # nobody is expected back
             if own is not None:
                 own.leads = False
 

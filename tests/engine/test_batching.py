@@ -97,27 +97,6 @@ def test_what_queues_up_is_answered_together_and_in_order(batcher: Batcher[int, 
     assert len(set(answers.threads)) == 3, "each leader answers its own batch and hands over"
 
 
-def test_callers_that_ask_again_at_once_are_waited_for(pool: ThreadPoolExecutor) -> None:
-    """Else four would be two groups of two that take turns. A caller alone is never held up by it."""
-    sizes = list[int]()
-
-    def slow(questions: Sequence[int]) -> Sequence[int]:
-        sizes.append(len(questions))
-        threading.Event().wait(0.1)
-        return questions
-
-    batcher = Batcher(slow)
-
-    def ask_again(first: int) -> None:
-        for n in range(8):
-            assert batcher.ask(first + n) == first + n
-
-    for future in [pool.submit(ask_again, 100 * n) for n in range(4)]:
-        future.result(60)
-    assert sizes.count(4) >= 6, sizes
-    assert batcher._answered == 0, "idle: nobody is expected back"
-
-
 def test_patience_fills_a_batch(answers: Answers, pool: ThreadPoolExecutor) -> None:
     patient = Batcher(answers, most=3, patience=30)
     assert [future.result(30) for future in [pool.submit(patient.ask, n) for n in (1, 2, 3)]] == [2, 4, 6]
