@@ -74,9 +74,10 @@ class Batcher(ProcessBound, Generic[Q, R]):
 
     `answer`: all answers to some questions, in their order; called by one thread at a time. Where it fails for a batch, it is called for
     each question alone, so that one caller's mistake is nobody else's; a caller who leaves by an exception of its own (Ctrl-C) leaves
-    the others to the next leader. `most`: questions in a batch. `patience`: seconds that a leader
-    waits for others before it begins; 0 for not at all, since others queue up while a batch runs anyway. `room`: questions that may
-    wait; one more is an OverloadError at once, which is kinder than a late answer.
+    the others to the next leader, but for the few instructions in which Python takes its own locks: an exception there keeps them.
+    `most`: questions in a batch. `patience`: seconds that a leader waits for others before it begins; 0 for not at all, since others
+    queue up while a batch runs anyway. `room`: questions that may wait; one more is an OverloadError at once, which is kinder than a late
+    answer.
     """
 
     def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], *, most: int = 32, patience: float = 0.0, room: int = 256) -> None:

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import count
 
 import pytest
 
@@ -222,27 +221,6 @@ def test_a_caller_that_is_interrupted_while_it_waits_leads_nobody(
     answers.gate.set()
     assert [leader.result(30), behind.result(30), batcher.ask(3, timeout=30)] == [0, 4, 6]
     assert answers.batches == [[0], [2], [3]]
-
-
-def test_interrupts_at_any_moment_lose_nobody(pool: ThreadPoolExecutor) -> None:
-    ended, random_, rounds = threading.Event(), random.Random(0), 300
-
-    def ask_on(seed: int) -> int:
-        for n in count():
-            if ended.is_set():
-                return n
-            assert batcher.ask(seed + n, timeout=30) == 2 * (seed + n)
-        raise AssertionError
-
-    with Batcher(lambda questions: [2 * question for question in questions], most=4) as batcher:
-        others = [pool.submit(ask_on, seed) for seed in (100, 200, 300)]
-        for _ in range(rounds):
-            with suppress(Interrupt), interrupted_after(random_.uniform(1e-5, 2e-3)):
-                for n in range(1000):
-                    batcher.ask(n, timeout=30)
-        assert batcher.ask(1, timeout=30) == 2
-        ended.set()
-        assert min(other.result(60) for other in others) > 0
 
 
 def test_a_timeout_beyond_what_a_lock_takes(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
