@@ -213,8 +213,6 @@ class QueryEncoder:
         query, names = prepared.query, self.bundle.vocabulary.names
         weights = apply_overrides(predicted[None], names, query.weights)[0]
         for name, value in query.absolute_weights.items():
-            if value > float(np.finfo(np.float32).max):
-                raise InputError(f"absolute weight of {name!r}: {value!r} is beyond what float32 holds")
             weights[names.index(name)] = value
         vector = compose_query(base[None], sub_queries[None], weights[None])[0]
         unlike = np.zeros_like(vector)
