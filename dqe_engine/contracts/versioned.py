@@ -14,7 +14,7 @@ import msgspec
 from dqe_engine.errors import DQEError
 from dqe_engine.files import describe_os_error, require_regular
 
-from .parsing import Contract, parse
+from .parsing import NOT_JSON, Contract, parse
 
 MOST_BYTES = 64 << 20
 """Of a document: more than any of ours takes, less than what would exhaust memory."""
@@ -62,7 +62,7 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
         raise
     except OSError as problem:
         raise error(describe_os_error(problem, where)) from problem
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except NOT_JSON as problem:
         raise error(f"{where}: not valid JSON ({problem}); {remedy}") from problem
     except ValueError as problem:
         raise error(f"{str(where)!r}: not a path ({problem}); check it") from problem
