@@ -1,4 +1,4 @@
-"""The Python of README and of the pages about queries runs as it stands, on an index like the demo's."""
+"""The Python of README and of the pages about queries and images runs as it stands, on an index like the demo's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def demo(tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/queries.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/images.md", "docs/queries.md"])
 def test_the_pages_python_runs(demo: Path, page: str) -> None:
     found = [program for program in programs(page) if "engine" in program and "select_zones" not in program]
     assert found
