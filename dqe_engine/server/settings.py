@@ -134,8 +134,8 @@ class ServerSettings:
 
     @property
     def burst_size(self) -> float:
-        """`burst`, or what comes in five seconds at `rate`, and no less than 20: a page asks for many pictures at once."""
-        return max(20.0, 5 * (self.rate or 0)) if self.burst is None else self.burst
+        """`burst`, or what comes in five seconds at `rate`, and no less than 100: a page asks for many pictures at once."""
+        return max(100.0, 5 * (self.rate or 0)) if self.burst is None else self.burst
 
     @property
     def on_loopback(self) -> bool:

@@ -62,7 +62,7 @@ def test_a_burst_below_one_lets_nothing_pass() -> None:
 def test_what_is_left_out_follows_from_the_rest() -> None:
     assert settings().uploads_folder == Path("data/index.uploads")
     assert settings(uploads=Path("u")).uploads_folder == Path("u")
-    assert settings(rate=1.0).burst_size == 20
+    assert settings(rate=1.0).burst_size == 100
     assert settings(rate=100.0).burst_size == 500
     assert settings(rate=100.0, burst=3.0).burst_size == 3
 
