@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="for requests to end after SIGTERM (default: 30)")
     parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="of a request (default: 12)")
     parser.add_argument("--rate", type=_seconds, metavar="N", help="requests a second of one client, of each worker (default: unlimited)")
+    parser.add_argument(
+        "--log",
+        choices=("info", "warning", "error"),
+        default="warning" if sys.stderr.isatty() else "info",
+        help="lines of JSON on stderr: info has one for each request (default: info, on a terminal warning)",
+    )
     add_runtime_options(parser)
     return parser
 
@@ -80,16 +87,16 @@ def _serve(args: argparse.Namespace) -> int:
     _check(bundle, index, made_here=updating)
     with _state() as state:
         settings = ServerSettings(
-            bundle=bundle, index=index, photos=photos, uploads=args.uploads or index.with_name(index.name + ".uploads"),
+            bundle=bundle, index=index, photos=photos, uploads=args.uploads,
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
-            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host,
+            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
         )  # fmt: skip
         command = None
         if updating:
             command = ["-m", "dqe_engine.server.background", str(bundle), str(index), str(state / "indexing.json"), *map(_spelt, photos)]
         try:
-            return serve(settings, args.host, args.port, indexing=command)
+            return serve(settings, level=args.log, indexing=command)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 

@@ -66,9 +66,11 @@ class Snapshot:
     def row(self, id: object) -> int | None:
         """Where the item with this id lies; None where there is none."""
         row = self.table.row_of(id, self.rows)
-        if row is None or (self.live is not None and not int(self.live[row // WORD]) >> row % WORD & 1):
-            return None
-        return row
+        return row if row is not None and self.is_live(row) else None
+
+    def is_live(self, row: int) -> bool:
+        """Whether the row's item is there still."""
+        return self.live is None or bool(int(self.live[row // WORD]) >> row % WORD & 1)
 
     def existing(self, id: str) -> int:
         """`row`. Raises InputError for an unknown id."""
@@ -92,6 +94,18 @@ class Snapshot:
     def content(self, row: int) -> str | None:
         """The hash of the image that the row was made from, where it is known."""
         return self.table.contents[row]
+
+    def contents(self) -> set[str]:
+        """Of all items, as far as they are known."""
+        contents = self.table.contents
+        if self.live is None:
+            return {content for content in contents[: self.rows] if content is not None}
+        return {content for row in self.live_rows().tolist() if (content := contents[row]) is not None}
+
+    def contents_among(self, contents: Collection[str]) -> set[str]:
+        """Those of some contents that an item has."""
+        rows = [row for row, content in enumerate(self.table.contents[: self.rows]) if content in contents]
+        return {content for row in rows if self.is_live(row) and (content := self.content(row)) is not None}
 
     def item(self, row: int) -> Item:
         return Item(self.table.ids[row], _copied(self.table.metadata[row]), self.content(row))

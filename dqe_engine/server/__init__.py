@@ -1,1 +1,1 @@
-"""`dqe-serve`: the engine behind HTTP. Needs the extra `serve`; `import dqe_engine` loads none of it."""
+"""An HTTP service over one engine: `dqe-serve`."""

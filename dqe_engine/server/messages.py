@@ -167,6 +167,21 @@ class ReadyResponse(msgspec.Struct, frozen=True):
     following: bool
 
 
+class Indexing(msgspec.Struct, frozen=True):
+    """An index that is being brought up to date with its photos. `done` of `total`: images. `message`: for people."""
+
+    state: Literal["comparing", "indexing", "done", "failed"]
+    done: int
+    total: int
+    message: str
+
+
+class StatusResponse(msgspec.Struct, frozen=True):
+    indexing: Indexing | None
+    items: int
+    revision: str | None
+
+
 class HealthResponse(msgspec.Struct, frozen=True):
     status: Literal["ok"]
 

@@ -16,26 +16,27 @@ from uvicorn.supervisors import Multiprocess
 from dqe_engine.errors import InputError
 
 from .app import create_app
-from .logs import configure_logs
+from .logs import configuration
 from .protocol import http_protocol
 from .settings import ServerSettings
 
 
 
-def serve(settings: ServerSettings, host: str, port: int, *, told: Sequence[str] = (), indexing: Sequence[str] | None = None) -> int:
+def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[str] | None = None) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
-    told: lines for people once it listens. indexing: command of a process that fills the index meanwhile; ended with the server.
+    level: of log lines; a request is an "info". indexing: arguments of a Python process that fills the index meanwhile, and is ended with
+    the server. Raises InputError for an address that cannot be had.
     """
-    listening = _listen(host, port)
+    listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
-        partial(_make_app, settings),
+        partial(create_app, settings),
         factory=True,
         workers=settings.workers,
         http=http_protocol(settings),
         loop="auto",
         lifespan="on",
-        log_config=None,
+        log_config=configuration(level),
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.proxies),
@@ -44,10 +45,8 @@ def serve(settings: ServerSettings, host: str, port: int, *, told: Sequence[str]
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=1024,
     )
-    configure_logs()
     with listening, _background(indexing):
-        for line in told:
-            print(line, flush=True)
+        print(f"search page: {_address(listening)}  (Ctrl-C ends it)", flush=True)
         if settings.workers > 1:
             Multiprocess(config, [listening]).run()
             return 0
@@ -55,11 +54,6 @@ def serve(settings: ServerSettings, host: str, port: int, *, told: Sequence[str]
         server = uvicorn.Server(config)
         server.run([listening])
         return 0 if server.started else 2
-
-
-def _make_app(settings: ServerSettings):  # type: ignore[no-untyped-def]  # an ASGI application
-    configure_logs()
-    return create_app(settings)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,6 +67,13 @@ def _listen(host: str, port: int) -> socket.socket:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{host}:{port}: cannot listen there ({said}); choose another --port or --host") from error
     return listening
+
+
+def _address(listening: socket.socket) -> str:
+    """To open in a browser."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 @contextlib.contextmanager
