@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: a `dqe-serve` from Python, with the types that the server writes its answers with. Needs httpx (extra `client`)."""
+"""`Client` and `AsyncClient`: a `dqe-serve` from Python, answers in the types of its messages. Needs httpx (extra `client`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ import msgspec
 
 from .errors import DQEError
 from .index.facets import FacetsResponse
-from .server.messages import ErrorResponse, ItemResponse, ItemsResponse, RemovedResponse, SearchRequest, SearchResponse
-from .server.messages import VocabularyResponse, WrittenResponse
+from .server.messages import (
+    ErrorResponse,
+    ItemResponse,
+    ItemsResponse,
+    RemovedResponse,
+    SearchRequest,
+    SearchResponse,
+    VocabularyResponse,
+    WrittenResponse,
+)
 
 T = TypeVar("T")
 _LONGEST_WAIT = 30.0

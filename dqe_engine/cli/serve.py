@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the photos, for the pictures on the page; an item's id is the prefix and the path in it. May be repeated",
     )
     parser.add_argument(
-        "--update", action="store_true", help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)"
+        "--update",
+        action="store_true",
+        help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
@@ -44,11 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="lines 'read KEY NAME' and 'write KEY NAME'; or DQE_SERVE_KEYS holds them. Without keys, anybody may read and nobody write",
     )
     parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="where images of added items are kept (default: INDEX.uploads)")
-    parser.add_argument("--hostname", action="append", default=[], metavar="NAME", help="a name by which clients may call it (Host); repeatable")
-    parser.add_argument("--proxy", action="append", default=[], metavar="ADDRESS", help="a proxy whose X-Forwarded-For is believed; repeatable")
+    parser.add_argument(
+        "--hostname", action="append", default=[], metavar="NAME", help="a name by which clients may call it (Host); repeatable"
+    )
+    parser.add_argument(
+        "--proxy", action="append", default=[], metavar="ADDRESS", help="a proxy whose X-Forwarded-For is believed; repeatable"
+    )
     parser.add_argument("--batch", type=positive, default=32, metavar="N", help="queries answered together, at most (default: 32)")
-    parser.add_argument("--room", type=positive, default=256, metavar="N", help="queries that may wait, of each worker; one more is a 429 (default: 256)")
-    parser.add_argument("--deadline", type=_seconds, default=10.0, metavar="SECONDS", help="for an answer, unless a client asks for less (default: 10)")
+    parser.add_argument(
+        "--room", type=positive, default=256, metavar="N", help="queries that may wait, of each worker; one more is a 429 (default: 256)"
+    )
+    parser.add_argument(
+        "--deadline", type=_seconds, default=10.0, metavar="SECONDS", help="for an answer, unless a client asks for less (default: 10)"
+    )
     parser.add_argument("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="for requests to end after SIGTERM (default: 30)")
     parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="of a request (default: 12)")
     parser.add_argument("--rate", type=_seconds, metavar="N", help="requests a second of one client, of each worker (default: unlimited)")

@@ -89,9 +89,13 @@ def _of_ours(error: BaseException) -> Problem | None:
     """Of what writing and pictures raise."""
     if isinstance(error, BusyError):
         return Problem(503, "busy", "the index is being written by a bulk job; ask again later", retry_after(error.retry_after))
-    for kind, status, code in ((ItemExistsError, 409, "item_exists"), (UnknownItemError, 404, "unknown_item"), (NoPhotoError, 404, "no_image")):
+    for kind, answered, code in (
+        (ItemExistsError, 409, "item_exists"),
+        (UnknownItemError, 404, "unknown_item"),
+        (NoPhotoError, 404, "no_image"),
+    ):
         if isinstance(error, kind):
-            return Problem(status, code, error)
+            return Problem(answered, code, error)
     return None
 
 

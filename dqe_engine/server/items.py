@@ -104,9 +104,7 @@ def router(service: Service) -> APIRouter:
         written = await service.write(service.writes.update, item.id, asked.metadata)
         return _json(WrittenResponse(written.id, written.revision, item.content))
 
-    @routes.delete(
-        "/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 429, 503, 504, 507)
-    )
+    @routes.delete("/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 429, 503, 504, 507))
     async def remove(id: ItemId) -> Response:
         item = _existing(service, id)
         written = await service.write(service.writes.remove, item.id)

@@ -84,7 +84,7 @@ class ItemResponse(msgspec.Struct, frozen=True):
 
 
 class ItemsResponse(msgspec.Struct, frozen=True):
-    """A page of items, the oldest first. `next`: pass it as `after` for the next page; null on the last one. `total`: that pass the filter."""
+    """A page of items, the oldest first. `next`: `after` of the next page; null on the last one. `total`: items that pass the filter."""
 
     items: tuple[ItemResponse, ...]
     next: str | None
@@ -209,5 +209,3 @@ def read_json(data: bytes | str, type: type[T]) -> T:
         raise Problem(422, "invalid_request", f"{error}; see /openapi.json for what is taken") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"the body is no JSON: {error}; send one JSON object in UTF-8") from error
-
-

@@ -36,7 +36,9 @@ def _reference(type: Any) -> dict[str, str]:
 def responds(success: Any, *statuses: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """Of a route: what it answers, and by which of the problems it may fail."""
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"description": "The answer.", "content": {"application/json": {"schema": _reference(success)}}} if success else {"description": "Done."}
+        status: {"description": "The answer.", "content": {"application/json": {"schema": _reference(success)}}}
+        if success
+        else {"description": "Done."}
     }
     for failed in statuses:
         answers[failed] = {"description": _SAYS[failed]}

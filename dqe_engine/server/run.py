@@ -21,7 +21,6 @@ from .protocol import http_protocol
 from .settings import ServerSettings
 
 
-
 def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[str] | None = None) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
@@ -88,5 +87,3 @@ def _background(command: Sequence[str] | None) -> Iterator[None]:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-
-

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dqe_engine.engine import QueryBatcher, RetrievalEngine
 from dqe_engine.errors import DQEError
@@ -19,6 +19,7 @@ from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
+from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .messages import IndexState
@@ -84,7 +85,7 @@ class Service:
             self._look()
 
     def _load(self) -> RetrievalEngine:
-        engine = RetrievalEngine.load(self.settings.bundle, provider=self.settings.provider, threads=self.settings.threads)
+        engine = RetrievalEngine.load(self.settings.bundle, provider=cast(Provider, self.settings.provider), threads=self.settings.threads)
         engine.load_index(self.settings.index)
         engine.warm_up()
         return engine
@@ -162,4 +163,3 @@ async def unless(gone: Awaitable[Any], work: Awaitable[T]) -> T:
     finally:
         for task in (answer, leaving):
             task.cancel()
-

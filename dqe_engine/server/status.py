@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 
 from dqe_engine.query import MOST_RESULTS
 
-from .background import IndexingState, read_state
+from .background import read_state
 from .bodies import read_body
 from .keys import expired_cookie, session_cookie
 from .messages import (
@@ -71,9 +71,11 @@ def router(service: Service) -> APIRouter:
             )
         )
 
-    @routes.get("/v1/status", tags=["operation"], summary="What goes on in the background", responses=responds(StatusResponse, 401, 429, 503))
+    @routes.get(
+        "/v1/status", tags=["operation"], summary="What goes on in the background", responses=responds(StatusResponse, 401, 429, 503)
+    )
     async def status() -> Response:
-        indexing: IndexingState | None = None
+        indexing = None
         if service.settings.state is not None:
             indexing = await service.in_thread(read_state, service.settings.state / "indexing.json")
         return _json(StatusResponse(indexing, service.index.items, service.index.revision))
@@ -107,5 +109,3 @@ def router(service: Service) -> APIRouter:
 
 def _json(answer: Any) -> Response:
     return Response(msgspec.json.encode(answer), headers={"Cache-Control": "no-store"}, media_type="application/json")
-
-

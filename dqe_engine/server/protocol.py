@@ -1,0 +1,2 @@
+def http_protocol(settings):
+    return "httptools"
