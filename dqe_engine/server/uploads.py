@@ -136,7 +136,7 @@ class Uploads:
             return
         make_directories(self.folder)
         others = sorted(name for name in os.listdir(self.folder) if not name.startswith(TEMPORARY_PREFIX) and name != MARKER)
-        if others:
+        if others and not marker.exists():  # else another process has just made it
             named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
             raise UploadError(f"{self.folder} holds other things ({named}) and no {MARKER}, so nothing is stored there; name a new folder")
         with atomic_write(marker) as stream:

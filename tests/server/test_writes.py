@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.hostile_images import encoded
+from support.permissions import enforced_permissions
 from support.samples import noise_image
 
 from dqe_engine.engine import RetrievalEngine
@@ -358,17 +359,17 @@ def test_what_is_no_index_is_told_in_one_line(engine: RetrievalEngine, tmp_path:
         writes.close()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_told_in_one_line(engine: RetrievalEngine, path: Path) -> None:
     for mode in (0o500, 0o000):
         path.chmod(mode)
-        writes = Writes(path, engine)
-        try:
-            with pytest.raises(IndexFormatError, match="ermission denied"):
-                writes.add("a", png(1)).result(60)
-        finally:
-            path.chmod(0o700)
-        writes.close()
+        with enforced_permissions():
+            writes = Writes(path, engine)
+            try:
+                with pytest.raises(IndexFormatError, match="ermission denied"):
+                    writes.add("a", png(1)).result(60)
+            finally:
+                path.chmod(0o700)
+            writes.close()
 
 
 def test_an_index_of_another_model_is_refused(writes: Writes, path: Path, make_foreign: Callable[[Path], None]) -> None:
