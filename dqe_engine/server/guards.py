@@ -11,11 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from .headers import SECURITY, answer_headers, request_id_of
 from .keys import Keyring, cookies_of
-from .logs import AccessLog, request_id_of
+from .logs import AccessLog
 from .metrics import Metrics
+from .peers import network_of
 from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
-from .rates import Rates, network_of
+from .rates import Rates
 from .settings import Key, ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -36,24 +38,8 @@ _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who 
 _ALWAYS = frozenset((*_HEALTH, "/", "/metrics"))  # answer while the service is not ready; so does the page
 _TEMPLATES = _PUBLIC_PATHS | frozenset(("/metrics", "/v1/vocabulary", "/v1/status", "/v1/facets", "/v1/search", "/v1/items", "/v1/session"))
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
-_SECURITY = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
-_OURS = frozenset(name for name, _ in _SECURITY) | {b"x-request-id"}
+_OURS = frozenset(name for name, _ in SECURITY) | {b"x-request-id"}
 """Headers that are the guards' to set: an application's own are replaced."""
-
-
-def security_headers(request_id: str) -> list[tuple[bytes, bytes]]:
-    """Headers of every answer."""
-    return [(b"x-request-id", request_id.encode("ascii")), *_SECURITY]
 
 
 def policy_of(method: str, path: str) -> str:
@@ -181,7 +167,7 @@ class _Exchange:
         except Exception as error:
             await self._failed(error)
         finally:
-            self._account(inner.get("route"))
+            self._account(_template_in(inner) or template_of(self._path))
 
     def _refusal(self) -> Problem | None:
         """Why the request goes no further."""
@@ -303,7 +289,7 @@ class _Exchange:
             await self._continue(message.get("body", b""), more=message.get("more_body", False))
 
     async def _begin(self, status: int, headers: Any) -> None:
-        kept, is_cached = security_headers(self.request_id), False
+        kept, is_cached = answer_headers(self.request_id), False
         for name, value in headers:
             name = name.lower()
             if name not in _OURS:
@@ -338,9 +324,8 @@ class _Exchange:
             raise error  # the answer has begun: the server cuts it off
         await self._answer(problem)
 
-    def _account(self, route: Any) -> None:
+    def _account(self, template: str) -> None:
         seconds = time.perf_counter() - self._started
-        template = getattr(route, "path", None) or template_of(self._path)
         method = self._method if self._method in METHODS else "other"
         guards = self._guards
         guards.metrics.request(template, method, self._status, seconds)
@@ -358,6 +343,12 @@ class _Exchange:
             reason=None if self._problem is None else self._problem.code,
             error=self._error,
         )
+
+
+def _template_in(scope: Scope) -> str | None:
+    """The template of the route that took the request: with the prefixes of the routers that it is in, which FastAPI keeps apart."""
+    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    return getattr(route, "path_format", None) or getattr(route, "path", None)
 
 
 def _host_of(header: bytes) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import secrets
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,15 +18,7 @@ from typing import Any, TextIO
 import msgspec
 
 LOGGER = "dqe_engine.server"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _encode = msgspec.json.Encoder().encode
-
-
-def request_id_of(given: bytes | None) -> str:
-    """The id of a request: the one that the client chose, where it has 1 to 64 letters, digits and `.` `_` `-`; else a new one."""
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given.decode("ascii")
-    return secrets.token_hex(8)
 
 
 class AccessLog:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 
 from ..errors import InputError
 
@@ -40,26 +38,3 @@ class Rates:
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return 0.0 if passes else (1 - tokens) / self.rate
-
-
-@lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 that an IPv6 host may choose its addresses from. Anything else as it is."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
-
-
-@lru_cache(maxsize=4096)
-def is_loopback(address: str) -> bool:
-    """Whether a peer is on this machine."""
-    try:
-        return ipaddress.ip_address(network_of(address).partition("/")[0]).is_loopback or address == "::1"
-    except ValueError:
-        return False

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dqe_engine.server.logs import AccessLog, JSONLines, configuration, described, request_id_of
+from dqe_engine.server.headers import request_id_of
+from dqe_engine.server.logs import AccessLog, JSONLines, configuration, described
 
 
 def line(**changed: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dqe_engine.errors import InputError
-from dqe_engine.server.rates import Rates, is_loopback, network_of
+from dqe_engine.server.peers import is_loopback, network_of
+from dqe_engine.server.rates import Rates
 
 
 class Clock:
