@@ -14,9 +14,9 @@ import httpx
 import msgspec
 
 from .errors import DQEError
-from .index.facets import FacetsResponse
 from .server.messages import (
     ErrorResponse,
+    FacetsResponse,
     ItemResponse,
     ItemsResponse,
     RemovedResponse,

@@ -18,7 +18,7 @@ MIB = 1 << 20
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-serve",
-        description="Serve a search page and an HTTP API (/openapi.json) over a bundle and an index, on this machine alone unless --host says more.",
+        description="Serve a search page and an HTTP API over a bundle and an index; on this machine alone unless --host says more.",
         epilog="docs/serving.md has the API, docs/operations.md how to run it for others.",
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="the exported model")

@@ -57,7 +57,7 @@ def template_of(path: str) -> str:
     if path in _TEMPLATES:
         return path
     if path.startswith("/v1/items/"):
-        return "/v1/items/{id}"
+        return "/v1/items/{id}/image" if path.endswith("/image") else "/v1/items/{id}"
     return "/page/{name}" if _is_page(path) else "other"
 
 

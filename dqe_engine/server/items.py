@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 import msgspec
@@ -10,12 +11,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from dqe_engine.errors import InputError
-from dqe_engine.index.facets import FacetsResponse
 from dqe_engine.index.snapshot import Item
 
 from .bodies import read_body, read_parts
 from .messages import (
     MOST_ID,
+    FacetsResponse,
     ItemResponse,
     ItemsResponse,
     MetadataChange,
@@ -25,9 +26,12 @@ from .messages import (
     read_json,
 )
 from .openapi import body, responds
+from .photos import SIZES
 from .problems import Problem
 from .service import Service
 
+Size = Annotated[int, Query(description="Pixels on the longer side.", json_schema_extra={"enum": list(SIZES)})]
+_KEPT = {"Cache-Control": "private, max-age=60, must-revalidate"}
 ItemId = Annotated[str, Path(description="Percent-encoded: `gallery%2F000001.jpg`.", min_length=1, max_length=3 * MOST_ID)]
 FilterText = Annotated[
     str | None, Query(alias="filter", description='A filter as JSON: `{"colour": "red"}` (docs/queries.md).', max_length=100_000)
@@ -41,18 +45,19 @@ def router(service: Service) -> APIRouter:
     @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503))
     async def list_items(
         limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
-        after: Annotated[str | None, Query(description="`next` of the page before.", max_length=MOST_ID)] = None,
+        after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
         filter: FilterText = None,
     ) -> Response:
-        snapshot, wanted = service.engine.index.snapshot(), _filter(filter)
-        if after is not None and after not in service.engine.index:
-            raise Problem(404, "unknown_item", f"{after!r} is not in the index any more, so there is no page after it; begin again")
-        items, next, total = await service.in_thread(snapshot.page, wanted, after, limit)
-        return _json(ItemsResponse(tuple([_item(item) for item in items]), next, total))
+        generation, snapshot = service.generation, service.engine.index.snapshot()
+        row = None if after is None else _row(after, generation)
+        page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
+        next = None if page.next is None else f"{generation}-{page.next}"
+        return _json(ItemsResponse(tuple([_item(item) for item in page.items]), next, page.total))
 
     @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
     async def facets(filter: FilterText = None) -> Response:
-        return _json(await service.in_thread(service.engine.index.snapshot().facets, _filter(filter)))
+        found = await service.in_thread(service.engine.index.snapshot().facets, _filter(filter))
+        return _json(FacetsResponse(found.total, found.facets))
 
     @routes.get(
         "/items/{id:path}/image",
@@ -61,13 +66,14 @@ def router(service: Service) -> APIRouter:
         responses=responds(None, 304, 401, 404, 422, 429, 503)
         | {200: {"description": "The picture.", "content": {kind: {} for kind in ("image/jpeg", "image/png", "image/webp")}}},
     )
-    async def image(request: Request, id: ItemId, size: Literal[160, 320, 640] = 320) -> Response:
+    async def image(request: Request, id: ItemId, size: Size = 320) -> Response:
         item = _existing(service, id)
+        if (known := request.headers.get("if-none-match")) is not None:
+            etag = await service.in_thread(service.photos.etag, item.id, item.content, size)
+            if _matches(known, etag):
+                return Response(status_code=304, headers={"ETag": etag, **_KEPT})
         found = await service.in_thread(service.photos.thumbnail, item.id, item.content, size)
-        headers = {"ETag": found.etag, "Cache-Control": "private, max-age=60, must-revalidate"}
-        if _matches(request.headers.get("if-none-match", ""), found.etag):
-            return Response(status_code=304, headers=headers)
-        return Response(found.data, media_type=found.media_type, headers=headers)
+        return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
 
     @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 429, 503))
     async def get(id: ItemId) -> Response:
@@ -111,6 +117,16 @@ def router(service: Service) -> APIRouter:
         return _json(RemovedResponse(written.id, written.revision))
 
     return routes
+
+
+def _row(after: str, generation: str | None) -> int:
+    """Of a page's `next`. Raises Problem where rows have other numbers now."""
+    made_in, dash, row = after.rpartition("-")
+    if not dash or not row.isascii() or not row.isdigit():
+        raise InputError(f"after: expected `next` of the page before, got {after!r}")
+    if made_in != generation:
+        raise Problem(404, "page_gone", "the index was compacted or published since that page; begin again without after")
+    return int(row)
 
 
 def _existing(service: Service, encoded: str) -> Item:

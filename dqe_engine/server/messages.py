@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from dqe_engine.index.facets import Facet
 from dqe_engine.query import MOST_RESULTS, Mode, Query
 from dqe_engine.results import Hit, SearchResult, ZoneMembers
 
@@ -81,6 +82,13 @@ class ItemResponse(msgspec.Struct, frozen=True):
     id: str
     metadata: Metadata
     content: str | None
+
+
+class FacetsResponse(msgspec.Struct, frozen=True):
+    """total: items that pass the filter; keys: what their metadata holds, see `Facet`."""
+
+    total: int
+    keys: tuple[Facet, ...]
 
 
 class ItemsResponse(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from dqe_engine.errors import InputError
 
 from .app import create_app
 from .logs import configuration
-from .protocol import http_protocol
+from .protocol import ProtocolFactory
 from .settings import ServerSettings
 
 
@@ -32,7 +32,7 @@ def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[s
         partial(create_app, settings),
         factory=True,
         workers=settings.workers,
-        http=http_protocol(settings),
+        http=ProtocolFactory(settings),  # type: ignore[arg-type]  # called as a class would be
         loop="auto",
         lifespan="on",
         log_config=configuration(level),

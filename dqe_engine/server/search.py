@@ -37,10 +37,9 @@ def router(service: Service) -> APIRouter:
     )
     async def search(request: Request) -> Response:
         query, image = await _asked(service, request)
-        if query.reference_id is not None and query.reference_id not in service.engine.index:
-            raise Problem(
-                404, "unknown_item", f"{query.reference_id!r} is not an id of the index; pass an image that is not in it as a part"
-            )
+        for id in (query.reference_id, *query.unlike):
+            if id is not None and id not in service.engine.index:
+                raise Problem(404, "unknown_item", f"{id!r} is not an id of the index; pass an image that is not in it as a part")
         result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
         answer = msgspec.json.encode(SearchResponse.of(result, service.index))
         stages = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in result.timings_ms.items())

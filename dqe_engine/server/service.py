@@ -43,7 +43,7 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self.phase = "starting"
         self.following = True
-        self.index = IndexState(0, None)
+        self.index, self.generation = IndexState(0, None), cast("str | None", None)
         self.keyring = Keyring(settings.keys)
         self._followed = 0
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
@@ -76,7 +76,7 @@ class Service:
     def _look(self) -> None:
         stats = self.engine.index.stats()
         self._followed += 1
-        self.index = IndexState(stats.items, stats.revision)
+        self.index, self.generation = IndexState(stats.items, stats.revision), stats.generation
         self.metrics.index(stats.items, self._followed, stats.revision or "")
 
     def _refresh(self) -> None:

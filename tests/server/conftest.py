@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 from support.samples import noise_image
+from support.server import READ_KEY, WRITE_KEY
 from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.engine import RetrievalEngine
@@ -30,7 +31,6 @@ def engine(bundle_path: Path) -> RetrievalEngine:
 
 
 COLOURS = ("red", "green", "blue")
-READ_KEY, WRITE_KEY = "read-key-0123456789", "write-key-0123456789"
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,3 @@ def serve(make_settings: Callable[..., ServerSettings]) -> Iterator[Callable[...
 def keys() -> tuple[Key, ...]:
     """One that may read, READ_KEY, and one that may write, WRITE_KEY."""
     return (key_of(READ_KEY, "reader"), key_of(WRITE_KEY, "writer", may_write=True))
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
