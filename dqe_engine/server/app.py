@@ -17,7 +17,7 @@ from dqe_engine import __version__
 from dqe_engine.errors import DQEError
 
 from . import items, search, status
-from .guards import Guards
+from .guards import Guards, template_of
 from .metrics import Metrics
 from .openapi import schemas
 from .photos import NoPhotoError
@@ -75,6 +75,9 @@ class ItemPaths:
 async def _told(request: Request, error: Exception) -> Response:
     """The answer to an error that has a status of its own. Any other is our bug, and the guards' to tell and to log."""
     problem = _of_ours(error) or problem_of(error)
+    if problem.status == 405:  # Starlette names the methods of one route of this path, which has several
+        taken = request.app.openapi()["paths"].get(template_of(request.url.path), {})
+        problem.headers["Allow"] = ", ".join(sorted({method.upper() for method in taken} or {"GET"}))
     if problem.status == 500:
         raise error
     if problem.status > 500:

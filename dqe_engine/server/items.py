@@ -32,9 +32,9 @@ from .service import Service
 
 Size = Annotated[int, Query(description="Pixels on the longer side.", json_schema_extra={"enum": list(SIZES)})]
 _KEPT = {"Cache-Control": "private, max-age=60, must-revalidate"}
-ItemId = Annotated[str, Path(description="Percent-encoded: `gallery%2F000001.jpg`.", min_length=1, max_length=3 * MOST_ID)]
+ItemId = Annotated[str, Path(description="Percent-encoded: `gallery%2F000001.jpg`.", min_length=1, max_length=12 * MOST_ID)]
 FilterText = Annotated[
-    str | None, Query(alias="filter", description='A filter as JSON: `{"colour": "red"}` (docs/queries.md).', max_length=100_000)
+    str | None, Query(alias="filter", description='A filter as JSON: `{"colour": "red"}` (docs/queries.md).', max_length=8_000)
 ]
 
 
@@ -75,7 +75,7 @@ def router(service: Service) -> APIRouter:
         found = await service.in_thread(service.photos.thumbnail, item.id, item.content, size)
         return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
 
-    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 429, 503))
+    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503))
     async def get(id: ItemId) -> Response:
         return _json(_item(_existing(service, id)))
 
@@ -110,7 +110,9 @@ def router(service: Service) -> APIRouter:
         written = await service.write(service.writes.update, item.id, asked.metadata)
         return _json(WrittenResponse(written.id, written.revision, item.content))
 
-    @routes.delete("/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 429, 503, 504, 507))
+    @routes.delete(
+        "/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 422, 429, 503, 504, 507)
+    )
     async def remove(id: ItemId) -> Response:
         item = _existing(service, id)
         written = await service.write(service.writes.remove, item.id)

@@ -14,7 +14,7 @@ from dqe_engine.results import Hit, SearchResult, ZoneMembers
 
 from .problems import Problem
 
-MOST_TEXT, MOST_ID, MOST_IDS, MOST_ATTRIBUTES = 10_000, 4_096, 1_000, 100
+MOST_TEXT, MOST_ID, MOST_IDS, MOST_ATTRIBUTES = 10_000, 2_000, 1_000, 100
 _MOST_WEIGHT = 1e6
 
 Id = Annotated[str, Meta(min_length=1, max_length=MOST_ID, examples=["gallery/000001.jpg"])]

@@ -20,6 +20,7 @@ _SAYS = {
     413: "The body is over the limit.",
     415: "A content type or an image format that is not taken.",
     422: "Read, and not acceptable: a field, a value, or an image that is damaged or over a limit.",
+    431: "The address and the headers are over the limit.",
     429: "Too many: the queue is full, or this client's rate is over. `Retry-After` says how many seconds to wait.",
     503: "Not ready: starting, draining, or the index is being written by a bulk job. See `Retry-After`.",
     504: "The deadline passed.",
@@ -40,7 +41,7 @@ def responds(success: Any, *statuses: int, status: int = 200) -> dict[int | str,
         if success
         else {"description": "Done."}
     }
-    for failed in statuses:
+    for failed in (*statuses, 431):
         answers[failed] = {"description": _SAYS[failed]}
         if failed >= 400:
             answers[failed]["content"] = {"application/json": {"schema": _reference(ErrorResponse)}}
