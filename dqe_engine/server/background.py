@@ -286,19 +286,9 @@ def command(
     threads: int | None = None,
 ) -> list[str]:
     """Of a process that runs `index_folder`; its exit code is 0 when all was done."""
-    words = [
-        sys.executable,
-        "-m",
-        "dqe_engine.server.background",
-        str(bundle),
-        str(index),
-        "--state",
-        str(state_file),
-        "--provider",
-        provider,
-    ]
-    for prefix, folder in folders:
-        words += ["--folder", prefix, str(folder)]
+    names = [(prefix, str(Path(folder).absolute())) for prefix, folder in folders]
+    words = [sys.executable, "-m", "dqe_engine.server.background", str(bundle), str(index), "--state", str(state_file)]
+    words += ["--provider", provider, "--folders", json.dumps(names)]
     if uploads is not None:
         words += ["--uploads", str(uploads)]
     if threads is not None:

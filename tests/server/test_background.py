@@ -235,7 +235,7 @@ def test_a_run_that_is_stopped_goes_on(
     try:
         wait_for(lambda: (tmp_path / "index" / "manifest.json").exists())
         engine.load_index(tmp_path / "index")
-        wait_for(lambda: engine.index.refresh() or len(engine.index))
+        wait_for(lambda: engine.index.refresh() or process.poll() is not None)
         with directory_lock(tmp_path / "index"):
             engine.index.refresh()
             before = len(engine.index)
