@@ -1,7 +1,318 @@
+"""The index brought up to date with the photo folders while the server runs: a process of its own, `python -m
+dqe_engine.server.background`, so that searches keep their processors and a crash is nobody else's.
+
+Images are compared and encoded without any lock. Every `save_every` images or `save_seconds` the lock of `Writes` is taken, what others
+saved is read, the images are added, and the index is saved: writes of the API get in between, and wait for no more than one such save.
+Whoever changed an item since it was compared wins. Stopped or killed, the next run goes on: what was saved equals its image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .messages import Indexing
+import msgspec
+import numpy as np
+
+from dqe_engine.bundle import Bundle
+from dqe_engine.errors import DQEError, IndexConflictError
+from dqe_engine.files import describe_os_error, try_directory_lock
+from dqe_engine.image_policy import DEFAULT_POLICY, ImagePolicy
+from dqe_engine.image_sources import Pixels, find_images
+from dqe_engine.index import GalleryIndex
+from dqe_engine.index.indexer import Indexer, IndexingPlan, Pairs, metadata_for
+from dqe_engine.results import EncodedImages, IndexingReport
+
+from .photos import Photos
+from .progress import Progress, born, write_progress
+from .writes import make_index
+
+if TYPE_CHECKING:
+    from dqe_engine.engine import RetrievalEngine
+    from dqe_engine.sessions import Provider
+
+SAVE_EVERY, SAVE_SECONDS = 64, 5.0
+_BATCH = 16
+_TOLD_EVERY = 0.25
+_POLL_SECONDS = 0.01
+_STOPPED_WITHIN = 3.0
+_TRIES = 5
+_NICE = 5
+
+_log = logging.getLogger(__name__)
 
 
-def read_state(path: Path) -> Indexing | None:
-    return None
+class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """SIGTERM or SIGINT came; everything up to the last save is kept."""
+
+
+class _Reporter:
+    """Writes the state file, now and then, and stops the work when it was asked to."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._told = file, 0.0
+        self.stop = threading.Event()
+        self.now = Progress(state="comparing", born=born(os.getpid()))
+        self.tell()
+
+    def tell(self, *, at_once: bool = True, **changes: Any) -> None:
+        self.now = msgspec.structs.replace(self.now, **changes)
+        if not at_once and time.monotonic() - self._told < _TOLD_EVERY:
+            return
+        self._told = time.monotonic()
+        try:
+            write_progress(self._file, self.now)
+        except OSError as error:  # the work is worth more than the news of it
+            _log.warning("%s", describe_os_error(error, self._file))
+
+    def advance(self, done: int, total: int) -> None:
+        """Raises Stopped."""
+        self.tell(at_once=False, done=done, total=total)
+        self.check()
+
+    def check(self) -> None:
+        """Raises Stopped."""
+        if self.stop.is_set():
+            raise Stopped
+
+
+def index_folder(
+    bundle: Path,
+    index: Path,
+    folders: Sequence[tuple[str, Path]],
+    state_file: Path,
+    *,
+    uploads: Path | None = None,
+    provider: Provider = "auto",
+    threads: int | None = None,
+    policy: ImagePolicy = DEFAULT_POLICY,
+    save_every: int = SAVE_EVERY,
+    save_seconds: float = SAVE_SECONDS,
+) -> Progress:
+    """Add to the index what is new in the folders or differs, and say in `state_file` how far that is; how it ended.
+
+    folders: (prefix of the ids, folder). An index that is missing is made at once. uploads: items whose image is one of these are left
+    alone, whatever lies under their name in a folder. Images that cannot be read are left out and counted. Items whose image is gone stay.
+    In the main thread, SIGTERM and SIGINT end the work between two batches. Never raises but for what is no error of ours to catch.
+    """
+    reporter = _Reporter(state_file)
+    try:
+        with _signals(reporter.stop):
+            work = _Work(reporter, bundle, index, folders, Photos([], uploads), provider, threads, policy, save_every, save_seconds)
+            work.run()
+    except Stopped:
+        done, total = reporter.now.done, reporter.now.total
+        reporter.tell(state="failed", message=f"stopped after {done} of {total} images; it goes on at the next start")
+    except (DQEError, OSError) as error:
+        message = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        reporter.tell(state="failed", message=message)
+    except Exception as error:
+        _log.exception("indexing failed")
+        reporter.tell(state="failed", message=f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    return reporter.now
+
+
+class _Work:
+    def __init__(
+        self, reporter: _Reporter, bundle: Path, index: Path, folders: Sequence[tuple[str, Path]], uploads: Photos, provider: Provider,
+        threads: int | None, policy: ImagePolicy, save_every: int, save_seconds: float,
+    ) -> None:  # fmt: skip
+        self.reporter, self.bundle_path, self.path, self.folders, self.uploads = reporter, bundle, Path(index).absolute(), folders, uploads
+        self.provider, self.threads, self.policy = provider, threads, policy
+        self.save_every, self.save_seconds = save_every, save_seconds
+        self.skipped: Counter[str] = Counter()
+        self.engine: RetrievalEngine | None = None
+
+    def run(self) -> None:
+        self.bundle = Bundle.load(self.bundle_path)
+        self.spec = self.bundle.manifest.preprocessing
+        make_index(self.bundle, self.path)
+        self.index = self._loaded()
+        found = self._images()
+        before = self.index.snapshot()
+        seen = {id: None if row is None else (before.content(row),) for id, _ in found for row in [before.row(id)]}
+        pairs = [(id, image) for id, image in found if (known := seen[id]) is None or not self.uploads.has_upload(known[0])]
+        self.reporter.tell(total=len(pairs))
+        plan = self._indexer(self.index).plan(pairs, on_error="skip", progress=self.reporter.advance)
+        self._skip(plan.report)
+        added = self._embed(plan, seen)
+        self.index.close()
+        counts = f"{added} images indexed, {len(plan.report.unchanged)} were there"
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        message = f"{counts}, {self.skipped.total()} left out ({left_out})" if left_out else counts
+        self.reporter.tell(state="done", message=message)
+
+    def _loaded(self) -> GalleryIndex:
+        return GalleryIndex.load(self.path, model_hash=self.bundle.model_hash, screened=False)
+
+    def _indexer(self, index: GalleryIndex) -> Indexer:
+        return Indexer(index, self._encode, self.spec, policy=self.policy, threads=2)
+
+    def _encode(self, pixels: Sequence[Pixels]) -> EncodedImages:
+        """By a model that is loaded once there is something for it to do."""
+        from dqe_engine.engine import RetrievalEngine
+
+        if self.engine is None:
+            self.engine = RetrievalEngine.load(self.bundle_path, provider=self.provider, threads=self.threads, images=self.policy)
+            if self.engine.bundle.model_hash != self.bundle.model_hash:
+                raise IndexConflictError(f"{self.bundle_path} is another model's now; start again")
+        return self.engine.encode_pixels(pixels)
+
+    def _images(self) -> Pairs:
+        """Of all folders, each id once; where two have it, of the one that is named first."""
+        images: dict[str, Any] = {}
+        for prefix, folder in self.folders:
+            found = find_images(folder, self.policy)
+            self.skipped.update(found.passed_over)
+            for name, image in found.pairs:
+                if isinstance(image, Path) and image.is_symlink():  # nor would `Photos` show it
+                    self.skipped["links to files (not followed)"] += 1
+                elif images.setdefault(prefix + name, image) is not image:
+                    self.skipped["of the same id as another"] += 1
+            self.reporter.check()
+        return list(images.items())
+
+    def _embed(self, plan: IndexingPlan, seen: dict[str, tuple[str | None] | None]) -> int:
+        """How many were added or replaced."""
+        total, added = len(plan.to_embed), 0
+        self.reporter.tell(state="indexing", done=0, total=total)
+        waiting, saved_at = self._empty(), time.monotonic()
+        for start in range(0, total, _BATCH):
+            part = IndexingPlan(plan.to_embed[start : start + _BATCH], {}, IndexingReport())
+            self._skip(self._indexer(waiting).embed(part, batch_size=_BATCH, on_error="skip"))
+            done = min(start + _BATCH, total)
+            stopping = self.reporter.stop.is_set()
+            late = time.monotonic() - saved_at >= self.save_seconds
+            if done == total or stopping or late or len(waiting) >= self.save_every:
+                added += self._save(waiting, seen)
+                waiting, saved_at = self._empty(), time.monotonic()
+                self.reporter.tell(done=done)
+            self.reporter.check()
+        return added
+
+    def _skip(self, report: IndexingReport) -> None:
+        self.skipped.update(image.kind for image in report.skipped)
+        self.reporter.tell(at_once=False, skipped=dict(self.skipped))
+
+    def _empty(self) -> GalleryIndex:
+        """For images on their way into the index."""
+        index = self.index
+        return GalleryIndex(
+            model_hash=index.model_hash, target_shape=index.target_shape, image_shape=index.image_shape, storage=index.storage,
+            image_storage=index.image_storage, screened=False,
+        )  # fmt: skip
+
+    def _save(self, waiting: GalleryIndex, seen: dict[str, tuple[str | None] | None]) -> int:
+        """Add what waits to the index as it is now, but for items that somebody changed since they were compared."""
+        for attempt in range(_TRIES):
+            try:
+                with self._locked():
+                    return self._save_locked(waiting, seen)
+            except IndexConflictError:  # by one that does not know of our lock
+                self.index.close()
+                self.index = self._loaded()
+                if attempt == _TRIES - 1:
+                    raise
+        raise AssertionError
+
+    def _save_locked(self, waiting: GalleryIndex, seen: dict[str, tuple[str | None] | None]) -> int:
+        self.index.refresh()
+        now, new = self.index.snapshot(), waiting.snapshot()
+        items = [(item, n) for n, item in enumerate(new.items())]
+        items = [(item, n) for item, n in items if seen[item.id] == (None if (row := now.row(item.id)) is None else (now.content(row),))]
+        if not items:
+            return 0
+        ids = [item.id for item, _ in items]
+        self.index.add(
+            ids,
+            np.stack([new.target_tokens(n) for _, n in items]),
+            None if new.images is None else np.stack([new.image_tokens(n) for _, n in items]),
+            metadata_for(self.index, ids, {}),
+            contents=[item.content for item, _ in items],
+            replace=True,
+        )
+        self.index.save(self.path)
+        return len(ids)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Waits as long as it takes; once it is to stop, no longer than another save takes."""
+        asked: float | None = None
+        while True:
+            with try_directory_lock(self.path) as held:
+                if held:
+                    yield
+                    return
+            if self.reporter.stop.is_set():
+                asked = asked or time.monotonic()
+                if time.monotonic() - asked > _STOPPED_WITHIN:
+                    raise Stopped
+            time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGINT set the event, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def command(
+    bundle: Path,
+    index: Path,
+    folders: Sequence[tuple[str, Path]],
+    state_file: Path,
+    *,
+    uploads: Path | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+) -> list[str]:
+    """Of a process that runs `index_folder`; its exit code is 0 when all was done."""
+    names = [(prefix, str(Path(folder).absolute())) for prefix, folder in folders]
+    words = [sys.executable, "-m", "dqe_engine.server.background", str(bundle), str(index), "--state", str(state_file)]
+    words += ["--provider", provider, "--folders", json.dumps(names)]
+    if uploads is not None:
+        words += ["--uploads", str(uploads)]
+    if threads is not None:
+        words += ["--threads", str(threads)]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="python -m dqe_engine.server.background", description="Index photo folders for a server.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("index", type=Path)
+    parser.add_argument("--state", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--folders", type=json.loads, default=[], metavar="JSON", help="[[prefix, folder], …]")
+    parser.add_argument("--uploads", type=Path, metavar="DIR")
+    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    os.nice(_NICE)  # whoever searches comes first
+    folders = [(prefix, Path(folder)) for prefix, folder in args.folders]
+    end = index_folder(args.bundle, args.index, folders, args.state, uploads=args.uploads, provider=args.provider, threads=args.threads)
+    return 0 if end.state == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

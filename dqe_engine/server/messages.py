@@ -176,12 +176,14 @@ class ReadyResponse(msgspec.Struct, frozen=True):
 
 
 class Indexing(msgspec.Struct, frozen=True):
-    """An index that is being brought up to date with its photos. `done` of `total`: images. `message`: for people."""
+    """An index that is being brought up to date with its photos. `done` of `total`: images. `message`: for people. `skipped`:
+    images that were left out, by reason."""
 
     state: Literal["comparing", "indexing", "done", "failed"]
     done: int
     total: int
     message: str
+    skipped: dict[str, int]
 
 
 class StatusResponse(msgspec.Struct, frozen=True):

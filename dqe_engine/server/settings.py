@@ -136,6 +136,11 @@ class ServerSettings:
         return self.index.with_name(f"{self.index.name}.uploads") if self.uploads is None else self.uploads
 
     @property
+    def progress_file(self) -> Path | None:
+        """Of the process that indexes the photos, if there is one."""
+        return None if self.state is None else self.state / "indexing.json"
+
+    @property
     def burst_size(self) -> float:
         """`burst`, or what comes in five seconds at `rate`, and no less than 100: a page asks for many pictures at once."""
         return max(100.0, 5 * (self.rate or 0)) if self.burst is None else self.burst

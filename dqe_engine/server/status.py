@@ -11,7 +11,6 @@ from starlette.responses import FileResponse
 
 from dqe_engine.query import MOST_RESULTS
 
-from .background import read_state
 from .bodies import read_body
 from .keys import expired_cookie, session_cookie
 from .messages import (
@@ -20,6 +19,7 @@ from .messages import (
     AttributeValues,
     HealthResponse,
     ImageLimits,
+    Indexing,
     Limits,
     Model,
     ReadyResponse,
@@ -30,6 +30,7 @@ from .messages import (
 )
 from .metrics import MEDIA_TYPE
 from .openapi import body, responds
+from .progress import read_progress
 from .problems import Problem
 from .service import Service
 
@@ -75,10 +76,10 @@ def router(service: Service) -> APIRouter:
         "/v1/status", tags=["operation"], summary="What goes on in the background", responses=responds(StatusResponse, 401, 429, 503)
     )
     async def status() -> Response:
-        indexing = None
-        if service.settings.state is not None:
-            indexing = await service.in_thread(read_state, service.settings.state / "indexing.json")
-        return _json(StatusResponse(indexing, service.index.items, service.index.revision))
+        file, found = service.settings.progress_file, None
+        if file is not None and (now := await service.in_thread(read_progress, file)) is not None:
+            found = Indexing(now.state, now.done, now.total, now.message, now.skipped)
+        return _json(StatusResponse(found, service.index.items, service.index.revision))
 
     @routes.post(
         "/v1/session",
