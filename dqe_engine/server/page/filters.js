@@ -21,11 +21,14 @@ export class Filters {
    */
   async load(api, filters, signal) {
     const active = Object.keys(filters);
-    const [all, ...own] = await Promise.all([
+    const unseen = active.length && !this.#menus.size; // menus are of all items, whatever an address came with
+    const [every, all, ...own] = await Promise.all([
+      unseen ? api.facets(null, signal) : null,
       api.facets(toFilter(filters), signal),
       ...active.map((key) => api.facets(toFilter(filters, key), signal)),
     ]);
-    const keys = new Map(all.keys.map((facet) => [facet.key, facet])); // prettier-ignore
+    const keys = new Map((every?.keys ?? []).map((facet) => [facet.key, emptied(facet)])); // prettier-ignore
+    for (const facet of all.keys) keys.set(facet.key, facet);
     this.#totals = new Map();
     active.forEach((key, i) => {
       this.#totals.set(key, own[i].total);

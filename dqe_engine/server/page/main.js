@@ -209,7 +209,7 @@ class Page {
     const best = answer.hits[0]?.score;
     const candidates = answer.zones ? answer.zones.counts.near + answer.zones.counts.mid + answer.zones.counts.easy : null;
     const near = answer.zones?.counts.near ?? 0;
-    const told = [candidates !== null && `of ${plural(candidates, "item")}`, near > 1 && `${count(near)} as good as the best`];
+    const told = [candidates !== null && `of ${plural(candidates, "item")}`, near > 1 && `the first ${count(near)} equally good`];
     byId("summary").textContent = answer.hits.length ? told.filter(Boolean).join(", ") : "";
     if (answer.index) this.tellSize(answer.index);
     if (answer.hits.length) say(`${plural(answer.hits.length, "result")}, best ${score(best)}`);

@@ -1,14 +1,19 @@
-// The grid: tiles that are kept while they stay in the answer and move to their new places, and the row of the mid zone among them.
+// The grid: tiles that are kept while they stay in the answer and move to their new places, with the zones told apart among them.
 
-import { count, el, still } from "./dom.js";
+import { el, plural, still } from "./dom.js";
 import { parts, Tile } from "./tile.js";
 
 const ROW_AFTER = 12;
+const HEAD_PX = 170;
 const MOVE_MS = 260;
+const MID = "Similar but different";
+const midSaid = (number) =>
+  `${plural(number, "item")} a little behind the best answers: much of what you asked for is there, and something is not the same. Often worth a look.`;
 
 export class Grid {
   #tiles = new Map();
-  #zoneRow = null;
+  #row = null; // the mid zone, where its items are too far down to be among the tiles
+  #zones = null;
   #does;
 
   /** `does`: {pick, details, unlike}, each called with an item. */
@@ -20,7 +25,7 @@ export class Grid {
       const tile = target.closest(".tile")?.tile;
       if (tile) this.#reach(tile);
     });
-    new ResizeObserver(() => this.#placeRow()).observe(root);
+    new ResizeObserver(() => this.#place()).observe(root);
   }
 
   get size() {
@@ -32,7 +37,7 @@ export class Grid {
   /** Grey tiles in the places of what is on its way. */
   skeletons(number) {
     this.#tiles.clear();
-    this.#zoneRow = null;
+    this.#row = null;
     const bare = () => el("li", { class: "tile skeleton", "aria-hidden": "true" }, el("span", { class: "picture" }), el("span", { class: "facts" }));
     this.root.replaceChildren(...Array.from({ length: number }, bare));
   }
@@ -50,10 +55,12 @@ export class Grid {
       tile.reachable = false;
       this.#tiles.set(item.id, tile);
     });
-    this.#zoneRow = zones?.mid.length ? this.#row(zones, scale, attributes) : null;
+    this.#zones = zones;
+    const among = items.some(({ zone }) => zone && zone !== "near");
+    this.#row = zones?.mid.length && !among ? this.#strip(zones, scale, attributes) : null;
     this.root.classList.toggle("ranked", ranked);
-    this.root.replaceChildren(...[...this.#tiles.values()].map(({ root }) => root));
-    this.#placeRow();
+    this.root.replaceChildren(...[...this.#tiles.values()].flatMap(({ root, item }, i) => [this.#head(item, items[i - 1]), root]).filter(Boolean));
+    this.#place();
     this.#move(before);
     const tile = this.#tiles.get(focused) ?? this.#tiles.values().next().value;
     if (tile) this.#reach(tile);
@@ -65,20 +72,30 @@ export class Grid {
     const scale = highest([...this.#tiles.values()].map(({ item }) => item), attributes); // prettier-ignore
     for (const item of items) {
       if (this.#tiles.has(item.id)) continue;
+      const head = this.#head(item, [...this.#tiles.values()].at(-1)?.item);
+      if (head) this.root.append(head);
       const tile = new Tile(item, this.#does);
       tile.update(item, { rank: ranked ? this.#tiles.size + 1 : null, scale, attributes });
       tile.reachable = this.#tiles.size === 0;
       this.#tiles.set(item.id, tile);
       this.root.append(tile.root);
     }
-    this.#placeRow();
+    this.#place();
   }
 
   focus() {
     this.root.querySelector(".tile .pick[tabindex='0']")?.focus();
   }
 
-  #row(zones, scale, attributes) {
+  /** Before the first item of a zone: what begins here. Nothing before the best answers, which need no words. */
+  #head(item, previous) {
+    if (!item.zone || item.zone === "near" || item.zone === previous?.zone || !this.#zones) return null;
+    const { counts } = this.#zones;
+    const [title, text] = item.zone === "mid" ? [MID, midSaid(counts.mid)] : ["Further away", `${plural(counts.easy, "item")}, by falling score.`];
+    return el("li", { class: `zone-head ${item.zone}` }, el("h3", { text: title }), el("p", { text }));
+  }
+
+  #strip(zones, scale, attributes) {
     const list = el("ul", { class: "strip", "aria-labelledby": "mid-title" });
     for (const hit of zones.mid) {
       const tile = new Tile(hit, this.#does);
@@ -86,20 +103,29 @@ export class Grid {
       tile.reachable = false;
       list.append(tile.root);
     }
-    return el("li", { class: "zone" },
-      el("h3", { id: "mid-title", text: "Similar but different" }),
-      el("p", { text: `${count(zones.counts.mid)} items score a little less than the best answers: they share much of what you asked for, and differ in something.` }),
-      list); // prettier-ignore
+    return el("li", { class: "zone" }, el("h3", { id: "mid-title", text: MID }), el("p", { text: midSaid(zones.counts.mid) }), list);
   }
 
-  /** The row stands after whole rows of tiles, so that it leaves no gap. */
-  #placeRow() {
-    if (!this.#zoneRow) return;
+  /** Heads fill what is left of the row before them; the row of the mid zone stands after whole rows of tiles. Neither leaves a gap. */
+  #place() {
     const columns = getComputedStyle(this.root).gridTemplateColumns.split(" ").length;
+    const width = this.root.clientWidth / columns;
+    let column = 0;
+    for (const node of this.root.children) {
+      if (node.classList.contains("tile")) column = (column + 1) % columns;
+      else if (node.classList.contains("zone-head")) {
+        const left = columns - column;
+        const fills = column > 0 && left * width >= HEAD_PX;
+        node.classList.toggle("beside", fills);
+        node.style.setProperty("grid-column", fills ? `span ${left}` : "1 / -1");
+        column = 0;
+      }
+    }
+    if (!this.#row) return;
     const after = Math.max(1, Math.ceil(ROW_AFTER / columns)) * columns;
     const next = [...this.#tiles.values()][after]?.root ?? null;
-    if (next ? this.#zoneRow.nextSibling === next : this.root.lastChild === this.#zoneRow) return;
-    this.root.insertBefore(this.#zoneRow, next);
+    if (next ? this.#row.nextSibling === next : this.root.lastChild === this.#row) return;
+    this.root.insertBefore(this.#row, next);
   }
 
   #places() {

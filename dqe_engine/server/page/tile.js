@@ -23,7 +23,7 @@ export function parts(hit, attributes) {
   if (!explanation) return [];
   const named = attributes.filter((name) => name in explanation.attributes);
   return [
-    { name: "the rest of the query", value: explanation.base, colour: "var(--base)" },
+    { name: "the query as a whole", value: explanation.base, colour: "var(--base)" },
     ...named.map((name) => ({ name, value: explanation.attributes[name], colour: attributeColour(name, attributes) })),
     ...(explanation.unlike ? [{ name: "examples not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
   ];
@@ -60,7 +60,7 @@ export class Tile {
     this.score.textContent = scored ? score(item.score) : "";
     this.caption.textContent = caption || name;
     this.caption.title = name;
-    const told = [name, caption !== name && caption, scored && `score ${score(item.score)}`, item.zone === "near" && "as good as the best"];
+    const told = [name, caption !== name && caption, scored && `score ${score(item.score)}`, item.zone === "near" && "one of the best"];
     this.pick.setAttribute("aria-label", `Change this one: ${told.filter(Boolean).join(", ")}`);
     this.info.setAttribute("aria-label", `Details of ${name}`);
     this.not.setAttribute("aria-label", `Not like ${name}`);
