@@ -22,7 +22,7 @@ from .encoder import STAGES, Clock, Composed, Prepared, QueryEncoder
 from .errors import DQEError
 from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
-from .image_sources import ImageSource, image_pairs
+from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
 from .index.indexer import Indexer, Progress
 from .index.validation import check_count
@@ -148,6 +148,11 @@ class RetrievalEngine(ProcessBound):
         return EncodedImages(
             np.concatenate([batch.target_tokens for batch in batches]), np.concatenate([batch.image_tokens for batch in batches])
         )
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> EncodedImages:
+        """The same of images that `fit_image` has made, in one batch."""
+        self.check_process()
+        return self._encoder.encode_pixels(pixels)
 
     def index_images(
         self,

@@ -3,12 +3,13 @@ up to `EXACT_PIXELS` without a foreign colour profile."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,8 @@ _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.B
 _PLUGINS = {"TIFF": "PIL.TiffImagePlugin", "WEBP": "PIL.WebPImagePlugin", "AVIF": "PIL.AvifImagePlugin"}
 """Of formats whose decoder Pillow loads only when asked for it, or for all at once."""
 _TURNED_BY_PILLOW = ("TIFF", "HEIF")
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+_WHITE = (255, 255, 255)
 _REDUCED_AS_THEY_ARE = ("L", "LA", "RGB", "RGBA", "CMYK")
 _GREY_OF_16_BITS = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 """255 / 65535 times each value, rounded."""
@@ -66,11 +69,45 @@ def open_image(source: ImageLike, spec: PreprocessingSpec, policy: ImagePolicy =
     unreadable or truncated image. Malformed metadata (EXIF, texts, profiles) is no reason to refuse pixels.
     A PIL image was opened by the caller: the policy's formats and bytes say nothing of it.
     """
-    name = _describe(source)
-    try:
+    with _errors_told(_describe(source), policy):
         if isinstance(source, Image.Image):
             return _decode_given(source, spec, policy)
         return _decode_file(*policy.read(source), spec, policy)
+
+
+def open_reduced(data: bytes, side: int, policy: ImagePolicy = DEFAULT_POLICY) -> Image.Image:
+    """Decode the bytes of a file to be looked at: upright, in sRGB, its longer side at most `side`, without any metadata. RGBA where
+    something shines through, else RGB.
+
+    As little is decoded as can be: JPEGs are shrunk while they are. Raises InputError as `open_image` does.
+    """
+    with _errors_told(_describe(data), policy):
+        kind, data = policy.read(data)
+        image, orientation, to_srgb = _load(kind, data, policy, side)
+        factor = max(1, max(image.size) // (2 * side))
+        if _has_alpha(image):
+            small = _to_rgba(image, factor)
+            if small.getchannel("A").getextrema() == (255, 255):
+                small = small.convert("RGB")
+        else:
+            small = _to_rgb(image, _WHITE, factor, to_srgb)
+            to_srgb = None
+        small = _shrunk(small, side)
+        if to_srgb is not None and to_srgb.mode == "RGB":
+            colours = to_srgb(small.convert("RGB"))
+            if small.mode == "RGBA":
+                colours.putalpha(small.getchannel("A"))
+            small = colours
+        small = _turned(small, orientation)
+        small.info.clear()
+        return small
+
+
+@contextlib.contextmanager
+def _errors_told(name: str, policy: ImagePolicy) -> Iterator[None]:
+    """Whatever an image makes of its decoder, as an InputError that names the image."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except FileNotFoundError as error:
@@ -104,6 +141,15 @@ def _describe(source: ImageLike) -> str:
 
 
 def _decode_file(kind: str, data: bytes, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
+    image, orientation, to_srgb = _load(kind, data, policy, None)
+    return _turned(_to_rgb(image, spec.background, _factor(image.size, to_srgb), to_srgb), orientation)
+
+
+def _load(kind: str, data: bytes, policy: ImagePolicy, side: int | None) -> tuple[Image.Image, int, ToSRGB | None]:
+    """Pixels as the file has them, how to turn them (see `_TURNS`), and how to convert their colours.
+
+    A JPEG is shrunk while it is decoded as far as the result allows: to `side` pixels on its longer side, twice that at least; without
+    it, to what `_factor` says."""
     if kind in _PLUGINS:
         importlib.import_module(_PLUGINS[kind])
     bare, in_file = without_metadata(data, kind), len(data)
@@ -112,16 +158,16 @@ def _decode_file(kind: str, data: bytes, spec: PreprocessingSpec, policy: ImageP
     policy.check_size(*image.size)
     size = image.size
     to_srgb = _conversion(image, bare.profile or image.info.get("icc_profile"), policy)
-    factor = _factor(size, to_srgb)
+    factor = _factor(size, to_srgb) if side is None else max(1, max(size) // (2 * side))
     if kind == "JPEG" and factor > 1:
-        image.draft(None, (image.width // factor, image.height // factor))
-        factor = _factor(image.size, to_srgb)
+        image.draft(None, (max(image.width // factor, 1), max(image.height // factor, 1)))
+        factor = _factor(image.size, to_srgb) if side is None else max(1, max(image.size) // (2 * side))
     result_pixels = image.width * image.height // factor**2
     cost = estimate_cost(image, size[0] * size[1], result_pixels, bare, in_file, converted=to_srgb is not None)
     policy.check_cost(cost.memory, cost.seconds, f"{kind} of {size[0]} x {size[1]} pixels")
     image.load()
     orientation = 1 if kind in _TURNED_BY_PILLOW else exif_orientation(bare.exif or image.info.get("exif", b""))
-    return _turned(_to_rgb(image, spec, factor, to_srgb), orientation)
+    return image, orientation, to_srgb
 
 
 def _decode_given(image: Image.Image, spec: PreprocessingSpec, policy: ImagePolicy) -> Image.Image:
@@ -133,7 +179,7 @@ def _decode_given(image: Image.Image, spec: PreprocessingSpec, policy: ImagePoli
     except Exception:  # as hostile as pixels
         orientation = 1
     to_srgb = _conversion(image, image.info.get("icc_profile"), policy)
-    return _turned(_to_rgb(image, spec, _factor(image.size, to_srgb), to_srgb), orientation)
+    return _turned(_to_rgb(image, spec.background, _factor(image.size, to_srgb), to_srgb), orientation)
 
 
 def _conversion(image: Image.Image, profile: bytes | None, policy: ImagePolicy) -> ToSRGB | None:
@@ -161,13 +207,12 @@ def _turned(image: Image.Image, orientation: object) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, spec: PreprocessingSpec, factor: int, to_srgb: ToSRGB | None) -> Image.Image:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], factor: int, to_srgb: ToSRGB | None) -> Image.Image:
     """A copy, strip by strip: what lies between one mode and the next (RGBA has 4 bytes a pixel, and compositing it needs three
     such images) is never held whole."""
     width, height = image.size
     result = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
-    rows = max(_STRIP_PIXELS // width // factor, 1) * factor
-    strips = [(top, (0, top, width, min(top + rows, height))) for top in range(0, height, rows)]
+    strips = _strips(image.size, factor)
     white = _white(image.mode, (image.crop(box) for _, box in strips)) if image.mode in ("I", "F") else 65535.0
     for top, box in strips:
         strip = image.crop(box)
@@ -178,11 +223,41 @@ def _to_rgb(image: Image.Image, spec: PreprocessingSpec, factor: int, to_srgb: T
         else:
             left = factor
         if to_srgb is None or to_srgb.mode != strip.mode:
-            strip = _strip_to_rgb(strip, spec.background, white)
+            strip = _strip_to_rgb(strip, background, white)
         if left > 1:
             strip = strip.reduce(left)
         result.paste(strip if to_srgb is None else to_srgb(strip), (0, top // factor))
     return result
+
+
+def _to_rgba(image: Image.Image, factor: int) -> Image.Image:
+    """The same with what shines through."""
+    width, height = image.size
+    result = Image.new("RGBA", (math.ceil(width / factor), math.ceil(height / factor)))
+    for top, box in _strips(image.size, factor):
+        strip = image.crop(box).convert("RGBA")
+        result.paste(strip if factor == 1 else strip.reduce(factor), (0, top // factor))
+    return result
+
+
+def _strips(size: tuple[int, int], factor: int) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """(top, box) of strips of some MiB whose heights, but for the last, are multiples of `factor`."""
+    width, height = size
+    rows = max(_STRIP_PIXELS // width // factor, 1) * factor
+    return [(top, (0, top, width, min(top + rows, height))) for top in range(0, height, rows)]
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _WITH_ALPHA or "transparency" in image.info
+
+
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """At most `side` on its longer side, in proportion."""
+    longer = max(image.size)
+    if longer <= side:
+        return image
+    width, height = (max(1, round(length * side / longer)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _strip_to_rgb(image: Image.Image, background: tuple[int, int, int], white: float) -> Image.Image:
@@ -194,7 +269,7 @@ def _strip_to_rgb(image: Image.Image, background: tuple[int, int, int], white: f
     if image.mode == "F":
         values = np.clip(np.nan_to_num(np.asarray(image), nan=0.0), 0, white) * np.float32(255 / white)
         return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if image.mode in _WITH_ALPHA:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

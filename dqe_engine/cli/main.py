@@ -23,6 +23,8 @@ _EXTRAS = {
     "peft": ("lora",),
     **dict.fromkeys(("onnx", "onnxscript", "jinja2"), ("export",)),
     "onnxruntime": ("cpu", "gpu"),
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client", "multipart", "python_multipart"), ("serve",)),
+    "httpx": ("client",),
 }
 """Optional packages by the name they are imported as, and the extras of which one brings them."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import operator
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from itertools import compress
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from dqe_engine.zones.bitmaps import U64, WORD, cut, packed, words_for
 from .filters import RANGES, Combination, Condition, Scalar, Test
 
 Flags = NDArray[np.bool_]
+Kind: TypeAlias = Literal["text", "number", "boolean"]
+Entries: TypeAlias = slice | Flags
+"""Which entries of a part, the first of them: up to the slice's stop, or those whose flag is set."""
 
 KEPT_BYTES = 16 << 20
 """Of the bitmaps of the filters that were asked for last; older ones are evaluated anew."""
@@ -23,6 +28,7 @@ KEPT_BYTES = 16 << 20
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _EXACT = 2**53
 """Whole numbers up to here are the same as float64."""
+_LISTED: tuple[Kind, ...] = ("text", "number", "boolean")
 
 
 class MetadataColumns:
@@ -59,6 +65,16 @@ class MetadataColumns:
             column.append(rows, values)
             self._columns[key] = column
         self._size += len(metadata)
+
+    def most_common_keys(self, most: int) -> list[str]:
+        """Those that most items have, or had, since items that are gone count too; of as many, the one that was seen first."""
+        sizes = [(-column.entries, order, key) for order, (key, column) in enumerate(list(self._columns.items()))]
+        return [key for _, _, key in heapq.nsmallest(most, sizes)]
+
+    def tallies(self, key: str, size: int, chosen: Flags | None) -> tuple[int, list[Tally]]:
+        """How many of the first `size` items have the key, and their values by kind. `chosen`: of which items, None for all of them."""
+        column = self._columns.get(key)
+        return (0, []) if column is None else column.tallies(size, chosen)
 
     def mask(self, filter: Combination, size: int) -> U64:
         """Which of the first `size` items pass: bits as in `zones.bitmaps`, read-only. `size`: at most `len(self)`.
@@ -104,6 +120,16 @@ class MetadataColumns:
             else:
                 words &= found if test.operator == "and" else ~found
         return cut(words, stop - start)
+
+
+class Tally(NamedTuple):
+    """The values of one kind that some items have under a key, alone or (`listed`) in lists. counts: of the items that have `values[i]`,
+    (n,); there may be more values."""
+
+    kind: Kind
+    listed: bool
+    values: Sequence[Any] | NDArray[Any]
+    counts: NDArray[np.int64]
 
 
 class _Kept(NamedTuple):
@@ -155,6 +181,21 @@ class _Part:
         else:
             flags[rows[first:last] - start if found is None else rows[first:last][found] - start] = True
 
+    def entries(self, size: int, chosen: Flags | None) -> Entries:
+        """Of the items below `size` that are chosen."""
+        rows = self._rows.values
+        last = int(np.searchsorted(rows, np.array(size, rows.dtype)))  # of the same type, as in `mark`
+        if chosen is None:
+            return slice(last)
+        return chosen[:last] if last == size else chosen[rows[:last]]  # all of them, as mostly
+
+    def tally(self, entries: Entries) -> list[Tally]:
+        """The values of these entries; of most kinds there is nothing to say."""
+        return []
+
+    def __len__(self) -> int:
+        return len(self._rows.values)
+
     def _store(self, values: Sequence[Any]) -> None:
         """Append the values of further items."""
 
@@ -200,6 +241,10 @@ class _Strings(_Part):
             found = codes == (wanted[0] if wanted else -1)
         return found
 
+    def tally(self, entries: Entries) -> list[Tally]:
+        codes = _taken(self._codes.values, entries)
+        return [Tally("text", False, self._table, np.bincount(codes))] if len(codes) else []
+
     def _compare(self, codes: NDArray[Any], name: str, other: str) -> Flags:
         """Whether the strings of these codes are `name` (<, say) `other`."""
         heads, seconds = self._heads.values[codes], self._seconds.values[codes]
@@ -239,6 +284,10 @@ class _Numbers(_Part):
             found = wanted[np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)] == values
         return found
 
+    def tally(self, entries: Entries) -> list[Tally]:
+        values, counts = np.unique(_taken(self._floats.values, entries), return_counts=True)
+        return [Tally("number", False, values, counts)] if len(values) else []
+
 
 class _LargeNumbers(_Part):
     """Whole numbers that float64 would round."""
@@ -258,6 +307,12 @@ class _LargeNumbers(_Part):
         wanted = {value for value in _operands(test) if _is_number(value)}
         return np.array([value in wanted for value in values], np.bool_)
 
+    def tally(self, entries: Entries) -> list[Tally]:
+        integers = self._integers
+        chosen = integers[entries] if isinstance(entries, slice) else compress(integers, entries.tolist())
+        counts = Counter(chosen)
+        return [Tally("number", False, list(counts), np.array(list(counts.values())))] if counts else []
+
 
 class _Bools(_Part):
     def __init__(self) -> None:
@@ -272,6 +327,10 @@ class _Bools(_Part):
         wanted = () if test.operator in RANGES else [value for value in _operands(test) if isinstance(value, bool)]
         return (values & (True in wanted)) | (~values & (False in wanted))
 
+    def tally(self, entries: Entries) -> list[Tally]:
+        values = _taken(self._bools.values, entries)
+        return [Tally("boolean", False, (False, True), np.bincount(values, minlength=2))] if len(values) else []
+
 
 class _Nulls(_Part):
     def _test(self, test: Condition, first: int, last: int) -> Flags:
@@ -285,17 +344,30 @@ class _Lists(_Part):
         super().__init__()
         self._ends = _Array(np.int64)  # where the elements of each list end
         self._elements = _Array(np.int32)
+        self._table: list[Scalar] = []
+        self._kinds = _Array(np.int8)  # of the elements in the table, as in `_LISTED`
         self._code_of: dict[tuple[bool, Scalar], int] = {}
 
     def _store(self, values: Sequence[Any]) -> None:
-        ends, codes, before = [], [], len(self._elements.values)
+        ends: list[int] = []
+        codes: list[int] = []
+        before, known = len(self._elements.values), len(self._table)
         for value in values:
-            for element in value:
-                nested = isinstance(element, list | dict)
-                codes.append(-1 if nested else self._code_of.setdefault(_element(element), len(self._code_of)))
+            codes += dict.fromkeys(map(self._code, value))  # an element that comes twice counts once
             ends.append(before + len(codes))
+        self._kinds.append([_listed_kind(element) for element in self._table[known:]])
         self._elements.append(codes)
         self._ends.append(ends)
+
+    def _code(self, element: Any) -> int:
+        if isinstance(element, list | dict):
+            return -1
+        key = _element(element)
+        if (code := self._code_of.get(key)) is None:
+            code = len(self._table)
+            self._table.append(element)
+            self._code_of[key] = code  # last: what a reader finds for it is there
+        return code
 
     def _test(self, test: Condition, first: int, last: int) -> Flags:
         found = np.zeros(last - first, np.bool_)
@@ -307,12 +379,41 @@ class _Lists(_Part):
         found[np.searchsorted(ends[first:last], hits, side="right")] = True
         return found
 
+    def tally(self, entries: Entries) -> list[Tally]:
+        if isinstance(entries, slice):
+            stop = int(self._ends.values[entries.stop - 1]) if entries.stop else 0
+            elements = self._elements.values[:stop]
+        else:
+            lengths = np.diff(self._ends.values[: len(entries)], prepend=0)
+            lists = np.repeat(entries, lengths)
+            elements = self._elements.values[: len(lists)][lists]
+        counts = np.bincount(elements + 1, minlength=1)[1:]
+        kinds = self._kinds.values[: len(counts)]
+        found = []
+        for number, kind in enumerate(_LISTED):
+            of_kind = np.where(kinds == number, counts, 0)
+            if of_kind.any():
+                found.append(Tally(kind, True, self._table, of_kind))
+        return found
+
 
 def _beginnings(strings: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """The first and the second 8 bytes, in UTF-8, whose order is that of the strings; equal ones do not tell."""
     octets = b"".join([string[:16].encode("utf-8", "surrogatepass")[:16].ljust(16, b"\0") for string in strings])
     pairs = np.frombuffer(octets, ">u8").astype(np.uint64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def _taken(values: NDArray[Any], entries: Entries) -> NDArray[Any]:
+    found: NDArray[Any] = values[entries] if isinstance(entries, slice) else values[: len(entries)][entries]
+    return found
+
+
+def _listed_kind(element: Scalar) -> int:
+    """Index in `_LISTED`, -1 for null."""
+    if isinstance(element, str):
+        return 0
+    return -1 if element is None else 2 if isinstance(element, bool) else 1
 
 
 def _element(value: Scalar) -> tuple[bool, Scalar]:
@@ -353,6 +454,19 @@ class _Column:
         part = self._parts.get(kind) or kind()
         part.append(rows, values)
         self._parts = self._parts | {kind: part}  # another dict: a reader may be going through this one
+
+    @property
+    def entries(self) -> int:
+        return sum(map(len, self._parts.values()))
+
+    def tallies(self, size: int, chosen: Flags | None) -> tuple[int, list[Tally]]:
+        """How many items have a value, of whatever kind, and the tallies of the kinds that have one."""
+        present, found = 0, list[Tally]()
+        for part in self._parts.values():
+            entries = part.entries(size, chosen)
+            present += entries.stop if isinstance(entries, slice) else int(np.count_nonzero(entries))
+            found += part.tally(entries)
+        return present, found
 
     def passes(self, test: Condition, start: int, stop: int) -> Flags:
         flags = np.zeros(stop - start, np.bool_)

@@ -16,8 +16,10 @@ from dqe_engine.zones import select_zones
 from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
 from .columns import Rows, ScreenCache
-from .filters import Combination, Filter, compile_filter
+from .facets import Facets, collect_facets
+from .filters import Combination, Filter, compile_filter, described
 from .table import Table
+from .validation import check_count
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -29,6 +31,14 @@ class Item(NamedTuple):
     id: str
     metadata: dict[str, Any] | None
     content: str | None
+
+
+class Page(NamedTuple):
+    """Items in their order, the row of the last where more follow, and how many pass in all."""
+
+    items: tuple[Item, ...]
+    next: int | None
+    total: int
 
 
 class Match(NamedTuple):
@@ -66,9 +76,11 @@ class Snapshot:
     def row(self, id: object) -> int | None:
         """Where the item with this id lies; None where there is none."""
         row = self.table.row_of(id, self.rows)
-        if row is None or (self.live is not None and not int(self.live[row // WORD]) >> row % WORD & 1):
-            return None
-        return row
+        return row if row is not None and self.is_live(row) else None
+
+    def is_live(self, row: int) -> bool:
+        """Whether the row's item is there still."""
+        return self.live is None or bool(int(self.live[row // WORD]) >> row % WORD & 1)
 
     def existing(self, id: str) -> int:
         """`row`. Raises InputError for an unknown id."""
@@ -89,9 +101,52 @@ class Snapshot:
         for row in self._rows_in(self.allowed(filter)).tolist():
             yield self.item(row)
 
+    def page(self, filter: Filter | None = None, *, after: str | int | None = None, limit: int = 50) -> Page:
+        """Up to `limit` items that pass, the oldest first, beginning behind an item's id or a row; what lies before costs nothing.
+
+        An item that was removed since the last page is known still, until the index is compacted. One that was replaced since, or given
+        other metadata, is the newest now, so that nothing lies behind it: who lists items while they change gives rows.
+        Raises InputError for an id that is not known, and for `limit` below 1.
+        """
+        check_count("limit", limit, 1)
+        row = self.table.row_of(after, self.rows) if isinstance(after, str) else -1 if after is None else after
+        if row is None:
+            raise InputError(f"after: {described(after)} is not in the index; begin again without it")
+        allowed = self.allowed(filter)
+        total = self.count if allowed is None else counted(allowed)
+        start = min(max(row + 1, 0), self.rows)
+        if allowed is None:
+            rows = list(range(start, min(start + limit + 1, self.rows)))
+        else:
+            word = start // WORD
+            found = np.flatnonzero(unpacked(allowed[word:], self.rows - word * WORD)) + word * WORD
+            first = int(np.searchsorted(found, start))
+            rows = found[first : first + limit + 1].tolist()
+        items = tuple([self.item(row) for row in rows[:limit]])
+        return Page(items, rows[limit - 1] if len(rows) > limit else None, total)
+
+    def facets(self, filter: Filter | None = None, *, most: int = 50) -> Facets:
+        """What the metadata of the items that pass holds, with the `most` most common values of each key. Raises InputError."""
+        check_count("most", most, 1)
+        allowed = self.allowed(filter)
+        chosen, total = (None, self.count) if allowed is None else (unpacked(allowed, self.rows), counted(allowed))
+        return collect_facets(self.table.columns, self.rows, chosen, total, most)
+
     def content(self, row: int) -> str | None:
         """The hash of the image that the row was made from, where it is known."""
         return self.table.contents[row]
+
+    def contents(self) -> set[str]:
+        """Of all items, as far as they are known."""
+        contents = self.table.contents
+        if self.live is None:
+            return {content for content in contents[: self.rows] if content is not None}
+        return {content for row in self.live_rows().tolist() if (content := contents[row]) is not None}
+
+    def contents_among(self, contents: Collection[str]) -> set[str]:
+        """Those of some contents that an item has."""
+        rows = [row for row, content in enumerate(self.table.contents[: self.rows]) if content in contents]
+        return {content for row in rows if self.is_live(row) and (content := self.content(row)) is not None}
 
     def item(self, row: int) -> Item:
         return Item(self.table.ids[row], _copied(self.table.metadata[row]), self.content(row))

@@ -1,0 +1,161 @@
+"""`dqe-serve`: a search page and an HTTP service over a bundle and an index."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
+
+MIB = 1 << 20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dqe-serve",
+        description="Serve a search page and an HTTP API over a bundle and an index; on this machine alone unless --host says more.",
+        epilog="docs/serving.md has the API, docs/operations.md how to run it for others.",
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", help="the exported model")
+    parser.add_argument("index", type=Path, nargs="?", help="folder of the index (default: FOLDER.index, beside the folder of --images)")
+    parser.add_argument("--sample", action="store_true", help="serve the model and the photos that come with this package")
+    parser.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="[PREFIX/=]FOLDER",
+        help="folder of the photos, for the pictures on the page; an item's id is the prefix and the path in it. May be repeated",
+    )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the port and the index (default: 1)")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="lines 'read KEY NAME' and 'write KEY NAME'; or DQE_SERVE_KEYS holds them. Without keys, anybody may read and nobody write",
+    )
+    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="where images of added items are kept (default: INDEX.uploads)")
+    parser.add_argument(
+        "--hostname", action="append", default=[], metavar="NAME", help="a name by which clients may call it (Host); repeatable"
+    )
+    parser.add_argument(
+        "--proxy", action="append", default=[], metavar="ADDRESS", help="a proxy whose X-Forwarded-For is believed; repeatable"
+    )
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="queries answered together, at most (default: 32)")
+    parser.add_argument(
+        "--room", type=positive, default=256, metavar="N", help="queries that may wait, of each worker; one more is a 429 (default: 256)"
+    )
+    parser.add_argument(
+        "--deadline", type=_seconds, default=10.0, metavar="SECONDS", help="for an answer, unless a client asks for less (default: 10)"
+    )
+    parser.add_argument("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="for requests to end after SIGTERM (default: 30)")
+    parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="of a request (default: 12)")
+    parser.add_argument("--rate", type=_seconds, metavar="N", help="requests a second of one client, of each worker (default: unlimited)")
+    parser.add_argument(
+        "--log",
+        choices=("info", "warning", "error"),
+        default="warning" if sys.stderr.isatty() else "info",
+        help="lines of JSON on stderr: info has one for each request (default: info, on a terminal warning)",
+    )
+    add_runtime_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(lambda: _serve(build_parser().parse_args(argv)))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from dqe_engine.errors import InputError
+    from dqe_engine.server.keys import read_keys
+    from dqe_engine.server.run import serve
+    from dqe_engine.server.settings import ServerSettings
+
+    bundle, index, photos = _places(args)
+    updating = bool(photos) and (args.update or args.index is None)
+    if args.update and not photos:
+        raise InputError("--update needs the folder of the photos: --images FOLDER")
+    _check(bundle, index, made_here=updating)
+    with _state() as state:
+        settings = ServerSettings(
+            bundle=bundle, index=index, photos=photos, uploads=args.uploads,
+            keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
+            max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
+            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
+        )  # fmt: skip
+        command = None
+        if updating:
+            command = ["-m", "dqe_engine.server.background", str(bundle), str(index), str(state / "indexing.json"), *map(_spelt, photos)]
+        try:
+            return serve(settings, level=args.log, indexing=command)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+
+
+def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path], ...]]:
+    """Bundle, index and folders of photos, absolute. Raises InputError."""
+    from dqe_engine.errors import InputError
+
+    photos = []
+    for given in args.images:
+        prefix, found, folder = given.partition("/=")
+        prefix, folder = (prefix + "/", folder) if found else ("", given)
+        if not Path(folder).is_dir():
+            raise InputError(f"--images {given}: no folder there; check the path")
+        photos.append((prefix, Path(folder).absolute()))
+    bundle, index = args.bundle, args.index
+    if args.sample:
+        from dqe_engine import sample
+
+        if bundle is not None or photos:
+            raise InputError("--sample brings its own bundle and photos; leave BUNDLE and --images out")
+        bundle, folder, index = sample.bundle(), sample.photos(), sample.index()
+        photos = [("", folder)]
+    if bundle is None:
+        raise InputError("which bundle? give the folder that dqe-export wrote, or --sample")
+    if index is None:
+        if not photos:
+            raise InputError("which index? give the folder that dqe-index wrote, or the photos themselves: --images FOLDER")
+        first = photos[0][1]
+        index = first.with_name(first.name + ".index")
+    return bundle.absolute(), index.absolute(), tuple(photos)
+
+
+def _check(bundle: Path, index: Path, *, made_here: bool) -> None:
+    """Fail now, in one line, where every worker would; make the index that is to be filled. Raises BundleError and IndexFormatError."""
+    from dqe_engine.bundle import Bundle
+    from dqe_engine.index import GalleryIndex
+
+    loaded = Bundle.load(bundle)
+    if made_here and not (index / "manifest.json").exists():
+        GalleryIndex.for_bundle(loaded).save(index)
+    GalleryIndex.load(index, model_hash=loaded.model_hash).close()
+
+
+def _spelt(photos: tuple[str, Path]) -> str:
+    return f"{photos[0]}={photos[1]}" if photos[0] else str(photos[1])
+
+
+@contextlib.contextmanager
+def _state() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dqe-serve-") as folder:
+        yield Path(folder)

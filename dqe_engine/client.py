@@ -1,0 +1,245 @@
+"""`Client` and `AsyncClient`: a `dqe-serve` from Python, answers in the types of its messages. Needs httpx (extra `client`)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from .errors import DQEError
+from .server.messages import (
+    ErrorResponse,
+    FacetsResponse,
+    ItemResponse,
+    ItemsResponse,
+    RemovedResponse,
+    SearchRequest,
+    SearchResponse,
+    VocabularyResponse,
+    WrittenResponse,
+)
+
+T = TypeVar("T")
+_LONGEST_WAIT = 30.0
+"""Seconds; a server that asks for more patience gets an error instead."""
+
+
+class ServerError(DQEError):
+    """What the server answered instead. `status`: of HTTP; `code`: for programs, such as "unknown_item"; `request_id`: in its logs;
+    `retry_after`: seconds to wait, where it said so."""
+
+    def __init__(self, status: int, code: str, message: str, request_id: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{message} (status {status}, request {request_id})")
+        self.status, self.code, self.request_id, self.retry_after = status, code, request_id, retry_after
+
+
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """A request, and the type of its answer (bytes: as it came). `again`: whether it may be sent twice."""
+
+    method: str
+    path: str
+    type: type[T]
+    options: dict[str, Any] = field(default_factory=dict)
+    again: bool = True
+
+
+def _search(image: bytes | None, timeout_ms: int | None, asked: dict[str, Any]) -> _Call[SearchResponse]:
+    query = msgspec.json.encode({name: value for name, value in asked.items() if value is not None})
+    msgspec.json.decode(query, type=SearchRequest)  # what is misspelt is told here
+    options: dict[str, Any] = {"headers": {} if timeout_ms is None else {"X-Deadline-Ms": str(timeout_ms)}}
+    if image is None:
+        options["content"] = query
+        options["headers"]["Content-Type"] = "application/json"
+    else:
+        options["files"] = {"image": ("image", image, "application/octet-stream"), "query": (None, query, "application/json")}
+    return _Call("POST", "/v1/search", SearchResponse, options)
+
+
+def _items(limit: int, after: str | None, filter: Mapping[str, Any] | None) -> _Call[ItemsResponse]:
+    given = {"limit": limit, "after": after, "filter": _json(filter)}
+    return _Call("GET", "/v1/items", ItemsResponse, {"params": {name: value for name, value in given.items() if value is not None}})
+
+
+def _facets(filter: Mapping[str, Any] | None) -> _Call[FacetsResponse]:
+    return _Call("GET", "/v1/facets", FacetsResponse, {"params": {} if filter is None else {"filter": _json(filter)}})
+
+
+def _add(id: str, image: bytes, metadata: Mapping[str, Any] | None, replace: bool) -> _Call[WrittenResponse]:
+    item = msgspec.json.encode({"id": id, "metadata": metadata, "replace": replace})
+    parts = {"image": ("image", image, "application/octet-stream"), "item": (None, item, "application/json")}
+    return _Call("POST", "/v1/items", WrittenResponse, {"files": parts}, again=False)
+
+
+def _change(id: str, metadata: Mapping[str, Any] | None) -> _Call[WrittenResponse]:
+    return _Call("PATCH", _path(id), WrittenResponse, {"json": {"metadata": metadata}}, again=False)
+
+
+def _path(id: str, rest: str = "") -> str:
+    return f"/v1/items/{quote(id, safe='')}{rest}"
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _answer(call: _Call[T], response: httpx.Response) -> T:
+    if response.is_success:
+        return response.content if call.type is bytes else msgspec.json.decode(response.content, type=call.type)  # type: ignore[return-value]
+    try:
+        told = msgspec.json.decode(response.content, type=ErrorResponse).error
+        code, message, request = told.code, told.message, told.request_id
+    except msgspec.DecodeError:  # of a proxy in between, say
+        code, message, request = "unknown", response.text[:200], response.headers.get("x-request-id", "unknown")
+    after = response.headers.get("retry-after", "")
+    raise ServerError(response.status_code, code, message, request, float(after) if after.isdigit() else None)
+
+
+def _pause(call: _Call[Any], error: ServerError, tried: int, retries: int) -> float | None:
+    """Seconds to wait before the request is sent again; None for not at all."""
+    if error.status not in (429, 503) or not call.again or tried >= retries:
+        return None
+    wait = error.retry_after if error.retry_after is not None else 0.1 * 2**tried
+    return wait if wait <= _LONGEST_WAIT else None
+
+
+class Client:
+    """One server. A context manager; threads may share it.
+
+    >>> with Client("http://127.0.0.1:8000", key="...") as client:
+    ...     result = client.search(reference_id="gallery/000001.jpg", text="is red", k=5)
+    ...     result = client.search(image=Path("photo.jpg").read_bytes(), text="is red", weights={"colour": 2.0})
+    ...     client.add("shoes/7.jpg", Path("7.jpg").read_bytes(), {"price": 12.5})
+
+    `retries`: how often a search or a read that was answered by 429 or 503 is sent again, after as long as the server said. `options`: of
+    `httpx.Client`. Raises ServerError for what the server refuses, and what httpx raises where there is none.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2, **options: Any) -> None:
+        self._http = httpx.Client(base_url=url, timeout=timeout, headers=_headers(key), **options)
+        self._retries = retries
+
+    def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResponse:
+        """query: the fields of `SearchRequest`. timeout_ms: the deadline that the server is told."""
+        return self._send(_search(image, timeout_ms, query))
+
+    def items(self, filter: Mapping[str, Any] | None = None, *, page: int = 200) -> Iterator[ItemResponse]:
+        """All that pass the filter, the oldest first, fetched `page` at a time."""
+        after: str | None = None
+        while True:
+            found = self._send(_items(page, after, filter))
+            yield from found.items
+            if (after := found.next) is None:
+                return
+
+    def item(self, id: str) -> ItemResponse:
+        return self._send(_Call("GET", _path(id), ItemResponse))
+
+    def image(self, id: str, *, size: int = 320) -> bytes:
+        """The item's picture, a JPEG, PNG or WebP, its longer side at most `size`: 160, 320 or 640."""
+        return self._send(_Call("GET", _path(id, "/image"), bytes, {"params": {"size": size}}))
+
+    def facets(self, filter: Mapping[str, Any] | None = None) -> FacetsResponse:
+        return self._send(_facets(filter))
+
+    def vocabulary(self) -> VocabularyResponse:
+        return self._send(_Call("GET", "/v1/vocabulary", VocabularyResponse))
+
+    def add(self, id: str, image: bytes, metadata: Mapping[str, Any] | None = None, *, replace: bool = False) -> WrittenResponse:
+        return self._send(_add(id, image, metadata, replace))
+
+    def update(self, id: str, metadata: Mapping[str, Any] | None) -> WrittenResponse:
+        return self._send(_change(id, metadata))
+
+    def remove(self, id: str) -> RemovedResponse:
+        return self._send(_Call("DELETE", _path(id), RemovedResponse, again=False))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _send(self, call: _Call[T]) -> T:
+        for tried in range(self._retries + 1):
+            try:
+                return _answer(call, self._http.request(call.method, call.path, **call.options))
+            except ServerError as error:
+                if (wait := _pause(call, error, tried, self._retries)) is None:
+                    raise
+                time.sleep(wait)
+        raise AssertionError
+
+
+class AsyncClient:
+    """`Client` for tasks: the same methods, awaited; `items` is iterated by `async for`."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2, **options: Any) -> None:
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, headers=_headers(key), **options)
+        self._retries = retries
+
+    async def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResponse:
+        return await self._send(_search(image, timeout_ms, query))
+
+    async def items(self, filter: Mapping[str, Any] | None = None, *, page: int = 200) -> AsyncIterator[ItemResponse]:
+        after: str | None = None
+        while True:
+            found = await self._send(_items(page, after, filter))
+            for item in found.items:
+                yield item
+            if (after := found.next) is None:
+                return
+
+    async def item(self, id: str) -> ItemResponse:
+        return await self._send(_Call("GET", _path(id), ItemResponse))
+
+    async def image(self, id: str, *, size: int = 320) -> bytes:
+        return await self._send(_Call("GET", _path(id, "/image"), bytes, {"params": {"size": size}}))
+
+    async def facets(self, filter: Mapping[str, Any] | None = None) -> FacetsResponse:
+        return await self._send(_facets(filter))
+
+    async def vocabulary(self) -> VocabularyResponse:
+        return await self._send(_Call("GET", "/v1/vocabulary", VocabularyResponse))
+
+    async def add(self, id: str, image: bytes, metadata: Mapping[str, Any] | None = None, *, replace: bool = False) -> WrittenResponse:
+        return await self._send(_add(id, image, metadata, replace))
+
+    async def update(self, id: str, metadata: Mapping[str, Any] | None) -> WrittenResponse:
+        return await self._send(_change(id, metadata))
+
+    async def remove(self, id: str) -> RemovedResponse:
+        return await self._send(_Call("DELETE", _path(id), RemovedResponse, again=False))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _send(self, call: _Call[T]) -> T:
+        for tried in range(self._retries + 1):
+            try:
+                return _answer(call, await self._http.request(call.method, call.path, **call.options))
+            except ServerError as error:
+                if (wait := _pause(call, error, tried, self._retries)) is None:
+                    raise
+                await asyncio.sleep(wait)
+        raise AssertionError
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}

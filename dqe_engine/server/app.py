@@ -1,0 +1,118 @@
+"""`create_app`: the service behind FastAPI, and the guards before it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dqe_engine import __version__
+from dqe_engine.errors import DQEError
+
+from . import items, search, status
+from .guards import Guards
+from .metrics import Metrics
+from .openapi import schemas
+from .photos import NoPhotoError
+from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
+from .service import Service
+from .settings import ServerSettings
+from .writes import BusyError, ItemExistsError, UnknownItemError
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """The application of one process. The engine is loaded when its lifespan begins, in the process that serves."""
+    metrics = Metrics(settings)
+    service = Service(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.open()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="DQE-CIR search",
+        version=__version__,
+        description="Composed image retrieval: search images by a reference image and a text that says what should differ.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    for part in (status, search, items):
+        app.include_router(part.router(service))
+    app.mount("/page", StaticFiles(directory=status.PAGE, check_dir=False))
+    for kind in (DQEError, HTTPException, RequestValidationError, OSError):
+        app.add_exception_handler(kind, _told)
+    _describe(app)
+    app.add_middleware(ItemPaths)
+    app.add_middleware(Guards, settings=settings, metrics=metrics, state=service)
+    return app
+
+
+class ItemPaths:
+    """Leaves paths of items percent-encoded, so that a slash within an id is told from one after it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/items/") and scope.get("raw_path"):
+            scope = {**scope, "path": scope["raw_path"].decode("ascii", "replace").partition("?")[0]}
+        await self._app(scope, receive, send)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """The answer to an error that has a status of its own. Any other is our bug, and the guards' to tell and to log."""
+    problem = _of_ours(error) or problem_of(error)
+    if problem.status == 500:
+        raise error
+    if problem.status > 500:
+        logging.getLogger("dqe_engine.server").error("%s: %s", problem.code, error)
+    body = response_bytes(problem, request.state.request_id)
+    answer = Response(body, problem.status)
+    answer.raw_headers = response_headers(problem, body)
+    return answer
+
+
+def _of_ours(error: BaseException) -> Problem | None:
+    """Of what writing and pictures raise."""
+    if isinstance(error, BusyError):
+        return Problem(503, "busy", "the index is being written by a bulk job; ask again later", retry_after(error.retry_after))
+    for kind, answered, code in (
+        (ItemExistsError, 409, "item_exists"),
+        (UnknownItemError, 404, "unknown_item"),
+        (NoPhotoError, 404, "no_image"),
+    ):
+        if isinstance(error, kind):
+            return Problem(answered, code, error)
+    return None
+
+
+def _describe(app: FastAPI) -> None:
+    """OpenAPI with the schemas of `messages` in place of FastAPI's own of errors."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = made()
+            for path in described["paths"].values():
+                for operation in path.values():
+                    if "HTTPValidationError" in str(operation["responses"].get("422")):
+                        del operation["responses"]["422"]
+            components = described.setdefault("components", {})
+            components["schemas"] = schemas()
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,162 @@
+"""`/v1/items` and `/v1/facets`: what can be found, its pictures, and the writes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.datastructures import UploadFile
+
+from dqe_engine.errors import InputError
+from dqe_engine.index.snapshot import Item
+
+from .bodies import read_body, read_parts
+from .messages import (
+    MOST_ID,
+    FacetsResponse,
+    ItemResponse,
+    ItemsResponse,
+    MetadataChange,
+    NewItem,
+    RemovedResponse,
+    WrittenResponse,
+    read_json,
+)
+from .openapi import body, responds
+from .photos import SIZES
+from .problems import Problem
+from .service import Service
+
+Size = Annotated[int, Query(description="Pixels on the longer side.", json_schema_extra={"enum": list(SIZES)})]
+_KEPT = {"Cache-Control": "private, max-age=60, must-revalidate"}
+ItemId = Annotated[str, Path(description="Percent-encoded: `gallery%2F000001.jpg`.", min_length=1, max_length=3 * MOST_ID)]
+FilterText = Annotated[
+    str | None, Query(alias="filter", description='A filter as JSON: `{"colour": "red"}` (docs/queries.md).', max_length=100_000)
+]
+
+
+def router(service: Service) -> APIRouter:
+    """Routes of one service. Ids in paths arrive percent-encoded: see `ItemPaths`."""
+    routes = APIRouter(prefix="/v1", tags=["items"])
+
+    @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503))
+    async def list_items(
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+        after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
+        filter: FilterText = None,
+    ) -> Response:
+        generation, snapshot = service.generation, service.engine.index.snapshot()
+        row = None if after is None else _row(after, generation)
+        page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
+        next = None if page.next is None else f"{generation}-{page.next}"
+        return _json(ItemsResponse(tuple([_item(item) for item in page.items]), next, page.total))
+
+    @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
+    async def facets(filter: FilterText = None) -> Response:
+        found = await service.in_thread(service.engine.index.snapshot().facets, _filter(filter))
+        return _json(FacetsResponse(found.total, found.facets))
+
+    @routes.get(
+        "/items/{id:path}/image",
+        summary="An item's picture, scaled down",
+        response_class=Response,
+        responses=responds(None, 304, 401, 404, 422, 429, 503)
+        | {200: {"description": "The picture.", "content": {kind: {} for kind in ("image/jpeg", "image/png", "image/webp")}}},
+    )
+    async def image(request: Request, id: ItemId, size: Size = 320) -> Response:
+        item = _existing(service, id)
+        if (known := request.headers.get("if-none-match")) is not None:
+            etag = await service.in_thread(service.photos.etag, item.id, item.content, size)
+            if _matches(known, etag):
+                return Response(status_code=304, headers={"ETag": etag, **_KEPT})
+        found = await service.in_thread(service.photos.thumbnail, item.id, item.content, size)
+        return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
+
+    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 429, 503))
+    async def get(id: ItemId) -> Response:
+        return _json(_item(_existing(service, id)))
+
+    @routes.post(
+        "/items",
+        status_code=201,
+        summary="Add an item, or replace it",
+        openapi_extra=body(parts={"image": None, "item": NewItem}, required=["image", "item"]),
+        responses=responds(WrittenResponse, 400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 504, 507, status=201),
+    )
+    async def add(request: Request) -> Response:
+        async with read_parts(request, texts=("item",), files=("image",)) as parts:
+            upload, told = parts.get("image"), parts.get("item")
+            if not isinstance(upload, UploadFile) or told is None:
+                raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
+            item, data = read_json(str(told), NewItem), await upload.read()
+        service.check_image(data)
+        if item.id in service.engine.index and not item.replace:
+            raise Problem(409, "item_exists", f"{item.id!r} is in the index; pass replace: true, or another id")
+        written = await service.write(service.writes.add, item.id, data, item.metadata, replace=item.replace)
+        return _json(WrittenResponse(written.id, written.revision, written.content), status=201)
+
+    @routes.patch(
+        "/items/{id:path}",
+        summary="Give an item other metadata",
+        openapi_extra=body(json=MetadataChange),
+        responses=responds(WrittenResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507),
+    )
+    async def change(request: Request, id: ItemId) -> Response:
+        item = _existing(service, id)
+        asked = read_json(await read_body(request, "application/json"), MetadataChange)
+        written = await service.write(service.writes.update, item.id, asked.metadata)
+        return _json(WrittenResponse(written.id, written.revision, item.content))
+
+    @routes.delete("/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 429, 503, 504, 507))
+    async def remove(id: ItemId) -> Response:
+        item = _existing(service, id)
+        written = await service.write(service.writes.remove, item.id)
+        return _json(RemovedResponse(written.id, written.revision))
+
+    return routes
+
+
+def _row(after: str, generation: str | None) -> int:
+    """Of a page's `next`. Raises Problem where rows have other numbers now."""
+    made_in, dash, row = after.rpartition("-")
+    if not dash or not row.isascii() or not row.isdigit():
+        raise InputError(f"after: expected `next` of the page before, got {after!r}")
+    if made_in != generation:
+        raise Problem(404, "page_gone", "the index was compacted or published since that page; begin again without after")
+    return int(row)
+
+
+def _existing(service: Service, encoded: str) -> Item:
+    try:
+        id = unquote(encoded, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so it is no item's") from error
+    snapshot = service.engine.index.snapshot()
+    if (row := snapshot.row(id)) is None:
+        raise Problem(404, "unknown_item", f"{id!r} is not in the index")
+    return snapshot.item(row)
+
+
+def _filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InputError(f'filter: expected a JSON object such as {{"colour": "red"}}, got {text[:80]!r}: {error}') from error
+
+
+def _matches(sent: str, etag: str) -> bool:
+    """Of `If-None-Match` (RFC 9110, 13.1.2), which compares weakly."""
+    return sent.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in sent.split(",")]
+
+
+def _item(item: Item) -> ItemResponse:
+    return ItemResponse(item.id, item.metadata, item.content)
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, {"Cache-Control": "no-store"}, "application/json")

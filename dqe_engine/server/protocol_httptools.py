@@ -1,0 +1,123 @@
+"""uvicorn's protocol on httptools, bounded as `connections` says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from .connections import MOST_HEADERS, MOST_PIPELINED, Closer, Connection, Watch
+from .problems import Problem
+
+
+class HttpToolsConnection(Connection, HttpToolsProtocol):
+    """The parser itself bounds nothing, so what it holds is counted here: bytes since it last told of a head, of a part of a body, or of
+    their end. Trailers of a chunked body are dropped: they would join the headers after those were looked at.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        HttpToolsProtocol.__init__(self, config, server_state, app_state, _loop)
+        self.ws_protocol_class = None
+        self.begin(watch)
+        self._in_head = True  # or between requests
+        self._held = 0
+        self._progressed = False
+        self._head_bytes = self._headers = 0
+        self._reason: Problem | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self.admitted(transport):
+            super().connection_made(transport)
+            self.watch.expect_head(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.release(self)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.discards(data):
+            return
+        if self._in_head:
+            self.watch.expect_head(self)
+        self._progressed = False
+        super().data_received(data)
+        self._held = 0 if self._progressed else self._held + len(data)
+        if self._held > self.watch.settings.max_head_bytes:
+            self._unset_keepalive_if_required()
+            self.refuse(self._over_limit())
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = self._headers = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers += 1
+        self._count(len(name) + len(value) + 4)
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._reason = Problem(429, "pipelined", f"more than {MOST_PIPELINED} requests were sent ahead of answers; wait for them")
+            raise ValueError(self._reason)
+        self._in_head, self._progressed = False, True
+        self.watch.have_head(self)
+        super().on_headers_complete()
+        self.cycle.transport = Closer(self, self.transport)
+
+    def on_body(self, body: bytes) -> None:
+        self._progressed = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = self._progressed = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.answered(is_idle=self._in_head and self.cycle.response_complete)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.watch.expect_taking(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.watch.all_taken(self)
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(self._reason or Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))
+
+    def has_part_of_head(self) -> bool:
+        return self._held > 0
+
+    def has_whole_request(self) -> bool:
+        return self._in_head
+
+    def is_answering(self) -> bool:
+        return bool(self.pipeline) or super().is_answering()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.watch.settings.max_head_bytes or self._headers > MOST_HEADERS:
+            self._reason = self._over_limit()
+            raise ValueError(self._reason)
+
+    def _over_limit(self) -> Problem:
+        most = self.watch.settings.max_head_bytes
+        return Problem(431, "head_too_large", f"the head has more than {most} bytes or {MOST_HEADERS} headers; send less")

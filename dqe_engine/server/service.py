@@ -1,0 +1,165 @@
+"""`Service`: what the routes share. One engine, its batcher, and an index that follows its files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from dqe_engine.engine import QueryBatcher, RetrievalEngine
+from dqe_engine.errors import DQEError
+from dqe_engine.image_policy import SNIFFED
+from dqe_engine.index.storage import MANIFEST_FILE
+from dqe_engine.query import Query
+from dqe_engine.results import SearchResult
+from dqe_engine.sessions import Provider
+
+from .keys import Keyring
+from .messages import IndexState
+from .metrics import Metrics
+from .photos import Photos
+from .problems import Problem
+from .settings import ServerSettings
+from .writes import Writes, Written
+
+log = logging.getLogger("dqe_engine.server")
+FOLLOWED_EVERY = 0.1
+"""Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
+MOST_DEADLINE_MS = 600_000
+T = TypeVar("T")
+
+
+class Service:
+    """Made in the process that serves (see `dqe_engine.forks`), by `open`, before the first request. `close` ends it."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.phase = "starting"
+        self.following = True
+        self.index, self.generation = IndexState(0, None), cast("str | None", None)
+        self.keyring = Keyring(settings.keys)
+        self._followed = 0
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Load the bundle and the index, and warm up. Raises DQEError."""
+        settings = self.settings
+        self.engine = await self.in_thread(self._load)
+        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room)
+        self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
+        self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
+        self._tasks.append(asyncio.create_task(self._follow()))
+        self._look()
+        self.phase = "ready"
+
+    async def close(self) -> None:
+        """Finish what is queued, then let go."""
+        self.phase = "draining"
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.in_thread(self.writes.close)
+        await self.in_thread(self.batcher.close)
+        self._pool.shutdown()
+        self.engine.close()
+        self.metrics.close()
+
+    def _look(self) -> None:
+        stats = self.engine.index.stats()
+        self._followed += 1
+        self.index, self.generation = IndexState(stats.items, stats.revision), stats.generation
+        self.metrics.index(stats.items, self._followed, stats.revision or "")
+
+    def _refresh(self) -> None:
+        """Take up what was saved, so that whoever wrote it finds it from now on."""
+        if self.engine.index.refresh():
+            self._look()
+
+    def _load(self) -> RetrievalEngine:
+        engine = RetrievalEngine.load(self.settings.bundle, provider=cast(Provider, self.settings.provider), threads=self.settings.threads)
+        engine.load_index(self.settings.index)
+        engine.warm_up()
+        return engine
+
+    def ready(self) -> bool:
+        return self.phase == "ready"
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """For what would hold up the event loop. Work that a request has left goes on to its end."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+
+    def deadline(self, headers: Mapping[str, str]) -> float:
+        """Seconds for an answer: the server's, or what the request's X-Deadline-Ms says, if that is less. Raises Problem."""
+        given = headers.get("x-deadline-ms")
+        if given is None:
+            return self.settings.deadline_s
+        if not (given.isascii() and given.isdigit() and 1 <= int(given[:7]) <= MOST_DEADLINE_MS and len(given) <= 6):
+            raise Problem(422, "invalid", f"X-Deadline-Ms: expected a whole number from 1 to {MOST_DEADLINE_MS}, got {given[:20]!r}")
+        return min(self.settings.deadline_s, int(given) / 1000)
+
+    def check_image(self, data: bytes) -> None:
+        """Raises Problem 415 for a format that is not taken."""
+        if self.engine.image_policy.recognise(data[:SNIFFED]) is None:
+            formats = ", ".join(self.engine.image_policy.usable_formats)
+            raise Problem(415, "image_format", f"the file is none of {formats}; convert it to one of them")
+
+    async def write(self, operation: Callable[..., Future[Written]], *arguments: Any, **options: Any) -> Written:
+        """What `Writes` says, once it is on the disk. Raises what it does."""
+        return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
+
+    def measure(self) -> None:
+        """Bring those numbers up to date that are read where they are kept."""
+        self.metrics.queue(self.batcher.waiting)
+        self.metrics.ready(self.ready())
+        for name, stats in self.engine.remembered.items():
+            self.metrics.cache(name, hits=stats.hits, misses=stats.misses)
+
+    async def search(self, query: Query, *, deadline_s: float, gone: Awaitable[Any]) -> SearchResult:
+        """The engine's answer. `gone` is done when nobody waits any more: the query leaves the queue. Raises InputError, OverloadError,
+        DeadlineError, and CancelledError where the client is gone."""
+        result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
+        self.metrics.stages(result.timings_ms)
+        return result
+
+    async def _follow(self) -> None:
+        """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
+        manifest, parent, seen = Path(self.settings.index) / MANIFEST_FILE, os.getppid(), None
+        while True:
+            await asyncio.sleep(FOLLOWED_EVERY)
+            if os.getppid() != parent and self.settings.workers > 1:
+                log.error("the parent process is gone; this worker ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            try:
+                status = manifest.stat()
+                state = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if state != seen:
+                    await self.in_thread(self._refresh)
+                seen, self.following = state, True
+            except (DQEError, OSError) as error:
+                if self.following:
+                    log.error("the index cannot be followed: %s", error)
+                self.following = False
+                await asyncio.sleep(1.0)
+
+
+async def unless(gone: Awaitable[Any], work: Awaitable[T]) -> T:
+    """What `work` gives, cancelled as soon as `gone` is done."""
+    answer, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    try:
+        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise asyncio.CancelledError
+    finally:
+        for task in (answer, leaving):
+            task.cancel()
