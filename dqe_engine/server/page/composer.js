@@ -46,7 +46,7 @@ export class Composer {
     if (this.#drawn !== key) this.#draw(query.reference);
     this.#drawn = key;
     byId("lead").textContent = query.reference ? "Like this, but" : "Show me";
-    this.text.placeholder = query.reference ? "what should differ?" : "what to look for, in words";
+    this.text.placeholder = query.reference ? "what should differ?" : "what you look for";
     if (this.text.value.trim() !== query.text.trim()) this.text.value = query.text;
     byId("examples").hidden = Boolean(query.text.trim());
     this.#fit();

@@ -409,7 +409,11 @@ class Page {
   fail(error, again) {
     if (error.status === undefined) throw error; // not the server's: a bug of this page
     this.failed = true;
-    if (!this.grid.size) this.grid.show([]);
+    if (!this.grid.size) {
+      this.grid.show([]);
+      byId("results-title").textContent = "Nothing to show yet";
+      byId("summary").textContent = "";
+    }
     const { title, text, wait = null } = explained(error, this.vocabulary?.image);
     const actions = [{ label: wait === null ? "Try again" : "Try now", run: again }];
     const { reference } = this.query;

@@ -4,11 +4,10 @@ import { el, plural, still } from "./dom.js";
 import { parts, Tile } from "./tile.js";
 
 const ROW_AFTER = 12;
-const HEAD_PX = 170;
+const HEAD_PX = 140;
 const MOVE_MS = 260;
 const MID = "Similar but different";
-const midSaid = (number) =>
-  `${plural(number, "item")} a little behind the best answers: much of what you asked for is there, and something is not the same. Often worth a look.`;
+const midSaid = (number) => `${plural(number, "item")} a little behind the best: close to what you asked for, and not the same in something.`;
 
 export class Grid {
   #tiles = new Map();
