@@ -1,0 +1,104 @@
+// The sentence that is the search: "Like [picture], but [text]"; and what the server told about it.
+
+import { byId, el, icon, ICONS } from "./dom.js";
+import { thumbnail } from "./trail.js";
+
+
+
+export class Composer {
+  #drawn = null;
+
+  /** `does`: {search(text), clear(), about(id), uploadOf(key)}. */
+  constructor(does) {
+    this.does = does;
+    this.text = byId("text");
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      does.search(this.text.value);
+    });
+    this.text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      does.search(this.text.value);
+    });
+    this.text.addEventListener("input", () => this.#fit());
+    new ResizeObserver(() => this.#fit()).observe(this.text.parentElement);
+  }
+
+  /** Two or three texts made from the vocabulary, so that they fit the model. */
+  examples(attributes) {
+    const valued = attributes.filter(({ values }) => values?.length);
+    const pick = (attribute, i) => attribute?.values[i % attribute.values.length];
+    const [first, second] = [valued[0], valued.length > 2 ? valued[2] : valued[1]];
+    const texts = [
+      first && `is ${pick(first, 3)}`,
+      first && second && `is ${pick(first, 7)} and ${pick(second, 1)}`,
+      second && second.values.length > 2 && `is ${pick(second, 2)} and not ${pick(second, 0)}`,
+    ].filter(Boolean);
+    byId("examples").replaceChildren(
+      ...(texts.length ? [el("span", { text: "For instance" })] : []),
+      ...texts.map((text) => el("button", { type: "button", text, on: { click: () => this.does.search(text) } })),
+    );
+  }
+
+  show(query) {
+    const key = JSON.stringify(query.reference);
+    if (this.#drawn !== key) this.#draw(query.reference);
+    this.#drawn = key;
+    byId("lead").textContent = query.reference ? "Like this, but" : "Show me";
+    this.text.placeholder = query.reference ? "what should differ?" : "what you look for";
+    if (this.text.value.trim() !== query.text.trim()) this.text.value = query.text;
+    byId("examples").hidden = Boolean(query.text.trim());
+    this.#fit();
+  }
+
+  /** Below the text: what became of it. notes: [{kind: "plain"|"warn", text}]. */
+  tell(notes) {
+    const shown = notes.map(({ kind, text }) => el("p", { class: kind, text }));
+    byId("notes").replaceChildren(...shown);
+  }
+
+  focus({ select = false } = {}) {
+    this.text.focus({ preventScroll: true });
+    if (select) this.text.select();
+  }
+
+  #draw(reference) {
+    const root = byId("reference");
+    if (!reference) {
+      const camera = matchMedia("(pointer: coarse)").matches
+        ? el("button", { type: "button", class: "link", on: { click: () => byId("camera").click() } }, icon(ICONS.camera), el("span", { text: "Camera" }))
+        : null;
+      const choose = el("button", { type: "button", class: "choose", on: { click: () => byId("file").click() } },
+        icon(ICONS.image), el("span", { class: "choose-text", text: "Add an image" }), el("span", { class: "choose-hint", text: "choose, drop or paste" })); // prettier-ignore
+      root.replaceChildren(choose, ...(camera ? [camera] : []));
+      return;
+    }
+    const clear = el("button", { type: "button", class: "tool clear", "aria-label": "Remove the reference image", on: { click: () => this.does.clear() } }, icon(ICONS.cross));
+    const picture = thumbnail(reference, this.does.uploadOf, 320);
+    const label = reference.id === undefined ? "Choose another image" : `About the reference, ${reference.id}`;
+    const run = reference.id === undefined ? () => byId("file").click() : () => this.does.about(reference.id);
+    const about = el("button", { type: "button", class: "chosen", "aria-label": label, on: { click: run } }, picture);
+    root.replaceChildren(about, clear);
+  }
+
+  /** As tall as its text, up to five lines. */
+  #fit() {
+    this.text.style.setProperty("height", "auto");
+    this.text.style.setProperty("height", `${Math.min(this.text.scrollHeight, 5.2 * Number.parseFloat(getComputedStyle(this.text).lineHeight) || 200)}px`);
+  }
+}
+
+/** Notes for an answer: its mode, words that are not known, a text that was cut. */
+export function notesOf(answer) {
+  const notes = [];
+  if (answer.mode === "image") notes.push({ kind: "plain", text: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ." });
+  if (answer.mode === "text") notes.push({ kind: "plain", text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one." });
+  if (answer.unknown_words?.length) {
+    const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", "); // prettier-ignore
+    const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";
+    notes.push({ kind: "warn", text: `The model does not know ${listed}${more}. It reads unknown words as one and the same; try others.` });
+  }
+  if (answer.truncated) notes.push({ kind: "warn", text: `The text is longer than the model reads, so its end had no part. Put what matters first.` });
+  return notes;
+}

@@ -1,0 +1,79 @@
+// What the server says of its index: how far a job in the background is, and whether the index has changed.
+
+import { byId, count, el, plural } from "./dom.js";
+import { notice } from "./notices.js";
+
+const BUSY_MS = 1500;
+const IDLE_MS = 20_000;
+
+export class Indexing {
+  items = 0;
+  #revision = null;
+
+  /** `changed()`: called when the index is another one than before. */
+  constructor(api, changed) {
+    this.api = api;
+    this.changed = changed;
+  }
+
+  start({ items, revision }) {
+    if (this.#revision !== null) return; // is being followed
+    this.items = items;
+    this.#revision = revision;
+    this.#follow();
+  }
+
+  async #follow() {
+    let wait = IDLE_MS;
+    try {
+      if (document.visibilityState === "visible") {
+        const status = await this.api.status();
+        wait = this.#show(status.indexing) || this.items === 0 ? BUSY_MS : IDLE_MS;
+        if (status.revision !== this.#revision) {
+          this.#revision = status.revision;
+          this.items = status.items;
+          this.changed();
+        }
+      }
+    } catch {
+      // whoever searches is told; this only looks again
+    }
+    setTimeout(() => this.#follow(), wait);
+  }
+
+  /** The progress bar; returns whether something is going on. */
+  #show(indexing) {
+    const root = byId("indexing");
+    const going = indexing?.state === "comparing" || indexing?.state === "indexing";
+    root.hidden = !going && indexing?.state !== "failed";
+    if (root.hidden) return false;
+    if (!going) {
+      root.replaceChildren(el("p", { class: "warn", text: `Indexing stopped: ${indexing.message ?? "see the server's log"}` }));
+      return false;
+    }
+    const known = indexing.total > 0;
+    const text = indexing.state === "comparing" ? "Comparing the images with the index" : `Indexing: ${count(indexing.done)} of ${count(indexing.total)}`;
+    let bar = root.querySelector("progress");
+    if (!bar) {
+      bar = el("progress", { "aria-label": "Indexing" });
+      root.replaceChildren(el("p"), bar);
+    }
+    root.firstElementChild.textContent = `${text}. Results grow as it goes on.`;
+    if (known) {
+      bar.max = indexing.total;
+      bar.value = indexing.done;
+    } else bar.removeAttribute("value");
+    return true;
+  }
+
+  showEmpty(vocabulary) {
+    const filling = !byId("indexing").hidden;
+    const how = vocabulary.writes ? "Add images with “Manage” above, or index" : "Index";
+    notice({
+      title: filling ? "The first items are on their way" : "The index is empty",
+      text: filling ? "They appear here as soon as they are indexed." : `${how} a folder: dqe-index BUNDLE FOLDER --out INDEX, or start dqe-serve with --images FOLDER --update. This page shows the items as soon as there are any.`,
+    });
+    byId("summary").textContent = plural(0, "item");
+    byId("results-title").textContent = "Nothing to search yet";
+  }
+}

@@ -1,0 +1,431 @@
+// The page: what is asked, what is shown for it, and the browser's history between the two.
+
+import { Api, Latest } from "./api.js";
+import { Composer, notesOf } from "./composer.js";
+import { showDetails } from "./details.js";
+import { askForKey, closeByBackdrop, showShortcuts } from "./dialogs.js";
+import { byId, count, el, plural, score, still } from "./dom.js";
+import { chip, described, Filters } from "./filters.js";
+import { Indexing } from "./indexing.js";
+import { listenToKeys, singleKeys, themeSwitch } from "./keyboard.js";
+import { showManage } from "./manage.js";
+import { clearNotice, explained, notice, say } from "./notices.js";
+import { Grid } from "./results.js";
+import { Sliders } from "./sliders.js";
+import { blank, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail } from "./state.js";
+import { showTrail, thumbnail } from "./trail.js";
+import { listen, UploadError, Uploads } from "./upload.js";
+
+const MOST_AT_ONCE = 960;
+
+class Page {
+  api = new Api();
+  uploads = new Uploads();
+  answers = new Latest();
+  facetAnswers = new Latest();
+  query = fromAddress(location.search);
+  trail = new Trail();
+  vocabulary = null;
+  last = null; // the last answer of a search
+  next = null; // where browsing goes on: an id, or null at the end
+  exhausted = true;
+  busy = false;
+  coalesced = null; // the kind of the last change: slider moves in a row are one entry of the history
+
+  constructor() {
+    const does = { pick: (item) => this.pick(item), details: (item) => this.details(item), unlike: (item) => this.unlike(item) };
+    this.grid = new Grid(byId("grid"), does);
+    this.composer = new Composer({
+      search: (text) => this.search(text),
+      clear: () => this.step({ reference: null, weights: {} }),
+      about: (id) => this.details(this.grid.item(id) ?? { id }),
+      uploadOf: this.uploads.get,
+    });
+    this.filters = new Filters((filters) => this.change({ filters }, "filter"));
+    this.indexing = new Indexing(this.api, () => this.grown());
+    byId("more").addEventListener("click", () => this.more());
+    byId("copy-link").addEventListener("click", ({ currentTarget }) => this.copy(this.query, currentTarget));
+    byId("home").addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      this.go(blank(), new Trail());
+    });
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: "600px" }).observe(byId("more"));
+    addEventListener("popstate", ({ state }) => this.restore(state));
+    addEventListener("online", () => this.failed && this.refresh());
+    listen((file) => this.take(file), (text) => notice({ kind: "error", title: "No image", text }));
+    listenToKeys(this);
+    themeSwitch(byId("theme"));
+    closeByBackdrop();
+    byId("open-shortcuts").addEventListener("click", () => showShortcuts(singleKeys));
+    byId("open-manage").addEventListener("click", () => this.manage());
+    this.restoreScroll();
+    this.start();
+  }
+
+  async start() {
+    this.grid.skeletons(PAGE_SIZE);
+    this.composer.show(this.query);
+    try {
+      this.vocabulary = await this.api.vocabulary();
+    } catch (error) {
+      this.fail(error, () => this.start());
+      return;
+    }
+    clearNotice();
+    const { attributes, index, writes, model } = this.vocabulary;
+    this.names = attributes.map(({ name }) => name);
+    this.sliders ??= new Sliders(this.names, {
+      weigh: (moved) => this.change({ weights: { ...this.query.weights, ...moved } }, "weigh"),
+      reset: () => this.change({ weights: {} }, "reset"),
+    });
+    this.composer.examples(attributes);
+    byId("open-manage").hidden = !writes;
+    byId("facts").title = model?.name ? `Model: ${model.name}` : "";
+    this.tellSize(index);
+    this.indexing.start(index);
+    this.restore(history.state);
+  }
+
+  // ---- what is asked -------------------------------------------------------------------------------------------------------------
+
+  search(text) {
+    if (!this.vocabulary) return;
+    if (text.trim() === this.query.text.trim() && this.shown === "search" && !this.failed) return void this.grid.focus();
+    this.step({ text, weights: text.trim() ? this.query.weights : {} });
+  }
+
+  pick(item) {
+    this.step({ reference: { id: item.id }, text: "", weights: {} });
+    say(`The reference is now ${item.id}. Type what should differ.`);
+    scrollTo({ top: 0, behavior: still() ? "auto" : "smooth" });
+    if (matchMedia("(pointer: fine)").matches) this.composer.focus();
+  }
+
+  async take(file) {
+    try {
+      const key = await this.uploads.add(file, this.vocabulary?.image ?? { formats: [] });
+      this.step({ reference: { upload: key }, weights: this.query.weights });
+      this.composer.focus();
+    } catch (error) {
+      if (!(error instanceof UploadError)) throw error;
+      notice({ kind: "error", title: "Not this image", text: error.message });
+    }
+  }
+
+  unlike(item) {
+    if (this.query.unlike.includes(item.id)) return;
+    this.change({ unlike: [...this.query.unlike, item.id] }, "unlike");
+    say(`Nothing like ${item.id}. Undo it among the active filters.`);
+  }
+
+  /** Another reference or text: a new step of the trail. */
+  step(changes) {
+    const query = { ...this.query, ...changes, pages: 1, item: null };
+    if (isBlank(query)) query.unlike = [];
+    const same = sameReference(query.reference, this.query.reference) && query.text.trim() === this.query.text.trim();
+    this.go(query, same ? this.trail.changed(query) : isBlank(query) ? new Trail() : this.trail.next(query));
+  }
+
+  /** Other weights, filters or examples: the same step. Moves of sliders in a row are one entry of the browser's history. */
+  change(changes, kind) {
+    const query = { ...this.query, ...changes, pages: 1, item: null };
+    const replace = kind === "weigh" && this.coalesced === "weigh";
+    this.go(query, this.trail.changed(query), { replace, quiet: kind === "weigh" });
+    this.coalesced = kind;
+  }
+
+  go(query, trail, { replace = false, quiet = false } = {}) {
+    [this.query, this.trail, this.coalesced] = [query, trail, null];
+    this.remember(replace);
+    this.refresh({ quiet });
+  }
+
+  remember(replace) {
+    const state = { query: this.query, steps: this.trail.steps, at: this.trail.at };
+    const address = toAddress(this.query) || location.pathname;
+    try {
+      history[replace ? "replaceState" : "pushState"](state, "", address);
+    } catch {
+      history[replace ? "replaceState" : "pushState"](null, "", location.pathname); // too long for this browser: the search goes on without an address
+    }
+  }
+
+  restore(state) {
+    if (!this.vocabulary) return;
+    document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+    this.query = state?.query ?? fromAddress(location.search);
+    this.trail = state ? new Trail(state.steps, state.at) : isBlank(this.query) ? new Trail() : new Trail([this.query], 0);
+    this.coalesced = null;
+    if (!state) this.remember(true);
+    this.refresh({ quiet: true });
+  }
+
+  /** Pages are remembered per entry of the history, so that going back finds the same length of results; the browser scrolls. */
+  restoreScroll() {
+    history.scrollRestoration = "auto";
+  }
+
+  // ---- what is shown -------------------------------------------------------------------------------------------------------------
+
+  async refresh({ quiet = false } = {}) {
+    const query = this.query;
+    const asked = !isBlank(query);
+    this.showControls();
+    this.failed = false;
+    const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
+    if (query.reference?.upload !== undefined && !upload) return this.lostUpload();
+    this.setBusy(true);
+    const wanted = Math.min(query.pages * PAGE_SIZE, MOST_AT_ONCE);
+    const filter = toFilter(query.filters);
+    this.loadFacets(query);
+    try {
+      const answer = await this.answers.ask((signal) =>
+        asked
+          ? this.api.search(toRequest(query, { k: wanted, zones: this.vocabulary.zones !== false }), upload?.blob, signal)
+          : this.api.items({ limit: wanted, filter }, signal),
+      ); // prettier-ignore
+      if (!answer) return;
+      clearNotice();
+      this.setBusy(false);
+      if (asked) this.showAnswer(answer, query, wanted);
+      else this.showItems(answer, query);
+      if (!quiet && asked) this.revealResults();
+      if (query.item !== null && !byId("details").open) this.details(this.grid.item(query.item) ?? { id: query.item });
+    } catch (error) {
+      this.setBusy(false);
+      this.fail(error, () => this.refresh({ quiet }));
+    }
+  }
+
+  showAnswer(answer, query, wanted) {
+    this.last = answer;
+    this.shown = "search";
+    this.exhausted = answer.hits.length < wanted || wanted >= (this.vocabulary.limits?.k ?? 10_000);
+    this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
+    this.composer.tell(notesOf(answer));
+    this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
+    byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
+    const best = answer.hits[0]?.score;
+    const candidates = answer.zones ? answer.zones.counts.near + answer.zones.counts.mid + answer.zones.counts.easy : null;
+    const near = answer.zones?.counts.near ?? 0;
+    const told = [candidates !== null && `of ${plural(candidates, "item")}`, near > 1 && `the first ${count(near)} equally good`];
+    byId("summary").textContent = answer.hits.length ? told.filter(Boolean).join(", ") : "";
+    if (answer.index) this.tellSize(answer.index);
+    if (answer.hits.length) say(`${plural(answer.hits.length, "result")}, best ${score(best)}`);
+    else this.nothing(query);
+    this.showMore();
+  }
+
+  showItems(answer, query) {
+    this.last = null;
+    this.shown = "items";
+    this.next = answer.next;
+    this.exhausted = answer.next === null;
+    this.grid.show(answer.items);
+    this.composer.tell([]);
+    this.sliders.show({ weights: {}, why: this.whyNoWeights(query) });
+    byId("results-title").textContent = "Choose an item to change";
+    const filtered = Object.keys(query.filters).length > 0;
+    byId("summary").textContent = filtered ? `${plural(answer.total, "item")} left by the filters` : "or describe what you look for";
+    if (!answer.items.length) this.nothing(query);
+    else say(filtered ? `${plural(answer.total, "item")} left by the filters` : plural(answer.total, "item"));
+    this.showMore();
+  }
+
+  async more() {
+    if (this.busy || this.exhausted || this.failed || !this.vocabulary || byId("more").hidden) return;
+    const { query } = this;
+    const offset = this.grid.size;
+    this.setBusy(true, true);
+    try {
+      const asked = this.shown === "search";
+      const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
+      const k = Math.min(PAGE_SIZE, (this.vocabulary.limits?.k ?? 10_000) - offset);
+      const answer = await this.answers.ask((signal) =>
+        asked
+          ? this.api.search(toRequest(query, { k, offset }), upload?.blob, signal)
+          : this.api.items({ limit: PAGE_SIZE, after: this.next, filter: toFilter(query.filters) }, signal),
+      ); // prettier-ignore
+      if (!answer) return;
+      const found = asked ? answer.hits : answer.items;
+      this.grid.append(found, { ranked: asked, attributes: this.names });
+      this.next = answer.next ?? null;
+      this.exhausted = asked ? found.length < k || k < PAGE_SIZE : answer.next === null;
+      this.query = { ...query, pages: query.pages + 1 };
+      this.trail = this.trail.changed(this.query);
+      this.remember(true);
+      this.setBusy(false);
+      say(`${plural(this.grid.size, asked ? "result" : "item")} shown`);
+      this.showMore();
+    } catch (error) {
+      this.setBusy(false);
+      this.fail(error, () => {
+        this.failed = false;
+        clearNotice();
+        this.more();
+      });
+    }
+  }
+
+  showMore() {
+    const more = byId("more");
+    more.hidden = this.exhausted || this.grid.size === 0;
+    more.textContent = this.shown === "search" ? "More results" : "More items";
+  }
+
+  /** Nothing passed: what to loosen, or how to fill the index. */
+  nothing(query) {
+    const active = Object.entries(query.filters);
+    if (!active.length && this.indexing.items === 0) return this.indexing.showEmpty(this.vocabulary);
+    if (!active.length) return notice({ title: "No item answers this", text: "Every item of the index is left out: take back an example that you did not want." });
+    const loosened = this.filters.loosened.filter(([, total]) => total > 0);
+    const actions = loosened.slice(0, 4).map(([key, total]) => ({
+      label: `Without “${described(key, query.filters[key])}”: ${plural(total, "item")}`,
+      run: () => this.dropFilter(key),
+    })); // prettier-ignore
+    if (!loosened.length || active.length > 1) actions.push({ label: "Without any filter", run: () => this.change({ filters: {} }, "filter") });
+    const text = loosened.length ? "Loosen one of the filters:" : "The filters together leave nothing.";
+    notice({ title: "No item passes the filters", text, actions });
+    say(`No item passes the filters. ${loosened.length ? `Loosen ${loosened[0][0]}.` : ""}`);
+  }
+
+  async loadFacets(query) {
+    try {
+      const facets = await this.facetAnswers.ask((signal) => this.filters.load(this.api, query.filters, signal));
+      if (!facets) return;
+      this.filters.show(facets.keys, query.filters);
+      const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
+      if (empty && Object.keys(query.filters).length) this.nothing(query);
+    } catch {
+      byId("facets").replaceChildren(el("p", { class: "hint", text: "The filters cannot be loaded just now." }));
+    }
+  }
+
+  showControls() {
+    const { query } = this;
+    this.composer.show(query);
+    this.sliders.show({ weights: query.weights, predicted: this.last?.predicted_weights ?? null, why: this.whyNoWeights(query) });
+    showTrail(this.trail, { go: (at) => this.go({ ...this.trail.steps[at], item: null }, this.trail.moved(at)), uploadOf: this.uploads.get });
+    const filters = Object.entries(query.filters).map(([key, filter]) => chip(described(key, filter), () => this.dropFilter(key)));
+    const unlike = query.unlike.map((id) => chip(`not like ${id}`, () => this.change({ unlike: query.unlike.filter((one) => one !== id) }, "unlike"), {
+      picture: thumbnail({ id }, this.uploads.get), label: `Undo: not like ${id}`,
+    })); // prettier-ignore
+    byId("chips").hidden = filters.length + unlike.length === 0;
+    byId("chips").replaceChildren(...filters, ...unlike);
+    byId("copy-link").hidden = isBlank(query) && !Object.keys(query.filters).length;
+    document.title = [query.text.trim().slice(0, 60), query.reference?.id && `like ${query.reference.id}`, "Image search"].filter(Boolean).join(" · ");
+  }
+
+  whyNoWeights(query) {
+    return query.text.trim() ? null : "Off: the weights are read from the text, and there is none yet.";
+  }
+
+  dropFilter(key) {
+    const { [key]: _, ...filters } = this.query.filters;
+    this.change({ filters }, "filter");
+  }
+
+  setBusy(busy, more = false) {
+    this.busy = busy;
+    byId("results").setAttribute("aria-busy", busy ? "true" : "false");
+    byId("results").classList.toggle("busy", busy && !more);
+  }
+
+  revealResults() {
+    const top = byId("results").getBoundingClientRect().top;
+    if (top < 0) scrollTo({ top: 0, behavior: still() ? "auto" : "smooth" });
+  }
+
+  tellSize({ items }) {
+    this.indexing.items = items;
+    byId("facts").textContent = plural(items, "item");
+  }
+
+  /** The index holds other items than before. */
+  grown() {
+    this.tellSize({ items: this.indexing.items });
+    if (!this.busy && !document.querySelector("dialog[open]")) this.refresh({ quiet: true });
+  }
+
+  // ---- what else can be done -----------------------------------------------------------------------------------------------------
+
+  async details(item) {
+    let known = item;
+    if (known.metadata === undefined) {
+      try {
+        known = { ...(await this.api.item(item.id)), ...item };
+      } catch (error) {
+        return this.fail(error, () => this.details(item));
+      }
+    }
+    if (this.query.item !== known.id) {
+      this.query = { ...this.query, item: known.id };
+      this.remember(true);
+    }
+    showDetails(known, this.names, {
+      pick: (one) => this.pick(one),
+      unlike: isBlank(this.query) ? null : (one) => this.unlike(one),
+      copy: (one, button) => this.copy({ ...this.query, item: one.id }, button),
+      edit: this.vocabulary.writes ? (one) => this.manage(one.id) : null,
+      other: (one) => this.details(this.grid.item(one.id) ?? { id: one.id, metadata: one.metadata }),
+      similar: async (id, signal) => (await this.api.search({ reference_id: id, k: 6 }, null, signal)).hits,
+      closed: () => {
+        this.query = { ...this.query, item: null };
+        this.remember(true);
+      },
+    });
+  }
+
+  manage(id = "") {
+    showManage(this.api, { limits: this.vocabulary.image, needsKey: this.vocabulary.keys !== false, id, changed: () => this.refresh({ quiet: true }) });
+  }
+
+  async copy(query, button) {
+    const address = new URL(toAddress(query) || ".", location.href).href;
+    const uploaded = query.reference?.upload !== undefined;
+    let said = uploaded ? "Copied, without your image: an upload cannot be shared" : "Copied";
+    try {
+      await navigator.clipboard.writeText(address);
+    } catch {
+      said = "Copy the address of this page instead";
+    }
+    const before = button.textContent;
+    button.textContent = said;
+    say(said);
+    setTimeout(() => (button.textContent = before === said ? "Copy link" : before), 2500);
+  }
+
+  lostUpload() {
+    this.answers.cancel();
+    this.setBusy(false);
+    this.failed = true;
+    this.grid.show([]);
+    notice({ kind: "error", title: "Your image is gone", text: "An uploaded image is kept only while this page is open. Add it again, or go on without it.", actions: [
+      { label: "Add it again", run: () => byId("file").click() }, { label: "Without it", run: () => this.step({ reference: null }) },
+    ] }); // prettier-ignore
+  }
+
+  fail(error, again) {
+    if (error.status === undefined) throw error; // not the server's: a bug of this page
+    this.failed = true;
+    if (!this.grid.size) {
+      this.grid.show([]);
+      byId("results-title").textContent = "Nothing to show yet";
+      byId("summary").textContent = "";
+    }
+    const { title, text, wait = null } = explained(error, this.vocabulary?.image);
+    const actions = [{ label: wait === null ? "Try again" : "Try now", run: again }];
+    const { reference } = this.query;
+    if (error.status === 401) {
+      askForKey(this.api, () => (this.vocabulary ? again() : this.start()));
+      actions[0] = { label: "Enter a key", run: () => askForKey(this.api, () => (this.vocabulary ? again() : this.start())) };
+    }
+    if (reference && [404, 413, 415, 422].includes(error.status)) actions.push({ label: "Remove the image", run: () => this.step({ reference: null, weights: {} }) });
+    if (this.query.unlike.length && [404, 422].includes(error.status)) actions.push({ label: "Forget what is not wanted", run: () => this.change({ unlike: [] }, "unlike") });
+    const small = error.requestId && error.status >= 500 ? `Request ${error.requestId}` : null;
+    notice({ kind: wait === null ? "error" : "wait", title, text, small, actions, wait, then: again });
+  }
+}
+
+new Page();
