@@ -86,6 +86,7 @@ def _seconds(text: str) -> float:
 
 def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
+    from dqe_engine.server.background import command
     from dqe_engine.server.keys import read_keys
     from dqe_engine.server.run import serve
     from dqe_engine.server.settings import ServerSettings
@@ -102,11 +103,14 @@ def _serve(args: argparse.Namespace) -> int:
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
             hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
         )  # fmt: skip
-        command = None
+        indexing = None
         if updating:
-            command = ["-m", "dqe_engine.server.background", str(bundle), str(index), str(state / "indexing.json"), *map(_spelt, photos)]
+            assert settings.progress_file is not None
+            indexing = command(
+                bundle, index, photos, settings.progress_file, uploads=settings.uploads_folder, provider=args.provider, threads=args.threads
+            )
         try:
-            return serve(settings, level=args.log, indexing=command)
+            return serve(settings, level=args.log, indexing=indexing)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 
@@ -144,15 +148,12 @@ def _check(bundle: Path, index: Path, *, made_here: bool) -> None:
     """Fail now, in one line, where every worker would; make the index that is to be filled. Raises BundleError and IndexFormatError."""
     from dqe_engine.bundle import Bundle
     from dqe_engine.index import GalleryIndex
+    from dqe_engine.server.writes import make_index
 
     loaded = Bundle.load(bundle)
-    if made_here and not (index / "manifest.json").exists():
-        GalleryIndex.for_bundle(loaded).save(index)
+    if made_here:
+        make_index(loaded, index)
     GalleryIndex.load(index, model_hash=loaded.model_hash).close()
-
-
-def _spelt(photos: tuple[str, Path]) -> str:
-    return f"{photos[0]}={photos[1]}" if photos[0] else str(photos[1])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -24,8 +23,7 @@ from .settings import ServerSettings
 def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[str] | None = None) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
-    level: of log lines; a request is an "info". indexing: arguments of a Python process that fills the index meanwhile, and is ended with
-    the server. Raises InputError for an address that cannot be had.
+    level: of log lines; a request is an "info". indexing: command of a process that fills the index meanwhile, and is ended with the server. Raises InputError for an address that cannot be had.
     """
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
@@ -80,7 +78,7 @@ def _background(command: Sequence[str] | None) -> Iterator[None]:
     if command is None:
         yield
         return
-    process = subprocess.Popen([sys.executable, *command])
+    process = subprocess.Popen(command)
     try:
         yield
     finally:

@@ -30,8 +30,8 @@ from .messages import (
 )
 from .metrics import MEDIA_TYPE
 from .openapi import body, responds
-from .progress import read_progress
 from .problems import Problem
+from .progress import read_progress
 from .service import Service
 
 PAGE = Path(__file__).with_name("page")
