@@ -7,6 +7,7 @@ route is protected before anybody thinks of it.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who 
 _ALWAYS = frozenset((*_HEALTH, "/", "/metrics"))  # answer while the service is not ready; so does the page
 _TEMPLATES = _PUBLIC_PATHS | frozenset(("/metrics", "/v1/vocabulary", "/v1/status", "/v1/facets", "/v1/search", "/v1/items", "/v1/session"))
 
+_HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]*)?")
 _OURS = frozenset(name for name, _ in SECURITY) | {b"x-request-id"}
 """Headers that are the guards' to set: an application's own are replaced."""
 
@@ -352,14 +354,6 @@ def _template_in(scope: Scope) -> str | None:
 
 
 def _host_of(header: bytes) -> str:
-    """The name in a Host header: without the port, in lower case."""
-    text = header.decode("latin-1").strip(" \t").lower()
-    if text.startswith("["):
-        name, bracket, port = text.partition("]")
-        name += bracket
-    else:
-        name, _, port = text.partition(":")
-        port = f":{port}" if _ else ""
-    if port and not (port[0] == ":" and port[1:].isdigit()):
-        return ""
-    return name.removesuffix(".")
+    """The name in a Host header: without the port, in lower case; "" for what is none."""
+    found = _HOST.fullmatch(header.strip(b" \t").lower())
+    return "" if found is None else found[1].decode("ascii").removesuffix(".")
