@@ -23,7 +23,8 @@ from .settings import ServerSettings
 def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[str] | None = None) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
-    level: of log lines; a request is an "info". indexing: command of a process that fills the index meanwhile, and is ended with the server. Raises InputError for an address that cannot be had.
+    level: of log lines; a request is an "info". indexing: command of a process that fills the index meanwhile, and is ended with
+    the server. Raises InputError for an address that cannot be had.
     """
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
