@@ -11,6 +11,7 @@ A connection is in one of these states; `Watch` drops it when it stays too long.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
@@ -48,6 +49,7 @@ class Watch:
         self._stalled: dict[Connection, tuple[float, int]] = {}  # and the bytes that were not taken yet
         self._lingering: dict[Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when it goes off
 
     def admit(self, connection: Connection, peer: str | None) -> bool:
         """Whether there is room for it. Where there is none, who has waited for a head, or idled, longest goes."""
@@ -131,15 +133,19 @@ class Watch:
 
     def _arm(self) -> None:
         """One timer for all: the earliest deadline."""
-        if self._timer is None:
-            first = [deadline for deadline in (_first(self._heads), _first(self._lingering)) if deadline is not None]
-            if self._stalled:
-                first.append(next(iter(self._stalled.values()))[0])
-            if first:
-                self._timer = self.loop.call_later(max(0.01, min(first) - self.loop.time()), self._look)
+        first = min(
+            next(iter(self._heads.values()), math.inf),
+            next(iter(self._lingering.values()), math.inf),
+            next(iter(self._stalled.values()), (math.inf, 0))[0],
+        )
+        if first < self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = first
+            self._timer = self.loop.call_later(max(0.01, first - self.loop.time()), self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._due = None, math.inf
         now = self.loop.time()
         while self._heads and (late := next(iter(self._heads))) and self._heads[late] <= now:
             del self._heads[late]
@@ -154,10 +160,6 @@ class Watch:
             elif left:
                 self.expect_taking(slow, left)
         self._arm()
-
-
-def _first(deadlines: dict[Connection, float]) -> float | None:
-    return next(iter(deadlines.values()), None)
 
 
 class Connection:
