@@ -175,6 +175,7 @@ class Connection:
         self.counted_for: str | None = None
         self.is_admitted = self.is_refused = False
         self._deaf = False  # to what comes: the connection is about to end
+        self.is_ended = False  # nothing more is sent
         self._discarded = 0
         self._raw: Any = None
 
@@ -194,7 +195,7 @@ class Connection:
         self.watch.refused += 1
         message = "the server has as many connections as it takes; try again in a moment, and use fewer"
         transport.write(raw_answer(Problem(503, "connections", message, retry_after(1))))
-        self._linger()
+        self.linger()
         return False
 
     def discards(self, data: bytes) -> bool:
@@ -215,7 +216,10 @@ class Connection:
             self.cycle.keep_alive = False  # it ends with that answer
             return
         self.transport.write(raw_answer(problem))
-        self._linger()
+        if self.cycle is not None and not self.cycle.response_complete:  # its body is damaged: who reads it learns that no more comes
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.linger()
 
     def head_is_late(self) -> None:
         """The head did not come in time."""
@@ -230,13 +234,9 @@ class Connection:
         """Whether something of a head came."""
         raise NotImplementedError
 
-    def has_whole_request(self) -> bool:
-        """Whether nothing is missing of the request that came last."""
-        raise NotImplementedError
-
     def drop(self) -> None:
         """End the connection now, whatever is left to send."""
-        self._deaf = True
+        self._deaf = self.is_ended = True
         self.watch.release(self)
         self._raw.abort()
 
@@ -252,8 +252,9 @@ class Connection:
         """Whether somebody works on an answer that cannot be replaced."""
         return self.cycle is not None and not self.cycle.response_complete and (self.cycle.response_started or not self.cycle.more_body)
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Close for writing, and give the client a moment to read before the connection is reset by what it still sends."""
+        self._deaf = self.is_ended = True
         self.watch.expect_end(self)
         try:
             if not self._raw.can_write_eof():
@@ -266,23 +267,20 @@ class Connection:
 
 
 class Closer:
-    """The transport as an answer sees it while its request has not come whole: `close` lingers."""
+    """The transport as an answer (uvicorn's cycle) sees it: `close` lingers where its request has not come whole."""
 
-    def __init__(self, connection: Connection, transport: Any) -> None:
-        self._connection, self._transport = connection, transport
+    def __init__(self, connection: Connection, cycle: Any, transport: Any) -> None:
+        self._connection, self._cycle, self._transport = connection, cycle, transport
         self.write = transport.write
-        self._closed = False
 
     def is_closing(self) -> bool:
-        return self._closed or bool(self._transport.is_closing())
+        return self._connection.is_ended or bool(self._transport.is_closing())
 
     def close(self) -> None:
-        if self._connection.has_whole_request() or self._transport.is_closing():
+        if not self._cycle.more_body or self._transport.is_closing():
             self._transport.close()
-        elif not self._closed:
-            self._closed = True
-            self._connection._deaf = True
-            self._connection._linger()
+        elif not self._connection.is_ended:
+            self._connection.linger()
 
 
 def raw_answer(problem: Problem) -> bytes:
