@@ -78,7 +78,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self._in_head, self._progressed = False, True
         self.watch.have_head(self)
         super().on_headers_complete()
-        self.cycle.transport = Closer(self, self.transport)
+        self.cycle.transport = Closer(self, self.cycle, self.transport)
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True
@@ -89,6 +89,9 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self.is_ended:
+            self.pipeline.clear()
+            return
         super().on_response_complete()
         self.answered(is_idle=self._in_head and self.cycle.response_complete)
 
@@ -105,9 +108,6 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     def has_part_of_head(self) -> bool:
         return self._held > 0
-
-    def has_whole_request(self) -> bool:
-        return self._in_head
 
     def is_answering(self) -> bool:
         return bool(self.pipeline) or super().is_answering()
