@@ -15,6 +15,7 @@ from dqe_export.demo.collect import collect, metrics, pick_examples
 from dqe_export.demo.pipeline import DemoOptions, DemoRun, run_demo
 from dqe_export.demo.report import render_report
 from dqe_training.data.garments.dataset import GarmentsSpec
+from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.pretrain import PretrainConfig
 
 pytestmark = pytest.mark.slow  # the demo is run once for all of them
@@ -85,6 +86,30 @@ def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures:
     engine.load_index(run.directory / "index")
     record = run.evaluation.records[0]
     assert len(engine.search(Query(reference_id=record.reference, text=record.text, k=5)).hits) == 5
+
+
+def test_the_index_can_be_filtered_and_its_items_have_a_content(finished: tuple[DemoRun, list[str]]) -> None:
+    run, _ = finished
+    engine = RetrievalEngine.load(run.directory / "bundle")
+    engine.load_index(run.directory / "index")
+    snapshot = engine.index.snapshot()
+    items = [snapshot.item(snapshot.existing(id)) for id in snapshot.ids()]
+    assert all(item.metadata is not None and set(item.metadata) == {"colour", "kind", "pattern", "length", "price"} for item in items)
+    assert all(item.content for item in items)
+    hits = engine.search(Query(text="is red", k=10, filter={"kind": "dress", "price": {"<": 80}})).hits
+    assert hits
+    assert all(hit.metadata is not None and hit.metadata["kind"] == "dress" and hit.metadata["price"] < 80 for hit in hits)
+
+
+def test_evaluation_reads_no_metadata(finished: tuple[DemoRun, list[str]]) -> None:
+    """The same figures where every item is described as one and the same."""
+    run, _ = finished
+    engine = RetrievalEngine.load(run.directory / "bundle")
+    wrong = {"colour": "red", "kind": "dress", "pattern": "plain", "length": "long", "price": 1.0}
+    index_gallery(engine, run.directory / "garments" / "images", run.evaluation, metadata=dict.fromkeys(run.evaluation.gallery, wrong))
+    report, found = evaluate_engine(engine, run.evaluation)
+    assert report == run.runtime[0]
+    assert (found.ranked == run.runtime[1].ranked).all()
 
 
 def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -88,7 +90,11 @@ def metrics(data: ReportData) -> dict[str, Any]:
         **_plain(ours.reports),
         "seeds": len(ours.reports),
         "baseline": _plain(baseline.reports),
+        "queries": ours.reports[0].queries,
+        "gallery": ours.reports[0].gallery,
         "training_seconds": {"dqe": ours.training_seconds, "baseline": baseline.training_seconds},
+        "steps": {"dqe": ours.steps, "baseline": baseline.steps},
+        "mining_seconds": ours.mining_seconds,
         "attainable": data.attainable,
         "weight_auc": _mean_dict([r.weight_auc or {} for r in ours.reports]),
         "runtime_top10_agreement": data.agreement.runtime_top10_agreement,
@@ -96,6 +102,8 @@ def metrics(data: ReportData) -> dict[str, Any]:
         "embedding_max_abs_diff": data.agreement.embedding_max_abs_diff,
         "latency_ms": {p.name: {"p50": p.total.p50_ms, "p95": p.total.p95_ms} for p in data.latency},
         "seconds": data.seconds,
+        "seconds_in_all": round(sum(data.seconds.values()), 1),
+        "command": data.command,
         "environment": msgspec.to_builtins(data.environment),
     }
 
@@ -115,6 +123,7 @@ def _result(model: TrainedModel) -> ModelResult:
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
         steps=round(float(np.mean(model.steps))),
+        mining_seconds=sum(model.mining) / len(model.seconds) if model.mining else None,
         note="a nameless attention pool; no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
 
@@ -250,5 +259,18 @@ def _environment() -> Environment:
     packages = ("dqe-engine", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
     return Environment(
         cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_of(packages),
-        date=date.today().isoformat(),
+        date=date.today().isoformat(), commit=_commit(),
     )  # fmt: skip
+
+
+def _commit() -> str:
+    """What git says of this package's files: "aee889a of 2026-11-27", "… with changes"; empty where they are not in a checkout."""
+    here = Path(__file__).parent
+    try:
+        head, changed = (
+            subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for arguments in (("log", "-1", "--format=%h of %cs"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + (" with changes" if changed else "")
