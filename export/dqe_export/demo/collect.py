@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -62,7 +60,7 @@ def collect(run: DemoRun, *, command: str) -> ReportData:
             gallery_images=dataset.gallery_images, val_queries=dataset.val_queries,
         ),
         model_size=ModelSize(parameters=run.parameters, bundle_bytes=sum(f.size for f in run.engine.bundle.manifest.files)),
-        environment=_environment(),
+        environment=_environment(run.commit),
         seconds=run.seconds,
         command=command,
         image_root=str(run.directory / "garments" / "images"),
@@ -255,22 +253,9 @@ def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def _environment(commit: str) -> Environment:
     packages = ("dqe-engine", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
     return Environment(
         cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_of(packages),
-        date=date.today().isoformat(), commit=_commit(),
+        date=date.today().isoformat(), commit=commit,
     )  # fmt: skip
-
-
-def _commit() -> str:
-    """What git says of this package's files: "aee889a of 2026-11-27", "… with changes"; empty where they are not in a checkout."""
-    here = Path(__file__).parent
-    try:
-        head, changed = (
-            subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for arguments in (("log", "-1", "--format=%h of %cs"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head + (" with changes" if changed else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -78,7 +79,7 @@ class TrainedModel:
 
 @dataclass
 class DemoRun:
-    """Everything the report shows. `engine` has the gallery indexed; `runtime` is its evaluation."""
+    """Everything the report shows. `engine` has the gallery indexed; `runtime` is its evaluation; `commit` is of the code when it began."""
 
     directory: Path
     options: DemoOptions
@@ -89,6 +90,7 @@ class DemoRun:
     runtime: tuple[Report, Embeddings]
     seconds: dict[str, float]
     parameters: int
+    commit: str
 
 
 BASELINE_RATE = 4e-3
@@ -104,6 +106,7 @@ def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
 
 def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
     """Run all stages in `directory`; what a killed run finished is kept. `listener(label)` makes a progress listener."""
+    commit = _commit()
     clock = directory / "seconds.json"  # per stage, over all the runs that it took
     seconds: dict[str, float] = msgspec.json.decode(clock.read_bytes(), type=dict[str, float]) if clock.is_file() else {}
 
@@ -168,7 +171,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
                 loaded = load_checkpoint(path)
                 model.evaluations.append(evaluate_model(loaded.model, loaded.tokenizer, evaluation, gallery))
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return DemoRun(directory, options, evaluation, dqe, baseline, engine, runtime, seconds, parameters)
+    return DemoRun(directory, options, evaluation, dqe, baseline, engine, runtime, seconds, parameters, commit)
 
 
 def _encode(
@@ -202,3 +205,16 @@ def _counter(events: Listener, total: int) -> Callable[[int], None]:
         events({"event": "load", "done": done, "total": total})
 
     return advance
+
+
+def _commit() -> str:
+    """What git says of this package's files: "aee889a of 2026-11-27", "… with changes"; empty where they are not in a checkout."""
+    here = Path(__file__).parent
+    try:
+        head, changed = (
+            subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for arguments in (("log", "-1", "--format=%h of %cs"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + (" with changes" if changed else "")
