@@ -28,6 +28,7 @@ from .shop import shop_metadata
 
 _PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8"}
 _GALLERY = "gallery/"
+_ATTRIBUTES = ("colour", "shape", "pattern", "length")
 
 
 def choose_photos(images: Sequence[ImageRecord], vocabulary: AttributeVocabulary) -> list[ImageRecord]:
@@ -35,10 +36,9 @@ def choose_photos(images: Sequence[ImageRecord], vocabulary: AttributeVocabulary
     frequent as the others with every colour, shape and pattern; where there is no image of a length, the next one's turn comes."""
     by_attributes: dict[tuple[str, ...], list[ImageRecord]] = defaultdict(list)
     for image in images:
-        by_attributes[tuple(image.attributes[name] for name in ("colour", "shape", "pattern", "length"))].append(image)
-    colours, shapes, patterns, lengths = (
-        {a.name: a.values for a in vocabulary.attributes}[n] for n in ("colour", "shape", "pattern", "length")
-    )
+        by_attributes[tuple(image.attributes[name] for name in _ATTRIBUTES)].append(image)
+    values = {attribute.name: attribute.values for attribute in vocabulary.attributes}
+    colours, shapes, patterns, lengths = (values[name] for name in _ATTRIBUTES)
     chosen = []
     for c, colour in enumerate(colours):
         for s, shape in enumerate(shapes):
