@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_its_index_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification says to ignore
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert sample.index() == tmp_path / "home" / ".cache" / "dqe-engine" / "sample" / place.name
+
+
+def test_the_python_of_its_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    text = (sample.bundle().parent / "README.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    assert scope["result"].hits
+    assert (sample.index() / "manifest.json").is_file()
 
 
 def test_an_installation_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
