@@ -83,6 +83,12 @@ def _remedy(error: OSError) -> str:
     return f"; {remedy}" if remedy else ""
 
 
+def cache_home() -> Path:
+    """The folder of this user's caches: `XDG_CACHE_HOME`, else ~/.cache. Raises RuntimeError for a user without a home directory."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"  # the specification says to ignore relative ones
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as stream:
