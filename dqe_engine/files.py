@@ -47,7 +47,7 @@ def describe_os_error(error: OSError, path: str | os.PathLike[str] | None = None
     if error.strerror is None:  # raised by a library, in its own words
         return " ".join(str(error).split()) or type(error).__name__
     said = error.strerror[:1].lower() + error.strerror[1:]
-    name = path if error.filename is None else error.filename
+    name = path if error.filename is None or isinstance(error.filename, int) else error.filename  # a descriptor names nothing
     where = "" if name is None else f"{name}: "
     return f"{where}{said}{_remedy(error)}"
 

@@ -201,7 +201,7 @@ class _Exchange:
             return None
         if self._path in _HEALTH and not self._guards.settings.on_loopback:
             return None  # a balancer asks by address
-        return Problem(403, "host", "the Host header is not one of this server's names; start it with --hosts NAME to add one")
+        return Problem(403, "host", "the Host header is not one of this server's names; start it with --hostname NAME to add one")
 
     def _foreign(self) -> Problem | None:
         """A page of another site that would send something. Browsers say whose page it is, and pages cannot change what they say."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ from .writes import Writes, Written
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
+MEASURED_EVERY = 5
+"""Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
 MOST_DEADLINE_MS = 600_000
 T = TypeVar("T")
 
@@ -133,8 +136,10 @@ class Service:
     async def _follow(self) -> None:
         """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
         manifest, parent, seen = Path(self.settings.index) / MANIFEST_FILE, os.getppid(), None
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(FOLLOWED_EVERY)
+            if turn % MEASURED_EVERY == 0:
+                self.measure()
             if os.getppid() != parent and self.settings.workers > 1:
                 log.error("the parent process is gone; this worker ends")
                 os.kill(os.getpid(), signal.SIGTERM)
