@@ -29,7 +29,8 @@ from dqe_engine.index.metadata_file import read_metadata
 from dqe_engine.query import Query
 from dqe_engine.tensorrt.engines import read_plan, read_sidecar
 from dqe_engine.text import TextEncoder
-from dqe_engine.zones.mining_folder import mine_to_folder, read_mined
+from dqe_engine.zones.mined_folder import read_mined
+from dqe_engine.zones.mining_folder import mine_to_folder
 from dqe_export.tensorrt.plan import traffic_profile
 
 Parser = Callable[[bytes], object]

@@ -23,9 +23,10 @@ from support.mining_workers import BLOCK, GALLERY, PICKS, QUERIES, ZONES, job, p
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import recover_directory
-from dqe_engine.zones import Screen, cpu, mining, mining_folder
+from dqe_engine.zones import Screen, cpu, mining, mining_plan
+from dqe_engine.zones.mined_folder import MANIFEST_FILE, read_mined
 from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives, summarise
-from dqe_engine.zones.mining_folder import MANIFEST_FILE, MiningOutcome, mine_to_folder, read_mined
+from dqe_engine.zones.mining_folder import MiningOutcome, mine_to_folder
 
 
 def mine(*, zones: ZoneSpec = ZONES, picks: int = PICKS, **options: Any) -> MinedNegatives:
@@ -497,7 +498,7 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["queries", "items", "targets"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_counted_and_refused(tmp_path: Path, what: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining_folder, "_READ_BYTES", 100)  # several chunks
+    monkeypatch.setattr(mining_plan, "_READ_BYTES", 100)  # several chunks
     array = problem()[what] if what != "targets" else mine().anchor_scores
     array[[3, 20]] = value
     name = {"items": "gallery"}.get(what, what)
