@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.array_files import open_array
 from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import NOT_JSON, parse_json
+from dqe_engine.contracts.versioned import Versioned, read_document
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error, recover_directory, require_regular, sha256_of
+from dqe_engine.files import recover_directory, sha256_of
 
 from .mining import ARRAYS, MinedNegatives
-from .mining_plan import SCHEMA_VERSION, MiningRun
+from .mining_plan import SCHEMA_VERSION, MiningPlan, lifted
 
 MANIFEST_FILE = "mined.json"
 
 
-class MiningManifest(MiningRun, frozen=True, kw_only=True):
+class MiningManifest(Versioned, frozen=True, kw_only=True):
+    """`resolved`: the absolute zones that the plan's pooled ones came to; else None."""
+
+    kind: Literal["mined-negatives"] = "mined-negatives"
+    schema_version: int = SCHEMA_VERSION
+    plan: MiningPlan
+    resolved: ZoneSpec | None = None
     files: tuple[FileEntry, ...]
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return lifted(data)
 
 
 def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, MinedNegatives]:
@@ -41,14 +51,10 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
     with contextlib.suppress(OSError):
         recover_directory(folder)
     try:
-        require_regular(path)
-        raw = path.read_bytes()
+        manifest = read_document(MiningManifest, path, remedy="mine again with --force", error=InputError)
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = f"; a run to it is unfinished, run dqe-mine again ({partial})" if (partial := partial_of(folder)).is_dir() else ""
         raise InputError(f"{folder}: no mined negatives here (no {MANIFEST_FILE}){hint}") from error
-    except OSError as error:
-        raise InputError(describe_os_error(error, path)) from error
-    manifest = parse_record(MiningManifest, raw, path)
     if sorted(entry.path for entry in manifest.files) != sorted(f"{name}.npy" for name in ARRAYS):
         raise InputError(f"{path}: lists other files than those of mined negatives; mine again with --force")
     for entry in manifest.files:
@@ -60,15 +66,6 @@ def read_mined(folder: Path, *, verify: bool = True) -> tuple[MiningManifest, Mi
     for name in ARRAYS:
         arrays[name] = _read_array(folder / f"{name}.npy", (manifest.plan.queries, *rows[name].shape), rows[name].base)
     return manifest, MinedNegatives(**arrays, backend=manifest.plan.backend)
-
-
-def parse_record(kind: type[Any], raw: bytes, path: Path) -> Any:
-    with contextlib.suppress(*NOT_JSON, AttributeError, TypeError):
-        data = msgspec.json.decode(raw)
-        version = data.get("plan", data).get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise InputError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
-    return parse_json(kind, raw, where=str(path))
 
 
 def layout(picks: int) -> dict[str, np.dtype[Any]]:

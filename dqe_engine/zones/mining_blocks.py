@@ -15,21 +15,36 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.versioned import Versioned, read_document
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import TEMPORARY_PREFIX, atomic_write, sha256_of
 
-from .mined_folder import MANIFEST_FILE, MiningManifest, layout, parse_record
+from .mined_folder import MANIFEST_FILE, MiningManifest, layout
 from .mining import ARRAYS, MinedNegatives, MiningJob
-from .mining_plan import MiningPlan, MiningRun, differences
+from .mining_plan import SCHEMA_VERSION, MiningPlan, differences, lifted
 
 _RUN_FILE = "run.json"
 _BLOCK_FILE = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{64})\.npy")
+
+
+class MiningRun(Versioned, frozen=True, kw_only=True):
+    """`resolved`: the absolute zones that the plan's pooled ones came to when the run began, with which it goes on; else None."""
+
+    kind: Literal["mining-run"] = "mining-run"
+    schema_version: int = SCHEMA_VERSION
+    plan: MiningPlan
+    resolved: ZoneSpec | None = None
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return lifted(data)
 
 
 def _record(picks: int) -> np.dtype[Any]:
@@ -55,7 +70,7 @@ def resume(partial: Path, plan: MiningPlan, job: MiningJob, force: bool) -> tupl
     run: MiningRun | None = None
     if path.is_file():
         try:
-            run = parse_record(MiningRun, path.read_bytes(), path)
+            run = read_document(MiningRun, path, remedy="the run cannot be gone on with", error=InputError)
             problem = None if run.plan == plan else f"{partial}: an interrupted run with {differences(plan, run.plan)}"
         except InputError as error:
             problem = str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from dqe_engine.errors import InputError
 
 from .mining import MiningJob, Progress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what holds a plan. Version 1 had its `kind` and `schema_version` in the plan."""
 _READ_BYTES = 1 << 24
 _MOST_PICKS = 1 << 24
 
@@ -23,8 +24,6 @@ _MOST_PICKS = 1 << 24
 class MiningPlan(Contract, frozen=True, kw_only=True):
     """What decides every byte of a result. A run is resumed only by the same plan."""
 
-    schema_version: int = SCHEMA_VERSION
-    kind: Literal["mined-negatives"] = "mined-negatives"
     queries: int
     items: int
     tokens: int
@@ -42,11 +41,13 @@ class MiningPlan(Contract, frozen=True, kw_only=True):
             raise InputError(f"{self.picks} picks per query, expected 0 to {_MOST_PICKS}")
 
 
-class MiningRun(Contract, frozen=True, kw_only=True, omit_defaults=True):
-    """`resolved`: the absolute zones that the plan's pooled ones came to when the run began, with which it goes on; else None."""
-
-    plan: MiningPlan
-    resolved: ZoneSpec | None = None
+def lifted(data: dict[str, Any]) -> dict[str, Any]:
+    """A document of version 1 that holds a plan, as one of version 2."""
+    plan = data.get("plan")
+    if "schema_version" in data or not isinstance(plan, dict):
+        return data
+    rest = {key: value for key, value in plan.items() if key not in ("kind", "schema_version")}
+    return data | {"schema_version": plan.get("schema_version"), "plan": rest}
 
 
 def make_plan(job: MiningJob, reading: Progress) -> MiningPlan:

@@ -254,7 +254,7 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "mined picks.npy", (array, mined_array)
 
-    run = {key: document[key] for key in ("plan", "resolved")}
+    run = {key: document[key] for key in ("schema_version", "plan", "resolved")} | {"kind": "mining-run"}
 
     def run_json(data: bytes) -> None:
         partial = root / "run.partial"

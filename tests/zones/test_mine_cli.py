@@ -289,9 +289,9 @@ def test_out_that_cannot_be_used(inputs: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(inputs, "--out", out, *OPTIONS, "--picks", "6", "--force") == 0
     assert np.load(out / "picks.npy").shape == (QUERIES, 6)
     record = json.loads((out / "mined.json").read_text())
-    record["plan"]["schema_version"] = 2
+    record["schema_version"] = 3
     (out / "mined.json").write_text(json.dumps(record))
-    refused(capsys, r"schema 2, this version reads up to 1; upgrade", "--show", out)
+    refused(capsys, "schema version 3 is newer than the supported 2; upgrade", "--show", out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere, and there is no setpriv")

@@ -28,7 +28,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import SCHEMA_VERSION, WEIGHTS, CheckpointMeta
+from .checkpoint_meta import OLDEST_RESUMED, WEIGHTS, CheckpointMeta
 from .config import TrainConfig
 from .distributed import World
 from .features.identity import same_tower
@@ -120,7 +120,7 @@ class RunState:
 
     def _require_same(self, newest: Path, meta: CheckpointMeta, judged_by: str | None) -> None:
         """Raise CheckpointError where the checkpoint is of another training than this one."""
-        if meta.schema_version < SCHEMA_VERSION:
+        if meta.schema_version < OLDEST_RESUMED:
             raise CheckpointError(
                 f"{newest}: made by an earlier version, whose runs are not resumed; use another run directory, or begin anew from its "
                 f"weights with start={newest}"
