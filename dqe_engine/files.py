@@ -62,6 +62,13 @@ def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
     return status
 
 
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises OSError, for what is no regular file too (see `require_regular`)."""
+    require_regular(path)
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def describe_write_error(error: OSError, out: Path) -> str:
     """`describe_os_error` for what was to become `out`: `out: cannot be written (Permission denied); grant this user …`.
 
@@ -84,7 +91,8 @@ def _remedy(error: OSError) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, for what is no regular file too."""
+    require_regular(path)
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -89,7 +89,7 @@ def resume(partial: Path, plan: MiningPlan, job: MiningJob, force: bool) -> tupl
             file.unlink()
         elif match := _BLOCK_FILE.fullmatch(file.name):
             start, stop = int(match[1]), int(match[2])
-            if start < reached or sha256_of(file) != match[3]:
+            if not file.is_file() or start < reached or sha256_of(file) != match[3]:
                 file.unlink()
                 damaged += 1
             else:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, require_regular
 
 from .checkpoint import (
     Progress,
@@ -147,7 +147,9 @@ class RunState:
 
 def _truncate_log(path: Path, step: int) -> None:
     """Drop log lines after `step`: a killed run had written some that the checkpoint does not have."""
-    if not path.is_file():
+    try:
+        require_regular(path)
+    except FileNotFoundError:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():

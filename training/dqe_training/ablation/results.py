@@ -15,7 +15,7 @@ from dqe_engine.contracts.parsing import Contract
 from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write, describe_write_error
+from dqe_engine.files import atomic_write, describe_write_error, read_regular
 
 from ..config import TrainConfig
 from ..evaluation.metrics import PerQuery
@@ -114,7 +114,7 @@ def others_code(out: Path, cells: Sequence[Cell]) -> int:
         if path.stem in known:
             continue
         try:
-            count += msgspec.json.decode(path.read_bytes(), type=_Code).code != source_hash()
-        except msgspec.DecodeError:  # of a version that did not say, or damaged: not of this code either
+            count += msgspec.json.decode(read_regular(path), type=_Code).code != source_hash()
+        except (msgspec.DecodeError, OSError):  # of a version that did not say, or damaged: not of this code either
             count += 1
     return count
