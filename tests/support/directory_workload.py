@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -37,6 +39,24 @@ def die_after_rename(count: int) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
+def fail_to_replace(path: Path) -> None:
+    """The old one is moved aside, the new one cannot be put there, and the old one is put back."""
+    rename, calls = os.replace, []
+
+    def replace(*names: Path) -> None:
+        calls.append(names)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "the disk is away for a moment")
+        rename(*names)
+
+    os.replace = replace  # type: ignore[assignment]
+    try:
+        with contextlib.suppress(OSError):
+            write(path, 0, replace=True)
+    finally:
+        os.replace = rename
+
+
 def record(path: Path, times: int) -> None:
     """New at first, then replaced. Every second time a process dies before: after it has moved the old one aside, after it has put the
     new one there, or once the old one is about to be removed; and then, sometimes, someone reads before the next one writes."""
@@ -51,6 +71,8 @@ def record(path: Path, times: int) -> None:
             if number % 12 in (4, 6):
                 recover_directory(path)
         else:
+            if number == 3:
+                fail_to_replace(path)
             write(path, number, replace=number > 1)
             calls.disk_calls_mark(f"confirmed {number}".encode())
 
