@@ -106,7 +106,8 @@ def _serve(args: argparse.Namespace) -> int:
             bundle=bundle, index=index, photos=photos, uploads=args.uploads,
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
-            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port, log=args.log,
+            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
+            log=args.log,
         )  # fmt: skip
         _warn_of_strangers(settings)
 
