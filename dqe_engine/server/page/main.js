@@ -20,6 +20,7 @@ import { listen, UploadError, Uploads } from "./upload.js";
 
 const MOST_AT_ONCE = 960;
 const AHEAD_PX = 600;
+const LATER_MS = 1000;
 
 class Page {
   api = new Api();
@@ -34,6 +35,7 @@ class Page {
   next = null; // where browsing goes on: an id, or null at the end
   exhausted = true;
   busy = false;
+  facetsOf = null; // the filters, as JSON, whose facets are shown: slider moves do not change them
   coalesced = null; // the kind of the last change: slider moves in a row are one entry of the history
 
   constructor() {
@@ -179,7 +181,7 @@ class Page {
     this.setBusy(true);
     const wanted = Math.min(query.pages * PAGE_SIZE, MOST_AT_ONCE);
     const filter = toFilter(query.filters);
-    this.loadFacets(query);
+    if (this.facetsOf !== JSON.stringify(query.filters)) this.loadFacets(query);
     try {
       const answer = await this.answers.ask((signal) =>
         asked
@@ -202,14 +204,15 @@ class Page {
   showAnswer(answer, query, wanted) {
     this.last = answer;
     this.shown = "search";
-    this.exhausted = answer.hits.length < wanted || wanted >= (this.vocabulary.limits?.k ?? 10_000);
+    const counts = answer.zones?.counts;
+    const candidates = counts ? counts.near + counts.mid + counts.easy : null;
+    this.exhausted = answer.hits.length < wanted || answer.hits.length === candidates || wanted >= (this.vocabulary.limits?.k ?? 10_000);
     this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
     this.composer.tell(notesOf(answer));
     this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
     byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
     const best = answer.hits[0]?.score;
-    const candidates = answer.zones ? answer.zones.counts.near + answer.zones.counts.mid + answer.zones.counts.easy : null;
-    const near = answer.zones?.counts.near ?? 0;
+    const near = counts?.near ?? 0;
     const told = [candidates !== null && `of ${plural(candidates, "item")}`, near > 1 && `the first ${count(near)} equally good`];
     byId("summary").textContent = answer.hits.length ? told.filter(Boolean).join(", ") : "";
     if (answer.index) this.tellSize(answer.index);
@@ -282,6 +285,7 @@ class Page {
     try {
       const facets = await this.facetAnswers.ask((signal) => this.filters.load(this.api, query.filters, signal));
       if (!facets) return;
+      this.facetsOf = JSON.stringify(query.filters);
       this.filters.show(facets.keys, query.filters);
       const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
       if (empty && Object.keys(query.filters).length) nothing(this, query);
@@ -330,10 +334,19 @@ class Page {
     byId("facts").textContent = plural(items, "item");
   }
 
+  /** Something was written from this page: the dialog stays open, what is behind it is new. */
+  rewritten() {
+    this.facetsOf = null;
+    this.refresh({ quiet: true });
+    this.indexing.look();
+  }
+
   /** The index holds other items than before. */
   grown() {
     this.tellSize({ items: this.indexing.items });
-    if (!this.busy && !document.querySelector("dialog[open]")) this.refresh({ quiet: true });
+    this.facetsOf = null;
+    if (this.busy || document.querySelector("dialog[open]")) setTimeout(() => this.grown(), LATER_MS);
+    else this.refresh({ quiet: true });
   }
 
   // ---- what else can be done -----------------------------------------------------------------------------------------------------
@@ -366,7 +379,7 @@ class Page {
   }
 
   manage(id = "") {
-    showManage(this.api, { limits: this.vocabulary.image, needsKey: this.vocabulary.keys !== false, id, changed: () => this.refresh({ quiet: true }) });
+    showManage(this.api, { limits: this.vocabulary.image, needsKey: this.vocabulary.keys !== false, id, changed: () => this.rewritten() });
   }
 }
 
