@@ -3,7 +3,7 @@
 import { byId, el, icon, ICONS } from "./dom.js";
 import { thumbnail } from "./trail.js";
 
-
+const LONG_TEXT = 90;
 
 export class Composer {
   #drawn = null;
@@ -94,8 +94,9 @@ export class Composer {
     root.replaceChildren(about, clear);
   }
 
-  /** As tall as its text, up to five lines. */
+  /** As tall as its text, up to five lines; long ones are smaller. */
   #fit() {
+    byId("composer").classList.toggle("long", this.text.value.length > LONG_TEXT);
     this.text.style.setProperty("height", "auto");
     this.text.style.setProperty("height", `${Math.min(this.text.scrollHeight, 5.2 * Number.parseFloat(getComputedStyle(this.text).lineHeight) || 200)}px`);
   }

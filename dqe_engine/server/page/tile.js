@@ -25,7 +25,7 @@ export function parts(hit, attributes) {
   return [
     { name: "whole query", value: explanation.base, colour: "var(--base)" },
     ...named.map((name) => ({ name, value: explanation.attributes[name], colour: attributeColour(name, attributes) })),
-    ...(explanation.unlike ? [{ name: "examples not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
+    ...(explanation.unlike ? [{ name: "not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
   ];
 }
 
