@@ -8,9 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
+
+if TYPE_CHECKING:
+    from dqe_engine.server.settings import ServerSettings
 
 MIB = 1 << 20
 
@@ -102,7 +107,14 @@ def _serve(args: argparse.Namespace) -> int:
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
             hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
+            log=args.log,
         )  # fmt: skip
+        _warn_of_strangers(settings)
+
+        def again() -> ServerSettings:
+            _check(bundle, index, made_here=False)
+            return replace(settings, keys=read_keys(args.keys, os.environ))
+
         indexing = None
         if updating:
             assert settings.progress_file is not None
@@ -110,9 +122,16 @@ def _serve(args: argparse.Namespace) -> int:
                 bundle, index, photos, settings.progress_file, uploads=settings.uploads_folder, provider=args.provider, threads=args.threads
             )
         try:
-            return serve(settings, level=args.log, indexing=indexing)
+            return serve(settings, indexing=indexing, again=again)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+
+
+def _warn_of_strangers(settings: ServerSettings) -> None:
+    """What is open to others on purpose is no error, and is said. Words on stderr, before the lines of the log."""
+    if not settings.on_loopback and not settings.keys:
+        says = "whoever reaches this address may search and see all items and pictures; --keys FILE asks for a key"
+        print(f"warning: --host {settings.host} without keys: {says}", file=sys.stderr, flush=True)
 
 
 def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path], ...]]:

@@ -1,30 +1,48 @@
-"""`serve`: uvicorn with this application, in one process or in several workers, until SIGTERM or Ctrl-C."""
+"""`serve`: uvicorn with this application, in one process or in several workers, until SIGTERM or Ctrl-C.
+
+SIGHUP replaces workers one by one, by ones with the settings of now. A server without workers has nobody to answer meanwhile, and ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from dqe_engine.errors import InputError
+from dqe_engine.errors import DQEError, InputError
 
 from .app import create_app
 from .logs import configuration
 from .protocol import ProtocolFactory
 from .settings import ServerSettings
 
+log = logging.getLogger("dqe_engine.server")
+_BACKLOG = 1024
+_WORKER_S = 60
+"""Seconds for a worker to import and load everything, and to say that it lives: on a busy machine, uvicorn's five are too few, and a worker
+that is killed for it is started again and again."""
 
-def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[str] | None = None) -> int:
+
+def serve(
+    settings: ServerSettings,
+    *,
+    indexing: Sequence[str] | None = None,
+    again: Callable[[], ServerSettings] | None = None,
+) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
-    level: of log lines; a request is an "info". indexing: command of a process that fills the index meanwhile, and is ended with
-    the server. Raises InputError for an address that cannot be had.
+    indexing: command of a process that fills the index meanwhile, and is ended with
+    the server. again: the settings of workers that are made after SIGHUP; what it raises is logged, and all stays as it was. Raises
+    InputError for an address that cannot be had.
     """
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
@@ -34,24 +52,52 @@ def serve(settings: ServerSettings, *, level: str = "info", indexing: Sequence[s
         http=ProtocolFactory(settings),  # type: ignore[arg-type]  # called as a class would be
         loop="auto",
         lifespan="on",
-        log_config=configuration(level),
+        log_config=configuration(settings.log),
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies) or None,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(settings.drain_s),
-        backlog=1024,
+        ws="none",
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+        timeout_worker_healthcheck=_WORKER_S,
+        backlog=_BACKLOG,
     )
     with listening, _background(indexing):
         print(f"search page: {_address(listening)}  (Ctrl-C ends it)", flush=True)
         if settings.workers > 1:
-            Multiprocess(config, [listening]).run()
-            return 0
+            workers = _Workers(config, [listening], again or (lambda: settings))
+            workers.run()
+            return 2 if workers.failed else 0
         signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn puts back, and raises again, when it has drained
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         server = uvicorn.Server(config)
         server.run([listening])
         return 0 if server.started else 2
+
+
+class _Workers(Multiprocess):
+    """uvicorn's workers, which SIGHUP replaces by ones with other settings."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], again: Callable[[], ServerSettings]) -> None:
+        super().__init__(config, sockets)
+        self._again = again
+
+    @property
+    def failed(self) -> bool:
+        """Whether a worker could not start, which ends the others as well."""
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+    def handle_hup(self) -> None:
+        try:
+            settings = self._again()
+        except (DQEError, OSError) as error:
+            log.error("SIGHUP: the workers stay as they are: %s", error)
+            return
+        self.config.app = partial(create_app, settings)
+        self.config.http = ProtocolFactory(settings)  # type: ignore[assignment]  # as above
+        super().handle_hup()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -61,6 +107,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, number)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(_BACKLOG)  # now: else two servers that start together both get the port, and one of them no request
     except (OSError, OverflowError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{host}:{port}: cannot listen there ({said}); choose another --port or --host") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ from .writes import Writes, Written
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
+MEASURED_EVERY = 5
+"""Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
 MOST_DEADLINE_MS = 600_000
 T = TypeVar("T")
 
@@ -46,6 +49,7 @@ class Service:
         self.index, self.generation = IndexState(0, None), cast("str | None", None)
         self.keyring = Keyring(settings.keys)
         self._followed = 0
+        self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,6 +97,9 @@ class Service:
     def ready(self) -> bool:
         return self.phase == "ready"
 
+    def full(self) -> bool:
+        return self._searching >= self._most_searching
+
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """For what would hold up the event loop. Work that a request has left goes on to its end."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
@@ -126,15 +133,21 @@ class Service:
     async def search(self, query: Query, *, deadline_s: float, gone: Awaitable[Any]) -> SearchResult:
         """The engine's answer. `gone` is done when nobody waits any more: the query leaves the queue. Raises InputError, OverloadError,
         DeadlineError, and CancelledError where the client is gone."""
-        result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
+        self._searching += 1
+        try:
+            result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
+        finally:
+            self._searching -= 1
         self.metrics.stages(result.timings_ms)
         return result
 
     async def _follow(self) -> None:
         """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
         manifest, parent, seen = Path(self.settings.index) / MANIFEST_FILE, os.getppid(), None
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(FOLLOWED_EVERY)
+            if turn % MEASURED_EVERY == 0:
+                self.measure()
             if os.getppid() != parent and self.settings.workers > 1:
                 log.error("the parent process is gone; this worker ends")
                 os.kill(os.getpid(), signal.SIGTERM)
