@@ -75,5 +75,5 @@ function whyOf(hit, attributes) {
 function metadataOf(item) {
   const entries = Object.entries(item.metadata ?? {});
   if (!entries.length) return el("p", { class: "hint", text: "No metadata." });
-  return el("dl", { class: "metadata" }, ...entries.map(([key, value]) => el("div", {}, el("dt", { text: key }), el("dd", { text: words(value) })))); // prettier-ignore
+  return el("dl", { class: "metadata" }, ...entries.map(([key, value]) => el("div", { class: words(value).length > 60 ? "wide" : null }, el("dt", { text: key }), el("dd", { text: words(value) })))); // prettier-ignore
 }

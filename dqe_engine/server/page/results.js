@@ -95,7 +95,7 @@ export class Grid {
   }
 
   #strip(zones, scale, attributes) {
-    const list = el("ul", { class: "strip", "aria-labelledby": "mid-title" });
+    const list = el("ul", { class: "strip", tabindex: 0, "aria-labelledby": "mid-title" });
     for (const hit of zones.mid) {
       const tile = new Tile(hit, this.#does);
       tile.update(hit, { scale, attributes });

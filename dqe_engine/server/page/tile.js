@@ -23,9 +23,9 @@ export function parts(hit, attributes) {
   if (!explanation) return [];
   const named = attributes.filter((name) => name in explanation.attributes);
   return [
-    { name: "the query as a whole", value: explanation.base, colour: "var(--base)" },
+    { name: "whole query", value: explanation.base, colour: "var(--base)" },
     ...named.map((name) => ({ name, value: explanation.attributes[name], colour: attributeColour(name, attributes) })),
-    ...(explanation.unlike ? [{ name: "examples not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
+    ...(explanation.unlike ? [{ name: "not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
   ];
 }
 
