@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
-#   make setup | demo | demo-long | test | test-fast | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
+#   make setup | demo | demo-long | serve | test | test-fast | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
 EXTRAS ?= cpu,serve,train,lora,ray,export,bench,dev
 VENV := .venv
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: setup demo demo-long test test-fast lint bench clean
+.PHONY: setup demo demo-long serve test test-fast lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -25,6 +25,19 @@ demo: $(STAMP)
 
 demo-long: $(STAMP)
 	$(BIN)/dqe-demo --long --out demo-long
+
+# What `make demo` made, else the sample that ships with the package; SERVE='--port 9000' adds options. Where there is no environment yet,
+# one is made with what serving needs alone; the whole one, where it is there, is kept up to date as everywhere.
+SERVING := $(VENV)/.installed-serving
+SERVED = $(if $(wildcard demo/index/manifest.json),demo/bundle demo/index --images demo/garments/images,--sample)
+
+serve: $(if $(wildcard $(STAMP)),$(STAMP),$(SERVING))
+	$(BIN)/dqe-serve $(SERVED) $(SERVE)
+
+$(SERVING): pyproject.toml constraints.txt $(wildcard cpp_ext/*.* cpp_ext/cuda/*.*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,serve]'
+	touch $@
 
 # A worker per processor, each with one thread: tests/conftest.py says how many. Whoever is idle takes tests from the others.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal

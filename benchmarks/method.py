@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dqe_engine.contracts.versioned import read_document
+from dqe_engine.errors import InputError
 from dqe_engine.processors import available_cpus
 
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
@@ -167,11 +169,14 @@ def arm(label: str, variant: str, assignments: Assignments) -> Any:
 
 def choose(out: Path, regime: str, stage: str) -> dict[str, Assignments]:
     """Part -> the point with the best mean `MEASURE`."""
-    found = json.loads((out / f"{stage}-{regime}" / "results.json").read_text())
+    from dqe_training.ablation.comparison import Comparison
+
+    where = out / f"{stage}-{regime}" / "results.json"
+    found = read_document(Comparison, where, remedy=f"run the stage {stage} again", error=InputError)
     best: dict[str, tuple[float, Assignments]] = {}
-    for row in found["arms"]:
-        part, _, point = row["label"].partition(" ")
-        best[part] = max(best.get(part, (-1.0, ())), (row["figures"][MEASURE]["mean"], tuple(point.split())))
+    for row in found.arms:
+        part, _, point = row.label.partition(" ")
+        best[part] = max(best.get(part, (-1.0, ())), (row.figures[MEASURE].mean, tuple(point.split())))
     return {("rate" if part == "+pool" else part): point for part, (_, point) in best.items()}
 
 

@@ -5,24 +5,52 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from dqe_engine.contracts.versioned import Versioned, read_document
+from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_write
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version 1 had no `kind`, and called itself `schema`."""
 _NUMBERS = re.compile(r"\[[-+.eE\d\s,]+\]")
 """Lists of numbers alone, such as samples: a line each."""
 
 
+class BenchmarkResults(Versioned, frozen=True, kw_only=True):
+    """A result file: sections by name, each as its benchmark likes. `targets` and `hardware` where the benchmark has them once for all."""
+
+    kind: Literal["benchmark-results"] = "benchmark-results"
+    schema_version: int = SCHEMA
+    benchmark: str
+    sections: dict[str, Any]
+    targets: list[Any] | None = None
+    hardware: dict[str, Any] | None = None
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if "schema_version" in data:
+            return data
+        return {("schema_version" if key == "schema" else key): value for key, value in data.items()}
+
+
+def read(path: Path) -> BenchmarkResults:
+    """Raises InputError for what is no result file of ours, FileNotFoundError and NotADirectoryError where there is none."""
+    return read_document(BenchmarkResults, path, remedy="measure again with this version", error=InputError)
+
+
 def load(path: Path, benchmark: str) -> dict[str, Any]:
     """What an earlier run wrote, so that a run of some sections keeps the others; empty where there is none of this schema."""
-    empty: dict[str, Any] = {"schema": SCHEMA, "benchmark": benchmark, "sections": {}}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return empty
-    return found if isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("benchmark") == benchmark else empty
+    found = BenchmarkResults(benchmark=benchmark, sections={})
+    with suppress(InputError, OSError):
+        if (earlier := read(path)).benchmark == benchmark:
+            found = replace(earlier, schema_version=SCHEMA)
+    return {key: value for key, value in to_builtins(found).items() if value is not None}
 
 
 def save_json(path: Path, results: dict[str, Any]) -> None:

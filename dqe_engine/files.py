@@ -62,6 +62,13 @@ def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
     return status
 
 
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises OSError, for what is no regular file too (see `require_regular`)."""
+    require_regular(path)
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def describe_write_error(error: OSError, out: Path) -> str:
     """`describe_os_error` for what was to become `out`: `out: cannot be written (Permission denied); grant this user …`.
 
@@ -83,8 +90,15 @@ def _remedy(error: OSError) -> str:
     return f"; {remedy}" if remedy else ""
 
 
+def cache_home() -> Path:
+    """The folder of this user's caches: `XDG_CACHE_HOME`, else ~/.cache. Raises RuntimeError for a user without a home directory."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"  # the specification says to ignore relative ones
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError, for what is no regular file too."""
+    require_regular(path)
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -189,7 +203,7 @@ def recover_directory(path: Path) -> None:
     for old in (aside / _OLD for aside in _temporaries(path) if (aside / _OLD).exists()):
         with contextlib.suppress(FileNotFoundError), _lock(old.parent):  # not found: its writer has ended meanwhile
             if old.exists() and not os.path.lexists(path):
-                os.replace(old, path)
+                _restore(old, path)
 
 
 def remove_stale_temporaries(path: Path) -> None:
@@ -200,7 +214,9 @@ def remove_stale_temporaries(path: Path) -> None:
     may write to a name.
     """
     recover_directory(path)
-    for stale in _temporaries(path):
+    if found := _temporaries(path):
+        fsync_path(path.parent)  # a rename that made `path` may be on its way to the disk, and what it replaced is there till then
+    for stale in found:
         with contextlib.suppress(FileNotFoundError, BlockingIOError), _lock(stale, fcntl.LOCK_NB):
             if os.path.lexists(path) or not (stale / _OLD).exists():
                 _discard(stale)
@@ -251,20 +267,30 @@ def _check_free(path: Path, replace: bool, marker: str | None) -> None:
 def _replace(path: Path, new: Path) -> None:
     with _locked_temporary(path) as aside:
         old = aside / _OLD
+        fsync_path(path.parent)  # else a power cut could lose `aside`, and with it what is about to be moved there
         try:
             os.replace(path, old)
             os.replace(new, path)
             fsync_path(path.parent)
         finally:
             if os.path.lexists(old) and not os.path.lexists(path):
-                os.replace(old, path)
+                _restore(old, path)
             _discard(aside)  # not reached where the old one could not be put back
 
 
+def _restore(old: Path, path: Path) -> None:
+    """Put it back, on the disk too before this returns: what held it is about to be removed."""
+    os.replace(old, path)
+    fsync_path(path.parent)
+
+
 def _discard(temporary: Path) -> None:
-    """Remove it. What was replaced first loses the name by which it would be restored: a kill may leave half of it."""
+    """Remove it. What was replaced first loses the name by which it would be restored: a kill or a power cut may leave half of it."""
     with contextlib.suppress(OSError):
         os.replace(temporary / _OLD, temporary / _GONE)
+    with contextlib.suppress(OSError):
+        if os.path.lexists(temporary / _GONE):  # perhaps since a writer that was killed just now
+            fsync_path(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
 

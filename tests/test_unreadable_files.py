@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from support.mining_workers import problem
+from support import command_workspace
+from support.command_workspace import (
+    ABLATE,
+    BACKBONE,
+    CHECKED,
+    ENCODE,
+    EVAL,
+    EVAL_BUNDLE,
+    EVAL_OWN,
+    EVAL_PUBLIC,
+    EXPORT,
+    FEATURES,
+    INDEX,
+    MINE,
+    OWN,
+    PRETRAIN,
+    SEARCH,
+    START,
+    SUBMISSION,
+    TOWER,
+    TRAIN,
+    Main,
+    check_line,
+    expanded,
+    pipe_at,
+)
 from support.permissions import enforced_permissions
-from support.samples import noise_image
-from support.tiny_benchmarks import write_cirr, write_fashioniq
-from support.tiny_blip2 import write_blip2
-from support.tiny_bundle import build_tiny_bundle, build_tiny_heads
-from support.tiny_training import OVERRIDES, write_checkpoint, write_tiny_garments
 
 from dqe_engine.cli import heads, index, mine, search
 from dqe_engine.doctor import bundle_graphs
@@ -29,32 +44,9 @@ from dqe_engine.doctor.findings import Context, Finding
 from dqe_export.cli import demo, export
 from dqe_training.cli import ablate, data, evaluate, pretrain, train
 
-Main = Callable[[Sequence[str]], int]
-
-
+workspace = command_workspace.workspace
 ABSENT = ("missing", "dangling")
 TEXT = {".json", ".jsonl", ".yaml"}
-INDEX = "bundle images --out index --provider cpu --threads 1"
-SEARCH = "bundle index --image images/00.png --text red --provider cpu --threads 1"
-EVAL = "model --data garments"
-EVAL_OWN = "model --triplets own/triplets.jsonl --images own/images --image-labels own/labels.jsonl --gallery own/gallery.txt"
-EVAL_PUBLIC = "model --data fashioniq"
-EVAL_BUNDLE = "bundle --data garments"
-TRAIN = "--data garments --out OUT OVERRIDES"
-OWN = (
-    "--triplets own/triplets.jsonl --images own/images --image-labels own/labels.jsonl --vocabulary own/vocabulary.json --out OUT OVERRIDES"
-)
-START = "--triplets own/triplets.jsonl --images own/images --out OUT start=model finetune=attributes"
-BACKBONE = "--triplets own/triplets.jsonl --images own/images --out OUT backbone=blip2 optim.epochs=1"
-TOWER = "--data garments --out OUT OVERRIDES vision_weights=tower optim.vision_learning_rate=0"
-MINE = "mining --out OUT"
-ENCODE = "encode model --data garments --out OUT"
-FEATURES = "features --model model --images images --out"
-CHECKED = "fashioniq/captions/cap.dress.val.json fashioniq/image_splits/split.dress.val.json"
-SUBMISSION = "submission/cirr-test1-recall.json"
-PRETRAIN = "garments --out OUT --config config.yaml"
-ABLATE = "--data garments --out OUT --seeds 1 --variants baseline,+kl OVERRIDES"
-EXPORT = "model OUT --data garments"
 READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (index.main, INDEX, "bundle/manifest.json bundle/vision_encoder.onnx bundle/tokenizer.json", ()),
     (index.main, INDEX, "index/manifest.json", ABSENT),
@@ -80,7 +72,7 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (evaluate.main, EVAL_PUBLIC, "fashioniq/captions/cap.dress.val.json fashioniq/image_splits/split.dress.val.json", ()),
     (evaluate.main, EVAL_PUBLIC, "fashioniq/images/dress/Dva000.png", ()),
     (pretrain.main, PRETRAIN, "garments/images.jsonl garments/vocabulary.json garments/images/train/000003.jpg config.yaml", ()),
-    (data.main, "check fashioniq", CHECKED, (*ABSENT, "directory")),
+    (data.main, "check fashioniq", CHECKED, (*ABSENT, "directory", "pipe")),
     (data.main, f"check-submission {SUBMISSION} --data cirr", f"{SUBMISSION} cirr/captions/cap.rc2.test1.json", ()),
     (data.main, "tinted OUT --sprite sprite.png", "sprite.png", ()),
     (data.main, ENCODE, "model/model.safetensors garments/train.jsonl garments/images/train/000001.jpg", ()),
@@ -95,50 +87,6 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
 """Commands, their arguments and the files that they read. Last come the kinds of damage that are none there: where a file may be
 missing, say. Paths are relative to the workspace; OUT is a new folder."""
 KINDS = ("missing", "dangling", "directory", "pipe", "denied", "empty", "cut", "garbage", "utf-16", "deep")
-SERVING = (index.main, search.main, heads.main, mine.main)
-"""Commands for which a pipe in the place of a file is an error too: what is uploaded or mounted is not under their user's control. Those
-that train and export wait for whoever writes to it."""
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("workspace")
-    (root / "images").mkdir()
-    for seed in range(3):
-        noise_image(seed).save(root / "images" / f"{seed:02}.png")
-    build_tiny_bundle(root / "bundle")
-    build_tiny_heads(root / "heads")
-    write_tiny_garments(root / "garments")
-    write_checkpoint(root / "model")
-    write_blip2(root / "blip2", shard_size="10MB")
-    write_fashioniq(root / "fashioniq")
-    write_cirr(root / "cirr")
-    (root / "own").mkdir()
-    shutil.copytree(root / "garments" / "images" / "train", root / "own" / "images")
-    names = sorted(path.name for path in (root / "own" / "images").iterdir())
-    lines = [{"reference": a, "target": b, "text": "is red"} for a, b in pairwise(names[:12])]
-    (root / "own" / "triplets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (root / "own" / "labels.jsonl").write_text("".join(json.dumps({"image": n, "attributes": {"colour": "red"}}) + "\n" for n in names))
-    (root / "own" / "gallery.txt").write_text("\n".join(names))
-    (root / "own" / "vocabulary.json").write_text('{"attributes": [{"name": "colour", "values": ["red"]}]}')
-    (root / "config.yaml").write_text("model: {preprocessing: {image_size: 16}, vision: {hidden_size: 16, layers: 1, heads: 2}}")
-    (root / "traffic.jsonl").write_text('{"batch": 4, "text_length": 11}\n' * 9)
-    Image.new("L", (840, 840)).save(root / "sprite.png")
-    (root / "mining").mkdir()
-    for name, array in zip(("queries", "gallery", "targets", "exclude"), problem().values(), strict=True):
-        np.save(root / "mining" / f"{name}.npy", array)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        assert index.main(INDEX.split()) == 0
-        assert mine.main(["mining", "--out", "mined"]) == 0
-        assert pretrain.main(["garments", "--out", "tower", "--config", "config.yaml", "--epochs", "1"]) == 0
-        assert data.main(["features", "--model", "model", "--images", "images", "--out", "features"]) == 0
-        assert evaluate.main(["model", "--data", "cirr", "--split", "test1", "--submission", "submission"]) == 0
-        yield root
-        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -150,11 +98,9 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
     try:
         if kind == "directory":
             path.mkdir()
-        elif kind == "pipe":
-            os.mkfifo(path)
         elif kind == "dangling":
             path.symlink_to("nowhere")
-        elif kind != "missing":
+        elif kind not in ("missing", "pipe"):
             text = content.decode("latin-1")
             path.write_bytes({
                 "denied": content, "empty": b"", "cut": content[: len(content) * 2 // 5], "utf-16": text.encode("utf-16"),
@@ -163,6 +109,9 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
         if kind == "denied":
             path.chmod(0)
             with enforced_permissions():
+                yield
+        elif kind == "pipe":
+            with pipe_at(path):
                 yield
         else:
             yield
@@ -174,28 +123,12 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
         os.rename(backup, path)
 
 
-def expanded(arguments: str, out: Path) -> list[str]:
-    return arguments.replace("OVERRIDES", " ".join(OVERRIDES)).replace("OUT", str(out)).split()
-
-
-def check_line(code: int, said: str, part: str) -> None:
-    """One `error:` line at the end, which holds `part`; where that is about permissions, another file is no remedy."""
-    assert code == 2, said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said
-    assert said.splitlines()[-1] == errors[0]
-    assert part in errors[0]
-    if "ermission" in part:
-        for remedy in ("index again", "copy it again", "export again", "damaged", "truncated"):
-            assert remedy not in errors[0]
-
-
 MATRIX = [
     pytest.param(main, arguments, file, kind, id=f"{main.__module__.rpartition('.')[2]} {arguments.split()[0]} {file} {kind}")
     for main, arguments, files, but in READS
     for file in files.split()
     for kind in KINDS
-    if kind not in but and (kind not in ("utf-16", "deep") or Path(file).suffix in TEXT) and (kind != "pipe" or main in SERVING)
+    if kind not in but and (kind not in ("utf-16", "deep") or Path(file).suffix in TEXT)
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error
 
+from .. import report
 from ..harness import Timing
-from ..report import SCHEMA
 from ..retrieval.figures import by_query, from_record
 from ..statistics import Samples
 
@@ -64,23 +64,17 @@ class Results:
 def read(path: Path) -> Results:
     """Raises InputError for what is no result file of ours."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON that a benchmark wrote") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no JSON; expected a file that a benchmark wrote, such as results/<machine>/zones.json") from error
-    if not isinstance(found, dict) or not isinstance(found.get("sections"), dict) or "benchmark" not in found:
-        raise InputError(f"{path}: no benchmark and sections in it; expected a file that a benchmark wrote, such as zones.json")
-    if found.get("schema") != SCHEMA:
-        raise InputError(f"{path}: schema {found.get('schema')}, this version reads {SCHEMA}; measure again with this version")
-    sections: dict[str, dict[str, Any]] = found["sections"]
+        found = report.read(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{describe_os_error(error, path)}; expected a JSON that a benchmark wrote") from error
+    sections: dict[str, dict[str, Any]] = found.sections
     figures: dict[str, Figure] = {}
     for figure in (figure for name, section in sections.items() for figure in _walk(section, (name,))):
         name = figure.name if figure.name not in figures else f"{figure.name} #{sum(key.startswith(figure.name) for key in figures) + 1}"
         figures[name] = figure
     return Results(
         path,
-        str(found["benchmark"]),
+        found.benchmark,
         figures,
         {name: _machine(section) for name, section in sections.items()},
         {name: section.get("machine", {}).get("versions", {}) for name, section in sections.items()},

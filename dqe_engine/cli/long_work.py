@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -20,6 +21,36 @@ def progress_bar(work: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(work, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def mining_bars() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
+    """Two functions that move bars on stderr, for bytes read and for queries mined; no bars where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if not task.speed:
+                return Text("")
+            return Text(f"{task.speed / 2**20:,.0f} MiB/s" if task.fields["bytes"] else f"{task.speed:,.1f} queries/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate())
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def mover(name: str) -> Callable[[int, int], None]:
+            def move(done: int, total: int) -> None:
+                if name not in tasks:  # with what is done, which would else count as speed
+                    tasks[name] = bars.add_task(name, total=total, completed=done, bytes=name == "reading inputs")
+                bars.update(tasks[name], completed=done)
+
+            return move
+
+        yield mover("reading inputs"), mover("mining")
 
 
 @contextmanager

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .long_work import mining_bars
 from .main import EXIT_INTERRUPTED, positive, run
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dqe_engine.zones.mining import MinedNegatives, MiningJob, MiningSummary
-
-SHOWN_PICKS = 6
+    from dqe_engine.contracts.zones import ZoneSpec
+    from dqe_engine.zones.mining_files import MiningFiles
 
 _EPILOG = """\
 From a checkpoint, with its training set:
@@ -96,13 +92,17 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _mine(args: argparse.Namespace) -> int:
+    from dqe_engine.zones.mined_folder import read_mined
     from dqe_engine.zones.mining import summarise
-    from dqe_engine.zones.mining_folder import mine_to_folder, read_mined
+    from dqe_engine.zones.mining_files import open_job
+    from dqe_engine.zones.mining_folder import mine_to_folder
+
+    from .mining_text import print_summary
 
     started = time.perf_counter()
-    job = _job(args)
+    job = open_job(_files(args), zones=_zones(args), picks=args.picks, block=args.block, threads=args.threads or 0, backend=args.backend)
     done: int | None = None
-    with _progress_bars() as (reading, mining):
+    with mining_bars() as (reading, mining):
 
         def progress(count: int, total: int) -> None:
             nonlocal done
@@ -127,7 +127,7 @@ def _mine(args: argparse.Namespace) -> int:
     print(
         f"queries          {plan.queries:,}: {outcome.mined:,} mined, {plan.queries - outcome.mined:,} were there; backend {plan.backend}"
     )
-    _print_summary(summarise(mined), plan.picks)
+    print_summary(summarise(mined), plan.picks)
     print(f"time             {seconds:.1f} s{rate}")
     print(f"peak memory      {_peak_memory() / 2**20:,.0f} MiB, mapped files included")
     print(args.out)
@@ -135,186 +135,46 @@ def _mine(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from dqe_engine.zones.mined_folder import read_mined
 
-    from dqe_engine.zones.mining import summarise
-    from dqe_engine.zones.mining_folder import read_mined
+    from .mining_text import print_mined
 
-    manifest, mined = read_mined(args.show)
-    plan, zones, console = manifest.plan, manifest.plan.zones, Console()
-    softmax = f", temperature {zones.temperature}" if zones.policy == "softmax" else ""
-    print(f"gallery          {plan.items:,} items × {plan.tokens} × {plan.width}; backend {plan.backend}")
-    applied = f" (Δ {manifest.resolved.lo:.4f} to {manifest.resolved.hi:.4f})" if manifest.resolved else ""
-    print(
-        f"zones            {zones.bounds} {zones.lo} to {zones.hi}{applied}; {plan.picks} picks, {zones.policy}{softmax}, seed {zones.seed}"
-    )
-    for name, count in plan.nonfinite.items():
-        print(f"not finite       rows of {name}: {count:,}")
-    print(f"queries          {plan.queries:,}")
-    summary = summarise(mined)
-    _print_summary(summary, plan.picks)
-    console.print(_quantile_table(summary))
-    console.print(_row_table(mined, min(args.rows, plan.queries)))
+    print_mined(*read_mined(args.show), args.rows)
     return 0
 
 
-def _print_summary(summary: MiningSummary, picks: int) -> None:
-    print(f"all {picks} picks".ljust(16), f"{summary.full:,} queries")
-    print(f"empty mid zone   {summary.empty:,} queries")
-    medians = ", ".join(f"{name} {summary.quantiles[name][3]:,}" for name in ("near", "mid", "easy") if name in summary.quantiles)
-    print(f"zones, median    {medians or 'none'}")
-    if "Δ of picks" in summary.quantiles:
-        print(f"Δ of picks       {summary.quantiles['Δ of picks'][3]:.4f} (median)")
-
-
-def _quantile_table(summary: MiningSummary) -> Any:
-    from rich.table import Table
-
-    from dqe_engine.zones.mining import QUANTILES
-
-    table = Table(title="over the queries", title_justify="left")
-    table.add_column("quantile", no_wrap=True)
-    names = {0.0: "least", 0.5: "median", 1.0: "most"}
-    for quantile in QUANTILES:
-        table.add_column(names.get(quantile, f"{quantile:.0%}"), justify="right")
-    for name, values in summary.quantiles.items():
-        table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values))
-    return table
-
-
-def _row_table(mined: MinedNegatives, rows: int) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"first {rows} queries", title_justify="left")
-    for column in ("query", "target score", "near", "mid", "easy"):
-        table.add_column(column, justify="right")
-    table.add_column("picks (Δ)", overflow="fold")
-    for row in range(rows):
-        anchor = float(mined.anchor_scores[row])
-        pairs = zip(mined.picks[row].tolist(), mined.pick_scores[row].tolist(), strict=True)
-        picks = [f"{item} ({anchor - score:.4f})" for item, score in pairs if item >= 0]
-        shown = "  ".join(picks[:SHOWN_PICKS]) + (f"  and {len(picks) - SHOWN_PICKS} more" if len(picks) > SHOWN_PICKS else "")
-        table.add_row(str(row), f"{anchor:.4f}", *(f"{count:,}" for count in mined.counts[row].tolist()), shown or "none")
-    return table
-
-
-# -- the files ---------------------------------------------------------------------------------------------------------
-
-
-def _job(args: argparse.Namespace) -> MiningJob:
-    """The arrays that the options name, mapped. Raises InputError naming the file that does not fit."""
+def _zones(args: argparse.Namespace) -> ZoneSpec:
     from dqe_engine.contracts.zones import ZoneSpec
     from dqe_engine.errors import InputError
-    from dqe_engine.zones.mining import MiningJob
+
+    try:
+        return ZoneSpec(lo=args.lo, hi=args.hi, bounds=args.bounds, policy=args.policy, temperature=args.temperature, seed=args.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _files(args: argparse.Namespace) -> MiningFiles:
+    """The files that the options name, and INPUTS' own for the others."""
+    from dqe_engine.errors import InputError
+    from dqe_engine.zones.mining_files import MiningFiles, exclude_within, gallery_within
 
     if args.targets and args.anchor_scores:
         raise InputError("give either --targets or --anchor-scores, not both")
-    try:
-        zones = ZoneSpec(lo=args.lo, hi=args.hi, bounds=args.bounds, policy=args.policy, temperature=args.temperature, seed=args.seed)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    queries = _mapped(_path(args, "queries"), ("float32",), (2,))
-    shards = [(path, _mapped(path, ("float32", "float16"), (2, 3))) for path in _shards(args)]
-    for path, shard in shards:
-        if shard.shape[-1] != queries.shape[1]:
-            raise InputError(f"{path}: shape {shard.shape}, D={shard.shape[-1]}; the queries have D={queries.shape[1]}")
-        if (shard.dtype, shard.shape[1:]) != (shards[0][1].dtype, shards[0][1].shape[1:]):
-            first = shards[0][1]
-            raise InputError(f"{path}: {shard.dtype} {shard.shape[1:]} per item, but {shards[0][0]} has {first.dtype} {first.shape[1:]}")
-    if args.anchor_scores:
-        targets = _mapped(args.anchor_scores, ("float32",), (1,))
-    else:
-        targets = _mapped(_path(args, "targets"), ("integers",), (1,)).astype("int64")
-    exclude = args.exclude or (args.inputs and args.inputs / "exclude.npy")
-    excluded = None
-    if exclude and (args.exclude or exclude.exists()):
-        excluded = _mapped(exclude, ("integers",), (2,)).astype("int64")
-    return MiningJob(
-        queries=queries, items=[shard for _, shard in shards], targets=targets, zones=zones, picks=args.picks, exclude=excluded,
-        block=args.block, threads=args.threads or 0, backend=args.backend,
-    )  # fmt: skip
-
-
-def _path(args: argparse.Namespace, name: str) -> Path:
-    from dqe_engine.errors import InputError
-
-    given: Path | None = getattr(args, name)
-    if given is None and args.inputs is None:
-        raise InputError(f"no {name}: give --{name} FILE, or a folder that holds {name}.npy")
-    return given or args.inputs / f"{name}.npy"
-
-
-def _shards(args: argparse.Namespace) -> list[Path]:
-    """The gallery's files, in order."""
-    from dqe_engine.errors import InputError
-
-    given: list[Path] | None = args.gallery
-    if not given:
-        folder = None if args.inputs is None else args.inputs / "gallery"
-        given = [folder] if folder and folder.is_dir() else [_path(args, "gallery")]
-    paths = []
-    for path in given:
-        if not path.is_dir():
-            paths.append(path)
-            continue
-        inside = sorted(
-            path.glob("*.npy"), key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.name)]
+    targets = args.anchor_scores or args.targets
+    if args.inputs is None:
+        for name, given in (("queries", args.queries), ("gallery", args.gallery), ("targets", targets)):
+            if not given:
+                raise InputError(f"no {name}: give --{name} FILE, or a folder that holds {name}.npy")
+        return MiningFiles(
+            queries=args.queries, gallery=args.gallery, targets=targets, targets_are_scores=bool(args.anchor_scores), exclude=args.exclude
         )
-        if not inside:
-            raise InputError(f"{path}: no .npy files in this folder")
-        paths += inside
-    return paths
-
-
-def _mapped(path: Path, dtypes: tuple[str, ...], ranks: tuple[int, ...]) -> NDArray[Any]:
-    """The array in a file, mapped read-only."""
-    import numpy as np
-
-    from dqe_engine.array_files import open_array
-    from dqe_engine.errors import InputError
-
-    array = open_array(path)
-    kind = "integers" if array.dtype.kind in "iu" else array.dtype
-    if kind not in dtypes:
-        raise InputError(f"{path}: dtype {array.dtype}, expected {' or '.join(dtypes)}; convert with astype and save again")
-    if array.ndim not in ranks:
-        raise InputError(f"{path}: shape {array.shape}, expected {' or '.join(map(str, ranks))} dimensions")
-    if not array.flags.c_contiguous:
-        raise InputError(f"{path}: in Fortran order; save np.ascontiguousarray of it")
-    return np.asarray(array)
-
-
-# -- what is seen ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress_bars() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
-    """Two functions that move bars on stderr, for bytes read and for queries mined; no bars where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            if not task.speed:
-                return Text("")
-            return Text(f"{task.speed / 2**20:,.0f} MiB/s" if task.fields["bytes"] else f"{task.speed:,.1f} queries/s")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate())
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ) as bars:
-        tasks: dict[str, Any] = {}
-
-        def mover(name: str) -> Callable[[int, int], None]:
-            def move(done: int, total: int) -> None:
-                if name not in tasks:  # with what is done, which would else count as speed
-                    tasks[name] = bars.add_task(name, total=total, completed=done, bytes=name == "reading inputs")
-                bars.update(tasks[name], completed=done)
-
-            return move
-
-        yield mover("reading inputs"), mover("mining")
+    return MiningFiles(
+        queries=args.queries or args.inputs / "queries.npy",
+        gallery=args.gallery or [gallery_within(args.inputs)],
+        targets=targets or args.inputs / "targets.npy",
+        targets_are_scores=bool(args.anchor_scores),
+        exclude=args.exclude or exclude_within(args.inputs),
+    )
 
 
 def _peak_memory() -> int:

@@ -107,6 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
             hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
+            log=args.log,
         )  # fmt: skip
         _warn_of_strangers(settings)
 
@@ -121,7 +122,7 @@ def _serve(args: argparse.Namespace) -> int:
                 bundle, index, photos, settings.progress_file, uploads=settings.uploads_folder, provider=args.provider, threads=args.threads
             )
         try:
-            return serve(settings, level=args.log, indexing=indexing, again=again)
+            return serve(settings, indexing=indexing, again=again)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 

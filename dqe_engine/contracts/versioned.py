@@ -1,11 +1,11 @@
 """JSON documents that say what they are: `kind`, so that nothing takes another's folder for its own, and `schema_version`.
 
-Documents from before `kind` are known by a key that only theirs have.
+Documents from before `kind` are known by keys that only theirs have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,20 +18,40 @@ from .parsing import NOT_JSON, Contract, parse
 
 MOST_BYTES = 64 << 20
 """Of a document: more than any of ours takes, less than what would exhaust memory."""
-_WITHOUT_KIND: Mapping[str, tuple[str, str]] = {
-    "catalogue": ("gallery-index", "an index"),
-    "graphs": ("bundle", "a bundle"),
-    "encoder_hash": ("attribute-heads", "attribute heads"),
-    "engines": ("tensorrt-engines", "a folder of TensorRT engines"),
+_NAMES: Mapping[str, str] = {
+    "gallery-index": "an index",
+    "bundle": "a bundle",
+    "attribute-heads": "attribute heads",
+    "tensorrt-engines": "a folder of TensorRT engines",
+    "mined-negatives": "mined negatives",
+    "mining-run": "an unfinished mining run",
+    "training-checkpoint": "a training checkpoint",
+    "image-features": "a feature cache",
+    "ablation-cell": "a cell of an ablation",
+    "ablation-results": "the results of an ablation",
+    "benchmark-results": "the results of a benchmark",
 }
-"""By a key: the kind of a document that has it, and what people call it."""
+"""What people call each kind. All kinds that there are."""
+_WITHOUT_KIND: Sequence[tuple[tuple[str, ...], str]] = (
+    (("catalogue",), "gallery-index"),
+    (("graphs",), "bundle"),
+    (("encoder_hash",), "attribute-heads"),
+    (("engines",), "tensorrt-engines"),
+    (("plan", "files"), "mined-negatives"),
+    (("plan",), "mining-run"),
+    (("progress", "files"), "training-checkpoint"),
+    (("image_tokens",), "image-features"),
+    (("refreshes", "scores"), "ablation-cell"),
+    (("against", "arms"), "ablation-results"),
+    (("benchmark", "sections"), "benchmark-results"),
+)
+"""Keys, and the kind of a document that has them all; the first that fits."""
 _BY_FILE: Mapping[str, str] = {
     "checkpoint.json": "a training checkpoint; export it first",
     "heads.json": "attribute heads; dqe-heads puts them into a bundle",
     "engines.json": "a folder of TensorRT engines; the bundle is two folders up",
 }
 """What a folder without the document that was looked for is, by a file in it."""
-_NAMES = dict(_WITHOUT_KIND.values())
 
 
 class Versioned(Contract, frozen=True):
@@ -41,6 +61,11 @@ class Versioned(Contract, frozen=True):
 
     kind: str
     schema_version: int
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """`data` with what older versions wrote elsewhere or called otherwise where `cls` has it. It may hold anything."""
+        return data
 
 
 V = TypeVar("V", bound=Versioned)
@@ -70,6 +95,7 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
     if (found := _kind_of(data)) != wanted:
         is_what = _NAMES.get(found or "", f"of kind {found!r}" if found else "something else")
         raise error(f"{where}: this is {is_what}, not {_NAMES[wanted]}; check the path")
+    data = document.upgraded(data)
     # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
     version = data.get("schema_version")
     if isinstance(version, int) and version > newest:
@@ -98,4 +124,4 @@ def _kind_of(data: Any) -> str | None:
         return None
     if isinstance(kind := data.get("kind"), str):
         return kind
-    return next((kind for key, (kind, _) in _WITHOUT_KIND.items() if key in data), None)
+    return next((kind for keys, kind in _WITHOUT_KIND if all(key in data for key in keys)), None)

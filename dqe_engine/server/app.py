@@ -46,6 +46,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         description="Composed image retrieval: search images by a reference image and a text that says what should differ.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service

@@ -11,6 +11,7 @@ A connection is in one of these states; `Watch` drops it when it stays too long.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -52,6 +53,7 @@ class Watch:
         self._stalled: dict[Connection, tuple[float, int]] = {}  # and the bytes that were not taken yet
         self._lingering: dict[Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when it goes off
 
     def admit(self, connection: Connection, peer: str | None) -> bool:
         """Whether there is room for it. Where there is none, who has waited for a head, or idled, longest goes."""
@@ -135,15 +137,19 @@ class Watch:
 
     def _arm(self) -> None:
         """One timer for all: the earliest deadline."""
-        if self._timer is None:
-            first = [deadline for deadline in (_first(self._heads), _first(self._lingering)) if deadline is not None]
-            if self._stalled:
-                first.append(next(iter(self._stalled.values()))[0])
-            if first:
-                self._timer = self.loop.call_later(max(0.01, min(first) - self.loop.time()), self._look)
+        first = min(
+            next(iter(self._heads.values()), math.inf),
+            next(iter(self._lingering.values()), math.inf),
+            next(iter(self._stalled.values()), (math.inf, 0))[0],
+        )
+        if first < self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = first
+            self._timer = self.loop.call_later(max(0.01, first - self.loop.time()), self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._due = None, math.inf
         now = self.loop.time()
         while self._heads and (late := next(iter(self._heads))) and self._heads[late] <= now:
             del self._heads[late]
@@ -160,10 +166,6 @@ class Watch:
         self._arm()
 
 
-def _first(deadlines: dict[Connection, float]) -> float | None:
-    return next(iter(deadlines.values()), None)
-
-
 class Connection:
     """What uvicorn's protocols are mixed with. A subclass says when a head begins and ends."""
 
@@ -178,6 +180,7 @@ class Connection:
         self.is_admitted = self.is_refused = False
         self.is_parting = False  # the server ends, and with its next answer the connection
         self._deaf = False  # to what comes: the connection is about to end
+        self.is_ended = False  # nothing more is sent
         self._discarded = 0
         self._raw: Any = None
 
@@ -197,7 +200,7 @@ class Connection:
         self.watch.refused += 1
         message = "the server has as many connections as it takes; try again in a moment, and use fewer"
         transport.write(raw_answer(Problem(503, "connections", message, retry_after(1))))
-        self._linger()
+        self.linger()
         return False
 
     def discards(self, data: bytes) -> bool:
@@ -218,7 +221,10 @@ class Connection:
             self.cycle.keep_alive = False  # it ends with that answer
             return
         self.transport.write(raw_answer(problem))
-        self._linger()
+        if self.cycle is not None and not self.cycle.response_complete:  # its body is damaged: who reads it learns that no more comes
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.linger()
 
     def head_is_late(self) -> None:
         """The head did not come in time."""
@@ -233,13 +239,9 @@ class Connection:
         """Whether something of a head came."""
         raise NotImplementedError
 
-    def has_whole_request(self) -> bool:
-        """Whether nothing is missing of the request that came last."""
-        raise NotImplementedError
-
     def drop(self) -> None:
         """End the connection now, whatever is left to send."""
-        self._deaf = True
+        self._deaf = self.is_ended = True
         self.watch.release(self)
         self._raw.abort()
 
@@ -263,8 +265,9 @@ class Connection:
         """Whether somebody works on an answer that cannot be replaced."""
         return self.cycle is not None and not self.cycle.response_complete and (self.cycle.response_started or not self.cycle.more_body)
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Close for writing, and give the client a moment to read before the connection is reset by what it still sends."""
+        self._deaf = self.is_ended = True
         self.watch.expect_end(self)
         try:
             if not self._raw.can_write_eof():
@@ -277,23 +280,20 @@ class Connection:
 
 
 class Closer:
-    """The transport as an answer sees it while its request has not come whole: `close` lingers."""
+    """The transport as an answer (uvicorn's cycle) sees it: `close` lingers where its request has not come whole."""
 
-    def __init__(self, connection: Connection, transport: Any) -> None:
-        self._connection, self._transport = connection, transport
+    def __init__(self, connection: Connection, cycle: Any, transport: Any) -> None:
+        self._connection, self._cycle, self._transport = connection, cycle, transport
         self.write = transport.write
-        self._closed = False
 
     def is_closing(self) -> bool:
-        return self._closed or bool(self._transport.is_closing())
+        return self._connection.is_ended or bool(self._transport.is_closing())
 
     def close(self) -> None:
-        if self._connection.has_whole_request() or self._transport.is_closing():
+        if not self._cycle.more_body or self._transport.is_closing():
             self._transport.close()
-        elif not self._closed:
-            self._closed = True
-            self._connection._deaf = True
-            self._connection._linger()
+        elif not self._connection.is_ended:
+            self._connection.linger()
 
 
 def raw_answer(problem: Problem) -> bytes:

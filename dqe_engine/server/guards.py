@@ -7,6 +7,7 @@ route is protected before anybody thinks of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -34,6 +35,8 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
 _PAGE = "/page/"  # and what is under it
 _EXCEPTIONS = {("POST", "/v1/search"): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
+_SEARCH = "/v1/search"
+_SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
 _HEALTH = frozenset(("/healthz", "/readyz"))
 _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
 _ALWAYS = frozenset((*_HEALTH, "/", "/metrics"))  # answer while the service is not ready; so does the page
@@ -75,6 +78,10 @@ class Readiness(Protocol):
         """Whether requests are answered; asked for each, so it takes no time."""
         ...
 
+    def full(self) -> bool:
+        """Whether one search more would wait for too many others; asked for each search."""
+        ...
+
 
 class Guards:
     """ASGI middleware. Routes find `request_id` (str) and `key` (Key or None) in `request.state`.
@@ -90,7 +97,7 @@ class Guards:
     def __init__(self, app: App, settings: ServerSettings, metrics: Metrics, state: Readiness, log: AccessLog | None = None) -> None:
         """`log`: None for lines to stderr."""
         self.app, self.settings, self.metrics, self.state = app, settings, metrics, state
-        self.log = AccessLog() if log is None else log
+        self.log = AccessLog(least=settings.log) if log is None else log
         self.keys = Keyring(settings.keys)
         self.hosts = settings.allowed_hosts
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
@@ -165,6 +172,8 @@ class _Exchange:
                     await self._answer(self._problem)
             else:
                 self._problem, self._refused = problem, True
+                if problem.status == 429:
+                    await self._swallow()
                 await self._answer(problem)
         except Exception as error:
             await self._failed(error)
@@ -179,6 +188,7 @@ class _Exchange:
             or self._foreign()
             or self._not_allowed()
             or self._not_ready()
+            or self._too_many()
             or self._too_large(int(self._lengths[0]) if self._lengths else 0)
         )
 
@@ -250,11 +260,26 @@ class _Exchange:
             return None
         return Problem(503, "not_ready", "the server is starting or ending; ask again in a moment, see /readyz", retry_after(2))
 
+    def _too_many(self) -> Problem | None:
+        """Before anything is read or made for it: who is over what can be done is told so at once, and costs the others next to nothing."""
+        if self._path != _SEARCH or not self._guards.state.full():
+            return None
+        return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
+
     def _too_large(self, length: int) -> Problem | None:
         most = self._guards.settings.max_body_bytes
         if length <= most:
             return None
         return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")
+
+    async def _swallow(self) -> None:
+        """Take a small body that came with its head, so that a client that is asked to wait keeps its connection."""
+        if self._is_chunked or not self._body_is_due or int(self._lengths[0]) > _SWALLOWED:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SWALLOWED_S):
+                while self._body_is_due:
+                    self._body_is_due = bool((await self._receive()).get("more_body", False))
 
     async def _read(self) -> Message:
         """`receive` of the application: counted, and no longer than the body may take."""

@@ -18,15 +18,16 @@ from typing import Any, TextIO
 import msgspec
 
 LOGGER = "dqe_engine.server"
+_LEVELS = ("info", "warning", "error")
 _encode = msgspec.json.Encoder().encode
 
 
 class AccessLog:
     """A line for each request that was answered, or left."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream`: None for stderr."""
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None, *, least: str = "info") -> None:
+        """`stream`: None for stderr. `least`: info, warning or error; of what matters less, nothing is written."""
+        self._stream, self._least = stream, _LEVELS.index(least)
 
     def write(
         self,
@@ -45,9 +46,12 @@ class AccessLog:
         """`method`, `route`: one of a bounded set. `status`: 0 where the client left before an answer began. `bytes_in`, `bytes_out`: of
         the bodies. `reason`: the problem's code, where it was refused. `error`: what our bug raised. A stream that fails is let be.
         """
+        level = 0 if status < 500 else 1 if status in (503, 504, 507) else 2
+        if level < self._least:
+            return
         fields: dict[str, Any] = {
             "time": _utc(time.time()),
-            "level": "error" if status >= 500 and status not in (503, 504, 507) else "warning" if status >= 500 else "info",
+            "level": _LEVELS[level],
             "request_id": request_id,
             "method": method,
             "route": route,

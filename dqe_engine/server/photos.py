@@ -43,6 +43,14 @@ class NoPhotoError(DQEError):
     """No image of an item is at hand: there is none, it may not be read, or it is damaged."""
 
 
+class _DamagedError(NoPhotoError):
+    """`version`: of the bytes that cannot be decoded, or may not be."""
+
+    def __init__(self, message: str, version: str) -> None:
+        super().__init__(message)
+        self.version = version
+
+
 @dataclass(frozen=True)
 class Original:
     """The bytes of an image. `version`: another one wherever the bytes may be others."""
@@ -90,7 +98,7 @@ class Photos:
         self._uploads = None if uploads is None else Uploads(Path(uploads).absolute())
         self._policy = policy
         self._lock = threading.Lock()  # brief: guards what follows
-        self._kept: OrderedDict[tuple[str, int], Thumbnail] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Thumbnail | str] = OrderedDict()
         self._kept_bytes, self._most_bytes = 0, cache_bytes
         self._flights: dict[tuple[str, int], Future[Thumbnail]] = {}
         self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
@@ -131,7 +139,9 @@ class Photos:
         with self._lock:
             if (kept := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
-                return kept
+                if isinstance(kept, Thumbnail):
+                    return kept
+                raise NoPhotoError(kept)
             flight = self._flights.get(key)
             if leads := flight is None:
                 flight = self._flights[key] = Future()
@@ -140,13 +150,19 @@ class Photos:
             return flight.result()
         try:
             made = self._make(id, content, size)
+        except _DamagedError as error:
+            if error.version == place.version and "not enough memory" not in str(error):
+                self._keep(key, str(error))
+            flight.set_exception(error.with_traceback(None))
+            raise
         except BaseException as error:
             told = error if isinstance(error, DQEError) else OverloadError("the thumbnail was given up; ask again")
             flight.set_exception(told.with_traceback(None))
             raise
         else:
             flight.set_result(made)
-            self._keep(key, made)
+            if made.etag == _etag(*key):  # else the file changed before it was read
+                self._keep(key, made)
             return made
         finally:
             with self._lock:
@@ -206,20 +222,24 @@ class Photos:
             try:
                 data, media_type = _rendered(original.data, size, self._policy)
             except InputError as error:
-                raise NoPhotoError(f"{id[:200]!r}: {error}") from error
+                raise _DamagedError(f"{id[:200]!r}: {error}", original.version) from error
         return Thumbnail(data, media_type, _etag(original.version, size))
 
-    def _keep(self, key: tuple[str, int], made: Thumbnail) -> None:
-        if made.etag != _etag(*key) or len(made.data) + _ENTRY_BYTES > self._most_bytes:  # the file changed before it was read
+    def _keep(self, key: tuple[str, int], made: Thumbnail | str) -> None:
+        """`made`: or what is wrong with the image, since decoding it to find out again takes as long."""
+        if _kept_bytes(made) > self._most_bytes:
             return
         with self._lock:
             if key in self._kept:
                 return
             self._kept[key] = made
-            self._kept_bytes += len(made.data) + _ENTRY_BYTES
+            self._kept_bytes += _kept_bytes(made)
             while self._kept_bytes > self._most_bytes:
-                _, gone = self._kept.popitem(last=False)
-                self._kept_bytes -= len(gone.data) + _ENTRY_BYTES
+                self._kept_bytes -= _kept_bytes(self._kept.popitem(last=False)[1])
+
+
+def _kept_bytes(made: Thumbnail | str) -> int:
+    return _ENTRY_BYTES + (len(made) if isinstance(made, str) else len(made.data))
 
 
 def _check_size(size: int) -> None:

@@ -50,6 +50,8 @@ class H11Connection(Connection, H11Protocol):
         self._follow()
 
     def on_response_complete(self) -> None:
+        if self.is_ended:
+            return
         answered = self.cycle
         super().on_response_complete()
         self._follow()
@@ -79,9 +81,6 @@ class H11Connection(Connection, H11Protocol):
     def has_part_of_head(self) -> bool:
         return bool(self.conn.trailing_data[0])
 
-    def has_whole_request(self) -> bool:
-        return self.conn.their_state not in (h11.SEND_BODY, h11.ERROR)
-
     def _follow(self) -> None:
         """What h11 made of what came."""
         if self.conn.their_state is not h11.IDLE:
@@ -89,4 +88,4 @@ class H11Connection(Connection, H11Protocol):
         if self.cycle is not None and not isinstance(self.cycle.transport, Closer):
             if self.is_parting:
                 self.cycle.keep_alive = False
-            self.cycle.transport = Closer(self, self.transport)
+            self.cycle.transport = Closer(self, self.cycle, self.transport)

@@ -80,7 +80,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_headers_complete()
         if self.is_parting:
             self.cycle.keep_alive = False
-        self.cycle.transport = Closer(self, self.transport)
+        self.cycle.transport = Closer(self, self.cycle, self.transport)
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True
@@ -91,6 +91,9 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self.is_ended:
+            self.pipeline.clear()
+            return
         super().on_response_complete()
         self.answered(is_idle=self._in_head and self.cycle.response_complete)
 
@@ -110,9 +113,6 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     def has_part_of_head(self) -> bool:
         return self._held > 0
-
-    def has_whole_request(self) -> bool:
-        return self._in_head
 
     def is_answering(self) -> bool:
         return bool(self.pipeline) or super().is_answering()

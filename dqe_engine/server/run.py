@@ -35,13 +35,12 @@ that is killed for it is started again and again."""
 def serve(
     settings: ServerSettings,
     *,
-    level: str = "info",
     indexing: Sequence[str] | None = None,
     again: Callable[[], ServerSettings] | None = None,
 ) -> int:
     """Listen and answer. Returns the exit code: 0 after SIGTERM, 2 where it cannot start.
 
-    level: of log lines; a request is an "info". indexing: command of a process that fills the index meanwhile, and is ended with
+    indexing: command of a process that fills the index meanwhile, and is ended with
     the server. again: the settings of workers that are made after SIGHUP; what it raises is logged, and all stays as it was. Raises
     InputError for an address that cannot be had.
     """
@@ -53,12 +52,13 @@ def serve(
         http=ProtocolFactory(settings),  # type: ignore[arg-type]  # called as a class would be
         loop="auto",
         lifespan="on",
-        log_config=configuration(level),
+        log_config=configuration(settings.log),
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies) or None,
-        timeout_keep_alive=15,
+        ws="none",
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
         timeout_worker_healthcheck=_WORKER_S,
         backlog=_BACKLOG,
@@ -88,6 +88,11 @@ class _Workers(Multiprocess):
     def failed(self) -> bool:
         """Whether a worker could not start, which ends the others as well."""
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+    def terminate_all(self) -> None:
+        for listening in self.sockets:  # else who connects while the workers drain waits for nobody
+            listening.close()
+        super().terminate_all()
 
     def handle_hup(self) -> None:
         try:

@@ -49,6 +49,7 @@ class Service:
         self.index, self.generation = IndexState(0, None), cast("str | None", None)
         self.keyring = Keyring(settings.keys)
         self._followed = 0
+        self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -56,7 +57,7 @@ class Service:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         self.engine = await self.in_thread(self._load)
-        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room)
+        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
@@ -96,6 +97,9 @@ class Service:
     def ready(self) -> bool:
         return self.phase == "ready"
 
+    def full(self) -> bool:
+        return self._searching >= self._most_searching
+
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """For what would hold up the event loop. Work that a request has left goes on to its end."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
@@ -129,7 +133,11 @@ class Service:
     async def search(self, query: Query, *, deadline_s: float, gone: Awaitable[Any]) -> SearchResult:
         """The engine's answer. `gone` is done when nobody waits any more: the query leaves the queue. Raises InputError, OverloadError,
         DeadlineError, and CancelledError where the client is gone."""
-        result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
+        self._searching += 1
+        try:
+            result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
+        finally:
+            self._searching -= 1
         self.metrics.stages(result.timings_ms)
         return result
 

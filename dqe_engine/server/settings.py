@@ -44,7 +44,7 @@ class ServerSettings:
     `body_timeout_s`: for the whole body to arrive. `hosts`: names that the Host header may have besides those of a
     loopback address; where the server is bound to another address and none is given, any. `proxies`: addresses whose X-Forwarded-For
     and X-Forwarded-Proto are believed. `workers`: processes; all limits are each one's own. `state`: folder of this run, for what
-    processes tell each other; None for one process alone.
+    processes tell each other; None for one process alone. `log`: the least level that is logged: info (each request), warning or error.
 
     Of connections: `head_timeout_s` for a request's line and headers, `max_head_bytes` of them, `keep_alive_s` between requests,
     `send_timeout_s` without a byte of the answer taken, `max_connections` in all, and `max_connections_per_peer` from one address.
@@ -68,6 +68,7 @@ class ServerSettings:
     hosts: tuple[str, ...] = ()
     workers: int = 1
     state: Path | None = None
+    log: str = "info"
     host: str = "127.0.0.1"
     port: int = 8000
     proxies: tuple[str, ...] = ()
@@ -95,6 +96,7 @@ class ServerSettings:
         )
         digests = {key.digest for key in self.keys}
         _expect(len(digests) == len(self.keys), "keys", f"{len(self.keys) - len(digests)} twice", "each key once; remove the others")
+        _expect(self.log in ("info", "warning", "error"), "log", self.log, "info, warning or error")
         for name, least, most in (
             ("most", 1, 4096),
             ("room", 1, 1 << 20),

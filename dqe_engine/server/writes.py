@@ -99,8 +99,8 @@ class Writes(NotPickled):
     save that fails fails its group, whose changes are then given up: this object has an index of its own, which is dropped and loaded
     again for the next group, so that searches see what was saved and nothing else.
 
-    An uploaded image is stored before the save and deleted after one that dropped the last item with its content; `sweep` deletes what
-    kills and failures left. An uploads folder belongs to one index.
+    An uploaded image is stored before the save and deleted after one that dropped the last item with its content, or did not come to have
+    one; `sweep` deletes what kills and failures of saves left. An uploads folder belongs to one index.
     """
 
     instead = "make one in the other process"
@@ -321,6 +321,8 @@ class Writes(NotPickled):
                 self._apply(index, operation, exists=row is not None)
             except DQEError as error:
                 failed[operation] = error
+                if operation.content is not None:
+                    dropped.add(operation.content)  # stored before it failed
                 continue
             done.append(operation)
             if operation.kind == "update":
@@ -329,7 +331,7 @@ class Writes(NotPickled):
                 dropped.add(before)
         if done:
             index.save(self._path)
-            self._delete_uploads(index, dropped)
+        self._delete_uploads(index, dropped)
         revision = index.stats().revision or ""
         written = {operation: Written(operation.id, operation.content, revision) for operation in done}
         return {operation: failed[operation] if operation in failed else written[operation] for operation in operations}
@@ -355,7 +357,8 @@ class Writes(NotPickled):
             index.add([operation.id], target, kept, [operation.metadata], contents=[operation.content], replace=operation.replace)
 
     def _delete_uploads(self, index: GalleryIndex, dropped: set[str]) -> None:
-        """Those of contents that no item has any more. What cannot be deleted is left to a sweep."""
+        """Those of contents that no item has (any more). What cannot be deleted is left to a sweep. An upload that another process has just
+        stored for an item of its own is stored again by it: see `_apply`."""
         photos = self._photos
         if photos is None or not (stored := {content for content in dropped if photos.has_upload(content)}):
             return
@@ -378,10 +381,13 @@ class Writes(NotPickled):
 
     def _current(self) -> GalleryIndex:
         """The index as it is on the disk. Raises IndexFormatError."""
-        if self._index is None:
-            self._index = GalleryIndex.load(self._path, model_hash=self._engine.bundle.model_hash, screened=False)
-        else:
-            self._index.refresh()
+        if self._index is not None:
+            try:
+                self._index.refresh()
+                return self._index
+            except IndexFormatError:  # another index may have been put in its place
+                self._drop()
+        self._index = GalleryIndex.load(self._path, model_hash=self._engine.bundle.model_hash, screened=False)
         return self._index
 
     def _drop(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..contracts.graphs import GraphSizes, GraphSpec
 from ..errors import BackendError
-from ..files import describe_os_error
+from ..files import cache_home, describe_os_error
 from .sizes import any_request
 
 _REMEDY = "set XDG_CACHE_HOME to a folder of yours"
@@ -52,7 +52,10 @@ def engine_cache(graph_hash: str) -> Path:
     nodes of a graph and not by its weights: a model that was trained again would be answered by the engine of the old one. Engines are
     machine code, so the folder is for nobody else (0700). Raises BackendError where it cannot be made, or somebody else may write to it.
     """
-    root = _cache_home() / "dqe-engine"
+    try:
+        root = cache_home() / "dqe-engine"
+    except RuntimeError as error:
+        raise BackendError(f"no cache for engines: this user has no home directory; {_REMEDY}") from error
     folder = root / "ort-tensorrt" / graph_hash[:32]
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -64,13 +67,3 @@ def engine_cache(graph_hash: str) -> Path:
     except OSError as error:
         raise BackendError(f"no cache for engines: {describe_os_error(error, folder)}, or {_REMEDY}") from error
     return folder
-
-
-def _cache_home() -> Path:
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):  # the specification says to ignore relative ones
-        return Path(named)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError as error:
-        raise BackendError(f"no cache for engines: this user has no home directory; {_REMEDY}") from error

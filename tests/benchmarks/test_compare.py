@@ -202,10 +202,10 @@ def _write(text: str) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path, "cannot be read"),
-        (_write("{"), "is no JSON"),
-        (_write("[]"), "no benchmark and sections"),
-        (_write('{"benchmark": "zones", "sections": {}, "schema": 99}'), "schema 99"),
+        (lambda path: path, "no such file or directory; check the path; expected a JSON that a benchmark wrote"),
+        (_write("{"), "not valid JSON"),
+        (_write("[]"), "this is something else, not the results of a benchmark"),
+        (_write('{"benchmark": "zones", "sections": {}, "schema": 99}'), "schema version 99 is newer than the supported 2; upgrade"),
         (lambda path: zones_file(path, 0.5, benchmark="latency"), "of the benchmark zones"),
         (lambda path: zones_file(path, 0.5, label="N = 20"), "no figure in common"),
     ],

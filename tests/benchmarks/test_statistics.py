@@ -135,14 +135,16 @@ def test_a_wrong_answer_is_never_timed() -> None:
 
 def test_results_survive_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    assert report.load(path, "latency") == {"schema": report.SCHEMA, "benchmark": "latency", "sections": {}}
+    assert report.load(path, "latency") == {
+        "kind": "benchmark-results", "schema_version": report.SCHEMA, "benchmark": "latency", "sections": {}
+    }  # fmt: skip
     results = report.load(path, "latency")
     results["sections"]["query"] = {"samples_s": [1e-07, 2.5, -3], "name": "[1, 2]", "band_s": None, "empty": [], "nested": [[1, 2], [3]]}
     report.save_json(path, results)
     assert report.load(path, "latency") == results
     assert "[ 1e-07, 2.5, -3 ]" in path.read_text()
     assert report.load(path, "zones")["sections"] == {}  # another benchmark's
-    path.write_text(json.dumps(results | {"schema": report.SCHEMA + 1}))
+    path.write_text(json.dumps(results | {"schema_version": report.SCHEMA + 1}))
     assert report.load(path, "latency")["sections"] == {}
     path.write_text("{")
     assert report.load(path, "latency")["sections"] == {}

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.errors import InputError
+from dqe_engine.index.metadata_file import read_metadata
 from dqe_engine.query import Query
 from dqe_export.demo.collect import collect, metrics, pick_examples
 from dqe_export.demo.pipeline import DemoOptions, DemoRun, run_demo
 from dqe_export.demo.report import render_report
+from dqe_export.demo.sample import choose_photos, write_sample
+from dqe_training.data.garments.catalog import ALL_GARMENTS, vocabulary
 from dqe_training.data.garments.dataset import GarmentsSpec
+from dqe_training.data.records import ImageRecord
+from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.pretrain import PretrainConfig
 
 pytestmark = pytest.mark.slow  # the demo is run once for all of them
@@ -85,6 +93,56 @@ def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures:
     engine.load_index(run.directory / "index")
     record = run.evaluation.records[0]
     assert len(engine.search(Query(reference_id=record.reference, text=record.text, k=5)).hits) == 5
+
+
+def test_the_index_can_be_filtered_and_its_items_have_a_content(finished: tuple[DemoRun, list[str]]) -> None:
+    run, _ = finished
+    engine = RetrievalEngine.load(run.directory / "bundle")
+    engine.load_index(run.directory / "index")
+    snapshot = engine.index.snapshot()
+    items = [snapshot.item(snapshot.existing(id)) for id in snapshot.ids()]
+    assert all(item.metadata is not None and set(item.metadata) == {"colour", "kind", "pattern", "length", "price"} for item in items)
+    assert all(item.content for item in items)
+    hits = engine.search(Query(text="is red", k=10, filter={"kind": "dress", "price": {"<": 80}})).hits
+    assert hits
+    assert all(hit.metadata is not None and hit.metadata["kind"] == "dress" and hit.metadata["price"] < 80 for hit in hits)
+
+
+def test_evaluation_reads_no_metadata(finished: tuple[DemoRun, list[str]]) -> None:
+    """The same figures where every item is described as one and the same."""
+    run, _ = finished
+    engine = RetrievalEngine.load(run.directory / "bundle")
+    wrong = {"colour": "red", "kind": "dress", "pattern": "plain", "length": "long", "price": 1.0}
+    index_gallery(engine, run.directory / "garments" / "images", run.evaluation, metadata=dict.fromkeys(run.evaluation.gallery, wrong))
+    report, found = evaluate_engine(engine, run.evaluation)
+    assert report == run.runtime[0]
+    assert (found.ranked == run.runtime[1].ranked).all()
+
+
+def test_the_sample_is_made_of_the_demo(finished: tuple[DemoRun, list[str]], tmp_path: Path) -> None:
+    run, _ = finished
+    write_sample(run.directory, tmp_path, precision="float32")
+    first = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    items = read_metadata(tmp_path / "photos" / "metadata.jsonl")
+    assert {entry and entry["colour"] for entry in items.values()} == {r["colour"] for r in run.evaluation.attributes}
+    assert {entry and (entry["colour"], entry["kind"], entry["pattern"]) for entry in items.values()} == {
+        (r["colour"], r["shape"], r["pattern"]) for r in run.evaluation.attributes
+    }
+    engine = RetrievalEngine.load(tmp_path / "bundle")
+    engine.index_images(tmp_path / "photos", metadata=items)
+    assert len(engine.index) == len(items)
+    write_sample(run.directory, tmp_path, precision="float32")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == first
+
+
+def test_photos_of_every_length_take_turns() -> None:
+    names = [(g, n) for n, g in enumerate(ALL_GARMENTS)]
+    images = [ImageRecord(image=f"gallery/{n:06}.jpg", attributes=g._asdict()) for g, n in names]
+    chosen = choose_photos(images, vocabulary())
+    assert len(chosen) == 600
+    assert set(Counter(r.attributes["length"] for r in chosen).values()) == {200}
+    with pytest.raises(InputError, match="make demo"):
+        write_sample(Path("nowhere"), Path("nowhere-either"))
 
 
 def test_a_second_run_trains_nothing(finished: tuple[DemoRun, list[str]]) -> None:

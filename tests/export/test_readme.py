@@ -1,7 +1,9 @@
-"""The Python of README and of the pages about queries and images runs as it stands, on an index like the demo's."""
+"""The Python of README and of the pages about queries and images runs as it stands, on an index like the demo's; README's figures are
+those of a run's file."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -44,3 +46,32 @@ def test_the_pages_python_runs(demo: Path, page: str) -> None:
     for program in found:
         exec(compile(program, page, "exec"), scope)
     assert scope["result"].hits  # type: ignore[attr-defined]
+
+
+def test_what_it_reaches_is_what_a_run_wrote() -> None:
+    """The table, the margins' basis and the latencies of README are those of the run's own file."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## What it reaches") : text.index("## How it is built")]
+    results = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
+    run, busy = (json.loads((results / name).read_text(encoding="utf-8")) for name in ("demo.json", "demo-busy.json"))
+    keys = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "heldout_recall_at_10", "attribute_precision_at_10", "map_at_10")
+    rows = [
+        [cell.strip(" *") for cell in line.split("|")[2:-1]]
+        for line in section.splitlines()
+        if line.startswith(("| DQE-CIR", "| baseline"))
+    ]
+    for row, figures, name in zip(rows, (run, run["baseline"]), ("dqe", "baseline"), strict=True):
+        assert row == [*(f"{100 * figures[key]:.1f}" for key in keys), str(run["steps"][name])]
+    assert run["environment"]["commit"] in section
+    minutes, seconds = divmod(round(run["seconds_in_all"]), 60)
+    catalogue, uploaded = run["latency_ms"]["Catalogue reference"], run["latency_ms"]["Uploaded reference"]
+    for said in (
+        f"{minutes} min {seconds} s",
+        f"the same {run['training_seconds']['dqe']:.0f} seconds",
+        f"{catalogue['p50']:.1f} ms at the median with a catalogue reference and {uploaded['p50']:.1f} ms with an uploaded one",
+        f"(p95 {catalogue['p95']:.1f} and {uploaded['p95']:.1f})",
+        f"within {run['embedding_max_abs_diff']:.1e}".replace("e-0", "e-"),
+        f"{busy['steps']['baseline']} steps and R@10 {100 * busy['baseline']['recall_at_10']:.1f}",
+    ):
+        assert said in section, said
+    assert all(run[key] == busy[key] for key in keys)  # DQE-CIR's row, of two runs

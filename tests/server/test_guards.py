@@ -522,3 +522,14 @@ def test_websockets_are_closed_and_the_lifespan_passes() -> None:
     asyncio.run(service.guards({"type": "lifespan"}, receive, send))
     assert [message["type"] for message in sent] == ["websocket.close"]
     assert seen == ["lifespan"]
+
+
+def test_a_search_too_many_is_told_before_its_body_is_worked_on() -> None:
+    service = Service(state=State(is_full=True))
+    answer = service.ask("POST", "/v1/search", [(b"content-length", b"2")], chunks=[b"{}"])
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "queue_full", "1")
+    assert "connection" not in answer.headers  # the body was small, and was there
+    assert service.ask("POST", "/v1/search", [(b"content-length", b"2")], chunks=[b"{"], ends=False).headers["connection"] == "close"
+    assert service.ask("POST", "/v1/search", [(b"content-length", b"99999")], chunks=[b"x" * 99999]).headers["connection"] == "close"
+    assert service.reached == []
+    assert service.ask().status == 200  # what is no search goes on

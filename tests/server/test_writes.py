@@ -140,10 +140,26 @@ def test_what_waits_is_saved_at_once_and_each_fails_alone(path: Path, engine: Re
     assert list(found) == ["there", "first", "i5", "i6", "i7", "i2", "i4", "i3"]
     assert found["i2"] == ({"x": 1}, content_of(png(2)))
     assert found["i3"][1] == content_of(png(30))
-    assert uploads(tmp_path) == {content for _, content in found.values()} | {content_of(png(9))}  # which a sweep would take
-    assert writes.sweep(-60).result(60) == 1
     assert uploads(tmp_path) == {content for _, content in found.values()}
     writes.close()
+
+
+def test_a_sweep_takes_what_no_item_refers_to(writes: Writes, photos: Photos, tmp_path: Path) -> None:
+    """As a kill between an upload and its save leaves it."""
+    assert writes.sweep(-60).result(60) == 0
+    writes.add("a", png(1)).result(60)
+    photos.store(png(2))
+    assert writes.sweep(3600).result(60) == 0
+    assert [future.result(60) for future in (writes.sweep(-60), writes.sweep(-60))] == [1, 0]
+    assert uploads(tmp_path) == {content_of(png(1))}
+
+
+def test_what_was_uploaded_for_an_item_that_exists_does_not_stay(writes: Writes, photos: Photos, tmp_path: Path) -> None:
+    writes.add("a", png(1)).result(60)
+    for seed in (1, 2):
+        with pytest.raises(ItemExistsError):
+            writes.add("a", png(seed)).result(60)
+        assert uploads(tmp_path) == {content_of(png(1))}
 
 
 def test_an_upload_goes_with_the_last_item_that_has_it(writes: Writes, tmp_path: Path) -> None:
@@ -374,11 +390,17 @@ def test_a_folder_without_permission_is_told_in_one_line(engine: RetrievalEngine
 
 def test_an_index_of_another_model_is_refused(writes: Writes, path: Path, make_foreign: Callable[[Path], None]) -> None:
     writes.add("a", png(1)).result(60)
-    shutil.rmtree(path)
+    aside = path.rename(path.with_name("aside"))
     make_foreign(path)
     for _ in range(2):
         with pytest.raises(IndexFormatError, match="was made with model"):
-            writes.add("a", png(1)).result(60)
+            writes.add("b", png(2)).result(60)
+    shutil.rmtree(path)
+    with pytest.raises(IndexFormatError, match="no such file or directory"):
+        writes.add("b", png(2)).result(60)
+    aside.rename(path)
+    writes.add("b", png(2)).result(60)
+    assert list(there(path)) == ["a", "b"]
 
 
 @pytest.fixture
@@ -418,7 +440,7 @@ def start_worker(bundle: Path, index: Path, name: str, count: int) -> subprocess
 @pytest.mark.parametrize("killed", [False, True])
 def test_processes_write_to_one_index(bundle_path: Path, path: Path, engine: RetrievalEngine, killed: bool) -> None:
     """Each has a `Writes` of its own; whatever becomes of one, what was confirmed is there, once, and the others go on."""
-    count, names = int(os.environ.get("DQE_WRITES", "60")), ("a", "b", "c", "d")
+    count, names = int(os.environ.get("DQE_WRITES", "200")), ("a", "b", "c", "d")
     workers = {name: start_worker(bundle_path, path, name, count) for name in names}
     confirmed: dict[str, list[str]] = {name: [] for name in names}
     try:

@@ -1,7 +1,7 @@
 // Preloaded (LD_PRELOAD): writes down, and fails on demand, what a process does to files below the folder $DISK_CALLS_ROOT.
 //
 // Log ($DISK_CALLS_LOG), a line a call, of calls that succeeded: the call, the inode, then what it needs: `create 17 PATH`, `mkdir 18 PATH`,
-// `write 17 OFFSET HEX`, `truncate 17 SIZE`, `sync 17`, `rename 17 FROM<TAB>TO`, `unlink 17 PATH`, `mark TEXT`. Tests' paths hold no tabs.
+// `write 17 OFFSET HEX`, `truncate 17 SIZE`, `sync 17`, `rename 17 FROM<TAB>TO`, `unlink 17 PATH` (folders too), `mark TEXT`. Tests' paths hold no tabs.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -67,8 +67,22 @@ static unsigned long inode_of(int descriptor) {
     return fstat(descriptor, &found) ? 0 : (unsigned long)found.st_ino;
 }
 
+// The whole path of one that is relative to a descriptor of ours, in `whole`; else `path`.
+static const char* resolved(int folder, const char* path, char* whole, size_t size) {
+    if (folder == AT_FDCWD || path[0] == '/' || !tracked(folder)) return path;
+    char link[64], name[4000];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    const ssize_t length = readlink(link, name, sizeof name - 1);
+    if (length < 0) return path;
+    name[length] = 0;
+    snprintf(whole, size, "%s/%s", name, path);
+    return whole;
+}
+
 static int opened(int folder, const char* path, int flags, mode_t mode) {
-    const int mine = folder == AT_FDCWD && below(path);
+    char whole[4096];
+    path = resolved(folder, path, whole, sizeof whole);
+    const int mine = below(path);
     if (mine && fails()) return -1;
     const int fresh = mine && (flags & O_CREAT) && !inode(path);
     const int descriptor = (int)syscall(SYS_openat, folder, path, flags, mode);
@@ -158,6 +172,24 @@ int unlink(const char* path) {
     if (below(path) && fails()) return -1;
     const unsigned long gone = below(path) ? inode(path) : 0;
     const int result = REAL(unlink)(path);
+    if (!result && below(path)) say("unlink %lu %s\n", gone, path);
+    return result;
+}
+
+int rmdir(const char* path) {
+    if (below(path) && fails()) return -1;
+    const unsigned long gone = below(path) ? inode(path) : 0;
+    const int result = REAL(rmdir)(path);
+    if (!result && below(path)) say("unlink %lu %s\n", gone, path);
+    return result;
+}
+
+int unlinkat(int folder, const char* name, int flags) {
+    char whole[4096];
+    const char* path = resolved(folder, name, whole, sizeof whole);
+    if (below(path) && fails()) return -1;
+    const unsigned long gone = below(path) ? inode(path) : 0;
+    const int result = REAL(unlinkat)(folder, name, flags);
     if (!result && below(path)) say("unlink %lu %s\n", gone, path);
     return result;
 }

@@ -34,9 +34,13 @@ def settings(**given: Any) -> ServerSettings:
 @dataclass
 class State:
     is_ready: bool = True
+    is_full: bool = False
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def full(self) -> bool:
+        return self.is_full
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

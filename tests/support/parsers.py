@@ -29,7 +29,8 @@ from dqe_engine.index.metadata_file import read_metadata
 from dqe_engine.query import Query
 from dqe_engine.tensorrt.engines import read_plan, read_sidecar
 from dqe_engine.text import TextEncoder
-from dqe_engine.zones.mining_folder import mine_to_folder, read_mined
+from dqe_engine.zones.mined_folder import read_mined
+from dqe_engine.zones.mining_folder import mine_to_folder
 from dqe_export.tensorrt.plan import traffic_profile
 
 Parser = Callable[[bytes], object]
@@ -253,7 +254,7 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "mined picks.npy", (array, mined_array)
 
-    run = {key: document[key] for key in ("plan", "resolved")}
+    run = {key: document[key] for key in ("schema_version", "plan", "resolved")} | {"kind": "mining-run"}
 
     def run_json(data: bytes) -> None:
         partial = root / "run.partial"

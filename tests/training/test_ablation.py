@@ -404,7 +404,7 @@ def test_intervals_hold_what_they_promise(effect: float, least: float, most: flo
 
 def result(cell: Cell, hits: list[int]) -> CellResult:
     return CellResult(
-        schema_version=1, key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, code="",
+        key=cell.key, seed=cell.seed, config=cell.config, steps=10, seconds=2.0, refreshes=1, code="",
         machine="a machine",
         scores={"recall_at_10": Ratio.of(PerQuery.of(hits))},
     )  # fmt: skip

@@ -138,7 +138,7 @@ def test_a_newer_schema_says_upgrade(checkpoint: Path) -> None:
     edited(checkpoint, schema_version=SCHEMA_VERSION + 1, something_new={"a": 1})
     with pytest.raises(CheckpointError) as caught:
         read_meta(checkpoint)
-    one_line(caught, f"schema {SCHEMA_VERSION + 1}", "upgrade")
+    one_line(caught, f"schema version {SCHEMA_VERSION + 1}", "upgrade")
 
 
 def test_the_first_schema_is_read(checkpoint: Path) -> None:
@@ -181,6 +181,15 @@ def test_the_third_schema_is_read(checkpoint: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"'quantile' .*'pooled'"):
         read_meta(checkpoint)
+
+
+def test_the_fourth_schema_is_read(checkpoint: Path) -> None:
+    """As it was written before `kind`."""
+    expected, path = read_meta(checkpoint), checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text()) | {"schema_version": 4}
+    assert content.pop("kind") == "training-checkpoint"
+    path.write_text(json.dumps(content))
+    assert read_meta(checkpoint) == msgspec.structs.replace(expected, schema_version=4)
 
 
 def test_an_unlisted_file_is_not_trusted(checkpoint: Path) -> None:

@@ -436,7 +436,13 @@ def test_a_store_of_something_else(images: Path, tmp_path: Path) -> None:
     meta = only_store(tmp_path) / META_FILE
     content = json.loads(meta.read_text())
     meta.write_text(json.dumps(content | {"schema_version": 9, "news": 1}))
-    refused(lambda: fill(tmp_path, images), "schema 9", "upgrade")
+    refused(lambda: fill(tmp_path, images), "schema version 9", "upgrade")
+    first = {key: value for key, value in content.items() if key != "kind"} | {"schema_version": 1}
+    meta.write_text(json.dumps(first))  # as it was written before `kind`
+    assert len(fill(tmp_path, images, NAMES[:2])) == 2
+    assert json.loads(meta.read_text()) == first
+    meta.write_text(json.dumps(content | {"kind": "bundle"}))
+    refused(lambda: fill(tmp_path, images), "this is a bundle, not a feature cache")
     meta.write_text(json.dumps(content | {"width": 17}))
     refused(lambda: fill(tmp_path, images), "another vision tower")
     meta.write_text("")

@@ -17,7 +17,7 @@ from support.tiny_training import flip_byte, make_trainer, model_config, train_c
 
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_training.checkpoint import load_checkpoint, load_state
-from dqe_training.checkpoint_meta import SCHEMA_VERSION
+from dqe_training.checkpoint_meta import OLDEST_RESUMED
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
 from dqe_training.trainer import Trainer, data_hash, finish_run
@@ -253,7 +253,7 @@ def test_a_log_without_a_checkpoint_starts_anew(tiny_data: Tiny, straight: dict[
     assert without_times(events_of(tmp_path)) == without_times(straight["frozen"][1])
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+@pytest.mark.parametrize("version", range(1, OLDEST_RESUMED))
 def test_the_run_of_an_earlier_version_is_refused_as_that(version: int, tiny_data: Tiny, tmp_path: Path) -> None:
     """Whatever else differs: its configuration cannot be given again."""
     run = stopped_run(tiny_data, tmp_path)
@@ -262,6 +262,17 @@ def test_the_run_of_an_earlier_version_is_refused_as_that(version: int, tiny_dat
     for config in (CONFIGS["frozen"], train_config(learning_rate=2e-3)):
         with pytest.raises(CheckpointError, match="made by an earlier version, whose runs are not resumed; use another run directory"):
             train(config, tiny_data, run)
+
+
+def test_the_run_of_an_earlier_version_that_trained_alike_goes_on(tiny_data: Tiny, straight: dict[str, Any], tmp_path: Path) -> None:
+    """Only the record's form has changed."""
+    run = stopped_run(tiny_data, tmp_path)
+    for path in run.glob("step-*/checkpoint.json"):
+        record = json.loads(path.read_text()) | {"schema_version": OLDEST_RESUMED}
+        del record["kind"]
+        path.write_text(json.dumps(record))
+    train(CONFIGS["frozen"], tiny_data, run)
+    assert without_times(events_of(run)) == without_times(straight["frozen"][1])
 
 
 def test_other_settings_are_refused(tiny_data: Tiny, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from support.signals import interrupts_heard  # noqa: F401 (used by every test h
 
 from dqe_engine.cli import mine
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones.mined_folder import read_mined
 from dqe_engine.zones.mining import MiningJob, mine_negatives
-from dqe_engine.zones.mining_folder import read_mined
 
 OPTIONS = ("--lo", "0.1", "--hi", "0.9", "--picks", "5", "--block", "7", "--threads", "1")
 
@@ -158,7 +158,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert calls == [0, 7, 14, 14, 21]
     np.save(inputs / "targets.npy", (np.load(inputs / "targets.npy") + 1) % GALLERY)
     with monkeypatch.context() as patch:
-        patch.setattr("dqe_engine.zones.mining_folder._nonfinite_rows", lambda chunk: signal.raise_signal(signal.SIGINT))
+        patch.setattr("dqe_engine.zones.mining_plan._nonfinite_rows", lambda chunk: signal.raise_signal(signal.SIGINT))
         assert run(inputs, "--out", tmp_path / "mined", *OPTIONS) == 130
     assert capsys.readouterr().err.strip() == "interrupted: while reading the inputs; run the same command to go on"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs", "mined"]
@@ -186,7 +186,7 @@ def test_a_killed_process_is_gone_on_with(tmp_path: Path, inputs: Path) -> None:
 
 def test_damaged_blocks_are_told(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("dqe_engine.zones.mining_folder._assemble", None)
+        patch.setattr("dqe_engine.zones.mining_folder.assemble", None)
         with pytest.raises(TypeError):
             run(inputs, "--out", tmp_path / "mined", *OPTIONS)
     block = next((tmp_path / "mined.partial").glob("*-*.npy"))
@@ -289,9 +289,9 @@ def test_out_that_cannot_be_used(inputs: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(inputs, "--out", out, *OPTIONS, "--picks", "6", "--force") == 0
     assert np.load(out / "picks.npy").shape == (QUERIES, 6)
     record = json.loads((out / "mined.json").read_text())
-    record["plan"]["schema_version"] = 2
+    record["schema_version"] = 3
     (out / "mined.json").write_text(json.dumps(record))
-    refused(capsys, r"schema 2, this version reads up to 1; upgrade", "--show", out)
+    refused(capsys, "schema version 3 is newer than the supported 2; upgrade", "--show", out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere, and there is no setpriv")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from support import mining_workers
@@ -23,9 +24,10 @@ from support.mining_workers import BLOCK, GALLERY, PICKS, QUERIES, ZONES, job, p
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import recover_directory
-from dqe_engine.zones import Screen, cpu, mining, mining_folder
+from dqe_engine.zones import Screen, cpu, mining, mining_plan
+from dqe_engine.zones.mined_folder import MANIFEST_FILE, read_mined
 from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives, summarise
-from dqe_engine.zones.mining_folder import MANIFEST_FILE, MiningOutcome, mine_to_folder, read_mined
+from dqe_engine.zones.mining_folder import MiningOutcome, mine_to_folder
 
 
 def mine(*, zones: ZoneSpec = ZONES, picks: int = PICKS, **options: Any) -> MinedNegatives:
@@ -386,12 +388,39 @@ def test_pooled_bounds_are_those_of_the_run(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("bounds", ["absolute", "rank"])
 def test_other_bounds_leave_nothing_to_record(bounds: Any, tmp_path: Path) -> None:
-    """And what an earlier version wrote, which knew no pooled ones, is read and recognised."""
     out = tmp_path / "mined"
     same = changed(zones=ZoneSpec(lo=0.1, hi=0.9, bounds=bounds))
     assert mine_to_folder(out, same).manifest.resolved is None
-    assert set(json.loads((out / MANIFEST_FILE).read_text())) == {"plan", "files"}
-    assert mine_to_folder(out, same).mined == 0
+    assert json.loads((out / MANIFEST_FILE).read_text())["resolved"] is None
+
+
+def as_version_1(path: Path) -> None:
+    """As it was written when the plan said what the document was."""
+    document = json.loads(path.read_text())
+    document["plan"] |= {"kind": "mined-negatives", "schema_version": 1}
+    del document["kind"], document["schema_version"]
+    if document["resolved"] is None:
+        del document["resolved"]
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("bounds", ["absolute", "pooled"])
+def test_what_the_first_version_wrote_is_read_and_recognised(bounds: Any, tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    zones = ZoneSpec(lo=0.1, hi=0.9, bounds=bounds)
+    wanted = mine_to_folder(out, changed(zones=zones)).manifest
+    as_version_1(out / MANIFEST_FILE)
+    manifest, mined = read_mined(out)
+    assert manifest == msgspec.structs.replace(wanted, schema_version=1)
+    assert_same(mined, mine(zones=zones))
+    assert mine_to_folder(out, changed(zones=zones)).mined == 0
+
+
+def test_a_run_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "mined"
+    interrupted(out, 2)
+    as_version_1(partial_of(out) / "run.json")
+    assert mine_to_folder(out, job()).mined == QUERIES - 2 * BLOCK
 
 
 def test_a_folder_with_the_old_name_is_refused(tmp_path: Path) -> None:
@@ -497,7 +526,7 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["queries", "items", "targets"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_counted_and_refused(tmp_path: Path, what: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining_folder, "_READ_BYTES", 100)  # several chunks
+    monkeypatch.setattr(mining_plan, "_READ_BYTES", 100)  # several chunks
     array = problem()[what] if what != "targets" else mine().anchor_scores
     array[[3, 20]] = value
     name = {"items": "gallery"}.get(what, what)

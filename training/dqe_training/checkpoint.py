@@ -21,7 +21,7 @@ from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
 from .backbone.weights import HEADS, copy_weights
-from .checkpoint_meta import META, SCHEMA_VERSION, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
+from .checkpoint_meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .config import TrainConfig
 from .model import DQEModel
 from .model.adapters import plain_state
@@ -95,7 +95,6 @@ def _write_checkpoint(
         if state is not None:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "state.safetensors")
         meta = CheckpointMeta(
-            schema_version=SCHEMA_VERSION,
             config=config,
             tokenizer=spec,
             data_hash=data_hash,

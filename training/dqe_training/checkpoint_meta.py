@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, Literal
 
 from dqe_engine.contracts.manifest import FileEntry
-from dqe_engine.contracts.parsing import NOT_JSON, Contract, parse
+from dqe_engine.contracts.parsing import Contract
 from dqe_engine.contracts.tokenizer import TokenizerSpec
+from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError
 from dqe_engine.files import recover_directory, sha256_of
 
 from .config.schema import TrainConfig
 
-SCHEMA_VERSION = 4
-"""Checkpoints of earlier schemas are read, their runs not resumed. 1: without backbones. 2: without `start`. 3: "quantile" bounds, and no
-validation."""
+SCHEMA_VERSION, OLDEST_RESUMED = 5, 4
+"""Checkpoints of earlier schemas are read; runs are resumed from `OLDEST_RESUMED` on. 1: without backbones. 2: without `start`. 3:
+"quantile" bounds, and no validation. 4: without `kind`."""
 META = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 
@@ -56,10 +55,11 @@ class Progress(Contract, frozen=True):
     best: Validated | None = None
 
 
-class CheckpointMeta(Contract, frozen=True):
+class CheckpointMeta(Versioned, frozen=True, kw_only=True):
     """`start_hash`: SHA-256 of the weights file that training began with, where it began with a checkpoint (`config.start`)."""
 
-    schema_version: int
+    kind: Literal["training-checkpoint"] = "training-checkpoint"
+    schema_version: int = SCHEMA_VERSION
     config: TrainConfig
     tokenizer: TokenizerSpec
     data_hash: str
@@ -67,6 +67,16 @@ class CheckpointMeta(Contract, frozen=True):
     serving_zones: ZoneSpec
     files: tuple[FileEntry, ...]
     start_hash: str = ""
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Zones by rank were called "quantile" up to schema 3: a config that is refused that word now, but a checkpoint was trained with
+        them, whatever they are called."""
+        with contextlib.suppress(KeyError, TypeError):  # what is wrong with `data` is for strict parsing to say
+            zones = data["config"]["trns"]["zones"]
+            if data["schema_version"] <= 3 and zones["bounds"] == "quantile":
+                zones["bounds"] = "rank"
+        return data
 
     def file(self, name: str) -> FileEntry:
         """The entry of a file that every checkpoint has."""
@@ -80,32 +90,15 @@ def parse_meta(directory: Path) -> CheckpointMeta:
         recover_directory(directory)
     except OSError as error:
         raise CheckpointError(f"{directory}: its replacement was interrupted; rename {error.filename} to it") from error
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: not a checkpoint (no {META}); give a directory that dqe-train wrote")
     try:
-        data = msgspec.json.decode(path.read_bytes())
-    except NOT_JSON as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); restore it or train again") from error
-    # Looked at before strict parsing: a newer schema may have keys that this version would call unknown.
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
-    _rename_ranks(data)
-    meta = parse(CheckpointMeta, data, where=str(path), error=CheckpointError)
+        meta = read_document(CheckpointMeta, path, remedy="restore it or train again", error=CheckpointError)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{directory}: not a checkpoint (no {META}); give a directory that dqe-train wrote") from error
     listed = {entry.path for entry in meta.files}
     for needed in (WEIGHTS, "vocabulary.json", meta.tokenizer.file):
         if needed not in listed:
             raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
     return meta
-
-
-def _rename_ranks(data: Any) -> None:
-    """Zones by rank were called "quantile" up to schema 3: a config that is refused that word now, but a checkpoint was trained with
-    them, whatever they are called."""
-    with contextlib.suppress(KeyError, TypeError):  # what is wrong with `data` is for `parse` to say
-        zones = data["config"]["trns"]["zones"]
-        if data["schema_version"] <= 3 and zones["bounds"] == "quantile":
-            zones["bounds"] = "rank"
 
 
 def read_meta(directory: Path) -> CheckpointMeta:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, require_regular
 
 from .checkpoint import (
     Progress,
@@ -28,7 +28,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import SCHEMA_VERSION, WEIGHTS, CheckpointMeta
+from .checkpoint_meta import OLDEST_RESUMED, WEIGHTS, CheckpointMeta
 from .config import TrainConfig
 from .distributed import World
 from .features.identity import same_tower
@@ -120,7 +120,7 @@ class RunState:
 
     def _require_same(self, newest: Path, meta: CheckpointMeta, judged_by: str | None) -> None:
         """Raise CheckpointError where the checkpoint is of another training than this one."""
-        if meta.schema_version < SCHEMA_VERSION:
+        if meta.schema_version < OLDEST_RESUMED:
             raise CheckpointError(
                 f"{newest}: made by an earlier version, whose runs are not resumed; use another run directory, or begin anew from its "
                 f"weights with start={newest}"
@@ -147,7 +147,9 @@ class RunState:
 
 def _truncate_log(path: Path, step: int) -> None:
     """Drop log lines after `step`: a killed run had written some that the checkpoint does not have."""
-    if not path.is_file():
+    try:
+        require_regular(path)
+    except FileNotFoundError:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():

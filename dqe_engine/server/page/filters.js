@@ -28,11 +28,14 @@ export class Filters {
       ...active.map((key) => api.facets(toFilter(filters, key), signal)),
     ]);
     const keys = new Map((every?.keys ?? []).map((facet) => [facet.key, emptied(facet)])); // prettier-ignore
-    for (const facet of all.keys) keys.set(facet.key, facet);
+    for (const facet of all.keys) {
+      const other = keys.get(facet.key);
+      if (!other || other.kind === facet.kind || holders(facet) > holders(other)) keys.set(facet.key, facet); // values of several kinds: the commonest
+    }
     this.#totals = new Map();
     active.forEach((key, i) => {
       this.#totals.set(key, own[i].total);
-      const facet = own[i].keys.find((one) => one.key === key);
+      const facet = own[i].keys.filter((one) => one.key === key).sort((a, b) => holders(b) - holders(a))[0];
       if (facet) keys.set(key, facet);
     });
     return { keys: [...keys.values()], total: all.total };
@@ -105,7 +108,7 @@ function textMenu(key, set) {
 
   const choose = (value, on) => {
     const values = on ? [...chosen, value] : chosen.filter((one) => one !== value);
-    set(values.length ? { kind: facet.list ? "list" : "text", values } : null);
+    set(values.length ? { kind: facet.listed ? "list" : "text", values } : null);
   };
   const narrow = () => {
     const wanted = find.value.trim().toLowerCase();
@@ -190,6 +193,8 @@ function booleanMenu(key, set) {
   };
   return { root, show };
 }
+
+const holders = (facet) => (facet.values ?? []).reduce((sum, { count: number }) => sum + number, 0);
 
 /** The same menu where the other filters leave none of its values. */
 const emptied = (facet) => ({ ...facet, values: facet.values?.map(({ value }) => ({ value, count: 0 })) });

@@ -8,6 +8,7 @@ const IDLE_MS = 20_000;
 
 export class Indexing {
   items = 0;
+  following = false;
   #revision = null;
 
   /** `changed()`: called when the index is another one than before. */
@@ -17,7 +18,8 @@ export class Indexing {
   }
 
   start({ items, revision }) {
-    if (this.#revision !== null) return; // is being followed
+    if (this.following) return;
+    this.following = true;
     this.items = items;
     this.#revision = revision;
     this.#follow();

@@ -17,6 +17,7 @@ import { showTrail, thumbnail } from "./trail.js";
 import { listen, UploadError, Uploads } from "./upload.js";
 
 const MOST_AT_ONCE = 960;
+const AHEAD_PX = 600;
 
 class Page {
   api = new Api();
@@ -50,7 +51,7 @@ class Page {
       event.preventDefault();
       this.go(blank(), new Trail());
     });
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: "600px" }).observe(byId("more"));
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.more(), { rootMargin: `${AHEAD_PX}px` }).observe(byId("more"));
     addEventListener("popstate", ({ state }) => this.restore(state));
     addEventListener("online", () => this.failed && this.refresh());
     listen((file) => this.take(file), (text) => notice({ kind: "error", title: "No image", text }));
@@ -73,13 +74,14 @@ class Page {
       return;
     }
     clearNotice();
-    const { attributes, index, writes, model } = this.vocabulary;
+    const { attributes, index, writes, model, limits } = this.vocabulary;
     this.names = attributes.map(({ name }) => name);
     this.sliders ??= new Sliders(this.names, {
       weigh: (moved) => this.change({ weights: { ...this.query.weights, ...moved } }, "weigh"),
       reset: () => this.change({ weights: {} }, "reset"),
     });
     this.composer.examples(attributes);
+    this.composer.text.maxLength = limits?.text ?? 10_000;
     byId("open-manage").hidden = !writes;
     byId("facts").title = model?.name ? `Model: ${model.name}` : "";
     this.tellSize(index);
@@ -260,6 +262,7 @@ class Page {
       this.showMore();
     } catch (error) {
       this.setBusy(false);
+      if (error.code === "page_gone") return void this.refresh({ quiet: true }); // the index was rewritten since
       this.fail(error, () => {
         this.failed = false;
         clearNotice();
@@ -272,6 +275,7 @@ class Page {
     const more = byId("more");
     more.hidden = this.exhausted || this.grid.size === 0;
     more.textContent = this.shown === "search" ? "More results" : "More items";
+    if (!more.hidden && more.getBoundingClientRect().top < innerHeight + AHEAD_PX) this.more(); // the observer tells of changes alone
   }
 
   /** Nothing passed: what to loosen, or how to fill the index. */

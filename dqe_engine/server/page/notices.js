@@ -53,9 +53,9 @@ export function explained(error, image) {
     case 401:
       return { title: "A key is needed", text: "This server is open to those who have a key." };
     case 403:
-      return { title: "Not allowed", text: error.message };
+      return { title: "Not allowed", text: tidy(error.message) };
     case 404:
-      return { title: "Not in the index", text: `${error.message} It may have been removed.` };
+      return { title: "Not in the index", text: `${tidy(error.message.split(";")[0])} It may have been removed.` };
     case 408:
     case 504:
       return { title: "That took too long", text: "The server gave up on this request. Try again; fewer results or a filter make it quicker." };
@@ -64,14 +64,20 @@ export function explained(error, image) {
     case 415:
       return { title: "This kind of image is not taken", text: `The server takes ${formats}. Save the image as one of these.` };
     case 422:
-      return { title: "The server cannot use this", text: error.message };
+      return { title: "The server cannot use this", text: tidy(error.message) };
     case 429:
       return { title: "Many are searching just now", text: "Your search waits for its turn.", wait };
     case 503:
-      return { title: "The server is not ready yet", text: error.message, wait };
+      return { title: "The server is not ready yet", text: tidy(error.message), wait };
     case 507:
-      return { title: "The server's disk is full", text: `${error.message} Nothing was changed.` };
+      return { title: "The server's disk is full", text: `${tidy(error.message)} Nothing was changed.` };
     default:
-      return { title: "The server made a mistake", text: error.message };
+      return { title: "The server made a mistake", text: tidy(error.message) };
   }
 }
+
+/** One of the server's lines as a sentence. */
+const tidy = (message) => {
+  const text = message.trim();
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+};

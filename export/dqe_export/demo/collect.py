@@ -60,7 +60,7 @@ def collect(run: DemoRun, *, command: str) -> ReportData:
             gallery_images=dataset.gallery_images, val_queries=dataset.val_queries,
         ),
         model_size=ModelSize(parameters=run.parameters, bundle_bytes=sum(f.size for f in run.engine.bundle.manifest.files)),
-        environment=_environment(),
+        environment=_environment(run.commit),
         seconds=run.seconds,
         command=command,
         image_root=str(run.directory / "garments" / "images"),
@@ -88,7 +88,12 @@ def metrics(data: ReportData) -> dict[str, Any]:
         **_plain(ours.reports),
         "seeds": len(ours.reports),
         "baseline": _plain(baseline.reports),
+        "queries": ours.reports[0].queries,
+        "gallery": ours.reports[0].gallery,
         "training_seconds": {"dqe": ours.training_seconds, "baseline": baseline.training_seconds},
+        "steps": {"dqe": ours.steps, "baseline": baseline.steps},
+        "comparable": data.comparable,
+        "mining_seconds": ours.mining_seconds,
         "attainable": data.attainable,
         "weight_auc": _mean_dict([r.weight_auc or {} for r in ours.reports]),
         "runtime_top10_agreement": data.agreement.runtime_top10_agreement,
@@ -96,6 +101,8 @@ def metrics(data: ReportData) -> dict[str, Any]:
         "embedding_max_abs_diff": data.agreement.embedding_max_abs_diff,
         "latency_ms": {p.name: {"p50": p.total.p50_ms, "p95": p.total.p95_ms} for p in data.latency},
         "seconds": data.seconds,
+        "seconds_in_all": round(sum(data.seconds.values()), 1),
+        "command": data.command,
         "environment": msgspec.to_builtins(data.environment),
     }
 
@@ -115,6 +122,7 @@ def _result(model: TrainedModel) -> ModelResult:
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
         steps=round(float(np.mean(model.steps))),
+        mining_seconds=sum(model.mining) / len(model.seconds) if model.mining else None,
         note="a nameless attention pool; no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
 
@@ -246,9 +254,9 @@ def _histogram(run: DemoRun, zones: ZoneSpec, bins: int = 60) -> DeltaHistogram:
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def _environment(commit: str) -> Environment:
     packages = ("dqe-engine", "torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "tokenizers")
     return Environment(
         cpu=processor_name(), cores=os.cpu_count() or 1, python=platform.python_version(), versions=installed_of(packages),
-        date=date.today().isoformat(),
+        date=date.today().isoformat(), commit=commit,
     )  # fmt: skip

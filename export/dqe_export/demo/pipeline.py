@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +23,7 @@ from dqe_training.checkpoint import load_checkpoint
 from dqe_training.config import TrainConfig, load_config
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
+from dqe_training.data.records import ImageRecord, read_jsonl
 from dqe_training.encoding import Listener, TokenTable, encode_image_tokens
 from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, Report, load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
@@ -30,6 +33,7 @@ from dqe_training.trainer import finish_run
 from dqe_training.workflow import DataSource, build_model, train_run
 
 from ..bundle import ExportOptions, export_bundle
+from .shop import shop_metadata
 
 Announce = Callable[[str], None]
 
@@ -52,18 +56,30 @@ LONG = DemoOptions(config="garments-long", dataset=GarmentsSpec(train_triplets=4
 
 @dataclass
 class TrainedModel:
-    """One objective's runs: a checkpoint per seed, with its evaluation in PyTorch."""
+    """One objective's runs: a checkpoint per seed, with its evaluation in PyTorch. `mining`: seconds of `seconds`, of the runs that were
+    trained in this process."""
 
     name: str
     checkpoints: list[Path] = field(default_factory=list)
     evaluations: list[tuple[Report, Embeddings]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    mining: list[float] = field(default_factory=list)
+
+    def timed(self, events: Listener) -> Listener:
+        """`events`, which notes what mining takes."""
+
+        def listener(event: dict[str, Any]) -> None:
+            if event.get("event") == "refresh":
+                self.mining.append(event["seconds"])
+            events(event)
+
+        return listener
 
 
 @dataclass
 class DemoRun:
-    """Everything the report shows. `engine` has the gallery indexed; `runtime` is its evaluation."""
+    """Everything the report shows. `engine` has the gallery indexed; `runtime` is its evaluation; `commit` is of the code when it began."""
 
     directory: Path
     options: DemoOptions
@@ -74,6 +90,7 @@ class DemoRun:
     runtime: tuple[Report, Embeddings]
     seconds: dict[str, float]
     parameters: int
+    commit: str
 
 
 BASELINE_RATE = 4e-3
@@ -89,6 +106,7 @@ def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
 
 def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
     """Run all stages in `directory`; what a killed run finished is kept. `listener(label)` makes a progress listener."""
+    commit = _commit()
     clock = directory / "seconds.json"  # per stage, over all the runs that it took
     seconds: dict[str, float] = msgspec.json.decode(clock.read_bytes(), type=dict[str, float]) if clock.is_file() else {}
 
@@ -126,7 +144,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
             with stage(label + suffix), listener_scope(listener(label + suffix)) as events:
                 wanted = seeded if model is dqe else baseline_config(seeded, dqe.seconds[seed])
                 run = directory / "runs" / f"{name}-{seed}"
-                trainer = train_run(wanted, source, run, listener=events, pixels=pixels, image_tokens=tokens)
+                trainer = train_run(wanted, source, run, listener=model.timed(events), pixels=pixels, image_tokens=tokens)
                 finish_run(run, run / "model", replace=True)
                 model.checkpoints.append(run / "model")
                 model.seconds.append(trainer.progress.seconds)
@@ -137,8 +155,13 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
         export_bundle(checkpoint, bundle, ExportOptions(name="garments"), force=True)
     with stage("indexing the gallery in the runtime"), listener_scope(listener("indexing")) as events:
         engine = RetrievalEngine.load(bundle, kept_bytes=0)  # latencies are of queries that nobody asked before
+        records = read_jsonl(dataset / "images.jsonl", ImageRecord)
         index_gallery(
-            engine, dataset / "images", evaluation, progress=lambda done, total: events({"event": "encode", "done": done, "total": total})
+            engine,
+            dataset / "images",
+            evaluation,
+            metadata=shop_metadata(record for record in records if record.image.startswith("gallery/")),
+            progress=lambda done, total: events({"event": "encode", "done": done, "total": total}),
         )
         engine.save_index(directory / "index", overwrite=True)
     with stage("evaluating"):
@@ -148,7 +171,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
                 loaded = load_checkpoint(path)
                 model.evaluations.append(evaluate_model(loaded.model, loaded.tokenizer, evaluation, gallery))
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    return DemoRun(directory, options, evaluation, dqe, baseline, engine, runtime, seconds, parameters)
+    return DemoRun(directory, options, evaluation, dqe, baseline, engine, runtime, seconds, parameters, commit)
 
 
 def _encode(
@@ -182,3 +205,16 @@ def _counter(events: Listener, total: int) -> Callable[[int], None]:
         events({"event": "load", "done": done, "total": total})
 
     return advance
+
+
+def _commit() -> str:
+    """What git says of this package's files: "aee889a of 2026-11-27", "… with changes"; empty where they are not in a checkout."""
+    here = Path(__file__).parent
+    try:
+        head, changed = (
+            subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for arguments in (("log", "-1", "--format=%h of %cs"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + (" with changes" if changed else "")

@@ -15,13 +15,15 @@ from dqe_training.evaluation.protocol import Report
 
 
 class ModelResult(Contract, frozen=True):
-    """One row of the table. `reports`: one per training seed, all over the same queries; `training_seconds` is their mean."""
+    """One row of the table. `reports`: one per training seed, all over the same queries; `training_seconds` is their mean.
+    `mining_seconds`: how many of them went into mining; None where nothing was mined, or a run was resumed when trained."""
 
     name: str
     reports: tuple[Report, ...]
     training_seconds: float
     steps: int
     note: str = ""
+    mining_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.reports:
@@ -143,13 +145,14 @@ class ModelSize(Contract, frozen=True):
 
 
 class Environment(Contract, frozen=True):
-    """`versions`: package → version, in the order to show. `date`: ISO 8601."""
+    """`versions`: package → version, in the order to show. `date`: ISO 8601. `commit`: of the code, empty where there is no checkout."""
 
     cpu: str
     cores: int
     python: str
     versions: dict[str, str]
     date: str
+    commit: str = ""
 
 
 class ReportData(Contract, frozen=True):
@@ -178,6 +181,12 @@ class ReportData(Contract, frozen=True):
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("no models; expected the trained model first, then the baselines")
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the baselines made at least as many steps in the same time as the model shown. Theirs are cheaper, so fewer mean that
+        other work took the processors from them."""
+        return all(model.steps >= self.models[0].steps for model in self.models[1:])
 
 
 def curve_from_metrics(model: str, metrics: Path) -> TrainingCurve:

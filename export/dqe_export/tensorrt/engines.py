@@ -17,7 +17,7 @@ from dqe_engine.contracts.graphs import GraphSpec
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import BundleError, DQEError, ExportError
-from dqe_engine.files import atomic_directory, atomic_write, describe_os_error, describe_write_error, sha256_of
+from dqe_engine.files import atomic_directory, atomic_write, describe_os_error, describe_write_error, read_regular, sha256_of
 from dqe_engine.sessions import OnnxSession
 from dqe_engine.tensorrt.api import Logger, import_tensorrt, make_logger
 from dqe_engine.tensorrt.cuda import Cuda, Gpu
@@ -192,7 +192,7 @@ def _earlier_cache(folder: Path, gpu: Gpu, tensorrt: str) -> bytes:
     with contextlib.suppress(BundleError, OSError):  # damaged engines are what --force is for
         earlier = read_sidecar(folder)
         if (earlier.gpu, earlier.tensorrt) == (gpu.name, tensorrt):
-            return (folder / TIMING_CACHE).read_bytes()
+            return read_regular(folder / TIMING_CACHE)
     return b""
 
 
@@ -202,7 +202,7 @@ def named_cache(path: Path) -> bytes:
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
         raise ExportError(f"timing cache {path}: its folder cannot be written to; name another file with --timing-cache")
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return b""
     except OSError as error:

@@ -12,7 +12,7 @@ from dqe_engine.contracts.engines import AxisRange, Profile
 from dqe_engine.contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec
 from dqe_engine.contracts.parsing import Contract, parse, parse_json, without_mark
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular
 from dqe_engine.tensorrt.sizes import SHORTEST_TEXT, any_request, any_text
 
 ONE_QUERY = AxisRange(min=1, opt=1, max=1)
@@ -99,7 +99,7 @@ def traffic_profile(path: Path, max_text_length: int) -> Profile:
     did not come up in one file of traffic must still be served. Raises InputError.
     """
     try:
-        lines = without_mark(path.read_bytes()).splitlines()
+        lines = without_mark(read_regular(path)).splitlines()
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error
     requests = [parse_json(_Request, line, where=f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 from dqe_engine.contracts.parsing import Contract
+from dqe_engine.contracts.versioned import Versioned
 
 from ..evaluation.metrics import PerQuery
 from .plan import SCHEMA_VERSION, Plan
@@ -66,11 +68,14 @@ class CellFigures(Contract, frozen=True):
     figures: dict[str, float | None]
 
 
-class Comparison(Contract, frozen=True):
+class Comparison(Versioned, frozen=True, kw_only=True):
     """results.json. Figures are shares in [0, 1], but for `COSINE_FIGURES`; differences are from the arm `against`;
-    `unfinished` cells are left out of everything else."""
+    `unfinished` cells are left out of everything else. Schema version 2 had no `kind`."""
 
-    schema_version: int
+    OLDEST_SCHEMA: ClassVar[int] = 2
+
+    kind: Literal["ablation-results"] = "ablation-results"
+    schema_version: int = SCHEMA_VERSION
     data: str
     budget: str
     against: str
@@ -98,7 +103,7 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
     first = by_arm[against]
     arms = [_arm(label, found, {} if found is first else first) for label, found in by_arm.items() if found]
     return Comparison(
-        schema_version=SCHEMA_VERSION, data=data, budget=plan.budget, against=against,
+        data=data, budget=plan.budget, against=against,
         machines=tuple(sorted({r.machine for r in results.values()})), left_out=plan.left_out,
         unfinished=len(plan.cells) - len(cells), arms=tuple(arms), cells=cells,
     )  # fmt: skip

@@ -21,7 +21,8 @@ from .source_hash import source_hash
 from .variants import Point, apply_variant, parse_variant, point_label
 
 Budget = Literal["steps", "seconds"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Of cells, which are known by it too. Version 2 had no `kind`."""
 VISION_FILE = "vision.safetensors"
 """The weights in a `dqe-pretrain` output directory."""
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 import torch
 
-from dqe_engine.contracts.parsing import Contract, parse_json
+from dqe_engine.contracts.parsing import Contract
+from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_engine.files import atomic_write, describe_write_error
+from dqe_engine.files import atomic_write, describe_write_error, read_regular
 
 from ..config import TrainConfig
 from ..evaluation.metrics import PerQuery
@@ -41,11 +43,14 @@ def stored(scores: Scores) -> dict[str, Ratio]:
     return {name: Ratio.of(figure) for name, figure in scores.items()}
 
 
-class CellResult(Contract, frozen=True):
+class CellResult(Versioned, frozen=True, kw_only=True):
     """One trained and evaluated cell. `seconds` of training, without loading, encoding and evaluation. `code`: `source_hash` of what did
     it."""
 
-    schema_version: int
+    OLDEST_SCHEMA: ClassVar[int] = SCHEMA_VERSION
+
+    kind: Literal["ablation-cell"] = "ablation-cell"
+    schema_version: int = SCHEMA_VERSION
     key: str
     seed: int
     config: TrainConfig
@@ -80,10 +85,11 @@ def write_cell(out: Path, cell: Cell, result: CellResult) -> None:
 def read_cell(out: Path, cell: Cell) -> CellResult | None:
     """None where the cell is not finished. Raises CheckpointError for a file that is damaged."""
     path = cell_path(out, cell)
-    if not path.is_file():
+    try:
+        result = read_document(CellResult, path, remedy="remove it, and the cell runs again", error=CheckpointError)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    result = parse_json(CellResult, path.read_bytes(), where=str(path), error=CheckpointError)
-    if (result.schema_version, result.key, result.config) != (SCHEMA_VERSION, cell.key, cell.config):
+    if (result.key, result.config) != (cell.key, cell.config):
         raise CheckpointError(f"{path}: is of another cell than its name says; remove it, and the cell runs again")
     return result
 
@@ -108,7 +114,7 @@ def others_code(out: Path, cells: Sequence[Cell]) -> int:
         if path.stem in known:
             continue
         try:
-            count += msgspec.json.decode(path.read_bytes(), type=_Code).code != source_hash()
-        except msgspec.DecodeError:  # of a version that did not say, or damaged: not of this code either
+            count += msgspec.json.decode(read_regular(path), type=_Code).code != source_hash()
+        except (msgspec.DecodeError, OSError):  # of a version that did not say, or damaged: not of this code either
             count += 1
     return count

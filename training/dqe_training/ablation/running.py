@@ -20,7 +20,7 @@ from ..encoding import Listener
 from ..trainer import Trainer, finish_run
 from ..workflow import train_run
 from .audit import audit
-from .plan import SCHEMA_VERSION, Cell, Plan
+from .plan import Cell, Plan
 from .results import CellResult, finished, machine, read_cell, stored, write_cell
 from .source_hash import source_hash
 from .subjects import Subject
@@ -111,7 +111,7 @@ def _run_cell(
     trainer = train_run(cell.config, subject.source, run, listener=listener, features=cache, pixels=pixels(cell.config))
     scores = subject.evaluate(trainer, cache, listener) | audit(trainer, trainer.model.vocabulary)
     result = CellResult(
-        schema_version=SCHEMA_VERSION, key=cell.key, seed=cell.seed, config=cell.config, steps=trainer.progress.step,
+        key=cell.key, seed=cell.seed, config=cell.config, steps=trainer.progress.step,
         seconds=round(trainer.progress.seconds, 2), refreshes=_refreshes(trainer), machine=machine(), code=source_hash(),
         scores=stored(scores),
     )  # fmt: skip

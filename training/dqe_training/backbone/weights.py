@@ -13,7 +13,7 @@ from torch import nn
 
 from dqe_engine.contracts.parsing import NOT_JSON
 from dqe_engine.errors import CheckpointError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular, require_regular
 
 from ..model import DQEModel
 
@@ -48,7 +48,7 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
         try:
-            names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
+            names = sorted(set(msgspec.json.decode(read_regular(index), type=_Index).weight_map.values()))
         except NOT_JSON as error:
             raise CheckpointError(f"{index}: damaged, it does not say which file holds what; copy it again") from error
         if any(Path(name).name != name for name in names):
@@ -73,6 +73,7 @@ def weight_files(directory: Path) -> list[Path]:
 def reading_weights(path: Path) -> Iterator[None]:
     """Raise CheckpointError, one line, where the block cannot read the safetensors file at `path`."""
     try:
+        require_regular(path)
         path.open("rb").close()  # safetensors calls every file that it may not open missing
     except OSError as error:
         raise CheckpointError(describe_os_error(error)) from error

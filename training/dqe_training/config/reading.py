@@ -13,7 +13,7 @@ import yaml
 
 from dqe_engine.contracts.parsing import parse
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular
 
 from .schema import TrainConfig
 
@@ -50,10 +50,10 @@ def _parse_yaml(text: str, where: str) -> Any:
 def read_source(source: str) -> Any:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"{path}: no such configuration file")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path).decode()
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such configuration file") from error
         except OSError as error:
             raise InputError(describe_os_error(error, path)) from error
         except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import InputError
 from dqe_engine.files import describe_os_error
 from dqe_engine.image_metadata import JPEG
-from dqe_engine.image_policy import ImagePolicy
+from dqe_engine.image_policy import ImagePolicy, open_regular
 from dqe_engine.preprocessing import open_image
 from dqe_engine.processors import available_cpus
 
@@ -72,8 +72,10 @@ def _problems(root: Path, decode: bool, names: Sequence[str]) -> list[str]:
 def _problem(path: Path, *, decode: bool) -> str:
     """Empty where there is none."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(_TAIL)
+    except InputError as error:  # a pipe, say
+        return str(error)
     except OSError as error:
         return describe_os_error(error, path).removeprefix(f"{path}: ")
     if not start:

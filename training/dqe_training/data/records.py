@@ -10,7 +10,7 @@ import msgspec
 
 from dqe_engine.contracts.parsing import Contract, parse_json, without_mark
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write
+from dqe_engine.files import atomic_write, describe_os_error, require_regular
 
 
 class TripletRecord(Contract, frozen=True, omit_defaults=True):
@@ -65,8 +65,12 @@ def write_jsonl(path: Path, records: Iterable[msgspec.Struct]) -> None:
 
 def read_jsonl(path: Path, kind: type[R]) -> list[R]:
     """Read records; blank lines are skipped. Raises InputError naming the file and line for anything else."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected JSON lines of {kind.__name__}")
+    try:
+        require_regular(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected JSON lines of {kind.__name__}") from error
+    except OSError as error:
+        raise InputError(f"{describe_os_error(error, path)}; expected JSON lines of {kind.__name__}") from error
     records: list[R] = []
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):

@@ -16,6 +16,7 @@ from torch import Tensor
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error, read_regular
 
 from .derived_labels import derive_labels
 from .records import ImageRecord, TripletRecord, check_texts, read_jsonl
@@ -24,9 +25,13 @@ from .wordings import Wordings
 
 def read_vocabulary(path: Path) -> AttributeVocabulary:
     """An attribute vocabulary from JSON. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such vocabulary file")
-    return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path))
+    try:
+        raw = read_regular(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such vocabulary file") from error
+    except OSError as error:
+        raise InputError(describe_os_error(error, path)) from error
+    return parse_json(AttributeVocabulary, raw, where=str(path))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.errors import InputError
+from dqe_engine.files import describe_os_error, read_regular
 
 from ..data.image_folder import image_files
 from ..data.records import ImageRecord, TripletRecord, check_texts, read_jsonl
@@ -43,14 +44,17 @@ def _gallery_names(gallery: Path, images: Path) -> list[str]:
         if not gallery.resolve().is_relative_to(images.resolve()):
             raise InputError(f"{gallery}: not in {images}; a gallery folder must be a part of the image folder")
         found = [path.resolve().relative_to(images.resolve()).as_posix() for path in image_files(gallery)]
-    elif gallery.is_file():
+    else:
         try:
-            text = without_mark(gallery.read_bytes()).decode()
+            text = without_mark(read_regular(gallery)).decode()
+        except FileNotFoundError as error:
+            wanted = f"expected names of images, one a line, or a folder in {images}"
+            raise InputError(f"{gallery}: no such file or folder; {wanted}") from error
+        except OSError as error:
+            raise InputError(describe_os_error(error, gallery)) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{gallery}: not UTF-8 text; expected the name of one image a line") from error
         found = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-        raise InputError(f"{gallery}: no such file or folder; expected names of images, one a line, or a folder in {images}")
     if not found:
         raise InputError(f"{gallery}: holds no image; leave out --gallery where the triplets' images are the gallery")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,17 @@ from .protocol import Embeddings, EvaluationSet, Report, summarise
 
 
 def index_gallery(
-    engine: RetrievalEngine, images: Path, evaluation: EvaluationSet, *, progress: Callable[[int, int], None] | None = None
+    engine: RetrievalEngine,
+    images: Path,
+    evaluation: EvaluationSet,
+    *,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Index the evaluation set's gallery under its names, image tokens kept in float32 (no rounding against PyTorch)."""
+    """Index the evaluation set's gallery under its names, image tokens kept in float32 (no rounding against PyTorch). `metadata`: by
+    name, for whoever uses the index afterwards; evaluation searches without a filter and reads none of it."""
     engine.new_index(image_storage="f32")
-    engine.index_images({name: images / name for name in evaluation.gallery}, progress=progress)
+    engine.index_images({name: images / name for name in evaluation.gallery}, metadata=metadata, progress=progress)
 
 
 def search_queries(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.errors import InputError
-from dqe_engine.files import atomic_write, describe_os_error, describe_write_error
+from dqe_engine.files import atomic_write, describe_os_error, describe_write_error, read_regular
 
 from ..data.public.base import Benchmark
 from ..data.public.detect import open_benchmark
@@ -157,7 +157,7 @@ def check_file(path: Path, benchmark: Benchmark, split: str | None = None) -> st
     """Hold a file against the server's rules; returns one line of what it is. Raises InputError for the first broken rule."""
     split = split or benchmark.splits[-1]
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error
     _check_size(raw, where=str(path))

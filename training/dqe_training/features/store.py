@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
+from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write, describe_os_error, sha256_of
 
@@ -22,7 +23,8 @@ from ..config import VisionConfig
 from ..model import DQEModel
 from .identity import feature_key
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no `kind`."""
 META_FILE = "features.json"
 SHARD_FILE = "shard.json"
 TOKENS_FILE = "tokens.f16"
@@ -30,10 +32,11 @@ _READERS = 8
 _OPEN_SHARDS = 256  # mapped at a time: a map keeps a file descriptor
 
 
-class FeatureMeta(Contract, frozen=True):
+class FeatureMeta(Versioned, frozen=True, kw_only=True):
     """`features.json`: whose tokens these are. A row is (image_tokens, width) float16, little-endian."""
 
-    schema_version: int
+    kind: Literal["image-features"] = "image-features"
+    schema_version: int = SCHEMA_VERSION
     key: str
     image_tokens: int
     width: int
@@ -67,7 +70,7 @@ class FeatureStore:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="features")
         self._map = lru_cache(_OPEN_SHARDS)(self._map_shard)
         meta = FeatureMeta(
-            schema_version=SCHEMA_VERSION, key=self.key, image_tokens=self.shape[0], width=self.shape[1],
+            key=self.key, image_tokens=self.shape[0], width=self.shape[1],
             vision=model.config.vision, preprocessing=model.config.preprocessing,
         )  # fmt: skip
         self._open(root, meta)
@@ -76,16 +79,13 @@ class FeatureStore:
     def _open(self, root: Path, meta: FeatureMeta) -> None:
         path = self.directory / META_FILE
         try:
-            if not path.is_file():
+            if not path.exists():
                 with atomic_write(path) as stream:
                     stream.write(to_json(meta))
-            raw = path.read_bytes()
+            remedy = f"remove {self.directory}, and its images are encoded again"
+            found = read_document(FeatureMeta, path, remedy=remedy, error=CheckpointError)
         except OSError as error:
             raise InputError(f"{root}: cannot hold a feature cache ({describe_os_error(error)})") from error
-        version = parse_json(_Versioned, raw, where=str(path), error=CheckpointError).schema_version
-        if version > SCHEMA_VERSION:
-            raise CheckpointError(f"{path}: schema {version}, this version reads up to {SCHEMA_VERSION}; upgrade dqe-engine")
-        found = parse_json(FeatureMeta, raw, where=str(path), error=CheckpointError)
         if (found.key, found.image_tokens, found.width) != (meta.key, meta.image_tokens, meta.width):
             raise CheckpointError(f"{path}: is of another vision tower than its folder's name says; remove the folder")
 
@@ -175,10 +175,6 @@ class StoredTokens:
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Tokens (B, P, Hv) float16 of the images at `rows` (B,), on the CPU."""
         return torch.from_numpy(self._store.read([self._places[row] for row in rows.tolist()]))
-
-
-class _Versioned(msgspec.Struct, frozen=True):
-    schema_version: int
 
 
 def row_bytes(model: DQEModel) -> int:

@@ -11,7 +11,7 @@ import msgspec
 
 from dqe_engine.contracts.parsing import NOT_JSON, without_mark
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular
 
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
@@ -113,7 +113,7 @@ class Benchmark(Protocol):
 def read_annotations(path: Path, kind: type[T]) -> T:
     """JSON as `kind`; keys that it does not know are the dataset's own business. Raises InputError."""
     try:
-        return msgspec.json.decode(without_mark(path.read_bytes()), type=kind)
+        return msgspec.json.decode(without_mark(read_regular(path)), type=kind)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such annotation file") from error
     except NOT_JSON as error:

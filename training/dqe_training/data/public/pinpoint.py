@@ -18,7 +18,7 @@ import msgspec
 
 from dqe_engine.contracts.parsing import without_mark
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular, require_regular
 
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
@@ -103,6 +103,7 @@ def _rows(path: Path) -> list[Row]:
     except ImportError as error:
         raise InputError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
     try:
+        require_regular(path)
         with open(path, "rb") as stream:
             there = set(parquet.read_schema(stream).names)
             stream.seek(0)
@@ -119,7 +120,7 @@ def _rows(path: Path) -> list[Row]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = without_mark(path.read_bytes()).decode()
+        text = without_mark(read_regular(path)).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected an image's signature a line") from error
     except OSError as error:
