@@ -220,9 +220,11 @@ class RetrievalEngine(ProcessBound):
         """A search that goes on from its own hits: refined, turned away from examples, and undone."""
         return Dialogue(self, query)
 
-    def batcher(self, *, most: int = 32, patience: float = 0.0, room: int = 256) -> QueryBatcher:
-        """For servers: queries of many threads and tasks, answered together. See `Batcher`."""
-        return QueryBatcher(self, most=most, patience=patience, room=room)
+    def batcher(
+        self, *, most: int = 32, patience: float = 0.0, room: int = 256, counts: Callable[[int], None] = lambda size: None
+    ) -> QueryBatcher:
+        """For servers: queries of many threads and tasks, answered together. See `Batcher`. counts: called with the size of each batch."""
+        return QueryBatcher(self, most=most, patience=patience, room=room, counts=counts)
 
     def warm_up(self) -> None:
         """Do what the first search would have to: run every graph once, and make the screen of the index."""
@@ -318,8 +320,10 @@ class QueryBatcher:
     wrong with one is told at once, and big photographs hold up nobody's batch. Answers are those of `RetrievalEngine.search`; their
     timings have "wait", in the queue, too."""
 
-    def __init__(self, engine: RetrievalEngine, *, most: int, patience: float, room: int) -> None:
-        self.engine = engine
+    def __init__(
+        self, engine: RetrievalEngine, *, most: int, patience: float, room: int, counts: Callable[[int], None] = lambda size: None
+    ) -> None:
+        self.engine, self._counts = engine, counts
         self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(self._answer, most=most, patience=patience, room=room)
 
     @property
@@ -355,6 +359,7 @@ class QueryBatcher:
         return prepared, clock
 
     def _answer(self, questions: Sequence[tuple[Prepared, Clock]]) -> list[SearchResult]:
+        self._counts(len(questions))
         for _, clock in questions:
             clock.lap("wait")
         shared = Clock(STAGES)
