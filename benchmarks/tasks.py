@@ -54,7 +54,7 @@ def steps_timed(taken: list[float]) -> Iterator[None]:
         run(handle)
         taken.append((time.thread_time() - begun) * 1e3)
 
-    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    asyncio.Handle._run = timed  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -121,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "uploads of 12 megapixels": (lambda n: Query(image=photos[n % 8] + bytes(n), text=TEXTS[n % len(TEXTS)]), QUERIES // 25),
             "equal uploads": (lambda n: Query(image=photos[n // 100], text=TEXTS[n % len(TEXTS)]), QUERIES // 5),
         }  # fmt: skip
-        print("                                                                  the loop was late   a step's processor time")
-        print("queries                         tasks   queries/s   p50 ms   p99 ms   p99 ms   most ms   p99 ms   most ms (medians of rounds)")
+        print(f"{'':66}the loop was late a step's processor time")
+        print("medians of rounds              tasks   queries/s   p50 ms   p99 ms   p99 ms  most ms   p99 ms  most ms")
         for tasks in (1, TASKS):
             for kind, (make, count) in kinds.items():
                 if options.only not in kind:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ class QueryEncoder:
         image_tokens = self._image_tokens(new, clock)
         parts |= self._fused(new, keys, image_tokens, clock)
         parts |= self._similar(new, image_tokens, clock)
-        composed = [self._one(one, *parts[b]) for b, one in enumerate(prepared)]
+        composed = self._composed(prepared, [parts[b] for b in range(len(prepared))])
         if not all(np.isfinite(one.vector).all() for one in composed):
             raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
         clock.lap("compose")
@@ -240,19 +240,33 @@ class QueryEncoder:
         none, zeros = np.zeros((sizes.attributes, sizes.embedding_dim), np.float32), np.zeros(sizes.attributes, np.float32)
         return {b: (tokens.mean(axis=0, dtype=np.float64).astype(np.float32), none, zeros) for b, tokens in targets.items()}
 
-    def _one(self, prepared: Prepared, base: F32, sub_queries: F32, predicted: F32) -> Composed:
-        query, names = prepared.query, self.bundle.vocabulary.names
-        weights = apply_overrides(predicted[None], names, query.weights)[0]
+    def _composed(self, prepared: Sequence[Prepared], parts: Sequence[Parts]) -> list[Composed]:
+        if not prepared:
+            return []
+        base, sub_queries, predicted = (np.stack(arrays) for arrays in zip(*parts, strict=True))  # (B, D), (B, A, D), (B, A)
+        weights = np.stack([self._weights(one.query, own) for one, own in zip(prepared, predicted, strict=True)])
+        rows = zip(prepared, compose_query(base, sub_queries, weights), base, sub_queries, predicted, weights, strict=True)
+        return [self._away(one.snapshot, one.query.unlike, Composed(*own, unlike=np.zeros_like(own[0]))) for one, *own in rows]
+
+    def _weights(self, query: Query, predicted: F32) -> F32:
+        """(A,), as a query has them."""
+        names = self.bundle.vocabulary.names
+        weights = apply_overrides(predicted[None], names, query.weights)[0] if query.weights else predicted.copy()
         for name, value in query.absolute_weights.items():
             weights[names.index(name)] = value
-        vector = compose_query(base[None], sub_queries[None], weights[None])[0]
-        unlike = np.zeros_like(vector)
-        for id in query.unlike:
-            tokens = prepared.snapshot.target_tokens(prepared.snapshot.existing(id)).astype(np.float32)
-            unlike += UNLIKE * tokens[(tokens @ vector).argmax()]
-        if query.unlike:
-            vector = compose_query((vector - unlike)[None], sub_queries[None], np.zeros_like(weights)[None])[0]
-        return Composed(vector, base, sub_queries, predicted, weights, unlike)
+        return weights
+
+    @staticmethod
+    def _away(snapshot: Snapshot, unwanted: Collection[str], one: Composed) -> Composed:
+        """The same query, turned away from these items."""
+        if not unwanted:
+            return one
+        unlike = np.zeros_like(one.vector)
+        for id in unwanted:
+            tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float32)
+            unlike += UNLIKE * tokens[(tokens @ one.vector).argmax()]
+        vector = compose_query((one.vector - unlike)[None], one.sub_queries[None], np.zeros_like(one.weights)[None])[0]
+        return replace(one, vector=vector, unlike=unlike)
 
     def _normalised(self, pixels: Sequence[NDArray[np.uint8]]) -> F32:
         spec = self.bundle.manifest.preprocessing

@@ -68,7 +68,7 @@ def compile_filter(filter: Filter) -> Combination:
 
 
 def is_small(filter: object, most: int) -> bool:
-    """Whether a filter, right or wrong, is of Python's own types and has at most that many keys, values and characters: told in no more steps."""
+    """Whether a filter is of built-in types and has at most that many keys, values and characters: told in no more steps."""
     left, rest = most, [filter]
     while rest:
         part = rest.pop()

@@ -420,9 +420,8 @@ def test_equal_uploads_are_decoded_once_also_where_the_first_is_cancelled(engine
 
 def test_an_upload_that_cannot_be_decoded_is_told_to_all_who_sent_it(engine: RetrievalEngine) -> None:
     async def ask(batcher: Any) -> list[Any]:
-        return await asyncio.gather(
-            *(batcher.search_async(Query(image=b"no image", text="in red")) for _ in range(8)), batcher.search_async(RED), return_exceptions=True
-        )
+        queries = [Query(image=b"no image", text="in red")] * 8 + [RED]
+        return await asyncio.gather(*map(batcher.search_async, queries), return_exceptions=True)
 
     with engine.batcher(readers=3) as batcher:
         *failed, found = asyncio.run(ask(batcher))
