@@ -114,12 +114,22 @@ class QueryEncoder:
 
     def compose(self, prepared: Sequence[Prepared], clock: Clock) -> list[Composed]:
         """Vectors of queries of any kinds, each as if it were alone. Raises BackendError for values that are not finite."""
+        if not prepared:
+            return []
         image_tokens = self._image_tokens(prepared, clock)
         parts = self._fused(prepared, image_tokens, clock)
         parts |= self._similar(prepared, image_tokens, clock)
-        composed = [self._one(one, *parts[b]) for b, one in enumerate(prepared)]
-        if not all(np.isfinite(one.vector).all() for one in composed):
+        base, sub_queries, predicted = (np.stack([parts[b][i] for b in range(len(prepared))]) for i in range(3))
+        weights = np.stack([self._weights(one.query, row) for one, row in zip(prepared, predicted, strict=True)])
+        vectors = compose_query(base, sub_queries, weights)  # (B, D)
+        unlike = np.zeros_like(vectors)
+        for b, one in enumerate(prepared):
+            if one.query.unlike:
+                unlike[b] = self._unlike(one, vectors[b])
+                (vectors[b],) = compose_query((vectors[b] - unlike[b])[None], sub_queries[b : b + 1], np.zeros_like(weights[b : b + 1]))
+        if not np.isfinite(vectors).all():
             raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
+        composed = [Composed(*rows) for rows in zip(vectors, base, sub_queries, predicted, weights, unlike, strict=True)]
         clock.lap("compose")
         return composed
 
@@ -209,19 +219,23 @@ class QueryEncoder:
         none, zeros = np.zeros((sizes.attributes, sizes.embedding_dim), np.float32), np.zeros(sizes.attributes, np.float32)
         return {b: (tokens.mean(axis=0, dtype=np.float64).astype(np.float32), none, zeros) for b, tokens in targets.items()}
 
-    def _one(self, prepared: Prepared, base: F32, sub_queries: F32, predicted: F32) -> Composed:
-        query, names = prepared.query, self.bundle.vocabulary.names
-        weights = apply_overrides(predicted[None], names, query.weights)[0]
+    def _weights(self, query: Query, predicted: F32) -> F32:
+        """(A,) predicted weights of one query, with its own in their place."""
+        if not query.weights and not query.absolute_weights:
+            return predicted
+        names = self.bundle.vocabulary.names
+        weights: F32 = apply_overrides(predicted[None], names, query.weights)[0]
         for name, value in query.absolute_weights.items():
             weights[names.index(name)] = value
-        vector = compose_query(base[None], sub_queries[None], weights[None])[0]
-        unlike = np.zeros_like(vector)
-        for id in query.unlike:
+        return weights
+
+    def _unlike(self, prepared: Prepared, vector: F32) -> F32:
+        """(D,) that unwanted items take out of a query's vector."""
+        taken = np.zeros_like(vector)
+        for id in prepared.query.unlike:
             tokens = prepared.snapshot.target_tokens(prepared.snapshot.existing(id)).astype(np.float32)
-            unlike += UNLIKE * tokens[(tokens @ vector).argmax()]
-        if query.unlike:
-            vector = compose_query((vector - unlike)[None], sub_queries[None], np.zeros_like(weights)[None])[0]
-        return Composed(vector, base, sub_queries, predicted, weights, unlike)
+            taken += UNLIKE * tokens[(tokens @ vector).argmax()]
+        return taken
 
     def _normalised(self, pixels: Sequence[NDArray[np.uint8]]) -> F32:
         spec = self.bundle.manifest.preprocessing
