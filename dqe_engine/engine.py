@@ -87,9 +87,10 @@ class RetrievalEngine(ProcessBound):
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = KEPT_BYTES,
     ) -> RetrievalEngine:
-        """Verify and open a bundle. `threads`: CPU threads of a graph and of a search; None for all, and for one where there is little
-        to do. `images`: what this engine accepts as an image and what one may cost, of references and of what is indexed. `kept_bytes`:
-        see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
+        """Verify and open a bundle. `threads`: CPU threads at most of a graph, which takes fewer where there is little to do, and of a
+        search; None for all, with fewer in small searches too. `images`: what this engine accepts as an image and what one may cost, of
+        references and of what is indexed. `kept_bytes`: see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError
+        when the provider that was asked for cannot run."""
         while True:
             bundle = Bundle.load(bundle_path, verify=verify)
             try:
