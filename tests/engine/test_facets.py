@@ -119,9 +119,8 @@ def test_a_snapshot_says_the_same_while_others_add(make_index: Callable[[list[An
         n = 0
         while not over.is_set() and n < 5000:
             n += 1
-            index.add(
-                [f"n{n}"], target_rows(1), None, [{key: rng.choice((*VALUES, f"new{n}", [f"new{n}"])) for key in ("a", f"key{n % 50}")}]
-            )
+            values = (*VALUES, f"new{n}", [f"new{n}"])
+            index.add([f"n{n}"], target_rows(1), None, [{key: rng.choice(values) for key in ("a", f"key{n % 50}")}])
 
     thread = threading.Thread(target=add)
     thread.start()
