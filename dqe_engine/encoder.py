@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,8 +245,11 @@ class QueryEncoder:
             return []
         base, sub_queries, predicted = (np.stack(arrays) for arrays in zip(*parts, strict=True))  # (B, D), (B, A, D), (B, A)
         weights = np.stack([self._weights(one.query, own) for one, own in zip(prepared, predicted, strict=True)])
-        rows = zip(prepared, compose_query(base, sub_queries, weights), base, sub_queries, predicted, weights, strict=True)
-        return [self._away(one.snapshot, one.query.unlike, Composed(*own, unlike=np.zeros_like(own[0]))) for one, *own in rows]
+        vectors = compose_query(base, sub_queries, weights)
+        return [
+            self._away(one, Composed(vectors[b], base[b], sub_queries[b], predicted[b], weights[b], np.zeros_like(vectors[b])))
+            for b, one in enumerate(prepared)
+        ]
 
     def _weights(self, query: Query, predicted: F32) -> F32:
         """(A,), as a query has them."""
@@ -257,12 +260,12 @@ class QueryEncoder:
         return weights
 
     @staticmethod
-    def _away(snapshot: Snapshot, unwanted: Collection[str], one: Composed) -> Composed:
-        """The same query, turned away from these items."""
-        if not unwanted:
+    def _away(prepared: Prepared, one: Composed) -> Composed:
+        """The same query, turned away from the items that it does not want."""
+        if not prepared.query.unlike:
             return one
-        unlike = np.zeros_like(one.vector)
-        for id in unwanted:
+        snapshot, unlike = prepared.snapshot, np.zeros_like(one.vector)
+        for id in prepared.query.unlike:
             tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float32)
             unlike += UNLIKE * tokens[(tokens @ one.vector).argmax()]
         vector = compose_query((one.vector - unlike)[None], one.sub_queries[None], np.zeros_like(one.weights)[None])[0]
