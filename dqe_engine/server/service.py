@@ -146,6 +146,7 @@ class Service:
         """Bring those numbers up to date that are read where they are kept."""
         self.metrics.queue(self.batcher.waiting)
         self.metrics.ready(self.ready())
+        self.metrics.following(self.following)
         for name, stats in self.engine.remembered.items():
             self.metrics.cache(name, hits=stats.hits, misses=stats.misses)
 
