@@ -236,8 +236,8 @@ class RetrievalEngine(ProcessBound):
         readers: int | None = None,
         counts: Callable[[int], None] = lambda size: None,
     ) -> QueryBatcher:
-        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. counts: called
-        with the size of each batch."""
+        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. counts:
+        called with the size of each batch."""
         return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, counts=counts)
 
     def warm_up(self) -> None:

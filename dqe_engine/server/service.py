@@ -63,6 +63,8 @@ class Service:
         self._tasks.append(asyncio.create_task(self._follow()))
         self._look()
         self.phase = "ready"
+        if any(key.may_write for key in settings.keys) and settings.uploads_folder.exists():
+            self.writes.sweep()  # what kills left; and nobody's first write waits until the index is loaded once more
 
     async def close(self) -> None:
         """Finish what is queued, then let go."""
