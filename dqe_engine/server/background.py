@@ -131,7 +131,8 @@ def index_folder(
 class _Work:
     def __init__(
         self, reporter: _Reporter, bundle: Path, index: Path, folders: Sequence[tuple[str, Path]],
-        metadata: Mapping[str, Entry], uploads: Photos, provider: Provider, threads: int | None, policy: ImagePolicy, save_every: int, save_seconds: float,
+        metadata: Mapping[str, Entry], uploads: Photos, provider: Provider, threads: int | None, policy: ImagePolicy,
+        save_every: int, save_seconds: float,
     ) -> None:  # fmt: skip
         self.reporter, self.bundle_path, self.path, self.folders, self.uploads = reporter, bundle, Path(index).absolute(), folders, uploads
         self.metadata, self.provider, self.threads, self.policy = metadata, provider, threads, policy
