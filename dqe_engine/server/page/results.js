@@ -170,21 +170,13 @@ export class Grid {
   }
 }
 
-/** Of `tiles`, nearest first, the one in the next row (down: 1, up: -1) whose middle is closest. */
+/** Of `tiles`, nearest first, the one in the next row (down: 1, up: -1) whose middle is closest; by places at rest, not by those on the way. */
 function beside(tile, tiles, direction) {
-  const from = tile.root.getBoundingClientRect();
-  const middle = from.left + from.width / 2;
-  let row = null;
-  let best = null;
-  for (const other of tiles) {
-    const to = other.root.getBoundingClientRect();
-    if (direction * (to.top - from.top) < 8) continue;
-    row ??= to.top;
-    if (Math.abs(to.top - row) > 8) break;
-    const off = Math.abs(to.left + to.width / 2 - middle);
-    if (!best || off < best.off) best = { other, off };
-  }
-  return best?.other ?? null;
+  const middle = ({ offsetLeft, offsetWidth }) => offsetLeft + offsetWidth / 2;
+  const next = tiles.filter(({ root }) => direction * (root.offsetTop - tile.root.offsetTop) > 8);
+  const row = next.filter(({ root }) => Math.abs(root.offsetTop - next[0].root.offsetTop) <= 8);
+  const off = ({ root }) => Math.abs(middle(root) - middle(tile.root));
+  return row.reduce((best, other) => (best && off(best) <= off(other) ? best : other), null);
 }
 
 /** The sum that fills a bar: the largest of the positive parts, or of the scores. */
