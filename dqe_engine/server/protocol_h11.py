@@ -67,6 +67,9 @@ class H11Connection(Connection, H11Protocol):
         super().resume_writing()
         self.watch.all_taken(self)
 
+    def shutdown(self) -> None:
+        self.part(super().shutdown)
+
     def send_400_response(self, msg: str) -> None:
         """Called where h11's error is handled."""
         if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
@@ -83,4 +86,6 @@ class H11Connection(Connection, H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self.watch.have_head(self)
         if self.cycle is not None and not isinstance(self.cycle.transport, Closer):
+            if self.is_parting:
+                self.cycle.keep_alive = False
             self.cycle.transport = Closer(self, self.cycle, self.transport)

@@ -78,6 +78,8 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self._in_head, self._progressed = False, True
         self.watch.have_head(self)
         super().on_headers_complete()
+        if self.is_parting:
+            self.cycle.keep_alive = False
         self.cycle.transport = Closer(self, self.cycle, self.transport)
 
     def on_body(self, body: bytes) -> None:
@@ -102,6 +104,9 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.watch.all_taken(self)
+
+    def shutdown(self) -> None:
+        self.part(super().shutdown)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(self._reason or Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))

@@ -89,6 +89,11 @@ class _Workers(Multiprocess):
         """Whether a worker could not start, which ends the others as well."""
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
+    def terminate_all(self) -> None:
+        for listening in self.sockets:  # else who connects while the workers drain waits for nobody
+            listening.close()
+        super().terminate_all()
+
     def handle_hup(self) -> None:
         try:
             settings = self._again()

@@ -51,6 +51,11 @@ def router(service: Service) -> APIRouter:
 async def _asked(service: Service, request: Request) -> tuple[SearchRequest, bytes | None]:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         return read_json(await read_body(request, "application/json"), SearchRequest), None
+    with service.metrics.upload():
+        return await _uploaded(service, request)
+
+
+async def _uploaded(service: Service, request: Request) -> tuple[SearchRequest, bytes]:
     async with read_parts(request, texts=("query",), files=("image",)) as parts:
         upload = parts.get("image")
         if not isinstance(upload, UploadFile):

@@ -57,7 +57,7 @@ class Service:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         self.engine = await self.in_thread(self._load)
-        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room)
+        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
