@@ -87,8 +87,7 @@ def router(service: Service) -> APIRouter:
         responses=responds(WrittenResponse, 400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 504, 507, status=201),
     )
     async def add(request: Request) -> Response:
-        with service.metrics.upload():
-            item, data = await _uploaded(request)
+        item, data = await _uploaded(service, request)
         service.check_image(data)
         if item.id in service.engine.index and not item.replace:
             raise Problem(409, "item_exists", f"{item.id!r} is in the index; pass replace: true, or another id")
@@ -118,12 +117,13 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _uploaded(request: Request) -> tuple[NewItem, bytes]:
+async def _uploaded(service: Service, request: Request) -> tuple[NewItem, bytes]:
     async with read_parts(request, texts=("item",), files=("image",)) as parts:
         upload, told = parts.get("image"), parts.get("item")
         if not isinstance(upload, UploadFile) or told is None:
             raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
-        return read_json(str(told), NewItem), await upload.read()
+        with service.upload():  # from then on `Writes` bounds what waits
+            return read_json(str(told), NewItem), await upload.read()
 
 
 def _row(after: str, generation: str | None) -> int:

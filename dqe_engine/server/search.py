@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -36,11 +37,12 @@ def router(service: Service) -> APIRouter:
         responses=responds(SearchResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
     )
     async def search(request: Request) -> Response:
-        query, image = await _asked(service, request)
-        for id in (query.reference_id, *query.unlike):
-            if id is not None and id not in service.engine.index:
-                raise Problem(404, "unknown_item", f"{id!r} is not an id of the index; pass an image that is not in it as a part")
-        result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
+        with ExitStack() as held:
+            query, image = await _asked(service, request, held)
+            for id in (query.reference_id, *query.unlike):
+                if id is not None and id not in service.engine.index:
+                    raise Problem(404, "unknown_item", f"{id!r} is not an id of the index; pass an image that is not in it as a part")
+            result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
         answer = msgspec.json.encode(SearchResponse.of(result, service.index))
         stages = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in result.timings_ms.items())
         return Response(answer, media_type="application/json", headers={"Server-Timing": stages, "Cache-Control": "no-store"})
@@ -48,14 +50,9 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _asked(service: Service, request: Request) -> tuple[SearchRequest, bytes | None]:
+async def _asked(service: Service, request: Request, held: ExitStack) -> tuple[SearchRequest, bytes | None]:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         return read_json(await read_body(request, "application/json"), SearchRequest), None
-    with service.metrics.upload():
-        return await _uploaded(service, request)
-
-
-async def _uploaded(service: Service, request: Request) -> tuple[SearchRequest, bytes]:
     async with read_parts(request, texts=("query",), files=("image",)) as parts:
         upload = parts.get("image")
         if not isinstance(upload, UploadFile):
@@ -63,6 +60,7 @@ async def _uploaded(service: Service, request: Request) -> tuple[SearchRequest, 
         asked = read_json(str(parts.get("query") or "{}"), SearchRequest)
         if asked.reference_id is not None:
             raise InputError("a query has one reference: the part 'image' or reference_id, got both")
+        held.enter_context(service.upload())  # until the answer
         data = await upload.read()
         service.check_image(data)
         return asked, data

@@ -8,16 +8,17 @@ import itertools
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dqe_engine.engine import QueryBatcher, RetrievalEngine
-from dqe_engine.errors import DQEError
+from dqe_engine.errors import DQEError, OverloadError
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
+from dqe_engine.processors import available_cpus
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.sessions import Provider
@@ -35,6 +36,10 @@ FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
 MEASURED_EVERY = 5
 """Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
+MOST_UPLOADS = 32
+"""Uploaded images that a process holds in memory at once; one more is an OverloadError. Those that still arrive are in files."""
+MOST_DECODED = 8
+"""Images that are decoded at once, at most: each may take 240 MiB."""
 MOST_DEADLINE_MS = 600_000
 T = TypeVar("T")
 
@@ -51,13 +56,15 @@ class Service:
         self._followed = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
+        self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         self.engine = await self.in_thread(self._load)
-        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, counts=self.metrics.batch)
+        readers = min(MOST_DECODED, available_cpus())
+        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
@@ -124,6 +131,18 @@ class Service:
     async def write(self, operation: Callable[..., Future[Written]], *arguments: Any, **options: Any) -> Written:
         """What `Writes` says, once it is on the disk. Raises what it does."""
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """While an uploaded image is in memory. Raises OverloadError."""
+        if self._uploads >= MOST_UPLOADS:
+            raise OverloadError(f"{self._uploads} images are being worked on already; ask again in a moment")
+        self._uploads += 1
+        try:
+            with self.metrics.upload():
+                yield
+        finally:
+            self._uploads -= 1
 
     def measure(self) -> None:
         """Bring those numbers up to date that are read where they are kept."""
