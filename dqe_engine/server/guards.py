@@ -18,7 +18,7 @@ from .keys import Keyring, cookies_of
 from .logs import AccessLog
 from .metrics import Metrics
 from .peers import network_of
-from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
+from .problems import GoneError, Problem, problem_of, response_bytes, response_headers, retry_after
 from .rates import Rates
 from .settings import Key, ServerSettings
 
@@ -175,6 +175,8 @@ class _Exchange:
                 if problem.status == 429:
                     await self._swallow()
                 await self._answer(problem)
+        except GoneError:
+            pass
         except Exception as error:
             await self._failed(error)
         finally:

@@ -57,6 +57,10 @@ _QUOTED_PATH = re.compile(r"""(['"])(?:/|[A-Za-z]:\\)[^'"]*?([^'"/\\]*)\1""")
 _PATH = re.compile(r"""(?<![\w/.:%…-])/(?:[^\s/:;,'"()]+/)+([^\s/:;,'"()]*)""")
 
 
+class GoneError(Exception):
+    """The client has left: there is nobody to answer, and nothing to tell."""
+
+
 class Problem(DQEError):  # noqa: N818 - as in RFC 9457
     """An answer that is an error.
 

@@ -27,7 +27,7 @@ from .keys import Keyring
 from .messages import IndexState
 from .metrics import Metrics
 from .photos import Photos
-from .problems import Problem
+from .problems import GoneError, Problem
 from .settings import ServerSettings
 from .writes import Writes, Written
 
@@ -70,6 +70,8 @@ class Service:
         self._tasks.append(asyncio.create_task(self._follow()))
         self._look()
         self.phase = "ready"
+        if any(key.may_write for key in settings.keys) and settings.uploads_folder.exists():
+            self.writes.sweep()  # what kills left; and nobody's first write waits until the index is loaded once more
 
     async def close(self) -> None:
         """Finish what is queued, then let go."""
@@ -96,8 +98,9 @@ class Service:
             self._look()
 
     def _load(self) -> RetrievalEngine:
-        engine = RetrievalEngine.load(self.settings.bundle, provider=cast(Provider, self.settings.provider), threads=self.settings.threads)
-        engine.load_index(self.settings.index)
+        settings = self.settings
+        engine = RetrievalEngine.load(settings.bundle, provider=cast(Provider, settings.provider), threads=_threads(settings))
+        engine.load_index(settings.index)
         engine.warm_up()
         return engine
 
@@ -152,7 +155,7 @@ class Service:
 
     async def search(self, query: Query, *, deadline_s: float, gone: Awaitable[Any]) -> SearchResult:
         """The engine's answer. `gone` is done when nobody waits any more: the query leaves the queue. Raises InputError, OverloadError,
-        DeadlineError, and CancelledError where the client is gone."""
+        DeadlineError, and GoneError."""
         self._searching += 1
         try:
             result = await unless(gone, self.batcher.search_async(query, timeout=deadline_s))
@@ -185,14 +188,21 @@ class Service:
                 await asyncio.sleep(1.0)
 
 
+def _threads(settings: ServerSettings) -> int | None:
+    """Of a graph and of a search in each worker: together no more than there are processors, since threads that wait for one spin."""
+    if settings.threads is not None or settings.workers == 1:
+        return settings.threads
+    return max(1, available_cpus() // settings.workers)
+
+
 async def unless(gone: Awaitable[Any], work: Awaitable[T]) -> T:
-    """What `work` gives, cancelled as soon as `gone` is done."""
+    """What `work` gives, cancelled as soon as `gone` is done. Raises GoneError then."""
     answer, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone)
     try:
         await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise asyncio.CancelledError
+        raise GoneError
     finally:
         for task in (answer, leaving):
             task.cancel()

@@ -15,7 +15,7 @@ from support.guarded import KEYS, READ_KEY, WRITE_KEY, Service, State, settings
 
 from dqe_engine.errors import InputError, OverloadError
 from dqe_engine.server.guards import METHODS, PUBLIC, READ, WRITE, Message, Receive, Scope, Send, policy_of, template_of
-from dqe_engine.server.problems import Problem
+from dqe_engine.server.problems import GoneError, Problem
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -402,6 +402,16 @@ def test_a_client_that_leaves_is_counted_as_such() -> None:
         service.ask()
     assert service.lines[0]["status"] == 0
     assert service.guards.in_flight == 0
+
+
+def test_nobody_is_told_that_nobody_is_there() -> None:
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        raise GoneError
+
+    service = Service(waits)
+    with pytest.raises(IndexError):  # it looks for an answer
+        service.ask()
+    assert [(line["status"], "error" in line) for line in service.lines] == [(0, False)]
 
 
 # What every answer has.

@@ -82,7 +82,7 @@ export class Composer {
         ? el("button", { type: "button", class: "link", on: { click: () => byId("camera").click() } }, icon(ICONS.camera), el("span", { text: "Camera" }))
         : null;
       const choose = el("button", { type: "button", class: "choose", on: { click: () => byId("file").click() } },
-        icon(ICONS.image), el("span", { class: "choose-text", text: "Add an image" }), el("span", { class: "choose-hint", text: "choose, drop or paste" })); // prettier-ignore
+        icon(ICONS.image), el("span", { class: "choose-text", text: "Add an image" }), el("span", { class: "choose-hint", text: "choose, drop or paste" }));
       root.replaceChildren(choose, ...(camera ? [camera] : []));
       return;
     }
@@ -108,7 +108,7 @@ export function notesOf(answer) {
   if (answer.mode === "image") notes.push({ kind: "plain", text: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ." });
   if (answer.mode === "text") notes.push({ kind: "plain", text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one." });
   if (answer.unknown_words?.length) {
-    const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", "); // prettier-ignore
+    const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", ");
     const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";
     notes.push({ kind: "warn", text: `The model does not know ${listed}${more}. It reads unknown words as one and the same; try others.` });
   }

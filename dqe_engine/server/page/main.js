@@ -187,7 +187,7 @@ class Page {
         asked
           ? this.api.search(toRequest(query, { k: wanted, zones: this.vocabulary.zones !== false }), upload?.blob, signal)
           : this.api.items({ limit: wanted, filter }, signal),
-      ); // prettier-ignore
+      );
       if (!answer) return;
       clearNotice();
       this.setBusy(false);
@@ -251,7 +251,7 @@ class Page {
         asked
           ? this.api.search(toRequest(query, { k, offset, zones }), upload?.blob, signal)
           : this.api.items({ limit: PAGE_SIZE, after: this.next, filter: toFilter(query.filters) }, signal),
-      ); // prettier-ignore
+      );
       if (!answer) return;
       const found = asked ? answer.hits : answer.items;
       this.grid.append(found, { ranked: asked, attributes: this.names });
@@ -302,7 +302,7 @@ class Page {
     const filters = Object.entries(query.filters).map(([key, filter]) => chip(described(key, filter), () => this.dropFilter(key)));
     const unlike = query.unlike.map((id) => chip(`not like ${id}`, () => this.change({ unlike: query.unlike.filter((one) => one !== id) }, "unlike"), {
       picture: thumbnail({ id }, this.uploads.get), label: `Undo: not like ${id}`,
-    })); // prettier-ignore
+    }));
     byId("chips").hidden = filters.length + unlike.length === 0;
     byId("chips").replaceChildren(...filters, ...unlike);
     byId("copy-link").hidden = isBlank(query) && !Object.keys(query.filters).length;

@@ -14,7 +14,7 @@ export function nothing(page, query) {
   const actions = loosened.slice(0, 4).map(([key, total]) => ({
     label: `Without “${described(key, query.filters[key])}”: ${plural(total, "item")}`,
     run: () => page.dropFilter(key),
-  })); // prettier-ignore
+  }));
   if (!loosened.length || active.length > 1) actions.push({ label: "Without any filter", run: () => page.change({ filters: {} }, "filter") });
   const text = loosened.length ? "Loosen one of the filters:" : "The filters together leave nothing.";
   notice({ title: "No item passes the filters", text, actions });
@@ -29,7 +29,7 @@ export function lostUpload(page) {
   page.grid.show([]);
   notice({ kind: "error", title: "Your image is gone", text: "An uploaded image is kept only while this page is open. Add it again, or go on without it.", actions: [
     { label: "Add it again", run: () => byId("file").click() }, { label: "Without it", run: () => page.step({ reference: null }) },
-  ] }); // prettier-ignore
+  ] });
 }
 
 /** Say what went wrong and what to do; `again()` does what failed once more. */
