@@ -127,7 +127,8 @@ def test_sighup_replaces_workers_and_keys_while_requests_are_answered(arguments:
         try:
             for written, used in ((KEYS, KEYS[0]), (KEYS[1:], KEYS[1])):
                 in_use = used
-                before = workers()
+                while len(before := workers()) != 2:  # the second may still be starting
+                    time.sleep(0.2)
                 keys.write_text("".join(f"read {key} shop\n" for key in written))
                 server.process.send_signal(signal.SIGHUP)
                 until = time.monotonic() + 120
