@@ -101,6 +101,8 @@ class Guards:
         self.keys = Keyring(settings.keys)
         self.hosts = settings.allowed_hosts
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
+        self.arriving = 0
+        """Bytes of the bodies of requests that are being answered, as large as they said or may be."""
         self.in_flight = 0
         """Requests that are being answered."""
 
@@ -153,6 +155,7 @@ class _Exchange:
         self._path: str = scope["path"]
         self._body_is_due = self._is_chunked or any(length != b"0" for length in self._lengths)
         self._bytes_in = self._bytes_out = 0
+        self._arriving = 0  # bytes that were counted for it
         self._status = 0
         self._problem: Problem | None = None  # the answer, unless the application has one of its own
         self._refused = False  # by the guards
@@ -180,6 +183,7 @@ class _Exchange:
         except Exception as error:
             await self._failed(error)
         finally:
+            self._guards.arriving -= self._arriving
             self._account(_template_in(inner) or template_of(self._path))
 
     def _refusal(self) -> Problem | None:
@@ -192,6 +196,7 @@ class _Exchange:
             or self._not_ready()
             or self._too_many()
             or self._too_large(int(self._lengths[0]) if self._lengths else 0)
+            or self._too_much()
         )
 
     def _malformed(self) -> Problem | None:
@@ -273,6 +278,16 @@ class _Exchange:
         if length <= most:
             return None
         return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")
+
+    def _too_much(self) -> Problem | None:
+        """All bodies that are on their way lie in memory or in temporary files."""
+        guards, most = self._guards, self._guards.settings.max_body_bytes
+        size = most if self._is_chunked else int(self._lengths[0]) if self._lengths else 0
+        if size and guards.arriving + size > max(most, guards.settings.max_arriving_bytes):
+            return Problem(429, "too_many", "too many large requests are on their way already; ask again in a moment", retry_after(1))
+        self._arriving = size
+        guards.arriving += size
+        return None
 
     async def _swallow(self) -> None:
         """Take a small body that came with its head, so that a client that is asked to wait keeps its connection."""

@@ -39,7 +39,7 @@ class ServerSettings:
     `bundle`, `index`: their folders. `photos`: (prefix of ids, folder) of the images that are shown. `uploads`: the folder of images that
     came by HTTP; None for `uploads_folder`'s. `keys`: without any, nobody may write and everybody may read. `provider`, `threads`: as in
     `RetrievalEngine.load`; of each worker, and with several None shares the processors out among them. `most`, `room`: as in
-    `RetrievalEngine.batcher`. `max_body_bytes`: of a request. `rate`: requests a second that a client may send on average, None for any number; `burst`: at once, None for `burst_size`'s. `deadline_s`: for an answer, where the
+    `RetrievalEngine.batcher`. `max_body_bytes`: of a request; `max_arriving_bytes`: of all at a time. `rate`: requests a second that a client may send on average, None for any number; `burst`: at once, None for `burst_size`'s. `deadline_s`: for an answer, where the
     request names none. `drain_s`: for requests to end after SIGTERM.
     `body_timeout_s`: for the whole body to arrive. `hosts`: names that the Host header may have besides those of a
     loopback address; where the server is bound to another address and none is given, any. `proxies`: addresses whose X-Forwarded-For
@@ -60,6 +60,7 @@ class ServerSettings:
     most: int = 32
     room: int = 256
     max_body_bytes: int = 12 << 20
+    max_arriving_bytes: int = 512 << 20
     rate: float | None = None
     burst: float | None = None
     deadline_s: float = 10.0
@@ -101,6 +102,7 @@ class ServerSettings:
             ("most", 1, 4096),
             ("room", 1, 1 << 20),
             ("max_body_bytes", 1024, 1 << 31),
+            ("max_arriving_bytes", 1024, 1 << 40),
             ("workers", 1, 256),
             ("port", 0, 65535),
             ("max_head_bytes", 1024, 1 << 20),

@@ -543,3 +543,19 @@ def test_a_search_too_many_is_told_before_its_body_is_worked_on() -> None:
     assert service.ask("POST", "/v1/search", [(b"content-length", b"99999")], chunks=[b"x" * 99999]).headers["connection"] == "close"
     assert service.reached == []
     assert service.ask().status == 200  # what is no search goes on
+
+
+def test_bodies_on_their_way_are_bounded_together() -> None:
+    service = Service(settings=settings(max_body_bytes=2000, max_arriving_bytes=3000, keys=KEYS))
+
+    def status(*headers: tuple[bytes, bytes], size: int) -> int:
+        return service.ask("POST", "/v1/items", list(headers), chunks=[b"x" * size], key=WRITE_KEY).status
+
+    assert status((b"content-length", b"2000"), size=2000) == 200
+    assert service.guards.arriving == 0
+    service.guards.arriving = 1500  # of requests that are being answered
+    assert status((b"content-length", b"2000"), size=2000) == 429
+    assert status((b"transfer-encoding", b"chunked"), size=10) == 429  # it may become as large as a body may be
+    assert status((b"content-length", b"1500"), size=1500) == 200
+    assert service.ask(key=WRITE_KEY).status == 200
+    assert service.guards.arriving == 1500
