@@ -37,6 +37,7 @@ from .results import (
     Explanation,
     Hit,
     IndexingReport,
+    IndexState,
     SearchResult,
     ZoneMembers,
     build_result_parts,
@@ -298,6 +299,7 @@ class RetrievalEngine(ProcessBound):
             unknown_words=prepared.unknown_words,
             zones=members,
             timings_ms=dict(clock.timings_ms),
+            index=IndexState(prepared.snapshot.count, prepared.snapshot.revision),
         )
 
     def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:

@@ -35,7 +35,8 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
 _PAGE = "/page/"  # and what is under it
 _EXCEPTIONS = {("POST", "/v1/search"): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
-_SEARCH = "/v1/search"
+_SEARCH, _SESSION = "/v1/search", "/v1/session"
+_SESSION_BYTES = 4 << 10  # of the one body that comes without a key
 _SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
 _HEALTH = frozenset(("/healthz", "/readyz"))
 _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
@@ -102,7 +103,7 @@ class Guards:
         self.hosts = settings.allowed_hosts
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
         self.arriving = 0
-        """Bytes of the bodies of requests that are being answered, as large as they said or may be."""
+        """Bytes that came of the bodies of requests that are being answered."""
         self.in_flight = 0
         """Requests that are being answered."""
 
@@ -196,7 +197,6 @@ class _Exchange:
             or self._not_ready()
             or self._too_many()
             or self._too_large(int(self._lengths[0]) if self._lengths else 0)
-            or self._too_much()
         )
 
     def _malformed(self) -> Problem | None:
@@ -274,18 +274,17 @@ class _Exchange:
         return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
 
     def _too_large(self, length: int) -> Problem | None:
-        most = self._guards.settings.max_body_bytes
+        most = _SESSION_BYTES if self._path == _SESSION else self._guards.settings.max_body_bytes
         if length <= most:
             return None
         return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")
 
-    def _too_much(self) -> Problem | None:
+    def _too_much(self, size: int) -> Problem | None:
         """All bodies that are on their way lie in memory or in temporary files."""
-        guards, most = self._guards, self._guards.settings.max_body_bytes
-        size = most if self._is_chunked else int(self._lengths[0]) if self._lengths else 0
-        if size and guards.arriving + size > max(most, guards.settings.max_arriving_bytes):
+        guards = self._guards
+        if guards.arriving + size > max(guards.settings.max_arriving_bytes, guards.settings.max_body_bytes):
             return Problem(429, "too_many", "too many large requests are on their way already; ask again in a moment", retry_after(1))
-        self._arriving = size
+        self._arriving += size
         guards.arriving += size
         return None
 
@@ -312,9 +311,12 @@ class _Exchange:
             self._refused = True
             self._problem = Problem(408, "too_slow", f"the body did not arrive within {seconds:g} seconds; send it faster, or less")
             raise self._problem from None
+        if message["type"] == "http.disconnect":
+            raise GoneError
         if message["type"] == "http.request":
-            self._bytes_in += len(message.get("body", b""))
-            self._problem = self._problem or self._too_large(self._bytes_in)
+            size = len(message.get("body", b""))
+            self._bytes_in += size
+            self._problem = self._problem or self._too_large(self._bytes_in) or self._too_much(size)
             if self._problem is not None:
                 self._refused = True
                 raise self._problem

@@ -10,9 +10,11 @@ from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
 from dqe_engine.errors import InputError
+from dqe_engine.index.filters import described
+from dqe_engine.results import SearchResult
 
 from .bodies import read_body, read_parts
-from .messages import SearchRequest, SearchResponse, read_json
+from .messages import SearchRequest, read_json
 from .openapi import body, responds
 from .problems import Problem
 from .service import Service
@@ -34,16 +36,18 @@ def router(service: Service) -> APIRouter:
         "/search",
         summary="Search by an image, a text, or both",
         openapi_extra=body(json=SearchRequest, examples=_EXAMPLES, parts={"image": None, "query": SearchRequest}, required=["image"]),
-        responses=responds(SearchResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
+        responses=responds(SearchResult, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
     )
     async def search(request: Request) -> Response:
         with ExitStack() as held:
             query, image = await _asked(service, request, held)
             for id in (query.reference_id, *query.unlike):
                 if id is not None and id not in service.engine.index:
-                    raise Problem(404, "unknown_item", f"{id!r} is not an id of the index; pass an image that is not in it as a part")
+                    raise Problem(
+                        404, "unknown_item", f"{described(id)} is not an id of the index; pass an image that is not in it as a part"
+                    )
             result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
-        answer = msgspec.json.encode(SearchResponse.of(result, service.index))
+        answer = msgspec.json.encode(result)
         stages = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in result.timings_ms.items())
         return Response(answer, media_type="application/json", headers={"Server-Timing": stages, "Cache-Control": "no-store"})
 
