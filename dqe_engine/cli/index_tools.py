@@ -117,6 +117,17 @@ def _metadata(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from dqe_engine.server.settings import uploads_beside
+    from dqe_engine.server.uploads import sweep_uploads
+
+    folder = args.uploads or uploads_beside(args.index)
+    count = sweep_uploads(args.index, folder, delete=args.yes)
+    done = "removed" if args.yes else "would be removed; add --yes to do it, if this folder belongs to this index alone"
+    print(f"{folder}: {count} images that no item of {args.index} was made from {done}")
+    return 0
+
+
 def _of_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help="folder of the index")
 
@@ -139,6 +150,12 @@ def _of_metadata(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
 
 
+def _of_sweep(parser: argparse.ArgumentParser) -> None:
+    _of_index(parser)
+    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="as dqe-serve was given it (default: INDEX.uploads)")
+    parser.add_argument("--yes", action="store_true", help="remove them; without it they are counted")
+
+
 class Tool(NamedTuple):
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -155,5 +172,6 @@ TOOLS = {
         _publish,
     ),
     "list": Tool("Ids and metadata of the items, as JSON lines that `dqe-index metadata` reads.", _of_list, _list),
+    "sweep": Tool("Remove images that dqe-serve was sent and no item was made from, left by failed writes.", _of_sweep, _sweep),
     "metadata": Tool("Give items other metadata; no images are needed.", _of_metadata, _metadata),
 }

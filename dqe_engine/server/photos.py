@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,10 +178,6 @@ class Photos:
     def remove(self, content: str) -> bool:
         """Delete the upload with this content, which no item has any more; whether there was one. Raises UploadError."""
         return self._uploads is not None and self._uploads.remove(content)
-
-    def sweep(self, known: Collection[str], older_than: float) -> int:
-        """See `Uploads.sweep`."""
-        return 0 if self._uploads is None else self._uploads.sweep(known, older_than)
 
     def _require_uploads(self) -> Uploads:
         if self._uploads is None:

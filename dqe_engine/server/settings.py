@@ -145,7 +145,7 @@ class ServerSettings:
     @property
     def uploads_folder(self) -> Path:
         """`uploads`, or INDEX.uploads beside the index."""
-        return self.index.with_name(f"{self.index.name}.uploads") if self.uploads is None else self.uploads
+        return uploads_beside(self.index) if self.uploads is None else self.uploads
 
     @property
     def progress_file(self) -> Path | None:
@@ -171,6 +171,11 @@ class ServerSettings:
         if self.on_loopback:
             return frozenset(("localhost", "127.0.0.1", "[::1]", *self.hosts))
         return frozenset(self.hosts) or None
+
+
+def uploads_beside(index: Path) -> Path:
+    """INDEX.uploads: where the images of added items are, unless it was said."""
+    return index.with_name(f"{index.name}.uploads")
 
 
 def _expect(holds: bool, name: str, value: object, expected: str) -> None:

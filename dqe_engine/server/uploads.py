@@ -19,10 +19,12 @@ from dqe_engine.files import (
     atomic_write,
     describe_os_error,
     describe_write_error,
+    directory_lock,
     fsync_path,
     make_directories,
     open_in_place,
 )
+from dqe_engine.index import GalleryIndex
 
 MARKER = "dqe-uploads"
 """Name of the file by which a folder is known to be ours; nothing is deleted in one that lacks it."""
@@ -97,11 +99,11 @@ class Uploads:
             raise UploadError(describe_os_error(error, self.folder)) from error
         return True
 
-    def sweep(self, known: Collection[str], older_than: float) -> int:
+    def sweep(self, known: Collection[str], older_than: float, *, delete: bool = True) -> int:
         """Delete what no item refers to and is older than so many seconds, and what killed writers left; how many files that were.
 
-        known: contents of the index's items, all of them. older_than: what was stored since may be on its way into the index. Raises
-        UploadError.
+        known: contents of the index's items, all of them. older_than: what was stored since may be on its way into the index. delete:
+        else they are counted alone. Raises UploadError.
         """
         if not self.folder.is_dir():
             return 0
@@ -110,7 +112,8 @@ class Uploads:
                 before, gone = time.time() - older_than, 0
                 for path, content in self._files():
                     if content not in known and os.lstat(path).st_mtime <= before:
-                        os.unlink(path)
+                        if delete:
+                            os.unlink(path)
                         gone += 1
                 return gone
         except OSError as error:
@@ -171,3 +174,16 @@ def _holds(path: Path, data: bytes) -> bool:
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         return stat.S_ISREG(status.st_mode) and status.st_size == len(data) and stream.read() == data
+
+
+def sweep_uploads(index: Path, folder: Path, *, older_than: float = 3600.0, delete: bool = True) -> int:
+    """`Uploads.sweep` of the folder that belongs to an index, while nobody writes to that. How many files that were, or would be.
+
+    Only whoever runs the server knows whose a folder of uploads is, so no server does this by itself. Raises IndexFormatError and
+    UploadError.
+    """
+    try:
+        with directory_lock(index), GalleryIndex.load(index, screened=False) as loaded:
+            return Uploads(folder.absolute()).sweep(loaded.snapshot().contents(), older_than, delete=delete)
+    except OSError as error:
+        raise UploadError(describe_os_error(error, index)) from error

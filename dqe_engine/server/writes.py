@@ -84,12 +84,6 @@ class _Operation:
         return time.monotonic() >= self.deadline
 
 
-@dataclass(eq=False)
-class _Sweep:
-    older_than: float
-    future: Future[int] = field(default_factory=Future)
-
-
 class Writes(NotPickled):
     """Writes to the index in a folder, for any number of threads and tasks of this process; other processes may have one of their own for
     the same folder, and `dqe-index` may run.
@@ -100,7 +94,7 @@ class Writes(NotPickled):
     again for the next group, so that searches see what was saved and nothing else.
 
     An uploaded image is stored before the save and deleted after one that dropped the last item with its content, or did not come to have
-    one; `sweep` deletes what kills and failures of saves left. An uploads folder belongs to one index.
+    one; `sweep_uploads` deletes what kills and failures of saves left. An uploads folder belongs to one index.
     """
 
     instead = "make one in the other process"
@@ -126,7 +120,7 @@ class Writes(NotPickled):
         self._saved, self._most, self._room, self._room_bytes, self._patience = saved, most, room, room_bytes, patience
         self._threads = decode_threads
         self._arrived = threading.Condition()  # guards what follows
-        self._queue: deque[_Operation | _Sweep] = deque()
+        self._queue: deque[_Operation] = deque()
         self._bytes = 0  # of images, waiting or in work
         self._closed = False
         self._worker: threading.Thread | None = None
@@ -162,12 +156,6 @@ class Writes(NotPickled):
         check_ids([id])
         return self._submit(_Operation("remove", id, _deadline(timeout)))
 
-    def sweep(self, older_than: float = 3600.0) -> Future[int]:
-        """Delete uploads that no item refers to and that are older than so many seconds; how many files that were."""
-        sweep = _Sweep(older_than)
-        self._enqueue(sweep, 0)
-        return sweep.future
-
     def close(self) -> None:
         """Finish what waits, then end; whoever asks after that gets an OverloadError. May be called twice."""
         with self._arrived:
@@ -181,7 +169,7 @@ class Writes(NotPickled):
         self._enqueue(operation, len(operation.data))
         return operation.future
 
-    def _enqueue(self, entry: _Operation | _Sweep, size: int) -> None:
+    def _enqueue(self, entry: _Operation, size: int) -> None:
         with self._arrived:
             if self._closed:
                 raise OverloadError("no more is written here: the server is shutting down; ask again later, or elsewhere")
@@ -200,11 +188,8 @@ class Writes(NotPickled):
         with ThreadPoolExecutor(self._threads, thread_name_prefix="writes-decode") as pool:
             while (entries := self._next()) is not None:
                 wanted = [entry for entry in entries if entry.future.set_running_or_notify_cancel()]
-                operations = [entry for entry in wanted if isinstance(entry, _Operation)]
                 try:
-                    for sweep in (entry for entry in wanted if isinstance(entry, _Sweep)):
-                        self._sweep(sweep)
-                    self._commit(self._prepare(operations, pool))
+                    self._commit(self._prepare(wanted, pool))
                 except BaseException as error:  # of our own making; nobody else would tell those who wait
                     _log.exception("writing failed")
                     self._drop()
@@ -212,18 +197,14 @@ class Writes(NotPickled):
                         if not entry.future.done():
                             entry.future.set_exception(error)
                 with self._arrived:
-                    self._bytes -= sum(len(entry.data) for entry in entries if isinstance(entry, _Operation))
+                    self._bytes -= sum(len(entry.data) for entry in entries)
         self._drop()
 
-    def _next(self) -> list[_Operation | _Sweep] | None:
-        """Operations that are to be written together, or a sweep; None once there will be no more."""
+    def _next(self) -> list[_Operation] | None:
+        """Operations that are to be written together; None once there will be no more."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._queue or self._closed)
-            entries: list[_Operation | _Sweep] = []
-            while self._queue and len(entries) < self._most and (not entries or isinstance(self._queue[0], _Operation)):
-                entries.append(self._queue.popleft())
-                if isinstance(entries[0], _Sweep):
-                    break
+            entries = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
             return entries or None
 
     def _prepare(self, operations: Sequence[_Operation], pool: ThreadPoolExecutor) -> list[_Operation]:
@@ -358,8 +339,8 @@ class Writes(NotPickled):
             index.add([operation.id], target, kept, [operation.metadata], contents=[operation.content], replace=operation.replace)
 
     def _delete_uploads(self, index: GalleryIndex, dropped: set[str]) -> None:
-        """Those of contents that no item has (any more). What cannot be deleted is left to a sweep. An upload that another process has just
-        stored for an item of its own is stored again by it: see `_apply`."""
+        """Those of contents that no item has (any more). What cannot be deleted stays (`sweep_uploads`). An upload that another process
+        has just stored for an item of its own is stored again by it: see `_apply`."""
         photos = self._photos
         if photos is None or not (stored := {content for content in dropped if photos.has_upload(content)}):
             return
@@ -368,18 +349,6 @@ class Writes(NotPickled):
                 photos.remove(content)
             except DQEError as error:
                 _log.warning("an upload that no item refers to stays for now: %s", error)
-
-    def _sweep(self, sweep: _Sweep) -> None:
-        try:
-            self._current()  # as above
-            with self._held():
-                known = self._current().snapshot().contents()
-                gone = 0 if self._photos is None else self._photos.sweep(known, sweep.older_than)
-        except Exception as error:
-            self._drop()
-            sweep.future.set_exception(error)
-        else:
-            sweep.future.set_result(gone)
 
     def _current(self) -> GalleryIndex:
         """The index as it is on the disk. Raises IndexFormatError."""

@@ -194,6 +194,19 @@ def test_a_write_is_found_at_once_and_outlives_the_server(serve: Serve, keys: tu
     assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True}
 
 
+def test_a_write_asks_the_newest_index_not_what_this_process_has_seen(serve: Serve, keys: tuple[Key, ...]) -> None:
+    """As where another worker has just answered, and this one has not looked yet."""
+    first, second = serve(keys=keys), serve(keys=keys)
+    for client in (first, second):
+        client.headers.update(bearer(WRITE_KEY))
+    for n in range(6):
+        item = {"image": png(100 + n)}, {"item": json.dumps({"id": f"{n}.new"})}
+        assert first.post("/v1/items", files=item[0], data=item[1]).status_code == 201
+        assert second.patch(f"/v1/items/{n}.new", json={"metadata": {"n": n}}).status_code == 200
+        assert first.delete(f"/v1/items/{n}.new").status_code == 200
+        assert second.post("/v1/items", files=item[0], data=item[1]).status_code == 201
+
+
 def test_without_keys_nobody_writes(serve: Serve) -> None:
     client = serve()
     assert problem(client.delete("/v1/items/00.png")) == (403, "read_only")

@@ -25,6 +25,7 @@ from dqe_engine.server import background
 from dqe_engine.server.background import command, index_folder
 from dqe_engine.server.photos import Photos, content_of
 from dqe_engine.server.progress import Progress, read_progress, write_progress
+from dqe_engine.server.uploads import sweep_uploads
 from dqe_engine.server.writes import Writes, make_index
 
 
@@ -120,8 +121,8 @@ def test_an_upload_stays(run: Callable[..., Progress], folder: Path, engine: Ret
     ended = run(("", folder), uploads=tmp_path / "uploads")
     assert ended.message == "39 images indexed, 0 were there"
     assert contents(tmp_path)["01.png"] == content_of(encoded(noise_image(70), "PNG"))
-    assert writes.sweep(-60).result(60) == 0
     writes.close()
+    assert sweep_uploads(tmp_path / "index", tmp_path / "uploads", older_than=-60) == 0
 
 
 @pytest.mark.parametrize("image_storage", ["none", "f16", "f32"])

@@ -21,7 +21,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.image_policy import ImagePolicy
 from dqe_engine.server import photos as photos_module
 from dqe_engine.server.photos import SIZES, NoPhotoError, Photos, UploadError, content_of
-from dqe_engine.server.uploads import MARKER
+from dqe_engine.server.uploads import MARKER, Uploads
 
 HOSTILE_IDS = (
     "", ".", "..", "/", "../secret.png", "../../etc/passwd", "/etc/passwd", "a/../b.png", "a/../../secret.png", "./b.png", "a//b.png",
@@ -309,11 +309,11 @@ def test_nothing_is_stored_in_or_deleted_from_a_folder_of_others(tmp_path: Path)
     with pytest.raises(UploadError, match=r"documents holds other things \(ab\) and no dqe-uploads, so nothing is stored there"):
         photos.store(b"x")
     with pytest.raises(UploadError, match="so it is no folder of uploads; nothing was deleted"):
-        photos.sweep((), older_than=-1)
+        Uploads(folder).sweep((), older_than=-1)
     with pytest.raises(UploadError, match="nothing was deleted"):
         photos.remove("ab" + "c" * 30)
     (folder / MARKER).write_bytes(b"something else")
-    for call in (lambda: photos.sweep((), older_than=-1), lambda: photos.store(b"x")):
+    for call in (lambda: Uploads(folder).sweep((), older_than=-1), lambda: photos.store(b"x")):
         with pytest.raises(UploadError, match="is something else"):
             call()
     assert sorted(path.name for path in folder.rglob("*")) == ["ab", "c" * 30, MARKER]
@@ -322,7 +322,7 @@ def test_nothing_is_stored_in_or_deleted_from_a_folder_of_others(tmp_path: Path)
 def test_a_sweep_takes_what_nobody_knows_and_is_old(tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     photos = Photos([], folder)
-    assert photos.sweep((), older_than=-1) == 0
+    assert Uploads(folder).sweep((), older_than=-1) == 0
     known, old, fresh = (photos.store(data) for data in (b"known", b"old", b"fresh"))
     place = folder / old[:2]
     (place / ".tmp-0123456789abcdef").write_bytes(b"of a killed writer")
@@ -332,14 +332,14 @@ def test_a_sweep_takes_what_nobody_knows_and_is_old(tmp_path: Path) -> None:
     (folder / "notes" / ("d" * 30)).write_text("somebody's")
     for path in (*place.iterdir(), folder / known[:2] / known[2:]):
         os.utime(path, (1, 1), follow_symlinks=False)
-    assert photos.sweep({known}, older_than=3600) == 2
+    assert Uploads(folder).sweep({known}, older_than=3600) == 2
     assert [photos.has_upload(content) for content in (known, old, fresh)] == [True, False, True]
     assert {path.name for path in place.iterdir()} == {"notes.txt", "e" * 30}
     assert (folder / "notes" / ("d" * 30)).exists()
     os.utime(folder / known[:2] / known[2:], (1, 1))
     photos.store(b"known")
-    assert photos.sweep((), older_than=3600) == 0
-    assert photos.sweep((), older_than=-60) == 2
+    assert Uploads(folder).sweep((), older_than=3600) == 0
+    assert Uploads(folder).sweep((), older_than=-60) == 2
 
 
 def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:

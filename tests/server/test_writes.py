@@ -21,12 +21,13 @@ from support.hostile_images import encoded
 from support.permissions import enforced_permissions
 from support.samples import noise_image
 
+from dqe_engine.cli.index import main as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import DeadlineError, IndexConflictError, IndexFormatError, InputError, OverloadError
 from dqe_engine.files import directory_lock
 from dqe_engine.index import GalleryIndex
 from dqe_engine.server.photos import Photos, UploadError, content_of
-from dqe_engine.server.uploads import MARKER
+from dqe_engine.server.uploads import MARKER, sweep_uploads
 from dqe_engine.server.writes import BusyError, ItemExistsError, UnknownItemError, Writes, Written, make_index
 
 
@@ -144,14 +145,25 @@ def test_what_waits_is_saved_at_once_and_each_fails_alone(path: Path, engine: Re
     writes.close()
 
 
-def test_a_sweep_takes_what_no_item_refers_to(writes: Writes, photos: Photos, tmp_path: Path) -> None:
+def test_a_sweep_takes_what_no_item_refers_to(
+    writes: Writes, photos: Photos, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a kill between an upload and its save leaves it."""
-    assert writes.sweep(-60).result(60) == 0
+    folder = tmp_path / "uploads"
+    assert sweep_uploads(path, folder, older_than=-60) == 0
     writes.add("a", png(1)).result(60)
     photos.store(png(2))
-    assert writes.sweep(3600).result(60) == 0
-    assert [future.result(60) for future in (writes.sweep(-60), writes.sweep(-60))] == [1, 0]
+    assert sweep_uploads(path, folder) == 0
+    assert [sweep_uploads(path, folder, older_than=-60, delete=delete) for delete in (False, True, True)] == [1, 1, 0]
     assert uploads(tmp_path) == {content_of(png(1))}
+    photos.store(png(3))
+    old = folder / content_of(png(3))[:2] / content_of(png(3))[2:]
+    os.utime(old, (1, 1))
+    assert index_command(["sweep", str(path), "--uploads", str(folder)]) == 0
+    assert "1 images that no item" in capsys.readouterr().out
+    assert old.exists()
+    assert index_command(["sweep", str(path), "--uploads", str(folder), "--yes"]) == 0
+    assert not old.exists()
 
 
 def test_what_was_uploaded_for_an_item_that_exists_does_not_stay(writes: Writes, photos: Photos, tmp_path: Path) -> None:
