@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from .headers import answer_headers, request_id_of
 from .peers import is_loopback, network_of
-from .problems import Problem, response_bytes, response_headers, retry_after
+from .problems import Problem, raw_answer, retry_after
 from .settings import ServerSettings
 
 MOST_HEADERS = 100
@@ -29,6 +27,8 @@ LINGER_S = 1.0
 LINGER_BYTES = 16 << 20
 """Seconds and bytes for which the rest of a request is thrown away after its answer. Closing at once would reset the connection, and the
 client might never read the answer."""
+LAST_CALL_S = 0.25
+"""Seconds for which a request is still taken by a server that ends, over a connection that it has."""
 _LEAST_RATE = 1024  # bytes a second that a client has to take of its answer
 _GRACE_S = 0.5  # for which a new connection is not dropped to make room
 _MOST_REFUSED = 64  # connections that are told 503 at the same time; more are dropped
@@ -174,6 +174,7 @@ class Connection:
         self.watch = watch
         self.counted_for: str | None = None
         self.is_admitted = self.is_refused = False
+        self.is_retiring = False  # the server ends: one more request at most
         self._deaf = False  # to what comes: the connection is about to end
         self.is_ended = False  # nothing more is sent
         self._discarded = 0
@@ -220,6 +221,19 @@ class Connection:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.linger()
+
+    def retires(self) -> bool:
+        """The server ends. False where a request is being answered, which is uvicorn's to end. Else a request may be on its way: closing at
+        once would reset the connection, and its client would not know whether it was heard. It is answered, if it comes soon."""
+        if self._deaf or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        self.is_retiring = True
+        self.watch.loop.call_later(LAST_CALL_S, self._retire)
+        return True
+
+    def _retire(self) -> None:
+        if not self._deaf and (self.cycle is None or self.cycle.response_complete) and not self._raw.is_closing():
+            self._raw.close()
 
     def head_is_late(self) -> None:
         """The head did not come in time."""
@@ -281,13 +295,3 @@ class Closer:
             self._transport.close()
         elif not self._connection.is_ended:
             self._connection.linger()
-
-
-def raw_answer(problem: Problem) -> bytes:
-    """A whole HTTP/1.1 answer that ends the connection, for where no application is reached."""
-    request_id = request_id_of(None)
-    body = response_bytes(problem, request_id)
-    headers = [*answer_headers(request_id), *response_headers(problem, body), (b"connection", b"close")]
-    phrase = HTTPStatus(problem.status).phrase.encode()
-    lines = [b"HTTP/1.1 %d %s" % (problem.status, phrase), *(name + b": " + value for name, value in headers), b"", body]
-    return b"\r\n".join(lines)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from .headers import SECURITY, answer_headers, request_id_of
+from .headers import SEARCH, SECURITY, answer_headers, request_id_of
 from .keys import Keyring, cookies_of
 from .logs import AccessLog
 from .metrics import Metrics
 from .peers import network_of
-from .problems import GoneError, Problem, problem_of, response_bytes, response_headers, retry_after
+from .problems import GoneError, Problem, problem_of, queue_full, response_bytes, response_headers, retry_after
 from .rates import Rates
 from .settings import Key, ServerSettings
 
@@ -34,8 +34,7 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 _PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
 _PAGE = "/page/"  # and what is under it
-_EXCEPTIONS = {("POST", "/v1/search"): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
-_SEARCH = "/v1/search"
+_EXCEPTIONS = {("POST", SEARCH): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
 _SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
 _HEALTH = frozenset(("/healthz", "/readyz"))
 _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
@@ -264,9 +263,9 @@ class _Exchange:
 
     def _too_many(self) -> Problem | None:
         """Before anything is read or made for it: who is over what can be done is told so at once, and costs the others next to nothing."""
-        if self._path != _SEARCH or not self._guards.state.full():
+        if self._path != SEARCH or not self._guards.state.full():
             return None
-        return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
+        return queue_full()
 
     def _too_large(self, length: int) -> Problem | None:
         most = self._guards.settings.max_body_bytes

@@ -59,6 +59,10 @@ class H11Connection(Connection, H11Protocol):
             self.watch.expect_head(self)
         self.answered(is_idle=self.cycle is answered and self.conn.their_state is h11.IDLE)
 
+    def shutdown(self) -> None:
+        if not self.retires():
+            super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self.watch.expect_taking(self, self.transport.get_write_buffer_size())
@@ -84,3 +88,4 @@ class H11Connection(Connection, H11Protocol):
             self.watch.have_head(self)
         if self.cycle is not None and not isinstance(self.cycle.transport, Closer):
             self.cycle.transport = Closer(self, self.cycle, self.transport)
+            self.cycle.keep_alive = self.cycle.keep_alive and not self.is_retiring

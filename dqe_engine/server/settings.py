@@ -38,7 +38,8 @@ class ServerSettings:
 
     `bundle`, `index`: their folders. `photos`: (prefix of ids, folder) of the images that are shown. `uploads`: the folder of images that
     came by HTTP; None for `uploads_folder`'s. `keys`: without any, nobody may write and everybody may read. `provider`, `threads`: as in
-    `RetrievalEngine.load`; of each worker, and with several None shares the processors out among them. `most`, `room`: as in `RetrievalEngine.batcher`. `max_body_bytes`: of a request. `rate`: requests a second that
+    `RetrievalEngine.load`; of each worker, and with several None shares the processors out among them.
+    `most`, `room`: as in `RetrievalEngine.batcher`. `max_body_bytes`: of a request. `rate`: requests a second that
     a client may send on average, None for any number; `burst`: at once, None for `burst_size`'s. `deadline_s`: for an answer, where the
     request names none. `drain_s`: for requests to end after SIGTERM.
     `body_timeout_s`: for the whole body to arrive. `hosts`: names that the Host header may have besides those of a
