@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -40,7 +40,7 @@ class _Entry(Generic[Q, R]):
     """A question. `wake`: there is an answer, or its caller is to lead. `leads`: its caller has to hand over before it leaves.
     `settled`: somebody has taken it on to set the future."""
 
-    question: Q
+    question: Q | None  # None: still being made
     timeout: float | None
     wake: _Signal | None  # None: nobody waits in a thread of his own, so it cannot lead
     future: Future[R] = field(default_factory=Future)
@@ -88,6 +88,7 @@ class Batcher(ProcessBound, Generic[Q, R]):
         self._answer = answer
         self._lock = threading.Lock()  # brief: guards what follows
         self._queue: deque[_Entry[Q, R]] = deque()
+        self._unmade: dict[_Entry[Q, R], None] = {}  # not in the queue yet, as their questions are still being made
         self._taken: dict[_Entry[Q, R], None] = {}  # out of the queue by the leader, and not yet told their answers
         self._leader: _Entry[Q, R] | threading.Thread | None = None  # whose caller leads, or has been told to; or the worker
         self._leading: int | None = None  # the thread that does
@@ -99,9 +100,9 @@ class Batcher(ProcessBound, Generic[Q, R]):
 
     @property
     def waiting(self) -> int:
-        """Questions in the queue that somebody still asks."""
+        """Questions in the queue, or still being made for it, that somebody still asks."""
         with self._lock:
-            return sum(not entry.future.cancelled() for entry in self._queue)
+            return sum(not entry.future.cancelled() for entries in (self._queue, self._unmade) for entry in entries)
 
     def ask(self, question: Q, *, timeout: float | None = None) -> R:
         """The answer. Raises OverloadError where the queue is full, DeadlineError after `timeout` seconds, and what `answer` raised."""
@@ -136,18 +137,40 @@ class Batcher(ProcessBound, Generic[Q, R]):
             raise
         return entry.future
 
+    def submit_later(self, make: Callable[[], Q], executor: Executor, *, timeout: float | None = None) -> Future[R]:
+        """`submit` of a question that takes work: `make` runs in a thread of `executor`, which nothing may cancel but the future.
+
+        It has its room from now on, and is not made where by its turn it was cancelled or is late. What `make` raises is its caller's.
+        """
+        entry: _Entry[Q, R] = _Entry(None, timeout, None)
+        try:
+            self._enqueue(entry, made=False)
+            executor.submit(self._make, entry, make)
+        except BaseException:
+            self._abandon(entry)
+            raise
+        return entry.future
+
     async def ask_async(self, question: Q, *, timeout: float | None = None) -> R:
         """`ask` for a task. A task that is cancelled leaves the queue."""
+        return await self._answered(self.submit(question, timeout=timeout), timeout)
+
+    async def ask_later_async(self, make: Callable[[], Q], executor: Executor, *, timeout: float | None = None) -> R:
+        """`submit_later` for a task."""
+        return await self._answered(self.submit_later(make, executor, timeout=timeout), timeout)
+
+    @staticmethod
+    async def _answered(future: Future[R], timeout: float | None) -> R:
         import asyncio  # which takes as long to load as half of this package
 
         begun = time.monotonic()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(self.submit(question, timeout=timeout)), timeout)
+            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
         except TimeoutError as error:
             raise DeadlineError(f"no answer within {time.monotonic() - begun:.3f} seconds; ask again, or allow more time") from error
 
     def close(self) -> None:
-        """Refuse new questions from now on, answer those in the queue, and end the worker. May be called twice."""
+        """Refuse new questions from now on, answer those in the queue or on their way to it, and end the worker. May be called twice."""
         if not self.is_at_home:
             return  # nobody leads in a process that was forked
         with self._lock:
@@ -165,23 +188,56 @@ class Batcher(ProcessBound, Generic[Q, R]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _enqueue(self, entry: _Entry[Q, R]) -> None:
+    def _enqueue(self, entry: _Entry[Q, R], *, made: bool = True) -> None:
         self.check_process()
         with self._lock:
             if self._closed:
                 raise OverloadError("this batcher is closed and takes no more questions")
-            if len(self._queue) >= self.room:
+            if len(self._queue) + len(self._unmade) >= self.room:
                 self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
-            if len(self._queue) >= self.room:
-                raise OverloadError(f"{len(self._queue)} questions wait already, and there is room for no more; ask again later")
+                self._unmade = {entry: None for entry in self._unmade if not entry.future.cancelled()}
+            if (waiting := len(self._queue) + len(self._unmade)) >= self.room:
+                raise OverloadError(f"{waiting} questions wait already, and there is room for no more; ask again later")
             if entry.wake is None and self._worker is None:
                 worker = threading.Thread(target=self._work, name="dqe-batcher", daemon=True)
                 worker.start()  # which the system may refuse, so nothing has changed yet
                 self._worker = worker
-            self._queue.append(entry)
-            if self._leader is None:
-                entry.leads, self._leader = True, entry
-            self._arrived.notify()
+            if made:
+                self._append(entry)
+            else:
+                self._unmade[entry] = None
+
+    def _append(self, entry: _Entry[Q, R]) -> None:
+        """With the lock held."""
+        self._queue.append(entry)
+        if self._leader is None:
+            entry.leads, self._leader = True, entry
+        self._arrived.notify()
+
+    def _make(self, entry: _Entry[Q, R], make: Callable[[], Q]) -> None:
+        failure: BaseException | None = None
+        late = entry.deadline <= time.monotonic()
+        wanted = not entry.settled and not entry.future.cancelled()
+        if wanted and not late:
+            try:
+                entry.question = make()
+            except BaseException as error:  # also what leaves threads: it is the caller's
+                failure = error
+        with self._lock:
+            self._unmade.pop(entry, None)
+            if made := wanted and not late and failure is None:
+                self._append(entry)
+            elif self._closed:
+                self._called.set()  # the worker may have waited for this one alone
+        if not made:
+            if entry.future.set_running_or_notify_cancel():
+                if late:
+                    entry.expire()
+                else:
+                    entry.settle(error=failure)
+        elif entry.leads:
+            self._hand_over(entry)
+        failure = None  # as in `ask`
 
     def _wait(self, entry: _Entry[Q, R]) -> bool:
         """Until there is an answer, or it is too late for one (False), or the entry's caller is to lead (True)."""
@@ -199,6 +255,7 @@ class Batcher(ProcessBound, Generic[Q, R]):
         """With the lock held: its caller has left. If its batch runs, the answer goes nowhere."""
         entry.settled = True
         self._taken.pop(entry, None)
+        self._unmade.pop(entry, None)
         if entry in self._queue:
             self._queue.remove(entry)
 
@@ -241,7 +298,7 @@ class Batcher(ProcessBound, Generic[Q, R]):
     def _run(self, batch: list[_Entry[Q, R]]) -> None:
         failure: BaseException | None = None
         try:
-            answers = list(self._answer([entry.question for entry in batch]))
+            answers = list(self._answer([entry.question for entry in batch]))  # type: ignore[misc]  # made, as they were in the queue
             if len(answers) != len(batch):
                 raise RuntimeError(f"{len(answers)} answers to {len(batch)} questions")
         except BaseException as error:
@@ -308,7 +365,7 @@ class Batcher(ProcessBound, Generic[Q, R]):
             self._called.wait()
             with self._lock:
                 leads = self._leader is self._worker
-                if self._closed and self._leader is None:
+                if self._closed and self._leader is None and all(entry.future.cancelled() for entry in self._unmade):
                     return
             if leads:
                 try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,11 @@ class ArrayCache:
             self._kept.move_to_end(key)
             return found
 
+    def peek(self, key: Hashable) -> tuple[NDArray[np.float32], ...] | None:
+        """`get`, not counted: for who has asked before."""
+        with self._lock:
+            return self._kept.get(key)
+
     def put(self, key: Hashable, arrays: tuple[NDArray[np.float32], ...]) -> None:
         """Keep copies, since what is given may be a view into a batch."""
         size = _bytes_of(arrays)
@@ -62,6 +69,47 @@ class ArrayCache:
     def stats(self) -> CacheStats:
         with self._lock:
             return CacheStats(self._hits, self._misses, len(self._kept), self._bytes)
+
+
+@dataclass(eq=False)
+class _Making:
+    done: threading.Event = field(default_factory=threading.Event)
+    made: NDArray[Any] | None = None  # still None when done: it failed
+
+
+class SharedArrays:
+    """Arrays by what they are made from. Each is made once for all who ask while it is made or while somebody still holds it; nothing is
+    kept beyond that. Threads may share it; arrays are read-only by agreement."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: weakref.WeakValueDictionary[Hashable, NDArray[Any]] = weakref.WeakValueDictionary()
+        self._making: dict[Hashable, _Making] = {}
+
+    def get(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `make` gave to the first who asked. Raises what `make` raises; whoever waited for that one then makes it anew."""
+        while True:
+            with self._lock:
+                if (held := self._held.get(key)) is not None:
+                    return held
+                making = self._making.get(key)
+                is_first = making is None
+                if making is None:
+                    making = self._making[key] = _Making()
+            if not is_first:
+                making.done.wait()
+                if making.made is not None:
+                    return making.made
+                continue
+            try:
+                made = making.made = make()
+                with self._lock:
+                    self._held[key] = made
+                return made
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+                making.done.set()
 
 
 def _bytes_of(arrays: tuple[NDArray[np.float32], ...]) -> int:

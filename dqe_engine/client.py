@@ -13,7 +13,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from .errors import DQEError
+from .errors import DQEError, InputError
+from .results import SearchResult
 from .server.messages import (
     ErrorResponse,
     FacetsResponse,
@@ -21,7 +22,6 @@ from .server.messages import (
     ItemsResponse,
     RemovedResponse,
     SearchRequest,
-    SearchResponse,
     VocabularyResponse,
     WrittenResponse,
 )
@@ -51,16 +51,19 @@ class _Call(Generic[T]):
     again: bool = True
 
 
-def _search(image: bytes | None, timeout_ms: int | None, asked: dict[str, Any]) -> _Call[SearchResponse]:
+def _search(image: bytes | None, timeout_ms: int | None, asked: dict[str, Any]) -> _Call[SearchResult]:
     query = msgspec.json.encode({name: value for name, value in asked.items() if value is not None})
-    msgspec.json.decode(query, type=SearchRequest)  # what is misspelt is told here
+    try:
+        msgspec.json.decode(query, type=SearchRequest)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{error}; the fields of a search are those of SearchRequest") from error
     options: dict[str, Any] = {"headers": {} if timeout_ms is None else {"X-Deadline-Ms": str(timeout_ms)}}
     if image is None:
         options["content"] = query
         options["headers"]["Content-Type"] = "application/json"
     else:
         options["files"] = {"image": ("image", image, "application/octet-stream"), "query": (None, query, "application/json")}
-    return _Call("POST", "/v1/search", SearchResponse, options)
+    return _Call("POST", "/v1/search", SearchResult, options)
 
 
 def _items(limit: int, after: str | None, filter: Mapping[str, Any] | None) -> _Call[ItemsResponse]:
@@ -83,7 +86,8 @@ def _change(id: str, metadata: Mapping[str, Any] | None) -> _Call[WrittenRespons
 
 
 def _path(id: str, rest: str = "") -> str:
-    return f"/v1/items/{quote(id, safe='')}{rest}"
+    encoded = "%2E" * len(id) if id in (".", "..") else quote(id, safe="")  # dots alone would be taken for folders
+    return f"/v1/items/{encoded}{rest}"
 
 
 def _json(value: Any) -> str | None:
@@ -119,14 +123,15 @@ class Client:
     ...     client.add("shoes/7.jpg", Path("7.jpg").read_bytes(), {"price": 12.5})
 
     `retries`: how often a search or a read that was answered by 429 or 503 is sent again, after as long as the server said. `options`: of
-    `httpx.Client`. Raises ServerError for what the server refuses, and what httpx raises where there is none.
+    `httpx.Client`. Raises ServerError for what the server refuses, InputError for a search
+    with fields that there are not, and what httpx raises where there is no server.
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2, **options: Any) -> None:
         self._http = httpx.Client(base_url=url, timeout=timeout, headers=_headers(key), **options)
         self._retries = retries
 
-    def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResponse:
+    def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResult:
         """query: the fields of `SearchRequest`. timeout_ms: the deadline that the server is told."""
         return self._send(_search(image, timeout_ms, query))
 
@@ -188,7 +193,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout, headers=_headers(key), **options)
         self._retries = retries
 
-    async def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResponse:
+    async def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResult:
         return await self._send(_search(image, timeout_ms, query))
 
     async def items(self, filter: Mapping[str, Any] | None = None, *, page: int = 200) -> AsyncIterator[ItemResponse]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .caches import ArrayCache
+from .caches import ArrayCache, SharedArrays
 from .compose import apply_overrides, compose_query
 from .contracts.graphs import GRAPHS, GraphSpec
 from .errors import BackendError, InputError
@@ -24,6 +25,9 @@ from .results import EncodedImages
 from .sessions import GraphSession, text_buckets
 
 F32 = NDArray[np.float32]
+Rows = NDArray[Any]
+Parts = tuple[F32, F32, F32]
+"""Of a query: the base query (D,), the sub-queries (A, D) and the predicted weights (A,)."""
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
 UNLIKE = 0.3
 """How much of an unwanted item's best token leaves the query, whose length is 1 (Rocchio's feedback)."""
@@ -44,19 +48,20 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A query that was read and checked, whatever of it can be done alone: the rest is done for a batch.
+    """A query that was checked, with what of it can be made alone: the rest is made for a batch.
 
-    key: of the reference image, where it is known by what is in it. image_tokens: (P, Hv), where they were at hand; else pixels, the image
-    fitted to (S, S, 3) uint8; neither for a text alone. target_tokens: (M, D) of an item, for an image alone. ids: of the text's tokens.
+    key: of the reference image, where it is known by what is in it. image_tokens: (P, Hv), where they are at hand; else pixels, the image
+    fitted to (S, S, 3) uint8; neither for a text alone. target_tokens: (M, D) of an item, for an image alone. Tokens of items are views of
+    the index, float32 or float16 and perhaps still on the disk: the batch reads them. ids: of the text's tokens.
     """
 
     query: Query
     snapshot: Snapshot
     filter: Combination | None = None
     key: Hashable | None = None
-    image_tokens: F32 | None = None
+    image_tokens: Rows | None = None
     pixels: NDArray[np.uint8] | None = None
-    target_tokens: F32 | None = None
+    target_tokens: Rows | None = None
     ids: tuple[int, ...] = ()
     truncated: bool = False
     unknown_words: tuple[str, ...] = ()
@@ -88,6 +93,7 @@ class QueryEncoder:
         self.text = bundle.text_encoder()
         self._lengths = text_buckets(self._query, self._attributes)
         self.uploads, self.fused = ArrayCache(kept_bytes), ArrayCache(kept_bytes)
+        self._pixels = SharedArrays()  # of uploads that are decoded, and not yet encoded
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> EncodedImages:
         """Images fitted to (S, S, 3) uint8."""
@@ -95,7 +101,7 @@ class QueryEncoder:
         return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
 
     def prepare(self, query: Query, snapshot: Snapshot, clock: Clock) -> Prepared:
-        """Read the query's image, text and filter and check them. Raises InputError."""
+        """Read the query's upload, text and filter and check everything. Nothing is read of the index's files. Raises InputError."""
         if not isinstance(query, Query):
             raise InputError(f"expected a Query, got {type(query).__name__}; such as Query(image=Path('photo.jpg'), text='in red')")
         filter = None if query.filter is None else compile_filter(query.filter)
@@ -114,10 +120,13 @@ class QueryEncoder:
 
     def compose(self, prepared: Sequence[Prepared], clock: Clock) -> list[Composed]:
         """Vectors of queries of any kinds, each as if it were alone. Raises BackendError for values that are not finite."""
-        image_tokens = self._image_tokens(prepared, clock)
-        parts = self._fused(prepared, image_tokens, clock)
-        parts |= self._similar(prepared, image_tokens, clock)
-        composed = [self._one(one, *parts[b]) for b, one in enumerate(prepared)]
+        keys = [_question(one) for one in prepared]
+        parts = self._remembered(keys)
+        new = {b: one for b, one in enumerate(prepared) if b not in parts}
+        image_tokens = self._image_tokens(new, clock)
+        parts |= self._fused(new, keys, image_tokens, clock)
+        parts |= self._similar(new, image_tokens, clock)
+        composed = self._composed(prepared, [parts[b] for b in range(len(prepared))])
         if not all(np.isfinite(one.vector).all() for one in composed):
             raise BackendError("the query encoder gave values that are not finite; export the bundle in a higher precision")
         clock.lap("compose")
@@ -125,83 +134,105 @@ class QueryEncoder:
 
     def _reference(
         self, query: Query, snapshot: Snapshot, clock: Clock
-    ) -> tuple[Hashable | None, F32 | None, NDArray[np.uint8] | None, F32 | None]:
+    ) -> tuple[Hashable | None, Rows | None, NDArray[np.uint8] | None, Rows | None]:
         if query.reference_id is not None:
             if (row := snapshot.row(query.reference_id)) is None:
                 raise InputError(f"{query.reference_id!r} is not an id of the index; pass an image that is not in it as image=...")
             key = (snapshot.table.identity, row)
             if query.text is None:
-                targets = snapshot.target_tokens(row).astype(np.float32)
-                clock.lap("decode")
-                return key, None, None, targets
-            tokens = np.array(snapshot.image_tokens(row), np.float32)  # from the disk, perhaps
-            clock.lap("decode")
-            return key, tokens, None, None
+                return key, None, None, snapshot.target_tokens(row)
+            return key, snapshot.image_tokens(row), None, None
         if query.image is None:
             return ("no image",), None, None, None
         return *self._upload(query, clock), None
 
     def _upload(self, query: Query, clock: Clock) -> tuple[Hashable | None, F32 | None, NDArray[np.uint8] | None]:
-        image, key = query.image, None
+        image, spec = query.image, self.bundle.manifest.preprocessing
         assert image is not None
-        if isinstance(image, bytes):
-            key = hashlib.blake2b(image, digest_size=20).digest()
-            if (kept := self.uploads.get(key)) is not None:
-                clock.lap("decode")
-                return key, kept[0], None
-        spec = self.bundle.manifest.preprocessing
-        opened = open_image(image, spec, self.policy)
-        clock.lap("decode")
-        pixels = fit_image(opened, spec)  # at once: a batch of photographs is not held in full size
-        clock.lap("preprocess")
-        return key, None, pixels
 
-    def _image_tokens(self, prepared: Sequence[Prepared], clock: Clock) -> dict[int, F32]:
-        """(P, Hv) of each query that has an image, by its place: what was at hand, and the rest through the vision encoder."""
-        found = {b: one.image_tokens for b, one in enumerate(prepared) if one.image_tokens is not None}
-        rows = [(b, one.pixels) for b, one in enumerate(prepared) if one.pixels is not None]
-        if rows:
-            values = self._normalised([pixels for _, pixels in rows])
+        def pixels() -> NDArray[np.uint8]:
+            opened = open_image(image, spec, self.policy)
+            clock.lap("decode")
+            fitted = fit_image(opened, spec)  # at once: a batch of photographs is not held in full size
+            clock.lap("preprocess")
+            return fitted
+
+        if not isinstance(image, bytes):
+            return None, None, pixels()
+        key = hashlib.blake2b(image, digest_size=20).digest()
+        if (kept := self.uploads.get(key)) is not None:
+            clock.lap("decode")
+            return key, kept[0], None
+        shared = self._pixels.get(key, pixels)
+        clock.lap("decode")  # what was waited for who decodes the same bytes
+        return key, None, shared
+
+    def _remembered(self, keys: Sequence[Hashable | None]) -> dict[int, Parts]:
+        """What the query encoder made of the same questions before, by their place."""
+        found: dict[int, Parts] = {}
+        for b, key in enumerate(keys):
+            if key is not None and (kept := self.fused.get(key)) is not None:
+                found[b] = (kept[0], kept[1], kept[2])
+        return found
+
+    def _image_tokens(self, prepared: Mapping[int, Prepared], clock: Clock) -> dict[int, Rows]:
+        """(P, Hv) of each query that has an image, by its place: what is at hand, and the rest through the vision encoder, equal uploads
+        once."""
+        found = {b: one.image_tokens for b, one in prepared.items() if one.image_tokens is not None}
+        same: dict[Hashable, list[int]] = {}
+        for b, one in prepared.items():
+            if one.pixels is None:
+                continue
+            if one.key is not None and (kept := self.uploads.peek(one.key)) is not None:  # of a batch since it was decoded
+                found[b] = kept[0]
+            else:
+                same.setdefault(b if one.key is None else one.key, []).append(b)
+        if same:
+            values = self._normalised([pixels for rows in same.values() if (pixels := prepared[rows[0]].pixels) is not None])
             clock.lap("preprocess")
             encoded = self._vision.run(pixel_values=values)["image_tokens"]
             clock.lap("vision")
-            for (b, _), tokens in zip(rows, encoded, strict=True):
-                found[b] = tokens
-                if (key := prepared[b].key) is not None:
+            for rows, tokens in zip(same.values(), encoded, strict=True):
+                found |= dict.fromkeys(rows, tokens)
+                if (key := prepared[rows[0]].key) is not None:
                     self.uploads.put(key, (tokens,))
         return found
 
-    def _fused(self, prepared: Sequence[Prepared], image_tokens: dict[int, F32], clock: Clock) -> dict[int, tuple[F32, F32, F32]]:
-        """Base query, sub-queries and predicted weights of the queries with a text, by their place."""
-        sizes, found, rows = self.bundle.sizes, dict[int, tuple[F32, F32, F32]](), list[int]()
-        for b, one in enumerate(prepared):
+    def _fused(
+        self, prepared: Mapping[int, Prepared], keys: Sequence[Hashable | None], image_tokens: Mapping[int, Rows], clock: Clock
+    ) -> dict[int, Parts]:
+        """Of the queries with a text, by their place; equal questions are encoded once."""
+        same: dict[Hashable, list[int]] = {}
+        for b, one in prepared.items():
             if one.query.text is not None:
-                kept = None if one.key is None else self.fused.get((one.key, _digest(one.ids)))
-                if kept is not None:
-                    found[b] = (kept[0], kept[1], kept[2])
-                else:
-                    rows.append(b)
-        if not rows:
-            return found
-        nothing = np.zeros((sizes.image_tokens, sizes.vision_width), np.float32)  # a text alone: an image of which there is nothing
-        encoded = self.text.pad([prepared[b].ids for b in rows], lengths=self._lengths)
-        tokens = np.stack([image_tokens.get(b, nothing) for b in rows])
+                same.setdefault(b if keys[b] is None else keys[b], []).append(b)
+        if not same:
+            return {}
+        firsts, sizes = [rows[0] for rows in same.values()], self.bundle.sizes
+        encoded = self.text.pad([prepared[b].ids for b in firsts], lengths=self._lengths)
+        tokens = np.zeros((len(firsts), sizes.image_tokens, sizes.vision_width), np.float32)  # a text alone: an image of nothing
+        for row, b in enumerate(firsts):
+            if b in image_tokens:
+                tokens[row] = image_tokens[b]  # from the disk, perhaps
+        clock.lap("decode")
         fused = self._query.run(image_tokens=tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
         base = fused.pop("base_query")
         clock.lap("query")
         read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
         clock.lap("attributes")
-        for b, *parts in zip(rows, base, read["sub_queries"], read["attribute_weights"], strict=True):
-            found[b] = (parts[0], parts[1], parts[2])
-            if (key := prepared[b].key) is not None:
-                self.fused.put((key, _digest(prepared[b].ids)), found[b])
+        found: dict[int, Parts] = {}
+        for rows, *parts in zip(same.values(), base, read["sub_queries"], read["attribute_weights"], strict=True):
+            made = (parts[0], parts[1], parts[2])
+            found |= dict.fromkeys(rows, made)
+            if (key := keys[rows[0]]) is not None:
+                self.fused.put(key, made)
         return found
 
-    def _similar(self, prepared: Sequence[Prepared], image_tokens: dict[int, F32], clock: Clock) -> dict[int, tuple[F32, F32, F32]]:
+    def _similar(self, prepared: Mapping[int, Prepared], image_tokens: Mapping[int, Rows], clock: Clock) -> dict[int, Parts]:
         """The same of images alone: the mean of the tokens by which the gallery is searched, and nothing of the attributes."""
         sizes = self.bundle.sizes
-        targets = {b: one.target_tokens for b, one in enumerate(prepared) if one.target_tokens is not None}
-        rows = [b for b, one in enumerate(prepared) if one.query.text is None and b not in targets]
+        targets = {b: one.target_tokens.astype(np.float32) for b, one in prepared.items() if one.target_tokens is not None}
+        rows = [b for b, one in prepared.items() if one.query.text is None and b not in targets]
         if rows:
             encoded = self._target.run(image_tokens=np.stack([image_tokens[b] for b in rows]))["target_tokens"]
             targets |= dict(zip(rows, encoded, strict=True))
@@ -209,25 +240,47 @@ class QueryEncoder:
         none, zeros = np.zeros((sizes.attributes, sizes.embedding_dim), np.float32), np.zeros(sizes.attributes, np.float32)
         return {b: (tokens.mean(axis=0, dtype=np.float64).astype(np.float32), none, zeros) for b, tokens in targets.items()}
 
-    def _one(self, prepared: Prepared, base: F32, sub_queries: F32, predicted: F32) -> Composed:
-        query, names = prepared.query, self.bundle.vocabulary.names
-        weights = apply_overrides(predicted[None], names, query.weights)[0]
+    def _composed(self, prepared: Sequence[Prepared], parts: Sequence[Parts]) -> list[Composed]:
+        if not prepared:
+            return []
+        base, sub_queries, predicted = (np.stack(arrays) for arrays in zip(*parts, strict=True))  # (B, D), (B, A, D), (B, A)
+        weights = np.stack([self._weights(one.query, own) for one, own in zip(prepared, predicted, strict=True)])
+        vectors = compose_query(base, sub_queries, weights)
+        return [
+            self._away(one, Composed(vectors[b], base[b], sub_queries[b], predicted[b], weights[b], np.zeros_like(vectors[b])))
+            for b, one in enumerate(prepared)
+        ]
+
+    def _weights(self, query: Query, predicted: F32) -> F32:
+        """(A,), as a query has them."""
+        names = self.bundle.vocabulary.names
+        weights = apply_overrides(predicted[None], names, query.weights)[0] if query.weights else predicted.copy()
         for name, value in query.absolute_weights.items():
             weights[names.index(name)] = value
-        vector = compose_query(base[None], sub_queries[None], weights[None])[0]
-        unlike = np.zeros_like(vector)
-        for id in query.unlike:
-            tokens = prepared.snapshot.target_tokens(prepared.snapshot.existing(id)).astype(np.float32)
-            unlike += UNLIKE * tokens[(tokens @ vector).argmax()]
-        if query.unlike:
-            vector = compose_query((vector - unlike)[None], sub_queries[None], np.zeros_like(weights)[None])[0]
-        return Composed(vector, base, sub_queries, predicted, weights, unlike)
+        return weights
+
+    @staticmethod
+    def _away(prepared: Prepared, one: Composed) -> Composed:
+        """The same query, turned away from the items that it does not want."""
+        if not prepared.query.unlike:
+            return one
+        snapshot, unlike = prepared.snapshot, np.zeros_like(one.vector)
+        for id in prepared.query.unlike:
+            tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float32)
+            unlike += UNLIKE * tokens[(tokens @ one.vector).argmax()]
+        vector = compose_query((one.vector - unlike)[None], one.sub_queries[None], np.zeros_like(one.weights)[None])[0]
+        return replace(one, vector=vector, unlike=unlike)
 
     def _normalised(self, pixels: Sequence[NDArray[np.uint8]]) -> F32:
         spec = self.bundle.manifest.preprocessing
         if not pixels:
             return np.empty((0, 3, spec.image_size, spec.image_size), np.float32)
         return normalise(np.stack(pixels), spec)
+
+
+def _question(prepared: Prepared) -> Hashable | None:
+    """What the query encoder reads of a query, as a key; None where the image is not known by what is in it, or there is no text."""
+    return None if prepared.key is None or prepared.query.text is None else (prepared.key, _digest(prepared.ids))
 
 
 def _digest(ids: tuple[int, ...]) -> bytes:

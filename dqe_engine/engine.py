@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -24,9 +25,11 @@ from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
+from .index.filters import is_small
 from .index.indexer import Indexer, Progress
 from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, open_image
+from .processors import available_cpus
 from .query import Query
 from .results import (
     EncodedImages,
@@ -34,6 +37,7 @@ from .results import (
     Explanation,
     Hit,
     IndexingReport,
+    IndexState,
     SearchResult,
     ZoneMembers,
     build_result_parts,
@@ -42,6 +46,9 @@ from .sessions import GraphSession, Provider
 
 KEPT_BYTES = 64 << 20
 """Of image tokens of uploads, and again of composed queries, that an engine remembers."""
+
+_SMALL = 500
+"""Characters of a text, and values and characters of a filter, that an event loop's thread reads itself."""
 
 __all__ = ["STAGES", "RetrievalEngine"]
 
@@ -81,9 +88,10 @@ class RetrievalEngine(ProcessBound):
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = KEPT_BYTES,
     ) -> RetrievalEngine:
-        """Verify and open a bundle. `threads`: CPU threads of a graph and of a search; None for all, and for one where there is little
-        to do. `images`: what this engine accepts as an image and what one may cost, of references and of what is indexed. `kept_bytes`:
-        see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError when the provider that was asked for cannot run."""
+        """Verify and open a bundle. `threads`: CPU threads at most of a graph, which takes fewer where there is little to do, and of a
+        search; None for all, with fewer in small searches too. `images`: what this engine accepts as an image and what one may cost, of
+        references and of what is indexed. `kept_bytes`: see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError
+        when the provider that was asked for cannot run."""
         while True:
             bundle = Bundle.load(bundle_path, verify=verify)
             try:
@@ -220,9 +228,18 @@ class RetrievalEngine(ProcessBound):
         """A search that goes on from its own hits: refined, turned away from examples, and undone."""
         return Dialogue(self, query)
 
-    def batcher(self, *, most: int = 32, patience: float = 0.0, room: int = 256) -> QueryBatcher:
-        """For servers: queries of many threads and tasks, answered together. See `Batcher`."""
-        return QueryBatcher(self, most=most, patience=patience, room=room)
+    def batcher(
+        self,
+        *,
+        most: int = 32,
+        patience: float = 0.0,
+        room: int = 256,
+        readers: int | None = None,
+        counts: Callable[[int], None] = lambda size: None,
+    ) -> QueryBatcher:
+        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. counts:
+        called with the size of each batch."""
+        return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, counts=counts)
 
     def warm_up(self) -> None:
         """Do what the first search would have to: run every graph once, and make the screen of the index."""
@@ -282,6 +299,7 @@ class RetrievalEngine(ProcessBound):
             unknown_words=prepared.unknown_words,
             zones=members,
             timings_ms=dict(clock.timings_ms),
+            index=IndexState(prepared.snapshot.count, prepared.snapshot.revision),
         )
 
     def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
@@ -314,13 +332,28 @@ class RetrievalEngine(ProcessBound):
 
 
 class QueryBatcher:
-    """An engine behind a `Batcher`. Images, texts and filters are read in the caller's own thread, before they queue up, so that what is
-    wrong with one is told at once, and big photographs hold up nobody's batch. Answers are those of `RetrievalEngine.search`; their
-    timings have "wait", in the queue, too."""
+    """An engine behind a `Batcher`. Uploads, texts and filters are read before they queue up, so that what is wrong with one is told at
+    once, and big photographs hold up nobody's batch: in the caller's own thread, or for tasks in one of `readers` threads (None: as many
+    as there are processors). What a task asks is read in the event loop's thread only where that takes less than a change of threads;
+    item tokens, which may be on the disk, are read by the batch. Answers are those of `RetrievalEngine.search`; their timings have "wait",
+    for a reader, in the queue and for what a batch's others had still to do, too."""
 
-    def __init__(self, engine: RetrievalEngine, *, most: int, patience: float, room: int) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: RetrievalEngine,
+        *,
+        most: int,
+        patience: float,
+        room: int,
+        readers: int | None,
+        counts: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """Raises InputError for bounds that are not positive (`patience`: negative)."""
+        readers = available_cpus() if readers is None else readers
+        check_count("readers", readers, 1)
+        self.engine, self._counts = engine, counts
         self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(self._answer, most=most, patience=patience, room=room)
+        self._readers = ThreadPoolExecutor(readers, "dqe-reader")
 
     @property
     def waiting(self) -> int:
@@ -331,22 +364,30 @@ class QueryBatcher:
         return self._batcher.ask(self._prepared(query), timeout=timeout)
 
     async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
-        """The same for a task; uploads are decoded in a thread of the event loop's pool. A task that is cancelled leaves the queue."""
-        import asyncio  # as in `Batcher.ask_async`
-
-        loop = asyncio.get_running_loop()
-        prepared = self._prepared(query) if query.image is None else await loop.run_in_executor(None, self._prepared, query)
-        return await self._batcher.ask_async(prepared, timeout=timeout)
+        """The same for a task. Uploads that wait for a reader count as waiting, and `timeout` covers them, too. A task that is cancelled
+        leaves the queue, and what it uploaded is not decoded any more."""
+        if not _is_small(query):
+            return await self._batcher.ask_later_async(partial(self._read, query), self._readers, timeout=timeout)
+        return await self._batcher.ask_async(self._prepared(query), timeout=timeout)
 
     def close(self) -> None:
         """Answer what waits and take no more."""
         self._batcher.close()
+        if self._batcher.is_at_home:
+            self._readers.shutdown(wait=False)
 
     def __enter__(self) -> QueryBatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _read(self, query: Query) -> tuple[Prepared, Clock]:
+        """`_prepared` in a reader's thread, which also makes the bitmap of a large filter."""
+        prepared, clock = self._prepared(query)
+        if prepared.filter is not None:
+            prepared.snapshot.allowed(prepared.filter)  # kept, so the batch finds it
+        return prepared, clock
 
     def _prepared(self, query: Query) -> tuple[Prepared, Clock]:
         clock = Clock((*STAGES, "wait"))
@@ -355,6 +396,7 @@ class QueryBatcher:
         return prepared, clock
 
     def _answer(self, questions: Sequence[tuple[Prepared, Clock]]) -> list[SearchResult]:
+        self._counts(len(questions))
         for _, clock in questions:
             clock.lap("wait")
         shared = Clock(STAGES)
@@ -363,6 +405,14 @@ class QueryBatcher:
             replace(result, timings_ms={stage: own.timings_ms[stage] + shared.timings_ms.get(stage, 0.0) for stage in own.timings_ms})
             for result, (_, own) in zip(results, questions, strict=True)
         ]
+
+
+def _is_small(query: Query) -> bool:
+    """Whether it is checked within some ten microseconds, or is no query at all, which is told as fast."""
+    if not isinstance(query, Query):
+        return True
+    sizes = len(query.text or ""), len(query.unlike), len(query.weights), len(query.absolute_weights)
+    return query.image is None and max(sizes) <= _SMALL and (query.filter is None or is_small(query.filter, _SMALL))
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

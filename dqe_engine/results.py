@@ -69,6 +69,14 @@ class ZoneMembers:
 
 
 @dataclass(frozen=True)
+class IndexState:
+    """items: how many can be found; revision: of the save that has them, None where changes are unsaved."""
+
+    items: int
+    revision: str | None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """One query's answer.
 
@@ -76,7 +84,7 @@ class SearchResult:
     weights: the attribute weights that were used; predicted_weights: what the model said;
     overrides: the multipliers between the two. truncated: the text lost words to the model's limit. unknown_words: those that the model
     does not know, and reads as one and the same. timings_ms: per stage (decode, preprocess, tokenise, vision, query, attributes,
-    compose, search), of the whole batch that the query was in; 0 where what is remembered was enough.
+    compose, search), of the whole batch that the query was in; 0 where what is remembered was enough. index: what was searched.
     """
 
     hits: tuple[Hit, ...]
@@ -88,6 +96,7 @@ class SearchResult:
     unknown_words: tuple[str, ...]
     zones: ZoneMembers | None
     timings_ms: dict[str, float]
+    index: IndexState = IndexState(0, None)
 
 
 @dataclass(frozen=True, eq=False)

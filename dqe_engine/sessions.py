@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,7 +25,9 @@ Provider = Literal[OrtProvider, "tensorrt"]
 PROVIDERS: tuple[Provider, ...] = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
 LITTLE_WORK = 256 << 20
 """Batch times image tokens times bytes of a graph and its weights, up to which a second thread is not woken: it would save less than
-what the system at times takes to let it run (a tick of 4 ms, at the 95th percentile). A bound on multiply-adds, if weights have 8 bits."""
+what the system at times takes to let it run (a tick of 4 ms, at the 95th percentile). A bound on multiply-adds, if weights have 8 bits.
+
+A graph of which this holds at least one row has too little in each operator to share, so larger batches are split among threads."""
 Arrays = dict[str, NDArray[Any]]
 
 _PROVIDER_NAMES: Mapping[str, str] = {
@@ -78,8 +81,9 @@ class OnnxSession(ProcessBound):
     `provider`: all but "auto" are binding, a session that ONNX Runtime placed elsewhere is a BackendError; "auto"
     takes CUDA where it works, else the CPU, and `self.provider` says which. `tensorrt`: of `provider_options`, for "ort-tensorrt", which
     without them builds its engines anew in every process and at each new shape; with them larger batches run in parts.
-    `threads`: intra-op threads of the CPU provider; None for ONNX Runtime's own choice, and
-    for one where there is little to do (`LITTLE_WORK`). Raises BundleError when the file is no graph or not the spec's graph.
+    `threads`: CPU threads of a call at most, None for all processors. One where there is little to do (`LITTLE_WORK`); of a larger batch,
+    each thread runs a part, and of a graph where one row is not little, the threads share each operator.
+    Raises BundleError when the file is no graph or not the spec's graph.
     """
 
     def __init__(
@@ -98,14 +102,17 @@ class OnnxSession(ProcessBound):
             raise InputError(f"threads must be at least 1, got {threads}")
         self.spec = spec
         self._binding = Binding(spec, sizes)
-        self._session, self.provider = _open_session(path, provider, threads, tensorrt or {})
+        weights = (path, path.with_name(f"{path.name}.data"))
+        size = sum(file.stat().st_size for file in weights if file.exists())
+        self._little = LITTLE_WORK // max(1, size * sizes.image_tokens) if provider in ("auto", "cpu") else 0
+        self._session, self.provider = _open_session(path, provider, 1 if self._little else threads, tensorrt or {})
+        if self.provider != "cpu":  # "auto" found a GPU
+            self._little = 0
         self._largest = ANY_BATCH.max if tensorrt else None
         _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
-        weights = (path, path.with_name(f"{path.name}.data"))
-        size = sum(file.stat().st_size for file in weights if file.exists())
-        little = LITTLE_WORK // (size * sizes.image_tokens) if threads is None and self.provider == "cpu" else 0
-        self._little, self._single = little, _open_session(path, "cpu", 1)[0] if little else None
+        self._threads = (threads or available_cpus()) if self._little else 1
+        self._helpers = ThreadPoolExecutor(self._threads - 1, "dqe-graph") if self._threads > 1 else None
         self.bind_to_process()
 
     def run(self, **inputs: NDArray[Any]) -> Arrays:
@@ -118,14 +125,9 @@ class OnnxSession(ProcessBound):
         shapes = self._binding.output_shapes(dynamic)
         if dynamic["batch"] == 0:
             return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
-        if self._largest is not None and dynamic["batch"] > self._largest:
-            count = -(-dynamic["batch"] // self._largest)
-            split = {name: np.array_split(array, count) for name, array in inputs.items()}
-            parts = [self.run(**{name: arrays[i] for name, arrays in split.items()}) for i in range(count)]
-            return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
-        session = self._single if self._single is not None and dynamic["batch"] <= self._little else self._session
+        names, arrays = list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
-            values = session.run(list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+            values = self._run_parts(names, arrays, self._parts(dynamic["batch"]))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
             raise BackendError(f"{self.spec.name} failed on {self.provider}: {_one_line(error)}") from error
         outputs = dict(zip(shapes, values, strict=True))
@@ -133,6 +135,33 @@ class OnnxSession(ProcessBound):
             if array.shape != shapes[name]:
                 raise BundleError(f"{self.spec.name}.{name}: the graph gave shape {array.shape}, its spec says {shapes[name]}")
         return outputs
+
+    def _parts(self, batch: int) -> int:
+        """Into how many calls to split a batch: on the CPU among threads, for TensorRT by what an engine takes."""
+        if self._largest is not None:
+            return -(-batch // self._largest)
+        return max(1, min(self._threads, batch // self._little)) if self._little else 1
+
+    def _run_parts(self, names: list[str], inputs: Arrays, count: int) -> Sequence[NDArray[Any]]:
+        """The outputs of these names. Helpers run parts meanwhile; those that none has begun the caller runs itself, waiting for nobody."""
+        run = self._session.run
+        if count == 1:
+            return run(names, inputs)  # type: ignore[no-any-return]
+        split = {name: np.array_split(array, count) for name, array in inputs.items()}
+        parts = [{name: arrays[i] for name, arrays in split.items()} for i in range(count)]
+        given = [self._offer(names, part) for part in parts[1:]]
+        values = [run(names, parts[0])]
+        for part, future in zip(parts[1:], given, strict=True):
+            values.append(run(names, part) if future is None or future.cancel() else future.result())
+        return [np.concatenate(arrays) for arrays in zip(*values, strict=True)]
+
+    def _offer(self, names: list[str], part: Arrays) -> Future[Sequence[NDArray[Any]]] | None:
+        if self._helpers is None:
+            return None
+        try:
+            return self._helpers.submit(self._session.run, names, part)
+        except RuntimeError:  # no thread to be had, or the interpreter is about to end
+            return None
 
 
 def _open_session(

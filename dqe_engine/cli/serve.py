@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
     )
+    parser.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="of the photos that are indexed now, as dqe-index takes it: JSON lines, or CSV, by id"
+    )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the port and the index (default: 1)")
@@ -91,6 +94,7 @@ def _seconds(text: str) -> float:
 
 def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
+    from dqe_engine.index.metadata_file import read_metadata
     from dqe_engine.server.background import command
     from dqe_engine.server.keys import read_keys
     from dqe_engine.server.run import serve
@@ -100,13 +104,23 @@ def _serve(args: argparse.Namespace) -> int:
     updating = bool(photos) and (args.update or args.index is None)
     if args.update and not photos:
         raise InputError("--update needs the folder of the photos: --images FOLDER")
+    metadata = args.metadata
+    if args.sample:
+        from dqe_engine import sample
+
+        metadata = sample.metadata()
+    elif metadata is not None:
+        if not updating:
+            raise InputError("--metadata is for photos that are indexed: add --update, or run dqe-index metadata INDEX FILE")
+        read_metadata(metadata)  # what is wrong with it is told now
     _check(bundle, index, made_here=updating)
     with _state() as state:
         settings = ServerSettings(
             bundle=bundle, index=index, photos=photos, uploads=args.uploads,
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
-            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port, log=args.log,
+            hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
+            log=args.log,
         )  # fmt: skip
         _warn_of_strangers(settings)
 
@@ -118,7 +132,14 @@ def _serve(args: argparse.Namespace) -> int:
         if updating:
             assert settings.progress_file is not None
             indexing = command(
-                bundle, index, photos, settings.progress_file, uploads=settings.uploads_folder, provider=args.provider, threads=args.threads
+                bundle,
+                index,
+                photos,
+                settings.progress_file,
+                metadata=metadata,
+                uploads=settings.uploads_folder,
+                provider=args.provider,
+                threads=args.threads,
             )
         try:
             return serve(settings, indexing=indexing, again=again)

@@ -67,6 +67,27 @@ def compile_filter(filter: Filter) -> Combination:
     return _Compiler().combination("and", [filter], level=0)
 
 
+def is_small(filter: object, most: int) -> bool:
+    """Whether a filter is of built-in types and has at most that many keys, values and characters: told in no more steps."""
+    left, rest = most, [filter]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, str | dict | list | tuple):
+            left -= len(part)
+        elif part is None or isinstance(part, int | float):
+            left -= 1
+        else:
+            return False  # another mapping or sequence, or a mistake
+        if left < 0:
+            return False
+        if isinstance(part, dict):
+            rest.extend(part)
+            rest.extend(part.values())
+        elif isinstance(part, list | tuple):
+            rest.extend(part)
+    return True
+
+
 class _Compiler:
     def __init__(self) -> None:
         self._values = 0

@@ -32,8 +32,7 @@ F32 = NDArray[np.float32]
 
 class IndexStats(msgspec.Struct, frozen=True):
     """`removed`: rows of removed and replaced items, until compaction. Bytes: of target and image tokens, wherever they lie, and of the
-    screen so far. `unsaved`: changes since the last save. `path`, `revision` and `generation`: of the save that this index was loaded from
-    or made; rows keep their numbers within a generation."""
+    screen so far. `unsaved`: changes since the last save. `path` and `revision`: of the save that this index was loaded from or made."""
 
     items: int
     removed: int
@@ -43,7 +42,6 @@ class IndexStats(msgspec.Struct, frozen=True):
     unsaved: int
     path: str | None
     revision: str | None
-    generation: str | None
 
 
 class GalleryIndex(NotPickled):
@@ -172,7 +170,6 @@ class GalleryIndex(NotPickled):
                 unsaved=len(writer.unsaved),
                 path=None if self._path is None else str(self._path),
                 revision=None if writer.saved is None else writer.saved.revision,
-                generation=None if writer.saved is None else Path(writer.saved.catalogue.name).stem,
             )
 
     def image_tokens(self, id: str, *, out: F32 | None = None) -> F32:

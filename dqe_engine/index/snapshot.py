@@ -72,6 +72,8 @@ class Snapshot:
     targets: tuple[Rows, ...]  # each (n, M, D)
     images: tuple[Rows, ...] | None  # each (n, P, Hv)
     screens: ScreenCache | None  # of `targets`, where they are to be screened
+    revision: str | None = None  # of the save that has these rows; None where changes are unsaved
+    generation: str | None = None  # of that save's files, in which rows keep their numbers
 
     def row(self, id: object) -> int | None:
         """Where the item with this id lies; None where there is none."""

@@ -74,7 +74,10 @@ class Writer:
         targets, images = self._targets.shards(), None if self._images is None else self._images.shards()
         wanted = sum(shard.nbytes for shard in targets) <= SCREENED_BYTES if screened is None else screened
         screens = self._screens if wanted else None
-        return Snapshot(self._table, len(self._table), self._live.count, self._live.bitmap(), targets, images, screens)
+        saved = None if self.unsaved else self.saved
+        revision, generation = (None, None) if saved is None else (saved.revision, Path(saved.catalogue.name).stem)
+        rows, live = len(self._table), self._live
+        return Snapshot(self._table, rows, live.count, live.bitmap(), targets, images, screens, revision, generation)
 
     def put(
         self,

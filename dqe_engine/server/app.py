@@ -53,13 +53,22 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.service = service
     for part in (search, items, status):  # the busiest first
         app.include_router(part.router(service))
-    app.mount("/page", StaticFiles(directory=status.PAGE, check_dir=False))
+    app.mount("/page", _PageFiles(directory=status.PAGE, check_dir=False))
     for kind in (DQEError, HTTPException, RequestValidationError, OSError):
         app.add_exception_handler(kind, _told)
     _describe(app)
     app.add_middleware(ItemPaths)
     app.add_middleware(Guards, settings=settings, metrics=metrics, state=service)
     return app
+
+
+class _PageFiles(StaticFiles):
+    """Asked for again at each visit, and sent again where they changed."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        answer = super().file_response(*arguments, **options)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
 
 
 class ItemPaths:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,8 @@ from dqe_engine.files import describe_os_error, try_directory_lock
 from dqe_engine.image_policy import DEFAULT_POLICY, ImagePolicy
 from dqe_engine.image_sources import Pixels, find_images
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Indexer, IndexingPlan, Pairs, metadata_for
+from dqe_engine.index.indexer import Entry, Indexer, IndexingPlan, Pairs, metadata_for
+from dqe_engine.index.metadata_file import read_metadata
 from dqe_engine.results import EncodedImages, IndexingReport
 
 from .photos import Photos
@@ -93,6 +94,7 @@ def index_folder(
     folders: Sequence[tuple[str, Path]],
     state_file: Path,
     *,
+    metadata: Path | None = None,
     uploads: Path | None = None,
     provider: Provider = "auto",
     threads: int | None = None,
@@ -102,14 +104,17 @@ def index_folder(
 ) -> Progress:
     """Add to the index what is new in the folders or differs, and say in `state_file` how far that is; how it ended.
 
-    folders: (prefix of the ids, folder). An index that is missing is made at once. uploads: items whose image is one of these are left
+    folders: (prefix of the ids, folder). metadata: a file of it (see `read_metadata`), for images that are indexed now. An index that is
+    missing is made at once. uploads: items whose image is one of these are left
     alone, whatever lies under their name in a folder. Images that cannot be read are left out and counted. Items whose image is gone stay.
     In the main thread, SIGTERM and SIGINT end the work between two batches. Never raises but for what is no error of ours to catch.
     """
     reporter = _Reporter(state_file)
     try:
         with _signals(reporter.stop):
-            work = _Work(reporter, bundle, index, folders, Photos([], uploads), provider, threads, policy, save_every, save_seconds)
+            given = {} if metadata is None else read_metadata(metadata)
+            photos = Photos([], uploads)
+            work = _Work(reporter, bundle, index, folders, given, photos, provider, threads, policy, save_every, save_seconds)
             work.run()
     except Stopped:
         done, total = reporter.now.done, reporter.now.total
@@ -125,11 +130,12 @@ def index_folder(
 
 class _Work:
     def __init__(
-        self, reporter: _Reporter, bundle: Path, index: Path, folders: Sequence[tuple[str, Path]], uploads: Photos, provider: Provider,
-        threads: int | None, policy: ImagePolicy, save_every: int, save_seconds: float,
+        self, reporter: _Reporter, bundle: Path, index: Path, folders: Sequence[tuple[str, Path]],
+        metadata: Mapping[str, Entry], uploads: Photos, provider: Provider, threads: int | None, policy: ImagePolicy,
+        save_every: int, save_seconds: float,
     ) -> None:  # fmt: skip
         self.reporter, self.bundle_path, self.path, self.folders, self.uploads = reporter, bundle, Path(index).absolute(), folders, uploads
-        self.provider, self.threads, self.policy = provider, threads, policy
+        self.metadata, self.provider, self.threads, self.policy = metadata, provider, threads, policy
         self.save_every, self.save_seconds = save_every, save_seconds
         self.skipped: Counter[str] = Counter()
         self.engine: RetrievalEngine | None = None
@@ -238,7 +244,7 @@ class _Work:
             ids,
             np.stack([new.target_tokens(n) for _, n in items]),
             None if new.images is None else np.stack([new.image_tokens(n) for _, n in items]),
-            metadata_for(self.index, ids, {}),
+            metadata_for(self.index, ids, self.metadata),
             contents=[item.content for item, _ in items],
             replace=True,
         )
@@ -281,6 +287,7 @@ def command(
     folders: Sequence[tuple[str, Path]],
     state_file: Path,
     *,
+    metadata: Path | None = None,
     uploads: Path | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -289,6 +296,8 @@ def command(
     names = [(prefix, str(Path(folder).absolute())) for prefix, folder in folders]
     words = [sys.executable, "-m", "dqe_engine.server.background", str(bundle), str(index), "--state", str(state_file)]
     words += ["--provider", provider, "--folders", json.dumps(names)]
+    if metadata is not None:
+        words += ["--metadata", str(metadata)]
     if uploads is not None:
         words += ["--uploads", str(uploads)]
     if threads is not None:
@@ -303,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("index", type=Path)
     parser.add_argument("--state", type=Path, required=True, metavar="FILE")
     parser.add_argument("--folders", type=json.loads, default=[], metavar="JSON", help="[[prefix, folder], …]")
+    parser.add_argument("--metadata", type=Path, metavar="FILE")
     parser.add_argument("--uploads", type=Path, metavar="DIR")
     parser.add_argument("--provider", default="auto")
     parser.add_argument("--threads", type=int)
@@ -310,7 +320,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.nice(_NICE)  # whoever searches comes first
     folders = [(prefix, Path(folder)) for prefix, folder in args.folders]
-    end = index_folder(args.bundle, args.index, folders, args.state, uploads=args.uploads, provider=args.provider, threads=args.threads)
+    end = index_folder(
+        args.bundle,
+        args.index,
+        folders,
+        args.state,
+        metadata=args.metadata,
+        uploads=args.uploads,
+        provider=args.provider,
+        threads=args.threads,
+    )
     return 0 if end.state == "done" else 1
 
 

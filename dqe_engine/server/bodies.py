@@ -8,33 +8,27 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from .problems import GoneError, Problem
+from .problems import Problem
 
 _MOST_FIELD = 1 << 20
 """Bytes of a part that is no file; files are bounded by the whole body."""
 
 
 async def read_body(request: Request, media_type: str) -> bytes:
-    """The body. Raises Problem 415 where it is said to be of another type, and GoneError."""
+    """The body. Raises Problem 415 where it is said to be of another type."""
     _require(request, media_type)
-    try:
-        return await request.body()
-    except ClientDisconnect as error:
-        raise GoneError from error
+    return await request.body()
 
 
 @asynccontextmanager
 async def read_parts(request: Request, *, texts: Sequence[str], files: Sequence[str]) -> AsyncIterator[FormData]:
-    """Parts of a multipart body, each at most once. Raises Problem: 400 for what cannot be read, 415, 422 for other parts; GoneError."""
+    """Parts of a multipart body, each at most once. Raises Problem: 400 for what cannot be read, 415, 422 for other parts."""
     _require(request, "multipart/form-data")
     try:
         form = await request.form(max_files=len(files), max_fields=len(texts), max_part_size=_MOST_FIELD)
     except HTTPException as error:
         raise Problem(400, "invalid_multipart", f"the body is no multipart/form-data that can be read: {error.detail}") from error
-    except ClientDisconnect as error:
-        raise GoneError from error
     try:
         names = [name for name, _ in form.multi_items()]
         for name, value in form.multi_items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -27,8 +28,9 @@ LINGER_S = 1.0
 LINGER_BYTES = 16 << 20
 """Seconds and bytes for which the rest of a request is thrown away after its answer. Closing at once would reset the connection, and the
 client might never read the answer."""
-LAST_CALL_S = 0.25
-"""Seconds for which a request is still taken by a server that ends, over a connection that it has."""
+PARTING_S = 1.0
+"""Seconds for which a connection that idles when the server ends still takes a request: one may be on its way, and its client would see a
+reset. The answer to it says that the connection ends."""
 _LEAST_RATE = 1024  # bytes a second that a client has to take of its answer
 _GRACE_S = 0.5  # for which a new connection is not dropped to make room
 _MOST_REFUSED = 64  # connections that are told 503 at the same time; more are dropped
@@ -174,7 +176,7 @@ class Connection:
         self.watch = watch
         self.counted_for: str | None = None
         self.is_admitted = self.is_refused = False
-        self.is_retiring = False  # the server ends: one more request at most
+        self.is_parting = False  # the server ends, and with its next answer the connection
         self._deaf = False  # to what comes: the connection is about to end
         self.is_ended = False  # nothing more is sent
         self._discarded = 0
@@ -222,19 +224,6 @@ class Connection:
             self.cycle.message_event.set()
         self.linger()
 
-    def retires(self) -> bool:
-        """The server ends. False where a request is being answered, which is uvicorn's to end. Else a request may be on its way: closing at
-        once would reset the connection, and its client would not know whether it was heard. It is answered, if it comes soon."""
-        if self._deaf or (self.cycle is not None and not self.cycle.response_complete):
-            return False
-        self.is_retiring = True
-        self.watch.loop.call_later(LAST_CALL_S, self._retire)
-        return True
-
-    def _retire(self) -> None:
-        if not self._deaf and (self.cycle is None or self.cycle.response_complete) and not self._raw.is_closing():
-            self._raw.close()
-
     def head_is_late(self) -> None:
         """The head did not come in time."""
         if self.is_answering():  # it is the next request's; first the answer to this one
@@ -261,6 +250,14 @@ class Connection:
             self.watch.expect_taking(self, left)
         if is_idle and not self._deaf and not self._raw.is_closing():
             self.watch.idle(self)
+
+    def part(self, end: Callable[[], None]) -> None:
+        """The server ends. `end`: what uvicorn does then, to a connection that idles or that answers."""
+        self.is_parting = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.watch.loop.call_later(PARTING_S, lambda: None if self._raw.is_closing() else end())
+        else:
+            end()
 
     def is_answering(self) -> bool:
         """Whether somebody works on an answer that cannot be replaced."""

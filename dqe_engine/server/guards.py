@@ -35,6 +35,8 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
 _PAGE = "/page/"  # and what is under it
 _EXCEPTIONS = {("POST", SEARCH): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
+_SESSION = "/v1/session"
+_SESSION_BYTES = 4 << 10  # of the one body that comes without a key
 _SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
 _HEALTH = frozenset(("/healthz", "/readyz"))
 _FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
@@ -100,6 +102,8 @@ class Guards:
         self.keys = Keyring(settings.keys)
         self.hosts = settings.allowed_hosts
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
+        self.arriving = 0
+        """Bytes that came of the bodies of requests that are being answered."""
         self.in_flight = 0
         """Requests that are being answered."""
 
@@ -152,6 +156,7 @@ class _Exchange:
         self._path: str = scope["path"]
         self._body_is_due = self._is_chunked or any(length != b"0" for length in self._lengths)
         self._bytes_in = self._bytes_out = 0
+        self._arriving = 0  # bytes that were counted for it
         self._status = 0
         self._problem: Problem | None = None  # the answer, unless the application has one of its own
         self._refused = False  # by the guards
@@ -179,6 +184,7 @@ class _Exchange:
         except Exception as error:
             await self._failed(error)
         finally:
+            self._guards.arriving -= self._arriving
             self._account(_template_in(inner) or template_of(self._path))
 
     def _refusal(self) -> Problem | None:
@@ -268,10 +274,19 @@ class _Exchange:
         return queue_full()
 
     def _too_large(self, length: int) -> Problem | None:
-        most = self._guards.settings.max_body_bytes
+        most = _SESSION_BYTES if self._path == _SESSION else self._guards.settings.max_body_bytes
         if length <= most:
             return None
         return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")
+
+    def _too_much(self, size: int) -> Problem | None:
+        """All bodies that are on their way lie in memory or in temporary files."""
+        guards = self._guards
+        if guards.arriving + size > max(guards.settings.max_arriving_bytes, guards.settings.max_body_bytes):
+            return Problem(429, "too_many", "too many large requests are on their way already; ask again in a moment", retry_after(1))
+        self._arriving += size
+        guards.arriving += size
+        return None
 
     async def _swallow(self) -> None:
         """Take a small body that came with its head, so that a client that is asked to wait keeps its connection."""
@@ -296,9 +311,12 @@ class _Exchange:
             self._refused = True
             self._problem = Problem(408, "too_slow", f"the body did not arrive within {seconds:g} seconds; send it faster, or less")
             raise self._problem from None
+        if message["type"] == "http.disconnect":
+            raise GoneError
         if message["type"] == "http.request":
-            self._bytes_in += len(message.get("body", b""))
-            self._problem = self._problem or self._too_large(self._bytes_in)
+            size = len(message.get("body", b""))
+            self._bytes_in += size
+            self._problem = self._problem or self._too_large(self._bytes_in) or self._too_much(size)
             if self._problem is not None:
                 self._refused = True
                 raise self._problem

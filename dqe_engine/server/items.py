@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from dqe_engine.errors import InputError
+from dqe_engine.index.filters import described
 from dqe_engine.index.snapshot import Item
 
 from .bodies import read_body, read_parts
@@ -49,10 +50,10 @@ def router(service: Service) -> APIRouter:
         after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
         filter: FilterText = None,
     ) -> Response:
-        generation, snapshot = service.generation, service.engine.index.snapshot()
-        row = None if after is None else _row(after, generation)
+        snapshot = service.engine.index.snapshot()
+        row = None if after is None else _row(after, snapshot.generation)
         page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
-        next = None if page.next is None else f"{generation}-{page.next}"
+        next = None if page.next is None else f"{snapshot.generation}-{page.next}"
         return _json(ItemsResponse(tuple([_item(item) for item in page.items]), next, page.total))
 
     @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
@@ -88,14 +89,8 @@ def router(service: Service) -> APIRouter:
         responses=responds(WrittenResponse, 400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 504, 507, status=201),
     )
     async def add(request: Request) -> Response:
-        async with read_parts(request, texts=("item",), files=("image",)) as parts:
-            upload, told = parts.get("image"), parts.get("item")
-            if not isinstance(upload, UploadFile) or told is None:
-                raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
-            item, data = read_json(str(told), NewItem), await upload.read()
+        item, data = await _uploaded(service, request)
         service.check_image(data)
-        if item.id in service.engine.index and not item.replace:
-            raise Problem(409, "item_exists", f"{item.id!r} is in the index; pass replace: true, or another id")
         written = await service.write(service.writes.add, item.id, data, item.metadata, replace=item.replace)
         return _json(WrittenResponse(written.id, written.revision, written.content), status=201)
 
@@ -106,20 +101,27 @@ def router(service: Service) -> APIRouter:
         responses=responds(WrittenResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507),
     )
     async def change(request: Request, id: ItemId) -> Response:
-        item = _existing(service, id)
         asked = read_json(await read_body(request, "application/json"), MetadataChange)
-        written = await service.write(service.writes.update, item.id, asked.metadata)
-        return _json(WrittenResponse(written.id, written.revision, item.content))
+        written = await service.write(service.writes.update, _id(id), asked.metadata)
+        return _json(WrittenResponse(written.id, written.revision, written.content))
 
     @routes.delete(
         "/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 422, 429, 503, 504, 507)
     )
     async def remove(id: ItemId) -> Response:
-        item = _existing(service, id)
-        written = await service.write(service.writes.remove, item.id)
+        written = await service.write(service.writes.remove, _id(id))
         return _json(RemovedResponse(written.id, written.revision))
 
     return routes
+
+
+async def _uploaded(service: Service, request: Request) -> tuple[NewItem, bytes]:
+    async with read_parts(request, texts=("item",), files=("image",)) as parts:
+        upload, told = parts.get("image"), parts.get("item")
+        if not isinstance(upload, UploadFile) or told is None:
+            raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
+        with service.upload():  # from then on `Writes` bounds what waits
+            return read_json(str(told), NewItem), await upload.read()
 
 
 def _row(after: str, generation: str | None) -> int:
@@ -132,14 +134,19 @@ def _row(after: str, generation: str | None) -> int:
     return int(row)
 
 
-def _existing(service: Service, encoded: str) -> Item:
+def _id(encoded: str) -> str:
     try:
-        id = unquote(encoded, errors="strict")
+        return unquote(encoded, errors="strict")
     except UnicodeDecodeError as error:
         raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so it is no item's") from error
+
+
+def _existing(service: Service, encoded: str) -> Item:
+    """As this process sees it now. For reading: writes ask `Writes`, which sees what others have saved."""
+    id = _id(encoded)
     snapshot = service.engine.index.snapshot()
     if (row := snapshot.row(id)) is None:
-        raise Problem(404, "unknown_item", f"{id!r} is not in the index")
+        raise Problem(404, "unknown_item", f"{described(id)} is not in the index")
     return snapshot.item(row)
 
 

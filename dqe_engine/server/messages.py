@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -11,8 +10,8 @@ from msgspec import Meta
 
 from dqe_engine.errors import InputError
 from dqe_engine.index.facets import Facet
-from dqe_engine.query import MOST_RESULTS, Mode, Query
-from dqe_engine.results import Hit, SearchResult, ZoneMembers
+from dqe_engine.query import MOST_RESULTS, Query
+from dqe_engine.results import IndexState
 
 from .problems import Problem
 
@@ -24,7 +23,9 @@ _MOST_WEIGHT = 1e6
 
 Id = Annotated[str, Meta(min_length=1, max_length=MOST_ID, examples=["gallery/000001.jpg"])]
 Ids = Annotated[tuple[Id, ...], Meta(max_length=MOST_IDS)]
-Weights = Annotated[dict[str, Annotated[float, Meta(ge=0, le=_MOST_WEIGHT)]], Meta(max_length=MOST_ATTRIBUTES)]
+Weights = Annotated[
+    dict[Annotated[str, Meta(max_length=200)], Annotated[float, Meta(ge=0, le=_MOST_WEIGHT)]], Meta(max_length=MOST_ATTRIBUTES)
+]
 Metadata = dict[str, Any] | None
 
 
@@ -53,37 +54,6 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"explain: at most {MOST_EXPLAINED} hits are explained at once, k is {self.k}; ask for fewer, or for pages by offset"
             )
         return Query(image=image, **{name: getattr(self, name) for name in self.__struct_fields__})
-
-
-@dataclass(frozen=True)
-class IndexState:
-    """items: that can be found; revision: of the save that is searched."""
-
-    items: int
-    revision: str | None
-
-
-@dataclass(frozen=True)
-class SearchResponse:
-    """The engine's `SearchResult`, whose fields docs/queries.md explains, and the state of the index when it was written."""
-
-    hits: tuple[Hit, ...]
-    mode: Mode
-    weights: dict[str, float]
-    predicted_weights: dict[str, float]
-    overrides: dict[str, float]
-    truncated: bool
-    unknown_words: tuple[str, ...]
-    zones: ZoneMembers | None
-    timings_ms: dict[str, float]
-    index: IndexState
-
-    @classmethod
-    def of(cls, result: SearchResult, index: IndexState) -> SearchResponse:
-        return cls(
-            result.hits, result.mode, result.weights, result.predicted_weights, result.overrides, result.truncated, result.unknown_words,
-            result.zones, result.timings_ms, index,
-        )  # fmt: skip
 
 
 class ItemResponse(msgspec.Struct, frozen=True):

@@ -53,6 +53,7 @@ _GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "dqe_queue_depth": ("Questions that wait for a batch, of all workers", sum),
     "dqe_uploads_in_flight": ("Images that are being taken in, of all workers", sum),
     "dqe_index_items": ("Items that searches see; where workers differ for a moment, the most", max),
+    "dqe_index_following": ("1 where all workers can read what is saved to the index, else 0", min),
     "dqe_workers_ready": ("Workers that answer", sum),
 }
 _PER_WORKER = {
@@ -151,6 +152,10 @@ class Metrics:
     def ready(self, is_ready: bool) -> None:
         """Whether this worker answers."""
         self._set("dqe_workers_ready", float(is_ready))
+
+    def following(self, is_following: bool) -> None:
+        """Whether the last look at the index's files went well."""
+        self._set("dqe_index_following", float(is_following))
 
     def index(self, items: int, generation: int, revision: str) -> None:
         """The index that searches see."""

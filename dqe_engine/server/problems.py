@@ -55,12 +55,18 @@ LONGEST_MESSAGE = 1000
 _DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 _DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 # In quotes, spaces belong to the path; else it ends where a word does. One name after a slash may be an id, so it stays.
-_QUOTED_PATH = re.compile(r"""(['"])(?:/|[A-Za-z]:\\)[^'"]*?([^'"/\\]*)\1""")
-_PATH = re.compile(r"""(?<![\w/.:%…-])/(?:[^\s/:;,'"()]+/)+([^\s/:;,'"()]*)""")
+# Nothing is tried twice (possessive), so the time is linear whatever a client sent.
+_QUOTED_PATH = re.compile(r"""(['"])(?:/|[A-Za-z]:\\)(?:[^'"/\\]*+[/\\])*+([^'"/\\]*+)\1""")
+_PATH = re.compile(r"""(?<![\w/.:%…-])/(?:[^\s/:;,'"()]++/)++([^\s/:;,'"()]*+)""")
 
 
 class GoneError(Exception):
     """The client has left: there is nobody to answer, and nothing to tell."""
+
+
+def without_paths(text: str) -> str:
+    """Of absolute paths only the last name stays."""
+    return _PATH.sub(r"…/\1", _QUOTED_PATH.sub(r"\1…/\2\1", text))
 
 
 class Problem(DQEError):  # noqa: N818 - as in RFC 9457
@@ -74,7 +80,7 @@ class Problem(DQEError):  # noqa: N818 - as in RFC 9457
         """`status`: one of `CODES`; another is a bug."""
         if status not in CODES:
             raise ValueError(f"{status} is no status of a problem; expected one of {sorted(CODES)}")
-        text = _PATH.sub(r"…/\1", _QUOTED_PATH.sub(r"\1…/\2\1", str(message)))
+        text = without_paths(str(message)[: 4 * LONGEST_MESSAGE])
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…")
         self.status, self.code, self.headers = status, code, dict(headers or {})
 
@@ -97,11 +103,11 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     if _errnos(error) & _DISK:
-        return Problem(507, "disk", "the server's disk is full or refuses; nothing was changed: tell who runs the server")
+        return Problem(507, "disk", "the server's disk is full or refuses; look whether the change was made, and tell who runs the server")
     if isinstance(error, OverloadError):
         return Problem(429, "queue_full", "too many requests wait already; ask again in a moment", retry_after(1))
     if isinstance(error, DeadlineError | TimeoutError):
-        return Problem(504, "deadline", "there was no answer within the deadline; ask again, or allow more time with X-Deadline-Ms")
+        return Problem(504, "deadline", "there was no answer within the deadline; ask again later")
     if isinstance(error, IndexConflictError):
         return Problem(503, "busy", "the index is being written by another program; ask again in a moment", retry_after(5))
     if isinstance(error, InputError):

@@ -59,10 +59,6 @@ class H11Connection(Connection, H11Protocol):
             self.watch.expect_head(self)
         self.answered(is_idle=self.cycle is answered and self.conn.their_state is h11.IDLE)
 
-    def shutdown(self) -> None:
-        if not self.retires():
-            super().shutdown()
-
     def pause_writing(self) -> None:
         super().pause_writing()
         self.watch.expect_taking(self, self.transport.get_write_buffer_size())
@@ -70,6 +66,9 @@ class H11Connection(Connection, H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.watch.all_taken(self)
+
+    def shutdown(self) -> None:
+        self.part(super().shutdown)
 
     def send_400_response(self, msg: str) -> None:
         """Called where h11's error is handled."""
@@ -87,5 +86,6 @@ class H11Connection(Connection, H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self.watch.have_head(self)
         if self.cycle is not None and not isinstance(self.cycle.transport, Closer):
+            if self.is_parting:
+                self.cycle.keep_alive = False
             self.cycle.transport = Closer(self, self.cycle, self.transport)
-            self.cycle.keep_alive = self.cycle.keep_alive and not self.is_retiring

@@ -92,7 +92,8 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
             if self._refusal is not None:
                 return
         super().on_headers_complete()
-        self.cycle.keep_alive = self.cycle.keep_alive and not self.is_retiring
+        if self.is_parting:
+            self.cycle.keep_alive = False
         self.cycle.transport = Closer(self, self.cycle, self.transport)
 
     def on_body(self, body: bytes) -> None:
@@ -111,7 +112,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         """At once, without a task; the connection is kept, as otherwise its client would soon come with another."""
         self._refusal = None
         self.transport.write(answer)
-        if self.is_retiring or not self.parser.should_keep_alive():
+        if self.is_parting or not self.parser.should_keep_alive():
             self.transport.close()
             return
         self._unset_keepalive_if_required()
@@ -125,10 +126,6 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_response_complete()
         self.answered(is_idle=self._in_head and self.cycle.response_complete)
 
-    def shutdown(self) -> None:
-        if not self.retires():
-            super().shutdown()
-
     def pause_writing(self) -> None:
         super().pause_writing()
         self.watch.expect_taking(self, self.transport.get_write_buffer_size())
@@ -136,6 +133,9 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.watch.all_taken(self)
+
+    def shutdown(self) -> None:
+        self.part(super().shutdown)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(self._reason or Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))

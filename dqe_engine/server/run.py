@@ -96,8 +96,8 @@ class _Workers(Multiprocess):
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
     def terminate_all(self) -> None:
-        for one in self.sockets:  # a client that connects meanwhile is refused, and goes elsewhere; it would wait for nobody
-            one.close()
+        for listening in self.sockets:  # else who connects while the workers drain waits for nobody
+            listening.close()
         super().terminate_all()
 
     def handle_hup(self) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
 from dqe_engine.errors import InputError
+from dqe_engine.index.filters import described
+from dqe_engine.results import SearchResult
 
 from .bodies import read_body, read_parts
-from .messages import SearchRequest, SearchResponse, read_json
+from .messages import SearchRequest, read_json
 from .openapi import body, responds
 from .problems import Problem
 from .service import Service
@@ -33,22 +36,25 @@ def router(service: Service) -> APIRouter:
         "/search",
         summary="Search by an image, a text, or both",
         openapi_extra=body(json=SearchRequest, examples=_EXAMPLES, parts={"image": None, "query": SearchRequest}, required=["image"]),
-        responses=responds(SearchResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
+        responses=responds(SearchResult, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
     )
     async def search(request: Request) -> Response:
-        query, image = await _asked(service, request)
-        for id in (query.reference_id, *query.unlike):
-            if id is not None and id not in service.engine.index:
-                raise Problem(404, "unknown_item", f"{id!r} is not an id of the index; pass an image that is not in it as a part")
-        result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
-        answer = msgspec.json.encode(SearchResponse.of(result, service.index))
+        with ExitStack() as held:
+            query, image = await _asked(service, request, held)
+            for id in (query.reference_id, *query.unlike):
+                if id is not None and id not in service.engine.index:
+                    raise Problem(
+                        404, "unknown_item", f"{described(id)} is not an id of the index; pass an image that is not in it as a part"
+                    )
+            result = await service.search(query.query(image), deadline_s=service.deadline(request.headers), gone=until_gone(request))
+        answer = msgspec.json.encode(result)
         stages = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in result.timings_ms.items())
         return Response(answer, media_type="application/json", headers={"Server-Timing": stages, "Cache-Control": "no-store"})
 
     return routes
 
 
-async def _asked(service: Service, request: Request) -> tuple[SearchRequest, bytes | None]:
+async def _asked(service: Service, request: Request, held: ExitStack) -> tuple[SearchRequest, bytes | None]:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         return read_json(await read_body(request, "application/json"), SearchRequest), None
     async with read_parts(request, texts=("query",), files=("image",)) as parts:
@@ -58,6 +64,7 @@ async def _asked(service: Service, request: Request) -> tuple[SearchRequest, byt
         asked = read_json(str(parts.get("query") or "{}"), SearchRequest)
         if asked.reference_id is not None:
             raise InputError("a query has one reference: the part 'image' or reference_id, got both")
+        held.enter_context(service.upload())  # until the answer
         data = await upload.read()
         service.check_image(data)
         return asked, data

@@ -8,23 +8,22 @@ import itertools
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dqe_engine.engine import QueryBatcher, RetrievalEngine
-from dqe_engine.errors import DQEError
+from dqe_engine.errors import DQEError, OverloadError
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
 from dqe_engine.processors import available_cpus
 from dqe_engine.query import Query
-from dqe_engine.results import SearchResult
+from dqe_engine.results import IndexState, SearchResult
 from dqe_engine.sessions import Provider
 
 from .keys import Keyring
-from .messages import IndexState
 from .metrics import Metrics
 from .photos import Photos
 from .problems import GoneError, Problem
@@ -36,7 +35,13 @@ FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
 MEASURED_EVERY = 5
 """Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
+MOST_UPLOADS = 32
+"""Uploaded images that a process holds in memory at once; one more is an OverloadError. Those that still arrive are in files."""
+MOST_DECODED = 8
+"""Images that are decoded at once, at most: each may take 240 MiB."""
 MOST_DEADLINE_MS = 600_000
+MOST_IN_THREADS = 256
+"""Pictures, listings and counts that are made or wait for a thread; a page asks for some dozens at a time."""
 T = TypeVar("T")
 
 
@@ -47,18 +52,19 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self.phase = "starting"
         self.following = True
-        self.index, self.generation = IndexState(0, None), cast("str | None", None)
         self.keyring = Keyring(settings.keys)
-        self._followed = 0
+        self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
+        self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
-        self.engine = await self.in_thread(self._load)
-        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room)
+        self.engine = await asyncio.to_thread(self._load)
+        readers = min(MOST_DECODED, available_cpus())
+        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
@@ -72,17 +78,22 @@ class Service:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self.in_thread(self.writes.close)
-        await self.in_thread(self.batcher.close)
+        await asyncio.to_thread(self.writes.close)
+        await asyncio.to_thread(self.batcher.close)
         self._pool.shutdown()
         self.engine.close()
         self.metrics.close()
 
+    @property
+    def index(self) -> IndexState:
+        """What a search would search now."""
+        now = self.engine.index.snapshot()
+        return IndexState(now.count, now.revision)
+
     def _look(self) -> None:
-        stats = self.engine.index.stats()
+        now = self.index
         self._followed += 1
-        self.index, self.generation = IndexState(stats.items, stats.revision), stats.generation
-        self.metrics.index(stats.items, self._followed, stats.revision or "")
+        self.metrics.index(now.items, self._followed, now.revision or "")
 
     def _refresh(self) -> None:
         """Take up what was saved, so that whoever wrote it finds it from now on."""
@@ -103,8 +114,19 @@ class Service:
         return self._searching >= self._most_searching
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """For what would hold up the event loop. Work that a request has left goes on to its end."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+        """For what would hold up the event loop. Work that a request has left goes on to its end, so it counts until then.
+
+        Raises OverloadError where much waits already.
+        """
+        if self._in_threads >= MOST_IN_THREADS:
+            raise OverloadError(f"{self._in_threads} pictures, listings and counts wait already; ask again in a moment")
+        self._in_threads += 1
+        running = asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+        running.add_done_callback(self._left_threads)
+        return await asyncio.shield(running)
+
+    def _left_threads(self, _: object) -> None:
+        self._in_threads -= 1
 
     def deadline(self, headers: Mapping[str, str]) -> float:
         """Seconds for an answer: the server's, or what the request's X-Deadline-Ms says, if that is less. Raises Problem."""
@@ -125,10 +147,23 @@ class Service:
         """What `Writes` says, once it is on the disk. Raises what it does."""
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
 
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """While an uploaded image is in memory. Raises OverloadError."""
+        if self._uploads >= MOST_UPLOADS:
+            raise OverloadError(f"{self._uploads} images are being worked on already; ask again in a moment")
+        self._uploads += 1
+        try:
+            with self.metrics.upload():
+                yield
+        finally:
+            self._uploads -= 1
+
     def measure(self) -> None:
         """Bring those numbers up to date that are read where they are kept."""
         self.metrics.queue(self.batcher.waiting)
         self.metrics.ready(self.ready())
+        self.metrics.following(self.following)
         for name, stats in self.engine.remembered.items():
             self.metrics.cache(name, hits=stats.hits, misses=stats.misses)
 
@@ -158,7 +193,7 @@ class Service:
                 status = manifest.stat()
                 state = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if state != seen:
-                    await self.in_thread(self._refresh)
+                    await asyncio.to_thread(self._refresh)
                 seen, self.following = state, True
             except (DQEError, OSError) as error:
                 if self.following:

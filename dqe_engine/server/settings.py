@@ -36,19 +36,26 @@ class Key:
 class ServerSettings:
     """Everything that a server is started with. It can be pickled, so each worker gets the same.
 
-    `bundle`, `index`: their folders. `photos`: (prefix of ids, folder) of the images that are shown. `uploads`: the folder of images that
-    came by HTTP; None for `uploads_folder`'s. `keys`: without any, nobody may write and everybody may read. `provider`, `threads`: as in
-    `RetrievalEngine.load`; of each worker, and with several None shares the processors out among them.
-    `most`, `room`: as in `RetrievalEngine.batcher`. `max_body_bytes`: of a request. `rate`: requests a second that
-    a client may send on average, None for any number; `burst`: at once, None for `burst_size`'s. `deadline_s`: for an answer, where the
-    request names none. `drain_s`: for requests to end after SIGTERM.
-    `body_timeout_s`: for the whole body to arrive. `hosts`: names that the Host header may have besides those of a
-    loopback address; where the server is bound to another address and none is given, any. `proxies`: addresses whose X-Forwarded-For
-    and X-Forwarded-Proto are believed. `workers`: processes; all limits are each one's own. `state`: folder of this run, for what
-    processes tell each other; None for one process alone. `log`: the least level that is logged: info (each request), warning or error.
-
-    Of connections: `head_timeout_s` for a request's line and headers, `max_head_bytes` of them, `keep_alive_s` between requests,
-    `send_timeout_s` without a byte of the answer taken, `max_connections` in all, and `max_connections_per_peer` from one address.
+    What is served:
+        `bundle`, `index`: their folders. `photos`: (prefix of ids, folder) of the images that are shown. `uploads`: the folder of images
+        that came by HTTP; None for `uploads_folder`'s. `provider`, `threads`: as in `RetrievalEngine.load`, of each worker; with several
+        workers, None shares the processors out among them.
+    To whom:
+        `keys`: without any, nobody may write and everybody may read. `host`, `port`: where it listens. `hosts`: names that the Host header
+        may have besides those of a loopback address; where the server is bound to another address and none is given, any. `proxies`:
+        addresses whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    How much, each worker for itself:
+        `most`, `room`: as in `RetrievalEngine.batcher`. `max_body_bytes`: of a request; `max_arriving_bytes`: of all at a time. `rate`:
+        requests a second that a client may send on average, None for any number; `burst`: at once, None for `burst_size`'s.
+    How long, in seconds:
+        `deadline_s`: for an answer, where the request names no time. `body_timeout_s`: for the whole body to arrive. `drain_s`: for
+        requests to end after SIGTERM.
+    Connections:
+        `head_timeout_s` for a request's line and headers, `max_head_bytes` of them, `keep_alive_s` between requests, `send_timeout_s`
+        without a byte of the answer taken, `max_connections` in all, and `max_connections_per_peer` from one address.
+    Processes:
+        `workers`: how many. `state`: folder of this run, for what they tell each other; None for one process alone. `log`: the least level
+        that is logged: info (each request), warning or error.
     """
 
     bundle: Path
@@ -61,6 +68,7 @@ class ServerSettings:
     most: int = 32
     room: int = 256
     max_body_bytes: int = 12 << 20
+    max_arriving_bytes: int = 512 << 20
     rate: float | None = None
     burst: float | None = None
     deadline_s: float = 10.0
@@ -102,6 +110,7 @@ class ServerSettings:
             ("most", 1, 4096),
             ("room", 1, 1 << 20),
             ("max_body_bytes", 1024, 1 << 31),
+            ("max_arriving_bytes", 1024, 1 << 40),
             ("workers", 1, 256),
             ("port", 0, 65535),
             ("max_head_bytes", 1024, 1 << 20),

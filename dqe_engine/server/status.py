@@ -30,7 +30,7 @@ from .messages import (
 )
 from .metrics import MEDIA_TYPE
 from .openapi import body, responds
-from .problems import Problem
+from .problems import Problem, without_paths
 from .progress import read_progress
 from .service import Service
 
@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
     async def status() -> Response:
         file, found = service.settings.progress_file, None
         if file is not None and (now := await service.in_thread(read_progress, file)) is not None:
-            found = Indexing(now.state, now.done, now.total, now.message, now.skipped)
+            found = Indexing(now.state, now.done, now.total, without_paths(now.message), now.skipped)
         return _json(StatusResponse(found, service.index.items, service.index.revision))
 
     @routes.post(

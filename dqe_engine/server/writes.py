@@ -266,6 +266,7 @@ class Writes(NotPickled):
             return
         outcomes: dict[_Operation, Written | DQEError]
         try:
+            self._current()  # a large index takes seconds to load, for which nobody should wait
             with self._held():
                 outcomes = self._write(operations)
         except Exception as error:
@@ -370,6 +371,7 @@ class Writes(NotPickled):
 
     def _sweep(self, sweep: _Sweep) -> None:
         try:
+            self._current()  # as above
             with self._held():
                 known = self._current().snapshot().contents()
                 gone = 0 if self._photos is None else self._photos.sweep(known, sweep.older_than)

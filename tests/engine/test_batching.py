@@ -360,6 +360,67 @@ def test_a_task_that_is_cancelled_or_late_leaves_the_queue(batcher: Batcher[int,
     assert answers.batches == [[0]]
 
 
+def held(executor: ThreadPoolExecutor, gate: threading.Event) -> None:
+    """The one thread of `executor` is busy until the gate opens."""
+    began = threading.Event()
+    executor.submit(lambda: (began.set(), gate.wait(30)))
+    assert began.wait(30)
+
+
+def test_a_question_that_is_made_later(batcher: Batcher[int, int], answers: Answers) -> None:
+    def fail() -> int:
+        raise InputError("not to be made")
+
+    with ThreadPoolExecutor(1) as executor:
+        futures = [batcher.submit_later(make, executor) for make in (lambda: 1, fail, lambda: 2)]
+        assert (futures[0].result(30), futures[2].result(30)) == (2, 4)
+        with pytest.raises(InputError, match="not to be made"):
+            futures[1].result(30)
+    assert batcher.waiting == 0
+    assert batcher.ask(3) == 6
+
+
+def test_what_is_still_to_be_made_has_its_room(batcher: Batcher[int, int]) -> None:
+    gate, made = threading.Event(), list[int]()
+    with ThreadPoolExecutor(1) as executor:
+        held(executor, gate)
+        futures = [batcher.submit_later(lambda n=n: made.append(n) or n, executor) for n in range(6)]
+        assert batcher.waiting == 6
+        for ask in (lambda: batcher.submit_later(lambda: 9, executor), lambda: batcher.ask(9)):
+            with pytest.raises(OverloadError, match="6 questions wait already"):
+                ask()
+        assert futures[2].cancel()
+        assert batcher.waiting == 5
+        late = batcher.submit_later(lambda: made.append(7) or 7, executor, timeout=0.001)
+        threading.Event().wait(0.01)
+        gate.set()
+        assert [future.result(30) for future in futures if not future.cancelled()] == [0, 2, 6, 8, 10]
+        with pytest.raises(DeadlineError):
+            late.result(30)
+    assert made == [0, 1, 3, 4, 5], "what was cancelled or is late is not made"
+
+
+def test_closing_waits_for_what_is_made(answers: Answers, pool: ThreadPoolExecutor) -> None:
+    batcher, gate = Batcher(answers), threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        held(executor, gate)
+        futures = [batcher.submit_later(lambda n=n: n, executor) for n in (1, 2, 3)]
+        closing = pool.submit(batcher.close)
+        until(lambda: batcher._closed)
+        assert futures[2].cancel()
+        gate.set()
+        assert [future.result(30) for future in futures[:2]] == [2, 4]
+        closing.result(30)
+
+
+def test_an_executor_that_refuses(batcher: Batcher[int, int]) -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        batcher.submit_later(lambda: 1, executor)
+    assert batcher.waiting == 0
+
+
 def test_closing_answers_what_waits_and_takes_no_more(answers: Answers, pool: ThreadPoolExecutor) -> None:
     batcher = Batcher(answers, most=2)
     leader = hold(batcher, answers, pool)
@@ -390,7 +451,7 @@ def test_everything_at_once(answers: Answers) -> None:
             raise InputError("refused")
 
     answers.fails = refuse
-    with Batcher(answers, most=8, room=64) as batcher, ThreadPoolExecutor(24) as pool:
+    with Batcher(answers, most=8, room=64) as batcher, ThreadPoolExecutor(24) as pool, ThreadPoolExecutor(2) as makers:
         choices = [(n, rng.random(), rng.choice([None, 30.0, 0.0005])) for n in range(4000)]
 
         def one(choice: tuple[int, float, float | None]) -> str:
@@ -399,7 +460,8 @@ def test_everything_at_once(answers: Answers) -> None:
                 if way < 0.6:
                     found = batcher.ask(n, timeout=timeout)
                 else:
-                    future = batcher.submit(n, timeout=timeout)
+                    later = way > 0.8
+                    future = batcher.submit_later(lambda: n, makers, timeout=timeout) if later else batcher.submit(n, timeout=timeout)
                     if way > 0.9 and future.cancel():
                         return "cancelled"
                     found = future.result(30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -105,6 +106,32 @@ def test_what_a_page_shows(make_index: Callable[[list[Any]], GalleryIndex]) -> N
         Facet("tags", "text", True, (FacetValue("new", 1), FacetValue("red", 1)), 2, 2),
     )
     assert [facet.key for facet in index.snapshot().facets({"brand": "y"}).facets] == ["brand", "price", "sale"]
+
+
+def test_a_snapshot_says_the_same_while_others_add(make_index: Callable[[list[Any]], GalleryIndex]) -> None:
+    rng = random.Random(1)
+    index, over = make_index([{key: rng.choice(VALUES) for key in "abc"} for _ in range(100)]), threading.Event()
+    snapshot = index.snapshot()
+    expected, page = snapshot.facets({"a": {"exists": True}}), snapshot.page({"b": "red"}, limit=1000)
+    check(snapshot)
+
+    def add() -> None:
+        n = 0
+        while not over.is_set() and n < 5000:
+            n += 1
+            values = (*VALUES, f"new{n}", [f"new{n}"])
+            index.add([f"n{n}"], target_rows(1), None, [{key: rng.choice(values) for key in ("a", f"key{n % 50}")}])
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        for _ in range(100):
+            assert snapshot.facets({"a": {"exists": True}}) == expected
+            assert snapshot.page({"b": "red"}, limit=1000) == page
+        check(index.snapshot(), {"a": "red"})
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_equal_counts_are_in_the_order_they_came(make_index: Callable[[list[Any]], GalleryIndex]) -> None:

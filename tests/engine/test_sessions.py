@@ -3,7 +3,9 @@ from __future__ import annotations
 import shutil
 import stat
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -398,33 +400,98 @@ def test_graph_next_to_spaces_and_unicode(bundle_path: Path, tmp_path: Path) -> 
     assert OnnxSession(path, VISION_ENCODER, SIZES, provider="cpu").provider == "cpu"
 
 
-@pytest.mark.parametrize(("threads", "little"), [(None, [True, True, False]), (2, [False] * 3)])
-def test_little_work_wakes_no_second_thread(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, little: list[bool]
-) -> None:
+class Spy:
+    """A session of ONNX Runtime that notes who runs how much of a batch."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.ran: list[tuple[str, int]] = []
+
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> Any:
+        self.ran.append((threading.current_thread().name.split("_")[0], len(inputs["input_ids"])))
+        return self.session.run(names, inputs)
+
+
+def in_parts(path: Path, monkeypatch: pytest.MonkeyPatch, *, little: int, threads: int | None) -> tuple[OnnxSession, Spy]:
+    """A session to which `little` rows are little work, its data beside the graph included."""
+    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    monkeypatch.setattr(sessions, "LITTLE_WORK", little * size * SIZES.image_tokens)
+    session = OnnxSession(path, QUERY_ENCODER, SIZES, provider="cpu", threads=threads)
+    spy = Spy(session._session)
+    monkeypatch.setattr(session, "_session", spy)
+    return session, spy
+
+
+@pytest.mark.parametrize("beside", [0, 5_000])
+@pytest.mark.parametrize(
+    ("little", "threads", "batch", "parts"),
+    [
+        (4, 2, 1, [1]), (4, 2, 4, [4]), (4, 2, 7, [7]), (4, 2, 8, [4, 4]), (1, 2, 19, [9, 10]), (2, 3, 5, [2, 3]),
+        (2, 3, 111, [37, 37, 37]), (4, 1, 64, [64]), (0, 2, 64, [64]),
+    ],
+)  # fmt: skip
+def test_a_batch_is_split_among_threads(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query_session: OnnxSession, beside: int, little: int, threads: int,
+    batch: int, parts: list[int],
+) -> None:  # fmt: skip
     shutil.copy(bundle_path / QUERY_ENCODER.file, tmp_path)
-    size = (tmp_path / QUERY_ENCODER.file).stat().st_size
-    monkeypatch.setattr(sessions, "LITTLE_WORK", 4 * size * SIZES.image_tokens)
-    for weights in (0, size):  # beside the graph
-        if weights:
-            (tmp_path / f"{QUERY_ENCODER.file}.data").write_bytes(bytes(weights))
-        session = OnnxSession(tmp_path / QUERY_ENCODER.file, QUERY_ENCODER, SIZES, provider="cpu", threads=threads)
-        most = 4 if not weights else 2
-        expected = session.run(**query_inputs(most + 1))
-        used: list[bool] = []
+    if beside:
+        (tmp_path / f"{QUERY_ENCODER.file}.data").write_bytes(bytes(beside))
+    session, spy = in_parts(tmp_path / QUERY_ENCODER.file, monkeypatch, little=little, threads=threads)
+    inputs = query_inputs(batch)
+    expected = query_session.run(**inputs)
+    found = session.run(**inputs)
+    assert sorted(size for _, size in spy.ran) == parts
+    assert ("MainThread", batch // len(parts) + (batch % len(parts) > 0)) in spy.ran
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)
 
-        class Spy:
-            def __init__(self, session: Any, single: bool) -> None:
-                self._session, self._single = session, single
 
-            def run(self, *arguments: Any) -> Any:
-                used.append(self._single)  # noqa: B023
-                return self._session.run(*arguments)
+def test_threads_of_one_operator_are_for_large_graphs(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for little, threads in ((1, 1), (0, 3)):
+        _, spy = in_parts(bundle_path / QUERY_ENCODER.file, monkeypatch, little=little, threads=3)
+        assert spy.session.get_session_options().intra_op_num_threads == threads
 
-        monkeypatch.setattr(session, "_session", Spy(session._session, False))
-        if session._single is not None:
-            monkeypatch.setattr(session, "_single", Spy(session._single, True))
-        for batch in (1, most, most + 1):
-            found = session.run(**{name: array[:batch] for name, array in query_inputs(most + 1).items()})
-            np.testing.assert_allclose(found["base_query"], expected["base_query"][:batch], rtol=0, atol=1e-6)
-        assert used == little
+
+def test_all_processors_unless_told(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "available_cpus", lambda: 3)
+    session, spy = in_parts(bundle_path / QUERY_ENCODER.file, monkeypatch, little=1, threads=None)
+    session.run(**query_inputs(6))
+    assert [size for _, size in spy.ran] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("why", ["busy", "none"])
+def test_nobody_waits_for_a_helper(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    session, spy = in_parts(bundle_path / QUERY_ENCODER.file, monkeypatch, little=1, threads=2)
+    helpers = session._helpers
+    assert helpers is not None
+    free = threading.Event()
+    if why == "busy":
+        helpers.submit(free.wait)
+    else:  # what a limit on threads or the end of the interpreter does
+        helpers.shutdown()
+    try:
+        found = session.run(**query_inputs(5))
+    finally:
+        free.set()
+    assert spy.ran == [("MainThread", 3), ("MainThread", 2)]
+    for name, array in zip(found, spy.session.run(list(found), query_inputs(5)), strict=True):
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
+
+
+def test_a_part_that_fails_is_told(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = in_parts(bundle_path / QUERY_ENCODER.file, monkeypatch, little=1, threads=2)
+    inputs = query_inputs(4)
+    inputs["input_ids"][3] = 10_000  # of the helper's part: beyond the table of words
+    with pytest.raises(BackendError, match="query_encoder failed on cpu"):
+        session.run(**inputs)
+
+
+def test_callers_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, query_session: OnnxSession) -> None:
+    session, _ = in_parts(bundle_path / QUERY_ENCODER.file, monkeypatch, little=1, threads=3)
+    inputs = [query_inputs(batch) for batch in range(1, 21)]
+    expected = [query_session.run(**each) for each in inputs]
+    with ThreadPoolExecutor(4) as callers:
+        for found, wanted in zip(callers.map(lambda each: session.run(**each), inputs), expected, strict=True):
+            for name in wanted:
+                np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-6)

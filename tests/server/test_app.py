@@ -21,6 +21,7 @@ from support.server import READ_KEY, WRITE_KEY, bearer, running
 
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.query import Query
+from dqe_engine.results import SearchResult
 from dqe_engine.server import messages
 from dqe_engine.server.service import Service
 from dqe_engine.server.settings import Key, ServerSettings
@@ -32,7 +33,7 @@ ITEM = "sub/01.png"
 def ask(client: TestClient, **query: Any) -> Any:
     response = client.post("/v1/search", json=query)
     assert response.status_code == 200, response.text
-    msgspec.json.decode(response.content, type=messages.SearchResponse)
+    msgspec.json.decode(response.content, type=SearchResult)
     return response.json()
 
 

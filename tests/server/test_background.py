@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -212,6 +213,21 @@ def test_saves_come_as_often_as_was_said(run: Callable[..., Progress], folder: P
     sizes.clear()
     run(("c/", folder), save_every=1000, save_seconds=0.0)
     assert sizes == [96, 112, 120]
+
+
+def test_a_disk_that_is_full_ends_the_run_and_the_next_goes_on(run: Callable[..., Progress], folder: Path, tmp_path: Path) -> None:
+    """As the kernel has it: a limit of file sizes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        ended = run(("", folder), save_every=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ended.state == "failed"
+    assert "cannot be written (File too large); raise the limit" in ended.message
+    before = len(contents(tmp_path))
+    assert before < 40
+    assert run(("", folder)).message == f"{40 - before} images indexed, {before} were there"
 
 
 def wait_for(condition: Callable[[], object]) -> None:

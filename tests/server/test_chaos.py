@@ -18,8 +18,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.chaos import Clients, Oracle, Server, check_whole, children, command_of, name, picture, until
 from support.server import READ_KEY
-from support.serving import Clients, Oracle, Server, check_whole, children, command_of, name, picture, until
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine

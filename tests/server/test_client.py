@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import msgspec
 import pytest
 from support.hostile_images import encoded
 from support.samples import noise_image
 from support.server import READ_KEY, WRITE_KEY, running
 
 from dqe_engine.client import AsyncClient, Client, ServerError
+from dqe_engine.errors import InputError
 from dqe_engine.server.settings import Key, ServerSettings
 
 ITEM = "sub/01.png"
@@ -43,6 +43,10 @@ def test_the_client_does_what_the_server_can(url: str, shop: Path) -> None:
         client.update("a/ü ?.png", None)
         assert client.item("a/ü ?.png").metadata is None
         client.remove("a/ü ?.png")
+        for dots in (".", ".."):
+            client.add(dots, encoded(noise_image(7), "PNG"))
+            assert client.item(dots).id == dots
+            client.remove(dots)
         with pytest.raises(ServerError, match="not in the index") as refused:
             client.item("a/ü ?.png")
         assert (refused.value.status, refused.value.code) == (404, "unknown_item")
@@ -74,7 +78,7 @@ def test_what_a_key_may_not_do_is_told(url: str) -> None:
 
 
 def test_misspelt_fields_are_told_without_a_server() -> None:
-    with Client("http://127.0.0.1:9") as client, pytest.raises(msgspec.ValidationError, match="txt"):
+    with Client("http://127.0.0.1:9") as client, pytest.raises(InputError, match="txt"):
         client.search(txt="red")
 
 

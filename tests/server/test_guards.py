@@ -543,3 +543,25 @@ def test_a_search_too_many_is_told_before_its_body_is_worked_on() -> None:
     assert service.ask("POST", "/v1/search", [(b"content-length", b"99999")], chunks=[b"x" * 99999]).headers["connection"] == "close"
     assert service.reached == []
     assert service.ask().status == 200  # what is no search goes on
+
+
+def test_bodies_on_their_way_are_bounded_together() -> None:
+    service = Service(settings=settings(max_body_bytes=2000, max_arriving_bytes=3000, keys=KEYS))
+
+    def status(*headers: tuple[bytes, bytes], size: int) -> int:
+        return service.ask("POST", "/v1/items", list(headers), chunks=[b"x" * (size // 2)] * 2, key=WRITE_KEY).status
+
+    assert status((b"content-length", b"2000"), size=2000) == 200
+    assert service.guards.arriving == 0
+    service.guards.arriving = 1500  # of requests that are being answered
+    assert status((b"content-length", b"2000"), size=2000) == 429
+    assert status((b"transfer-encoding", b"chunked"), size=2000) == 429
+    assert status((b"transfer-encoding", b"chunked"), size=1500) == 200
+    assert service.guards.arriving == 1500  # what was said and never came counts nothing
+
+
+def test_the_body_that_needs_no_key_is_small() -> None:
+    service = Service()
+    assert service.ask("POST", "/v1/session", [(b"content-length", b"5000")], chunks=[b"x" * 5000]).status == 413
+    assert service.ask("POST", "/v1/session", [(b"transfer-encoding", b"chunked")], chunks=[b"x" * 5000]).status == 413
+    assert service.ask("POST", "/v1/session", [(b"content-length", b"500")], chunks=[b"x" * 500]).status == 200

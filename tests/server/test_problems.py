@@ -20,7 +20,16 @@ from dqe_engine.errors import (
     InputError,
     OverloadError,
 )
-from dqe_engine.server.problems import CODES, LONGEST_MESSAGE, Problem, problem_of, response_bytes, response_headers, retry_after
+from dqe_engine.server.problems import (
+    CODES,
+    LONGEST_MESSAGE,
+    Problem,
+    problem_of,
+    response_bytes,
+    response_headers,
+    retry_after,
+    without_paths,
+)
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -157,3 +166,11 @@ def test_what_fastapi_raises_for_a_body_is_known() -> None:
     assert client.post("/x", json={"a": "b"}).status_code == 422
     assert client.get("/x").status_code == 405
     assert client.get("/y").status_code == 404
+
+
+@pytest.mark.parametrize("unit", ["'/", "/a", "'/a", "/", "'", "('/a b/", "C:\\"])
+def test_a_message_of_any_length_takes_no_time(unit: str) -> None:
+    """Quadratic work on a megabyte would outlive every patience that a run of tests has."""
+    for text in (unit * (1_000_000 // len(unit)), unit + "a" * 1_000_000):
+        assert len(str(Problem(422, "invalid", text))) <= LONGEST_MESSAGE + 1
+        assert isinstance(without_paths(text), str)

@@ -366,11 +366,11 @@ def test_a_disk_that_is_full(path: Path, engine: RetrievalEngine, photos: Photos
 
 
 def test_what_is_no_index_is_told_in_one_line(engine: RetrievalEngine, tmp_path: Path) -> None:
-    for folder, message in (("gone", "no such file or directory"), ("empty", "no index here"), ("file", "no index here")):
+    for folder in ("gone", "empty", "file"):
         place = tmp_path / folder
         {"empty": place.mkdir, "file": place.touch}.get(folder, lambda: None)()
         writes = Writes(place, engine)
-        with pytest.raises(IndexFormatError, match=message):
+        with pytest.raises(IndexFormatError, match="no index here"):
             writes.remove("a").result(60)
         writes.close()
 
@@ -396,7 +396,7 @@ def test_an_index_of_another_model_is_refused(writes: Writes, path: Path, make_f
         with pytest.raises(IndexFormatError, match="was made with model"):
             writes.add("b", png(2)).result(60)
     shutil.rmtree(path)
-    with pytest.raises(IndexFormatError, match="no such file or directory"):
+    with pytest.raises(IndexFormatError, match="no index here"):
         writes.add("b", png(2)).result(60)
     aside.rename(path)
     writes.add("b", png(2)).result(60)
@@ -437,6 +437,7 @@ def start_worker(bundle: Path, index: Path, name: str, count: int) -> subprocess
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_processes_write_to_one_index(bundle_path: Path, path: Path, engine: RetrievalEngine, killed: bool) -> None:
     """Each has a `Writes` of its own; whatever becomes of one, what was confirmed is there, once, and the others go on."""

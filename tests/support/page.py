@@ -42,13 +42,16 @@ class Recorded:
         self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = bytearray()
+        parts: list[bytes] = []
+        whole = False
 
         async def recording() -> Any:
+            nonlocal whole
             message = await receive()
-            body.extend(message.get("body", b""))
-            if message["type"] == "http.request" and not message.get("more_body"):
-                self.bodies.append(bytes(body))
+            if message["type"] == "http.request" and not whole:
+                parts.append(message.get("body", b""))
+                if whole := not message.get("more_body"):
+                    self.bodies.append(b"".join(parts))
             return message
 
         await self._app(scope, recording if scope.get("path") == self._path else receive, send)

@@ -22,8 +22,8 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.server.writes import make_index
 
 from . import hostile_images, mutations
+from .chaos import Server, name, picture
 from .server import WRITE_KEY
-from .serving import Server, name, picture
 from .tiny_bundle import build_tiny_bundle
 
 _SEARCH = {

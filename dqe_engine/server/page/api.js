@@ -81,7 +81,7 @@ export class Api {
       response = await fetch(address, {
         method, headers, body: form ?? (body && JSON.stringify(body)), credentials: "same-origin",
         signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
-      }); // prettier-ignore
+      });
       text = await response.text();
     } catch (error) {
       if (signal?.aborted) throw error;

@@ -3,10 +3,12 @@
 import { byId, el, icon, ICONS } from "./dom.js";
 import { thumbnail } from "./trail.js";
 
-
+const LONG_TEXT = 90;
 
 export class Composer {
   #drawn = null;
+  #text = "";
+  #attributes = [];
 
   /** `does`: {search(text), clear(), about(id), uploadOf(key)}. */
   constructor(does) {
@@ -25,15 +27,17 @@ export class Composer {
     new ResizeObserver(() => this.#fit()).observe(this.text.parentElement);
   }
 
-  /** Two or three texts made from the vocabulary, so that they fit the model. */
-  examples(attributes) {
+  /** Two or three texts made from the vocabulary, so that they fit the model; of what should differ where there is a reference. */
+  examples(attributes, changing) {
+    this.#attributes = attributes;
+    const is = changing ? "is " : "";
     const valued = attributes.filter(({ values }) => values?.length);
     const pick = (attribute, i) => attribute?.values[i % attribute.values.length];
     const [first, second] = [valued[0], valued.length > 2 ? valued[2] : valued[1]];
     const texts = [
-      first && `is ${pick(first, 3)}`,
-      first && second && `is ${pick(first, 7)} and ${pick(second, 1)}`,
-      second && second.values.length > 2 && `is ${pick(second, 2)} and not ${pick(second, 0)}`,
+      first && `${is}${pick(first, 3)}`,
+      first && second && `${is}${pick(first, 7)} and ${pick(second, 1)}`,
+      second && second.values.length > 2 && `${is}${pick(second, 2)} and not ${pick(second, 0)}`,
     ].filter(Boolean);
     byId("examples").replaceChildren(
       ...(texts.length ? [el("span", { text: "For instance" })] : []),
@@ -47,7 +51,9 @@ export class Composer {
     this.#drawn = key;
     byId("lead").textContent = query.reference ? "Like this, but" : "Show me";
     this.text.placeholder = query.reference ? "what should differ?" : "what you look for";
-    if (this.text.value.trim() !== query.text.trim()) this.text.value = query.text;
+    if (this.#text !== query.text) this.text.value = query.text; // else what is being typed stays
+    this.#text = query.text;
+    this.examples(this.#attributes, Boolean(query.reference));
     byId("examples").hidden = Boolean(query.text.trim());
     this.#fit();
   }
@@ -56,6 +62,12 @@ export class Composer {
   tell(notes) {
     const shown = notes.map(({ kind, text }) => el("p", { class: kind, text }));
     byId("notes").replaceChildren(...shown);
+  }
+
+  /** What is typed and not yet searched for, or null. */
+  unsent(query) {
+    const typed = this.text.value;
+    return typed.trim() && typed.trim() !== query.text.trim() ? typed : null;
   }
 
   focus({ select = false } = {}) {
@@ -70,7 +82,7 @@ export class Composer {
         ? el("button", { type: "button", class: "link", on: { click: () => byId("camera").click() } }, icon(ICONS.camera), el("span", { text: "Camera" }))
         : null;
       const choose = el("button", { type: "button", class: "choose", on: { click: () => byId("file").click() } },
-        icon(ICONS.image), el("span", { class: "choose-text", text: "Add an image" }), el("span", { class: "choose-hint", text: "choose, drop or paste" })); // prettier-ignore
+        icon(ICONS.image), el("span", { class: "choose-text", text: "Add an image" }), el("span", { class: "choose-hint", text: "choose, drop or paste" }));
       root.replaceChildren(choose, ...(camera ? [camera] : []));
       return;
     }
@@ -82,8 +94,9 @@ export class Composer {
     root.replaceChildren(about, clear);
   }
 
-  /** As tall as its text, up to five lines. */
+  /** As tall as its text, up to five lines; long ones are smaller. */
   #fit() {
+    byId("composer").classList.toggle("long", this.text.value.length > LONG_TEXT);
     this.text.style.setProperty("height", "auto");
     this.text.style.setProperty("height", `${Math.min(this.text.scrollHeight, 5.2 * Number.parseFloat(getComputedStyle(this.text).lineHeight) || 200)}px`);
   }
@@ -95,7 +108,7 @@ export function notesOf(answer) {
   if (answer.mode === "image") notes.push({ kind: "plain", text: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ." });
   if (answer.mode === "text") notes.push({ kind: "plain", text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one." });
   if (answer.unknown_words?.length) {
-    const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", "); // prettier-ignore
+    const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", ");
     const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";
     notes.push({ kind: "warn", text: `The model does not know ${listed}${more}. It reads unknown words as one and the same; try others.` });
   }

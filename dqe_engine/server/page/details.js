@@ -20,7 +20,7 @@ export function showDetails(item, attributes, does) {
     action("Change this one", () => leave(() => does.pick(item)), true),
     scored && does.unlike ? action("Not like this", () => leave(() => does.unlike(item))) : null,
     action("Copy link", ({ currentTarget }) => does.copy(item, currentTarget)),
-    does.edit ? action("Edit or remove", () => leave(() => does.edit(item))) : null); // prettier-ignore
+    does.edit ? action("Edit or remove", () => leave(() => does.edit(item))) : null);
   const alike = el("section", { class: "alike", "aria-labelledby": "alike-title" }, el("h3", { id: "alike-title", text: "Similar items" }));
   const facts = el("div", { class: "about" }, actions, scored ? whyOf(item, attributes) : null, metadataOf(item), el("p", { class: "fine" }, "Id ", el("code", { text: item.id })));
   const name = nameOf(item);
@@ -48,7 +48,7 @@ async function showAlike(root, item, does, signal) {
         el("li", { class: "tile" }, el("button", {
           type: "button", class: "pick", "aria-label": `Details of ${nameOf(hit)}, similarity ${score(hit.score)}`, on: { click: () => does.other(hit) },
         }, picture(hit, 160, { lazy: false }))),
-      ), // prettier-ignore
+      ),
     );
     if (!hits.length) strip.replaceWith(el("p", { class: "hint", text: "There is no other item." }));
   } catch (error) {
@@ -65,7 +65,7 @@ function whyOf(hit, attributes) {
   const span = Math.max(...pieces.map(({ value }) => value), 0) - least || 1;
   const rows = pieces.map(({ name, value, colour }) => {
     const from = ((Math.min(value, 0) - least) / span) * 100;
-    const bar = el("span", { class: value < 0 ? "part negative" : "part", "aria-hidden": "true", style: { "--c": colour, "--from": `${from.toFixed(2)}%`, "--w": `${((Math.abs(value) / span) * 100).toFixed(2)}%`, "--zero": `${((-least / span) * 100).toFixed(2)}%` } }); // prettier-ignore
+    const bar = el("span", { class: value < 0 ? "part negative" : "part", "aria-hidden": "true", style: { "--c": colour, "--from": `${from.toFixed(2)}%`, "--w": `${((Math.abs(value) / span) * 100).toFixed(2)}%`, "--zero": `${((-least / span) * 100).toFixed(2)}%` } });
     return el("tr", {}, el("th", { scope: "row", text: name }), el("td", { class: "track" }, bar), el("td", { class: "number", text: (value < 0 ? "" : "+") + score(value) }));
   });
   const table = el("table", {}, el("caption", { text: "What it is made of; the parts add up to the score." }), el("tbody", {}, ...rows));
@@ -75,5 +75,5 @@ function whyOf(hit, attributes) {
 function metadataOf(item) {
   const entries = Object.entries(item.metadata ?? {});
   if (!entries.length) return el("p", { class: "hint", text: "No metadata." });
-  return el("dl", { class: "metadata" }, ...entries.map(([key, value]) => el("div", {}, el("dt", { text: key }), el("dd", { text: words(value) })))); // prettier-ignore
+  return el("dl", { class: "metadata" }, ...entries.map(([key, value]) => el("div", { class: words(value).length > 60 ? "wide" : null }, el("dt", { text: key }), el("dd", { text: words(value) }))));
 }

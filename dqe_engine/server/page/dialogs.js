@@ -13,7 +13,7 @@ export function open(id, titleText, content, { onClose = null } = {}) {
     dialog.addEventListener("close", () => {
       if (document.activeElement === document.body) byId("results").focus({ preventScroll: true });
       onClose?.();
-    }, { once: true }); // prettier-ignore
+    }, { once: true });
   }
   title.focus({ preventScroll: true });
   dialog.scrollTop = 0;
@@ -53,7 +53,7 @@ export function askForKey(api, done) {
   const form = el("form", { class: "fields", on: { submit: send } },
     el("p", { text: "This server is open to those who have a key. Ask whoever runs it for one." }),
     el("label", { for: "key", text: "Key" }), input, wrong,
-    el("div", { class: "actions" }, el("button", { type: "submit", class: "strong", text: "Go on" }))); // prettier-ignore
+    el("div", { class: "actions" }, el("button", { type: "submit", class: "strong", text: "Go on" })));
   const dialog = open("session", "A key is needed", [form]);
   input.focus();
 }
@@ -75,5 +75,5 @@ export function showShortcuts(singleKeys) {
   const rows = KEYS.flatMap(([key, does]) => [el("dt", {}, ...key.split(", ").map((one) => el("kbd", { text: one }))), el("dd", { text: does })]);
   const box = el("input", { type: "checkbox", on: { change: () => singleKeys.set(box.checked) } });
   box.checked = singleKeys.get();
-  open("shortcuts", "Keyboard shortcuts", [el("dl", { class: "keys" }, ...rows), el("label", { class: "choice" }, box, el("span", { text: "/ and ? work as shortcuts" }))]); // prettier-ignore
+  open("shortcuts", "Keyboard shortcuts", [el("dl", { class: "keys" }, ...rows), el("label", { class: "choice" }, box, el("span", { text: "/ and ? work as shortcuts" }))]);
 }

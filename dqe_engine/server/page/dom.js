@@ -52,7 +52,7 @@ export function words(value) {
   if (value === null) return "none";
   if (value === true) return "yes";
   if (value === false) return "no";
-  if (Array.isArray(value)) return value.map(words).join(", ");
+  if (Array.isArray(value)) return value.map(words).join(", ") || "none";
   if (typeof value === "object") return JSON.stringify(value);
   return String(value);
 }

@@ -27,7 +27,7 @@ export class Filters {
       api.facets(toFilter(filters), signal),
       ...active.map((key) => api.facets(toFilter(filters, key), signal)),
     ]);
-    const keys = new Map((every?.keys ?? []).map((facet) => [facet.key, emptied(facet)])); // prettier-ignore
+    const keys = new Map((every?.keys ?? []).map((facet) => [facet.key, emptied(facet)]));
     for (const facet of all.keys) {
       const other = keys.get(facet.key);
       if (!other || other.kind === facet.kind || holders(facet) > holders(other)) keys.set(facet.key, facet); // values of several kinds: the commonest
@@ -50,7 +50,7 @@ export class Filters {
     this.filters = filters;
     const root = byId("facets");
     byId("clear-filters").hidden = !Object.keys(filters).length;
-    const found = new Map(facets.map((facet) => [facet.key, facet])); // prettier-ignore
+    const found = new Map(facets.map((facet) => [facet.key, facet]));
     for (const key of new Set([...this.#menus.keys(), ...found.keys()])) {
       const known = this.#menus.get(key);
       const facet = found.get(key) ?? emptied(known.facet);
@@ -88,7 +88,7 @@ export function described(key, filter) {
 /** Something that is active, with a button that takes it away. */
 export function chip(text, remove, { picture = null, label = `Remove ${text}` } = {}) {
   return el("span", { class: "chip" }, picture, el("span", { class: "chip-text", text, title: text }),
-    el("button", { type: "button", "aria-label": label, on: { click: remove } }, icon(ICONS.cross))); // prettier-ignore
+    el("button", { type: "button", "aria-label": label, on: { click: remove } }, icon(ICONS.cross)));
 }
 
 const menuOf = (key, ...children) => {
@@ -125,7 +125,7 @@ function textMenu(key, set) {
   const show = (shown, filter) => {
     facet = shown;
     chosen = filter?.values ?? [];
-    const counts = new Map(facet.values.map((one) => [String(one.value), one.count])); // prettier-ignore
+    const counts = new Map(facet.values.map((one) => [String(one.value), one.count]));
     for (const value of chosen) if (!counts.has(value)) counts.set(value, 0);
     for (const value of [...boxes.keys()]) {
       if (counts.has(value) || boxes.get(value).box === document.activeElement) continue;
@@ -146,7 +146,7 @@ function textMenu(key, set) {
     }
     const distinct = facet.distinct ?? counts.size;
     find.hidden = distinct < SEARCHED_FROM;
-    more.textContent = distinct > facet.values.length ? `The ${facet.values.length} most common of ${count(distinct)}. Type a whole value and press Enter for another.` : ""; // prettier-ignore
+    more.textContent = distinct > facet.values.length ? `The ${facet.values.length} most common of ${count(distinct)}. Type a whole value and press Enter for another.` : "";
     more.hidden = !more.textContent;
     note.textContent = chosen.length ? chosen.length : "";
     narrow();
@@ -177,13 +177,13 @@ let groups = 0;
 
 function booleanMenu(key, set) {
   const name = `boolean-${(groups += 1)}`;
-  const answers = [["either", null], ["yes", true], ["no", false]]; // prettier-ignore
+  const answers = [["either", null], ["yes", true], ["no", false]];
   const rows = answers.map(([word, value]) => {
     const box = el("input", { type: "radio", name, on: { change: () => set(value === null ? null : { kind: "boolean", value }) } });
     const tally = el("span", { class: "tally" });
     return { value, box, tally, row: el("label", { class: "choice" }, box, el("span", { class: "value", text: word }), tally) };
   });
-  const { root, note } = menuOf(key, el("div", { class: "choices", role: "radiogroup", "aria-label": key }, ...rows.map(({ row }) => row))); // prettier-ignore
+  const { root, note } = menuOf(key, el("div", { class: "choices", role: "radiogroup", "aria-label": key }, ...rows.map(({ row }) => row)));
   const show = (facet, filter) => {
     for (const { value, box, tally } of rows) {
       box.checked = value === (filter ? filter.value : null);

@@ -26,21 +26,24 @@ export class Indexing {
   }
 
   async #follow() {
-    let wait = IDLE_MS;
+    const busy = document.visibilityState === "visible" && (await this.look());
+    setTimeout(() => this.#follow(), busy ? BUSY_MS : IDLE_MS);
+  }
+
+  /** Ask once; returns whether it is worth asking again soon. */
+  async look() {
     try {
-      if (document.visibilityState === "visible") {
-        const status = await this.api.status();
-        wait = this.#show(status.indexing) || this.items === 0 ? BUSY_MS : IDLE_MS;
-        if (status.revision !== this.#revision) {
-          this.#revision = status.revision;
-          this.items = status.items;
-          this.changed();
-        }
+      const status = await this.api.status();
+      const going = this.#show(status.indexing);
+      if (status.revision !== this.#revision) {
+        this.#revision = status.revision;
+        this.items = status.items;
+        this.changed();
       }
+      return going || this.items === 0;
     } catch {
-      // whoever searches is told; this only looks again
+      return false; // whoever searches is told; this only looks again
     }
-    setTimeout(() => this.#follow(), wait);
   }
 
   /** The progress bar; returns whether something is going on. */

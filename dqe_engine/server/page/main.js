@@ -3,21 +3,24 @@
 import { Api, Latest } from "./api.js";
 import { Composer, notesOf } from "./composer.js";
 import { showDetails } from "./details.js";
-import { askForKey, closeByBackdrop, showShortcuts } from "./dialogs.js";
+import { closeByBackdrop, showShortcuts } from "./dialogs.js";
 import { byId, count, el, plural, score, still } from "./dom.js";
 import { chip, described, Filters } from "./filters.js";
 import { Indexing } from "./indexing.js";
 import { listenToKeys, singleKeys, themeSwitch } from "./keyboard.js";
 import { showManage } from "./manage.js";
-import { clearNotice, explained, notice, say } from "./notices.js";
+import { clearNotice, notice, say } from "./notices.js";
 import { Grid } from "./results.js";
+import { copyAddress } from "./share.js";
 import { Sliders } from "./sliders.js";
 import { blank, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail } from "./state.js";
+import { fail, lostUpload, nothing } from "./states.js";
 import { showTrail, thumbnail } from "./trail.js";
 import { listen, UploadError, Uploads } from "./upload.js";
 
 const MOST_AT_ONCE = 960;
 const AHEAD_PX = 600;
+const LATER_MS = 1000;
 
 class Page {
   api = new Api();
@@ -27,10 +30,12 @@ class Page {
   query = fromAddress(location.search);
   trail = new Trail();
   vocabulary = null;
+  shown = null; // "search" or "items", once there is an answer
   last = null; // the last answer of a search
   next = null; // where browsing goes on: an id, or null at the end
   exhausted = true;
   busy = false;
+  facetsOf = null; // the filters, as JSON, whose facets are shown: slider moves do not change them
   coalesced = null; // the kind of the last change: slider moves in a row are one entry of the history
 
   constructor() {
@@ -45,7 +50,7 @@ class Page {
     this.filters = new Filters((filters) => this.change({ filters }, "filter"));
     this.indexing = new Indexing(this.api, () => this.grown());
     byId("more").addEventListener("click", () => this.more());
-    byId("copy-link").addEventListener("click", ({ currentTarget }) => this.copy(this.query, currentTarget));
+    byId("copy-link").addEventListener("click", ({ currentTarget }) => copyAddress(this.query, currentTarget));
     byId("home").addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
@@ -60,7 +65,6 @@ class Page {
     closeByBackdrop();
     byId("open-shortcuts").addEventListener("click", () => showShortcuts(singleKeys));
     byId("open-manage").addEventListener("click", () => this.manage());
-    this.restoreScroll();
     this.start();
   }
 
@@ -70,7 +74,7 @@ class Page {
     try {
       this.vocabulary = await this.api.vocabulary();
     } catch (error) {
-      this.fail(error, () => this.start());
+      fail(this, error, () => this.start());
       return;
     }
     clearNotice();
@@ -80,7 +84,7 @@ class Page {
       weigh: (moved) => this.change({ weights: { ...this.query.weights, ...moved } }, "weigh"),
       reset: () => this.change({ weights: {} }, "reset"),
     });
-    this.composer.examples(attributes);
+    this.composer.examples(attributes, Boolean(this.query.reference));
     this.composer.text.maxLength = limits?.text ?? 10_000;
     byId("open-manage").hidden = !writes;
     byId("facts").title = model?.name ? `Model: ${model.name}` : "";
@@ -93,13 +97,15 @@ class Page {
 
   search(text) {
     if (!this.vocabulary) return;
-    if (text.trim() === this.query.text.trim() && this.shown === "search" && !this.failed) return void this.grid.focus();
+    if (text.trim() === this.query.text.trim() && this.shown && !this.failed) return void this.grid.focus();
     this.step({ text, weights: text.trim() ? this.query.weights : {} });
   }
 
+  /** The item becomes the reference. A text that was typed and not yet searched for is for it; one that was belongs to the step before. */
   pick(item) {
-    this.step({ reference: { id: item.id }, text: "", weights: {} });
-    say(`The reference is now ${item.id}. Type what should differ.`);
+    const typed = this.composer.unsent(this.query);
+    this.step({ reference: { id: item.id }, text: typed ?? "", weights: {} });
+    say(`The reference is now ${item.id}.${typed === null ? " Type what should differ." : ""}`);
     scrollTo({ top: 0, behavior: still() ? "auto" : "smooth" });
     if (matchMedia("(pointer: fine)").matches) this.composer.focus();
   }
@@ -107,7 +113,7 @@ class Page {
   async take(file) {
     try {
       const key = await this.uploads.add(file, this.vocabulary?.image ?? { formats: [] });
-      this.step({ reference: { upload: key }, weights: this.query.weights });
+      this.step({ reference: { upload: key }, text: this.composer.unsent(this.query) ?? this.query.text });
       this.composer.focus();
     } catch (error) {
       if (!(error instanceof UploadError)) throw error;
@@ -163,11 +169,6 @@ class Page {
     this.refresh({ quiet: true });
   }
 
-  /** Pages are remembered per entry of the history, so that going back finds the same length of results; the browser scrolls. */
-  restoreScroll() {
-    history.scrollRestoration = "auto";
-  }
-
   // ---- what is shown -------------------------------------------------------------------------------------------------------------
 
   async refresh({ quiet = false } = {}) {
@@ -176,17 +177,17 @@ class Page {
     this.showControls();
     this.failed = false;
     const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
-    if (query.reference?.upload !== undefined && !upload) return this.lostUpload();
+    if (query.reference?.upload !== undefined && !upload) return lostUpload(this);
     this.setBusy(true);
     const wanted = Math.min(query.pages * PAGE_SIZE, MOST_AT_ONCE);
     const filter = toFilter(query.filters);
-    this.loadFacets(query);
+    if (this.facetsOf !== JSON.stringify(query.filters)) this.loadFacets(query);
     try {
       const answer = await this.answers.ask((signal) =>
         asked
           ? this.api.search(toRequest(query, { k: wanted, zones: this.vocabulary.zones !== false }), upload?.blob, signal)
           : this.api.items({ limit: wanted, filter }, signal),
-      ); // prettier-ignore
+      );
       if (!answer) return;
       clearNotice();
       this.setBusy(false);
@@ -196,26 +197,27 @@ class Page {
       if (query.item !== null && !byId("details").open) this.details(this.grid.item(query.item) ?? { id: query.item });
     } catch (error) {
       this.setBusy(false);
-      this.fail(error, () => this.refresh({ quiet }));
+      fail(this, error, () => this.refresh({ quiet }));
     }
   }
 
   showAnswer(answer, query, wanted) {
     this.last = answer;
     this.shown = "search";
-    this.exhausted = answer.hits.length < wanted || wanted >= (this.vocabulary.limits?.k ?? 10_000);
+    const counts = answer.zones?.counts;
+    const candidates = counts ? counts.near + counts.mid + counts.easy : null;
+    this.exhausted = answer.hits.length < wanted || answer.hits.length === candidates || wanted >= (this.vocabulary.limits?.k ?? 10_000);
     this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
     this.composer.tell(notesOf(answer));
     this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
     byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
     const best = answer.hits[0]?.score;
-    const candidates = answer.zones ? answer.zones.counts.near + answer.zones.counts.mid + answer.zones.counts.easy : null;
-    const near = answer.zones?.counts.near ?? 0;
+    const near = counts?.near ?? 0;
     const told = [candidates !== null && `of ${plural(candidates, "item")}`, near > 1 && `the first ${count(near)} equally good`];
     byId("summary").textContent = answer.hits.length ? told.filter(Boolean).join(", ") : "";
     if (answer.index) this.tellSize(answer.index);
     if (answer.hits.length) say(`${plural(answer.hits.length, "result")}, best ${score(best)}`);
-    else this.nothing(query);
+    else nothing(this, query);
     this.showMore();
   }
 
@@ -230,7 +232,7 @@ class Page {
     byId("results-title").textContent = "Choose an item to change";
     const filtered = Object.keys(query.filters).length > 0;
     byId("summary").textContent = filtered ? `${plural(answer.total, "item")} left by the filters` : "or describe what you look for";
-    if (!answer.items.length) this.nothing(query);
+    if (!answer.items.length) nothing(this, query);
     else say(filtered ? `${plural(answer.total, "item")} left by the filters` : plural(answer.total, "item"));
     this.showMore();
   }
@@ -243,12 +245,13 @@ class Page {
     try {
       const asked = this.shown === "search";
       const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
+      const zones = this.vocabulary.zones !== false;
       const k = Math.min(PAGE_SIZE, (this.vocabulary.limits?.k ?? 10_000) - offset);
       const answer = await this.answers.ask((signal) =>
         asked
-          ? this.api.search(toRequest(query, { k, offset }), upload?.blob, signal)
+          ? this.api.search(toRequest(query, { k, offset, zones }), upload?.blob, signal)
           : this.api.items({ limit: PAGE_SIZE, after: this.next, filter: toFilter(query.filters) }, signal),
-      ); // prettier-ignore
+      );
       if (!answer) return;
       const found = asked ? answer.hits : answer.items;
       this.grid.append(found, { ranked: asked, attributes: this.names });
@@ -263,7 +266,7 @@ class Page {
     } catch (error) {
       this.setBusy(false);
       if (error.code === "page_gone") return void this.refresh({ quiet: true }); // the index was rewritten since
-      this.fail(error, () => {
+      fail(this, error, () => {
         this.failed = false;
         clearNotice();
         this.more();
@@ -278,29 +281,14 @@ class Page {
     if (!more.hidden && more.getBoundingClientRect().top < innerHeight + AHEAD_PX) this.more(); // the observer tells of changes alone
   }
 
-  /** Nothing passed: what to loosen, or how to fill the index. */
-  nothing(query) {
-    const active = Object.entries(query.filters);
-    if (!active.length && this.indexing.items === 0) return this.indexing.showEmpty(this.vocabulary);
-    if (!active.length) return notice({ title: "No item answers this", text: "Every item of the index is left out: take back an example that you did not want." });
-    const loosened = this.filters.loosened.filter(([, total]) => total > 0);
-    const actions = loosened.slice(0, 4).map(([key, total]) => ({
-      label: `Without “${described(key, query.filters[key])}”: ${plural(total, "item")}`,
-      run: () => this.dropFilter(key),
-    })); // prettier-ignore
-    if (!loosened.length || active.length > 1) actions.push({ label: "Without any filter", run: () => this.change({ filters: {} }, "filter") });
-    const text = loosened.length ? "Loosen one of the filters:" : "The filters together leave nothing.";
-    notice({ title: "No item passes the filters", text, actions });
-    say(`No item passes the filters. ${loosened.length ? `Loosen ${loosened[0][0]}.` : ""}`);
-  }
-
   async loadFacets(query) {
     try {
       const facets = await this.facetAnswers.ask((signal) => this.filters.load(this.api, query.filters, signal));
       if (!facets) return;
+      this.facetsOf = JSON.stringify(query.filters);
       this.filters.show(facets.keys, query.filters);
       const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
-      if (empty && Object.keys(query.filters).length) this.nothing(query);
+      if (empty && Object.keys(query.filters).length) nothing(this, query);
     } catch {
       byId("facets").replaceChildren(el("p", { class: "hint", text: "The filters cannot be loaded just now." }));
     }
@@ -314,7 +302,7 @@ class Page {
     const filters = Object.entries(query.filters).map(([key, filter]) => chip(described(key, filter), () => this.dropFilter(key)));
     const unlike = query.unlike.map((id) => chip(`not like ${id}`, () => this.change({ unlike: query.unlike.filter((one) => one !== id) }, "unlike"), {
       picture: thumbnail({ id }, this.uploads.get), label: `Undo: not like ${id}`,
-    })); // prettier-ignore
+    }));
     byId("chips").hidden = filters.length + unlike.length === 0;
     byId("chips").replaceChildren(...filters, ...unlike);
     byId("copy-link").hidden = isBlank(query) && !Object.keys(query.filters).length;
@@ -346,10 +334,19 @@ class Page {
     byId("facts").textContent = plural(items, "item");
   }
 
+  /** Something was written from this page: the dialog stays open, what is behind it is new. */
+  rewritten() {
+    this.facetsOf = null;
+    this.refresh({ quiet: true });
+    this.indexing.look();
+  }
+
   /** The index holds other items than before. */
   grown() {
     this.tellSize({ items: this.indexing.items });
-    if (!this.busy && !document.querySelector("dialog[open]")) this.refresh({ quiet: true });
+    this.facetsOf = null;
+    if (this.busy || document.querySelector("dialog[open]")) setTimeout(() => this.grown(), LATER_MS);
+    else this.refresh({ quiet: true });
   }
 
   // ---- what else can be done -----------------------------------------------------------------------------------------------------
@@ -360,7 +357,7 @@ class Page {
       try {
         known = { ...(await this.api.item(item.id)), ...item };
       } catch (error) {
-        return this.fail(error, () => this.details(item));
+        return fail(this, error, () => this.details(item));
       }
     }
     if (this.query.item !== known.id) {
@@ -370,7 +367,7 @@ class Page {
     showDetails(known, this.names, {
       pick: (one) => this.pick(one),
       unlike: isBlank(this.query) ? null : (one) => this.unlike(one),
-      copy: (one, button) => this.copy({ ...this.query, item: one.id }, button),
+      copy: (one, button) => copyAddress({ ...this.query, item: one.id }, button),
       edit: this.vocabulary.writes ? (one) => this.manage(one.id) : null,
       other: (one) => this.details(this.grid.item(one.id) ?? { id: one.id, metadata: one.metadata }),
       similar: async (id, signal) => (await this.api.search({ reference_id: id, k: 6 }, null, signal)).hits,
@@ -382,53 +379,7 @@ class Page {
   }
 
   manage(id = "") {
-    showManage(this.api, { limits: this.vocabulary.image, needsKey: this.vocabulary.keys !== false, id, changed: () => this.refresh({ quiet: true }) });
-  }
-
-  async copy(query, button) {
-    const address = new URL(toAddress(query) || ".", location.href).href;
-    const uploaded = query.reference?.upload !== undefined;
-    let said = uploaded ? "Copied, without your image: an upload cannot be shared" : "Copied";
-    try {
-      await navigator.clipboard.writeText(address);
-    } catch {
-      said = "Copy the address of this page instead";
-    }
-    const before = button.textContent;
-    button.textContent = said;
-    say(said);
-    setTimeout(() => (button.textContent = before === said ? "Copy link" : before), 2500);
-  }
-
-  lostUpload() {
-    this.answers.cancel();
-    this.setBusy(false);
-    this.failed = true;
-    this.grid.show([]);
-    notice({ kind: "error", title: "Your image is gone", text: "An uploaded image is kept only while this page is open. Add it again, or go on without it.", actions: [
-      { label: "Add it again", run: () => byId("file").click() }, { label: "Without it", run: () => this.step({ reference: null }) },
-    ] }); // prettier-ignore
-  }
-
-  fail(error, again) {
-    if (error.status === undefined) throw error; // not the server's: a bug of this page
-    this.failed = true;
-    if (!this.grid.size) {
-      this.grid.show([]);
-      byId("results-title").textContent = "Nothing to show yet";
-      byId("summary").textContent = "";
-    }
-    const { title, text, wait = null } = explained(error, this.vocabulary?.image);
-    const actions = [{ label: wait === null ? "Try again" : "Try now", run: again }];
-    const { reference } = this.query;
-    if (error.status === 401) {
-      askForKey(this.api, () => (this.vocabulary ? again() : this.start()));
-      actions[0] = { label: "Enter a key", run: () => askForKey(this.api, () => (this.vocabulary ? again() : this.start())) };
-    }
-    if (reference && [404, 413, 415, 422].includes(error.status)) actions.push({ label: "Remove the image", run: () => this.step({ reference: null, weights: {} }) });
-    if (this.query.unlike.length && [404, 422].includes(error.status)) actions.push({ label: "Forget what is not wanted", run: () => this.change({ unlike: [] }, "unlike") });
-    const small = error.requestId && error.status >= 500 ? `Request ${error.requestId}` : null;
-    notice({ kind: wait === null ? "error" : "wait", title, text, small, actions, wait, then: again });
+    showManage(this.api, { limits: this.vocabulary.image, needsKey: this.vocabulary.keys !== false, id, changed: () => this.rewritten() });
   }
 }
 

@@ -30,7 +30,7 @@ function addForm(api, limits, changed) {
     form.reset();
     changed();
     return `Added ${item.id}.`;
-  }, [...file.nodes, ...id.nodes, ...metadata.nodes, el("label", { class: "choice" }, replace, el("span", { text: "Replace the item if it exists" }))]); // prettier-ignore
+  }, [...file.nodes, ...id.nodes, ...metadata.nodes, el("label", { class: "choice" }, replace, el("span", { text: "Replace the item if it exists" }))]);
   return form;
 }
 
@@ -53,7 +53,7 @@ function itemForm(api, changed, first) {
     await api.describe(id.input.value, read(metadata.input.value));
     changed();
     return `Saved ${id.input.value}.`;
-  }, [...id.nodes, el("button", { type: "button", text: "Load its metadata", on: { click: () => form.run(load) } }), ...metadata.nodes], [remove]); // prettier-ignore
+  }, [...id.nodes, el("button", { type: "button", text: "Load its metadata", on: { click: () => form.run(load) } }), ...metadata.nodes], [remove]);
   remove.addEventListener("click", () => {
     if (!id.input.value) return id.input.focus();
     if (!sure) return ask(true);

@@ -25,7 +25,7 @@ export function notice({ kind = "plain", title, text, small, actions = [], wait 
   const buttons = actions.map(({ label, run }) => el("button", { type: "button", text: label, on: { click: run } }));
   const box = el("div", { class: `notice ${kind}`, role: kind === "error" ? "alert" : "status" },
     el("h3", { text: title }), text && el("p", { text }), wait !== null ? left : null,
-    buttons.length ? el("div", { class: "actions" }, ...buttons) : null, small && el("p", { class: "fine", text: small })); // prettier-ignore
+    buttons.length ? el("div", { class: "actions" }, ...buttons) : null, small && el("p", { class: "fine", text: small }));
   byId("notice").replaceChildren(box);
   if (wait === null) return;
   const end = Date.now() + wait * 1000;

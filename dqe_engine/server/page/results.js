@@ -68,7 +68,7 @@ export class Grid {
 
   /** Show these after those that are there. */
   append(items, { ranked = false, attributes = [] } = {}) {
-    const scale = highest([...this.#tiles.values()].map(({ item }) => item), attributes); // prettier-ignore
+    const scale = highest([...this.#tiles.values()].map(({ item }) => item), attributes);
     for (const item of items) {
       if (this.#tiles.has(item.id)) continue;
       const head = this.#head(item, [...this.#tiles.values()].at(-1)?.item);
@@ -95,7 +95,7 @@ export class Grid {
   }
 
   #strip(zones, scale, attributes) {
-    const list = el("ul", { class: "strip", "aria-labelledby": "mid-title" });
+    const list = el("ul", { class: "strip", tabindex: 0, "aria-labelledby": "mid-title" });
     for (const hit of zones.mid) {
       const tile = new Tile(hit, this.#does);
       tile.update(hit, { scale, attributes });
@@ -129,14 +129,14 @@ export class Grid {
 
   #places() {
     if (still()) return null;
-    return new Map([...this.#tiles].map(([id, { root }]) => [id, root.getBoundingClientRect()])); // prettier-ignore
+    return new Map([...this.#tiles].map(([id, { root }]) => [id, root.getBoundingClientRect()]));
   }
 
   /** First, last, invert, play: each tile that is in sight glides from where it was; new ones fade in. */
   #move(before) {
     if (!before?.size) return;
     const seen = ({ top, bottom }) => bottom > 0 && top < innerHeight;
-    const moves = [...this.#tiles].map(([id, { root }]) => [root, before.get(id), root.getBoundingClientRect()]); // prettier-ignore
+    const moves = [...this.#tiles].map(([id, { root }]) => [root, before.get(id), root.getBoundingClientRect()]);
     for (const [root, from, to] of moves) {
       if (!seen(to) && !(from && seen(from))) continue;
       const frames = from ? { transform: [`translate(${from.left - to.left}px, ${from.top - to.top}px)`, "none"] } : { opacity: [0, 1] };
@@ -157,7 +157,7 @@ export class Grid {
     const goals = {
       ArrowRight: () => tiles[at + 1], ArrowLeft: () => tiles[at - 1], Home: () => tiles[0], End: () => tiles.at(-1),
       ArrowDown: () => beside(tile, tiles.slice(at + 1), 1), ArrowUp: () => beside(tile, tiles.slice(0, at).reverse(), -1),
-    }; // prettier-ignore
+    };
     if (event.key in goals) {
       event.preventDefault();
       const goal = goals[event.key]();
@@ -170,21 +170,13 @@ export class Grid {
   }
 }
 
-/** Of `tiles`, nearest first, the one in the next row (down: 1, up: -1) whose middle is closest. */
+/** Of `tiles`, nearest first, the one in the next row (down: 1, up: -1) whose middle is closest; by places at rest, not by those on the way. */
 function beside(tile, tiles, direction) {
-  const from = tile.root.getBoundingClientRect();
-  const middle = from.left + from.width / 2;
-  let row = null;
-  let best = null;
-  for (const other of tiles) {
-    const to = other.root.getBoundingClientRect();
-    if (direction * (to.top - from.top) < 8) continue;
-    row ??= to.top;
-    if (Math.abs(to.top - row) > 8) break;
-    const off = Math.abs(to.left + to.width / 2 - middle);
-    if (!best || off < best.off) best = { other, off };
-  }
-  return best?.other ?? null;
+  const middle = ({ offsetLeft, offsetWidth }) => offsetLeft + offsetWidth / 2;
+  const next = tiles.filter(({ root }) => direction * (root.offsetTop - tile.root.offsetTop) > 8);
+  const row = next.filter(({ root }) => Math.abs(root.offsetTop - next[0].root.offsetTop) <= 8);
+  const off = ({ root }) => Math.abs(middle(root) - middle(tile.root));
+  return row.reduce((best, other) => (best && off(best) <= off(other) ? best : other), null);
 }
 
 /** The sum that fills a bar: the largest of the positive parts, or of the scores. */

@@ -18,7 +18,7 @@ export class Sliders {
       const factor = el("output", { for: id, class: "factor" });
       const said = el("span", { class: "said", id: `${id}-said` });
       const row = el("div", { class: "slider", style: { "--c": attributeColour(name, attributes) } },
-        el("label", { for: id }, el("i", { class: "dot", "aria-hidden": "true" }), name), factor, input, said); // prettier-ignore
+        el("label", { for: id }, el("i", { class: "dot", "aria-hidden": "true" }), name), factor, input, said);
       input.addEventListener("input", () => {
         this.#tell(name, Number(input.value));
         if (this.#moved === null) setTimeout(() => this.#pass(weigh), DELAY_MS);
@@ -55,7 +55,7 @@ export class Sliders {
     row.style.setProperty("--at", `${(100 * value) / MOST}%`);
     factor.textContent = `× ${value.toFixed(1)}`;
     input.setAttribute("aria-valuetext", `${value.toFixed(1)} times`);
-    const text = predicted === null ? "" : value === 1 ? `predicted ${predicted.toFixed(2)}` : `predicted ${predicted.toFixed(2)}, used ${(predicted * value).toFixed(2)}`; // prettier-ignore
+    const text = predicted === null ? "" : value === 1 ? `predicted ${predicted.toFixed(2)}` : `predicted ${predicted.toFixed(2)}, used ${(predicted * value).toFixed(2)}`;
     if (said.textContent !== text) said.textContent = text;
   }
 }

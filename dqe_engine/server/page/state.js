@@ -58,7 +58,7 @@ export function fromAddress(search) {
 
 /** The API's filter, or null; `except` leaves a key's out. */
 export function toFilter(filters, except = null) {
-  const conditions = Object.entries(filters).filter(([key]) => key !== except).map(([key, filter]) => condition(key, filter)); // prettier-ignore
+  const conditions = Object.entries(filters).filter(([key]) => key !== except).map(([key, filter]) => condition(key, filter));
   if (conditions.length < 2) return conditions[0] ?? null;
   return { and: conditions };
 }
@@ -106,7 +106,7 @@ export class Trail {
   /** After other weights, filters or examples: the present step, changed. */
   changed(query) {
     if (this.at < 0) return this;
-    return new Trail(this.steps.map((step, i) => (i === this.at ? query : step)), this.at); // prettier-ignore
+    return new Trail(this.steps.map((step, i) => (i === this.at ? query : step)), this.at);
   }
 
   moved(at) {

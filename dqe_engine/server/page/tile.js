@@ -23,9 +23,9 @@ export function parts(hit, attributes) {
   if (!explanation) return [];
   const named = attributes.filter((name) => name in explanation.attributes);
   return [
-    { name: "the query as a whole", value: explanation.base, colour: "var(--base)" },
+    { name: "whole query", value: explanation.base, colour: "var(--base)" },
     ...named.map((name) => ({ name, value: explanation.attributes[name], colour: attributeColour(name, attributes) })),
-    ...(explanation.unlike ? [{ name: "examples not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
+    ...(explanation.unlike ? [{ name: "not wanted", value: explanation.unlike, colour: "var(--unlike)" }] : []),
   ];
 }
 
@@ -36,7 +36,7 @@ export class Tile {
   constructor(item, does) {
     this.item = item;
     this.pick = el("button", { type: "button", class: "pick", on: { click: () => does.pick(this.item) } },
-      picture(item, 320), el("span", { class: "pick-hint", "aria-hidden": "true", text: "Change this one" })); // prettier-ignore
+      picture(item, 320), el("span", { class: "pick-hint", "aria-hidden": "true", text: "Change this one" }));
     this.bar = el("span", { class: "bar", "aria-hidden": "true" });
     this.rank = el("span", { class: "rank" });
     this.score = el("span", { class: "score" });
@@ -45,7 +45,7 @@ export class Tile {
     this.not = tool("not", ICONS.cross, () => does.unlike(this.item));
     this.root = el("li", { class: "tile" }, this.pick, this.bar,
       el("span", { class: "facts", "aria-hidden": "true" }, this.rank, this.caption, this.score),
-      el("span", { class: "tile-tools" }, this.info, this.not)); // prettier-ignore
+      el("span", { class: "tile-tools" }, this.info, this.not));
     this.root.tile = this;
   }
 

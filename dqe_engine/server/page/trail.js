@@ -13,7 +13,7 @@ export function showTrail(trail, { go, uploadOf }) {
       const button = el("button", {
         type: "button", class: "crumb", on: { click: () => go(i) }, title: text,
         "aria-current": i === trail.at ? "step" : null, "aria-label": `Step ${i + 1}: ${named(step.reference)}${text}`,
-      }, thumbnail(step.reference, uploadOf), el("span", { class: "crumb-text", text })); // prettier-ignore
+      }, thumbnail(step.reference, uploadOf), el("span", { class: "crumb-text", text }));
       return el("li", { class: i > trail.at ? "ahead" : null }, button);
     }),
   );

@@ -36,7 +36,7 @@ export async function prepared(file, image) {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
     if (image.max_bytes && file.size > image.max_bytes) {
-      throw new UploadError(`This browser cannot read “${file.name}”, and its ${megabytes(file.size)} are over the server's ${megabytes(image.max_bytes)}. Save it as JPEG first.`); // prettier-ignore
+      throw new UploadError(`This browser cannot read “${file.name}”, and its ${megabytes(file.size)} are over the server's ${megabytes(image.max_bytes)}. Save it as JPEG first.`);
     }
     return file;
   }
