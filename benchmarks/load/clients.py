@@ -58,7 +58,7 @@ def build(folder: Path) -> Path:
 
 
 def wrk(server: Server, script: Path, *, connections: int, seconds: float) -> Load:
-    """Each connection asks again as soon as it is answered. One thread: more would take the server's processors. Raises MissingToolError."""
+    """Each connection asks again as soon as it is answered. One thread, to leave the processors to the server. Raises MissingToolError."""
     program = shutil.which("wrk")
     if program is None:
         raise MissingToolError(HOW_TO_GET)

@@ -20,6 +20,7 @@ from . import items, search, status
 from .guards import Guards, template_of
 from .metrics import Metrics
 from .openapi import schemas
+from .overload import Refusals
 from .photos import NoPhotoError
 from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
 from .service import Service
@@ -33,10 +34,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
     service = Service(settings, metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.open()
         try:
-            yield
+            yield {"refuses_search": Refusals(settings, metrics, service)}  # of every connection, see `protocol_httptools`
         finally:
             await service.close()
 

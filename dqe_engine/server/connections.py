@@ -14,13 +14,11 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
-from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from .headers import answer_headers, request_id_of
 from .peers import is_loopback, network_of
-from .problems import Problem, response_bytes, response_headers, retry_after
+from .problems import Problem, raw_answer, retry_after
 from .settings import ServerSettings
 
 MOST_HEADERS = 100
@@ -294,13 +292,3 @@ class Closer:
             self._transport.close()
         elif not self._connection.is_ended:
             self._connection.linger()
-
-
-def raw_answer(problem: Problem) -> bytes:
-    """A whole HTTP/1.1 answer that ends the connection, for where no application is reached."""
-    request_id = request_id_of(None)
-    body = response_bytes(problem, request_id)
-    headers = [*answer_headers(request_id), *response_headers(problem, body), (b"connection", b"close")]
-    phrase = HTTPStatus(problem.status).phrase.encode()
-    lines = [b"HTTP/1.1 %d %s" % (problem.status, phrase), *(name + b": " + value for name, value in headers), b"", body]
-    return b"\r\n".join(lines)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from .headers import SECURITY, answer_headers, request_id_of
+from .headers import SEARCH, SECURITY, answer_headers, request_id_of
 from .keys import Keyring, cookies_of
 from .logs import AccessLog
 from .metrics import Metrics
 from .peers import network_of
-from .problems import GoneError, Problem, problem_of, response_bytes, response_headers, retry_after
+from .problems import GoneError, Problem, problem_of, queue_full, response_bytes, response_headers, retry_after
 from .rates import Rates
 from .settings import Key, ServerSettings
 
@@ -34,8 +34,8 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 _PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
 _PAGE = "/page/"  # and what is under it
-_EXCEPTIONS = {("POST", "/v1/search"): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
-_SEARCH, _SESSION = "/v1/search", "/v1/session"
+_EXCEPTIONS = {("POST", SEARCH): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
+_SESSION = "/v1/session"
 _SESSION_BYTES = 4 << 10  # of the one body that comes without a key
 _SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
 _HEALTH = frozenset(("/healthz", "/readyz"))
@@ -269,9 +269,9 @@ class _Exchange:
 
     def _too_many(self) -> Problem | None:
         """Before anything is read or made for it: who is over what can be done is told so at once, and costs the others next to nothing."""
-        if self._path != _SEARCH or not self._guards.state.full():
+        if self._path != SEARCH or not self._guards.state.full():
             return None
-        return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
+        return queue_full()
 
     def _too_large(self, length: int) -> Problem | None:
         most = _SESSION_BYTES if self._path == _SESSION else self._guards.settings.max_body_bytes

@@ -24,6 +24,7 @@ from .messages import (
     NewItem,
     RemovedResponse,
     WrittenResponse,
+    check_filter,
     read_json,
 )
 from .openapi import body, responds
@@ -153,9 +154,11 @@ def _filter(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        filter = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f'filter: expected a JSON object such as {{"colour": "red"}}, got {text[:80]!r}: {error}') from error
+    check_filter(filter)
+    return filter
 
 
 def _matches(sent: str, etag: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from dqe_engine.errors import InputError
 from dqe_engine.index.facets import Facet
 from dqe_engine.query import MOST_RESULTS, Query
 from dqe_engine.results import IndexState
@@ -14,6 +16,9 @@ from dqe_engine.results import IndexState
 from .problems import Problem
 
 MOST_TEXT, MOST_ID, MOST_IDS, MOST_ATTRIBUTES = 10_000, 2_000, 1_000, 100
+MOST_EXPLAINED = 200
+MOST_FILTER_KEYS, MOST_FILTER_VALUES = 200, 10_000
+"""Keys of a filter's objects, all together, and elements of its lists. Of 100,000 items, a condition takes up to a millisecond."""
 _MOST_WEIGHT = 1e6
 
 Id = Annotated[str, Meta(min_length=1, max_length=MOST_ID, examples=["gallery/000001.jpg"])]
@@ -42,7 +47,12 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     explain: bool = False
 
     def query(self, image: bytes | None = None) -> Query:
-        """Raises InputError where it contradicts itself, and names the fields as the engine does."""
+        """Raises InputError where it contradicts itself, or asks too much, and names the fields as the engine does."""
+        check_filter(self.filter)
+        if self.explain and self.k > MOST_EXPLAINED:
+            raise InputError(
+                f"explain: at most {MOST_EXPLAINED} hits are explained at once, k is {self.k}; ask for fewer, or for pages by offset"
+            )
         return Query(image=image, **{name: getattr(self, name) for name in self.__struct_fields__})
 
 
@@ -179,6 +189,22 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
+
+
+def check_filter(filter: Mapping[str, Any] | None) -> None:
+    """Raises InputError for one that would take seconds: each condition is tested on every item, and each value is looked up."""
+    keys, values, stack = 0, 0, [filter]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            keys += len(node)
+            stack += node.values()
+        elif isinstance(node, list):
+            values += len(node)
+            stack += [part for part in node if isinstance(part, dict | list)]
+        if keys > MOST_FILTER_KEYS or values > MOST_FILTER_VALUES:
+            most = f"{MOST_FILTER_KEYS} conditions or {MOST_FILTER_VALUES:,} listed values"
+            raise InputError(f"filter: more than {most}; ask in parts, or give the items a key that says the same")
 
 
 def read_json(data: bytes | str, type: type[T]) -> T:

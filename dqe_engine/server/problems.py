@@ -25,9 +25,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from ..errors import DeadlineError, DQEError, IndexConflictError, InputError, OverloadError
+from .headers import answer_headers, request_id_of
 
 CODES: Mapping[int, str] = {
     400: "unreadable",
@@ -91,6 +93,11 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(min(seconds, 86400))))}
 
 
+def queue_full() -> Problem:
+    """Of a search."""
+    return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
+
+
 def problem_of(error: BaseException) -> Problem:
     """What a client is told about an error. What it cannot mend is told in general words: our own message may name files."""
     if isinstance(error, Problem):
@@ -126,6 +133,18 @@ def response_headers(problem: Problem, body: bytes) -> list[tuple[bytes, bytes]]
     if problem.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers + [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in problem.headers.items()]
+
+
+def raw_answer(problem: Problem, request_id: str | None = None, *, closes: bool = True) -> bytes:
+    """A whole HTTP/1.1 answer, for where no application is reached. `closes`: whether the connection ends with it."""
+    request_id = request_id_of(None) if request_id is None else request_id
+    body = response_bytes(problem, request_id)
+    headers = [*answer_headers(request_id), *response_headers(problem, body)]
+    if closes:
+        headers.append((b"connection", b"close"))
+    phrase = HTTPStatus(problem.status).phrase.encode()
+    lines = [b"HTTP/1.1 %d %s" % (problem.status, phrase), *(name + b": " + value for name, value in headers), b"", body]
+    return b"\r\n".join(lines)
 
 
 def _errnos(error: BaseException) -> set[int]:

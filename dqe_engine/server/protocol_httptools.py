@@ -10,7 +10,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from .connections import MOST_HEADERS, MOST_PIPELINED, Closer, Connection, Watch
-from .problems import Problem
+from .headers import SEARCH
+from .problems import Problem, queue_full
+
+_SEARCH = SEARCH.encode()
 
 
 class HttpToolsConnection(Connection, HttpToolsProtocol):
@@ -34,6 +37,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self._progressed = False
         self._head_bytes = self._headers = 0
         self._reason: Problem | None = None
+        self._refusal: bytes | None = None  # the answer to a search that is one too many
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if self.admitted(transport):
@@ -52,6 +56,11 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
             self.watch.expect_head(self)
         self._progressed = False
         super().data_received(data)
+        if self._refusal is not None and not self._deaf:  # its body is on the way, and nobody waits for it
+            self._refusal = None
+            self._unset_keepalive_if_required()
+            self.refuse(queue_full())
+            return
         self._held = 0 if self._progressed else self._held + len(data)
         if self._held > self.watch.settings.max_head_bytes:
             self._unset_keepalive_if_required()
@@ -77,6 +86,11 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
             raise ValueError(self._reason)
         self._in_head, self._progressed = False, True
         self.watch.have_head(self)
+        if self.url == _SEARCH and not self.is_answering() and (refuses := self.app_state.get("refuses_search")) is not None:
+            is_plain = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and not self.expect_100_continue
+            self._refusal = refuses(self.headers) if is_plain else None
+            if self._refusal is not None:
+                return
         super().on_headers_complete()
         if self.is_parting:
             self.cycle.keep_alive = False
@@ -84,11 +98,26 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True
-        super().on_body(body)
+        if self._refusal is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_head = self._progressed = True
-        super().on_message_complete()
+        if self._refusal is None:
+            super().on_message_complete()
+        elif not self.is_ended:
+            self._refuse_search(self._refusal)
+
+    def _refuse_search(self, answer: bytes) -> None:
+        """At once, without a task; the connection is kept, as otherwise its client would soon come with another."""
+        self._refusal = None
+        self.transport.write(answer)
+        if self.is_parting or not self.parser.should_keep_alive():
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.answered(is_idle=True)
 
     def on_response_complete(self) -> None:
         if self.is_ended:

@@ -27,6 +27,9 @@ from .settings import ServerSettings
 
 log = logging.getLogger("dqe_engine.server")
 _BACKLOG = 1024
+_ACCEPTED_AT_ONCE = 32
+"""Handles of the listening socket in each process. uvloop accepts one connection a turn of its loop from each: where turns are long because
+there is much to do, new clients would wait for seconds, one behind the other."""
 _WORKER_S = 60
 """Seconds for a worker to import and load everything, and to say that it lives: on a busy machine, uvicorn's five are too few, and a worker
 that is killed for it is started again and again."""
@@ -63,17 +66,20 @@ def serve(
         timeout_worker_healthcheck=_WORKER_S,
         backlog=_BACKLOG,
     )
-    with listening, _background(indexing):
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(listening)
+        sockets = [listening, *(opened.enter_context(listening.dup()) for _ in range(_ACCEPTED_AT_ONCE - 1))]
+        opened.enter_context(_background(indexing))
         print(f"search page: {_address(listening)}  (Ctrl-C ends it)", flush=True)
         if settings.workers > 1:
-            workers = _Workers(config, [listening], again or (lambda: settings))
+            workers = _Workers(config, sockets, again or (lambda: settings))
             workers.run()
             return 2 if workers.failed else 0
         signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn puts back, and raises again, when it has drained
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         server = uvicorn.Server(config)
-        server.run([listening])
+        server.run(sockets)
         return 0 if server.started else 2
 
 

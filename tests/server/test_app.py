@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import msgspec
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 from support.hostile_images import encoded
 from support.samples import noise_image
-from support.server import READ_KEY, WRITE_KEY, bearer
+from support.server import READ_KEY, WRITE_KEY, bearer, running
 
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.server import messages
-from dqe_engine.server.settings import Key
+from dqe_engine.server.service import Service
+from dqe_engine.server.settings import Key, ServerSettings
 
 Serve = Callable[..., TestClient]
 ITEM = "sub/01.png"
@@ -93,6 +96,62 @@ def test_an_upload_is_searched_by(serve: Serve, shop: Path) -> None:
 )
 def test_what_is_wrong_with_a_query_is_told(serve: Serve, body: bytes, status: int, code: str) -> None:
     assert problem(serve().post("/v1/search", content=body, headers={"Content-Type": "application/json"})) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"k": 201, "explain": True},
+        {"filter": {"or": [{"price": n} for n in range(200)]}},
+        {"filter": {"price": {"in": list(range(10_001))}}},
+    ],
+)
+def test_what_would_take_seconds_is_refused(serve: Serve, asked: dict[str, Any]) -> None:
+    client = serve()
+    assert problem(client.post("/v1/search", json={"text": "red", **asked})) == (422, "invalid")
+    if "filter" in asked and "or" in asked["filter"]:
+        given = json.dumps(asked["filter"], separators=(",", ":"))
+        for path in ("/v1/facets", "/v1/items"):
+            assert problem(client.get(path, params={"filter": given})) == (422, "invalid")
+
+
+def test_a_search_too_many_is_refused_at_once_and_the_connection_is_kept(
+    make_settings: Callable[..., ServerSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = [True]
+    monkeypatch.setattr(Service, "full", lambda self: full[0])
+    body = b'{"text": "red"}'
+    head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: mine\r\nContent-Type: application/json\r\n"
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+    def answer(connection: socket.socket) -> bytes:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(65536)
+        top, _, rest = received.partition(b"\r\n\r\n")
+        length = int(next(line for line in top.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1])
+        while len(rest) < length:
+            rest += connection.recv(65536)
+        return top + b"\n" + rest
+
+    with running(make_settings()) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            for _ in range(2):
+                connection.sendall(whole)
+                refused = answer(connection)
+                assert refused.startswith(b"HTTP/1.1 429 ")
+                assert b"x-request-id: mine" in refused
+                assert b"retry-after: 1" in refused
+                assert b'"code":"queue_full"' in refused
+            full[0] = False
+            connection.sendall(whole)
+            assert answer(connection).startswith(b"HTTP/1.1 200 ")
+            full[0] = True
+            connection.sendall(whole[:-5])  # the rest of it is not waited for
+            assert b"connection: close" in answer(connection)
+        with httpx.Client(base_url=url) as client:
+            assert 'dqe_rejected_total{reason="queue_full"} 3.0' in client.get("/metrics").text
+    assert capsys.readouterr().err.count('"reason":"queue_full"') == 3
 
 
 def test_what_is_wrong_with_a_multipart_body_is_told(serve: Serve) -> None:
