@@ -245,7 +245,7 @@ class RetrievalEngine(ProcessBound):
         spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
-        ids = self._encoder.text.tokenise([self.bundle.vocabulary.names[0]])[0].ids
+        ids = self._encoder.text.tokenise(["red"])[0].ids
         self._answer([Prepared(Query(text="", k=1), snapshot, image_tokens=tokens, ids=ids)], Clock())
 
     @property

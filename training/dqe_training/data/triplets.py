@@ -100,7 +100,7 @@ def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, inde
 
 
 def _check_attributes(names: Iterable[str], vocabulary: AttributeVocabulary, where: str) -> None:
-    if unknown := set(names) - set(vocabulary.names):
+    if vocabulary.names and (unknown := set(names) - set(vocabulary.names)):  # without attributes, labels are of no use, and no error
         raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
 
 
