@@ -204,8 +204,8 @@ class RetrievalEngine(ProcessBound):
         attributes, width = self.bundle.sizes.attributes, self.bundle.sizes.embedding_dim
         return EncodedQueries(
             queries=np.array([one.vector for one in composed], np.float32).reshape(-1, width),
-            predicted_weights=np.array([one.predicted for one in composed], np.float32).reshape(-1, attributes),
-            weights=np.array([one.weights for one in composed], np.float32).reshape(-1, attributes),
+            predicted_weights=np.array([one.predicted for one in composed], np.float32).reshape(len(composed), attributes),
+            weights=np.array([one.weights for one in composed], np.float32).reshape(len(composed), attributes),
             truncated=tuple(one.truncated for one in prepared),
             timings_ms=clock.timings_ms,
         )

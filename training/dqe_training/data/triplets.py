@@ -191,7 +191,9 @@ def load_triplets(
 def label_images(records: Sequence[ImageRecord], vocabulary: AttributeVocabulary) -> NDArray[np.int64]:
     """(I, A) int64 value positions of labelled images, -1 where a label is missing. Raises InputError for a foreign value."""
     index = _value_index(vocabulary)
-    return np.asarray([_label_row(r.attributes, vocabulary, index, f"image {r.image}") for r in records], np.int64).reshape(-1, len(index))
+    return np.asarray([_label_row(r.attributes, vocabulary, index, f"image {r.image}") for r in records], np.int64).reshape(
+        len(records), len(index)
+    )
 
 
 class TextBatcher:
