@@ -36,7 +36,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return write_checkpoint(tmp_path_factory.mktemp(kind) / "model", model_config(base_query=kind, text_share=0.4, **SIZES))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["f32", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != "f32")])
 def test_it_is_exported_and_answers(form: str, checkpoint: Path, garments: Path, tmp_path: Path) -> None:
     options, allowed = FORMS[form]
     assert main([str(checkpoint), str(tmp_path / "bundle"), "--data", str(garments), *options]) == 0
