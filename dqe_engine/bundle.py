@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .contracts.graphs import GRAPHS, GraphSizes, GraphSpec
+from .contracts.graphs import ATTRIBUTE_HEADS, GraphSizes, GraphSpec, graphs_of
 from .contracts.manifest import (
     MANIFEST_FILE,
     REPORT_FILES,
@@ -143,7 +143,7 @@ def read_schema(kind: type[M], where: Path, missing: str, made_by: str) -> M:
 
 def _check_contents(where: Path, manifest: BundleManifest) -> None:
     graphs = {graph.name: graph for graph in manifest.graphs}
-    for known in GRAPHS:
+    for known in graphs_of(manifest.sizes):
         if graphs.get(known.name) != known:
             raise BundleError(f"{where}: graph {known.name} is {'not as this version binds it' if known.name in graphs else 'missing'}")
     paths = [entry.path for entry in manifest.files]
@@ -157,8 +157,10 @@ def _check_contents(where: Path, manifest: BundleManifest) -> None:
         raise BundleError(f"{where}: {sizes.attributes} attribute heads, but {heads} attributes in the vocabulary")
     if sizes.image_size != manifest.preprocessing.image_size:
         raise BundleError(f"{where}: graphs take {sizes.image_size} pixels, preprocessing gives {manifest.preprocessing.image_size}")
-    if min(msgspec.structs.astuple(sizes)) < 1:
-        raise BundleError(f"{where}: sizes must be positive, got {sizes}")
+    if ATTRIBUTE_HEADS.name in graphs and not heads:
+        raise BundleError(f"{where}: lists a graph of attribute heads, but no attributes; export the bundle again")
+    if min(msgspec.structs.astuple(msgspec.structs.replace(sizes, attributes=1))) < 1:
+        raise BundleError(f"{where}: sizes must be positive, but for the number of attributes, got {sizes}")
 
 
 def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = MANIFEST_FILE) -> None:

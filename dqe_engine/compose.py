@@ -28,6 +28,12 @@ def compose_query(base_query: NDArray[np.float32], sub_queries: NDArray[np.float
     return unit.astype(np.float32)
 
 
+def unknown_attribute(name: str, names: Sequence[str]) -> InputError:
+    """The error for a weight of an attribute that is none of the model's `names`."""
+    known = f"this model has {', '.join(names)}" if names else "this model has no attributes; leave the weights out"
+    return InputError(f"unknown attribute {name!r}; {known}")
+
+
 def apply_overrides(weights: NDArray[np.float32], names: Sequence[str], overrides: Mapping[str, float]) -> NDArray[np.float32]:
     """Predicted weights times a multiplier per attribute name: 1 keeps, 0 switches off, 2 doubles.
 
@@ -41,7 +47,7 @@ def apply_overrides(weights: NDArray[np.float32], names: Sequence[str], override
     factors = np.ones(len(names), np.float64)
     for name, factor in overrides.items():
         if name not in names:
-            raise InputError(f"unknown attribute {name!r}; this model has {', '.join(names)}")
+            raise unknown_attribute(name, names)
         if isinstance(factor, bool) or not isinstance(factor, int | float | np.number) or not math.isfinite(factor) or factor < 0:
             raise InputError(f"weight of {name!r} multiplies the predicted one: a finite number of at least 0, got {factor!r}")
         factors[names.index(name)] = factor

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .caches import ArrayCache, SharedArrays
-from .compose import apply_overrides, compose_query
-from .contracts.graphs import GRAPHS, GraphSpec
+from .compose import apply_overrides, compose_query, unknown_attribute
+from .contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec, graphs_of
 from .errors import BackendError, InputError
 from .image_policy import ImagePolicy
 from .index.filters import Combination, compile_filter
@@ -89,9 +89,12 @@ class QueryEncoder:
 
     def __init__(self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], policy: ImagePolicy, kept_bytes: int) -> None:
         self.bundle, self.policy = bundle, policy
-        self.sessions = self._vision, self._query, self._attributes, self._target = tuple(map(open_graph, GRAPHS))
+        opened = {graph.name: open_graph(graph) for graph in graphs_of(bundle.sizes)}
+        self.sessions = tuple(opened.values())
+        self._vision, self._query, self._target = (opened[graph.name] for graph in (VISION_ENCODER, QUERY_ENCODER, TARGET_ENCODER))
+        self._attributes = opened.get(ATTRIBUTE_HEADS.name)
         self.text = bundle.text_encoder()
-        self._lengths = text_buckets(self._query, self._attributes)
+        self._lengths = text_buckets(*(session for session in (self._query, self._attributes) if session is not None))
         self.uploads, self.fused = ArrayCache(kept_bytes), ArrayCache(kept_bytes)
         self._pixels = SharedArrays()  # of uploads that are decoded, and not yet encoded
 
@@ -111,7 +114,7 @@ class QueryEncoder:
         names = self.bundle.vocabulary.names
         for name in (*query.weights, *query.absolute_weights):
             if name not in names:
-                raise InputError(f"unknown attribute {name!r}; this model has {', '.join(names)}")
+                raise unknown_attribute(name, names)
         if query.text is None:
             return Prepared(query, snapshot, filter, key, tokens, pixels, targets)
         (read,) = self.text.tokenise([query.text])
@@ -218,7 +221,7 @@ class QueryEncoder:
         fused = self._query.run(image_tokens=tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
         base = fused.pop("base_query")
         clock.lap("query")
-        read = self._attributes.run(**fused, attention_mask=encoded.attention_mask)
+        read = self._read_attributes(fused, encoded.attention_mask)
         clock.lap("attributes")
         found: dict[int, Parts] = {}
         for rows, *parts in zip(same.values(), base, read["sub_queries"], read["attribute_weights"], strict=True):
@@ -227,6 +230,13 @@ class QueryEncoder:
             if (key := keys[rows[0]]) is not None:
                 self.fused.put(key, made)
         return found
+
+    def _read_attributes(self, fused: Mapping[str, F32], attention_mask: NDArray[np.int64]) -> Mapping[str, F32]:
+        """Sub-queries (B, A, D) and weights (B, A), with A = 0 for a model without attribute heads."""
+        if self._attributes is not None:
+            return self._attributes.run(**fused, attention_mask=attention_mask)
+        none = np.zeros((len(attention_mask), 0, self.bundle.sizes.embedding_dim), np.float32)
+        return {"sub_queries": none, "attribute_weights": none[:, :, 0]}
 
     def _similar(self, prepared: Mapping[int, Prepared], image_tokens: Mapping[int, Rows], clock: Clock) -> dict[int, Parts]:
         """The same of images alone: the mean of the tokens by which the gallery is searched, and nothing of the attributes."""

@@ -205,8 +205,8 @@ class RetrievalEngine(ProcessBound):
         attributes, width = self.bundle.sizes.attributes, self.bundle.sizes.embedding_dim
         return EncodedQueries(
             queries=np.array([one.vector for one in composed], np.float32).reshape(-1, width),
-            predicted_weights=np.array([one.predicted for one in composed], np.float32).reshape(-1, attributes),
-            weights=np.array([one.weights for one in composed], np.float32).reshape(-1, attributes),
+            predicted_weights=np.array([one.predicted for one in composed], np.float32).reshape(len(composed), attributes),
+            weights=np.array([one.weights for one in composed], np.float32).reshape(len(composed), attributes),
             truncated=tuple(one.truncated for one in prepared),
             timings_ms=clock.timings_ms,
         )
@@ -246,7 +246,7 @@ class RetrievalEngine(ProcessBound):
         spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
-        ids = self._encoder.text.tokenise([self.bundle.vocabulary.names[0]])[0].ids
+        ids = self._encoder.text.tokenise(["red"])[0].ids
         self._answer([Prepared(Query(text="", k=1), snapshot, image_tokens=tokens, ids=ids)], Clock())
 
     @property

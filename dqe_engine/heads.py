@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from .bundle import Bundle, check_file, read_schema
-from .contracts.graphs import ATTRIBUTE_HEADS
+from .contracts.graphs import ATTRIBUTE_HEADS, graphs_of
 from .contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, REPORT_FILES, BundleManifest, HeadsManifest, graph_files
 from .contracts.parsing import to_json
 from .errors import BundleError, InputError
@@ -26,6 +26,8 @@ def load_heads(path: str | os.PathLike[str]) -> HeadsManifest:
     where = root / HEADS_FILE
     if manifest.vocabulary.hash != manifest.vocabulary_hash:
         raise BundleError(f"{where}: the vocabulary is not the one that the heads were exported with; export them again")
+    if not manifest.vocabulary.attributes:
+        raise BundleError(f"{where}: names no attributes, so there is nothing to give to a bundle; export heads of a model that has some")
     if manifest.sizes.attributes != (named := len(manifest.vocabulary.attributes)):
         raise BundleError(f"{where}: {manifest.sizes.attributes} attribute heads, but {named} attributes in the vocabulary")
     listed = [entry.path for entry in manifest.files]
@@ -44,7 +46,7 @@ def replace_heads(
     new_vocabulary: bool = False,
     check: Callable[[Path, BundleManifest], BundleManifest] = lambda path, manifest: manifest,
 ) -> BundleManifest:
-    """Give `bundle` the attribute heads in the folder `heads`, with their vocabulary and zones; whole or not at all.
+    """Give `bundle` the attribute heads in the folder `heads`, with their vocabulary and zones; whole or not at all. It may have had none.
 
     Everything else stays as it is, and so do indexes made with the bundle; engines that serve it go on with what they loaded. The
     export's report goes, since it is no longer of this bundle, and a TensorRT engine of the old heads is refused from then on.
@@ -62,6 +64,7 @@ def replace_heads(
         old,
         producer=new.producer,
         sizes=new.sizes,
+        graphs=graphs_of(new.sizes),
         vocabulary=new.vocabulary,
         zones=new.zones,
         parity=(*measured, new.parity),
@@ -92,7 +95,7 @@ def _check_fit(bundle: Path, old: BundleManifest, heads: Path, new: HeadsManifes
         raise InputError(f"{heads}: in {new.precision}, {bundle} is in {old.precision}; export the heads with the bundle's --precision")
     if msgspec.structs.replace(new.sizes, attributes=old.sizes.attributes) != old.sizes:
         raise InputError(f"{heads}: of a model of other sizes ({new.sizes}) than {bundle} ({old.sizes})")
-    if new.vocabulary.names != old.vocabulary.names and not new_vocabulary:
+    if new.vocabulary.names != old.vocabulary.names and old.vocabulary.names and not new_vocabulary:
         raise InputError(
             f"{heads}: its attributes are {', '.join(new.vocabulary.names)}, those of {bundle} {', '.join(old.vocabulary.names)}; callers "
             "may name the old ones, so allow this with --new-vocabulary"

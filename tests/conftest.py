@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of the public datasets' files; use it with the marker of the same name."""
     return _realdata_folder()

@@ -23,7 +23,7 @@ class GraphSizes(Contract, frozen=True):
     target_tokens: int  # M
     hidden_size: int  # H, of the Q-Former
     query_tokens: int  # Q
-    attributes: int  # A
+    attributes: int  # A, 0 for a model without attribute heads
 
 
 class TensorSpec(Contract, frozen=True):
@@ -89,3 +89,9 @@ TARGET_ENCODER = GraphSpec(
 )
 
 GRAPHS: tuple[GraphSpec, ...] = (VISION_ENCODER, QUERY_ENCODER, ATTRIBUTE_HEADS, TARGET_ENCODER)
+
+
+def graphs_of(sizes: GraphSizes) -> tuple[GraphSpec, ...]:
+    """The graphs that a model of these sizes has: without attributes (A = 0) there are no attribute heads. The query encoder is the same,
+    so that a bundle without heads can take some later."""
+    return tuple(graph for graph in GRAPHS if sizes.attributes or graph is not ATTRIBUTE_HEADS)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import QUERY_ENCODER, GraphSpec, graphs_of
 from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphParity, Precision, Target
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
@@ -83,7 +83,7 @@ def export_bundle(
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> BundleManifest:
     model, config = checkpoint.model.eval(), checkpoint.meta.config.model
-    written = [write_graph(spec, checkpoint, directory, options, advance) for spec in GRAPHS]
+    written = [write_graph(spec, checkpoint, directory, options, advance) for spec in graphs_of(model.sizes)]
     graphs = [graph.parity for graph in written]
     advance("checking the composed query")
     inputs = parity_inputs(QUERY_ENCODER, checkpoint, options.data, options.precision)
@@ -98,7 +98,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         model=msgspec.to_builtins(config),
         encoder_hash=encoder_identity(checkpoint),
         sizes=model.sizes,
-        graphs=GRAPHS,
+        graphs=graphs_of(model.sizes),
         preprocessing=config.preprocessing,
         tokenizer=checkpoint.meta.tokenizer,
         vocabulary=checkpoint.vocabulary,
@@ -121,7 +121,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
             graph=spec.name, size=_size(directory / spec.file), float32_size=graph.float32_size, latency=latency[spec.name],
             layers=graph.layers,
         )
-        for spec, graph in zip(GRAPHS, written, strict=True)
+        for spec, graph in zip(manifest.graphs, written, strict=True)
     ]  # fmt: skip
     write_report(directory, ExportReport.of(manifest, reports, company=company, why=options.why))
     advance("verifying")

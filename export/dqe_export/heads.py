@@ -12,7 +12,7 @@ from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER
 from dqe_engine.contracts.manifest import HEADS_FILE, BundleManifest, HeadsManifest
 from dqe_engine.contracts.parsing import to_json
-from dqe_engine.errors import ExportError
+from dqe_engine.errors import ExportError, InputError
 from dqe_engine.files import atomic_directory, describe_write_error, scratch_directory
 from dqe_engine.heads import load_heads, replace_heads
 from dqe_training.checkpoint import Checkpoint
@@ -75,6 +75,10 @@ def export_heads_into(
 
 
 def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advance: Advance) -> HeadsManifest:
+    if not checkpoint.vocabulary.attributes:
+        raise InputError(
+            f"{checkpoint.directory}: has no attribute heads; train some with start={checkpoint.directory} finetune=attributes"
+        )
     parity = write_graph(ATTRIBUTE_HEADS, checkpoint, directory, options, advance).parity
     manifest = HeadsManifest(
         producer=f"dqe-engine {version('dqe-engine')}",

@@ -19,5 +19,8 @@ def encoder_identity(checkpoint: Checkpoint) -> str:
     """
     model = checkpoint.meta.config.model
     model = msgspec.structs.replace(model, attribute_weights=True, qformer=msgspec.structs.replace(model.qformer, dropout=0.0))
+    described = msgspec.to_builtins(model)
+    if model.base_query != "zero_shot":  # nothing reads it, and bundles of earlier versions had no such setting
+        del described["text_share"]
     tokenizer = sha256_of(checkpoint.directory / checkpoint.meta.tokenizer.file)
-    return hashlib.sha256(to_json((encoder_hash(checkpoint), model, checkpoint.meta.tokenizer, tokenizer))).hexdigest()
+    return hashlib.sha256(to_json((encoder_hash(checkpoint), described, checkpoint.meta.tokenizer, tokenizer))).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
+from dqe_engine.contracts.graphs import GraphSpec, graphs_of
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.sessions import OnnxSession
 from dqe_training.machine import Company
@@ -53,7 +53,7 @@ def time_graphs(
     Texts have 12 tokens, or as many as the model takes.
     """
     company, found = Company(), {}
-    for spec in GRAPHS:
+    for spec in graphs_of(model.sizes):
         advance(f"timing {spec.name}")
         session, module = OnnxSession(directory / spec.file, spec, model.sizes, provider="cpu"), graph_module(spec, model)
         with company:

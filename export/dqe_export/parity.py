@@ -138,14 +138,18 @@ def _check(reference: Reference, path: Path, tolerance: Tolerance, *, most: int 
 def check_composition(
     model: DQEModel, directory: Path, *, precision: Precision = "float32", inputs: MakeInputs | None = None
 ) -> GraphParity:
-    """The composed query through the graphs in `directory` one after the other, whose errors add up, as `check_parity` does for one."""
+    """The composed query through the graphs in `directory` one after the other, whose errors add up, as `check_parity` does for one.
+    Without attribute heads it is the base query."""
     tolerance, sizes = TOLERANCES[precision], model.sizes
-    query, heads = (OnnxSession(directory / spec.file, spec, sizes, provider="cpu") for spec in (QUERY_ENCODER, ATTRIBUTE_HEADS))
+    query = OnnxSession(directory / QUERY_ENCODER.file, QUERY_ENCODER, sizes, provider="cpu")
+    heads = OnnxSession(directory / ATTRIBUTE_HEADS.file, ATTRIBUTE_HEADS, sizes, provider="cpu") if sizes.attributes else None
     reference = Reference(QUERY_ENCODER, model, inputs)
 
     def run(given: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         fused = query.run(**given)
         base = fused.pop("base_query")
+        if heads is None:
+            return {"query": base}
         read = heads.run(**fused, attention_mask=given["attention_mask"])
         return {"query": compose_query(base, read["sub_queries"], read["attribute_weights"])}
 

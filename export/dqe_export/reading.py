@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, VISION_ENCODER, GraphSizes, GraphSpec
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, VISION_ENCODER, GraphSizes, GraphSpec, graphs_of
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
 from dqe_engine.query import Query
@@ -59,7 +59,7 @@ def check_reading(checkpoint: Checkpoint, directory: Path) -> None:
     Raises ParityError, which names the image, the text or the attribute.
     """
     bundle = Bundle.load(directory, verify=False)
-    recorders = {spec.name: Recorder(spec, bundle.sizes) for spec in GRAPHS}
+    recorders = {spec.name: Recorder(spec, bundle.sizes) for spec in graphs_of(bundle.sizes)}
     engine = RetrievalEngine(bundle, lambda spec: recorders[spec.name], kept_bytes=0)  # each call is to reach the graphs
     _check_images(checkpoint, engine, recorders[VISION_ENCODER.name])
     _check_texts(checkpoint, engine, recorders[QUERY_ENCODER.name])

@@ -15,7 +15,9 @@ from PIL import Image
 from support.hostile_images import encoded
 from support.samples import noise_image
 from support.server import READ_KEY, WRITE_KEY
+from support.tiny_bundle import build_tiny_bundle
 
+from dqe_engine.engine import RetrievalEngine
 from dqe_engine.server.app import create_app
 from dqe_engine.server.settings import Key, ServerSettings
 
@@ -241,6 +243,37 @@ def test_an_older_answer_never_takes_the_place_of_a_newer_one(address: str, open
     page.evaluate("fetch('healthz').then(answer => answer.text())")  # whatever was under way before it has arrived
     assert len(held) == 1
     assert shown(page) == order
+
+
+def test_a_model_without_attributes_offers_no_weights(make_settings: MakeSettings, open_page: OpenPage, tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "plain", attributes=False)
+    photos = tmp_path / "few"
+    photos.mkdir()
+    with RetrievalEngine.load(bundle, provider="cpu", threads=1) as engine:
+        for n in range(6):
+            noise_image(n).save(photos / f"{n}.png")
+        engine.index_images(photos)
+        engine.save_index(tmp_path / "plain-index")
+    with running(make_settings(bundle=bundle, index=tmp_path / "plain-index", photos=(("", photos),))) as address:
+        page = open_page(f"{address}?ref=1.png&text=red", viewport={"width": 390, "height": 700})
+        assert page.request.get(f"{address}/v1/vocabulary").json()["attributes"] == []
+        weighed = {"reference_id": "1.png", "text": "red", "weights": {"colour": 2.0}}
+        refused = page.request.post(f"{address}/v1/search", data=weighed)
+        assert (refused.status, "this model has no attributes" in refused.text()) == (422, True)
+        assert len(shown(page)) == 5
+        expect(page.locator(SLIDER)).to_have_count(0)
+        expect(page.get_by_text("Attribute weights")).to_be_hidden()
+        expect(page.locator("#dock button:visible")).to_have_text(["Filters"])
+        page.locator("#dock button:visible").click()
+        expect(page.locator("#filters")).to_be_visible()
+        expect(page.locator("#weights")).to_be_hidden()
+        page.keyboard.press("Escape")
+        first = page.locator("#grid > .tile").first
+        first.hover()
+        first.locator(".info").click()
+        expect(page.locator("#details th[scope=row]")).to_have_text(["whole query"])
+        found = Axe().run(page).response["violations"]
+        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 # ---- steps, filters, addresses ---------------------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.graphs import (
     ATTRIBUTE_HEADS,
     DYNAMIC_AXES,
-    GRAPHS,
     QUERY_ENCODER,
     TARGET_ENCODER,
     VISION_ENCODER,
     GraphSizes,
     GraphSpec,
+    graphs_of,
 )
 from dqe_engine.contracts.manifest import COMPOSED_QUERY, HEADS_FILE, MANIFEST_FILE, BundleManifest, GraphParity, HeadsManifest, Tolerance
 from dqe_engine.contracts.parsing import to_json
@@ -40,32 +40,36 @@ ENCODER_HASH = "e" * 64
 TOLERANCE = Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995)
 
 
-def build_tiny_bundle(path: Path, *, seed: int = 0, zones: ZoneSpec | None = None) -> Path:
-    """Write the bundle to `path` (a new directory) and return it. Another `seed` is another model."""
+def build_tiny_bundle(path: Path, *, seed: int = 0, zones: ZoneSpec | None = None, attributes: bool = True) -> Path:
+    """Write the bundle to `path` (a new directory) and return it. Another `seed` is another model. Without `attributes` it is the same
+    model but for its heads."""
     path.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for spec, nodes, weights in (_vision(rng), _query(rng), _heads(rng), _target(rng)):
-        _write_graph(path, spec, nodes, weights)
+        if attributes or spec is not ATTRIBUTE_HEADS:
+            _write_graph(path, spec, nodes, weights)
     build_tokenizer().save(str(path / "tokenizer.json"))
-    write_manifest(path, zones=zones)
+    write_manifest(path, zones=zones, vocabulary=VOCABULARY if attributes else AttributeVocabulary(attributes=()))
     return path
 
 
-def write_manifest(path: Path, *, zones: ZoneSpec | None = None) -> None:
+def write_manifest(path: Path, *, zones: ZoneSpec | None = None, vocabulary: AttributeVocabulary = VOCABULARY) -> None:
+    sizes = msgspec.structs.replace(SIZES, attributes=len(vocabulary.attributes))
+    graphs = graphs_of(sizes)
     manifest = BundleManifest(
         name="tiny",
         producer="tests",
         opset=OPSET,
         model={},
         encoder_hash=ENCODER_HASH,
-        sizes=SIZES,
-        graphs=GRAPHS,
+        sizes=sizes,
+        graphs=graphs,
         preprocessing=PreprocessingSpec(image_size=SIZES.image_size),
         tokenizer=TokenizerSpec(max_length=16),
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary,
         zones=zones or ZoneSpec(lo=0.1, hi=0.5),
         tolerance=TOLERANCE,
-        parity=tuple(GraphParity(graph=name, outputs={}, shapes=()) for name in (*(spec.name for spec in GRAPHS), COMPOSED_QUERY)),
+        parity=tuple(GraphParity(graph=name, outputs={}, shapes=()) for name in (*(spec.name for spec in graphs), COMPOSED_QUERY)),
         files=build_file_entries(path),
     )
     (path / MANIFEST_FILE).write_bytes(to_json(manifest))

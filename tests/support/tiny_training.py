@@ -52,7 +52,12 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def model_config(
-    *, attribute_weights: bool = True, base_query: BaseQuery = "mean", weights_from: WeightInputs = "text", **qformer: Any
+    *,
+    attribute_weights: bool = True,
+    base_query: BaseQuery = "mean",
+    text_share: float = 0.5,
+    weights_from: WeightInputs = "text",
+    **qformer: Any,
 ) -> ModelConfig:
     sizes: dict[str, Any] = {"hidden_size": 16, "layers": 1, "heads": 2, "query_tokens": 3, "embedding_dim": 8}
     return ModelConfig(
@@ -61,6 +66,7 @@ def model_config(
         qformer=QFormerConfig(**sizes | qformer),
         attribute_weights=attribute_weights,
         base_query=base_query,
+        text_share=text_share,
         weights_from=weights_from,
     )
 
@@ -89,9 +95,10 @@ def make_model(
 ) -> DQEModel:
     """Random weights, larger than an initialisation's, so that everything matters by more than rounding; in eval mode."""
     torch.manual_seed(seed)
-    model = DQEModel(config or model_config(), vocab or vocabulary(), vocab_size)
+    model = DQEModel(config or model_config(), vocabulary() if vocab is None else vocab, vocab_size)
     with torch.no_grad():
-        model.attribute_heads.gain.normal_()
+        if model.vocabulary.attributes:
+            model.attribute_heads.gain.normal_()
         for parameter in (*model.qformer.parameters(), *model.embeddings.parameters(), model.query_tokens):
             if parameter.ndim >= 2:
                 parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
@@ -110,13 +117,13 @@ def query_inputs(model: DQEModel, batch: int, length: int, *, seed: int = 0) -> 
     return tokens, ids * mask, mask
 
 
-def write_checkpoint(path: Path, model: ModelConfig | None = None) -> Path:
+def write_checkpoint(path: Path, model: ModelConfig | None = None, *, vocab: AttributeVocabulary | None = None) -> Path:
     """A checkpoint of `make_model`, whose tokenizer knows the words of garments."""
     texts = [word for attribute in vocabulary().attributes for word in attribute.words]
     tokenizer = build_tokenizer(texts)
     config = train_config(model)
     save_checkpoint(
-        path, make_model(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, config=config, progress=Progress(),
+        path, make_model(config.model, vocab=vocab, vocab_size=tokenizer.get_vocab_size()), tokenizer, config=config, progress=Progress(),
         serving_zones=ZoneSpec(lo=0.03, hi=0.25, policy="hardest"),
     )  # fmt: skip
     return path

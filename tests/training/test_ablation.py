@@ -78,6 +78,7 @@ def test_variants_by_name(name: str, parts: dict[str, str]) -> None:
         "+law:",
         "+trns:-x",
         "+pool+cls",
+        "+twopass+pool",
         "+two-drops",
     ],
 )
@@ -107,6 +108,7 @@ def test_options_of_the_parts() -> None:
     assert free.loss.attribute_weight == free.loss.presence_weight == 0
     assert apply_variant(config, parse_variant("+law:image"), name="x").model.weights_from == "text+image"
     assert apply_variant(config, parse_variant("+cls"), name="x").model.base_query == "cls"
+    assert apply_variant(config, parse_variant("full+twopass"), name="x").model.base_query == "two_pass"
     made = {option: apply_variant(config, {"trns": option}, name="x") for option in ("", *PARTS["trns"])}
     assert made[""].trns == config.trns
     assert made["two-drops"].trns.rule == "two-drops"

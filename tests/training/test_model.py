@@ -27,6 +27,8 @@ VARIANTS = {
     "without LAW": model_config(attribute_weights=False),
     "cls": model_config(base_query="cls"),
     "pool, and weights that see": model_config(base_query="pool", weights_from="text+image"),
+    "two passes": model_config(base_query="two_pass", layers=3, cross_attention_frequency=2),
+    "zero shot": model_config(base_query="zero_shot", text_share=0.3),
 }
 
 

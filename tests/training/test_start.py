@@ -86,8 +86,9 @@ def test_heads_of_a_baseline_are_untrained(tmp_path: Path) -> None:
     model, said = build(config)
     assert said.endswith("drawn anew (colour, shape, pattern, length; there untrained)")
     assert not equal(weights(model, heads=True), weights(load_checkpoint(baseline).model, heads=True))
+    assert config_of(baseline, "finetune=attributes") == config  # who trains heads wants them
     with pytest.raises(InputError, match=r"finetune attributes trains the attribute heads, but model\.attribute_weights is false"):
-        config_of(baseline, "finetune=attributes")
+        config_of(baseline, "finetune=attributes", "model.attribute_weights=false")
 
 
 # -- what may be set -------------------------------------------------------------------------------------------------------

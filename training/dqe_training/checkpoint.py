@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dqe_engine.bundle import build_file_entries
-from dqe_engine.contracts.parsing import parse_json, to_json
+from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
@@ -21,11 +21,11 @@ from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
 from .backbone.weights import HEADS, copy_weights
-from .checkpoint_meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
+from .checkpoint_meta import META, UNCALIBRATED_ZONES, VOCABULARY, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .config import TrainConfig
 from .model import DQEModel
 from .model.adapters import plain_state
-from .start import check_start, start_directory
+from .start import check_start, read_attributes, start_directory
 
 __all__ = [
     "UNCALIBRATED_ZONES", "Checkpoint", "CheckpointMeta", "Progress", "clean_run", "latest_checkpoint", "load_checkpoint", "load_start",
@@ -91,7 +91,7 @@ def _write_checkpoint(
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.save(str(temporary / spec.file))
-        (temporary / "vocabulary.json").write_bytes(to_json(model.vocabulary))
+        (temporary / VOCABULARY).write_bytes(to_json(model.vocabulary))
         if state is not None:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "state.safetensors")
         meta = CheckpointMeta(
@@ -112,7 +112,7 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
     The model is float32; with `as_stored`, a vision tower that was frozen in half precision stays so.
     """
     meta = read_meta(directory)
-    vocabulary = _read_vocabulary(directory)
+    vocabulary = read_attributes(directory / VOCABULARY)
     tokenizer = Tokenizer.from_file(str(directory / meta.tokenizer.file))
     try:
         model = DQEModel(meta.config.model, vocabulary, tokenizer.get_vocab_size(), meta.tokenizer.pad_id, empty_vision=True)
@@ -122,11 +122,6 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
     except (CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{directory}/{WEIGHTS}: does not fit the configuration ({' '.join(str(error).split())[:300]})") from error
     return Checkpoint(model.eval(), tokenizer, meta, directory)
-
-
-def _read_vocabulary(directory: Path) -> AttributeVocabulary:
-    path = directory / "vocabulary.json"
-    return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path), error=CheckpointError)
 
 
 def stored_vision_dtype(directory: Path) -> torch.dtype:
@@ -145,13 +140,17 @@ def load_start(model: DQEModel, config: TrainConfig) -> str:
     directory = start_directory(config.start)
     made = read_meta(directory).config.model
     check_start(config, made)
-    theirs, ours = _read_vocabulary(directory).names, model.vocabulary.names
+    theirs, ours = read_attributes(directory / VOCABULARY).names, model.vocabulary.names
     same = made.attribute_weights and theirs == ours and made.weights_from == config.model.weights_from
-    heads = () if same else tuple(name for name in model.state_dict() if name.startswith(HEADS))
-    copy_weights(model, [directory / WEIGHTS], unused=heads, new=HEADS if heads else (), where=directory)
+    with safe_open(directory / WEIGHTS, framework="pt") as stream:
+        heads = () if same else tuple(name for name in stream.keys() if name.startswith(HEADS))  # noqa: SIM118 (not a mapping)
+    copy_weights(model, [directory / WEIGHTS], unused=heads, new=() if same else HEADS, where=directory)
     if same:
         return f"attribute heads taken over ({', '.join(ours)})"
-    return f"attribute heads drawn anew ({', '.join(ours)}; there {', '.join(theirs) if made.attribute_weights else 'untrained'})"
+    if not ours:
+        return "no attribute heads, since the vocabulary names no attribute"
+    there = "none" if not theirs else ", ".join(theirs) if made.attribute_weights else "untrained"
+    return f"attribute heads drawn anew ({', '.join(ours)}; there {there})"
 
 
 def latest_checkpoint(run: Path) -> Path | None:

@@ -20,7 +20,7 @@ SCHEMA_VERSION, OLDEST_RESUMED = 5, 4
 """Checkpoints of earlier schemas are read; runs are resumed from `OLDEST_RESUMED` on. 1: without backbones. 2: without `start`. 3:
 "quantile" bounds, and no validation. 4: without `kind`."""
 META = "checkpoint.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS, VOCABULARY = "model.safetensors", "vocabulary.json"
 
 UNCALIBRATED_ZONES = ZoneSpec(lo=0.05, hi=0.2, policy="hardest")
 """What a checkpoint of unfinished training says; `Trainer` reads better ones off the training set at the end."""
@@ -95,7 +95,7 @@ def parse_meta(directory: Path) -> CheckpointMeta:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{directory}: not a checkpoint (no {META}); give a directory that dqe-train wrote") from error
     listed = {entry.path for entry in meta.files}
-    for needed in (WEIGHTS, "vocabulary.json", meta.tokenizer.file):
+    for needed in (WEIGHTS, VOCABULARY, meta.tokenizer.file):
         if needed not in listed:
             raise CheckpointError(f"{path}: {needed} is not in the list of files, so it cannot be verified; train again")
     return meta

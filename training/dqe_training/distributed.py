@@ -104,7 +104,7 @@ class Ranks(World):
             dist.all_gather(parts, packed.detach())
         parts[self.rank] = packed  # the only part with a graph behind it
         split = torch.cat(parts).split([part[0].numel() for part in rows], dim=1)
-        return tuple(whole.reshape(-1, *part.shape[1:]) for whole, part in zip(split, rows, strict=True))
+        return tuple(whole.reshape(len(whole), *part.shape[1:]) for whole, part in zip(split, rows, strict=True))
 
     def complete(self, table: Tensor, step: int = 1) -> Tensor:
         bounds = self.bounds(len(table), step)

@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 
+from dqe_engine.contracts.parsing import parse_json
+from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError
+from dqe_engine.files import describe_os_error
 
-from .checkpoint_meta import CheckpointMeta, parse_meta
+from .checkpoint_meta import VOCABULARY, CheckpointMeta, parse_meta
 from .config.schema import ModelConfig, TrainConfig
 
 _OF_THE_HEADS = frozenset({"attribute_weights", "weights_from", "qformer.dropout"})
@@ -35,9 +38,30 @@ def read_start(start: str) -> CheckpointMeta:
         raise CheckpointError(f"start {error}") from error
 
 
+def read_attributes(path: Path) -> AttributeVocabulary:
+    """A checkpoint's vocabulary. Raises CheckpointError."""
+    try:
+        return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path), error=CheckpointError)
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error, path)) from error
+
+
+def start_vocabulary(config: TrainConfig) -> Path | None:
+    """The vocabulary of data that brings none: the start's, whose heads would else be thrown away. None without a start, and where it has
+    no attributes and the training is to add some."""
+    if not config.start:
+        return None
+    path = start_directory(config.start) / VOCABULARY
+    if config.model.attribute_weights and not read_attributes(path).attributes:
+        return None
+    return path
+
+
 def check_start(config: TrainConfig, made: ModelConfig) -> None:
     """Raise CheckpointError where `config.model` is not the model `made` whose weights `config.start` holds."""
     free = _OF_THE_HEADS if config.encoder_frozen else _OF_THE_HEADS | _OF_ITS_USE
+    if made.base_query == "zero_shot" and not config.encoder_frozen:  # trained for no base query, so for any that needs no other weights
+        free |= {"text_share"} if config.model.base_query == "pool" else {"text_share", "base_query"}
     if not made.qformer.position_embeddings:  # the position table is then as long as the longest text
         free -= {"qformer.max_text_length"}
     ours, theirs = _settings(config.model), _settings(made)

@@ -35,7 +35,7 @@ from .features import FeatureStore, fill
 from .features.identity import digest_images
 from .features.store import row_bytes, spell_bytes
 from .idle import idle_parts, margin_acts
-from .model import DQEModel
+from .model import DQEModel, require_attributes
 from .start import read_start, start_directory
 from .tokenizer import build_tokenizer
 from .trainer import Trainer, silent
@@ -216,6 +216,7 @@ def train_run(
     if features is not None and config.optim.vision_learning_rate > 0:
         raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
     vocabulary = source.read_vocabulary()
+    require_attributes(config.model, vocabulary)
     data = source.read(vocabulary)
     coverage = label_coverage(data, vocabulary, batch=config.optim.batch_size)
     idle = idle_parts(config, coverage)

@@ -80,6 +80,11 @@ class Page {
     clearNotice();
     const { attributes, index, writes, model, limits } = this.vocabulary;
     this.names = attributes.map(({ name }) => name);
+    const weighs = this.names.length > 0;
+    byId("weights").hidden = !weighs;
+    byId("dock").querySelector("[data-shows='weights']").hidden = !weighs;
+    byId("panel").setAttribute("aria-label", weighs ? "Weights and filters" : "Filters");
+    byId("dock").setAttribute("aria-label", weighs ? "Show weights or filters" : "Show filters");
     this.sliders ??= new Sliders(this.names, {
       weigh: (moved) => this.change({ weights: { ...this.query.weights, ...moved } }, "weigh"),
       reset: () => this.change({ weights: {} }, "reset"),

@@ -143,7 +143,7 @@ def print_plan(
     Raises BackendError for a GPU that the options leave out.
     """
     from dqe_engine.contracts.engines import ENGINES_FOLDER
-    from dqe_engine.contracts.graphs import GRAPHS
+    from dqe_engine.contracts.graphs import graphs_of
     from dqe_engine.errors import BackendError
     from dqe_engine.tensorrt.api import import_tensorrt
     from dqe_engine.tensorrt.cuda import Cuda
@@ -162,7 +162,8 @@ def print_plan(
         check_gpu(gpu, options)
     if not args.force and (taken := next((path for path in (args.out, bundle / folder) if path is not None and path.exists()), None)):
         note = note or f"{taken} exists already; --force replaces it"
-    for line in describe_plan(GRAPHS, sizes, options, precision=precision, bundle=bundle, folder=folder, file=engine_file, known=known):
+    graphs = graphs_of(sizes)
+    for line in describe_plan(graphs, sizes, options, precision=precision, bundle=bundle, folder=folder, file=engine_file, known=known):
         print(line)
     if note:
         print(f"note: {note}", file=sys.stderr)

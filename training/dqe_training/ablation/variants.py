@@ -12,7 +12,7 @@ import msgspec
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
-from ..config import LossConfig, ModelConfig, TrainConfig, TRNSConfig
+from ..config import BaseQuery, LossConfig, ModelConfig, TrainConfig, TRNSConfig
 
 ZONES = {
     "pooled": ZoneSpec(lo=0.002, hi=0.02, bounds="pooled"),
@@ -28,11 +28,14 @@ after GISTEmbed's filter (arXiv 2402.16829), with the model as its own guide."""
 PARTS: dict[str, tuple[str, ...]] = {
     "pool": (),
     "cls": (),
+    "twopass": (),
     "kl": (),
     "law": ("text", "image", "unlabelled"),
     "trns": (*ZONES, "two-drops"),
 }
 """The parts of a variant and the options that each has."""
+_BASES: Mapping[str, BaseQuery] = {"pool": "pool", "cls": "cls", "twopass": "two_pass"}
+"""The base queries that are parts; the baseline's is the mean."""
 _FULL = ("kl", "law", "trns")
 _NAME = re.compile(r"(baseline|full)?((?:[+-][a-z]+(?::[a-z-]+)?)*)")
 _SIGNED = re.compile(r"([+-])([a-z]+)(?::([a-z]+(?:-[a-z]+)*))?(?=[+-]|$)")
@@ -64,8 +67,8 @@ def parse_variant(name: str) -> Variant:
             parts[part] = option
         else:
             del parts[part]
-    if "pool" in parts and "cls" in parts:
-        raise InputError(f"variant {name!r}: pool and cls are two base queries; name one")
+    if len(bases := [part for part in _BASES if part in parts]) > 1:
+        raise InputError(f"variant {name!r}: {' and '.join(bases)} are {len(bases)} base queries; name one")
     return parts
 
 
@@ -73,7 +76,8 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     """`config` with just these parts. Settings of a part that is off are set to their defaults, so that configurations
     which train alike are equal.
 
-    pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query. kl: the KL relevance loss, else
+    pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query; twopass: that of a
+    second pass (SPRC). kl: the KL relevance loss, else
     InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its
     losses read no label (a tower of `vision_weights` may have been trained on some); `law:image` and `law:text` by what the weights
     see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. Raises InputError
@@ -81,8 +85,8 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
-    if config.start and ("pool" in parts or "cls" in parts):
-        raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {'/'.join(parts)} out")
+    if config.start and (bases := [part for part in _BASES if part in parts]):
+        raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {bases[0]} out")
     if config.start and parts.get("law") == "unlabelled":
         raise InputError(
             f"variant {name!r}: {config.start} may bring attribute heads that labels trained; take law:unlabelled from scratch"
@@ -94,7 +98,7 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
 def _model(config: TrainConfig, parts: Variant) -> ModelConfig:
     model = msgspec.structs.replace(config.model, attribute_weights="law" in parts)
     if not config.start:
-        base = "pool" if "pool" in parts else "cls" if "cls" in parts else "mean"
+        base = next((_BASES[part] for part in _BASES if part in parts), "mean")
         model = msgspec.structs.replace(model, base_query=base)
     if "law" not in parts:
         return msgspec.structs.replace(model, weights_from="text")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trns), combinations: +pool+kl, full-trns+trns:random. Parts:
-  pool  one nameless attention pool more in the base query    cls   the text's [CLS] as the base query    kl    the KL relevance loss
+  pool, cls, twopass  another base query: one nameless attention pool more, the text's [CLS], that of a second pass (SPRC)
+  kl    the KL relevance loss
   law   attribute weights; law:unlabelled reads no label, law:text and law:image say what the weights see
   trns  mined negatives, from the configuration's zones; trns:pooled, :absolute, :rank, :random, :filtered, :two-drops from others
 The first variant is what the others are compared with. Start the same command in more shells to share the work: each takes other cells.

@@ -55,14 +55,13 @@ def _train(args: argparse.Namespace) -> int:
     check_source_options(args)
     config = read_config(args)
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
-    from ..start import start_directory
+    from ..start import start_vocabulary
     from ..trainer import finish_run
     from ..workflow import train_run
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 
-    # The start's heads would be thrown away where the data names no attributes of its own.
-    default_vocabulary = start_directory(config.start) / "vocabulary.json" if config.start else None
+    default_vocabulary = start_vocabulary(config)
     with joined_world(timeout=args.rank_timeout) as world:
         source, validation, test = open_source(args, default_vocabulary), open_validation(args), open_test(args)
         with TrainingProgress(shown=world.main) as progress:

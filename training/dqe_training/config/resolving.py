@@ -28,6 +28,8 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
     described: ModelConfig | None = None
     if start := named_in("start", data, overrides):
         described = read_start(start).config.model
+        if named_in("finetune", data, overrides) == "attributes":  # which may be the first that this encoder gets
+            described = msgspec.structs.replace(described, attribute_weights=True)
     elif backbone := named_in("backbone", data, overrides):
         described = describe_backbone(find_backbone(backbone))
     if described is not None:

@@ -90,15 +90,18 @@ class QFormerConfig(Contract, frozen=True):
         return _mlp_width(self)
 
 
-BaseQuery = Literal["mean", "cls", "pool"]
+BaseQuery = Literal["mean", "cls", "pool", "two_pass", "zero_shot"]
 WeightInputs = Literal["text", "text+image"]
 
 
 class ModelConfig(Contract, frozen=True):
     """What a model is made of.
 
-    `base_query`, how q0 is read off the fused tokens: "mean" of the query outputs (QuRe), the "cls" token of the text (BLIP-2's text
-    feature), or "pool", the mean plus one learned attention pool over query and text tokens alike, without a name or a label.
+    `base_query`, how q0 is made (docs/method.md, equation 3): "mean" of the query outputs (QuRe), the "cls" token of the text (BLIP-2's
+    text feature), "pool", the mean plus one learned attention pool over query and text tokens alike, without a name or a label;
+    "two_pass", the text's [CLS] of a second pass over the query outputs and the text (SPRC); or "zero_shot", the embeddings of image and
+    text added, as BLIP-2 gives them without any training for composed queries. `text_share`, from 0 to 1: the text's share of the sum that
+    "zero_shot" is; no other reads it.
     `attribute_weights` off gives q = q0: no learnable attribute weights (LAW). `weights_from`, what the weights are read off: the words
     alone, or the words and the attribute's pooled fused tokens, which have seen the reference image. `learned_temperature`: the losses'
     temperature is a parameter that starts at `loss.temperature` (SPRC, QuRe).
@@ -108,6 +111,7 @@ class ModelConfig(Contract, frozen=True):
     vision: VisionConfig = VisionConfig()
     qformer: QFormerConfig = QFormerConfig()
     base_query: BaseQuery = "mean"
+    text_share: float = 0.5
     attribute_weights: bool = True
     weights_from: WeightInputs = "text"
     learned_temperature: bool = False
@@ -115,6 +119,8 @@ class ModelConfig(Contract, frozen=True):
     def __post_init__(self) -> None:
         if self.preprocessing.image_size < self.vision.patch_size:
             raise ValueError(f"image_size {self.preprocessing.image_size} holds no patch of {self.vision.patch_size}")
+        if not 0 <= self.text_share <= 1:
+            raise ValueError(f"text_share must lie in [0, 1], got {self.text_share}")
 
 
 class LossConfig(Contract, frozen=True):

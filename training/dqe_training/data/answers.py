@@ -25,9 +25,11 @@ class Answers:
 
     @classmethod
     def of(cls, data: TripletData, vocabulary: AttributeVocabulary) -> Answers | None:
-        """None where the labels do not tell: every triplet must say what it allows, every image show a value of every attribute."""
+        """None where the labels do not tell: there must be attributes, every triplet must say what it allows, every image show a value of
+        every attribute."""
         attributes = vocabulary.attributes
-        if any(record.allowed is None for record in data.records) or not all(a.values for a in attributes) or (data.labels < 0).any():
+        told = all(record.allowed is not None for record in data.records) and not (data.labels < 0).any()
+        if not attributes or not told or not all(a.values for a in attributes):
             return None
         right = np.zeros((len(data), len(attributes), max(len(a.values) for a in attributes)), bool)
         index = [{value: at for at, value in enumerate(a.values)} for a in attributes]

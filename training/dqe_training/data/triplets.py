@@ -100,7 +100,7 @@ def _label_row(attributes: dict[str, str], vocabulary: AttributeVocabulary, inde
 
 
 def _check_attributes(names: Iterable[str], vocabulary: AttributeVocabulary, where: str) -> None:
-    if unknown := set(names) - set(vocabulary.names):
+    if vocabulary.names and (unknown := set(names) - set(vocabulary.names)):  # without attributes, labels are of no use, and no error
         raise InputError(f"{where}: unknown attribute {sorted(unknown)[0]!r}; the vocabulary has {', '.join(vocabulary.names)}")
 
 
@@ -191,7 +191,9 @@ def load_triplets(
 def label_images(records: Sequence[ImageRecord], vocabulary: AttributeVocabulary) -> NDArray[np.int64]:
     """(I, A) int64 value positions of labelled images, -1 where a label is missing. Raises InputError for a foreign value."""
     index = _value_index(vocabulary)
-    return np.asarray([_label_row(r.attributes, vocabulary, index, f"image {r.image}") for r in records], np.int64).reshape(-1, len(index))
+    return np.asarray([_label_row(r.attributes, vocabulary, index, f"image {r.image}") for r in records], np.int64).reshape(
+        len(records), len(index)
+    )
 
 
 class TextBatcher:

@@ -40,7 +40,7 @@ def total_loss(
 
     `target_tokens` (B, M, D). `negatives` is (tokens (B, M, D), valid (B,) bool) of one TRNS negative per row.
     `relevance_share` 0 makes the KL loss the contrastive one, which is how training starts. `temperature`, where it is learned, is
-    in place of the configuration's.
+    in place of the configuration's. A model without attributes has no loss on them, whatever their weights.
     """
     tau = config.temperature if temperature is None else temperature
     scores = score(output.query, target_tokens)  # (B, B)
@@ -65,12 +65,12 @@ def total_loss(
         else:
             parts["rank"] = ranking_loss(positive, negative, drawn, temperature=tau)
         total = total + config.rank_weight * parts["rank"]
-    if config.attribute_weight:
-        batch, attributes, width = output.sub_queries.shape
+    batch, attributes, width = output.sub_queries.shape
+    if config.attribute_weight and attributes:
         sub_scores = score(output.sub_queries.reshape(-1, width), target_tokens).view(batch, attributes, batch)
         parts["attribute"] = attribute_margin_loss(sub_scores, labels.labels, labels.named, margin=config.attribute_margin)
         total = total + config.attribute_weight * parts["attribute"]
-    if config.presence_weight:
+    if config.presence_weight and attributes:
         parts["presence"] = presence_loss(output.presence, labels.named)
         total = total + config.presence_weight * parts["presence"]
     told = parts | {"total": total} | {f"relevance/{name}": value for name, value in figures.items()}

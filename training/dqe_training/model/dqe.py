@@ -15,6 +15,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from dqe_engine.contracts.graphs import GraphSizes
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
+from dqe_engine.errors import InputError
 
 from ..config import ModelConfig
 from .attributes import AttentionPool, AttributeHeads, compose
@@ -27,7 +28,8 @@ LEARNED_TEMPERATURE = (0.01, 0.5)
 
 class FusedQuery(NamedTuple):
     """What the attribute heads read: fused query tokens (B, Q, H) and text tokens (B, L, H), and the words' embeddings (B, L, H)
-    before fusion. `base_query` (B, D) is unit norm."""
+    before fusion. `base_query` (B, D) is unit norm. Where it is "zero_shot", nothing is fused: the query tokens have seen the image
+    alone, the text tokens the text."""
 
     base_query: Tensor
     fused_queries: Tensor
@@ -58,7 +60,8 @@ class DQEModel(nn.Module):
 
     Parameters have the names that BLIP-2 checkpoints give them. `vocab_size` is the tokenizer's, where the configuration
     names none. With `empty_vision`, the tower, which may hold a thousand million weights, is on the meta device: without
-    values until a checkpoint is loaded. While `checkpoint_activations` is set, training keeps only the inputs of the Q-Former's
+    values until a checkpoint is loaded. A vocabulary without attributes makes a model without attribute heads (A = 0); InputError where
+    `config.attribute_weights` asks for them. While `checkpoint_activations` is set, training keeps only the inputs of the Q-Former's
     layers for the backward pass, which computes the rest again.
     """
 
@@ -96,7 +99,9 @@ class DQEModel(nn.Module):
         use_few_query_attention(self.qformer, q.query_tokens, self.sizes.image_tokens)
         self.vision_projection = nn.Linear(q.hidden_size, q.embedding_dim)
         self.text_projection = nn.Linear(q.hidden_size, q.embedding_dim)
-        self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
+        require_attributes(config, vocabulary)
+        if vocabulary.attributes:
+            self.attribute_heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(vocabulary.attributes))
         if config.learned_temperature:
             self.temperature_log_scale = nn.Parameter(torch.zeros(()))
         for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
@@ -104,7 +109,7 @@ class DQEModel(nn.Module):
         # Drawn last: what a variant adds leaves the other weights of its seed as they are.
         if config.base_query == "pool":
             self.base_pool = AttentionPool(q.hidden_size, q.embedding_dim, 1)
-        if config.weights_from == "text+image":
+        if config.weights_from == "text+image" and vocabulary.attributes:
             self.attribute_heads.let_weights_see()
 
     @property
@@ -128,45 +133,80 @@ class DQEModel(nn.Module):
 
     def _fuse(self, embedded: Tensor, image_tokens: Tensor, text_mask: Tensor | None) -> Tensor:
         """Q-Former encoder over (B or 1, Q [+ L], H), cross-attending from the first Q to the image tokens, to (B, Q [+ L], H)."""
-        hidden = self.qformer.dropout(self.qformer.layernorm(embedded))
         queries = self.query_tokens.shape[1]
-        bias = None
-        if text_mask is not None:
-            mask = torch.cat([text_mask.new_ones(text_mask.shape[0], queries), text_mask], dim=1)  # (B, Q + L)
-            bias = (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, Q + L)
+        mask = None if text_mask is None else self._with_queries(text_mask)
+        return self._encode(embedded, mask, image_tokens, queries)
+
+    def _with_queries(self, text_mask: Tensor) -> Tensor:
+        """The text's mask (B, L) as that of query and text tokens, (B, Q + L)."""
+        return torch.cat([text_mask.new_ones(text_mask.shape[0], self.query_tokens.shape[1]), text_mask], dim=1)
+
+    def _encode(self, embedded: Tensor, mask: Tensor | None, image_tokens: Tensor | None = None, queries: int = 0) -> Tensor:
+        """The embeddings' LayerNorm and the Q-Former's encoder over (B or 1, T, H), of which `mask` (B, T) says what is valid.
+
+        The first `queries` positions cross-attend to the image tokens and go through the feed-forward layers of queries, all others
+        through those of texts.
+        """
+        hidden = self.qformer.dropout(self.qformer.layernorm(embedded))
+        bias = None if mask is None else (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, T)
         if self.checkpoint_activations and self.training:
             for layer in self.qformer.encoder.layer:  # what the encoder does
                 hidden = checkpoint(layer, hidden, bias, image_tokens, query_length=queries, use_reentrant=False)
             return hidden
         return self.qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
 
-    def encode_targets(self, image_tokens: Tensor) -> Tensor:
-        """Image tokens (B, P, Hv) to target tokens (B, M, D), unit norm each."""
+    def _see(self, image_tokens: Tensor) -> Tensor:
+        """The query outputs (B, Q, H) of an image without a text."""
         queries: Tensor = self.query_tokens  # the same for all images, and so is what they do up to the first cross-attention
         if self.training and self.config.qformer.dropout:  # but for what is dropped
             queries = queries.expand(image_tokens.shape[0], -1, -1)
-        tokens = F.normalize(self.vision_projection(self._fuse(queries, image_tokens, None)), dim=-1)  # (B, Q, D)
+        return self._fuse(queries, image_tokens, None)
+
+    def _as_targets(self, seen: Tensor) -> Tensor:
+        """Query outputs (B, Q, H) to target tokens (B, M, D), unit norm each."""
+        tokens = F.normalize(self.vision_projection(seen), dim=-1)  # (B, Q, D)
         return F.normalize(tokens.mean(dim=1, keepdim=True), dim=-1) if self.config.qformer.pooled else tokens
+
+    def encode_targets(self, image_tokens: Tensor) -> Tensor:
+        """Image tokens (B, P, Hv) to target tokens (B, M, D), unit norm each."""
+        return self._as_targets(self._see(image_tokens))
 
     def fuse_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> FusedQuery:
         """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 through the Q-Former."""
+        embedded = self.embeddings(input_ids)  # (B, L, H)
+        words = self.embeddings.word_embeddings(input_ids)
+        if self.config.base_query == "zero_shot":
+            seen, read = self._see(image_tokens), self._encode(embedded, attention_mask)
+            return FusedQuery(self._zero_shot(image_tokens, seen, read), seen, read, words)
+        count = self.query_tokens.shape[1]
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
-        embedded = self.embeddings(input_ids, query_embeds=queries)  # (B, Q + L, H)
-        fused = self._fuse(embedded, image_tokens, attention_mask)
-        count = self.query_tokens.shape[1]
-        base = self._base_query(fused, attention_mask)
-        return FusedQuery(base, fused[:, :count], fused[:, count:], self.embeddings.word_embeddings(input_ids))
+        fused = self._fuse(torch.cat([queries, embedded], dim=1), image_tokens, attention_mask)  # (B, Q + L, H)
+        base = self._base_query(fused, embedded, attention_mask)
+        return FusedQuery(base, fused[:, :count], fused[:, count:], words)
 
-    def _base_query(self, fused: Tensor, text_mask: Tensor) -> Tensor:
-        """q0 (B, D) unit norm off the fused tokens (B, Q + L, H), as `config.base_query` says."""
-        count = self.query_tokens.shape[1]
-        if self.config.base_query == "cls":
+    def _base_query(self, fused: Tensor, embedded: Tensor, text_mask: Tensor) -> Tensor:
+        """q0 (B, D) unit norm off the fused tokens (B, Q + L, H), as `config.base_query` says. `embedded` (B, L, H): the text's."""
+        count, kind = self.query_tokens.shape[1], self.config.base_query
+        if kind == "cls":
             return F.normalize(self.text_projection(fused[:, count]), dim=-1)
+        if kind == "two_pass":  # no image: no cross-attention, and query positions take the text's feed-forward layers
+            again = self._encode(torch.cat([fused[:, :count], embedded], dim=1), self._with_queries(text_mask))
+            return F.normalize(self.text_projection(again[:, count]), dim=-1)
         mean = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)
-        if self.config.base_query == "mean":
+        if kind == "mean":
             return mean
-        mask = torch.cat([text_mask.new_ones(text_mask.shape[0], count), text_mask], dim=1)  # (B, Q + L)
-        return F.normalize(mean + self.base_pool.sub_queries(fused, mask)[:, 0], dim=-1)
+        return F.normalize(mean + self.base_pool.sub_queries(fused, self._with_queries(text_mask))[:, 0], dim=-1)
+
+    def _zero_shot(self, image_tokens: Tensor, seen: Tensor, read: Tensor) -> Tensor:
+        """q0 (B, D) unit norm: the image's embedding and the text's, each of which has not seen the other (`seen`, `read`).
+
+        Image tokens that are all zeros stand for no image, and have no part.
+        """
+        share = self.config.text_share
+        image = F.normalize(self._as_targets(seen).mean(dim=1), dim=-1)
+        text = F.normalize(self.text_projection(read[:, 0]), dim=-1)
+        there = image_tokens.abs().amax(dim=(1, 2)).sign()[:, None]  # (B, 1)
+        return F.normalize((1 - share) * there * image + share * text, dim=-1)
 
     def temperature(self, initial: float) -> Tensor | float:
         """τ of the losses: `initial`, unless `learned_temperature`."""
@@ -184,7 +224,7 @@ class DQEModel(nn.Module):
     ) -> AttributeReading:
         """The attribute heads on the parts of a `FusedQuery`; `attention_mask` (B, L) int64 is the text's."""
         batch, count = fused_queries.shape[:2]
-        if not self.config.attribute_weights:  # the baseline: the heads are neither used nor paid for
+        if not self.config.attribute_weights:  # the baseline, or no attributes: the heads are neither used nor paid for
             absent = fused_queries.new_zeros(batch, len(self.vocabulary.attributes), self.config.qformer.embedding_dim)
             return AttributeReading(absent, absent[:, :, 0], absent[:, :, 0])
         mask = torch.cat([attention_mask.new_ones(batch, count), attention_mask], dim=1)
@@ -199,6 +239,12 @@ class DQEModel(nn.Module):
         base = fused.base_query
         query = compose(base, read.sub_queries, read.attribute_weights) if self.config.attribute_weights else base
         return QueryOutput(query, base, *read)
+
+
+def require_attributes(config: ModelConfig, vocabulary: AttributeVocabulary) -> None:
+    """Raise InputError where the model is to weigh attributes, and there are none."""
+    if config.attribute_weights and not vocabulary.attributes:
+        raise InputError("the vocabulary names no attribute, so set model.attribute_weights=false, or give a vocabulary that names some")
 
 
 def score(queries: Tensor, target_tokens: Tensor) -> Tensor:
