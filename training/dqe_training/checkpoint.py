@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec import UNSET
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -22,7 +23,7 @@ from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch
 
 from .backbone.weights import HEADS, copy_weights
 from .checkpoint_meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress, read_meta
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .model import DQEModel
 from .model.adapters import plain_state
 from .start import check_start, start_directory
@@ -73,6 +74,12 @@ def save_checkpoint(
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 
 
+def tokenizer_spec(model: ModelConfig, *, pad_id: int) -> TokenizerSpec:
+    """How the runtime is to make ids of a text for a model of this configuration."""
+    captions = UNSET if model.captions == "plain" else model.captions
+    return TokenizerSpec(max_length=model.qformer.max_text_length, pad_id=pad_id, captions=captions)
+
+
 def _write_checkpoint(
     directory: Path,
     model: DQEModel,
@@ -85,7 +92,7 @@ def _write_checkpoint(
     start_hash: str,
     replace: bool,
 ) -> None:
-    spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
+    spec = tokenizer_spec(config.model, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
     with atomic_directory(directory, replace=replace, marker=META) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in plain_state(model).items()}, temporary / WEIGHTS)
         tokenizer.no_padding()
@@ -130,7 +137,8 @@ def _read_vocabulary(directory: Path) -> AttributeVocabulary:
 
 
 def stored_vision_dtype(directory: Path) -> torch.dtype:
-    """The precision that a checkpoint's vision tower is stored in."""
+    """The precision that a checkpoint's vision tower is stored in. An imported one may hold matrices in half precision and the rest in
+    float32; its last LayerNorm is then float32, so that no bit is lost."""
     with safe_open(directory / WEIGHTS, framework="pt") as stream:
         dtype: torch.dtype = stream.get_tensor("vision_model.post_layernorm.weight").dtype
     return dtype

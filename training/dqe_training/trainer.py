@@ -103,7 +103,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
-        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
+        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
