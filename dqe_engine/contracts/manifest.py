@@ -98,7 +98,7 @@ class BundleManifest(Versioned, frozen=True, kw_only=True):
     """`model` is the training configuration's model section, for the record; the runtime reads `sizes`.
 
     `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer. `imported`: where
-    the weights come from, if not from training here.
+    the weights, or those that training began with, come from, if not from training here.
     """
 
     OLDEST_SCHEMA: ClassVar[int] = OLDEST_SCHEMA

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.parsing import parse_json, to_json
+from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
@@ -59,9 +60,11 @@ def save_checkpoint(
     serving_zones: ZoneSpec = UNCALIBRATED_ZONES,
     state: dict[str, Tensor] | None = None,
     start_hash: str = "",
+    imported: Provenance | None = None,
     replace: bool = False,
 ) -> None:
-    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs.
+    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs. `imported`: where the
+    weights that training began with come from, if not from training here.
 
     Adapters of `model` are merged into the weights that are written, so whoever loads them knows of none.
     Raises CheckpointError when it cannot be written (no space, no permission, exists without `replace`).
@@ -69,7 +72,7 @@ def save_checkpoint(
     if directory.exists() and not replace:
         raise CheckpointError(f"{directory}: exists already; choose another folder")
     try:
-        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, replace)
+        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, imported, replace)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
 
@@ -90,6 +93,7 @@ def _write_checkpoint(
     serving_zones: ZoneSpec,
     state: dict[str, Tensor] | None,
     start_hash: str,
+    imported: Provenance | None,
     replace: bool,
 ) -> None:
     spec = tokenizer_spec(config.model, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
@@ -109,6 +113,7 @@ def _write_checkpoint(
             serving_zones=serving_zones,
             files=build_file_entries(temporary),
             start_hash=start_hash,
+            imported=imported,
         )
         (temporary / META).write_bytes(to_json(meta))
 

@@ -58,7 +58,7 @@ class Progress(Contract, frozen=True):
 
 class CheckpointMeta(Versioned, frozen=True, kw_only=True):
     """`start_hash`: SHA-256 of the weights file that training began with, where it began with a checkpoint (`config.start`).
-    `imported`: where the weights come from, if not from training here."""
+    `imported`: where the weights, or those that training began with, come from, if not from training here."""
 
     kind: Literal["training-checkpoint"] = "training-checkpoint"
     schema_version: int = SCHEMA_VERSION
