@@ -92,7 +92,7 @@ class StepCase:
         model.train().checkpoint_activations = config.optim.checkpoint_activations
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randn(len(data.images), model.sizes.image_tokens, model.sizes.vision_width, generator=generator).half()
-        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
+        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
         images = TrainingImages(model, None, tokens, frozen=True, world=World())
         step = TrainingStep(model, build_optimizer(model, config.optim), config, data, texts, images, World())
         rng = np.random.default_rng(0)

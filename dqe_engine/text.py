@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from .captions import blip_caption
 from .contracts.tokenizer import TokenizerSpec
 from .errors import BundleError, InputError
 
@@ -64,6 +65,8 @@ class TextEncoder:
         if isinstance(texts, str):
             raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
         cleaned = [_clean(text) for text in texts]
+        if self.spec.captions == "blip":
+            cleaned = [blip_caption(text) for text in cleaned]
         with _failures(self._path):
             encodings = self._tokenizer.encode_batch(cleaned) if cleaned else []
         found = []

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from .graphs import ATTRIBUTE_HEADS, GraphSizes, GraphSpec
 from .parsing import Contract, to_json
 from .preprocessing import PreprocessingSpec
+from .provenance import Provenance
 from .tokenizer import TokenizerSpec
 from .versioned import Versioned
 from .vocabulary import AttributeVocabulary
@@ -16,9 +17,9 @@ from .zones import ZoneSpec
 Precision = Literal["float32", "float16", "int8", "int8-static"]
 Target = Literal["cpu", "cuda"]
 """What the form of a bundle's graphs is for. Either runs anywhere; they differ in the order of products, and in speed."""
-SCHEMA_VERSION, OLDEST_SCHEMA = 6, 3
-"""Written, and read: up to version 5 there was no `kind`; those of version 4 are for CPUs and do not say so; those of version 3 lack what
-is None here, and report files are among their files."""
+SCHEMA_VERSION, OLDEST_SCHEMA = 7, 3
+"""Written, and read: up to version 6 no model was imported, and no tokenizer had `captions`; up to 5 there was no `kind`; those of
+version 4 are for CPUs and do not say so; those of version 3 lack what is None here, and report files are among their files."""
 ROW_INT8_SCHEMA = 4
 """The first whose int8 graphs scale every row by itself."""
 MANIFEST_FILE = "manifest.json"
@@ -96,7 +97,8 @@ class RetrievalParity(Contract, frozen=True):
 class BundleManifest(Versioned, frozen=True, kw_only=True):
     """`model` is the training configuration's model section, for the record; the runtime reads `sizes`.
 
-    `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer.
+    `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer. `imported`: where
+    the weights, or those that training began with, come from, if not from training here.
     """
 
     OLDEST_SCHEMA: ClassVar[int] = OLDEST_SCHEMA
@@ -119,6 +121,7 @@ class BundleManifest(Versioned, frozen=True, kw_only=True):
     tolerance: Tolerance
     parity: tuple[GraphParity, ...]
     retrieval: RetrievalParity | None = None
+    imported: Provenance | None = None
     files: tuple[FileEntry, ...]
 
     @property

@@ -105,6 +105,7 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
         zones=checkpoint.meta.serving_zones,
         tolerance=TOLERANCES[options.precision],
         parity=tuple(graphs),
+        imported=checkpoint.meta.imported,
         files=build_file_entries(directory),
     )
     _write_manifest(directory, manifest)

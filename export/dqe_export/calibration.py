@@ -104,7 +104,9 @@ def _inputs_of(
 ) -> dict[str, Tensor]:
     model = checkpoint.model
     pixels = load_pixels(data.images, [r.reference for r in records], model.config.preprocessing)
-    texts = TextBatcher(checkpoint.tokenizer, [r.text for r in records], max_length=model.config.qformer.max_text_length)
+    texts = TextBatcher(
+        checkpoint.tokenizer, [r.text for r in records], max_length=model.config.qformer.max_text_length, captions=model.config.captions
+    )
     ids, mask = texts(torch.arange(len(records)))
     if text_length is not None:
         ids, mask = (F.pad(tokens, (0, max(0, text_length - tokens.shape[1])))[:, :text_length] for tokens in (ids, mask))

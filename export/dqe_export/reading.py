@@ -93,6 +93,7 @@ def _check_texts(checkpoint: Checkpoint, engine: RetrievalEngine, query: Recorde
         checkpoint.directory / checkpoint.meta.tokenizer.file,
         pad_id=model.embeddings.word_embeddings.padding_idx or 0,
         max_length=model.config.qformer.max_text_length,
+        captions=model.config.captions,
     )
     image = next(iter(sample_images(model.sizes.image_size).values()))
     engine.encode_queries([Query(image=image, text=text) for text in TEXTS.values()])

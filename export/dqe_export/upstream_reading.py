@@ -120,12 +120,31 @@ def _cropped(pixels: _Pixels, spec: PreprocessingSpec) -> _Pixels:
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
-def token_ids(texts: Sequence[str], tokenizer: Path, *, pad_id: int, max_length: int) -> Mapping[str, NDArray[np.int64]]:
-    """`input_ids` and `attention_mask` (B, L) by transformers' fast tokenizer on the file `tokenizer`."""
+def token_ids(
+    texts: Sequence[str], tokenizer: Path, *, pad_id: int, max_length: int, captions: str = "plain"
+) -> Mapping[str, NDArray[np.int64]]:
+    """`input_ids` and `attention_mask` (B, L) by transformers' fast tokenizer on the file `tokenizer`, of `captions` (`ModelConfig`)."""
     from transformers import PreTrainedTokenizerFast
+
+    if captions == "blip":
+        texts = [_blip_caption(text) for text in texts]
 
     fast: Any = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
     fast.pad_token = fast.convert_ids_to_tokens(pad_id)
     fast.padding_side = fast.truncation_side = "right"
     found = fast(list(texts), padding="longest", truncation=True, max_length=max_length, return_tensors="np")
     return {name: np.asarray(found[name], np.int64) for name in ("input_ids", "attention_mask")}
+
+
+def _blip_caption(text: str) -> str:
+    """BLIP's caption processor, character by character: by the docstring of the runtime's."""
+    found: list[str] = []
+    for character in text.lower():
+        blank = character in '.!"()*#:;~' or character.isspace()
+        if blank and found and found[-1].isspace():
+            found[-1] = " "
+        else:
+            found.append(" " if character in '.!"()*#:;~' else character)
+    while found and found[-1] == "\n":
+        found.pop()
+    return " ".join("".join(found).strip(" ").split(" ")[:50])

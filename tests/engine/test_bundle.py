@@ -116,7 +116,7 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 6")
+    refused(bundle, "schema_version must be 3 to 7")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
@@ -187,8 +187,8 @@ def test_a_manifest_that_is_a_pipe_or_no_path(bundle: Path) -> None:
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=7, novelty=1))
-    refused(bundle, "schema version 7 is newer than the supported 6; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=8, novelty=1))
+    refused(bundle, "schema version 8 is newer than the supported 7; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:

@@ -105,8 +105,8 @@ def test_the_same_names_with_other_words_are_the_same_vocabulary_to_callers(bund
         ({"vocabulary_hash": "0" * 64}, "the vocabulary is not the one that the heads were exported with"),
         ({"sizes": msgspec.structs.replace(SIZES, attributes=3)}, "3 attribute heads, but 2 attributes in the vocabulary"),
         ({"files": ()}, r"lists no files, expected attribute_heads\.onnx"),
-        ({"schema_version": 2}, "schema_version must be 3 to 6, got 2"),
-        ({"schema_version": 7}, "schema version 7 is newer than the supported 6"),
+        ({"schema_version": 2}, "schema_version must be 3 to 7, got 2"),
+        ({"schema_version": 8}, "schema version 8 is newer than the supported 7"),
     ],
 )
 def test_heads_that_do_not_fit(bundle: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -48,7 +48,7 @@ def batch_gradients(data: str, config: TrainConfig, *, negatives: bool, world: W
     frozen = config.optim.vision_learning_rate == 0
     images = TrainingImages(model, pixels, None, frozen=frozen, encoder_frozen=config.encoder_frozen, world=world)
     images.prepare(lambda event: None)
-    texts = TextBatcher(tokenizer, triplets.training_texts, max_length=32)
+    texts = TextBatcher(tokenizer, triplets.training_texts, max_length=32, captions="plain")
     step = TrainingStep(model, build_optimizer(model, config.optim), config, triplets, texts, images, world)
     step.restore({"scaler": torch.tensor([scale, 0.0], dtype=torch.float64)} if config.optim.autocast == "f16" else {})
     rng = np.random.default_rng(0)

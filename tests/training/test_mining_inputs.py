@@ -44,7 +44,9 @@ def test_what_is_written_is_what_the_model_says(checkpoint: Path, garments: Path
     with torch.no_grad():
         tokens = loaded.model.encode_images(to_pixel_values(pixels, loaded.model.config.preprocessing))
         targets = loaded.model.encode_targets(tokens).numpy()
-        texts = TextBatcher(loaded.tokenizer, triplets.texts, max_length=loaded.model.config.qformer.max_text_length)
+        texts = TextBatcher(
+            loaded.tokenizer, triplets.texts, max_length=loaded.model.config.qformer.max_text_length, captions=loaded.model.config.captions
+        )
         ids, mask = texts(torch.arange(len(triplets)))
         queries = loaded.model.encode_query(tokens[torch.from_numpy(triplets.reference)], ids, mask).query.numpy()
     found = {path.stem: np.load(path) for path in out.glob("*.npy")}

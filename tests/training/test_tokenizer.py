@@ -50,7 +50,7 @@ def test_unseen_ascii_decomposes_without_unknowns(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("text", ["🙂", "变成红色", "in красный", "\u200b", "a" * 10_000, "red " * 10_000, "\0", "é\u0301"])
 def test_any_text_encodes_within_the_limit(tokenizer: Tokenizer, text: str) -> None:
-    ids, mask = TextBatcher(tokenizer, [text, "is red"], max_length=32)(torch.arange(2))
+    ids, mask = TextBatcher(tokenizer, [text, "is red"], max_length=32, captions="plain")(torch.arange(2))
     assert ids.shape == mask.shape
     assert 4 <= ids.shape[1] <= 32
     assert (ids < tokenizer.get_vocab_size()).all()
@@ -62,7 +62,7 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
 
 
 def test_batches_are_padded_to_their_own_longest_text(tokenizer: Tokenizer) -> None:
-    batcher = TextBatcher(tokenizer, TEXTS, max_length=32)
+    batcher = TextBatcher(tokenizer, TEXTS, max_length=32, captions="plain")
     ids, mask = batcher(torch.tensor([1, 0]))
     encodings = [tokenizer.encode(TEXTS[i]).ids for i in (1, 0)]
     assert ids.shape[1] == len(encodings[0])
@@ -74,7 +74,7 @@ def test_batches_are_padded_to_their_own_longest_text(tokenizer: Tokenizer) -> N
 
 def test_ids_are_those_of_the_runtime(tokenizer: Tokenizer, tmp_path: Path) -> None:
     texts = [*TEXTS, "is red 🙂 and " + "very " * 40 + "long", "Größer"]
-    ids, mask = TextBatcher(tokenizer, texts, max_length=12)(torch.arange(len(texts)))
+    ids, mask = TextBatcher(tokenizer, texts, max_length=12, captions="plain")(torch.arange(len(texts)))
     tokenizer.no_truncation()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     encoded = TextEncoder(tmp_path / "tokenizer.json", TokenizerSpec(max_length=12)).encode(texts)
@@ -99,7 +99,7 @@ def test_all_fashioniq_captions_pass_the_text_path(realdata: Path) -> None:
     assert refused == [("", "toptee, record 1: empty text; remove the triplet or write what changes")] * 12
     tokenizer = build_tokenizer(texts)
     unknown = tokenizer.token_to_id("[UNK]")
-    batcher = TextBatcher(tokenizer, texts, max_length=32)
+    batcher = TextBatcher(tokenizer, texts, max_length=32, captions="plain")
     model = make_model(model_config(hidden_size=8, embedding_dim=4), vocab_size=tokenizer.get_vocab_size())
     image = query_inputs(model, 1, 2)[0]
     with torch.inference_mode():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec import UNSET
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
@@ -22,7 +24,7 @@ from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch
 
 from .backbone.weights import HEADS, copy_weights
 from .checkpoint_meta import META, UNCALIBRATED_ZONES, VOCABULARY, WEIGHTS, CheckpointMeta, Progress, read_meta
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .model import DQEModel
 from .model.adapters import plain_state
 from .start import check_start, read_attributes, start_directory
@@ -58,9 +60,11 @@ def save_checkpoint(
     serving_zones: ZoneSpec = UNCALIBRATED_ZONES,
     state: dict[str, Tensor] | None = None,
     start_hash: str = "",
+    imported: Provenance | None = None,
     replace: bool = False,
 ) -> None:
-    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs.
+    """Write a checkpoint atomically. `state` (optimiser, random state, mined negatives) is what resuming needs. `imported`: where the
+    weights that training began with come from, if not from training here.
 
     Adapters of `model` are merged into the weights that are written, so whoever loads them knows of none.
     Raises CheckpointError when it cannot be written (no space, no permission, exists without `replace`).
@@ -68,9 +72,15 @@ def save_checkpoint(
     if directory.exists() and not replace:
         raise CheckpointError(f"{directory}: exists already; choose another folder")
     try:
-        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, replace)
+        _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, imported, replace)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
+def tokenizer_spec(model: ModelConfig, *, pad_id: int) -> TokenizerSpec:
+    """How the runtime is to make ids of a text for a model of this configuration."""
+    captions = UNSET if model.captions == "plain" else model.captions
+    return TokenizerSpec(max_length=model.qformer.max_text_length, pad_id=pad_id, captions=captions)
 
 
 def _write_checkpoint(
@@ -83,9 +93,10 @@ def _write_checkpoint(
     serving_zones: ZoneSpec,
     state: dict[str, Tensor] | None,
     start_hash: str,
+    imported: Provenance | None,
     replace: bool,
 ) -> None:
-    spec = TokenizerSpec(max_length=config.model.qformer.max_text_length, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
+    spec = tokenizer_spec(config.model, pad_id=model.embeddings.word_embeddings.padding_idx or 0)
     with atomic_directory(directory, replace=replace, marker=META) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in plain_state(model).items()}, temporary / WEIGHTS)
         tokenizer.no_padding()
@@ -102,6 +113,7 @@ def _write_checkpoint(
             serving_zones=serving_zones,
             files=build_file_entries(temporary),
             start_hash=start_hash,
+            imported=imported,
         )
         (temporary / META).write_bytes(to_json(meta))
 
@@ -125,7 +137,8 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
 
 
 def stored_vision_dtype(directory: Path) -> torch.dtype:
-    """The precision that a checkpoint's vision tower is stored in."""
+    """The precision that a checkpoint's vision tower is stored in. An imported one may hold matrices in half precision and the rest in
+    float32; its last LayerNorm is then float32, so that no bit is lost."""
     with safe_open(directory / WEIGHTS, framework="pt") as stream:
         dtype: torch.dtype = stream.get_tensor("vision_model.post_layernorm.weight").dtype
     return dtype

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dqe_engine.contracts.manifest import FileEntry
 from dqe_engine.contracts.parsing import Contract
+from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.tokenizer import TokenizerSpec
 from dqe_engine.contracts.versioned import Versioned, read_document
 from dqe_engine.contracts.zones import ZoneSpec
@@ -16,9 +17,9 @@ from dqe_engine.files import recover_directory, sha256_of
 
 from .config.schema import TrainConfig
 
-SCHEMA_VERSION, OLDEST_RESUMED = 5, 4
+SCHEMA_VERSION, OLDEST_RESUMED = 6, 4
 """Checkpoints of earlier schemas are read; runs are resumed from `OLDEST_RESUMED` on. 1: without backbones. 2: without `start`. 3:
-"quantile" bounds, and no validation. 4: without `kind`."""
+"quantile" bounds, and no validation. 4: without `kind`. 5: without imported models, their towers and `captions`."""
 META = "checkpoint.json"
 WEIGHTS, VOCABULARY = "model.safetensors", "vocabulary.json"
 
@@ -56,7 +57,8 @@ class Progress(Contract, frozen=True):
 
 
 class CheckpointMeta(Versioned, frozen=True, kw_only=True):
-    """`start_hash`: SHA-256 of the weights file that training began with, where it began with a checkpoint (`config.start`)."""
+    """`start_hash`: SHA-256 of the weights file that training began with, where it began with a checkpoint (`config.start`).
+    `imported`: where the weights, or those that training began with, come from, if not from training here."""
 
     kind: Literal["training-checkpoint"] = "training-checkpoint"
     schema_version: int = SCHEMA_VERSION
@@ -67,6 +69,7 @@ class CheckpointMeta(Versioned, frozen=True, kw_only=True):
     serving_zones: ZoneSpec
     files: tuple[FileEntry, ...]
     start_hash: str = ""
+    imported: Provenance | None = None
 
     @classmethod
     def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:

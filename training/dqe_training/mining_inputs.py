@@ -43,7 +43,7 @@ def write_mining_inputs(
     try:
         with atomic_directory(out, replace=force, marker=IMAGES_FILE) as new:
             data = source.read(source.read_vocabulary() if source.vocabulary else checkpoint.vocabulary)
-            texts = TextBatcher(checkpoint.tokenizer, data.texts, max_length=config.qformer.max_text_length)
+            texts = TextBatcher(checkpoint.tokenizer, data.texts, max_length=config.qformer.max_text_length, captions=config.captions)
             dtype = np.dtype("<f4" if storage == "f32" else "<f2")
             shape = (len(data.images), sizes.target_tokens, sizes.embedding_dim)
             queries = np.empty((len(data), sizes.embedding_dim), np.float32)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dqe_engine.contracts.parsing import to_json
+from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write, require_regular
@@ -46,6 +47,7 @@ class RunState:
     """Everything that training changes, on disk and back. Every rank has one; the main one writes.
 
     `data_hash`, `start_hash`: identity of the training data, and of the weights that training began with (empty without `config.start`).
+    `imported`: where those come from, if not from training here.
     `given_tokens`: whether the vision tower's tokens were made elsewhere, so that its weights must be those of the checkpoint.
     """
 
@@ -60,6 +62,7 @@ class RunState:
     step: TrainingStep
     data_hash: str
     start_hash: str
+    imported: Provenance | None
     given_tokens: bool
 
     def checkpoint(self, progress: Progress, zones: ZoneSpec) -> None:
@@ -75,7 +78,7 @@ class RunState:
         """The model as it is; with `state`, what a run needs to go on besides."""
         save_checkpoint(
             directory, self.model, self.tokenizer, config=self.config, progress=progress, data_hash=self.data_hash, serving_zones=zones,
-            state=state, start_hash=self.start_hash, replace=True,
+            state=state, start_hash=self.start_hash, imported=self.imported, replace=True,
         )  # fmt: skip
 
     def resume(self, judged_by: str | None) -> CheckpointMeta | None:

@@ -103,14 +103,15 @@ class Trainer:
         self.optimizer = build_optimizer(model, config.optim)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
-        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length)
+        texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
         self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
+        start = read_start(config.start) if config.start else None
         self._state = RunState(
             self.run, self.world, self.device, model, tokenizer, config, self.optimizer, self._negatives, self._step,
             data_hash=data_hash(data, _identity(pixels, image_digests)),
-            start_hash=read_start(config.start).file(WEIGHTS).sha256 if config.start else "",
+            start_hash=start.file(WEIGHTS).sha256 if start else "", imported=start.imported if start else None,
             given_tokens=image_tokens is not None,
         )  # fmt: skip
         self._validator = None if validation is None else Validator(validation, frozen=frozen, features=features)
@@ -296,5 +297,5 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     meta = checkpoint.meta
     save_checkpoint(
         destination, checkpoint.model, checkpoint.tokenizer, config=meta.config, progress=meta.progress, data_hash=meta.data_hash,
-        serving_zones=meta.serving_zones, start_hash=meta.start_hash, replace=replace,
+        serving_zones=meta.serving_zones, start_hash=meta.start_hash, imported=meta.imported, replace=replace,
     )  # fmt: skip

@@ -21,6 +21,11 @@ def load_backbone_tokenizer(directory: Path, vocab_size: int, pad_id: int = 0) -
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+    return hold_to_table(read_tokenizer(path, vocab_size), path, vocab_size, pad_id)
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """A `tokenizer.json` without the added tokens whose ids are `vocab_size` or more. Raises CheckpointError."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -28,9 +33,14 @@ def load_backbone_tokenizer(directory: Path, vocab_size: int, pad_id: int = 0) -
     try:
         data = json.loads(raw)
         data["added_tokens"] = [token for token in data.get("added_tokens", []) if token["id"] < vocab_size]
-        tokenizer = Tokenizer.from_str(json.dumps(data))
+        return Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
         raise CheckpointError(f"{path}: not a tokenizer file ({' '.join(str(error).split())[:160]}); copy it again") from error
+
+
+def hold_to_table(tokenizer: Tokenizer, path: Path, vocab_size: int, pad_id: int = 0) -> Tokenizer:
+    """`tokenizer` without padding and truncation. Raises CheckpointError, which names `path`, where it is none of BERT's kind whose ids lie
+    below `vocab_size`."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     vocabulary = tokenizer.get_vocab()

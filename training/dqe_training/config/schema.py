@@ -30,7 +30,11 @@ Activation = Literal["gelu", "quick_gelu"]
 
 
 class VisionConfig(Contract, frozen=True):
-    """The `Blip2VisionModel`. `mlp_size` is the MLP's exact width (ViT-g: 6144 at 1408); 0: `hidden_size` * `mlp_ratio`."""
+    """The `Blip2VisionModel`. `mlp_size` is the MLP's exact width (ViT-g: 6144 at 1408); 0: `hidden_size` * `mlp_ratio`.
+
+    `pre_norm`: a LayerNorm between the embeddings and the first block (CLIP's towers, so LAVIS's ViT-L). `final_norm_eps`: epsilon of
+    the LayerNorm after the last block, where it differs from the others' (LAVIS's `ln_vision` on ViT-g: 1e-5); 0: `layer_norm_eps`.
+    """
 
     hidden_size: int = 128
     layers: int = 5
@@ -41,10 +45,12 @@ class VisionConfig(Contract, frozen=True):
     layer_norm_eps: float = 1e-6
     activation: Activation = "gelu"
     qkv_bias: bool = True
+    pre_norm: bool = False
+    final_norm_eps: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, 1, "hidden_size", "layers", "heads", "patch_size")
-        _check(self, 0, "mlp_size", "layer_norm_eps")
+        _check(self, 0, "mlp_size", "layer_norm_eps", "final_norm_eps")
         _check_heads(self)
 
     @property
@@ -104,7 +110,8 @@ class ModelConfig(Contract, frozen=True):
     "zero_shot" is; no other reads it.
     `attribute_weights` off gives q = q0: no learnable attribute weights (LAW). `weights_from`, what the weights are read off: the words
     alone, or the words and the attribute's pooled fused tokens, which have seen the reference image. `learned_temperature`: the losses'
-    temperature is a parameter that starts at `loss.temperature` (SPRC, QuRe).
+    temperature is a parameter that starts at `loss.temperature` (SPRC, QuRe). `captions`: what becomes of a text before it is tokenised,
+    "plain" nothing, "blip" what `TokenizerSpec` says.
     """
 
     preprocessing: PreprocessingSpec
@@ -115,6 +122,7 @@ class ModelConfig(Contract, frozen=True):
     attribute_weights: bool = True
     weights_from: WeightInputs = "text"
     learned_temperature: bool = False
+    captions: Literal["plain", "blip"] = "plain"
 
     def __post_init__(self) -> None:
         if self.preprocessing.image_size < self.vision.patch_size:

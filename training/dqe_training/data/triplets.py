@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dqe_engine.captions import blip_caption
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import InputError
@@ -197,12 +198,15 @@ def label_images(records: Sequence[ImageRecord], vocabulary: AttributeVocabulary
 
 
 class TextBatcher:
-    """Texts tokenised once; `__call__(rows)` gives padded (B, L) int64 ids and mask, L the batch's longest."""
+    """Texts tokenised once; `__call__(rows)` gives padded (B, L) int64 ids and mask, L the batch's longest.
 
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, pad_id: int = 0) -> None:
+    `captions`: `ModelConfig.captions`, what becomes of a text first."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, captions: str, pad_id: int = 0) -> None:
         tokenizer.enable_truncation(max_length)
         tokenizer.no_padding()
-        ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
+        texts = [blip_caption(text) for text in texts] if captions == "blip" else list(texts)
+        ids = [e.ids for e in tokenizer.encode_batch(texts)]
         width = max((len(i) for i in ids), default=2)
         self._lengths = torch.tensor([len(i) for i in ids])
         self._ids = torch.full((len(ids), width), pad_id, dtype=torch.int64)

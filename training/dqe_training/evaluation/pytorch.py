@@ -53,7 +53,7 @@ def embed(
     """
     device, sizes = model.query_tokens.device, model.sizes
     model.eval()
-    texts = TextBatcher(tokenizer, queries.texts, max_length=model.config.qformer.max_text_length)
+    texts = TextBatcher(tokenizer, queries.texts, max_length=model.config.qformer.max_text_length, captions=model.config.captions)
     embedded = np.zeros((len(queries), sizes.embedding_dim), np.float32)
     weights = np.zeros((len(queries), sizes.attributes), np.float32)
     targets = np.empty((len(queries.gallery), sizes.target_tokens, sizes.embedding_dim), np.float32)

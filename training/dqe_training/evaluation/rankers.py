@@ -96,7 +96,9 @@ class CheckpointRanker:
         self, references: Sequence[str | None], texts: Sequence[str], files: dict[str, Path], neutral: NDArray[np.uint8]
     ) -> NDArray[np.float32]:
         """References are decoded and encoded again, a block at a time: once a block, so those of one reference should stand together."""
-        batcher = TextBatcher(self._tokenizer, texts, max_length=self._model.config.qformer.max_text_length)
+        batcher = TextBatcher(
+            self._tokenizer, texts, max_length=self._model.config.qformer.max_text_length, captions=self._model.config.captions
+        )
         out = np.empty((len(texts), self._model.sizes.embedding_dim), np.float32)
         device = self._model.query_tokens.device
         with evaluating(self._model):

@@ -29,7 +29,9 @@ def feature_key(model: DQEModel) -> str:
     """
     digest = hashlib.sha256()
     v = model.config.vision
-    shape = (v.hidden_size, v.layers, v.heads, v.mlp_width, v.patch_size, v.layer_norm_eps, v.activation, v.qkv_bias)
+    shape = [v.hidden_size, v.layers, v.heads, v.mlp_width, v.patch_size, v.layer_norm_eps, v.activation, v.qkv_bias]
+    if v.pre_norm or v.final_norm_eps:  # towers without keep the keys that they had before there were such
+        shape += [v.pre_norm, v.final_norm_eps]
     digest.update(to_json((model.config.preprocessing, shape)))
     for name, value in sorted(model.vision_model.state_dict().items()):
         digest.update(name.encode())

@@ -9,8 +9,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionEmbeddings
 
 from ..config import ModelConfig
+
+
+class NormedEmbeddings(Blip2VisionEmbeddings):
+    """Upstream's embeddings with CLIP's LayerNorm after them: what the first block reads. (B, 3, H, W) to (B, P, Hv)."""
+
+    def __init__(self, config: Blip2VisionConfig) -> None:
+        super().__init__(config)
+        self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        return self.pre_layernorm(super().forward(pixel_values, interpolate_pos_encoding))
 
 
 def build_vision(config: ModelConfig) -> Blip2VisionModel:
@@ -34,6 +46,12 @@ def build_vision(config: ModelConfig) -> Blip2VisionModel:
             attn_implementation="sdpa",
         )
     )
+    if v.pre_norm:
+        tower.embeddings = NormedEmbeddings(tower.config)
+        for parameter in (tower.embeddings.patch_embedding.weight, tower.embeddings.position_embedding):
+            nn.init.normal_(parameter, std=0.02)
+    if v.final_norm_eps:
+        tower.post_layernorm.eps = v.final_norm_eps
     side = config.preprocessing.image_size // v.patch_size
     with torch.no_grad():
         # Random position embeddings drown in the patch embeddings; a 2-D sine/cosine start doubles how fast shape is learned.

@@ -1,0 +1,419 @@
+"""Published files become checkpoints that compute what the files' authors compute; what is not understood to the last tensor is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support import published_models as files
+from support.published_models import TINY, VIT_G, VIT_G_COCO, VIT_L, Size
+from support.tiny_blip2 import write_blip2
+from torch.nn import functional as F
+
+from dqe_engine.contracts.preprocessing import CLIP_MEAN, CLIP_STD, PreprocessingSpec
+from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
+from dqe_engine.errors import CheckpointError, InputError
+from dqe_engine.files import sha256_of
+from dqe_training.checkpoint import Checkpoint, load_checkpoint, stored_vision_dtype
+from dqe_training.checkpoint_meta import WEIGHTS
+from dqe_training.cli import import_
+from dqe_training.config.schema import VisionConfig
+from dqe_training.encoder_hash import encoder_hash
+from dqe_training.features.identity import feature_key
+from dqe_training.importing import LAYOUTS, ImportOptions, import_model
+from dqe_training.importing.formats import QUERIES, base_query
+from dqe_training.importing.importer import plan_file
+from dqe_training.importing.reading import Stored, WeightFile, open_weights
+from dqe_training.model import DQEModel
+
+NAMES = {"lavis": "blip2_pretrained.pth", "sprc": "sprc_cirr.pt", "qure": "model.pth"}
+CASES = [(layout, kind) for layout in NAMES for kind in TINY]
+TEXTS = ("is red", "Make it LONGER, and has the same dots!", "red")
+
+
+def options(folder: Path, size: Size, **other: Any) -> ImportOptions:
+    vocabulary = files.write_vocabulary(folder / "vocab.txt", size.words)
+    return ImportOptions(tokenizer=str(vocabulary), **{"vision_heads": size.heads, "qformer_heads": size.qformer_heads} | other)
+
+
+def imported(folder: Path, layout: str, size: Size, **saving: Any) -> tuple[Checkpoint, files.State]:
+    state = files.save(layout, folder / NAMES[layout], size, **saving)
+    plan, _ = import_model(folder / NAMES[layout], folder / "out", options(folder, size))
+    assert plan.layout.name == layout
+    return load_checkpoint(folder / "out"), state
+
+
+# -- the same numbers ------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("layout", "kind"), CASES)
+def test_an_imported_model_computes_what_its_authors_write_down(layout: str, kind: str, tmp_path: Path) -> None:
+    size = TINY[kind]
+    checkpoint, state = imported(tmp_path, layout, size)
+    model = checkpoint.model
+    pixels = torch.randn(4, 3, size.image, size.image)
+    tokens = model.encode_images(pixels)
+    expected = torch.stack([files.image_tokens(state, size, one) for one in pixels])
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
+    targets = torch.stack([files.target_tokens(state, size, one) for one in expected])
+    torch.testing.assert_close(model.encode_targets(tokens), targets, rtol=0, atol=1e-5)
+    texts = [torch.tensor([2, 5, 7, 3]), torch.tensor([2, 9, 3]), torch.tensor([2, 5, 9, 8, 30, 11, 3]), torch.tensor([2, 3])]
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # of different lengths: padding is not read
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long()
+    found = model.fuse_query(tokens, ids, mask)
+    for row, text in enumerate(texts):
+        whole = files.fused(state, size, expected[row], text)
+        torch.testing.assert_close(found.fused_queries[row], whole[: size.queries], rtol=0, atol=2e-5)
+        torch.testing.assert_close(found.fused_text[row, : len(text)], whole[size.queries :], rtol=0, atol=2e-5)
+    if model.config.base_query == "mean":
+        queries = torch.stack([files.mean_query(state, size, one, text) for one, text in zip(expected, texts, strict=True)])
+        torch.testing.assert_close(model.encode_query(tokens, ids, mask).query, queries, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_tensor_of_the_tower_matters(kind: str, tmp_path: Path) -> None:
+    """Any of them doubled, or moved, changes the image tokens: none is passed over in a way that equal numbers would hide."""
+    checkpoint, _ = imported(tmp_path, "qure", TINY[kind])
+    model, pixels = checkpoint.model, torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        before = model.encode_images(pixels)
+        for name, parameter in model.vision_model.named_parameters():
+            if name == "embeddings.patch_embedding.bias" and kind == "clip":
+                assert not parameter.any()  # CLIP's convolution has none
+            kept = parameter.clone()
+            parameter.mul_(2).add_(torch.linspace(-0.3, 0.3, parameter.numel()).reshape(parameter.shape))
+            assert (model.encode_images(pixels) - before).abs().max() > 1e-4, name
+            parameter.copy_(kept)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["a directory", "a directory of shards", "a file"])
+def test_transformers_files_compute_what_transformers_does(form: str, tmp_path: Path) -> None:
+    source = tmp_path / "blip2"
+    vision = {"layer_norm_eps": 1e-6} if form == "a file" else {}  # no configuration says otherwise there
+    upstream = write_blip2(source, shard_size="12KB" if form == "a directory of shards" else "1GB", vision=vision)
+    given = ImportOptions()
+    if form == "a file":
+        upstream.qformer.layernorm.eps = 1e-12
+        for module in upstream.qformer.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = 1e-12
+        given = ImportOptions(tokenizer=str(source), vision_heads=2, qformer_heads=2)
+        source = source / "model.safetensors"
+    plan, meta = import_model(source, tmp_path / "out", given)
+    assert plan.layout.name == "transformers"
+    assert set(plan.unused) == {"itm_head.weight", "itm_head.bias"}
+    model = load_checkpoint(tmp_path / "out").model
+    pixels, ids = torch.randn(3, 3, 16, 16), torch.randint(4, 60, (3, 6))
+    mask = torch.ones_like(ids)
+    expected = upstream(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=False)
+    torch.testing.assert_close(model.encode_targets(model.encode_images(pixels)), expected.image_embeds, rtol=0, atol=1e-5)
+    assert meta.imported is not None
+    assert len(meta.imported.files) == (1 if form != "a directory of shards" else len(plan.files))
+
+
+def test_the_epsilon_after_evas_tower_is_lavis_own(tmp_path: Path) -> None:
+    """1e-5 on `ln_vision`, where the tower has 1e-6: seen as soon as a token varies little."""
+    checkpoint, _ = imported(tmp_path, "lavis", TINY["eva"])
+    tower = checkpoint.model.vision_model
+    assert (tower.post_layernorm.eps, tower.encoder.layers[0].layer_norm1.eps) == (1e-5, 1e-6)
+    small = torch.randn(1, 24) * 1e-3
+    with torch.no_grad():
+        assert (
+            tower.post_layernorm(small)
+            .sub(F.layer_norm(small, (24,), tower.post_layernorm.weight, tower.post_layernorm.bias, 1e-6))
+            .abs()
+            .max()
+            > 0.1
+        )
+
+
+# -- at full size, without memory ------------------------------------------------------------------------------------------
+
+
+def on_paper(layout: str, size: Size, *, wrapper: str) -> WeightFile:
+    def read() -> torch.Tensor:
+        raise AssertionError("a value was read")
+
+    shapes = files.shapes_of(layout, size)
+    tensors = {name: Stored(shape, torch.float32, read) for name, shape in shapes.items()}
+    tensors["Qformer.bert.embeddings.position_ids"] = Stored((1, size.positions), torch.int64, read)
+    return WeightFile(Path(NAMES[layout]), wrapper, tensors)
+
+
+@pytest.mark.parametrize(
+    ("layout", "wrapper", "size"),
+    [
+        ("sprc", "Blip2QformerCirAlignPrompt", VIT_G), ("sprc", "Blip2QformerCirAlignPrompt", VIT_L), ("qure", "", VIT_L),
+        ("lavis", "model", VIT_G), ("lavis", "model", VIT_G_COCO), ("lavis", "model", VIT_L),
+    ],
+    ids=["SPRC ViT-g", "SPRC ViT-L", "QuRe ViT-L", "LAVIS ViT-g", "LAVIS ViT-g coco", "LAVIS ViT-L"],
+)  # fmt: skip
+def test_every_key_and_shape_of_a_published_size(layout: str, wrapper: str, size: Size) -> None:
+    plan = plan_file(on_paper(layout, size, wrapper=wrapper), ImportOptions())
+    assert plan.layout.name == layout
+    used = {source for move in plan.moves.made.values() for source in move.sources}
+    assert used | set(plan.unused) == set(plan.tensors)
+    left_out = {"temp", "itm_head.weight", "itm_head.bias", "Qformer.bert.embeddings.position_ids"}
+    left_out |= {name for name in plan.tensors if name.startswith("Qformer.cls.")} | ({"prompt_tokens"} if layout == "sprc" else set())
+    assert set(plan.unused) == left_out
+    v, q, p = plan.model.vision, plan.model.qformer, plan.model.preprocessing
+    assert (v.hidden_size, v.layers, v.heads, v.mlp_width, v.patch_size) == (size.width, size.depth, 16, size.mlp, 14)
+    assert v == VisionConfig(
+        hidden_size=v.hidden_size, layers=v.layers, heads=16, mlp_size=v.mlp_size, patch_size=14,
+        **({"layer_norm_eps": 1e-6, "final_norm_eps": 1e-5} if size.kind == "eva" else {}),
+        **({"layer_norm_eps": 1e-5, "activation": "quick_gelu", "pre_norm": True} if size.kind == "clip" else {}),
+    )  # fmt: skip
+    assert (q.hidden_size, q.layers, q.heads, q.mlp_width, q.query_tokens, q.embedding_dim) == (768, 12, 12, 3072, 32, 256)
+    assert (q.cross_attention_frequency, q.max_text_length, q.vocab_size, q.position_embeddings) == (2, 32, 30523, 512)
+    assert p.image_size == size.image
+    with torch.device("meta"):
+        made = DQEModel(plan.model, PAPER_VOCABULARY, 0)
+    assert sum(n.numel() for n in made.vision_model.parameters()) > (9.8e8 if size.kind == "eva" else 2.8e8)
+
+
+# -- what is written -------------------------------------------------------------------------------------------------------
+
+
+def test_preprocessing_is_the_authors(tmp_path: Path) -> None:
+    for layout, kind in (("lavis", "eva"), ("sprc", "eva"), ("qure", "clip")):
+        folder = tmp_path / layout
+        folder.mkdir()
+        checkpoint, _ = imported(folder, layout, TINY[kind])
+        model, tokenizer = checkpoint.meta.config.model, checkpoint.meta.tokenizer
+        crop = PreprocessingSpec(
+            image_size=12, fit="target_pad_crop", target_ratio=1.25, background=(0, 0, 0), mean=CLIP_MEAN, std=CLIP_STD
+        )
+        assert model.preprocessing == (PreprocessingSpec(image_size=12) if layout == "lavis" else crop)
+        assert (tokenizer.max_length, tokenizer.captions) == (32, "blip")
+        assert checkpoint.tokenizer.token_to_id("[DEC]") == TINY[kind].words - 1
+        assert (model.attribute_weights, model.base_query) == (False, base_query(layout)[0])
+
+
+def test_where_it_comes_from_is_recorded(tmp_path: Path) -> None:
+    checkpoint, _ = imported(tmp_path, "qure", TINY["clip"])
+    source, found = tmp_path / "model.pth", checkpoint.meta.imported
+    assert found is not None
+    assert found.format == "qure"
+    assert [(f.name, f.size, f.sha256) for f in found.files] == [("model.pth", source.stat().st_size, sha256_of(source))]
+    assert "no licence" in found.licence
+    assert found.deviations == ()
+
+
+def test_a_query_that_this_version_cannot_compose_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUERIES, "sprc", "of a later version")  # type: ignore[arg-type]
+    checkpoint, _ = imported(tmp_path, "sprc", TINY["eva"])
+    assert checkpoint.meta.imported is not None
+    (sentence,) = checkpoint.meta.imported.deviations
+    assert "'of a later version'" in sentence
+    assert set(QUERIES) == set(LAYOUTS)
+
+
+def test_values_and_their_precision_are_the_files(tmp_path: Path) -> None:
+    """A tower whose matrices are in half precision takes no more room than in the file, and loses no bit."""
+    checkpoint, state = imported(tmp_path, "sprc", TINY["eva"], half_tower=True)
+    with safe_open(tmp_path / "out" / WEIGHTS, framework="pt") as stored:
+        theirs = state["visual_encoder.blocks.1.mlp.fc2.weight"]
+        ours = stored.get_tensor("vision_model.encoder.layers.1.mlp.fc2.weight")
+        assert ours.dtype == theirs.dtype == torch.float16
+        assert torch.equal(ours, theirs)
+        assert stored.get_tensor("vision_model.encoder.layers.1.layer_norm1.weight").dtype == torch.float32
+    assert stored_vision_dtype(tmp_path / "out") == torch.float32
+    assert checkpoint.model.vision_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.float32
+    assert encoder_hash(tmp_path / "out") == encoder_hash(checkpoint)
+
+
+def test_a_towers_own_file(tmp_path: Path) -> None:
+    """Beside a Q-Former without one, with the block and the end that BLIP-2 does not run, at the published width."""
+    for kind, extra in (("eva", ("norm.weight", "head.weight", "fc_norm.bias")), ("clip", ("ln_post.weight", "ln_post.bias", "proj"))):
+        published = VIT_G if kind == "eva" else VIT_L
+        size = replace(
+            published,
+            depth=published.depth + 1,
+            image=28,
+            mlp=8,
+            hidden=16,
+            layers=1,
+            words=40,
+            joint=8,
+            queries=2,
+            qformer_heads=2,
+            qformer_mlp=8,
+        )
+        tower = {name: Stored(shape, torch.float32, torch.Tensor) for name, shape in files.tower_shapes(size).items()}
+        tower |= {name: Stored((size.width,), torch.float32, torch.Tensor) for name in extra}
+        rest = {name: Stored(shape, torch.float32, torch.Tensor) for name, shape in files.qformer_shapes(size).items()}
+        path = tmp_path / f"{kind}.pth"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dqe_training.importing.importer.open_weights", lambda p, tower=tower: WeightFile(p, "", tower))
+            plan = plan_file(WeightFile(tmp_path / "b.pth", "model", rest), ImportOptions(tower=path, qformer_heads=2))
+        assert plan.model.vision.layers == published.depth
+        assert plan.files == [tmp_path / "b.pth", path]
+        last = "blocks.39." if kind == "eva" else "transformer.resblocks.23."
+        reasons = {name.removeprefix("visual_encoder."): why for name, why in plan.unused.items()}
+        assert all("last block" in reasons[name] for name in tower if name.startswith(last))
+        assert all("own training" in reasons[name] for name in extra)
+
+
+def test_a_tower_beside_its_file_is_the_same_model(tmp_path: Path) -> None:
+    size = TINY["clip"]
+    whole, state = imported(tmp_path, "lavis", size)
+    prefix = "visual_encoder."
+    torch.save({"model": {n: v for n, v in state.items() if not n.startswith(prefix)}}, tmp_path / "q.pth")
+    torch.save({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}, tmp_path / "tower.pth")
+    _, meta = import_model(tmp_path / "q.pth", tmp_path / "two", options(tmp_path, size, tower=tmp_path / "tower.pth"))
+    assert encoder_hash(tmp_path / "two") == encoder_hash(whole)
+    assert meta.imported is not None
+    assert [file.name for file in meta.imported.files] == ["q.pth", "tower.pth"]
+
+
+def test_towers_of_other_kinds_have_other_feature_keys(tmp_path: Path) -> None:
+    """Equal weights under another LayerNorm are another tower to the cache; a tower without either keeps its key."""
+    checkpoint, _ = imported(tmp_path, "lavis", TINY["eva"])
+    model = checkpoint.model
+    key = feature_key(model)
+    model.config = msgspec.structs.replace(model.config, vision=msgspec.structs.replace(model.config.vision, final_norm_eps=0.0))
+    assert feature_key(model) != key
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+Change = Callable[[files.State], object]
+EVA = "visual_encoder."
+
+
+def put(name: str, value: torch.Tensor) -> Change:
+    return lambda state: state.update({name: value})
+
+
+def without(part: str) -> Change:
+    return lambda state: [state.pop(name) for name in list(state) if part in name]
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "no tower": (without(EVA), "no vision tower in it.*--tower"),
+    "a missing tensor": (without("text_proj.bias"), "text_proj.bias is missing"),
+    "a missing block": (without(".blocks.0."), r"layers visual_encoder.blocks.N are not 0, 1, 2"),
+    "a missing norm": (without(".blocks.1.norm2.weight"), r"visual_encoder.blocks.1.norm2.weight is missing"),
+    "an unknown one": (put(f"{EVA}blocks.0.gamma_1", torch.ones(24)), "unknown weight visual_encoder.blocks.0.gamma_1"),
+    "a wrong shape": (put("text_proj.weight", torch.ones(9, 16)), r"text_proj.weight has shape \(9, 16\).*want \(8, 16\)"),
+    "a wrong part of a joined bias": (put(f"{EVA}blocks.1.attn.q_bias", torch.ones(7)), "blocks.1.attn.q_bias has shape"),
+    "a tower of another width": (put("ln_vision.weight", torch.ones(25)), "ln_vision.weight has shape"),
+    "positions of no square": (put(f"{EVA}pos_embed", torch.ones(1, 9, 24)), "one more than a square"),
+    "an index where numbers belong": (put("ln_vision.bias", torch.ones(24, dtype=torch.int64)), "ln_vision.bias holds torch.int64"),
+    "a scalar table": (put("query_tokens", torch.tensor(1.0)), "query_tokens has shape"),
+    "NaN": (put("text_proj.bias", torch.full((8,), torch.nan)), "text_proj.bias: holds NaN"),
+    "infinity in half a bias": (put(f"{EVA}blocks.0.attn.v_bias", torch.full((24,), torch.inf)), "v_bias: holds NaN or infinity"),
+    "no names that are known": (lambda s: [s.clear(), s.update({"a": torch.ones(2)})], "none of the layouts"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_understood_is_one_line_that_names_it(name: str, tmp_path: Path) -> None:
+    change, said = WRONG[name]
+    state = files.random_state(files.shapes_of("lavis", TINY["eva"]))
+    change(state)
+    torch.save({"model": state}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, TINY["eva"]))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("harm",)
+
+
+def test_a_file_that_needs_code_is_refused_by_the_codes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"a": torch.ones(1)}, "more": Harmful()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: needs posix\.mkdir to be read, which could run code, so it is not loaded"):
+        open_weights(tmp_path / "a.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "pickle", "old", "a list", "two models", "no tensors", "a folder", "missing"])
+def test_files_that_are_none_are_one_line(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    state = {"a": torch.ones(300)}
+    torch.save({"list": [state], "two models": {"x": state, "y": state}, "no tensors": {"epoch": 3}}.get(damage, state), path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage in ("text", "empty"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\n" if damage == "text" else "")
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps({"a": 1}))
+    elif damage == "old":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif damage == "a list":
+        torch.save([state], path)
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "missing":
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"a\.pth") as caught:
+        open_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_do_not_fit(tmp_path: Path) -> None:
+    size = TINY["eva"]
+    files.save("lavis", tmp_path / "a.pth", size)
+    with pytest.raises(InputError, match="holds a tower of its own"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, tower=tmp_path / "a.pth"))
+    with pytest.raises(CheckpointError, match="width 24 is none of the published 1408, 1024; say its heads with --vision-heads"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, vision_heads=None))
+    with pytest.raises(CheckpointError, match="no multiple of 5 heads; correct --qformer-heads"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, qformer_heads=5))
+    with pytest.raises(InputError, match="--format clip4cir: unknown; choose sprc"):
+        ImportOptions(layout="clip4cir")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt: has 31 tokens, the embedding table 40 rows"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, replace(size, words=32)))
+    with pytest.raises(InputError, match=r"no such file; give a tokenizer\.json or vocab.txt"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", ImportOptions(tokenizer="none.txt", vision_heads=4, qformer_heads=2))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size))
+
+
+def test_safetensors_of_lavis_names_are_taken_too(tmp_path: Path) -> None:
+    size = TINY["clip"]
+    state = files.save("qure", tmp_path / "a.pth", size)
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        import_model(tmp_path / name, tmp_path / name[2:], options(tmp_path, size))
+    assert encoder_hash(tmp_path / "pth") == encoder_hash(tmp_path / "safetensors")
+
+
+def test_a_format_may_be_named(tmp_path: Path) -> None:
+    """A bare dictionary of LAVIS's names is QuRe's, until somebody says otherwise; SPN4CIR's file is SPRC's."""
+    size = TINY["eva"]
+    for saved, named in (("qure", "lavis"), ("sprc", "spn4cir")):
+        files.save(saved, tmp_path / "a.pth", size)
+        plan, _ = import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, layout=named), force=True)
+        assert plan.layout.name == named
+
+
+def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = TINY["clip"]
+    files.save("sprc", tmp_path / "sprc_cirr_vitl.pt", size)
+    vocabulary = files.write_vocabulary(tmp_path / "vocab.txt", size.words)
+    arguments = [str(tmp_path / "sprc_cirr_vitl.pt"), str(tmp_path / "out"), "--tokenizer", str(vocabulary), "--vision-heads", "4"]
+    assert import_.main([*arguments, "--qformer-heads", "2"]) == 0
+    said = capsys.readouterr().out
+    for part in ("--format sprc", "CLIP's, with a LayerNorm", "12 pixels", "1: SPRC's prompt tokens", "licence: ", "next: dqe-export"):
+        assert part in said
+    assert import_.main([*arguments, "--qformer-heads", "2"]) != 0
+    assert "exists already" in capsys.readouterr().err
