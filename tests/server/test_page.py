@@ -318,6 +318,53 @@ def test_filters_narrow_count_and_say_what_to_loosen(address: str, open_page: Op
     expect(page.locator(PICKS)).to_have_count(24)
 
 
+def test_menus_stay_where_the_facets_cannot_be_loaded(address: str, open_page: OpenPage) -> None:
+    page = open_page(address)
+    hint = page.locator("#facets > .hint")
+    colour = page.locator(".menu", has_text="colour")
+    sale = page.locator(".menu", has_text="sale")
+    expect(page.locator(".menu")).to_have_count(3)
+    colour.locator("summary").click()
+    page.route("**/v1/facets*", problem(500, "internal", "x"))
+    colour.get_by_label("red").check()
+    expect(page.locator(PICKS)).to_have_count(8)
+    expect(hint).to_contain_text("cannot be loaded")
+    expect(page.locator(".menu")).to_have_count(3)
+    colour.get_by_label("blue").check()  # to what is chosen, not in its place
+    expect(page.locator(PICKS)).to_have_count(16)
+    expect(hint).to_have_count(1)
+    assert "is.colour=red&is.colour=blue" in page.url
+    page.unroute("**/v1/facets*")
+    with page.expect_response("**/v1/facets*"):
+        page.locator("#clear-filters").click()  # back to the filters of the last good answer
+    expect(hint).to_have_count(0)
+    expect(page.locator(".menu")).to_have_count(3)
+    expect(colour.locator("input:checked")).to_have_count(0)
+    sale.locator("summary").click()
+    sale.get_by_label("yes").check()
+    expect(colour.locator(".choice", has_text="red").locator(".tally")).to_have_text("2")
+
+
+def test_what_to_loosen_is_not_said_from_facets_of_other_filters(address: str, open_page: OpenPage) -> None:
+    page = open_page(f"{address}?is.colour=red&in.price=90..")
+    expect(page.get_by_role("button", name="Without “price: at least 90”")).to_be_visible()
+    page.route("**/v1/facets*", problem(500, "internal", "x"))
+    page.get_by_role("button", name="Remove colour: red").click()
+    expect(page.locator("#facets > .hint")).to_contain_text("cannot be loaded")
+    expect(page.locator("#notice")).to_contain_text("The filters together leave nothing.")
+    expect(page.locator("#notice").get_by_role("button")).to_have_text(["Without any filter"])
+
+
+def test_menus_come_after_a_first_failure(address: str, open_page: OpenPage) -> None:
+    page = open_page(address, prepare=lambda page: page.route("**/v1/facets*", problem(503, "busy", "full")))
+    expect(page.locator("#facets > .hint")).to_have_text("The filters cannot be loaded just now.")
+    expect(page.locator(".menu")).to_have_count(0)
+    page.unroute("**/v1/facets*")
+    search(page, "in red")
+    expect(page.locator(".menu")).to_have_count(3)
+    expect(page.locator("#facets > .hint")).to_have_count(0)
+
+
 def test_an_address_is_a_whole_search(address: str, open_page: OpenPage) -> None:
     requests: list[dict[str, Any]] = []
     asks = "?ref=sub%2F01.png&text=in+red&w.colour=2&unlike=02.png&is.colour=red&is.colour=blue&on.sale=no&page=2"

@@ -4,7 +4,7 @@ import { Api, Latest } from "./api.js";
 import { Composer, notesOf } from "./composer.js";
 import { showDetails } from "./details.js";
 import { closeByBackdrop, showShortcuts } from "./dialogs.js";
-import { byId, count, el, plural, score, still } from "./dom.js";
+import { byId, count, plural, score, still } from "./dom.js";
 import { chip, described, Filters } from "./filters.js";
 import { Indexing } from "./indexing.js";
 import { listenToKeys, singleKeys, themeSwitch } from "./keyboard.js";
@@ -289,8 +289,10 @@ class Page {
       this.filters.show(facets.keys, query.filters);
       const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
       if (empty && Object.keys(query.filters).length) nothing(this, query);
-    } catch {
-      byId("facets").replaceChildren(el("p", { class: "hint", text: "The filters cannot be loaded just now." }));
+    } catch (error) {
+      if (error.status === undefined) throw error; // not the server's: a bug of this page
+      this.facetsOf = null; // asked for again with the next search, also where its filters are those of before
+      this.filters.showUnloaded(query.filters);
     }
   }
 
