@@ -681,6 +681,62 @@ def test_an_upload_cannot_be_shared_nor_found_again(address: str, open_page: Ope
     expect(page.locator(PICKS)).to_have_count(24)
 
 
+def give(page: Page, seed: int) -> None:
+    """Upload an image and wait for the answer."""
+    with page.expect_response("**/v1/search"):
+        page.locator("#file").set_input_files({"name": "small.png", "mimeType": "image/png", "buffer": encoded(noise_image(seed), "PNG")})
+    expect(page.locator(AT_REST)).to_be_attached()
+
+
+def test_an_upload_of_before_a_reload_is_never_another_one(address: str, open_page: OpenPage) -> None:
+    page = open_page(address)
+    give(page, 1)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("Your image is gone")
+    give(page, 2)
+    expect(page.locator("#notice > *")).to_have_count(0)
+    page.go_back()
+    expect(page.get_by_role("alert")).to_contain_text("Your image is gone")
+    expect(page.locator("#reference .missing")).to_be_visible()
+    page.go_forward()
+    expect(page.locator("#notice > *")).to_have_count(0)
+    expect(page.locator("#reference img")).to_be_visible()
+
+
+def test_uploads_are_kept_while_the_history_leads_to_them(address: str, open_page: OpenPage) -> None:
+    watch = """() => {
+        window.freed = [];
+        const free = URL.revokeObjectURL;
+        URL.revokeObjectURL = (address) => { window.freed.push(address); free.call(URL, address); };
+    }"""
+    page = open_page(address, prepare=lambda page: page.add_init_script(f"({watch})()"))
+    given = []
+    for seed in (1, 2):
+        give(page, seed)
+        given.append(page.locator("#reference img").get_attribute("src"))
+    page.locator("#reference .clear").click()  # a new trail, without them
+    expect(page.locator("#reference img")).to_have_count(0)
+    expect(page.locator(PICKS)).to_have_count(24)
+    page.go_back()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[1] or "")
+    page.go_back()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[0] or "")
+    expect(page.locator("#notice > *")).to_have_count(0)
+    expect(page.locator(AT_REST)).to_be_attached()
+    assert page.evaluate("freed") == []
+    give(page, 3)  # after the first: the second was ahead
+    assert page.evaluate("freed") == [given[1]]
+    page.locator("#reference .clear").click()
+    page.go_back()
+    page.locator(".crumb").first.click()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[0] or "")
+    for _ in range(3):
+        page.go_back()
+    expect(page.locator("#reference img")).to_have_count(0)
+    search(page, "in red")
+    assert len(page.evaluate("freed")) == 3
+
+
 def test_zones_are_told_apart(address: str, open_page: OpenPage) -> None:
     page = open_page(f"{address}?ref={ITEM}&text=in+red")
     zones = page.locator("#grid .zone, #grid .zone-head.mid")
