@@ -42,11 +42,13 @@ function itemForm(api, changed, first) {
     metadata.input.value = item.metadata ? JSON.stringify(item.metadata, null, 2) : "";
     return `${item.id} is loaded.`;
   };
-  const remove = el("button", { type: "button", class: "danger", text: "Remove the item" });
+  const remove = el("button", { type: "button", class: "danger", text: "Remove the item", "aria-describedby": "returns" });
+  const returns = el("p", { id: "returns", class: "hint", hidden: true, text: "A photo in the server's folder stays there, and is indexed again at the next update." });
   let sure = false;
   const ask = (asked) => {
     sure = asked;
-    remove.textContent = asked ? "Remove it for good?" : "Remove the item";
+    remove.textContent = asked ? "Remove it from the index?" : "Remove the item";
+    returns.hidden = !asked;
   };
   id.input.addEventListener("input", () => ask(false));
   const form = work("Change an item", "Save the metadata", async () => {
@@ -56,7 +58,10 @@ function itemForm(api, changed, first) {
   }, [...id.nodes, el("button", { type: "button", text: "Load its metadata", on: { click: () => form.run(load) } }), ...metadata.nodes], [remove]);
   remove.addEventListener("click", () => {
     if (!id.input.value) return id.input.focus();
-    if (!sure) return ask(true);
+    if (!sure) {
+      ask(true);
+      return say(`${remove.textContent} ${returns.textContent}`);
+    }
     ask(false);
     return form.run(async () => {
       await api.remove(id.input.value);
@@ -66,6 +71,7 @@ function itemForm(api, changed, first) {
       return `Removed ${gone}.`;
     });
   });
+  form.append(returns);
   if (first) form.run(load);
   return form;
 }
