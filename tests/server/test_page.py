@@ -562,6 +562,26 @@ def test_items_are_added_changed_and_removed(make_settings: MakeSettings, keys: 
         expect(page.locator("#facts")).to_have_text("24 items")
 
 
+def test_a_write_key_is_kept_until_the_page_is_closed(make_settings: MakeSettings, keys: tuple[Key, ...], open_page: OpenPage) -> None:
+    with running(make_settings(keys=keys)) as address:
+        page = open_page(address, at_rest=False)
+        page.fill("#key", READ_KEY)
+        page.keyboard.press("Enter")
+        key = page.locator("#write-key")
+        page.locator("#open-manage").click()
+        expect(key).to_have_accessible_description(re.compile("keeps the key until it is closed"))
+        key.fill(WRITE_KEY)
+        page.keyboard.press("Escape")
+        expect(key).to_be_hidden()
+        page.locator("#open-manage").click()
+        expect(key).to_have_value(WRITE_KEY)
+        stored = page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }, history.state, document.cookie])")
+        assert WRITE_KEY not in stored + json.dumps(page.context.cookies())
+        page.reload()
+        page.locator("#open-manage").click()
+        expect(key).to_have_value("")
+
+
 ERRORS = [
     (400, "invalid_json", "The server made a mistake"),
     (403, "host", "Not allowed"),

@@ -6,10 +6,10 @@ import { say } from "./notices.js";
 
 /** `limits`: the server's for images; `changed()`: called after a write; `id`: the item to begin with. */
 export function showManage(api, { limits, changed, id = "", needsKey = true }) {
-  const key = field("write-key", "Write key", { type: "password", autocomplete: "off", spellcheck: "false", value: api.writeKey });
+  const key = field("write-key", "Write key", { type: "password", autocomplete: "off", spellcheck: "false", value: api.writeKey, "aria-describedby": "write-key-kept" });
   key.input.addEventListener("input", () => (api.writeKey = key.input.value.trim()));
   const content = [addForm(api, limits, changed), itemForm(api, changed, id)];
-  if (needsKey) content.unshift(el("section", { class: "fields" }, ...key.nodes, el("p", { class: "hint", text: "Kept until this page is closed, and sent with changes alone." })));
+  if (needsKey) content.unshift(el("section", { class: "fields" }, ...key.nodes, el("p", { class: "hint", id: "write-key-kept", text: "This page keeps the key until it is closed or loaded again, and sends it with changes alone." })));
   open("manage", "Manage the index", content);
   if (id) byId("item-id").focus();
 }
