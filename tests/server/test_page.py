@@ -351,6 +351,53 @@ def test_filters_narrow_count_and_say_what_to_loosen(address: str, open_page: Op
     expect(page.locator(PICKS)).to_have_count(24)
 
 
+def test_menus_stay_where_the_facets_cannot_be_loaded(address: str, open_page: OpenPage) -> None:
+    page = open_page(address)
+    hint = page.locator("#facets > .hint")
+    colour = page.locator(".menu", has_text="colour")
+    sale = page.locator(".menu", has_text="sale")
+    expect(page.locator(".menu")).to_have_count(3)
+    colour.locator("summary").click()
+    page.route("**/v1/facets*", problem(500, "internal", "x"))
+    colour.get_by_label("red").check()
+    expect(page.locator(PICKS)).to_have_count(8)
+    expect(hint).to_contain_text("cannot be loaded")
+    expect(page.locator(".menu")).to_have_count(3)
+    colour.get_by_label("blue").check()  # to what is chosen, not in its place
+    expect(page.locator(PICKS)).to_have_count(16)
+    expect(hint).to_have_count(1)
+    assert "is.colour=red&is.colour=blue" in page.url
+    page.unroute("**/v1/facets*")
+    with page.expect_response("**/v1/facets*"):
+        page.locator("#clear-filters").click()  # back to the filters of the last good answer
+    expect(hint).to_have_count(0)
+    expect(page.locator(".menu")).to_have_count(3)
+    expect(colour.locator("input:checked")).to_have_count(0)
+    sale.locator("summary").click()
+    sale.get_by_label("yes").check()
+    expect(colour.locator(".choice", has_text="red").locator(".tally")).to_have_text("2")
+
+
+def test_what_to_loosen_is_not_said_from_facets_of_other_filters(address: str, open_page: OpenPage) -> None:
+    page = open_page(f"{address}?is.colour=red&in.price=90..")
+    expect(page.get_by_role("button", name="Without “price: at least 90”")).to_be_visible()
+    page.route("**/v1/facets*", problem(500, "internal", "x"))
+    page.get_by_role("button", name="Remove colour: red").click()
+    expect(page.locator("#facets > .hint")).to_contain_text("cannot be loaded")
+    expect(page.locator("#notice")).to_contain_text("The filters together leave nothing.")
+    expect(page.locator("#notice").get_by_role("button")).to_have_text(["Without any filter"])
+
+
+def test_menus_come_after_a_first_failure(address: str, open_page: OpenPage) -> None:
+    page = open_page(address, prepare=lambda page: page.route("**/v1/facets*", problem(503, "busy", "full")))
+    expect(page.locator("#facets > .hint")).to_have_text("The filters cannot be loaded just now.")
+    expect(page.locator(".menu")).to_have_count(0)
+    page.unroute("**/v1/facets*")
+    search(page, "in red")
+    expect(page.locator(".menu")).to_have_count(3)
+    expect(page.locator("#facets > .hint")).to_have_count(0)
+
+
 def test_an_address_is_a_whole_search(address: str, open_page: OpenPage) -> None:
     requests: list[dict[str, Any]] = []
     asks = "?ref=sub%2F01.png&text=in+red&w.colour=2&unlike=02.png&is.colour=red&is.colour=blue&on.sale=no&page=2"
@@ -535,10 +582,37 @@ def test_items_are_added_changed_and_removed(make_settings: MakeSettings, keys: 
         expect(changing.locator(".said")).to_have_text("Saved new.png.")
         remove = changing.locator(".danger")
         remove.click()
-        expect(remove).to_have_text("Remove it for good?")
+        returns = page.locator("#manage #returns")
+        expect(remove).to_have_text("Remove it from the index?")
+        expect(returns).to_contain_text("A photo in the server's folder stays there, and is indexed again at the next update.")
+        page.fill("#item-id", "new.pn")  # another id is asked about anew
+        expect(remove).to_have_text("Remove the item")
+        expect(returns).to_be_hidden()
+        page.fill("#item-id", "new.png")
+        remove.click()
         remove.click()
         expect(changing.locator(".said")).to_have_text("Removed new.png.")
         expect(page.locator("#facts")).to_have_text("24 items")
+
+
+def test_a_write_key_is_kept_until_the_page_is_closed(make_settings: MakeSettings, keys: tuple[Key, ...], open_page: OpenPage) -> None:
+    with running(make_settings(keys=keys)) as address:
+        page = open_page(address, at_rest=False)
+        page.fill("#key", READ_KEY)
+        page.keyboard.press("Enter")
+        key = page.locator("#write-key")
+        page.locator("#open-manage").click()
+        expect(key).to_have_accessible_description(re.compile("keeps the key until it is closed"))
+        key.fill(WRITE_KEY)
+        page.keyboard.press("Escape")
+        expect(key).to_be_hidden()
+        page.locator("#open-manage").click()
+        expect(key).to_have_value(WRITE_KEY)
+        stored = page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }, history.state, document.cookie])")
+        assert WRITE_KEY not in stored + json.dumps(page.context.cookies())
+        page.reload()
+        page.locator("#open-manage").click()
+        expect(key).to_have_value("")
 
 
 ERRORS = [
@@ -665,6 +739,62 @@ def test_an_upload_cannot_be_shared_nor_found_again(address: str, open_page: Ope
     expect(page.get_by_role("alert")).to_contain_text("Your image is gone")
     page.get_by_role("button", name="Without it").click()
     expect(page.locator(PICKS)).to_have_count(24)
+
+
+def give(page: Page, seed: int) -> None:
+    """Upload an image and wait for the answer."""
+    with page.expect_response("**/v1/search"):
+        page.locator("#file").set_input_files({"name": "small.png", "mimeType": "image/png", "buffer": encoded(noise_image(seed), "PNG")})
+    expect(page.locator(AT_REST)).to_be_attached()
+
+
+def test_an_upload_of_before_a_reload_is_never_another_one(address: str, open_page: OpenPage) -> None:
+    page = open_page(address)
+    give(page, 1)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("Your image is gone")
+    give(page, 2)
+    expect(page.locator("#notice > *")).to_have_count(0)
+    page.go_back()
+    expect(page.get_by_role("alert")).to_contain_text("Your image is gone")
+    expect(page.locator("#reference .missing")).to_be_visible()
+    page.go_forward()
+    expect(page.locator("#notice > *")).to_have_count(0)
+    expect(page.locator("#reference img")).to_be_visible()
+
+
+def test_uploads_are_kept_while_the_history_leads_to_them(address: str, open_page: OpenPage) -> None:
+    watch = """() => {
+        window.freed = [];
+        const free = URL.revokeObjectURL;
+        URL.revokeObjectURL = (address) => { window.freed.push(address); free.call(URL, address); };
+    }"""
+    page = open_page(address, prepare=lambda page: page.add_init_script(f"({watch})()"))
+    given = []
+    for seed in (1, 2):
+        give(page, seed)
+        given.append(page.locator("#reference img").get_attribute("src"))
+    page.locator("#reference .clear").click()  # a new trail, without them
+    expect(page.locator("#reference img")).to_have_count(0)
+    expect(page.locator(PICKS)).to_have_count(24)
+    page.go_back()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[1] or "")
+    page.go_back()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[0] or "")
+    expect(page.locator("#notice > *")).to_have_count(0)
+    expect(page.locator(AT_REST)).to_be_attached()
+    assert page.evaluate("freed") == []
+    give(page, 3)  # after the first: the second was ahead
+    assert page.evaluate("freed") == [given[1]]
+    page.locator("#reference .clear").click()
+    page.go_back()
+    page.locator(".crumb").first.click()
+    expect(page.locator("#reference img")).to_have_attribute("src", given[0] or "")
+    for _ in range(3):
+        page.go_back()
+    expect(page.locator("#reference img")).to_have_count(0)
+    search(page, "in red")
+    assert len(page.evaluate("freed")) == 3
 
 
 def test_zones_are_told_apart(address: str, open_page: OpenPage) -> None:

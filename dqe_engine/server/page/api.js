@@ -36,7 +36,7 @@ export class Latest {
 }
 
 export class Api {
-  /** Sent with writes alone, and kept nowhere: the session's cookie is for reading. */
+  /** Sent with writes alone, and kept in this object until the page is closed: in no storage, and in no cookie; the session's is for reading. */
   writeKey = "";
 
   vocabulary = () => this.#call("v1/vocabulary");

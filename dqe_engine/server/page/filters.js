@@ -47,9 +47,7 @@ export class Filters {
   }
 
   show(facets, filters) {
-    this.filters = filters;
-    const root = byId("facets");
-    byId("clear-filters").hidden = !Object.keys(filters).length;
+    const root = this.#begin(filters);
     const found = new Map(facets.map((facet) => [facet.key, facet]));
     for (const key of new Set([...this.#menus.keys(), ...found.keys()])) {
       const known = this.#menus.get(key);
@@ -62,11 +60,31 @@ export class Filters {
         this.#menus.set(key, menu);
       }
       menu.facet = facet;
-      menu.show(facet, filters[key] ?? null);
-      menu.root.classList.toggle("active", key in filters);
+      this.#choose(key, menu, filters);
     }
-    root.querySelector(":scope > .hint")?.remove();
     if (!this.#menus.size) root.append(el("p", { class: "hint", text: "The items have no metadata to filter by." }));
+  }
+
+  /** The facets could not be loaded: the menus stay, with the choices of `filters` and the counts of the last answer, below a hint. */
+  showUnloaded(filters) {
+    const root = this.#begin(filters);
+    this.#totals = new Map(); // those of other filters
+    for (const [key, menu] of this.#menus) this.#choose(key, menu, filters);
+    const stale = this.#menus.size ? "The filters cannot be loaded just now: their counts may be out of date." : "The filters cannot be loaded just now.";
+    root.prepend(el("p", { class: "hint", text: stale }));
+  }
+
+  #begin(filters) {
+    this.filters = filters;
+    byId("clear-filters").hidden = !Object.keys(filters).length;
+    const root = byId("facets");
+    root.querySelector(":scope > .hint")?.remove();
+    return root;
+  }
+
+  #choose(key, menu, filters) {
+    menu.show(menu.facet, filters[key] ?? null);
+    menu.root.classList.toggle("active", key in filters);
   }
 
   #set(key, filter) {

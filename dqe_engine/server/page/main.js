@@ -4,7 +4,7 @@ import { Api, Latest } from "./api.js";
 import { Composer, notesOf } from "./composer.js";
 import { showDetails } from "./details.js";
 import { closeByBackdrop, showShortcuts } from "./dialogs.js";
-import { byId, count, el, plural, score, still } from "./dom.js";
+import { byId, count, plural, score, still } from "./dom.js";
 import { chip, described, Filters } from "./filters.js";
 import { Indexing } from "./indexing.js";
 import { listenToKeys, singleKeys, themeSwitch } from "./keyboard.js";
@@ -13,10 +13,10 @@ import { clearNotice, notice, say } from "./notices.js";
 import { Grid } from "./results.js";
 import { copyAddress } from "./share.js";
 import { Sliders } from "./sliders.js";
-import { blank, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail } from "./state.js";
+import { blank, Entries, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail } from "./state.js";
 import { fail, lostUpload, nothing } from "./states.js";
 import { showTrail, thumbnail } from "./trail.js";
-import { listen, UploadError, Uploads } from "./upload.js";
+import { listen, prepared, UploadError, Uploads } from "./upload.js";
 
 const MOST_AT_ONCE = 960;
 const AHEAD_PX = 600;
@@ -29,6 +29,7 @@ class Page {
   facetAnswers = new Latest();
   query = fromAddress(location.search);
   trail = new Trail();
+  entries = new Entries();
   vocabulary = null;
   shown = null; // "search" or "items", once there is an answer
   last = null; // the last answer of a search
@@ -117,8 +118,8 @@ class Page {
 
   async take(file) {
     try {
-      const key = await this.uploads.add(file, this.vocabulary?.image ?? { formats: [] });
-      this.step({ reference: { upload: key }, text: this.composer.unsent(this.query) ?? this.query.text });
+      const blob = await prepared(file, this.vocabulary?.image ?? { formats: [] });
+      this.step({ reference: { upload: this.uploads.add(blob) }, text: this.composer.unsent(this.query) ?? this.query.text });
       this.composer.focus();
     } catch (error) {
       if (!(error instanceof UploadError)) throw error;
@@ -154,8 +155,11 @@ class Page {
     this.refresh({ quiet });
   }
 
-  remember(replace) {
-    const state = { query: this.query, steps: this.trail.steps, at: this.trail.at };
+  /** `made`: the present entry is one that the browser made, by a link within the page say. */
+  remember(replace, { made = false } = {}) {
+    this.entries.wrote({ query: this.query, steps: this.trail.steps, replace: replace && !made });
+    this.uploads.keep(this.entries.uploads);
+    const state = { query: this.query, steps: this.trail.steps, at: this.trail.at, entry: this.entries.at };
     const address = toAddress(this.query) || location.pathname;
     try {
       history[replace ? "replaceState" : "pushState"](state, "", address);
@@ -170,7 +174,8 @@ class Page {
     this.query = state?.query ?? fromAddress(location.search);
     this.trail = state ? new Trail(state.steps, state.at) : isBlank(this.query) ? new Trail() : new Trail([this.query], 0);
     this.coalesced = null;
-    if (!state) this.remember(true);
+    if (state) this.entries.at = state.entry;
+    else this.remember(true, { made: true });
     this.refresh({ quiet: true });
   }
 
@@ -294,8 +299,10 @@ class Page {
       this.filters.show(facets.keys, query.filters);
       const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
       if (empty && Object.keys(query.filters).length) nothing(this, query);
-    } catch {
-      byId("facets").replaceChildren(el("p", { class: "hint", text: "The filters cannot be loaded just now." }));
+    } catch (error) {
+      if (error.status === undefined) throw error; // not the server's: a bug of this page
+      this.facetsOf = null; // asked for again with the next search, also where its filters are those of before
+      this.filters.showUnloaded(query.filters);
     }
   }
 

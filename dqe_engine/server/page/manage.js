@@ -6,10 +6,10 @@ import { say } from "./notices.js";
 
 /** `limits`: the server's for images; `changed()`: called after a write; `id`: the item to begin with. */
 export function showManage(api, { limits, changed, id = "", needsKey = true }) {
-  const key = field("write-key", "Write key", { type: "password", autocomplete: "off", spellcheck: "false", value: api.writeKey });
+  const key = field("write-key", "Write key", { type: "password", autocomplete: "off", spellcheck: "false", value: api.writeKey, "aria-describedby": "write-key-kept" });
   key.input.addEventListener("input", () => (api.writeKey = key.input.value.trim()));
   const content = [addForm(api, limits, changed), itemForm(api, changed, id)];
-  if (needsKey) content.unshift(el("section", { class: "fields" }, ...key.nodes, el("p", { class: "hint", text: "Kept until this page is closed, and sent with changes alone." })));
+  if (needsKey) content.unshift(el("section", { class: "fields" }, ...key.nodes, el("p", { class: "hint", id: "write-key-kept", text: "This page keeps the key until it is closed or loaded again, and sends it with changes alone." })));
   open("manage", "Manage the index", content);
   if (id) byId("item-id").focus();
 }
@@ -42,11 +42,13 @@ function itemForm(api, changed, first) {
     metadata.input.value = item.metadata ? JSON.stringify(item.metadata, null, 2) : "";
     return `${item.id} is loaded.`;
   };
-  const remove = el("button", { type: "button", class: "danger", text: "Remove the item" });
+  const remove = el("button", { type: "button", class: "danger", text: "Remove the item", "aria-describedby": "returns" });
+  const returns = el("p", { id: "returns", class: "hint", hidden: true, text: "A photo in the server's folder stays there, and is indexed again at the next update." });
   let sure = false;
   const ask = (asked) => {
     sure = asked;
-    remove.textContent = asked ? "Remove it for good?" : "Remove the item";
+    remove.textContent = asked ? "Remove it from the index?" : "Remove the item";
+    returns.hidden = !asked;
   };
   id.input.addEventListener("input", () => ask(false));
   const form = work("Change an item", "Save the metadata", async () => {
@@ -56,7 +58,10 @@ function itemForm(api, changed, first) {
   }, [...id.nodes, el("button", { type: "button", text: "Load its metadata", on: { click: () => form.run(load) } }), ...metadata.nodes], [remove]);
   remove.addEventListener("click", () => {
     if (!id.input.value) return id.input.focus();
-    if (!sure) return ask(true);
+    if (!sure) {
+      ask(true);
+      return say(`${remove.textContent} ${returns.textContent}`);
+    }
     ask(false);
     return form.run(async () => {
       await api.remove(id.input.value);
@@ -66,6 +71,7 @@ function itemForm(api, changed, first) {
       return `Removed ${gone}.`;
     });
   });
+  form.append(returns);
   if (first) form.run(load);
   return form;
 }

@@ -113,3 +113,25 @@ export class Trail {
     return new Trail(this.steps, at);
   }
 }
+
+const MOST_ENTRIES = 50; // browsers keep no more of a tab
+
+/** The uploads that can still come up again: those of the trails in the browser's history, which Back and Forward lead to. */
+export class Entries {
+  #keys = []; // by the entry's number: the upload keys of its trail
+  at = -1;
+
+  /** There is a new entry after the present one, or another in its place (`replace`). What was ahead of a new one cannot be reached any more. */
+  wrote({ query, steps, replace }) {
+    if (!replace) {
+      this.at += 1;
+      this.#keys.length = this.at;
+    }
+    this.#keys[this.at] = [query, ...steps].map(({ reference }) => reference?.upload).filter((key) => key !== undefined);
+    delete this.#keys[this.at - MOST_ENTRIES];
+  }
+
+  get uploads() {
+    return new Set(this.#keys.flat());
+  }
+}

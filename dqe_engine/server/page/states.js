@@ -10,7 +10,7 @@ export function nothing(page, query) {
   const active = Object.entries(query.filters);
   if (!active.length && page.indexing.items === 0) return page.indexing.showEmpty(page.vocabulary);
   if (!active.length) return notice({ title: "No item answers this", text: "Every item of the index is left out: take back an example that you did not want." });
-  const loosened = page.filters.loosened.filter(([, total]) => total > 0);
+  const loosened = page.filters.loosened.filter(([key, total]) => total > 0 && key in query.filters); // the totals may be those of filters before
   const actions = loosened.slice(0, 4).map(([key, total]) => ({
     label: `Without “${described(key, query.filters[key])}”: ${plural(total, "item")}`,
     run: () => page.dropFilter(key),

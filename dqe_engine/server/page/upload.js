@@ -9,14 +9,24 @@ const MOST_PIXELS = 1600;
 export class Uploads {
   #kept = new Map();
 
-  async add(file, image) {
-    const blob = await prepared(file, image);
-    const key = String(this.#kept.size + 1);
-    this.#kept.set(key, { blob, address: URL.createObjectURL(blob), name: file.name || "pasted image" });
+  /** The key of a blob. It is random: the browser's history outlives this page, and a key in it must never be another image's. */
+  add(blob) {
+    const bytes = crypto.getRandomValues(new Uint8Array(16)); // randomUUID is there with HTTPS alone
+    const key = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.#kept.set(key, { blob, address: URL.createObjectURL(blob) });
     return key;
   }
 
   get = (key) => this.#kept.get(key) ?? null;
+
+  /** Free the images whose keys are not in this set. */
+  keep(keys) {
+    for (const [key, { address }] of this.#kept) {
+      if (keys.has(key)) continue;
+      URL.revokeObjectURL(address);
+      this.#kept.delete(key);
+    }
+  }
 }
 
 /** An image that cannot be searched with, in words for the reader. */
