@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from support import command_workspace
-from support.command_workspace import ABLATE, OWN, PRETRAIN, TOWER, TRAIN, Main, check_line, expanded, pipe_at
+from support.command_workspace import ABLATE, IMPORT, IMPORT_TOWER, OWN, PRETRAIN, TOWER, TRAIN, Main, check_line, expanded, pipe_at
 
 from dqe_engine.errors import ExportError
 from dqe_engine.files import read_regular, sha256_of
 from dqe_export.cli import demo, export
 from dqe_export.tensorrt.engines import named_cache
 from dqe_training.ablation.results import others_code
-from dqe_training.cli import ablate, data, evaluate, pretrain, train
+from dqe_training.cli import ablate, data, evaluate, import_, pretrain, train
 
 workspace = command_workspace.workspace
-MODULES = {module.__name__.rpartition(".")[2]: module for module in (train, evaluate, data, ablate, pretrain, export, demo)}
+MODULES = {module.__name__.rpartition(".")[2]: module for module in (train, evaluate, data, ablate, import_, pretrain, export, demo)}
 READ = {
     "train --data": "--data PIPE --out OUT OVERRIDES",
     "train --triplets": OWN.replace("own/triplets.jsonl", "PIPE"),
@@ -63,6 +63,10 @@ READ = {
     "ablate --features": f"{ABLATE} --features PIPE vision_weights=tower optim.vision_learning_rate=0",
     "ablate --out": ABLATE.replace("OUT", "PIPE"),
     "ablate start=": f"{ABLATE} start=PIPE",
+    "import_ source": IMPORT.replace("published.pth", "PIPE"),
+    "import_ out": IMPORT.replace("OUT", "PIPE"),
+    "import_ --tower": IMPORT_TOWER.replace("tower.pth", "PIPE"),
+    "import_ --tokenizer": IMPORT.replace("vocab.txt", "PIPE"),
     "pretrain data": PRETRAIN.replace("garments", "PIPE"),
     "pretrain --config": PRETRAIN.replace("config.yaml", "PIPE"),
     "pretrain --out": PRETRAIN.replace("OUT", "PIPE"),
@@ -79,7 +83,7 @@ ELSEWHERE = {
     "data check --missing-list": "written, not read",
     "data check --damaged-list": "written, not read",
 }
-UNTYPED = {"config", "gallery", "backbone"}
+UNTYPED = {"config", "gallery", "backbone", "tokenizer"}
 """Options that may be paths, and are strings to argparse."""
 
 

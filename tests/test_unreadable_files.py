@@ -22,6 +22,8 @@ from support.command_workspace import (
     EVAL_PUBLIC,
     EXPORT,
     FEATURES,
+    IMPORT,
+    IMPORT_TOWER,
     INDEX,
     MINE,
     OWN,
@@ -42,7 +44,7 @@ from dqe_engine.cli import heads, index, mine, search
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
 from dqe_export.cli import demo, export
-from dqe_training.cli import ablate, data, evaluate, pretrain, train
+from dqe_training.cli import ablate, data, evaluate, import_, pretrain, train
 
 workspace = command_workspace.workspace
 ABSENT = ("missing", "dangling")
@@ -71,6 +73,9 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (evaluate.main, EVAL_OWN, "own/triplets.jsonl own/labels.jsonl own/gallery.txt own/images/000001.jpg", ()),
     (evaluate.main, EVAL_PUBLIC, "fashioniq/captions/cap.dress.val.json fashioniq/image_splits/split.dress.val.json", ()),
     (evaluate.main, EVAL_PUBLIC, "fashioniq/images/dress/Dva000.png", ()),
+    (import_.main, IMPORT, "published.pth", ()),
+    (import_.main, IMPORT, "vocab.txt", ("deep",)),
+    (import_.main, IMPORT_TOWER, "qformer.pth tower.pth", ()),
     (pretrain.main, PRETRAIN, "garments/images.jsonl garments/vocabulary.json garments/images/train/000003.jpg config.yaml", ()),
     (data.main, "check fashioniq", CHECKED, (*ABSENT, "directory", "pipe")),
     (data.main, f"check-submission {SUBMISSION} --data cirr", f"{SUBMISSION} cirr/captions/cap.rc2.test1.json", ()),

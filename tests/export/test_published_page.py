@@ -1,4 +1,4 @@
-"""docs/published-models.md: its five commands run as they stand on a stand-in of the published layout, and so does the one that trains on."""
+"""docs/published-models.md: its five commands run as they stand on a stand-in of the published layout, and so does training."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import published_models
 from support.mining_workers import problem
 from support.samples import noise_image
 from support.tiny_benchmarks import write_cirr, write_fashioniq
@@ -49,6 +50,8 @@ SUBMISSION = "submission/cirr-test1-recall.json"
 PRETRAIN = "garments --out OUT --config config.yaml"
 ABLATE = "--data garments --out OUT --seeds 1 --variants baseline,+kl OVERRIDES"
 EXPORT = "model OUT --data garments"
+IMPORT = "published.pth OUT --tokenizer vocab.txt --vision-heads 4 --qformer-heads 2"
+IMPORT_TOWER = IMPORT.replace("published.pth", "qformer.pth --tower tower.pth")
 _PATIENCE = 60
 _WATCHDOG = """if True:
     import os, sys, time
@@ -86,6 +89,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "config.yaml").write_text("model: {preprocessing: {image_size: 16}, vision: {hidden_size: 16, layers: 1, heads: 2}}")
     (root / "traffic.jsonl").write_text('{"batch": 4, "text_length": 11}\n' * 9)
     Image.new("L", (840, 840)).save(root / "sprite.png")
+    state = published_models.save("lavis", root / "published.pth", published_models.TINY["clip"])
+    prefix = "visual_encoder."
+    torch.save({"model": {name: value for name, value in state.items() if not name.startswith(prefix)}}, root / "qformer.pth")
+    torch.save({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, root / "tower.pth")
+    published_models.write_vocabulary(root / "vocab.txt", published_models.TINY["clip"].words)
     (root / "mining").mkdir()
     for name, array in zip(("queries", "gallery", "targets", "exclude"), problem().values(), strict=True):
         np.save(root / "mining" / f"{name}.npy", array)

@@ -235,7 +235,7 @@ def test_help_imports_neither_torch_nor_onnxruntime() -> None:
     code = """
 import importlib, sys
 for module in ("dqe_training.cli.train", "dqe_training.cli.evaluate", "dqe_training.cli.data", "dqe_training.cli.pretrain",
-               "dqe_training.cli.ablate", "dqe_export.cli.export", "dqe_export.cli.demo"):
+               "dqe_training.cli.ablate", "dqe_training.cli.import_", "dqe_export.cli.export", "dqe_export.cli.demo"):
     try:
         importlib.import_module(module).main(["--help"])
     except SystemExit as stop:
@@ -245,4 +245,4 @@ assert not loaded, loaded
 """
     finished = in_a_process(code)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("usage: dqe-") == 7
+    assert finished.stdout.count("usage: dqe-") == 8

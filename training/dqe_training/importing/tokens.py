@@ -38,6 +38,10 @@ def _find(source: str) -> Path:
                 return path / name
         raise InputError(f"{path}: no tokenizer.json and no vocab.txt here; copy one from {DEFAULT}")
     if path.exists():
+        try:
+            require_regular(path)
+        except OSError as error:
+            raise CheckpointError(describe_os_error(error)) from error
         return path
     if not _HUB_NAME.fullmatch(source) or path.suffix in (".json", ".txt"):
         raise InputError(f"--tokenizer {source}: no such file; give a tokenizer.json or vocab.txt, or a name on the hub ({DEFAULT})")
@@ -57,7 +61,6 @@ def _find(source: str) -> Path:
 def _from_words(path: Path) -> Tokenizer:
     """BERT's uncased tokenizer from a vocab.txt, a token a line."""
     try:
-        require_regular(path)
         words = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise CheckpointError(describe_os_error(error)) from error
