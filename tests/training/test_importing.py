@@ -70,6 +70,10 @@ def test_an_imported_model_computes_what_its_authors_write_down(layout: str, kin
     texts = [torch.tensor([2, 5, 7, 3]), torch.tensor([2, 9, 3]), torch.tensor([2, 5, 9, 8, 30, 11, 3]), torch.tensor([2, 3])]
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # of different lengths: padding is not read
     mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long()
+    if model.config.base_query == "zero_shot":  # fuses nothing; the same weights in a model that does
+        fusing = DQEModel(msgspec.structs.replace(model.config, base_query="mean"), PAPER_VOCABULARY, checkpoint.tokenizer.get_vocab_size())
+        fusing.load_state_dict(model.state_dict())
+        model = fusing.eval()
     found = model.fuse_query(tokens, ids, mask)
     for row, text in enumerate(texts):
         whole = files.fused(state, size, expected[row], text)
