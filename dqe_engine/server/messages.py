@@ -127,9 +127,14 @@ class ImageLimits(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
+    """k: hits, with offset; explained: hits where `explain` is asked for; ids: in a list; filter_keys, filter_values: of one filter."""
+
     k: int
+    explained: int
     text: int
     ids: int
+    filter_keys: int
+    filter_values: int
     body_bytes: int
 
 

@@ -14,6 +14,9 @@ from dqe_engine.query import MOST_RESULTS
 from .bodies import read_body
 from .keys import expired_cookie, session_cookie
 from .messages import (
+    MOST_EXPLAINED,
+    MOST_FILTER_KEYS,
+    MOST_FILTER_VALUES,
     MOST_IDS,
     MOST_TEXT,
     AttributeValues,
@@ -64,7 +67,9 @@ def router(service: Service) -> APIRouter:
                 model=Model(manifest.name, manifest.model_hash),
                 attributes=tuple([AttributeValues(one.name, one.values) for one in manifest.vocabulary.attributes]),
                 image=ImageLimits(policy.usable_formats, min(policy.max_bytes, settings.max_body_bytes), policy.max_pixels),
-                limits=Limits(MOST_RESULTS, MOST_TEXT, MOST_IDS, settings.max_body_bytes),
+                limits=Limits(
+                    MOST_RESULTS, MOST_EXPLAINED, MOST_TEXT, MOST_IDS, MOST_FILTER_KEYS, MOST_FILTER_VALUES, settings.max_body_bytes
+                ),
                 index=service.index,
                 writes=any(key.may_write for key in settings.keys),
                 keys=bool(settings.keys),

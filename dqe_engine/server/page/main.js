@@ -18,7 +18,7 @@ import { fail, lostUpload, nothing } from "./states.js";
 import { showTrail, thumbnail } from "./trail.js";
 import { listen, prepared, UploadError, Uploads } from "./upload.js";
 
-const MOST_AT_ONCE = 960;
+const MOST_AT_ONCE = 192; // the server explains no more hits at once, and a whole number of pages
 const AHEAD_PX = 600;
 const LATER_MS = 1000;
 
