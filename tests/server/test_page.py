@@ -545,8 +545,10 @@ def test_items_are_added_changed_and_removed(make_settings: MakeSettings, keys: 
         page.get_by_role("button", name="Load its metadata").click()
         expect(page.locator("#item-metadata")).to_have_value('{\n  "colour": "mauve"\n}')
         page.fill("#item-metadata", '{"colour": "puce"}')
-        page.get_by_role("button", name="Save the metadata").click()
-        expect(changing.locator(".said")).to_have_text("Saved new.png.")
+        with page.expect_request(lambda sent: sent.method == "PATCH") as sent:
+            page.get_by_role("button", name="Change metadata").click()
+        assert asked(sent.value) == {"metadata": {"colour": "puce"}}
+        expect(changing.locator(".said")).to_have_text("Changed the metadata of new.png.")
         remove = changing.locator(".danger")
         remove.click()
         returns = page.locator("#manage #returns")
