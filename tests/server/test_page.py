@@ -19,13 +19,14 @@ from support.server import READ_KEY, WRITE_KEY
 from dqe_engine.server.app import create_app
 from dqe_engine.server.settings import Key, ServerSettings
 
-pytest.importorskip("playwright", reason="no playwright: install the extra dev")
+pytest.importorskip("playwright", reason="no playwright: pip install -e '.[dev]'")
+pytest.importorskip("axe_playwright_python", reason="no axe-playwright-python: pip install -e '.[dev]'")
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
-from support.page import AT_REST, CHROMIUM, PICKS, Recorded, running, serving, shown, tile
+from support.page import AT_REST, BROWSERS, CHROMIUM, PICKS, Recorded, running, serving, shown, tile
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the system's package chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no {', '.join(BROWSERS)} on PATH: apt-get install chromium")
 
 MakeSettings = Callable[..., ServerSettings]
 OpenPage = Callable[..., Page]
