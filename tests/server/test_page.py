@@ -21,13 +21,14 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.server.app import create_app
 from dqe_engine.server.settings import Key, ServerSettings
 
-pytest.importorskip("playwright", reason="no playwright: install the extra dev")
+pytest.importorskip("playwright", reason="no playwright: pip install -e '.[dev]'")
+pytest.importorskip("axe_playwright_python", reason="no axe-playwright-python: pip install -e '.[dev]'")
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
-from support.page import AT_REST, CHROMIUM, PICKS, Recorded, running, serving, shown, tile
+from support.page import AT_REST, BROWSERS, CHROMIUM, PICKS, Recorded, running, serving, shown, tile
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the system's package chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no {', '.join(BROWSERS)} on PATH: apt-get install chromium")
 
 MakeSettings = Callable[..., ServerSettings]
 OpenPage = Callable[..., Page]
@@ -578,8 +579,10 @@ def test_items_are_added_changed_and_removed(make_settings: MakeSettings, keys: 
         page.get_by_role("button", name="Load its metadata").click()
         expect(page.locator("#item-metadata")).to_have_value('{\n  "colour": "mauve"\n}')
         page.fill("#item-metadata", '{"colour": "puce"}')
-        page.get_by_role("button", name="Save the metadata").click()
-        expect(changing.locator(".said")).to_have_text("Saved new.png.")
+        with page.expect_request(lambda sent: sent.method == "PATCH") as sent:
+            page.get_by_role("button", name="Change metadata").click()
+        assert asked(sent.value) == {"metadata": {"colour": "puce"}}
+        expect(changing.locator(".said")).to_have_text("Changed the metadata of new.png.")
         remove = changing.locator(".danger")
         remove.click()
         returns = page.locator("#manage #returns")

@@ -15,7 +15,8 @@ from playwright.sync_api import Locator, Page
 from dqe_engine.server.app import create_app
 from dqe_engine.server.settings import ServerSettings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 PICKS = "#grid > .tile .pick"
 AT_REST = "#results[aria-busy=false]"
 

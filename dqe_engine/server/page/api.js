@@ -67,7 +67,7 @@ export class Api {
     return this.#call("v1/items", { method: "POST", form, write: true });
   }
 
-  describe = (id, metadata) => this.#call(itemAddress(id), { method: "PATCH", body: { metadata }, write: true });
+  update = (id, metadata) => this.#call(itemAddress(id), { method: "PATCH", body: { metadata }, write: true });
 
   remove = (id) => this.#call(itemAddress(id), { method: "DELETE", write: true });
 

@@ -1,4 +1,4 @@
-// The dialog for those who have a write key: add an image, change an item's metadata, remove an item.
+// The dialog for those who have a write key: add an image, change metadata, remove an item.
 
 import { byId, el, megabytes } from "./dom.js";
 import { open } from "./dialogs.js";
@@ -51,10 +51,10 @@ function itemForm(api, changed, first) {
     returns.hidden = !asked;
   };
   id.input.addEventListener("input", () => ask(false));
-  const form = work("Change an item", "Save the metadata", async () => {
-    await api.describe(id.input.value, read(metadata.input.value));
+  const form = work("Change metadata, or remove an item", "Change metadata", async () => {
+    await api.update(id.input.value, read(metadata.input.value));
     changed();
-    return `Saved ${id.input.value}.`;
+    return `Changed the metadata of ${id.input.value}.`;
   }, [...id.nodes, el("button", { type: "button", text: "Load its metadata", on: { click: () => form.run(load) } }), ...metadata.nodes], [remove]);
   remove.addEventListener("click", () => {
     if (!id.input.value) return id.input.focus();
