@@ -44,8 +44,8 @@ def test_what_the_engine_loads_is_known() -> None:
     loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
     ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
     assert ours == {
-        "batching", "binding", "bundle", "caches", "captions", "compose", "contracts", "dialogue", "encoder", "engine",
-        "errors", "files", "forks",
+        "batching", "binding", "bundle", "caches", "captions", "compose", "contracts", "dialogue", "encoder", "engine", "errors", "files",
+        "forks",
         "graph_files", "image_cost", "image_metadata", "image_policy", "image_sources", "index", "preprocessing", "processors", "query",
         "results", "sessions", "tensorrt", "text",
         "tiff_directory", "zones",
