@@ -101,15 +101,16 @@ def router(service: Service) -> APIRouter:
         responses=responds(WrittenResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507),
     )
     async def change(request: Request, id: ItemId) -> Response:
+        changed = _written(id)
         asked = read_json(await read_body(request, "application/json"), MetadataChange)
-        written = await service.write(service.writes.update, _id(id), asked.metadata)
+        written = await service.write(service.writes.update, changed, asked.metadata)
         return _json(WrittenResponse(written.id, written.revision, written.content))
 
     @routes.delete(
         "/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 422, 429, 503, 504, 507)
     )
     async def remove(id: ItemId) -> Response:
-        written = await service.write(service.writes.remove, _id(id))
+        written = await service.write(service.writes.remove, _written(id))
         return _json(RemovedResponse(written.id, written.revision))
 
     return routes
@@ -139,6 +140,13 @@ def _id(encoded: str) -> str:
         return unquote(encoded, errors="strict")
     except UnicodeDecodeError as error:
         raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so it is no item's") from error
+
+
+def _written(encoded: str) -> str:
+    """The id of an item that is to be changed. Raises Problem for the address of its picture, which ends in a slash of its own."""
+    if encoded.endswith("/image"):
+        raise Problem(405, "method", "a picture is only read; replace the item, and percent-encode slashes of ids", {"Allow": "GET"})
+    return _id(encoded)
 
 
 def _existing(service: Service, encoded: str) -> Item:

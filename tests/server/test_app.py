@@ -217,6 +217,15 @@ def test_an_item_without_a_photo_has_no_picture(serve: Serve) -> None:
     assert problem(serve(photos=()).get(f"/v1/items/{quote(ITEM, safe='')}/image")) == (404, "no_image")
 
 
+def test_a_picture_is_only_read(serve: Serve, keys: tuple[Key, ...]) -> None:
+    client = serve(keys=keys)
+    client.headers.update(bearer(WRITE_KEY))
+    for answer in (client.patch("/v1/items/00.png/image", json={"metadata": None}), client.delete("/v1/items/00.png/image")):
+        assert problem(answer) == (405, "method")
+        assert answer.headers["Allow"] == "GET"
+    assert problem(client.delete("/v1/items/00.png%2Fimage")) == (404, "unknown_item")
+
+
 def test_facets_count_what_a_filter_leaves(serve: Serve) -> None:
     found = serve().get("/v1/facets", params={"filter": '{"sale": true}'}).json()
     msgspec.convert(found, messages.FacetsResponse)

@@ -11,7 +11,7 @@ import msgspec
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError
-from dqe_engine.files import describe_os_error
+from dqe_engine.files import describe_os_error, read_regular
 
 from .checkpoint_meta import VOCABULARY, CheckpointMeta, parse_meta
 from .config.schema import ModelConfig, TrainConfig
@@ -41,7 +41,7 @@ def read_start(start: str) -> CheckpointMeta:
 def read_attributes(path: Path) -> AttributeVocabulary:
     """A checkpoint's vocabulary. Raises CheckpointError."""
     try:
-        return parse_json(AttributeVocabulary, path.read_bytes(), where=str(path), error=CheckpointError)
+        return parse_json(AttributeVocabulary, read_regular(path), where=str(path), error=CheckpointError)
     except OSError as error:
         raise CheckpointError(describe_os_error(error, path)) from error
 
