@@ -118,8 +118,8 @@ def test_an_item_that_is_clicked_becomes_the_reference_and_a_text_changes_it(add
     expect(page.locator("#live")).to_contain_text(f"23 results, best {hits[0]['score']:.2f}")
     assert shown(page) == [hit["id"] for hit in hits]
     assert ITEM not in shown(page)
-    assert "text=the+same+but+red" in page.url
-    assert "ref=sub%2F01.png" in page.url
+    page.wait_for_url(lambda url: "text=the+same+but+red" in url)
+    page.wait_for_url(lambda url: "ref=sub%2F01.png" in url)
 
 
 def test_details_say_what_the_score_is_made_of(address: str, open_page: OpenPage) -> None:
@@ -133,11 +133,11 @@ def test_details_say_what_the_score_is_made_of(address: str, open_page: OpenPage
     assert len(parts) == 3
     assert sum(parts) == pytest.approx(float(dialog.locator(".why h3 .number").inner_text().replace("−", "-")), abs=0.02)
     expect(dialog.locator(".metadata")).to_contain_text("price")
-    assert "item=" in page.url
+    page.wait_for_url(lambda url: "item=" in url)
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(first.locator(".info")).to_be_focused()
-    assert "item=" not in page.url
+    page.wait_for_url(lambda url: "item=" not in url)
 
 
 def test_an_upload_is_scaled_down_upright_and_sent_again_by_sliders(make_settings: MakeSettings, open_page: OpenPage) -> None:
@@ -158,8 +158,8 @@ def test_an_upload_is_scaled_down_upright_and_sent_again_by_sliders(make_setting
         assert query["text"] == "red"
         assert second[0] == image
         assert second[1]["weights"] == {"colour": 3}
-        assert "text=red" in page.url
-        assert "ref" not in page.url
+        page.wait_for_url(lambda url: "text=red" in url)
+        page.wait_for_url(lambda url: "ref" not in url)
 
 
 @pytest.mark.parametrize("way", ["paste", "drop"])
@@ -213,7 +213,7 @@ def test_sliders_rank_anew_and_need_a_text(address: str, open_page: OpenPage) ->
         expect(page.locator(AT_REST)).to_be_attached()
         assert shown(page) == order
     assert page.evaluate("history.length") == entries + 1
-    assert "w.colour=0" in page.url
+    page.wait_for_url(lambda url: "w.colour=0" in url)
     with page.expect_request("**/v1/search") as reset:
         page.locator("#reset-weights").click()
     assert "weights" not in asked(reset.value)
@@ -342,9 +342,9 @@ def test_filters_narrow_count_and_say_what_to_loosen(address: str, open_page: Op
     price.get_by_label("price, at least").fill("20")
     price.get_by_label("price, at least").press("Enter")
     expect(page.locator("#notice")).to_contain_text("No item passes the filters")
-    assert "is.colour=red" in page.url
-    assert "on.sale=yes" in page.url
-    assert "in.price=20.." in page.url
+    page.wait_for_url(lambda url: "is.colour=red" in url)
+    page.wait_for_url(lambda url: "on.sale=yes" in url)
+    page.wait_for_url(lambda url: "in.price=20.." in url)
     page.get_by_role("button", name="Without “sale: yes”: 1 item").click()
     expect(page.locator(PICKS)).to_have_count(1)
     expect(page.locator(".chip")).to_have_count(2)
@@ -367,7 +367,7 @@ def test_menus_stay_where_the_facets_cannot_be_loaded(address: str, open_page: O
     colour.get_by_label("blue").check()  # to what is chosen, not in its place
     expect(page.locator(PICKS)).to_have_count(16)
     expect(hint).to_have_count(1)
-    assert "is.colour=red&is.colour=blue" in page.url
+    page.wait_for_url(lambda url: "is.colour=red&is.colour=blue" in url)
     page.unroute("**/v1/facets*")
     with page.expect_response("**/v1/facets*"):
         page.locator("#clear-filters").click()  # back to the filters of the last good answer
@@ -431,7 +431,7 @@ def test_more_results_come_on_scrolling(open_page: OpenPage, address: str) -> No
         expect(page.locator(PICKS)).to_have_count(together)
     expect(page.locator("#more")).to_be_hidden()
     assert shown(page) == [f"item {n}" for n in range(60)]
-    assert "page=3" in page.url
+    page.wait_for_url(lambda url: "page=3" in url)
 
 
 def paged(query: dict[str, Any]) -> dict[str, Any]:
