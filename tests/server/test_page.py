@@ -379,6 +379,16 @@ def test_menus_stay_where_the_facets_cannot_be_loaded(address: str, open_page: O
     expect(colour.locator(".choice", has_text="red").locator(".tally")).to_have_text("2")
 
 
+def test_what_to_loosen_is_not_said_from_facets_of_other_filters(address: str, open_page: OpenPage) -> None:
+    page = open_page(f"{address}?is.colour=red&in.price=90..")
+    expect(page.get_by_role("button", name="Without “price: at least 90”")).to_be_visible()
+    page.route("**/v1/facets*", problem(500, "internal", "x"))
+    page.get_by_role("button", name="Remove colour: red").click()
+    expect(page.locator("#facets > .hint")).to_contain_text("cannot be loaded")
+    expect(page.locator("#notice")).to_contain_text("The filters together leave nothing.")
+    expect(page.locator("#notice").get_by_role("button")).to_have_text(["Without any filter"])
+
+
 def test_menus_come_after_a_first_failure(address: str, open_page: OpenPage) -> None:
     page = open_page(address, prepare=lambda page: page.route("**/v1/facets*", problem(503, "busy", "full")))
     expect(page.locator("#facets > .hint")).to_have_text("The filters cannot be loaded just now.")

@@ -297,13 +297,13 @@ class Page {
       if (!facets) return;
       this.facetsOf = JSON.stringify(query.filters);
       this.filters.show(facets.keys, query.filters);
-      const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
-      if (empty && Object.keys(query.filters).length) nothing(this, query);
     } catch (error) {
       if (error.status === undefined) throw error; // not the server's: a bug of this page
       this.facetsOf = null; // asked for again with the next search, also where its filters are those of before
       this.filters.showUnloaded(query.filters);
     }
+    const empty = this.grid.size === 0 && !this.busy && !this.failed && this.query === query;
+    if (empty && Object.keys(query.filters).length) nothing(this, query); // by these totals, or by none, and not by those of before
   }
 
   showControls() {
