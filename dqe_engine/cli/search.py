@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from .main import add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
+    from dqe_engine.contracts.manifest import BundleManifest
     from dqe_engine.results import Explanation, Hit, SearchResult
+
+_MODES = {
+    "trained": {
+        "image": "by an image alone, which the model was not trained for",
+        "text": "by a text alone, which the model was not trained for",
+    },
+    "added": {"composed": "not trained to combine an image and a text: their embeddings were added"},
+}
+"""What is said of an answer, by the model's `composition` and the answer's mode."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,11 +99,11 @@ def _search(args: argparse.Namespace) -> int:
 
         sys.stdout.write(to_json(result).decode())
     else:
-        _print_tables(result)
+        _print_tables(result, engine.bundle.manifest)
     return 0
 
 
-def _print_tables(result: SearchResult) -> None:
+def _print_tables(result: SearchResult, model: BundleManifest) -> None:
     from rich.console import Console
 
     console = Console()
@@ -106,8 +116,10 @@ def _print_tables(result: SearchResult) -> None:
     if result.weights:
         used = ", ".join(f"{name} {value:.3f} (predicted {result.predicted_weights[name]:.3f})" for name, value in result.weights.items())
         console.print(f"attribute weights: {used}", markup=False, highlight=False)
-    if result.mode != "composed":
-        console.print(f"by {'an image' if result.mode == 'image' else 'a text'} alone, which the model was not trained for")
+    elif not model.sizes.attributes:
+        console.print("this model has no attributes to weigh")
+    if said := _MODES[model.composition].get(result.mode):
+        console.print(said)
     if result.truncated:
         console.print("the text was longer than the model reads; its end was ignored")
     if result.unknown_words:

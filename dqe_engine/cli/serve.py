@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
     )
     parser.add_argument(
+        "--readd", action="store_true", help="with an update: index again the photos whose items were removed by the API, which it leaves out"
+    )
+    parser.add_argument(
         "--metadata", type=Path, metavar="FILE", help="of the photos that are indexed now, as dqe-index takes it: JSON lines, or CSV, by id"
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
@@ -104,6 +107,8 @@ def _serve(args: argparse.Namespace) -> int:
     updating = bool(photos) and (args.update or args.index is None)
     if args.update and not photos:
         raise InputError("--update needs the folder of the photos: --images FOLDER")
+    if args.readd and not updating:
+        raise InputError("--readd is for photos that are indexed: add --update, and --images FOLDER")
     metadata = args.metadata
     if args.sample:
         from dqe_engine import sample
@@ -138,6 +143,7 @@ def _serve(args: argparse.Namespace) -> int:
                 settings.progress_file,
                 metadata=metadata,
                 uploads=settings.uploads_folder,
+                readd=args.readd,
                 provider=args.provider,
                 threads=args.threads,
             )

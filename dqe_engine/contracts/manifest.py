@@ -17,6 +17,7 @@ from .zones import ZoneSpec
 Precision = Literal["float32", "float16", "int8", "int8-static"]
 Target = Literal["cpu", "cuda"]
 """What the form of a bundle's graphs is for. Either runs anywhere; they differ in the order of products, and in speed."""
+Composition = Literal["trained", "added"]
 SCHEMA_VERSION, OLDEST_SCHEMA = 7, 3
 """Written, and read: up to version 6 no model was imported, and no tokenizer had `captions`; up to 5 there was no `kind`; those of
 version 4 are for CPUs and do not say so; those of version 3 lack what is None here, and report files are among their files."""
@@ -95,7 +96,7 @@ class RetrievalParity(Contract, frozen=True):
 
 
 class BundleManifest(Versioned, frozen=True, kw_only=True):
-    """`model` is the training configuration's model section, for the record; the runtime reads `sizes`.
+    """`model` is the training configuration's model section, for the record and for `composition`; the runtime reads `sizes`.
 
     `encoder_hash`: identity of what attribute heads were trained on: the model but for them, preprocessing, tokenizer. `imported`: where
     the weights, or those that training began with, come from, if not from training here.
@@ -123,6 +124,11 @@ class BundleManifest(Versioned, frozen=True, kw_only=True):
     retrieval: RetrievalParity | None = None
     imported: Provenance | None = None
     files: tuple[FileEntry, ...]
+
+    @property
+    def composition(self) -> Composition:
+        """How the model makes one query of an image and a text: "trained" to, or "added", which is the sum of their embeddings."""
+        return "added" if self.model.get("base_query") == "zero_shot" else "trained"
 
     @property
     def model_hash(self) -> str:

@@ -37,6 +37,7 @@ from dqe_engine.results import EncodedImages, IndexingReport
 
 from .photos import Photos
 from .progress import Progress, born, write_progress
+from .removed import Removed, removed_beside
 from .writes import make_index
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _POLL_SECONDS = 0.01
 _STOPPED_WITHIN = 3.0
 _TRIES = 5
 _NICE = 5
+_LEFT_OUT = "removed from the index before (--readd takes them again)"
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ def index_folder(
     *,
     metadata: Path | None = None,
     uploads: Path | None = None,
+    readd: bool = False,
     provider: Provider = "auto",
     threads: int | None = None,
     policy: ImagePolicy = DEFAULT_POLICY,
@@ -106,7 +109,8 @@ def index_folder(
 
     folders: (prefix of the ids, folder). metadata: a file of it (see `read_metadata`), for images that are indexed now. An index that is
     missing is made at once. uploads: items whose image is one of these are left
-    alone, whatever lies under their name in a folder. Images that cannot be read are left out and counted. Items whose image is gone stay.
+    alone, whatever lies under their name in a folder. Photos whose items were removed by the server's API are left out and counted, until
+    their id is in the index again; readd: they are taken again. Images that cannot be read are left out and counted. Items whose image is gone stay.
     In the main thread, SIGTERM and SIGINT end the work between two batches. Never raises but for what is no error of ours to catch.
     """
     reporter = _Reporter(state_file)
@@ -114,6 +118,8 @@ def index_folder(
         with _signals(reporter.stop):
             given = {} if metadata is None else read_metadata(metadata)
             photos = Photos([], uploads)
+            if readd:
+                Removed(removed_beside(Path(index).absolute())).clear()
             work = _Work(reporter, bundle, index, folders, given, photos, provider, threads, policy, save_every, save_seconds)
             work.run()
     except Stopped:
@@ -147,6 +153,10 @@ class _Work:
         self.index = self._loaded()
         found = self._images()
         before = self.index.snapshot()
+        removed = Removed(removed_beside(self.path)).ids()
+        gone = {id for id, _ in found if id in removed and before.row(id) is None}
+        found = [(id, image) for id, image in found if id not in gone]
+        self.skipped.update({_LEFT_OUT: len(gone)} if gone else {})
         seen = {id: None if row is None else (before.content(row),) for id, _ in found for row in [before.row(id)]}
         pairs = [(id, image) for id, image in found if (known := seen[id]) is None or not self.uploads.has_upload(known[0])]
         self.reporter.tell(total=len(pairs))
@@ -289,6 +299,7 @@ def command(
     *,
     metadata: Path | None = None,
     uploads: Path | None = None,
+    readd: bool = False,
     provider: str = "auto",
     threads: int | None = None,
 ) -> list[str]:
@@ -300,6 +311,8 @@ def command(
         words += ["--metadata", str(metadata)]
     if uploads is not None:
         words += ["--uploads", str(uploads)]
+    if readd:
+        words.append("--readd")
     if threads is not None:
         words += ["--threads", str(threads)]
     return words
@@ -314,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folders", type=json.loads, default=[], metavar="JSON", help="[[prefix, folder], …]")
     parser.add_argument("--metadata", type=Path, metavar="FILE")
     parser.add_argument("--uploads", type=Path, metavar="DIR")
+    parser.add_argument("--readd", action="store_true")
     parser.add_argument("--provider", default="auto")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args(argv)
@@ -327,6 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.state,
         metadata=args.metadata,
         uploads=args.uploads,
+        readd=args.readd,
         provider=args.provider,
         threads=args.threads,
     )

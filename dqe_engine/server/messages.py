@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from dqe_engine.contracts.manifest import Composition
 from dqe_engine.errors import InputError
 from dqe_engine.index.facets import Facet
 from dqe_engine.query import MOST_RESULTS, Query
@@ -111,8 +112,11 @@ class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True):
+    """composition: whether the model was trained to make one query of an image and a text, or adds their embeddings."""
+
     name: str
     hash: str
+    composition: Composition = "trained"
 
 
 class AttributeValues(msgspec.Struct, frozen=True):

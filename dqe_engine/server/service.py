@@ -25,8 +25,9 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
-from .photos import Photos
+from .photos import SIZES, NoPhotoError, Photos
 from .problems import GoneError, Problem
+from .removed import Removed, removed_beside
 from .settings import ServerSettings
 from .writes import Writes, Written
 
@@ -66,6 +67,7 @@ class Service:
         readers = min(MOST_DECODED, available_cpus())
         self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
+        self.removed = Removed(removed_beside(Path(settings.index)))
         self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
         self._look()
@@ -146,6 +148,26 @@ class Service:
     async def write(self, operation: Callable[..., Future[Written]], *arguments: Any, **options: Any) -> Written:
         """What `Writes` says, once it is on the disk. Raises what it does."""
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
+
+    def remove(self, id: str, *, timeout: float | None = None) -> Future[Written]:
+        """`Writes.remove`. Where a photo lies under the item's name in a folder, it is left out of the index from then on."""
+        removing = self.writes.remove(id, timeout=timeout)
+        removing.add_done_callback(partial(self._removed, id))  # before those who wait for it are told
+        return removing
+
+    def _removed(self, id: str, done: Future[Written]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        try:
+            self.photos.etag(id, None, SIZES[0])
+        except NoPhotoError:
+            return
+        except OverloadError:  # it could not be looked
+            pass
+        try:
+            self.removed.add(id)
+        except OSError as error:
+            log.error("%r was removed, and its photo will be indexed again: %s", id[:200], error)
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:

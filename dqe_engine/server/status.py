@@ -64,7 +64,7 @@ def router(service: Service) -> APIRouter:
         manifest, policy, settings = service.engine.bundle.manifest, service.engine.image_policy, service.settings
         return _json(
             VocabularyResponse(
-                model=Model(manifest.name, manifest.model_hash),
+                model=Model(manifest.name, manifest.model_hash, manifest.composition),
                 attributes=tuple([AttributeValues(one.name, one.values) for one in manifest.vocabulary.attributes]),
                 image=ImageLimits(policy.usable_formats, min(policy.max_bytes, settings.max_body_bytes), policy.max_pixels),
                 limits=Limits(

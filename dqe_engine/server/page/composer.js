@@ -102,11 +102,30 @@ export class Composer {
   }
 }
 
-/** Notes for an answer: its mode, words that are not known, a text that was cut. */
-export function notesOf(answer) {
-  const notes = [];
-  if (answer.mode === "image") notes.push({ kind: "plain", text: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ." });
-  if (answer.mode === "text") notes.push({ kind: "plain", text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one." });
+/** A note for weights of attributes that the model does not have. */
+export function leftOut(unknown, attributes) {
+  if (!unknown.length) return [];
+  const listed = unknown.slice(0, 8).map((name) => `“${name.length > 40 ? `${name.slice(0, 40)}…` : name}”`).join(", ");
+  const why = attributes.length ? `this model weighs ${attributes.join(", ")}` : "this model has no attributes to weigh";
+  return [{ kind: "warn", text: `The address had a weight for ${listed}, which was left out: ${why}.` }];
+}
+
+/** What is said of a way to ask, by whether the model was trained to combine an image and a text, or adds their embeddings. */
+const MODES = {
+  trained: {
+    image: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ.",
+    text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one.",
+  },
+  added: {
+    image: "An image alone finds items that look like it overall.",
+    composed: "This model was not trained to change an image by a text: it adds up what each of them means, so hits may follow one and forget the other.",
+  },
+};
+
+/** Notes for an answer of a model: its mode, words that are not known, a text that was cut. */
+export function notesOf(answer, model) {
+  const said = MODES[model?.composition ?? "trained"]?.[answer.mode];
+  const notes = said ? [{ kind: "plain", text: said }] : [];
   if (answer.unknown_words?.length) {
     const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", ");
     const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";

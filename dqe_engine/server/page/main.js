@@ -1,7 +1,7 @@
 // The page: what is asked, what is shown for it, and the browser's history between the two.
 
 import { Api, Latest } from "./api.js";
-import { Composer, notesOf } from "./composer.js";
+import { Composer, leftOut, notesOf } from "./composer.js";
 import { showDetails } from "./details.js";
 import { closeByBackdrop, showShortcuts } from "./dialogs.js";
 import { byId, count, plural, score, still } from "./dom.js";
@@ -13,7 +13,7 @@ import { clearNotice, notice, say } from "./notices.js";
 import { Grid } from "./results.js";
 import { copyAddress } from "./share.js";
 import { Sliders } from "./sliders.js";
-import { blank, Entries, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail } from "./state.js";
+import { blank, Entries, fromAddress, isBlank, PAGE_SIZE, sameReference, toAddress, toFilter, toRequest, Trail, weighable } from "./state.js";
 import { fail, lostUpload, nothing } from "./states.js";
 import { showTrail, thumbnail } from "./trail.js";
 import { listen, prepared, UploadError, Uploads } from "./upload.js";
@@ -38,6 +38,7 @@ class Page {
   busy = false;
   facetsOf = null; // the filters, as JSON, whose facets are shown: slider moves do not change them
   coalesced = null; // the kind of the last change: slider moves in a row are one entry of the history
+  unknown = []; // attributes that the address weighs and the model does not have
 
   constructor() {
     const does = { pick: (item) => this.pick(item), details: (item) => this.details(item), unlike: (item) => this.unlike(item) };
@@ -82,7 +83,6 @@ class Page {
     const { attributes, index, writes, model, limits } = this.vocabulary;
     this.names = attributes.map(({ name }) => name);
     const weighs = this.names.length > 0;
-    byId("weights").hidden = !weighs;
     byId("dock").querySelector("[data-shows='weights']").hidden = !weighs;
     byId("panel").setAttribute("aria-label", weighs ? "Weights and filters" : "Filters");
     byId("dock").setAttribute("aria-label", weighs ? "Show weights or filters" : "Show filters");
@@ -150,7 +150,7 @@ class Page {
   }
 
   go(query, trail, { replace = false, quiet = false } = {}) {
-    [this.query, this.trail, this.coalesced] = [query, trail, null];
+    [this.query, this.trail, this.coalesced, this.unknown] = [query, trail, null, []];
     this.remember(replace);
     this.refresh({ quiet });
   }
@@ -171,11 +171,12 @@ class Page {
   restore(state) {
     if (!this.vocabulary) return;
     document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
-    this.query = state?.query ?? fromAddress(location.search);
-    this.trail = state ? new Trail(state.steps, state.at) : isBlank(this.query) ? new Trail() : new Trail([this.query], 0);
-    this.coalesced = null;
+    const { query, unknown } = weighable(state?.query ?? fromAddress(location.search), this.names);
+    [this.query, this.unknown, this.coalesced] = [query, unknown, null];
+    const steps = state?.steps.map((step) => weighable(step, this.names).query);
+    this.trail = state ? new Trail(steps, state.at) : isBlank(query) ? new Trail() : new Trail([query], 0);
     if (state) this.entries.at = state.entry;
-    else this.remember(true, { made: true });
+    if (!state || unknown.length) this.remember(true, { made: !state });
     this.refresh({ quiet: true });
   }
 
@@ -218,7 +219,7 @@ class Page {
     const candidates = counts ? counts.near + counts.mid + counts.easy : null;
     this.exhausted = answer.hits.length < wanted || answer.hits.length === candidates || wanted >= (this.vocabulary.limits?.k ?? 10_000);
     this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
-    this.composer.tell(notesOf(answer));
+    this.composer.tell([...leftOut(this.unknown, this.names), ...notesOf(answer, this.vocabulary.model)]);
     this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
     byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
     const best = answer.hits[0]?.score;
@@ -237,7 +238,7 @@ class Page {
     this.next = answer.next;
     this.exhausted = answer.next === null;
     this.grid.show(answer.items);
-    this.composer.tell([]);
+    this.composer.tell(leftOut(this.unknown, this.names));
     this.sliders.show({ weights: {}, why: this.whyNoWeights(query) });
     byId("results-title").textContent = "Choose an item to change";
     const filtered = Object.keys(query.filters).length > 0;
@@ -322,6 +323,7 @@ class Page {
   }
 
   whyNoWeights(query) {
+    if (!this.names.length) return "This model has no attributes to weigh.";
     return query.text.trim() ? null : "Off: the weights are read from the text, and there is none yet.";
   }
 

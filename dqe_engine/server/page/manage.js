@@ -43,7 +43,7 @@ function itemForm(api, changed, first) {
     return `${item.id} is loaded.`;
   };
   const remove = el("button", { type: "button", class: "danger", text: "Remove the item", "aria-describedby": "returns" });
-  const returns = el("p", { id: "returns", class: "hint", hidden: true, text: "A photo in the server's folder stays there, and is indexed again at the next update." });
+  const returns = el("p", { id: "returns", class: "hint", hidden: true, text: "A photo in the server's folder stays there, and is left out of later updates; adding it here under the same id brings it back." });
   let sure = false;
   const ask = (asked) => {
     sure = asked;

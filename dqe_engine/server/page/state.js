@@ -56,6 +56,13 @@ export function fromAddress(search) {
   return query;
 }
 
+/** The query without weights of attributes that the model does not have, and their names: an address may come from another model's page. */
+export function weighable(query, attributes) {
+  const unknown = Object.keys(query.weights).filter((name) => !attributes.includes(name));
+  if (!unknown.length) return { query, unknown };
+  return { query: { ...query, weights: Object.fromEntries(Object.entries(query.weights).filter(([name]) => attributes.includes(name))) }, unknown };
+}
+
 /** The API's filter, or null; `except` leaves a key's out. */
 export function toFilter(filters, except = null) {
   const conditions = Object.entries(filters).filter(([key]) => key !== except).map(([key, filter]) => condition(key, filter));

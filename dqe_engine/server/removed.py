@@ -1,0 +1,63 @@
+"""`Removed`: the ids that somebody removed while a photo of that name lay in a watched folder, so that `--update` leaves the photo out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from dqe_engine.contracts.parsing import NOT_JSON
+from dqe_engine.files import fsync_path, make_directories, open_in_place
+
+
+def removed_beside(index: Path) -> Path:
+    """Where `Removed` is kept of an index: INDEX.removed."""
+    return index.with_name(index.name + ".removed")
+
+
+class Removed:
+    """A file of JSON strings, one a line, that only grows. Threads and processes may share it; it is made by the first `add`.
+
+    An id stays in it when it is given to a new item: whatever is in the index is there, and is brought up to date as any other.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def add(self, id: str) -> None:
+        """On the disk when this returns. Raises OSError."""
+        make_directories(self.file.parent)
+        line = b"\n" + msgspec.json.encode(id) + b"\n"  # the first ends what a killed process began
+        descriptor = open_in_place(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            written = os.write(descriptor, line)
+            if written != len(line):
+                raise OSError(f"{self.file}: only {written} of {len(line)} bytes were written")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fsync_path(self.file.parent)
+
+    def ids(self) -> frozenset[str]:
+        """Raises OSError."""
+        try:
+            descriptor = open_in_place(self.file, os.O_RDONLY)
+        except FileNotFoundError:
+            return frozenset()
+        with open(descriptor, "rb") as stream:
+            return frozenset(id for line in stream if (id := _id(line)) is not None)
+
+    def clear(self) -> None:
+        """Forget all. Raises OSError."""
+        self.file.unlink(missing_ok=True)
+        if self.file.parent.is_dir():
+            fsync_path(self.file.parent)
+
+
+def _id(line: bytes) -> str | None:
+    """None for an empty line, and for one that a kill cut short."""
+    try:
+        return msgspec.json.decode(line, type=str)
+    except NOT_JSON:
+        return None

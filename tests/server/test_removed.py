@@ -1,0 +1,125 @@
+"""An item that was removed by the API stays removed, though its photo stays in the watched folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from support.hostile_images import encoded
+from support.samples import noise_image
+from support.server import WRITE_KEY, bearer
+
+from dqe_engine.cli.serve import main
+from dqe_engine.index import GalleryIndex
+from dqe_engine.server.background import command, index_folder
+from dqe_engine.server.progress import Progress
+from dqe_engine.server.removed import Removed, removed_beside
+from dqe_engine.server.settings import Key
+
+GONE, KEPT = "sub/01.png", "00.png"
+WRITE = bearer(WRITE_KEY)
+
+
+@pytest.fixture
+def update(bundle_path: Path, shop: Path, tmp_path: Path) -> Callable[..., Progress]:
+    """What `dqe-serve --update` does in the background, for the index that `serve` serves."""
+
+    def update(**options: Any) -> Progress:
+        photos = (("", shop / "photos"),)
+        return index_folder(bundle_path, tmp_path / "index", photos, tmp_path / "state.json", provider="cpu", threads=1, **options)
+
+    return update
+
+
+def ids(index: Path) -> set[str]:
+    with GalleryIndex.load(index, screened=False) as loaded:
+        return set(loaded.ids)
+
+
+def remove(client: TestClient, id: str) -> None:
+    assert client.delete(f"/v1/items/{id}", headers=WRITE).status_code == 200
+
+
+def test_it_is_left_out_until_it_is_asked_for(
+    serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
+) -> None:
+    client = serve(keys=keys)
+    remove(client, GONE)
+    for _ in range(2):
+        assert update().skipped == {"removed from the index before (--readd takes them again)": 1}
+        assert ids(tmp_path / "index") == {f"{'sub/' if n % 2 else ''}{n:02}.png" for n in range(24)} - {GONE}
+    assert update(readd=True).skipped == {}
+    assert GONE in ids(tmp_path / "index")
+    assert update().skipped == {}
+    assert GONE in ids(tmp_path / "index")
+
+
+def test_it_is_left_out_after_compaction(
+    serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
+) -> None:
+    remove(serve(keys=keys), GONE)
+    with GalleryIndex.load(tmp_path / "index", screened=False) as index:
+        index.compact()
+    update()
+    assert GONE not in ids(tmp_path / "index")
+
+
+def test_an_upload_of_its_id_brings_it_back(
+    serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
+) -> None:
+    client = serve(keys=keys)
+    remove(client, GONE)
+    parts = {"image": encoded(noise_image(77), "PNG")}
+    assert client.post("/v1/items", headers=WRITE, files=parts, data={"item": f'{{"id": "{GONE}"}}'}).status_code == 201
+    assert update().skipped == {}
+    assert GONE in ids(tmp_path / "index")
+
+
+def test_only_removals_of_photos_are_remembered(
+    serve: Callable[..., TestClient], keys: tuple[Key, ...], bundle_path: Path, shop: Path, tmp_path: Path
+) -> None:
+    """An upload leaves nothing in a folder, so a photo that comes there later is a new one; and what was not removed is not remembered."""
+    client = serve(keys=keys)
+    parts = {"image": encoded(noise_image(78), "PNG")}
+    assert client.post("/v1/items", headers=WRITE, files=parts, data={"item": '{"id": "late.png"}'}).status_code == 201
+    remove(client, "late.png")
+    assert client.delete("/v1/items/nothing.png", headers=WRITE).status_code == 404
+    assert not removed_beside(tmp_path / "index").exists()
+    photos = tmp_path / "photos"
+    shutil.copytree(shop / "photos", photos)
+    noise_image(79).save(photos / "late.png")
+    index_folder(bundle_path, tmp_path / "index", [("", photos)], tmp_path / "state.json", provider="cpu", threads=1)
+    assert "late.png" in ids(tmp_path / "index")
+
+
+def test_what_a_kill_cut_short_costs_no_other_id(tmp_path: Path) -> None:
+    removed = Removed(tmp_path / "index.removed")
+    assert removed.ids() == frozenset()
+    removed.add(GONE)
+    with removed.file.open("ab") as stream:
+        stream.write(b'\n"half of an i')
+    removed.add('"\n\u2028ü')
+    removed.add(GONE)
+    assert removed.ids() == {GONE, '"\n\u2028ü'}
+    removed.clear()
+    assert removed.ids() == frozenset()
+    removed.clear()
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text('"a"\n')
+    (tmp_path / "index.removed").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic"):
+        Removed(tmp_path / "index.removed").add("b")
+    assert (tmp_path / "other").read_text() == '"a"\n'
+
+
+def test_the_command_passes_it_on(bundle_path: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(bundle_path, tmp_path / "index", [("", shop / "photos")], tmp_path / "state.json", readd=True)
+    assert "--readd" in words
+    assert main([str(bundle_path), str(shop / "index"), "--images", str(shop / "photos"), "--readd"]) == 2
+    assert "--readd is for photos that are indexed: add --update" in capsys.readouterr().err
