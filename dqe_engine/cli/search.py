@@ -20,7 +20,7 @@ _MODES = {
         "image": "by an image alone, which the model was not trained for",
         "text": "by a text alone, which the model was not trained for",
     },
-    "added": {"composed": "not trained to combine an image and a text: their embeddings were added"},
+    "added": {"composed": "this model was not trained to change an image by a text: it adds up their embeddings"},
 }
 """What is said of an answer, by the model's `composition` and the answer's mode."""
 

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
     )
     parser.add_argument(
-        "--readd", action="store_true", help="with an update: index again the photos whose items were removed by the API, which it leaves out"
+        "--readd", action="store_true", help="with an update: index again what it leaves out, the photos of items that the API removed"
     )
     parser.add_argument(
         "--metadata", type=Path, metavar="FILE", help="of the photos that are indexed now, as dqe-index takes it: JSON lines, or CSV, by id"

@@ -109,8 +109,8 @@ def index_folder(
 
     folders: (prefix of the ids, folder). metadata: a file of it (see `read_metadata`), for images that are indexed now. An index that is
     missing is made at once. uploads: items whose image is one of these are left
-    alone, whatever lies under their name in a folder. Photos whose items were removed by the server's API are left out and counted, until
-    their id is in the index again; readd: they are taken again. Images that cannot be read are left out and counted. Items whose image is gone stay.
+    alone, whatever lies under their name in a folder. readd: take photos whose items the API removed; else they are left out and counted,
+    until an item has their id. Images that cannot be read are left out and counted. Items whose image is gone stay.
     In the main thread, SIGTERM and SIGINT end the work between two batches. Never raises but for what is no error of ours to catch.
     """
     reporter = _Reporter(state_file)

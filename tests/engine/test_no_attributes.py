@@ -87,11 +87,29 @@ def test_weights_are_one_line(given: dict[str, dict[str, float]], engine: Retrie
 def test_the_command_line(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(plain / "bundle"), str(plain / "index"), "--reference", ITEM, "--text", "red", "--provider", "cpu"]
     assert search_command([*given, "--explain"]) == 0
-    assert "attribute weights" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "attribute weights" not in out
+    assert "this model has no attributes to weigh" in out
     assert search_command([*given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == {}
     assert search_command([*given, "--weight", "colour=2"]) == 2
     assert capsys.readouterr().err == "error: unknown attribute 'colour'; this model has no attributes; leave the weights out\n"
+
+
+def test_a_model_that_adds_embeddings_is_told_so(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(plain / "bundle", tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / MANIFEST_FILE).read_text())
+    manifest["model"] = {"base_query": "zero_shot"}
+    (tmp_path / "bundle" / MANIFEST_FILE).write_text(json.dumps(manifest))
+    said = "not trained to change an image by a text"
+    alone = "was not trained for"
+    given = [str(tmp_path / "bundle"), str(plain / "index"), "--provider", "cpu"]
+    for asks, expected in ((["--reference", ITEM, "--text", "red"], said), (["--reference", ITEM], None), (["--text", "red"], None)):
+        assert search_command([*given, *asks]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert ((said in out), (alone in out)) == (expected is not None, False)
+    assert search_command([str(plain / "bundle"), *given[1:], "--reference", ITEM, "--text", "red"]) == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_it_can_take_heads_under_an_index(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny bundle for the run, and a folder of photos."""
+"""Shared fixtures: one tiny bundle for the run, a folder of photos, and for the tests of the page a server and a browser of the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,6 +18,9 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.server.app import create_app
 from dqe_engine.server.keys import key_of
 from dqe_engine.server.settings import Key, ServerSettings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +82,59 @@ def serve(make_settings: Callable[..., ServerSettings]) -> Iterator[Callable[...
 def keys() -> tuple[Key, ...]:
     """One that may read, READ_KEY, and one that may write, WRITE_KEY."""
     return (key_of(READ_KEY, "reader"), key_of(WRITE_KEY, "writer", may_write=True))
+
+
+@pytest.fixture(scope="session")
+def address(bundle_path: Path, shop: Path) -> Iterator[str]:
+    """Of the page of a server over the shop, for tests that only read."""
+    from support.page import served
+
+    with served(bundle_path, shop / "index", shop / "photos") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """How to connect to the browser of the run."""
+    from support.page import browsing
+
+    with browsing(tmp_path_factory.mktemp("chromium")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """A connection to it. Of a module: as long as it is there, nothing else in this thread can run an event loop."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.connect_over_cdp(chromium)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens an address as a new visitor. What the page throws, and what its Content-Security-Policy refuses, fails the test."""
+    from playwright.sync_api import expect
+    from support.page import AT_REST, PATIENCE_MS
+
+    wrong: list[str] = []
+    with ExitStack() as contexts:
+
+        def opened(address: str, *, at_rest: bool = True, prepare: Callable[[Page], Any] = lambda page: None, **options: Any) -> Page:
+            context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+            contexts.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(PATIENCE_MS)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
+            prepare(page)
+            page.goto(address)
+            if at_rest:
+                expect(page.locator(AT_REST)).to_be_attached()
+                expect(page.locator(".skeleton")).to_have_count(0)
+            return page
+
+        yield opened
+    assert not wrong

@@ -29,7 +29,7 @@ def test_the_reason_names_what_to_install(module: str, path: str, says: str, tmp
         "-p",
         "no:cacheprovider",
         f"--basetemp={tmp_path / 'base'}",
-        "tests/server/test_page.py",
+        "tests/server/test_page_search.py",
         "-k",
         "zones_are_told",
     )

@@ -40,27 +40,31 @@ ENCODER_HASH = "e" * 64
 TOLERANCE = Tolerance(max_error=1e-4, min_cosine=0.999999, recall_points=0.1, min_overlap=0.995)
 
 
-def build_tiny_bundle(path: Path, *, seed: int = 0, zones: ZoneSpec | None = None, attributes: bool = True) -> Path:
+def build_tiny_bundle(
+    path: Path, *, seed: int = 0, zones: ZoneSpec | None = None, attributes: bool = True, model: dict[str, Any] | None = None
+) -> Path:
     """Write the bundle to `path` (a new directory) and return it. Another `seed` is another model. Without `attributes` it is the same
-    model but for its heads."""
+    model but for its heads. `model`: what its manifest says of the training configuration."""
     path.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for spec, nodes, weights in (_vision(rng), _query(rng), _heads(rng), _target(rng)):
         if attributes or spec is not ATTRIBUTE_HEADS:
             _write_graph(path, spec, nodes, weights)
     build_tokenizer().save(str(path / "tokenizer.json"))
-    write_manifest(path, zones=zones, vocabulary=VOCABULARY if attributes else AttributeVocabulary(attributes=()))
+    write_manifest(path, zones=zones, vocabulary=VOCABULARY if attributes else AttributeVocabulary(attributes=()), model=model)
     return path
 
 
-def write_manifest(path: Path, *, zones: ZoneSpec | None = None, vocabulary: AttributeVocabulary = VOCABULARY) -> None:
+def write_manifest(
+    path: Path, *, zones: ZoneSpec | None = None, vocabulary: AttributeVocabulary = VOCABULARY, model: dict[str, Any] | None = None
+) -> None:
     sizes = msgspec.structs.replace(SIZES, attributes=len(vocabulary.attributes))
     graphs = graphs_of(sizes)
     manifest = BundleManifest(
         name="tiny",
         producer="tests",
         opset=OPSET,
-        model={},
+        model=model or {},
         encoder_hash=ENCODER_HASH,
         sizes=sizes,
         graphs=graphs,

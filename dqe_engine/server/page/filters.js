@@ -38,7 +38,8 @@ export class Filters {
       const facet = own[i].keys.filter((one) => one.key === key).sort((a, b) => holders(b) - holders(a))[0];
       if (facet) keys.set(key, facet);
     });
-    return { keys: [...keys.values()], total: all.total };
+    const sorted = [...keys.values()].sort((a, b) => a.key.localeCompare(b.key, "en", { numeric: true }));
+    return { keys: sorted, total: all.total };
   }
 
   /** How many items there would be without the filter of a key: [[key, total]], most first. */

@@ -5,11 +5,14 @@ import { notice } from "./notices.js";
 
 const BUSY_MS = 1500;
 const IDLE_MS = 20_000;
+const PACE_SECONDS = 10;
 
 export class Indexing {
   items = 0;
   following = false;
   #revision = null;
+  #begun = null; // {state, done, at}: where this page first saw the present state, to tell how long it takes
+  #seen = false; // whether this page saw it going on: what was left out is news then
 
   /** `changed()`: called when the index is another one than before. */
   constructor(api, changed) {
@@ -50,8 +53,14 @@ export class Indexing {
   #show(indexing) {
     const root = byId("indexing");
     const going = indexing?.state === "comparing" || indexing?.state === "indexing";
-    root.hidden = !going && indexing?.state !== "failed";
+    const left = indexing?.state === "done" && this.#seen ? leftOut(indexing.skipped) : "";
+    root.hidden = !going && indexing?.state !== "failed" && !left;
     if (root.hidden) return false;
+    this.#seen ||= going;
+    if (left) {
+      root.replaceChildren(el("p", { class: "hint", text: `Indexing is done. ${left}` }));
+      return false;
+    }
     if (!going) {
       root.replaceChildren(el("p", { class: "warn", text: `Indexing stopped: ${indexing.message ?? "see the server's log"}` }));
       return false;
@@ -63,12 +72,22 @@ export class Indexing {
       bar = el("progress", { "aria-label": "Indexing" });
       root.replaceChildren(el("p"), bar);
     }
-    root.firstElementChild.textContent = `${text}. Results grow as it goes on.`;
+    const last = indexing.state === "indexing" && known ? this.#remaining(indexing) : "";
+    root.firstElementChild.textContent = `${text}${last}.${this.items ? " You can search what is there already." : ""}`;
     if (known) {
       bar.max = indexing.total;
       bar.value = indexing.done;
     } else bar.removeAttribute("value");
     return true;
+  }
+
+  /** `, about 3 minutes left`, by the pace since this page saw it begin; empty while there is none to go by. */
+  #remaining({ state, done, total }) {
+    if (this.#begun?.state !== state || done < this.#begun.done) this.#begun = { state, done, at: Date.now() };
+    const [made, seconds] = [done - this.#begun.done, (Date.now() - this.#begun.at) / 1000];
+    if (made <= 0 || seconds < PACE_SECONDS) return "";
+    const minutes = Math.ceil(((total - done) * seconds) / made / 60);
+    return minutes > 1 ? `, about ${plural(minutes, "minute")} left` : ", less than a minute left";
   }
 
   showEmpty(vocabulary) {
@@ -81,4 +100,13 @@ export class Indexing {
     byId("summary").textContent = plural(0, "item");
     byId("results-title").textContent = "Nothing to search yet";
   }
+}
+
+/** `3 files were left out: 2 damaged image, 1 not an image.`; empty for none. */
+function leftOut(skipped) {
+  const reasons = Object.entries(skipped ?? {}).filter(([, number]) => number > 0);
+  if (!reasons.length) return "";
+  const total = reasons.reduce((sum, [, number]) => sum + number, 0);
+  const listed = reasons.map(([reason, number]) => `${count(number)} ${reason}`).join(", ");
+  return `${plural(total, "file")} ${total === 1 ? "was" : "were"} left out: ${listed}.`;
 }

@@ -16,6 +16,7 @@ export function nothing(page, query) {
     run: () => page.dropFilter(key),
   }));
   if (!loosened.length || active.length > 1) actions.push({ label: "Without any filter", run: () => page.change({ filters: {} }, "filter") });
+  if (page.shown === "items") byId("results-title").textContent = "No items";
   const text = loosened.length ? "Loosen one of the filters:" : "The filters together leave nothing.";
   notice({ title: "No item passes the filters", text, actions });
   say(`No item passes the filters. ${loosened.length ? `Loosen ${loosened[0][0]}.` : ""}`);
@@ -48,6 +49,7 @@ export function fail(page, error, again) {
     askForKey(page.api, () => (page.vocabulary ? again() : page.start()));
     actions[0] = { label: "Enter a key", run: () => askForKey(page.api, () => (page.vocabulary ? again() : page.start())) };
   }
+  if (reference?.upload !== undefined && [413, 415, 422].includes(error.status)) actions[0] = { label: "Choose another image", run: () => byId("file").click() };
   if (reference && [404, 413, 415, 422].includes(error.status)) actions.push({ label: "Remove the image", run: () => page.step({ reference: null, weights: {} }) });
   if (page.query.unlike.length && [404, 422].includes(error.status)) actions.push({ label: "Forget what is not wanted", run: () => page.change({ unlike: [] }, "unlike") });
   const small = error.requestId && error.status >= 500 ? `Request ${error.requestId}` : null;

@@ -27,8 +27,12 @@ export function thumbnail(reference, uploadOf, size = 160) {
   if (reference.id !== undefined) return picture({ id: reference.id }, size, { lazy: false });
   const upload = uploadOf(reference.upload);
   const frame = el("span", { class: "picture loaded" });
-  if (!upload) frame.classList.add("missing");
-  frame.append(upload ? el("img", { src: upload.address, alt: "" }) : el("span", { class: "why", text: "gone" }));
+  const instead = (text) => {
+    frame.classList.add("missing");
+    frame.replaceChildren(el("span", { class: "why", text }));
+  };
+  if (!upload) instead("gone");
+  else frame.append(el("img", { src: upload.address, alt: "", on: { error: () => instead("no preview") } }));
   return frame;
 }
 
