@@ -103,6 +103,8 @@ def test_an_empty_index_says_how_to_fill_it_and_shows_what_comes(
         status = {"indexing": {"state": "indexing", "done": 3, "total": 12, "message": ""}, "items": 0, "revision": "0"}
         page.route("**/v1/status", lambda route: route.fulfill(json=status))
         expect(page.locator("progress")).to_have_attribute("value", "3")
+        expect(page.locator("#notice")).to_contain_text("The first items are on their way")
+        expect(page.locator("#notice")).not_to_contain_text("dqe-index")
         page.unroute("**/v1/status")
         with RetrievalEngine.load(bundle_path, provider="cpu", threads=1) as engine:
             engine.load_index(tmp_path / "empty")

@@ -11,6 +11,7 @@ export class Indexing {
   items = 0;
   following = false;
   #revision = null;
+  #told = null; // {vocabulary, filling, box}: what was said of an empty index, and where
   #begun = null; // {state, done, at}: where this page first saw the present state, to tell how long it takes
   #seen = false; // whether this page saw it going on: what was left out is news then
 
@@ -38,6 +39,7 @@ export class Indexing {
     try {
       const status = await this.api.status();
       const going = this.#show(status.indexing);
+      if (this.items === 0 && this.#told?.box.isConnected && this.#told.filling !== going) this.showEmpty(this.#told.vocabulary);
       if (status.revision !== this.#revision) {
         this.#revision = status.revision;
         this.items = status.items;
@@ -91,12 +93,13 @@ export class Indexing {
   }
 
   showEmpty(vocabulary) {
-    const filling = !byId("indexing").hidden;
+    const filling = byId("indexing").querySelector("progress") !== null && !byId("indexing").hidden;
     const how = vocabulary.writes ? "Add images with “Manage” above, or index" : "Index";
     notice({
       title: filling ? "The first items are on their way" : "The index is empty",
       text: filling ? "They appear here as soon as they are indexed." : `${how} a folder: dqe-index BUNDLE FOLDER --out INDEX, or start dqe-serve with --images FOLDER --update. This page shows the items as soon as there are any.`,
     });
+    this.#told = { vocabulary, filling, box: byId("notice").firstElementChild };
     byId("summary").textContent = plural(0, "item");
     byId("results-title").textContent = "Nothing to search yet";
   }
