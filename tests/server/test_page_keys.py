@@ -105,6 +105,10 @@ def test_an_empty_index_says_how_to_fill_it_and_shows_what_comes(
         expect(page.locator("progress")).to_have_attribute("value", "3")
         expect(page.locator("#notice")).to_contain_text("The first items are on their way")
         expect(page.locator("#notice")).not_to_contain_text("dqe-index")
+        ended = {**status["indexing"], "state": "done", "skipped": {"damaged image": 2, "not an image": 1}}
+        page.unroute("**/v1/status")
+        page.route("**/v1/status", lambda route: route.fulfill(json={**status, "indexing": ended}))
+        expect(page.locator("#indexing")).to_have_text("Indexing is done. 3 files were left out: 2 damaged image, 1 not an image.")
         page.unroute("**/v1/status")
         with RetrievalEngine.load(bundle_path, provider="cpu", threads=1) as engine:
             engine.load_index(tmp_path / "empty")
