@@ -83,6 +83,11 @@ class Readiness(Protocol):
         """Whether one search more would wait for too many others; asked for each search."""
         ...
 
+    @property
+    def turn(self) -> Callable[[], Awaitable[None]]:
+        """What a search waits for before it begins."""
+        ...
+
 
 class Guards:
     """ASGI middleware. Routes find `request_id` (str) and `key` (Key or None) in `request.state`.
@@ -166,6 +171,8 @@ class _Exchange:
     async def run(self) -> None:
         inner: Scope = dict(self._scope)  # uvicorn's own still says HEAD
         try:
+            if self._path == SEARCH:
+                await self._guards.state.turn()
             problem = self._refusal()
             if problem is None:
                 inner["state"] = {**inner.get("state", {}), "request_id": self.request_id, "key": self._key}
