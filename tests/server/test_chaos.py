@@ -104,9 +104,7 @@ def test_a_killed_parent_takes_its_workers_along(bundle_path: Path, folder: Path
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_answers_all_that_was_taken(bundle_path: Path, folder: Path, oracle: Oracle, workers: int) -> None:
     with Server(bundle_path, folder, workers=workers) as server:
-        with Clients(
-            server, oracle, breaks=(httpx.ConnectError, httpx.ReadError)
-        ) as clients:  # a reset: taken by the kernel, and by no process
+        with Clients(server, oracle, breaks=(httpx.ConnectError,)) as clients:  # not one that was made is reset
             clients.progress()
             server.process.terminate()
             assert server.process.wait(120) == 0
