@@ -109,6 +109,11 @@ class _Workers(Multiprocess):
         """Whether a worker could not start, which ends the others as well."""
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()  # the worker's end: while the parent has it too, the death of one that is asked goes unseen
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         if stop_taking(self.sockets[0]):
             quiet = Quiet(self.sockets[0])

@@ -12,7 +12,7 @@ from dqe_engine.server.parting import Quiet, stop_taking, waiting
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone filters what a listening socket takes")
 
 
-@pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_who_has_come_is_taken_and_nobody_else_comes(family: int, host: str) -> None:
     with socket.socket(family) as listening:
         listening.bind((host, 0))
