@@ -109,16 +109,10 @@ class Guards:
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
         self.arriving = 0
         """Bytes that came of the bodies of requests that are being answered."""
-        self.in_flight = 0
-        """Requests that are being answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            self.in_flight += 1
-            try:
-                await _Exchange(self, scope, receive, send).run()
-            finally:
-                self.in_flight -= 1
+            await _Exchange(self, scope, receive, send).run()
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "no WebSockets here"})
