@@ -83,6 +83,11 @@ class Readiness(Protocol):
         """Whether one search more would wait for too many others; asked for each search."""
         ...
 
+    @property
+    def turn(self) -> Callable[[], Awaitable[None]]:
+        """What a search waits for before it begins."""
+        ...
+
 
 class Guards:
     """ASGI middleware. Routes find `request_id` (str) and `key` (Key or None) in `request.state`.
@@ -104,16 +109,10 @@ class Guards:
         self.rates = None if settings.rate is None else Rates(settings.rate, settings.burst_size)
         self.arriving = 0
         """Bytes that came of the bodies of requests that are being answered."""
-        self.in_flight = 0
-        """Requests that are being answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            self.in_flight += 1
-            try:
-                await _Exchange(self, scope, receive, send).run()
-            finally:
-                self.in_flight -= 1
+            await _Exchange(self, scope, receive, send).run()
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "no WebSockets here"})
@@ -166,6 +165,8 @@ class _Exchange:
     async def run(self) -> None:
         inner: Scope = dict(self._scope)  # uvicorn's own still says HEAD
         try:
+            if self._path == SEARCH:
+                await self._guards.state.turn()
             problem = self._refusal()
             if problem is None:
                 inner["state"] = {**inner.get("state", {}), "request_id": self.request_id, "key": self._key}

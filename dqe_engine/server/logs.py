@@ -89,7 +89,7 @@ class JSONLines(logging.Formatter):
 def configuration(level: str = "info") -> dict[str, Any]:
     """For `logging.config.dictConfig`, and so for uvicorn's `log_config`: all loggers to stderr as JSON lines.
 
-    uvicorn's own access log is off: it has paths and query strings.
+    uvicorn's own access log is off: it has paths and query strings. So is Pillow's: what is wrong with an image is its client's to know.
     """
     return {
         "version": 1,
@@ -97,7 +97,7 @@ def configuration(level: str = "info") -> dict[str, Any]:
         "formatters": {"lines": {"()": f"{__name__}.JSONLines"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
         "root": {"handlers": ["stderr"], "level": level.upper()},
-        "loggers": {"uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"}},
+        "loggers": {name: {"handlers": [], "propagate": False, "level": "CRITICAL"} for name in ("uvicorn.access", "PIL")},
     }
 
 

@@ -86,12 +86,15 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
             raise ValueError(self._reason)
         self._in_head, self._progressed = False, True
         self.watch.have_head(self)
-        if self.url == _SEARCH and not self.is_answering() and (refuses := self.app_state.get("refuses_search")) is not None:
+        refuses = self.app_state.get("refuses_search") if self.url == _SEARCH and not self.is_answering() else None
+        if refuses is not None:
             is_plain = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and not self.expect_100_continue
             self._refusal = refuses(self.headers) if is_plain else None
             if self._refusal is not None:
                 return
         super().on_headers_complete()
+        if refuses is not None:
+            refuses.admitted(self.loop)
         if self.is_parting:
             self.cycle.keep_alive = False
         self.cycle.transport = Closer(self, self.cycle, self.transport)

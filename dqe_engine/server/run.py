@@ -5,12 +5,14 @@ SIGHUP replaces workers one by one, by ones with the settings of now. A server w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -22,6 +24,7 @@ from dqe_engine.errors import DQEError, InputError
 
 from .app import create_app
 from .logs import configuration
+from .parting import Quiet, stop_taking
 from .protocol import ProtocolFactory
 from .settings import ServerSettings
 
@@ -78,9 +81,20 @@ def serve(
         signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn puts back, and raises again, when it has drained
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-        server = uvicorn.Server(config)
+        server = _Server(config)
         server.run(sockets)
         return 0 if server.started else 2
+
+
+class _Server(uvicorn.Server):
+    """The only process: it answers all who came before it stops listening."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if sockets and stop_taking(sockets[0]):
+            quiet = Quiet(sockets[0])
+            while not quiet():
+                await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
 
 
 class _Workers(Multiprocess):
@@ -95,7 +109,16 @@ class _Workers(Multiprocess):
         """Whether a worker could not start, which ends the others as well."""
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()  # the worker's end: while the parent has it too, the death of one that is asked goes unseen
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
+        if stop_taking(self.sockets[0]):
+            quiet = Quiet(self.sockets[0])
+            while not quiet() and any(process.process.is_alive() for process in self.processes):  # else nobody takes them
+                time.sleep(0.01)
         for listening in self.sockets:  # else who connects while the workers drain waits for nobody
             listening.close()
         super().terminate_all()

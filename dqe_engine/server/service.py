@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ from .photos import SIZES, NoPhotoError, Photos
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
+from .turns import Turns
 from .writes import Writes, Written
 
 log = logging.getLogger("dqe_engine.server")
@@ -41,8 +43,13 @@ MOST_UPLOADS = 32
 MOST_DECODED = 8
 """Images that are decoded at once, at most: each may take 240 MiB."""
 MOST_DEADLINE_MS = 600_000
+SWITCH_S = 0.0002
+"""Seconds for which a thread that runs Python keeps another waiting. At Python's 0.005, the event loop would wait that long for the thread
+that searches after each system call that lets go of the interpreter, as each new connection makes some."""
 MOST_IN_THREADS = 256
 """Pictures, listings and counts that are made or wait for a thread; a page asks for some dozens at a time."""
+MOST_BEGUN = 8
+"""Searches that begin in one turn of the event loop."""
 T = TypeVar("T")
 
 
@@ -56,6 +63,7 @@ class Service:
         self.keyring = Keyring(settings.keys)
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
+        self.turn = Turns(MOST_BEGUN)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,6 +71,7 @@ class Service:
     async def open(self) -> None:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
+        sys.setswitchinterval(SWITCH_S)
         self.engine = await asyncio.to_thread(self._load)
         readers = min(MOST_DECODED, available_cpus())
         self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
@@ -112,8 +121,8 @@ class Service:
     def ready(self) -> bool:
         return self.phase == "ready"
 
-    def full(self) -> bool:
-        return self._searching >= self._most_searching
+    def full(self, coming: int = 0) -> bool:
+        return self._searching + len(self.turn) + coming >= self._most_searching
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """For what would hold up the event loop. Work that a request has left goes on to its end, so it counts until then.

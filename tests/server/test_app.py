@@ -119,7 +119,7 @@ def test_a_search_too_many_is_refused_at_once_and_the_connection_is_kept(
     make_settings: Callable[..., ServerSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = [True]
-    monkeypatch.setattr(Service, "full", lambda self: full[0])
+    monkeypatch.setattr(Service, "full", lambda self, coming=0: full[0])
     body = b'{"text": "red"}'
     head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-ID: mine\r\nContent-Type: application/json\r\n"
     whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -114,8 +114,9 @@ def test_the_configuration_is_one_that_logging_takes(capsys: pytest.CaptureFixtu
         logging.getLogger("somebody").warning("heard")
         logging.getLogger("somebody").info("not heard")
         logging.getLogger("uvicorn.access").warning("GET /v1/items?filter=secret")
+        logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
     finally:
         root.handlers[:], root.level = before[0], before[1]
-        access = logging.getLogger("uvicorn.access")
-        access.propagate, access.level = True, logging.NOTSET
+        for silent in map(logging.getLogger, ("uvicorn.access", "PIL")):
+            silent.propagate, silent.level = True, logging.NOTSET
     assert [json.loads(entry)["message"] for entry in capsys.readouterr().err.splitlines()] == ["heard"]

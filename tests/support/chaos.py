@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -33,12 +32,12 @@ PATIENCE = 120.0
 TEXT = "the same but red"
 
 
-def until(holds: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> float:
+def until(holds: Callable[[], object], what: str, *, seconds: float = PATIENCE, pause: float = 0.02) -> float:
     """Waits until `holds()`; how many seconds that took."""
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < seconds, f"not within {seconds:g} seconds: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
     return time.monotonic() - begun
 
 
@@ -142,11 +141,6 @@ class Server:
             return False
         found = re.search(r"^dqe_workers_ready ([\d.]+)", text, re.MULTILINE)
         return found is not None and float(found[1]) == self.workers
-
-    def kill(self, pid: int) -> None:
-        """One of its workers, and wait until another has taken its place."""
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: pid not in self.pids() and len(self.pids()) == self.workers, "another worker")
 
     def put(self, n: int, *, replace: bool = False) -> httpx.Response:
         item = json.dumps({"id": name(n), "metadata": {"n": n}, "replace": replace})
@@ -276,6 +270,12 @@ def check_whole(server: Server, oracle: Oracle, clients: Clients) -> None:
         assert server.picture(n).status_code == 200
     uploads = {path.parent.name + path.name for path in (server.folder / "index.uploads").glob("??/*") if not path.name.startswith(".")}
     assert {content_of(picture(n)) for n in found} <= uploads
+
+
+def check_log(server: Server) -> None:
+    """Nothing was our bug."""
+    bad = [line for line in server.log().splitlines() if '"status":500' in line or "ASGI" in line or "Traceback" in line]
+    assert not bad, bad[:3]
 
 
 def children(pid: int) -> list[int]:

@@ -42,6 +42,9 @@ class State:
     def full(self) -> bool:
         return self.is_full
 
+    async def turn(self) -> None:
+        return None
+
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Reads the body, and says what came."""

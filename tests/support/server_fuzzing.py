@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from dqe_engine.bundle import Bundle
@@ -23,7 +24,7 @@ from dqe_engine.server.writes import make_index
 
 from . import hostile_images, mutations
 from .chaos import Server, name, picture
-from .server import WRITE_KEY
+from .server import WRITE_KEY, bearer
 from .tiny_bundle import build_tiny_bundle
 
 _SEARCH = {
@@ -86,17 +87,18 @@ def request(seed: int, n: int) -> bytes:
 
 
 def image_request(seed: int, n: int) -> bytes:
-    """A search, or a write, with a mutated image."""
+    """A search, or a write, with a mutated image, as httpx sends it."""
     ordinary = _ordinary()
     image = hostile_images.mutated(ordinary[n % len(ordinary)], np.random.default_rng((seed, n)))
     path, field, asked = (
         ("/v1/search", "query", {"text": "red", "k": 3}) if n % 2 else ("/v1/items", "item", _ITEM | {"id": f"new/{n % 50}"})
     )
-    body = _parts(field, json.dumps(asked).encode(), image)
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {WRITE_KEY}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-    )
-    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    files = {field: (None, json.dumps(asked), "application/json"), "image": ("photo.jpg", image, "image/jpeg")}
+    headers = bearer(WRITE_KEY) | {"Content-Type": f"multipart/form-data; boundary=fuzz-{seed}-{n}"}
+    made = httpx.Request("POST", f"http://127.0.0.1{path}", headers=headers, files=files)
+    body = made.read()
+    head = "".join(f"{name}: {value}\r\n" for name, value in made.headers.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 def status(port: int, whole: bytes) -> int:
