@@ -175,8 +175,8 @@ def on_paper(layout: str, size: Size, *, wrapper: str) -> WeightFile:
 @pytest.mark.parametrize(
     ("layout", "wrapper", "size"),
     [
-        ("sprc", "Blip2QformerCirAlignPrompt", VIT_G), ("sprc", "Blip2QformerCirAlignPrompt", VIT_L), ("qure", "", VIT_L), ("qure", "", VIT_G),
-        ("spn4cir", "state_dict", VIT_G),
+        ("sprc", "Blip2QformerCirAlignPrompt", VIT_G), ("sprc", "Blip2QformerCirAlignPrompt", VIT_L), ("qure", "", VIT_L),
+        ("qure", "", VIT_G), ("spn4cir", "state_dict", VIT_G),
         ("lavis", "model", VIT_G), ("lavis", "model", VIT_G_COCO), ("lavis", "model", VIT_L),
     ],
     ids=["SPRC ViT-g", "SPRC ViT-L", "QuRe ViT-L", "QuRe ViT-g", "SPN4CIR ViT-g", "LAVIS ViT-g", "LAVIS ViT-g coco", "LAVIS ViT-L"],
@@ -432,7 +432,7 @@ def test_a_format_may_be_named(tmp_path: Path) -> None:
 
 
 def test_spn4cirs_first_stage_is_sprcs(tmp_path: Path) -> None:
-    """A file of SPRC's has no second Q-Former, and one without it under SPN4CIR's names is SPRC's; named otherwise, the error says what is missing."""
+    """A file without a second Q-Former is SPRC's, under SPN4CIR's names, too."""
     size = TINY["eva"]
     state = files.save("sprc", tmp_path / "a.pth", size)
     torch.save({"epoch": 1, "state_dict": {f"blip_model.{name}": value for name, value in state.items()}}, tmp_path / "b.pth")

@@ -20,7 +20,6 @@ _LAYER = f"{SECOND}bert.encoder.layer."
 _COPIED = "a copy that the second pass, which sees no image, never runs"
 
 
-
 def _has_second(tensors: Mapping[str, Stored]) -> bool:
     return any(True for _ in under(SECOND, tensors))
 
