@@ -1,6 +1,7 @@
 """Exports of BLIP-2 at its full size, with random weights: time, memory, sizes, and latency beside PyTorch from the exports' own reports.
 
     python -m benchmarks.export_full_size --tower vit-g --precisions f32,f16,int8
+    python -m benchmarks.export_full_size --tower vit-g --blocks 1 --base-query two_pass --precisions int8 --keep
 
 Random weights say nothing about accuracy: float16 and int8 are judged on trained models (docs/export.md).
 """
@@ -17,14 +18,15 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import torch
 
 from benchmarks import machine, report
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_training.checkpoint import Progress, save_checkpoint
-from dqe_training.config import ModelConfig, QFormerConfig, TrainConfig, VisionConfig
+from dqe_training.config import BaseQuery, ModelConfig, QFormerConfig, TrainConfig, VisionConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel
 from dqe_training.tokenizer import build_tokenizer
@@ -42,10 +44,12 @@ QFORMER = QFormerConfig(
 )  # fmt: skip
 
 
-def write_random_checkpoint(path: Path, tower: str) -> Path:
-    """A checkpoint as training writes it, of the full size."""
+def write_random_checkpoint(path: Path, tower: str, base_query: BaseQuery = "mean", blocks: int = 0) -> Path:
+    """A checkpoint as training writes it, of the full size; its tower has `blocks` blocks, 0: all."""
     torch.manual_seed(0)
-    config = TrainConfig(model=ModelConfig(preprocessing=PreprocessingSpec(image_size=224), vision=TOWERS[tower], qformer=QFORMER))
+    vision = msgspec.structs.replace(TOWERS[tower], layers=blocks or TOWERS[tower].layers)
+    model_config = ModelConfig(preprocessing=PreprocessingSpec(image_size=224), vision=vision, qformer=QFORMER, base_query=base_query)
+    config = TrainConfig(model=model_config)
     texts = [word for attribute in vocabulary().attributes for word in attribute.words]
     tokenizer = build_tokenizer(texts)
     model = DQEModel(config.model, vocabulary(), tokenizer.get_vocab_size())
@@ -71,25 +75,31 @@ def export(checkpoint: Path, out: Path, precision: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="export_full_size", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tower", choices=TOWERS, default="vit-g")
+    parser.add_argument("--base-query", choices=get_args(BaseQuery), default="mean", help="how queries are made (default: mean)")
+    parser.add_argument(
+        "--blocks", type=int, default=0, help="blocks of the tower (default: all); fewer export faster, and a catalogue query runs none"
+    )
     parser.add_argument("--precisions", default="f32,f16,int8", help="of f32, f16, int8 (default: all)")
     parser.add_argument("--work", type=Path, default=_ROOT.parent / "build" / "full-size", help="folder for checkpoint and bundles, 20 GB")
     parser.add_argument("--keep", action="store_true", help="keep the bundles, for benchmarks.query_full_size")
     parser.add_argument("--out", type=Path, default=_ROOT / "results" / machine.slug(), help="folder for results")
     options = parser.parse_args(arguments)
-    checkpoint = options.work / options.tower
+    name = options.tower if options.base_query == "mean" else f"{options.tower}-{options.base_query}"
+    name += f"-{options.blocks}-blocks" if options.blocks else ""
+    checkpoint = options.work / name
     if not checkpoint.exists():
         options.work.mkdir(parents=True, exist_ok=True)
-        write_random_checkpoint(checkpoint, options.tower)
+        write_random_checkpoint(checkpoint, options.tower, options.base_query, options.blocks)
     rows = []
     path = options.out / "export.json"
     for precision in options.precisions.split(","):
         started, before = datetime.now(UTC), machine.load_average()
-        bundle = options.work / f"{options.tower}-{precision}"
+        bundle = options.work / f"{name}-{precision}"
         found = export(checkpoint, bundle, precision)
         if not options.keep:
             shutil.rmtree(bundle)
         record = report.load(path, "export")
-        record["sections"][f"{options.tower} {precision}"] = found | {
+        record["sections"][f"{name} {precision}"] = found | {
             "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),
             "machine": machine.describe(_PACKAGES),
         }  # fmt: skip

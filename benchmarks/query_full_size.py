@@ -3,6 +3,10 @@
     python -m benchmarks.export_full_size --tower vit-g --precisions int8 --keep     # once: 20 minutes, 16 GiB
     python -m benchmarks.query_full_size
 
+    python -m benchmarks.export_full_size --tower vit-g --blocks 1 --base-query two_pass --precisions int8 --keep
+    python -m benchmarks.query_full_size --checkpoint build/full-size/vit-g-two_pass-1-blocks \
+        --bundle build/full-size/vit-g-two_pass-1-blocks-int8
+
 A catalogue reference (cached image tokens) and a text, over items of random target tokens. Random weights flatter what rounding keeps,
 so the overlap that is printed says that both do the same work, and no more; docs/export.md has what int8 keeps of a trained model.
 """
@@ -143,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     path = options.out / "query-full-size.json"
     record = report.load(path, "query-full-size")
-    record["sections"]["query"] = section
+    record["sections"]["query" if options.bundle == work / "vit-g-int8" else options.bundle.name] = section
     report.save_json(path, record)
     rows = [
         [

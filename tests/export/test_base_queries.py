@@ -30,7 +30,7 @@ FORMS = {
 """Options, and how far any element of a base query may be from the slow reference."""
 
 
-@pytest.fixture(scope="module", params=["two_pass", "zero_shot"])
+@pytest.fixture(scope="module", params=["two_pass", "two_encoders", "zero_shot"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind: BaseQuery = request.param
     return write_checkpoint(tmp_path_factory.mktemp(kind) / "model", model_config(base_query=kind, text_share=0.4, **SIZES))

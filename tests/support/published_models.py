@@ -101,9 +101,14 @@ def qformer_shapes(s: Size) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(layout: str, s: Size) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole file: "lavis", "sprc" or "qure"."""
+    """Names and shapes of a whole file: "lavis", "sprc", "spn4cir" or "qure"."""
     shapes = {f"visual_encoder.{name}": shape for name, shape in tower_shapes(s).items()} | qformer_shapes(s)
-    return shapes | ({"prompt_tokens": (1, s.queries, s.hidden)} if layout == "sprc" else {})
+    if layout in ("sprc", "spn4cir"):
+        shapes["prompt_tokens"] = (1, s.queries, s.hidden)
+    if layout == "spn4cir":  # a second Q-Former and projection of the same form
+        shapes |= {name.replace("Qformer.", "Qformer_query."): shape for name, shape in shapes.items() if name.startswith("Qformer.")}
+        shapes |= {"text_proj_q.weight": (s.joint, s.hidden), "text_proj_q.bias": (s.joint,)}
+    return shapes
 
 
 def random_state(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0, half_tower: bool = False) -> State:
@@ -122,6 +127,8 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0, half_t
 
 def wrapped(layout: str, state: State) -> object:
     """As the authors save it."""
+    if layout == "spn4cir":
+        return {"epoch": 7, "state_dict": {f"blip_model.{name}": value for name, value in state.items()}}
     return {"lavis": {"model": state}, "sprc": {"epoch": 7, "Blip2QformerCirAlignPrompt": state}, "qure": state}[layout]
 
 
@@ -201,9 +208,18 @@ def image_tokens(state: State, s: Size, pixels: Tensor) -> Tensor:
 
 def fused(state: State, s: Size, image: Tensor, ids: Tensor) -> Tensor:
     """Query tokens, and the words `ids` (L,) without padding, over the image tokens (P, width): (Q + L, hidden)."""
-    b = "Qformer.bert."
+    return _through(state, s, state["query_tokens"][0], ids, image)
+
+
+def second_pass(state: State, s: Size, queries: Tensor, ids: Tensor, bert: str) -> Tensor:
+    """The first pass's query outputs in the queries' place, without an image, through `bert`: (Q + L, hidden)."""
+    return _through(state, s, queries, ids, None, bert)
+
+
+def _through(state: State, s: Size, first: Tensor, ids: Tensor, image: Tensor | None, b: str = "Qformer.bert.") -> Tensor:
+    """SPRC's branch: without an image, no cross-attention, and all positions through the text's feed-forward layers."""
     text = state[f"{b}embeddings.word_embeddings.weight"][ids] + state[f"{b}embeddings.position_embeddings.weight"][: len(ids)]
-    x = _norm(torch.cat([state["query_tokens"][0], text]), state, f"{b}embeddings.LayerNorm", 1e-12)
+    x = _norm(torch.cat([first, text]), state, f"{b}embeddings.LayerNorm", 1e-12)
     for n in range(s.layers):
         p = f"{b}encoder.layer.{n}."
 
@@ -217,14 +233,17 @@ def fused(state: State, s: Size, image: Tensor, ids: Tensor) -> Tensor:
             return _norm(y + x, state, f"{name}.output.LayerNorm", 1e-12)
 
         x = attended(x, x, f"{p}attention")
-        queries, text = x[: s.queries], x[s.queries :]
-        if n % 2 == 0:
-            queries = attended(queries, image, f"{p}crossattention")
-        parts = []
-        for part, end in ((queries, "_query"), (text, "")) if len(text) else ((queries, "_query"),):
+        parts = [(x, "")]
+        if image is not None:
+            queries, text = x[: s.queries], x[s.queries :]
+            if n % 2 == 0:
+                queries = attended(queries, image, f"{p}crossattention")
+            parts = [(queries, "_query"), (text, "")] if len(text) else [(queries, "_query")]
+        made = []
+        for part, end in parts:
             y = _linear(_gelu(_linear(part, state, f"{p}intermediate{end}.dense")), state, f"{p}output{end}.dense")
-            parts.append(_norm(y + part, state, f"{p}output{end}.LayerNorm", 1e-12))
-        x = torch.cat(parts)
+            made.append(_norm(y + part, state, f"{p}output{end}.LayerNorm", 1e-12))
+        x = torch.cat(made)
     return x
 
 
@@ -240,3 +259,16 @@ def target_tokens(state: State, s: Size, image: Tensor) -> Tensor:
 def mean_query(state: State, s: Size, image: Tensor, ids: Tensor) -> Tensor:
     """QuRe's query (joint,)."""
     return _unit(_linear(fused(state, s, image, ids)[: s.queries], state, "text_proj").mean(0))
+
+
+def query(layout: str, state: State, s: Size, image: Tensor, ids: Tensor) -> Tensor:
+    """The authors' query (joint,); for "lavis", of which there is none, image and text embeddings added."""
+    if layout == "qure":
+        return mean_query(state, s, image, ids)
+    if layout == "lavis":
+        seen = _unit(target_tokens(state, s, image).mean(0))
+        read = _through(state, s, torch.empty(0, s.hidden), ids, None)[0]
+        return _unit(seen + _unit(_linear(read, state, "text_proj")))
+    outputs = fused(state, s, image, ids)[: s.queries]
+    second = {"sprc": ("Qformer.bert.", "text_proj"), "spn4cir": ("Qformer_query.bert.", "text_proj_q")}[layout]
+    return _unit(_linear(second_pass(state, s, outputs, ids, second[0])[s.queries], state, second[1]))

@@ -36,25 +36,27 @@ class SlowQFormer:
             return _unit(np.mean([self.linear("text_projection", output) for output in fused[:count]], axis=0))
         if kind == "cls":
             return _unit(self.linear("text_projection", fused[count]))
-        assert kind == "two_pass"
-        again = self.encode(np.concatenate([fused[:count], text]))  # no image, and no positions that count as queries
+        assert kind in ("two_pass", "two_encoders")
+        second = "second_" if kind == "two_encoders" else ""
+        # No image, and no positions that count as queries.
+        again = self.encode(np.concatenate([fused[:count], self.text(ids, second)]), of=f"{second}qformer")
         return _unit(self.linear("text_projection", again[count]))
 
-    def text(self, ids: list[int]) -> F64:
+    def text(self, ids: list[int], of: str = "") -> F64:
         """(L, H): words and positions."""
-        words, positions = self.weights["embeddings.word_embeddings.weight"], self.weights["embeddings.position_embeddings.weight"]
+        words, positions = (self.weights[f"{of}embeddings.{table}_embeddings.weight"] for table in ("word", "position"))
         return np.stack([words[id] + positions[at] for at, id in enumerate(ids)])
 
-    def encode(self, tokens: F64, image: F64 | None = None, queries: int = 0) -> F64:
+    def encode(self, tokens: F64, image: F64 | None = None, queries: int = 0, of: str = "qformer") -> F64:
         """(T, H) to the same; the first `queries` look at the image and have feed-forward layers of their own."""
-        hidden = self.norm("qformer.layernorm", tokens)
+        hidden = self.norm(f"{of}.layernorm", tokens)
         for at in range(self.layers):
-            layer = f"qformer.encoder.layer.{at}"
+            layer = f"{of}.encoder.layer.{at}"
             hidden = self.attend(f"{layer}.attention", hidden, hidden)
             if image is not None and f"{layer}.crossattention.attention.query.weight" in self.weights:
                 hidden = np.concatenate([self.attend(f"{layer}.crossattention", hidden[:queries], image), hidden[queries:]])
-            asked, said = hidden[:queries], hidden[queries:]
-            hidden = np.concatenate([self.feed(layer, asked, "_query"), self.feed(layer, said, "")])
+            parts = [self.feed(layer, hidden[:queries], "_query")] if queries else []
+            hidden = np.concatenate([*parts, self.feed(layer, hidden[queries:], "")])
         return hidden
 
     def attend(self, name: str, queries: F64, tokens: F64) -> F64:

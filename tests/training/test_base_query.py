@@ -25,6 +25,7 @@ KINDS: dict[str, ModelConfig] = {
     "cls": model_config(base_query="cls", **DEEP),
     "two_pass": model_config(base_query="two_pass", **DEEP),
     "two_pass, pooled": model_config(base_query="two_pass", pooled=True, **DEEP),
+    "two_encoders": model_config(base_query="two_encoders", **DEEP),
     "zero_shot": model_config(base_query="zero_shot", **DEEP),
     "zero_shot, mostly text": model_config(base_query="zero_shot", text_share=0.8, **DEEP),
     "zero_shot, pooled": model_config(base_query="zero_shot", pooled=True, **DEEP),
@@ -118,11 +119,13 @@ def test_every_part_that_a_base_query_reads_gets_a_gradient(model: DQEModel) -> 
     assert {f"qformer.encoder.layer.0.{part}.dense.weight" for part in ("intermediate", "intermediate_query")} <= given
     assert "qformer.encoder.layer.2.crossattention.attention.key.weight" in given
     assert ("vision_projection.weight" in given) == (kind == "zero_shot")
-    assert (f"{last}.intermediate.dense.weight" in given) == (kind != "mean")
+    assert (f"{last}.intermediate.dense.weight" in given) == (kind not in ("mean", "two_encoders"))
+    second = {name for name, _ in trained.named_parameters() if name.startswith("second_")}
+    assert second - given == {name for name in second if name.endswith(".key.bias")}  # which softmax does not see
     assert (f"{last}.intermediate_query.dense.weight" in given) == (kind != "cls")
 
 
-@pytest.mark.parametrize("kind", ["two_pass", "zero_shot"])
+@pytest.mark.parametrize("kind", ["two_pass", "two_encoders", "zero_shot"])
 def test_gradients_are_those_of_differences(kind: str) -> None:
     model = make_model(KINDS[kind]).double()
     tokens, ids, mask = query_inputs(model, 2, 5)
@@ -136,7 +139,7 @@ def test_gradients_are_those_of_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(loss, some, fast_mode=True, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["two_pass", "zero_shot"])
+@pytest.mark.parametrize("kind", ["two_pass", "two_encoders", "zero_shot"])
 def test_activations_computed_again_change_nothing(kind: str) -> None:
     gradients = []
     for again in (False, True):

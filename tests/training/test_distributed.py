@@ -60,6 +60,9 @@ GRADIENTS = {
     "vision": (train_config(vision_learning_rate=1e-4), True),
     "infonce": (train_config(model_config(attribute_weights=False), loss=LossConfig(objective="infonce")), False),
     "activations": (train_config(cached_chunk=2, checkpoint_activations=True), True),
+    "two_pass": (train_config(model_config(base_query="two_pass", attribute_weights=False), cached_chunk=3), True),
+    "two_encoders": (train_config(model_config(base_query="two_encoders", attribute_weights=False)), True),
+    "zero_shot": (train_config(model_config(base_query="zero_shot", attribute_weights=False), cached_chunk=3), True),
     "attributes": (heads_alone(), True),
     "attributes-chunks": (heads_alone(cached_chunk=3), True),
 }

@@ -35,7 +35,7 @@ from dqe_training.importing.importer import plan_file
 from dqe_training.importing.reading import Stored, WeightFile, open_weights
 from dqe_training.model import DQEModel
 
-NAMES = {"lavis": "blip2_pretrained.pth", "sprc": "sprc_cirr.pt", "qure": "model.pth"}
+NAMES = {"lavis": "blip2_pretrained.pth", "sprc": "sprc_cirr.pt", "spn4cir": "best.pt", "qure": "model.pth"}
 CASES = [(layout, kind) for layout in NAMES for kind in TINY]
 TEXTS = ("is red", "Make it LONGER, and has the same dots!", "red")
 
@@ -70,32 +70,51 @@ def test_an_imported_model_computes_what_its_authors_write_down(layout: str, kin
     texts = [torch.tensor([2, 5, 7, 3]), torch.tensor([2, 9, 3]), torch.tensor([2, 5, 9, 8, 30, 11, 3]), torch.tensor([2, 3])]
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # of different lengths: padding is not read
     mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long()
-    own = model.config.base_query
+    queries = torch.stack([files.query(layout, state, size, one, text) for one, text in zip(expected, texts, strict=True)])
+    torch.testing.assert_close(model.encode_query(tokens, ids, mask).query, queries, rtol=0, atol=1e-5)
     model.config = msgspec.structs.replace(model.config, base_query="mean")  # the weights' arithmetic, whatever their query is made of
     found = model.fuse_query(tokens, ids, mask)
     for row, text in enumerate(texts):
         whole = files.fused(state, size, expected[row], text)
         torch.testing.assert_close(found.fused_queries[row], whole[: size.queries], rtol=0, atol=2e-5)
         torch.testing.assert_close(found.fused_text[row, : len(text)], whole[size.queries :], rtol=0, atol=2e-5)
-    if own == "mean":
-        queries = torch.stack([files.mean_query(state, size, one, text) for one, text in zip(expected, texts, strict=True)])
-        torch.testing.assert_close(model.encode_query(tokens, ids, mask).query, queries, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_every_tensor_of_the_tower_matters(kind: str, tmp_path: Path) -> None:
-    """Any of them doubled, or moved, changes the image tokens: none is passed over in a way that equal numbers would hide."""
-    checkpoint, _ = imported(tmp_path, "qure", TINY[kind])
-    model, pixels = checkpoint.model, torch.randn(2, 3, 12, 12)
-    with torch.no_grad():
-        before = model.encode_images(pixels)
-        for name, parameter in model.vision_model.named_parameters():
-            if name == "embeddings.patch_embedding.bias" and kind == "clip":
-                assert not parameter.any()  # CLIP's convolution has none
-            kept = parameter.clone()
-            parameter.mul_(2).add_(torch.linspace(-0.3, 0.3, parameter.numel()).reshape(parameter.shape))
-            assert (model.encode_images(pixels) - before).abs().max() > 1e-4, name
-            parameter.copy_(kept)
+@torch.no_grad()
+@pytest.mark.parametrize(("layout", "kind"), [("sprc", "eva"), ("qure", "clip"), ("spn4cir", "clip"), ("lavis", "eva")])
+def test_every_tensor_of_a_file_matters(layout: str, kind: str, tmp_path: Path) -> None:
+    """Any that is used, moved, changes image tokens, target tokens or queries: none is passed over in a way that equal numbers hide."""
+    checkpoint, _ = imported(tmp_path, layout, TINY[kind])
+    model, pixels, ids = checkpoint.model, torch.randn(2, 3, 12, 12), torch.tensor([[2, 9, 5, 3], [2, 7, 6, 3]])
+
+    def answers() -> torch.Tensor:
+        tokens = model.encode_images(pixels)
+        found = (tokens, model.encode_targets(tokens), model.encode_query(tokens, ids, torch.ones_like(ids)).query)
+        return torch.cat([part.flatten() for part in found])
+
+    before = answers()
+    read_by_no_output = silent(layout, TINY[kind].layers)
+    for name, parameter in model.named_parameters():
+        if name.startswith("attribute_heads."):
+            continue
+        if name == "vision_model.embeddings.patch_embedding.bias" and kind == "clip":
+            assert not parameter.any()  # CLIP's convolution has none
+        kept = parameter.clone()
+        parameter.mul_(2).add_(torch.linspace(-0.3, 0.3, parameter.numel()).reshape(parameter.shape))
+        assert ((answers() - before).abs().max() > 1e-5) != (name in read_by_no_output), name
+        parameter.copy_(kept)
+
+
+def silent(layout: str, layers: int) -> set[str]:
+    """Weights that change nothing by their arithmetic: keys' biases, which move all scores of a softmax alike, and the last layer's
+    texts where queries alone are read after it."""
+    last = f"qformer.encoder.layer.{layers - 1}."
+    quiet = {f"qformer.encoder.layer.{n}.{part}.attention.key.bias" for n in range(layers) for part in ("attention", "crossattention")}
+    quiet |= {f"second_qformer.encoder.layer.{n}.attention.attention.key.bias" for n in range(layers)}
+    if layout in ("qure", "spn4cir"):
+        parts = ("intermediate.dense", "output.dense", "output.LayerNorm")
+        quiet |= {f"{last}{part}.{end}" for part in parts for end in ("weight", "bias")}
+    return quiet
 
 
 @torch.inference_mode()
@@ -157,9 +176,10 @@ def on_paper(layout: str, size: Size, *, wrapper: str) -> WeightFile:
     ("layout", "wrapper", "size"),
     [
         ("sprc", "Blip2QformerCirAlignPrompt", VIT_G), ("sprc", "Blip2QformerCirAlignPrompt", VIT_L), ("qure", "", VIT_L),
+        ("qure", "", VIT_G), ("spn4cir", "state_dict", VIT_G),
         ("lavis", "model", VIT_G), ("lavis", "model", VIT_G_COCO), ("lavis", "model", VIT_L),
     ],
-    ids=["SPRC ViT-g", "SPRC ViT-L", "QuRe ViT-L", "LAVIS ViT-g", "LAVIS ViT-g coco", "LAVIS ViT-L"],
+    ids=["SPRC ViT-g", "SPRC ViT-L", "QuRe ViT-L", "QuRe ViT-g", "SPN4CIR ViT-g", "LAVIS ViT-g", "LAVIS ViT-g coco", "LAVIS ViT-L"],
 )  # fmt: skip
 def test_every_key_and_shape_of_a_published_size(layout: str, wrapper: str, size: Size) -> None:
     plan = plan_file(on_paper(layout, size, wrapper=wrapper), ImportOptions())
@@ -167,7 +187,11 @@ def test_every_key_and_shape_of_a_published_size(layout: str, wrapper: str, size
     used = {source for move in plan.moves.made.values() for source in move.sources}
     assert used | set(plan.unused) == set(plan.tensors)
     left_out = {"temp", "itm_head.weight", "itm_head.bias", "Qformer.bert.embeddings.position_ids"}
-    left_out |= {name for name in plan.tensors if name.startswith("Qformer.cls.")} | ({"prompt_tokens"} if layout == "sprc" else set())
+    left_out |= {name for name in plan.tensors if name.startswith("Qformer.cls.")} | set(files.shapes_of(layout, size)) & {"prompt_tokens"}
+    if layout == "spn4cir":
+        parts = (".cls.", ".crossattention.", "_query.dense.", "_query.LayerNorm.")
+        second = {name for name in plan.tensors if name.startswith("Qformer_query.") and any(part in name for part in parts)}
+        left_out |= second | {"text_proj.weight", "text_proj.bias"}
     assert set(plan.unused) == left_out
     v, q, p = plan.model.vision, plan.model.qformer, plan.model.preprocessing
     assert (v.hidden_size, v.layers, v.heads, v.mlp_width, v.patch_size) == (size.width, size.depth, 16, size.mlp, 14)
@@ -379,7 +403,7 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
         import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, vision_heads=None))
     with pytest.raises(CheckpointError, match="no multiple of 5 heads; correct --qformer-heads"):
         import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, qformer_heads=5))
-    with pytest.raises(InputError, match="--format clip4cir: unknown; choose sprc"):
+    with pytest.raises(InputError, match="--format clip4cir: unknown; choose spn4cir, sprc"):
         ImportOptions(layout="clip4cir")
     with pytest.raises(CheckpointError, match=r"vocab\.txt: has 31 tokens, the embedding table 40 rows"):
         import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, replace(size, words=32)))
@@ -400,12 +424,22 @@ def test_safetensors_of_lavis_names_are_taken_too(tmp_path: Path) -> None:
 
 
 def test_a_format_may_be_named(tmp_path: Path) -> None:
-    """A bare dictionary of LAVIS's names is QuRe's, until somebody says otherwise; SPN4CIR's file is SPRC's."""
+    """A bare dictionary of LAVIS's names is QuRe's, until somebody says otherwise."""
     size = TINY["eva"]
-    for saved, named in (("qure", "lavis"), ("sprc", "spn4cir")):
-        files.save(saved, tmp_path / "a.pth", size)
-        plan, _ = import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, layout=named), force=True)
-        assert plan.layout.name == named
+    files.save("qure", tmp_path / "a.pth", size)
+    plan, _ = import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, layout="lavis"))
+    assert plan.layout.name == "lavis"
+
+
+def test_spn4cirs_first_stage_is_sprcs(tmp_path: Path) -> None:
+    """A file without a second Q-Former is SPRC's, under SPN4CIR's names, too."""
+    size = TINY["eva"]
+    state = files.save("sprc", tmp_path / "a.pth", size)
+    torch.save({"epoch": 1, "state_dict": {f"blip_model.{name}": value for name, value in state.items()}}, tmp_path / "b.pth")
+    plans = [import_model(tmp_path / name, tmp_path / "out", options(tmp_path, size), force=True)[0] for name in ("a.pth", "b.pth")]
+    assert [plan.layout.name for plan in plans] == ["sprc", "sprc"]
+    with pytest.raises(CheckpointError, match=r"a\.pth: no second Q-Former in it \(no Qformer_query\.\*\).*--format sprc"):
+        import_model(tmp_path / "a.pth", tmp_path / "out", options(tmp_path, size, layout="spn4cir"), force=True)
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

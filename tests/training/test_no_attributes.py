@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +24,7 @@ from dqe_training.cli.evaluate import main as evaluate
 from dqe_training.cli.train import main as train
 from dqe_training.config import load_config
 from dqe_training.losses.total import BatchLabels, total_loss
-from dqe_training.model import DQEModel
+from dqe_training.model import DQEModel, score
 
 NONE = AttributeVocabulary(attributes=())
 CONFIG = model_config(base_query="two_pass", attribute_weights=False)
@@ -114,6 +116,41 @@ def test_exported_searched_evaluated_and_given_attributes(
     assert set(weighed.weights) == set(trained.vocabulary.names)
 
 
+@pytest.mark.parametrize("precision", ["f32", pytest.param("int8", marks=pytest.mark.slow), pytest.param("f16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["two_pass", "two_encoders", "zero_shot"])
+def test_every_kind_of_search_is_pytorchs(kind: str, precision: str, garments: Path, tmp_path: Path) -> None:
+    """Without attributes: with a text and without, a text alone, unlike another item, in zones."""
+    config = msgspec.structs.replace(CONFIG, base_query=kind)  # type: ignore[arg-type]
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "model", config, vocab=NONE))
+    assert export([str(checkpoint.directory), str(tmp_path / "bundle"), "--precision", precision]) == 0
+    photos = sorted((garments / "images" / "gallery").iterdir())[:8]
+    allowed = {"f32": 1e-3, "f16": 2e-2, "int8": 0.15}[precision]  # an index keeps image tokens in float16
+    with RetrievalEngine.load(tmp_path / "bundle", provider="cpu", threads=1) as engine:
+        engine.index_images({photo.name: photo for photo in photos})
+        names, reference = [photo.name for photo in photos], photos[0].name
+        tokens = torch.from_numpy(np.stack([engine.index.image_tokens(name) for name in names]).astype(np.float32))
+        with torch.inference_mode():
+            targets = checkpoint.model.encode_targets(tokens)
+            for query in (
+                Query(reference_id=reference, text="is red"),
+                Query(text="is red"),
+                Query(reference_id=reference, text="is red", zones=True),
+            ):
+                text = engine.bundle.text_encoder().encode(["is red"])
+                ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.attention_mask)
+                seen = tokens[:1] if query.reference_id else torch.zeros_like(tokens[:1])
+                scores = score(checkpoint.model.encode_query(seen, ids, mask).query, targets)[0]
+                hits = engine.search(replace(query, k=8)).hits
+                assert {hit.id for hit in hits} == set(names) - {query.reference_id}
+                for hit in hits:
+                    assert abs(hit.score - float(scores[names.index(hit.id)])) < allowed, query
+            assert len(engine.search(Query(reference_id=reference, k=8)).hits) == 7
+            plain = engine.search(Query(reference_id=reference, text="is red", k=8))
+            apart = engine.search(Query(reference_id=reference, text="is red", k=8, unlike=[plain.hits[0].id]))
+            assert plain.hits[0].id not in {hit.id for hit in apart.hits}
+            assert len(apart.hits) == 6
+
+
 def test_triplets_of_ones_own_get_the_papers_attributes(plain: Path, garments: Path, tmp_path: Path) -> None:
     """Where data brings no vocabulary, the start's is taken, unless it has no attributes and some are to be trained."""
     given = ["--triplets", str(garments / "train.jsonl"), "--images", str(garments / "images"), "--no-derived-labels"]
@@ -143,6 +180,8 @@ def test_a_start_that_has_heads_may_lose_them(tmp_path: Path) -> None:
     ("zero_shot", "two_pass", "full", True),
     ("zero_shot", "mean", "lora", True),
     ("zero_shot", "pool", "full", False),
+    ("zero_shot", "two_encoders", "full", False),
+    ("two_pass", "two_encoders", "full", False),
     ("zero_shot", "mean", "attributes", False),
     ("mean", "two_pass", "full", False),
 ])  # fmt: skip

@@ -61,7 +61,7 @@ def check_start(config: TrainConfig, made: ModelConfig) -> None:
     """Raise CheckpointError where `config.model` is not the model `made` whose weights `config.start` holds."""
     free = _OF_THE_HEADS if config.encoder_frozen else _OF_THE_HEADS | _OF_ITS_USE
     if made.base_query == "zero_shot" and not config.encoder_frozen:  # trained for no base query, so for any that needs no other weights
-        free |= {"text_share"} if config.model.base_query == "pool" else {"text_share", "base_query"}
+        free |= {"text_share"} if config.model.base_query in ("pool", "two_encoders") else {"text_share", "base_query"}
     if not made.qformer.position_embeddings:  # the position table is then as long as the longest text
         free -= {"qformer.max_text_length"}
     ours, theirs = _settings(config.model), _settings(made)

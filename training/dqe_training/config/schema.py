@@ -96,7 +96,7 @@ class QFormerConfig(Contract, frozen=True):
         return _mlp_width(self)
 
 
-BaseQuery = Literal["mean", "cls", "pool", "two_pass", "zero_shot"]
+BaseQuery = Literal["mean", "cls", "pool", "two_pass", "two_encoders", "zero_shot"]
 WeightInputs = Literal["text", "text+image"]
 
 
@@ -105,7 +105,8 @@ class ModelConfig(Contract, frozen=True):
 
     `base_query`, how q0 is made (docs/method.md, equation 3): "mean" of the query outputs (QuRe), the "cls" token of the text (BLIP-2's
     text feature), "pool", the mean plus one learned attention pool over query and text tokens alike, without a name or a label;
-    "two_pass", the text's [CLS] of a second pass over the query outputs and the text (SPRC); or "zero_shot", the embeddings of image and
+    "two_pass", the text's [CLS] of a second pass over the query outputs and the text (SPRC); "two_encoders", the same with text embeddings
+    and a Q-Former of the second pass's own (SPN4CIR); or "zero_shot", the embeddings of image and
     text added, as BLIP-2 gives them without any training for composed queries. `text_share`, from 0 to 1: the text's share of the sum that
     "zero_shot" is; no other reads it.
     `attribute_weights` off gives q = q0: no learnable attribute weights (LAW). `weights_from`, what the weights are read off: the words

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 from ..config.schema import BaseQuery
 from .reading import WeightFile
 
-QUERIES: Mapping[str, str] = {"lavis": "zero_shot", "sprc": "two_pass", "spn4cir": "two_pass", "qure": "mean", "transformers": "zero_shot"}
+QUERIES: Mapping[str, str] = {
+    "lavis": "zero_shot", "sprc": "two_pass", "spn4cir": "two_encoders", "qure": "mean", "transformers": "zero_shot",
+}  # fmt: skip
 """`model.base_query` of each layout: how its authors compose a query. The one place."""
 
 

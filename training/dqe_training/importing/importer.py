@@ -29,7 +29,7 @@ from ..checkpoint_meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta,
 from ..config.schema import ModelConfig, TrainConfig
 from ..model import DQEModel
 from ..model.attributes import AttributeHeads
-from . import huggingface, lavis, qure, sprc
+from . import huggingface, lavis, qure, spn4cir, sprc
 from .formats import Layout, base_query
 from .moves import Move, Moves, check_moves
 from .reading import Stored, WeightFile, open_weights
@@ -38,7 +38,7 @@ from .towers import Tower, has_tower, read_tower
 from .writing import Piece, write_safetensors
 
 LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (sprc.LAYOUT, sprc.SPN4CIR, lavis.LAYOUT, qure.LAYOUT, huggingface.LAYOUT)
+    layout.name: layout for layout in (spn4cir.LAYOUT, sprc.LAYOUT, lavis.LAYOUT, qure.LAYOUT, huggingface.LAYOUT)
 }
 
 
@@ -124,6 +124,7 @@ def plan_import(source: Path, options: ImportOptions) -> Plan:
 
 def plan_file(file: WeightFile, options: ImportOptions) -> Plan:
     """`plan_import` of an opened file."""
+    file = spn4cir.without_prefix(file)
     layout = _layout(file, options)
     if layout is huggingface.LAYOUT:
         if options.tower is not None:
@@ -162,6 +163,8 @@ def _plan_lavis_like(layout: Layout, file: WeightFile, options: ImportOptions) -
         files.append(options.tower)
     tower = read_tower(lavis.TOWER, tensors, moves, heads=options.vision_heads, alone=not own, where=where if own else str(options.tower))
     qformer = lavis.read_qformer(tensors, moves, heads=options.qformer_heads, where=where)
+    if layout is spn4cir.LAYOUT:
+        spn4cir.read_second_pass(tensors, moves, where=where)
     moves.leave(tensors, {**lavis.UNUSED, **layout.unused})
     queries, deviations = base_query(layout.name)
     model = ModelConfig(

@@ -26,6 +26,8 @@ def prepare_finetuning(model: DQEModel, config: TrainConfig) -> None:
     """
     if config.finetune == "lora" and not has_adapters(model):
         _add_adapters(model.qformer, config.lora)
+        if config.model.base_query == "two_encoders":
+            _add_adapters(model.second_qformer, config.lora)
     for name, parameter in model.named_parameters():
         if name.startswith("vision_model."):
             parameter.requires_grad_(config.optim.vision_learning_rate > 0)

@@ -20,6 +20,7 @@ from dqe_engine.errors import InputError
 from ..config import ModelConfig
 from .attributes import AttentionPool, AttributeHeads, compose
 from .cross_attention import use_few_query_attention
+from .second_pass import without_image
 from .vision import build_vision
 
 LEARNED_TEMPERATURE = (0.01, 0.5)
@@ -109,6 +110,11 @@ class DQEModel(nn.Module):
         # Drawn last: what a variant adds leaves the other weights of its seed as they are.
         if config.base_query == "pool":
             self.base_pool = AttentionPool(q.hidden_size, q.embedding_dim, 1)
+        if config.base_query == "two_encoders":
+            self.second_embeddings = Blip2TextEmbeddings(qformer_config)
+            self.second_qformer = without_image(Blip2QFormerModel(qformer_config))
+            for table in (self.second_embeddings.word_embeddings, self.second_embeddings.position_embeddings):
+                nn.init.normal_(table.weight, std=0.02)
         if config.weights_from == "text+image" and vocabulary.attributes:
             self.attribute_heads.let_weights_see()
 
@@ -141,19 +147,29 @@ class DQEModel(nn.Module):
         """The text's mask (B, L) as that of query and text tokens, (B, Q + L)."""
         return torch.cat([text_mask.new_ones(text_mask.shape[0], self.query_tokens.shape[1]), text_mask], dim=1)
 
-    def _encode(self, embedded: Tensor, mask: Tensor | None, image_tokens: Tensor | None = None, queries: int = 0) -> Tensor:
-        """The embeddings' LayerNorm and the Q-Former's encoder over (B or 1, T, H), of which `mask` (B, T) says what is valid.
+    def _encode(
+        self,
+        embedded: Tensor,
+        mask: Tensor | None,
+        image_tokens: Tensor | None = None,
+        queries: int = 0,
+        *,
+        qformer: Blip2QFormerModel | None = None,
+    ) -> Tensor:
+        """The embeddings' LayerNorm and the encoder of `qformer` (None: the first) over (B or 1, T, H), of which `mask` (B, T) says what
+        is valid.
 
         The first `queries` positions cross-attend to the image tokens and go through the feed-forward layers of queries, all others
         through those of texts.
         """
-        hidden = self.qformer.dropout(self.qformer.layernorm(embedded))
+        qformer = self.qformer if qformer is None else qformer
+        hidden = qformer.dropout(qformer.layernorm(embedded))
         bias = None if mask is None else (1.0 - mask[:, None, None, :].to(hidden.dtype)) * -1e4  # (B, 1, 1, T)
         if self.checkpoint_activations and self.training:
-            for layer in self.qformer.encoder.layer:  # what the encoder does
+            for layer in qformer.encoder.layer:  # what the encoder does
                 hidden = checkpoint(layer, hidden, bias, image_tokens, query_length=queries, use_reentrant=False)
             return hidden
-        return self.qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
+        return qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
 
     def _see(self, image_tokens: Tensor) -> Tensor:
         """The query outputs (B, Q, H) of an image without a text."""
@@ -181,16 +197,19 @@ class DQEModel(nn.Module):
         count = self.query_tokens.shape[1]
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
         fused = self._fuse(torch.cat([queries, embedded], dim=1), image_tokens, attention_mask)  # (B, Q + L, H)
-        base = self._base_query(fused, embedded, attention_mask)
+        base = self._base_query(fused, embedded, input_ids, attention_mask)
         return FusedQuery(base, fused[:, :count], fused[:, count:], words)
 
-    def _base_query(self, fused: Tensor, embedded: Tensor, text_mask: Tensor) -> Tensor:
+    def _base_query(self, fused: Tensor, embedded: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """q0 (B, D) unit norm off the fused tokens (B, Q + L, H), as `config.base_query` says. `embedded` (B, L, H): the text's."""
         count, kind = self.query_tokens.shape[1], self.config.base_query
         if kind == "cls":
             return F.normalize(self.text_projection(fused[:, count]), dim=-1)
-        if kind == "two_pass":  # no image: no cross-attention, and query positions take the text's feed-forward layers
-            again = self._encode(torch.cat([fused[:, :count], embedded], dim=1), self._with_queries(text_mask))
+        if kind in ("two_pass", "two_encoders"):  # no image: no cross-attention, and query positions take the text's feed-forward layers
+            own = kind == "two_encoders"
+            text = self.second_embeddings(input_ids) if own else embedded
+            qformer = self.second_qformer if own else self.qformer
+            again = self._encode(torch.cat([fused[:, :count], text], dim=1), self._with_queries(text_mask), qformer=qformer)
             return F.normalize(self.text_projection(again[:, count]), dim=-1)
         mean = F.normalize(self.text_projection(fused[:, :count]).mean(dim=1), dim=-1)
         if kind == "mean":
