@@ -23,6 +23,7 @@ from dqe_training.data.triplets import TextBatcher
 from dqe_training.distributed import World, joined_world
 from dqe_training.encoding import TrainingImages
 from dqe_training.model.adapters import prepare_finetuning
+from dqe_training.model.prompts import PromptTokens
 from dqe_training.optim import build_optimizer
 from dqe_training.step import Batch, TrainingStep
 from dqe_training.tokenizer import build_tokenizer
@@ -49,14 +50,17 @@ def batch_gradients(data: str, config: TrainConfig, *, negatives: bool, world: W
     images = TrainingImages(model, pixels, None, frozen=frozen, encoder_frozen=config.encoder_frozen, world=world)
     images.prepare(lambda event: None)
     texts = TextBatcher(tokenizer, triplets.training_texts, max_length=32, captions="plain")
-    step = TrainingStep(model, build_optimizer(model, config.optim), config, triplets, texts, images, world)
-    step.restore({"scaler": torch.tensor([scale, 0.0], dtype=torch.float64)} if config.optim.autocast == "f16" else {})
+    prompts = PromptTokens(model, seed=0) if config.prompted else None
+    optimizer = build_optimizer(model, config.optim, prompts)
+    step = TrainingStep(model, optimizer, config, triplets, texts, images, world, prompts=prompts)
+    step.restore(step.state() | ({"scaler": torch.tensor([scale, 0.0], dtype=torch.float64)} if config.optim.autocast == "f16" else {}))
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(triplets))[: config.optim.batch_size]
     negative = rng.integers(-1, len(triplets.images), len(rows)) if negatives else None
     torch.manual_seed(5 + world.rank)
     queries, parts = step.gradients(Batch(0, rows, rows, triplets.named[rows], negative), relevance_share=SHARE)
-    found = {name: p.grad / scale for name, p in model.named_parameters() if p.grad is not None}
+    parameters = {**dict(model.named_parameters()), **({} if prompts is None else {"prompts": prompts.tokens})}
+    found = {name: p.grad / scale for name, p in parameters.items() if p.grad is not None}
     return found | {f"loss.{name}": value for name, value in parts.items()} | {"queries": queries.detach()}
 
 

@@ -56,6 +56,8 @@ from dqe_training.evaluation.protocol import summarise as summarise_report
         ("+pool+law:unlabelled+trns:two-drops", {"pool": "", "law": "unlabelled", "trns": "two-drops"}),
         ("full+pool-trns+trns:random", {"kl": "", "law": "", "pool": "", "trns": "random"}),
         ("full-kl-law", {"trns": ""}),
+        ("+pairwise+trns:two-drops", {"pairwise": "", "trns": "two-drops"}),
+        ("+twopass+sprc:prompt+gist:relative", {"twopass": "", "sprc": "prompt", "gist": "relative"}),
     ],
 )
 def test_variants_by_name(name: str, parts: dict[str, str]) -> None:
@@ -80,6 +82,10 @@ def test_variants_by_name(name: str, parts: dict[str, str]) -> None:
         "+pool+cls",
         "+twopass+pool",
         "+two-drops",
+        "+pairwise",
+        "+pairwise+trns+kl",
+        "+pairwise+trns+gist",
+        "+sprc:rtc",
     ],
 )
 def test_what_is_no_variant(name: str) -> None:
@@ -88,17 +94,35 @@ def test_what_is_no_variant(name: str) -> None:
 
 
 def test_a_variant_has_its_parts_and_no_others() -> None:
-    config = train_config()
+    config = train_config(model_config(position_embeddings=40))
     for size in range(len(PARTS) + 1):
         for names in itertools.combinations(PARTS, size):
             parts = dict.fromkeys(names, "")
+            try:
+                assert parse_variant("+" + "+".join(names) if names else "baseline") == parts
+            except InputError:  # two that exclude each other
+                continue
             made = apply_variant(config, parts, name="x")
             assert (made.model.base_query == "pool") == ("pool" in parts)
             assert (made.loss.objective == "kl") == ("kl" in parts)
             assert made.model.attribute_weights == (made.loss.attribute_weight > 0) == (made.loss.presence_weight > 0) == ("law" in parts)
             assert made.trns.enabled == (made.loss.rank_weight > 0) == ("trns" in parts)
+            assert (made.loss.objective == "pairwise") == (made.trns.warmup == "random") == ("pairwise" in parts)
+            assert made.prompted == (made.loss.prompt_weight > 0) == (made.loss.align_weight > 0) == ("sprc" in parts)
+            assert (made.loss.filter != "off") == ("gist" in parts)
             assert made.optim == config.optim
     assert apply_variant(config, parse_variant("full"), name="full") == config
+
+
+def config_of_sprc() -> TrainConfig:
+    """Where one of the weights is set, and there is room for the prompts."""
+    return train_config(model_config(position_embeddings=40), loss=LossConfig(prompt_weight=0.4))
+
+
+def test_a_variant_that_cannot_be_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"variant '\+sprc': loss.prompt_weight and align_weight put 3 tokens into a text of 32") as caught:
+        apply_variant(train_config(), {"sprc": ""}, name="+sprc")
+    assert "\n" not in str(caught.value)
 
 
 def test_options_of_the_parts() -> None:
@@ -109,6 +133,10 @@ def test_options_of_the_parts() -> None:
     assert apply_variant(config, parse_variant("+law:image"), name="x").model.weights_from == "text+image"
     assert apply_variant(config, parse_variant("+cls"), name="x").model.base_query == "cls"
     assert apply_variant(config, parse_variant("full+twopass"), name="x").model.base_query == "two_pass"
+    alone = {option: apply_variant(config_of_sprc(), {"sprc": option}, name="x").loss for option in PARTS["sprc"]}
+    assert {option: (loss.prompt_weight, loss.align_weight) for option, loss in alone.items()} == {"prompt": (0.4, 0), "align": (0, 1)}
+    for option in PARTS["gist"]:
+        assert apply_variant(config, {"gist": option}, name="x").loss.filter == option
     made = {option: apply_variant(config, {"trns": option}, name="x") for option in ("", *PARTS["trns"])}
     assert made[""].trns == config.trns
     assert made["two-drops"].trns.rule == "two-drops"

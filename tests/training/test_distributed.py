@@ -53,6 +53,10 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 # -- gradients -------------------------------------------------------------------------------------------------------------
 
+SPRC = train_config(
+    model_config(base_query="two_pass", position_embeddings=40),
+    loss=LossConfig(objective="infonce", prompt_weight=0.7, align_weight=0.5, filter="absolute", filter_margin=0.1),
+)
 GRADIENTS = {
     "frozen": (train_config(), False),
     "negatives": (train_config(), True),
@@ -63,6 +67,15 @@ GRADIENTS = {
     "two_pass": (train_config(model_config(base_query="two_pass", attribute_weights=False), cached_chunk=3), True),
     "two_encoders": (train_config(model_config(base_query="two_encoders", attribute_weights=False)), True),
     "zero_shot": (train_config(model_config(base_query="zero_shot", attribute_weights=False), cached_chunk=3), True),
+    "sprc": (SPRC, False),
+    "sprc-chunks": (msgspec.structs.replace(SPRC, optim=msgspec.structs.replace(SPRC.optim, cached_chunk=3)), False),
+    "pairwise": (
+        msgspec.structs.replace(
+            train_config(), loss=LossConfig(objective="pairwise"), trns=msgspec.structs.replace(train_config().trns, warmup="random")
+        ),
+        True,
+    ),
+    "filter": (train_config(loss=LossConfig(filter="relative", filter_margin=0.05)), True),
     "attributes": (heads_alone(), True),
     "attributes-chunks": (heads_alone(cached_chunk=3), True),
 }

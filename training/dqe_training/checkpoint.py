@@ -22,7 +22,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
-from .backbone.weights import HEADS, copy_weights
+from .backbone.weights import HEADS, TEMPERATURE, copy_weights
 from .checkpoint_meta import META, UNCALIBRATED_ZONES, VOCABULARY, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .config import ModelConfig, TrainConfig
 from .model import DQEModel
@@ -155,9 +155,12 @@ def load_start(model: DQEModel, config: TrainConfig) -> str:
     check_start(config, made)
     theirs, ours = read_attributes(directory / VOCABULARY).names, model.vocabulary.names
     same = made.attribute_weights and theirs == ours and made.weights_from == config.model.weights_from
+    loose: tuple[str, ...] = () if same else (HEADS,)
+    if made.learned_temperature != config.model.learned_temperature:
+        loose += (TEMPERATURE,)
     with safe_open(directory / WEIGHTS, framework="pt") as stream:
-        heads = () if same else tuple(name for name in stream.keys() if name.startswith(HEADS))  # noqa: SIM118 (not a mapping)
-    copy_weights(model, [directory / WEIGHTS], unused=heads, new=() if same else HEADS, where=directory)
+        unused = tuple(name for name in stream.keys() if name.startswith(loose))  # noqa: SIM118 (not a mapping)
+    copy_weights(model, [directory / WEIGHTS], unused=unused, new=loose, where=directory)
     if same:
         return f"attribute heads taken over ({', '.join(ours)})"
     if not ours:

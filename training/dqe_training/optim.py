@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -11,14 +12,15 @@ from .config import OptimConfig
 from .model import DQEModel
 
 
-def build_optimizer(model: DQEModel, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed. Group key `peak` is the full rate."""
+def build_optimizer(model: DQEModel, config: OptimConfig, beside: nn.Module | None = None) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters of the model, and of what trains `beside` it; vectors (biases, norms) are not decayed. Group
+    key `peak` is the full rate."""
     rates = {
         "vision_model": config.vision_learning_rate,
         "attribute_heads": config.heads_learning_rate or config.learning_rate,
     }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in itertools.chain(model.named_parameters(), beside.named_parameters() if beside is not None else ()):
         if parameter.requires_grad:
             rate = rates.get(name.partition(".")[0], config.learning_rate)
             groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)

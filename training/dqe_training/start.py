@@ -19,8 +19,8 @@ from .config.schema import ModelConfig, TrainConfig
 _OF_THE_HEADS = frozenset({"attribute_weights", "weights_from", "qformer.dropout"})
 """What may be set over a checkpoint whose encoder stays what it is."""
 _OF_ITS_USE = frozenset(
-    {"qformer.pooled", "qformer.max_text_length", *(f"preprocessing.{f}" for f in ("fit", "target_ratio", "resample", "background"))}
-    | {f"preprocessing.{f}" for f in ("mean", "std", "max_pixels")}
+    {"qformer.pooled", "qformer.max_text_length", "learned_temperature"}
+    | {f"preprocessing.{f}" for f in ("fit", "target_ratio", "resample", "background", "mean", "std", "max_pixels")}
 )
 """What may be set, too, where the encoder trains on: it fixes neither a shape nor what a trained weight is for."""
 

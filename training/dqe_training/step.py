@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,10 +19,12 @@ from .data.answers import Answers
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
 from .encoding import TrainingImages
-from .losses.total import BatchLabels, total_loss
-from .model import DQEModel, QueryOutput
+from .losses.total import BatchLabels, Prompted, total_loss
+from .model import DQEModel, QueryOutput, score
+from .model.prompts import PromptTokens
 from .random_state import random_state, restore_random_state
 
+_PROMPTS = "prompt_tokens"
 _CASTS = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -39,7 +42,8 @@ class Batch:
 
 class TrainingStep:
     """Steps of `optimizer` on `model`. With several ranks, or `optim.cached_chunk`, the gradients are those of one process that
-    encodes the whole batch at once, up to rounding and the draws of dropout.
+    encodes the whole batch at once, up to rounding and the draws of dropout. `prompts`: SPRC's, where its losses are on. `guide`: the
+    model that the margin filter judges by, where that is another one.
 
     Embeddings are made of a rank's rows, all at once or in chunks, and gathered; every rank then has the same loss. In chunks
     (GradCache, Gao et al. 2021), they are made without a graph, the loss gives the gradient with respect to them, and each
@@ -56,7 +60,11 @@ class TrainingStep:
         texts: TextBatcher,
         images: TrainingImages,
         world: World,
+        *,
+        prompts: PromptTokens | None = None,
+        guide: DQEModel | None = None,
     ) -> None:
+        self._prompts, self._guide = prompts, guide
         self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
         self._data, self._texts, self._images = data, texts, images
         self._answers = Answers.of(data, model.vocabulary) if config.loss.objective == "kl" else None
@@ -73,7 +81,7 @@ class TrainingStep:
         queries, parts = self.gradients(batch, relevance_share=relevance_share)
         self._scaler.unscale_(self.optimizer)
         if self.config.optim.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+            nn.utils.clip_grad_norm_(self._parameters(), self.config.optim.clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.model.bound_temperature(self.config.loss.temperature)
@@ -90,33 +98,47 @@ class TrainingStep:
         else:
             queries, loss, parts = self._loss(self._encode(batch, slice(start, stop)), batch, relevance_share)
             self._scaler.scale(loss).backward()
-        self.world.sum_gradients(self.model.parameters())
+        self.world.sum_gradients(self._parameters())
         return queries, parts
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return itertools.chain(self.model.parameters(), () if self._prompts is None else self._prompts.parameters())
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._cast is None else torch.autocast(self._device.type, self._cast)
 
     def _encode(self, batch: Batch, part: slice) -> tuple[Tensor, ...]:
-        """The fields of `QueryOutput`, the targets' tokens and, where there are any, the negatives' of some rows; float32,
-        in which losses are computed whatever the cast."""
+        """The fields of `QueryOutput`, those of `Prompted` that rows have and the guide's queries and target tokens where there are any,
+        the targets' tokens and, where there are any, the negatives' of some rows; float32, in which losses are computed whatever the
+        cast."""
         data, rows = self._data, batch.rows[part]
         ids, mask = (t.to(self._device) for t in self._texts(torch.from_numpy(batch.read[part])))
         wanted = data.target[rows]
         if batch.negative is not None:
             wanted = np.concatenate([wanted, np.maximum(batch.negative[part], 0)])
         with self._autocast():
-            output = self.model.encode_query(self._images(data.reference[rows]), ids, mask)
-            tokens = self._images.targets(wanted)
-        return tuple(embedded.float() for embedded in (*output, *tokens.split(len(rows))))
+            references = self._images(data.reference[rows])
+            fused = self.model.fuse_query(references, ids, mask)
+            made = list(self.model.compose_query(fused, mask))
+            if self._prompts is not None:
+                made += [self._prompts(self.model, ids, mask), fused.fused_queries.mean(dim=1)]
+            if self._guide is not None:
+                with torch.no_grad():
+                    judged = self._guide.encode_query(references, ids, mask).query
+                    made += [judged, self._guide.encode_targets(self._images(data.target[rows]))]
+            made += self._images.targets(wanted).split(len(rows))
+        return tuple(embedded.float() for embedded in made)
 
     def _loss(self, embedded: Sequence[Tensor], batch: Batch, relevance_share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Queries of the whole batch, its loss and the parts of that, from what `_encode` gives for this rank's rows."""
-        *output, targets = self.world.gather(*embedded)
+        gathered = iter(self.world.gather(*embedded))
+        queries = QueryOutput(*itertools.islice(gathered, len(QueryOutput._fields)))
+        prompted = None if self._prompts is None else Prompted(next(gathered), next(gathered), self._prompts.tokens)
+        guide = None if self._guide is None else score(next(gathered), next(gathered))
+        targets = next(gathered)
         negatives = None
         if batch.negative is not None:
-            negatives = targets, torch.from_numpy(batch.negative >= 0).to(self._device)
-            targets = output.pop()
-        queries = QueryOutput(*output)
+            negatives = next(gathered), torch.from_numpy(batch.negative >= 0).to(self._device)
         wanted = self._data.target[batch.rows]
         known = [wanted, self._data.labels[wanted], batch.named]
         if self._answers is not None:
@@ -124,7 +146,7 @@ class TrainingStep:
         labels = BatchLabels(*(torch.from_numpy(a).to(self._device) for a in known))
         loss, parts = total_loss(
             queries, targets, labels, self.config.loss,
-            relevance_share=relevance_share, temperature=self._temperature(), negatives=negatives,
+            relevance_share=relevance_share, temperature=self._temperature(), negatives=negatives, guide=guide, prompted=prompted,
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise CheckpointError(f"the loss is {loss.item()} at step {batch.step}; lower optim.learning_rate or check the data")
@@ -155,12 +177,16 @@ class TrainingStep:
         return queries, parts
 
     def state(self) -> dict[str, Tensor]:
-        """What resuming needs beside the optimiser: the scale of float16 gradients; nothing for other casts."""
+        """What resuming needs beside the optimiser: the scale of float16 gradients, nothing for other casts; and the prompt tokens."""
         scaler = self._scaler.state_dict()
-        return {"scaler": torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)} if scaler else {}
+        prompts = {} if self._prompts is None else {_PROMPTS: self._prompts.tokens.detach()}
+        return prompts | ({"scaler": torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)} if scaler else {})
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
+        if self._prompts is not None:
+            with torch.no_grad():
+                self._prompts.tokens.copy_(state[_PROMPTS])
         if "scaler" in state:
             scale, tracker = state["scaler"].tolist()
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

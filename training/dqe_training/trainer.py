@@ -32,9 +32,11 @@ from .config import TrainConfig
 from .data.triplets import TextBatcher, TripletData
 from .distributed import World
 from .encoding import Listener, TokenTable, TrainingImages
+from .guide import load_guide
 from .interrupts import held_signals
 from .model import DQEModel
 from .model.adapters import merge_adapters, prepare_finetuning
+from .model.prompts import PromptTokens
 from .optim import build_optimizer, set_rate
 from .run_state import LOG, RunState
 from .start import read_start
@@ -100,13 +102,16 @@ class Trainer:
         prepare_finetuning(model, config)
         model.to(self.device)
         model.checkpoint_activations = config.optim.checkpoint_activations
-        self.optimizer = build_optimizer(model, config.optim)
+        prompts = PromptTokens(model, seed=config.optim.seed) if config.prompted else None
+        self.optimizer = build_optimizer(model, config.optim, prompts)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
         texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
         self._images = TrainingImages(model, pixels, image_tokens, frozen=frozen, encoder_frozen=config.encoder_frozen, world=self.world)
         self._negatives = Negatives(model, config.trns, data, texts, self._images, self.world, seed=config.optim.seed)
-        self._step = TrainingStep(model, self.optimizer, config, data, texts, self._images, self.world)
+        self._step = TrainingStep(
+            model, self.optimizer, config, data, texts, self._images, self.world, prompts=prompts, guide=load_guide(config, self.device)
+        )
         start = read_start(config.start) if config.start else None
         self._state = RunState(
             self.run, self.world, self.device, model, tokenizer, config, self.optimizer, self._negatives, self._step,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dqe_engine.contracts.parsing import Contract
-
-from ..evaluation.metrics import PerQuery
 
 _Z = 1.959964  # two-sided 95 % of the normal distribution
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
@@ -20,6 +19,15 @@ _T = (
 )  # fmt: skip
 
 Verdict = Literal["higher", "lower", "unclear", "one seed"]
+
+
+class Figure(Protocol):
+    """What is compared: a `PerQuery`, or a sum of such of the same queries."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def influence(self) -> NDArray[np.float64]: ...
 
 
 class Summary(Contract, frozen=True):
@@ -60,7 +68,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean=float(np.mean(known)), deviation=deviation, values=tuple(known))
 
 
-def compare(ours: Sequence[PerQuery], other: Sequence[PerQuery]) -> Difference | None:
+def compare(ours: Sequence[Figure], other: Sequence[Figure]) -> Difference | None:
     """The paired difference ours - other; entry s of both is of the same seed, query i of all is the same query.
 
     Two things vary: the training (seeds), whose share is Student's t interval of the paired differences, and which queries are

@@ -32,6 +32,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "kl": (),
     "law": ("text", "image", "unlabelled"),
     "trns": (*ZONES, "two-drops"),
+    "sprc": ("prompt", "align"),
+    "pairwise": (),
+    "gist": ("absolute", "relative"),
 }
 """The parts of a variant and the options that each has."""
 _BASES: Mapping[str, BaseQuery] = {"pool": "pool", "cls": "cls", "twopass": "two_pass"}
@@ -69,6 +72,10 @@ def parse_variant(name: str) -> Variant:
             del parts[part]
     if len(bases := [part for part in _BASES if part in parts]) > 1:
         raise InputError(f"variant {name!r}: {' and '.join(bases)} are {len(bases)} base queries; name one")
+    if "pairwise" in parts and (others := [part for part in ("kl", "gist", "sprc") if part in parts]):
+        raise InputError(f"variant {name!r}: pairwise compares with no other target of the batch, {others[0]} with all; name one")
+    if "pairwise" in parts and "trns" not in parts:
+        raise InputError(f"variant {name!r}: pairwise ranks the target over a mined negative; add +trns, or QuRe's +trns:two-drops")
     return parts
 
 
@@ -80,8 +87,10 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     second pass (SPRC). kl: the KL relevance loss, else
     InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its
     losses read no label (a tower of `vision_weights` may have been trained on some); `law:image` and `law:text` by what the weights
-    see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. Raises InputError
-    where a part would change nothing.
+    see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. pairwise: no in-batch loss, the ranking
+    loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary losses, or one of them; gist: GISTEmbed's filter of
+    the in-batch negatives. Weights, margin and guide of these are the configuration's, and 1 where a weight is 0 there. Raises InputError
+    where a part would change nothing, or cannot be.
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
@@ -92,7 +101,10 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
             f"variant {name!r}: {config.start} may bring attribute heads that labels trained; take law:unlabelled from scratch"
         )
     loss, trns = _losses(config, parts, name)
-    return msgspec.structs.replace(config, model=_model(config, parts), loss=loss, trns=trns)
+    try:
+        return msgspec.structs.replace(config, model=_model(config, parts), loss=loss, trns=trns)
+    except ValueError as problem:
+        raise InputError(f"variant {name!r}: {problem}") from problem
 
 
 def _model(config: TrainConfig, parts: Variant) -> ModelConfig:
@@ -113,7 +125,8 @@ def _losses(config: TrainConfig, parts: Variant, name: str) -> tuple[LossConfig,
         loss = msgspec.structs.replace(loss, objective="kl")
     else:
         kept = {key: getattr(defaults, key) for key in ("relevance_temperature", "relevance_share", "relevance_warmup")}
-        loss = msgspec.structs.replace(loss, objective="infonce", **kept)
+        loss = msgspec.structs.replace(loss, objective="pairwise" if "pairwise" in parts else "infonce", **kept)
+    loss = _rivals(loss, parts)
     if parts.get("law", "unlabelled") == "unlabelled":
         loss = msgspec.structs.replace(loss, attribute_weight=0.0, presence_weight=0.0, attribute_margin=defaults.attribute_margin)
     if "trns" not in parts:
@@ -121,11 +134,24 @@ def _losses(config: TrainConfig, parts: Variant, name: str) -> tuple[LossConfig,
         return msgspec.structs.replace(loss, rank_weight=0.0, **kept), TRNSConfig(enabled=False)
     _refuse(loss.rank_weight == 0, name, "trns", "loss.rank_weight is 0")
     trns = msgspec.structs.replace(config.trns, enabled=True)
+    if "pairwise" in parts and trns.warmup_epochs:
+        trns = msgspec.structs.replace(trns, warmup="random")
     if option := parts["trns"]:
         rule: Literal["zones", "two-drops"] = "two-drops" if option == "two-drops" else "zones"
         zones = msgspec.structs.replace(ZONES.get(option, TRNSConfig().zones), seed=config.trns.zones.seed)
         trns = msgspec.structs.replace(trns, rule=rule, zones=zones)
     return loss, trns
+
+
+def _rivals(loss: LossConfig, parts: Variant) -> LossConfig:
+    """`loss` with SPRC's losses and GISTEmbed's filter, or without."""
+    weights = {"prompt_weight": "align", "align_weight": "prompt"}  # each with the option that leaves it out
+    on = {key: (getattr(loss, key) or 1.0) if parts.get("sprc", other) != other else 0.0 for key, other in weights.items()}
+    kept = {"filter": "off", "filter_margin": 0.0, "filter_guide": "own"}
+    if "gist" in parts:
+        own = "absolute" if loss.filter == "off" else loss.filter
+        kept = {"filter": parts["gist"] or own, "filter_margin": loss.filter_margin, "filter_guide": loss.filter_guide}
+    return msgspec.structs.replace(loss, **on, **kept)
 
 
 def _refuse(idle: bool, name: str, part: str, why: str) -> None:

@@ -24,7 +24,8 @@ UNUSED = ("itm_head.weight", "itm_head.bias", "embeddings.position_ids", "qforme
 buffers that older versions stored."""
 HEADS = "attribute_heads."
 """The attribute heads' keys: what a vocabulary of one's own trains anew."""
-NEW = (HEADS, "base_pool.", "temperature_log_scale")
+TEMPERATURE = "temperature_log_scale"
+NEW = (HEADS, "base_pool.", TEMPERATURE)
 """The model's keys that no BLIP-2 checkpoint has; all others have upstream's names."""
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 

@@ -25,6 +25,9 @@ variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trn
   kl    the KL relevance loss
   law   attribute weights; law:unlabelled reads no label, law:text and law:image say what the weights see
   trns  mined negatives, from the configuration's zones; trns:pooled, :absolute, :rank, :random, :filtered, :two-drops from others
+  pairwise  no in-batch loss: the target over its mined negative alone (QuRe: +pairwise+trns:two-drops)
+  sprc  SPRC's two auxiliary losses; sprc:prompt and sprc:align one of them
+  gist  in-batch negatives near the target's score left out (GISTEmbed); gist:absolute, gist:relative say which margin
 The first variant is what the others are compared with. Start the same command in more shells to share the work: each takes other cells.
 
 examples:

@@ -135,11 +135,17 @@ class ModelConfig(Contract, frozen=True):
 class LossConfig(Contract, frozen=True):
     """Weights and temperatures; equations in docs/method.md.
 
-    `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline. `ranking`: the form of the ranking loss;
+    `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline, and SPRC's first loss; "pairwise" compares a
+    target with its mined negative alone, so that the ranking loss is the objective (QuRe). `ranking`: the form of the ranking loss;
     `rank_margin` is in score units and read by "margin" alone. A weight of 0 turns a part off.
+
+    `filter`: which of a batch's targets are left out of a row's negatives by their score, above the target's score less `filter_margin`
+    ("absolute"), or above that score times 1 - `filter_margin` ("relative"); GISTEmbed's. `filter_guide`: whose scores these are, the
+    model's "own" as it trains, or those that the checkpoint `start` gives.
+    `prompt_weight`, `align_weight`: SPRC's auxiliary losses.
     """
 
-    objective: Literal["kl", "infonce"] = "kl"
+    objective: Literal["kl", "infonce", "pairwise"] = "kl"
     temperature: float = 0.07
     relevance_temperature: float = 0.2
     relevance_share: float = 0.1
@@ -150,10 +156,24 @@ class LossConfig(Contract, frozen=True):
     attribute_weight: float = 0.1
     attribute_margin: float = 0.2
     presence_weight: float = 0.5
+    filter: Literal["off", "absolute", "relative"] = "off"
+    filter_margin: float = 0.0
+    filter_guide: Literal["own", "start"] = "own"
+    prompt_weight: float = 0.0
+    align_weight: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, 1e-4, "temperature", "relevance_temperature")
         _check(self, 0, "relevance_warmup", "rank_weight", "rank_margin", "attribute_weight", "presence_weight")
+        _check(self, 0, "filter_margin", "prompt_weight", "align_weight")
+        if self.filter == "relative" and self.filter_margin > 1:
+            raise ValueError(f"a relative filter_margin is a share, so at most 1, got {self.filter_margin}")
+        if self.filter == "off" and (self.filter_margin > 0 or self.filter_guide != "own"):
+            raise ValueError("filter_margin and filter_guide are set, but filter is off; set filter to absolute or relative")
+        if self.objective == "pairwise" and self.rank_weight == 0:
+            raise ValueError("objective pairwise is the ranking loss alone, so rank_weight must be above 0")
+        if self.objective == "pairwise" and (self.filter != "off" or self.prompt_weight > 0):
+            raise ValueError("objective pairwise has no in-batch negatives, so filter must be off and prompt_weight 0")
         if not 0 <= self.relevance_share < 0.5:
             raise ValueError(f"relevance_share must lie in [0, 0.5), so that the ground truth counts most, got {self.relevance_share}")
 
@@ -161,12 +181,14 @@ class LossConfig(Contract, frozen=True):
 class TRNSConfig(Contract, frozen=True):
     """Target relative negative sampling. `warmup_epochs` without mined negatives, then a refresh every `interval`.
 
+    `warmup`, what there is until the first refresh: no negatives, or "random" ones (QuRe's).
     `rule`, where negatives come from: the mid zone of `zones`, or what lies between the two steepest drops of the scores below the
     target ("two-drops", QuRe's), which reads no bounds.
     """
 
     enabled: bool = True
     rule: Literal["zones", "two-drops"] = "zones"
+    warmup: Literal["none", "random"] = "none"
     warmup_epochs: int = 1
     interval: int = 1
     picks: int = 16
@@ -175,6 +197,8 @@ class TRNSConfig(Contract, frozen=True):
     def __post_init__(self) -> None:
         _check(self, 1, "interval", "picks")
         _check(self, 0, "warmup_epochs")
+        if self.warmup == "random" and (not self.enabled or self.warmup_epochs == 0):
+            raise ValueError("warmup is random, but there is none; set enabled to true and warmup_epochs to 1 or more, or warmup to none")
 
 
 class OptimConfig(Contract, frozen=True):
@@ -268,8 +292,27 @@ class TrainConfig(Contract, frozen=True):
             raise ValueError(f"start {self.start} brings all weights, so backbone and vision_weights must be empty, got {other}")
         if self.backbone and self.vision_weights:
             raise ValueError(f"backbone {self.backbone} brings a vision tower, so vision_weights must be empty, got {self.vision_weights}")
+        self._check_losses()
         if self.encoder_frozen:
             self._check_encoder_frozen()
+
+    def _check_losses(self) -> None:
+        loss, trns = self.loss, self.trns
+        if loss.objective == "pairwise" and not (trns.enabled and (trns.warmup == "random" or trns.warmup_epochs == 0)):
+            raise ValueError(
+                "loss.objective pairwise needs a negative at every step, so set trns.enabled to true, and trns.warmup to random or "
+                "trns.warmup_epochs to 0"
+            )
+        if loss.filter_guide == "start" and not (self.start and self.optim.vision_learning_rate == 0):
+            raise ValueError("loss.filter_guide start judges by a checkpoint, so set start, and optim.vision_learning_rate to 0")
+        if self.prompted:
+            q = self.model.qformer
+            places, needed = q.position_embeddings or q.max_text_length, q.max_text_length + q.query_tokens
+            if places < needed:
+                raise ValueError(
+                    f"loss.prompt_weight and align_weight put {q.query_tokens} tokens into a text of {q.max_text_length}, but there are "
+                    f"{places} positions; set model.qformer.position_embeddings to {needed}, or a smaller max_text_length"
+                )
 
     def _check_encoder_frozen(self) -> None:
         if not (self.start or self.backbone):
@@ -278,6 +321,8 @@ class TrainConfig(Contract, frozen=True):
             raise ValueError("finetune attributes trains the attribute heads, but model.attribute_weights is false; set it to true")
         if (rate := self.optim.vision_learning_rate) > 0:
             raise ValueError(f"finetune attributes keeps the encoder as it is, so optim.vision_learning_rate must be 0, got {rate}")
+        if self.prompted:
+            raise ValueError("finetune attributes keeps the encoder as it is, so loss.prompt_weight and align_weight must be 0")
         if self.start and (precision := self.optim.vision_precision) in ("float16", "bfloat16"):
             raise ValueError(f"finetune attributes keeps every bit of the encoder, so set vision_precision to auto, got {precision}")
 
@@ -285,6 +330,11 @@ class TrainConfig(Contract, frozen=True):
     def encoder_frozen(self) -> bool:
         """Whether nothing but the attribute heads trains."""
         return self.finetune == "attributes"
+
+    @property
+    def prompted(self) -> bool:
+        """Whether SPRC's prompt tokens train beside the model."""
+        return self.loss.prompt_weight > 0 or self.loss.align_weight > 0
 
     @property
     def vision_random(self) -> bool:

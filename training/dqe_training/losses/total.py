@@ -1,4 +1,4 @@
-"""The weighted sum L = L_KL + rank L_rank + attribute L_attr + presence L_presence (docs/method.md, equation 11)."""
+"""The weighted sum L = L_objective + rank L_rank + attribute L_attr + presence L_presence, and SPRC's two (docs/method.md, equation 11)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch.nn import functional as F
 
 from ..config import LossConfig
 from ..model.dqe import QueryOutput, paired_score, score
+from .alignment import alignment_loss
 from .attribute_margin import attribute_margin_loss
 from .infonce import infonce_loss
 from .kl_relevance import kl_relevance_loss, relevance_distribution, relevance_figures, same_target
+from .margin_filter import suspected_positives
 from .presence import presence_loss
 from .ranking import margin_ranking_loss, ranking_loss
 
@@ -26,6 +28,15 @@ class BatchLabels(NamedTuple):
     valid: Tensor | None = None
 
 
+class Prompted(NamedTuple):
+    """What SPRC's auxiliary losses read: `texts` (B, D) unit norm, the prompted texts' embeddings (`PromptTokens`); `fused` (B, H), the
+    means of the fused query tokens; and the `prompts` (Q, H)."""
+
+    texts: Tensor
+    fused: Tensor
+    prompts: Tensor
+
+
 def total_loss(
     output: QueryOutput,
     target_tokens: Tensor,
@@ -35,28 +46,41 @@ def total_loss(
     relevance_share: float,
     temperature: float | Tensor | None = None,
     negatives: tuple[Tensor, Tensor] | None = None,
+    guide: Tensor | None = None,
+    prompted: Prompted | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its parts (unweighted, detached), with figures of the relevance distribution as `relevance/...`.
+    """The loss and its parts (unweighted, detached), with figures of the relevance distribution as `relevance/...`, and as `filter/dropped`
+    the share of the in-batch negatives that the margin filter left out.
 
     `target_tokens` (B, M, D). `negatives` is (tokens (B, M, D), valid (B,) bool) of one TRNS negative per row.
     `relevance_share` 0 makes the KL loss the contrastive one, which is how training starts. `temperature`, where it is learned, is
-    in place of the configuration's. A model without attributes has no loss on them, whatever their weights.
+    in place of the configuration's. `guide` (B, B): scores that the margin filter judges by, where they are not the model's own.
+    `prompted`: for SPRC's auxiliary losses; without, there are none, whatever their weights. A model without attributes has no loss on
+    them, whatever their weights.
     """
     tau = config.temperature if temperature is None else temperature
     scores = score(output.query, target_tokens)  # (B, B)
     ignore = same_target(labels.target_ids)
     parts: dict[str, Tensor] = {}
     figures: dict[str, Tensor] = {}
-    if config.objective == "infonce" or relevance_share == 0:
+    if config.filter != "off":
+        dropped = suspected_positives(scores if guide is None else guide, strategy=config.filter, margin=config.filter_margin)
+        others = ~ignore.fill_diagonal_(True)
+        figures["filter/dropped"] = (dropped & others).sum() / others.sum().clamp_min(1)
+        ignore = (dropped | ignore).fill_diagonal_(False)
+    total = scores.new_zeros(())
+    if config.objective == "pairwise":  # the ranking loss below
+        pass
+    elif config.objective == "infonce" or relevance_share == 0:
         parts[config.objective] = infonce_loss(scores, temperature=tau, ignore=ignore)
     else:
         pooled = F.normalize(target_tokens.mean(dim=1), dim=-1)
         relevance = relevance_distribution(
             pooled @ pooled.T, share=relevance_share, temperature=config.relevance_temperature, ignore=ignore
         )
-        figures = relevance_figures(relevance, labels.valid)
+        figures |= {f"relevance/{name}": value for name, value in relevance_figures(relevance, labels.valid).items()}
         parts["kl"] = kl_relevance_loss(scores, relevance, temperature=tau, ignore=ignore)
-    total = parts[config.objective]
+    total = total + sum(parts.values())
     if negatives is not None and config.rank_weight:
         tokens, drawn = negatives
         positive, negative = scores.diagonal(), paired_score(output.query, tokens)
@@ -73,5 +97,11 @@ def total_loss(
     if config.presence_weight and attributes:
         parts["presence"] = presence_loss(output.presence, labels.named)
         total = total + config.presence_weight * parts["presence"]
-    told = parts | {"total": total} | {f"relevance/{name}": value for name, value in figures.items()}
+    if prompted is not None and config.prompt_weight:
+        parts["prompt"] = infonce_loss(score(prompted.texts, target_tokens), temperature=tau, ignore=ignore)
+        total = total + config.prompt_weight * parts["prompt"]
+    if prompted is not None and config.align_weight:
+        parts["align"] = alignment_loss(prompted.fused, prompted.prompts)
+        total = total + config.align_weight * parts["align"]
+    told = parts | {"total": total} | figures
     return total, {name: part.detach() for name, part in told.items()}

@@ -171,6 +171,10 @@ class DQEModel(nn.Module):
             return hidden
         return qformer.encoder(hidden, attention_mask=bias, encoder_hidden_states=image_tokens, query_length=queries).last_hidden_state
 
+    def encode_sequence(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """Text embeddings with positions (B, T, H), of which `mask` (B, T) says what is valid, without an image, to outputs (B, T, H)."""
+        return self._encode(embedded, mask)
+
     def _see(self, image_tokens: Tensor) -> Tensor:
         """The query outputs (B, Q, H) of an image without a text."""
         queries: Tensor = self.query_tokens  # the same for all images, and so is what they do up to the first cross-attention
@@ -253,7 +257,10 @@ class DQEModel(nn.Module):
 
     def encode_query(self, image_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> QueryOutput:
         """Reference image tokens (B, P, Hv), `input_ids` and `attention_mask` (B, L) int64 to the composed query."""
-        fused = self.fuse_query(image_tokens, input_ids, attention_mask)
+        return self.compose_query(self.fuse_query(image_tokens, input_ids, attention_mask), attention_mask)
+
+    def compose_query(self, fused: FusedQuery, attention_mask: Tensor) -> QueryOutput:
+        """What `fuse_query` gives, with the attribute heads' reading, to the composed query."""
         read = self.read_attributes(fused.fused_queries, fused.fused_text, fused.word_embeddings, attention_mask)
         base = fused.base_query
         query = compose(base, read.sub_queries, read.attribute_weights) if self.config.attribute_weights else base

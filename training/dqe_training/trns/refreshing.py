@@ -19,7 +19,7 @@ from ..data.triplets import TextBatcher, TripletData
 from ..distributed import World
 from ..encoding import TrainingImages, encode_queries
 from ..model import DQEModel
-from .drawing import draw_negative, mix_seeds
+from .drawing import draw_negative, draw_random, mix_seeds
 from .serving_zones import calibrate_zones
 from .two_drops import two_drop_negatives
 
@@ -53,8 +53,14 @@ class Negatives:
         self._mined: NDArray[np.int64] | None = None
 
     def draw(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.int64] | None:
-        """One negative (B,) for each of `rows`, -1 where none was mined; None before the first refresh."""
-        return None if self._mined is None else draw_negative(self._mined, rows, seed=self._seed, epoch=epoch)
+        """One negative (B,) for each of `rows`, -1 where none was mined; before the first refresh None, or random ones."""
+        if self._mined is not None:
+            return draw_negative(self._mined, rows, seed=self._seed, epoch=epoch)
+        if self._config.warmup == "none":
+            return None
+        data = self._data
+        barred = np.column_stack([data.target[rows], data.excluded[rows]])
+        return draw_random(len(data.images), barred, rows, seed=self._seed, epoch=epoch)
 
     @property
     def mined(self) -> NDArray[np.int64] | None:

@@ -1,0 +1,73 @@
+"""Sums of arms: what a part adds to one base beyond what it adds to the other."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.bases import BASES, PARTS, contrast, contrasts, label, told
+from dqe_training.ablation.statistics import Difference, compare, student_t
+from dqe_training.evaluation.metrics import PerQuery
+
+ARMS = [label(base, part) for part in PARTS for base in BASES]
+
+
+def cells(hits: dict[tuple[str, int], list[int]]) -> tuple[Any, Any]:
+    """A plan and its results, of arm and seed -> hits by query."""
+    plan = SimpleNamespace(cells=[SimpleNamespace(arm=arm, seed=seed, key=f"{arm} {seed}") for arm, seed in hits])
+    found = {f"{arm} {seed}": SimpleNamespace(scores={"r": SimpleNamespace(figure=PerQuery.of(row))}) for (arm, seed), row in hits.items()}
+    return plan, found
+
+
+def drawn(seeds: int = 3, queries: int = 40) -> dict[tuple[str, int], list[int]]:
+    rng = np.random.default_rng(0)
+    return {(arm, seed): rng.integers(0, 2, queries).tolist() for seed in range(seeds) for arm in ARMS}
+
+
+def test_a_difference_of_two_arms_is_the_ablations() -> None:
+    hits = drawn()
+    found = contrast(*cells(hits), {"mean+law": 1, "mean": -1}, "r")
+    of = [[PerQuery.of(hits[arm, seed]) for seed in range(3)] for arm in ("mean+law", "mean")]
+    assert found == compare(*of)
+
+
+def test_a_difference_of_differences_by_hand() -> None:
+    hits = drawn()
+    weights = contrasts()["+law: what two_pass gains beyond mean"]
+    assert weights == {"two_pass+law": 1, "two_pass": -1, "mean+law": -1, "mean": 1}
+    found = contrast(*cells(hits), weights, "r")
+    assert found is not None
+    rows = np.array([sum(n * np.array(hits[arm, seed]) for arm, n in weights.items()) for seed in range(3)])  # (S, Q)
+    by_seed, by_query = rows.mean(axis=1), rows.mean(axis=0)
+    assert found.value == pytest.approx(by_seed.mean())
+    assert found.half_seeds == pytest.approx(student_t(2) * by_seed.std(ddof=1) / 3**0.5)
+    assert found.half_queries == pytest.approx(1.959964 * by_query.std(ddof=1) / 40**0.5)
+
+
+def test_a_seed_counts_when_all_its_arms_are_there() -> None:
+    hits = drawn()
+    weights = contrasts()["+trns: what two_pass gains beyond mean"]
+    del hits["mean+trns", 2]
+    found = contrast(*cells(hits), weights, "r")
+    assert found is not None
+    assert found.seeds == 2
+    assert contrast(*cells({}), weights, "r") is None
+
+
+def test_every_contrast_is_of_arms_that_train_and_sums_to_zero() -> None:
+    for weights in contrasts().values():
+        assert set(weights) <= set(ARMS)
+        assert sum(weights.values()) == 0
+
+
+def test_bold_leaves_zero_outside() -> None:
+    def difference(value: float, half: float | None) -> Difference:
+        return Difference(value=value, half=half, half_seeds=half, half_queries=0.0, seeds=2, values=(value,), verdict="unclear")
+
+    assert told(difference(0.02, 0.01)) == "**+2.0 [+1.0, +3.0]**"
+    assert told(difference(0.02, 0.03)) == "+2.0 [-1.0, +5.0]"
+    assert told(difference(-0.02, None)) == "-2.0 (one seed)"
+    assert told(None) == "–"
