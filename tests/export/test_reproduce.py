@@ -35,7 +35,7 @@ from dqe_training.evaluation.protocol import Embeddings
 from dqe_training.evaluation.rankers import open_ranker
 from dqe_training.importing import ImportOptions
 
-SIZE = replace(files.TINY["clip"], image=16)
+SIZE = replace(files.TINY["clip"], depth=1, layers=1, queries=2)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -173,7 +173,7 @@ def test_circos_figures_and_file(place: Path) -> None:
 
 
 def test_columns_are_sums_over_queries(rng: np.random.Generator) -> None:
-    """Of random rankings: the values are the protocol's, a row minus itself is nothing, and a pair's interval is that of its differences."""
+    """Random hits: the values are the protocol's, the interval is as wide as their spread says, and a row minus itself is nothing."""
     queries = [QuerySet(c, (), ("a",)) for c in ("dress", "shirt", "toptee")]
     hits = {q.name: rng.random((n, 2)) < 0.4 for q, n in zip(queries, (40, 60, 80), strict=True)}
     by_set = {name: {"recall_at_10": PerQuery.of(h[:, 0]), "recall_at_50": PerQuery.of(h[:, 1])} for name, h in hits.items()}

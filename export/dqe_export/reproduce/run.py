@@ -115,14 +115,15 @@ def check(wish: Wish, talk: Talk) -> Checked:
     source = open_source(wish.weights, wish.importing)
     rows = wish.rows or source.rows
     if strange := [row for row in rows if row not in source.rows]:
-        raise InputError(f"--rows {strange[0]}: a {source.kind} has {', '.join(source.rows)}")
+        raise InputError(f"--rows {strange[0]}: {wish.weights} has {', '.join(source.rows)}")
     row = published_row(wish.dataset, wish.published, source.layout, source.tower)
     earlier = None if wish.against is None else Earlier(wish.against, wish.dataset)
     judged = {one.view.split: sum(map(len, one.sets)) for one in work.seen}
     talk.say(f"{wish.dataset}: {benchmark.directory}; " + ", ".join(f"{n} queries of {split}" for split, n in judged.items())
              + f"; {len(work.ids)} images, {len(work.pairs)} pairs of reference and text to encode")  # fmt: skip
     told = f" of layout {source.layout}, tower ViT-{source.tower}" if source.layout else ""
-    talk.say(f"{wish.weights}: a {source.kind}{told}; rows {', '.join(rows)}; published row: {row.cited if row else 'none of this layout'}")
+    what = "a published file" if source.kind == "published" else f"a {source.kind}"
+    talk.say(f"{wish.weights}: {what}{told}; rows {', '.join(rows)}; published row: {row.cited if row else 'none of this layout'}")
     return Checked(source, work, tuple(row for row in source.rows if row in rows), row, earlier, needed_bytes(source, work, rows))
 
 
