@@ -60,18 +60,18 @@ class TextEncoder:
         """Tokens of each text, truncated to `max_length` (special tokens included).
 
         Any Unicode is accepted; lone surrogates become U+FFFD. Raises InputError for anything but a sequence of str,
-        and for a text without a single token, such as an empty or blank one.
+        and for a text without a single token, such as an empty or blank one. A text of which the caption processor leaves
+        nothing (".") is its special tokens alone, as the authors' models read it.
         """
         if isinstance(texts, str):
             raise InputError("expected a sequence of texts, got a single str; wrap it in a list")
-        cleaned = [_clean(text) for text in texts]
-        if self.spec.captions == "blip":
-            cleaned = [blip_caption(text) for text in cleaned]
+        given = [_clean(text) for text in texts]
+        cleaned = [blip_caption(text) for text in given] if self.spec.captions == "blip" else given
         with _failures(self._path):
             encodings = self._tokenizer.encode_batch(cleaned) if cleaned else []
         found = []
-        for text, encoding in zip(cleaned, encodings, strict=True):
-            if all(encoding.special_tokens_mask):
+        for asked, text, encoding in zip(given, cleaned, encodings, strict=True):
+            if all(encoding.special_tokens_mask) and (text or not asked.strip()):
                 raise InputError(f"the modification text {text[:40]!r} has no words; say what should differ, such as 'in red'")
             unknown = [text[start:end] for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if id == self._unknown_id]
             found.append(Tokens(tuple(encoding.ids), bool(encoding.overflowing), tuple(dict.fromkeys(unknown))))

@@ -8,17 +8,31 @@ from pathlib import Path
 
 import pytest
 from support import command_workspace
-from support.command_workspace import ABLATE, IMPORT, IMPORT_TOWER, OWN, PRETRAIN, TOWER, TRAIN, Main, check_line, expanded, pipe_at
+from support.command_workspace import (
+    ABLATE,
+    IMPORT,
+    IMPORT_TOWER,
+    OWN,
+    PRETRAIN,
+    REPRODUCE,
+    TOWER,
+    TRAIN,
+    Main,
+    check_line,
+    expanded,
+    pipe_at,
+)
 
 from dqe_engine.errors import ExportError
 from dqe_engine.files import read_regular, sha256_of
-from dqe_export.cli import demo, export
+from dqe_export.cli import demo, export, reproduce
 from dqe_export.tensorrt.engines import named_cache
 from dqe_training.ablation.results import others_code
 from dqe_training.cli import ablate, data, evaluate, import_, pretrain, train
 
 workspace = command_workspace.workspace
-MODULES = {module.__name__.rpartition(".")[2]: module for module in (train, evaluate, data, ablate, import_, pretrain, export, demo)}
+_COMMANDS = (train, evaluate, data, ablate, import_, pretrain, export, demo, reproduce)
+MODULES = {module.__name__.rpartition(".")[2]: module for module in _COMMANDS}
 READ = {
     "train --data": "--data PIPE --out OUT OVERRIDES",
     "train --triplets": OWN.replace("own/triplets.jsonl", "PIPE"),
@@ -76,6 +90,13 @@ READ = {
     "export --bundle": "--trt --dry-run --bundle PIPE",
     "export --traffic": "--trt --dry-run --bundle bundle --traffic PIPE",
     "demo --out": "--out PIPE",
+    "reproduce --weights": REPRODUCE.replace("published.pth", "PIPE"),
+    "reproduce --images": REPRODUCE.replace("--images cirr", "--images PIPE"),
+    "reproduce --annotations": f"{REPRODUCE} --annotations PIPE",
+    "reproduce --against": f"{REPRODUCE} --against PIPE",
+    "reproduce --out": REPRODUCE.replace("OUT", "PIPE"),
+    "reproduce --tower": REPRODUCE.replace("published.pth", "qformer.pth --tower PIPE"),
+    "reproduce --tokenizer": REPRODUCE.replace("vocab.txt", "PIPE"),
 }
 """By option: arguments that give it a pipe, PIPE. Outputs and folders too: each is looked into before anything is written."""
 ELSEWHERE = {

@@ -30,6 +30,7 @@ _NAMES: Mapping[str, str] = {
     "ablation-cell": "a cell of an ablation",
     "ablation-results": "the results of an ablation",
     "benchmark-results": "the results of a benchmark",
+    "reproduction": "the results of a reproduction",
 }
 """What people call each kind. All kinds that there are."""
 _WITHOUT_KIND: Sequence[tuple[tuple[str, ...], str]] = (

@@ -19,26 +19,28 @@ from pathlib import Path
 import pytest
 from support import published_models as files
 from support.samples import noise_image
+from support.tiny_benchmarks import write_cirr
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.cli import index, search
-from dqe_export.cli import export
+from dqe_export.cli import export, reproduce
 from dqe_training.checkpoint_meta import read_meta
 from dqe_training.cli import import_, train
 
 PAGE = Path(__file__).parents[2] / "docs" / "published-models.md"
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
     "dqe-import": import_.main, "dqe-export": export.main, "dqe-index": index.main, "dqe-search": search.main, "dqe-train": train.main,
+    "dqe-reproduce": reproduce.main,
 }  # fmt: skip
 STAND_IN = replace(files.VIT_L, depth=1, mlp=16, image=28, words=48, layers=1, qformer_mlp=16, positions=40, queries=2, joint=16)
 """ViT-L's width and the Q-Former's, so that no option has to say their heads; everything else as small as it can be."""
 
 
-def commands() -> tuple[list[str], list[str]]:
-    """The five of the page's first block, and the one to train."""
+def commands() -> tuple[list[str], list[str], list[str]]:
+    """The five of the page's first block, the one to train, and the one to a table."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    first, training = ([line for line in block.splitlines() if line] for block in blocks)
-    return first, training
+    first, training, table = ([line for line in block.splitlines() if line] for block in blocks)
+    return first, training, table
 
 
 @pytest.mark.slow
@@ -53,7 +55,7 @@ def test_the_five_commands_run_and_training_goes_on(
     for n in range(6):
         noise_image(n).save(tmp_path / "photos" / f"{n}.jpg")
     noise_image(2).save(tmp_path / "photo.jpg")
-    five, (training,) = commands()
+    five, (training,), (table,) = commands()
     assert [line.split()[0] for line in five] == ["dqe-import", "dqe-export", "dqe-index", "dqe-search", "dqe-serve"]
     for line in five[:4]:
         capsys.readouterr()
@@ -74,6 +76,11 @@ def test_the_five_commands_run_and_training_goes_on(
     assert trained.imported == manifest.imported
     assert trained.tokenizer.captions == "blip"
     assert trained.config.model.attribute_weights
+    write_cirr(tmp_path / "cirr")
+    capsys.readouterr()
+    name, *arguments = shlex.split(table)
+    assert MAINS[name]([*arguments, "--rows", "pytorch"]) == 0
+    assert "| SPRC, ViT-L [2], published: test1" in capsys.readouterr().out
 
 
 def serve(line: str) -> None:

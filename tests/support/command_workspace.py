@@ -51,6 +51,7 @@ PRETRAIN = "garments --out OUT --config config.yaml"
 ABLATE = "--data garments --out OUT --seeds 1 --variants baseline,+kl OVERRIDES"
 EXPORT = "model OUT --data garments"
 IMPORT = "published.pth OUT --tokenizer vocab.txt --vision-heads 4 --qformer-heads 2"
+REPRODUCE = "cirr --weights published.pth --images cirr --out OUT --tokenizer vocab.txt --vision-heads 4 --qformer-heads 2"
 IMPORT_TOWER = IMPORT.replace("published.pth", "qformer.pth --tower tower.pth")
 _PATIENCE = 60
 _WATCHDOG = """if True:

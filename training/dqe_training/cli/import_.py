@@ -14,7 +14,7 @@ from .runner import run_torch
 
 if TYPE_CHECKING:
     from ..checkpoint_meta import CheckpointMeta
-    from ..importing import Plan
+    from ..importing import ImportOptions, Plan
 
 FORMATS = ("sprc", "spn4cir", "lavis", "qure", "transformers")
 _EPILOG = """\
@@ -36,6 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=Path, help="the file of weights, or a directory that transformers wrote")
     parser.add_argument("out", type=Path, help="the checkpoint directory")
+    add_import_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace OUT when it is a checkpoint")
+    return parser
+
+
+def add_import_options(parser: argparse._ActionsContainer) -> None:
+    """How a file is read, for every command that takes one: see `import_options`."""
     parser.add_argument("--format", choices=FORMATS, help="the file's layout (default: known by its keys)")
     parser.add_argument(
         "--tower", type=Path, metavar="FILE", help="the vision tower, where the source holds none: eva_vit_g.pth, clip_vit_L.pth"
@@ -46,21 +53,22 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--vision-heads", type=positive, metavar="N", help="attention heads of a tower of no published width")
     parser.add_argument("--qformer-heads", type=positive, metavar="N", help="attention heads of a Q-Former of no published width")
-    parser.add_argument("--force", action="store_true", help="replace OUT when it is a checkpoint")
-    return parser
+
+
+def import_options(args: argparse.Namespace) -> ImportOptions:
+    """What `add_import_options` parsed."""
+    from ..importing import ImportOptions
+
+    return ImportOptions(
+        layout=args.format or "", tower=args.tower, tokenizer=args.tokenizer, vision_heads=args.vision_heads,
+        qformer_heads=args.qformer_heads,
+    )  # fmt: skip
 
 
 def _import(args: argparse.Namespace) -> int:
-    from ..importing import ImportOptions, import_model
+    from ..importing import import_model
 
-    options = ImportOptions(
-        layout=args.format or "",
-        tower=args.tower,
-        tokenizer=args.tokenizer,
-        vision_heads=args.vision_heads,
-        qformer_heads=args.qformer_heads,
-    )
-    _print(*import_model(args.source, args.out, options, force=args.force), args.out)
+    _print(*import_model(args.source, args.out, import_options(args), force=args.force), args.out)
     return 0
 
 

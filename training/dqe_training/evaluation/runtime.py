@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.index import GalleryIndex
+from dqe_engine.index.filters import Filter
 from dqe_engine.query import Query
 
 from ..data.queries import QuerySet
@@ -43,11 +45,8 @@ def search_queries(
     References are items of the index, or read from `files` (by id) where the index keeps no image tokens. The rankings are
     the index's own answers; the embeddings beside them are what it searched with and in.
     """
-    names = engine.bundle.vocabulary.names
-    depth = min(queries.depth, len(queries.gallery))
-    ranked = np.full((len(queries), queries.depth), -1, np.int64)
-    scores = np.full((len(queries), queries.depth), -np.inf, np.float32)
-    embedded: list[NDArray[np.float32]] = []
+    width, names = engine.bundle.sizes.embedding_dim, engine.bundle.vocabulary.names
+    embedded = np.empty((len(queries), width), np.float32)
     weights = np.zeros((len(queries), len(names)), np.float32)
     for start in range(0, len(queries), batch_size):
         asked = queries.queries[start : start + batch_size]
@@ -58,15 +57,29 @@ def search_queries(
                 for q, text in zip(asked, texts, strict=True)
             ]
         )
-        embedded.append(encoded.queries)
+        embedded[start : start + len(asked)] = encoded.queries
         weights[start : start + len(asked)] = encoded.predicted_weights
-        found = engine.index.search(encoded.queries, depth, exclude=[q.exclude for q in asked])
+        advance(len(asked))
+    ranked, scores = search_index(engine.index, queries, embedded, batch_size=batch_size)
+    targets = np.stack([engine.index.target_tokens(name) for name in queries.gallery])
+    return Embeddings(embedded, targets, weights, ranked, scores)
+
+
+def search_index(
+    index: GalleryIndex, queries: QuerySet, embedded: NDArray[np.float32], *, filter: Filter | None = None, batch_size: int = 64
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rankings and scores (Q, depth) of embedded queries (Q, D), as `Embeddings` has them. `filter`: what of the index the gallery is,
+    where it holds more; the index has it in the gallery's order."""
+    depth = min(queries.depth, len(queries.gallery))
+    ranked = np.full((len(queries), queries.depth), -1, np.int64)
+    scores = np.full((len(queries), queries.depth), -np.inf, np.float32)
+    for start in range(0, len(queries), batch_size):
+        asked = queries.queries[start : start + batch_size]
+        found = index.search(embedded[start : start + batch_size], depth, exclude=[q.exclude for q in asked], filter=filter)
         for row, result in enumerate(found, start=start):
             ranked[row, : len(result.matches)] = [queries.position[match.id] for match in result.matches]
             scores[row, : len(result.matches)] = [match.score for match in result.matches]
-        advance(len(asked))
-    targets = np.stack([engine.index.target_tokens(name) for name in queries.gallery])
-    return Embeddings(np.concatenate(embedded), targets, weights, ranked, scores)
+    return ranked, scores
 
 
 def evaluate_engine(
