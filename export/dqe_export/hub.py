@@ -36,7 +36,10 @@ def check_push(repository: str) -> None:
     """What can be told before there is a bundle. Raises InputError for a malformed name, BackendError without huggingface_hub,
     BundleError without a token."""
     what = f"--push {check_repository(repository)}"
-    if hub_client(what).token is None and _saved_token() is None:
+    hub_client(what)
+    from huggingface_hub import get_token
+
+    if get_token() is None:
         raise BundleError(f"{what}: no token of the hub here; log in with a token that may write: hf auth login, or HF_TOKEN")
 
 
@@ -49,9 +52,9 @@ def push_bundle(path: Path, repository: str, *, private: bool = False) -> Pushed
     Raises BundleError for a bundle that is damaged and for whatever the hub refuses, BackendError without huggingface_hub, and InputError
     for a malformed name, or where `private` is wished and the repository is public.
     """
+    check_push(repository)
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    check_push(repository)
     bundle = Bundle.load(path)
     what = f"--push {repository}"
     api = hub_client(what)
@@ -75,12 +78,6 @@ def push_bundle(path: Path, repository: str, *, private: bool = False) -> Pushed
         message = f"{bundle.manifest.name}, {bundle.manifest.precision}: model {bundle.model_hash[:12]}"
         commit = api.create_commit(repository, operations, commit_message=message, parent_commit=head)
     return Pushed(repository, commit.oid, (*sorted(changed), *gone), card_kept)
-
-
-def _saved_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _head(api: Any, repository: str, private: bool) -> str:

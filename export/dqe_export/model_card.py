@@ -83,7 +83,8 @@ def _base(manifest: BundleManifest) -> Iterator[str]:
             f"* BLIP-2's architecture: a ViT of {vision.get('layers')} layers and width {vision.get('hidden_size')}, a Q-Former of "
             f"{qformer.get('layers')} layers and width {qformer.get('hidden_size')}."
         )
-    yield f"* Images of {sizes.image_size} × {sizes.image_size} pixels, {sizes.target_tokens} target tokens of {sizes.embedding_dim} values."
+    side, tokens = sizes.image_size, sizes.target_tokens
+    yield f"* Images of {side} × {side} pixels, {tokens} target tokens of {sizes.embedding_dim} values."
     if base_query := manifest.model.get("base_query"):
         yield f"* Base query: {_QUERIES.get(base_query, base_query)}."
     yield f"* Texts of up to {manifest.tokenizer.max_length} tokens."

@@ -305,20 +305,18 @@ def test_every_command_takes_a_name_on_the_hub(
 
 def test_a_process_of_its_own_by_the_clients_own_settings(hub: FakeHub, tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which the client reads when it is imported."""
-    code = "import sys, dqe_engine\nprint(dqe_engine.Bundle.load(sys.argv[1]).origin)"
 
-    def run(code: str, *arguments: str, **settings: str) -> tuple[int, str, str]:
+    def run(code: str, **settings: str) -> tuple[int, str, str]:
         environment = os.environ | settings_of(hub, tmp_path / "home") | settings
-        done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
-    command = "from dqe_engine.cli.search import main; raise SystemExit(main())"
-    returned, _, told = run(command, f"hf://{NAME}", str(tmp_path), "--text", "red", HF_HUB_OFFLINE="1")
-    assert (returned, told.count("\n")) == (2, 1)
-    assert told.startswith(f"error: hf://{NAME}: nothing of it is on this machine")
-    assert "HF_HUB_OFFLINE is set; unset it" in told
+    loading = f"import dqe_engine\nprint(dqe_engine.Bundle.load('hf://{NAME}').origin)\n"
     origin = f"hf://{NAME}@{hub.repositories[NAME].head}\n"
-    assert run(code, f"hf://{NAME}")[:2] == (0, origin)
+    assert run(loading)[:2] == (0, origin)
     assert hub.downloads() == FILES
-    assert run(code, f"hf://{NAME}", HF_HUB_OFFLINE="1")[:2] == (0, origin)
+    command = "from dqe_engine.cli.search import main; raise SystemExit(main(['hf://me/other', 'index', '--text', 'red']))"
+    remedy = "HF_HUB_OFFLINE is set; unset it, and load this once with a connection"
+    said = f"error: hf://me/other: nothing of it is on this machine, and {remedy}\n"
+    assert run(loading + command, HF_HUB_OFFLINE="1") == (2, origin, said)
     assert hub.requests == []
