@@ -111,7 +111,16 @@ class Bundle:
         if provider == "ort-tensorrt":
             hash, longest = self.manifest.graph_hash(graph), self.manifest.tokenizer.max_length
             tensorrt = provider_options(graph, self.sizes, graph_hash=hash, max_text_length=longest)
-        return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads, tensorrt=tensorrt)
+        try:
+            return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads, tensorrt=tensorrt)
+        except BundleError as error:
+            if self.origin is None or "External data path" not in str(error):
+                raise
+            # 1.24 to 1.27 at least; github.com/microsoft/onnxruntime/issues/27353
+            raise BundleError(
+                f"{self.origin}: this onnxruntime reads no weights through the links of the hub's cache; upgrade it, or load a copy: "
+                f"cp -rL {self.path} BUNDLE"
+            ) from error
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.path / self.manifest.tokenizer.file, self.manifest.tokenizer)

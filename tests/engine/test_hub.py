@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BackendError, BundleError, DQEError, InputError
 from dqe_engine.heads import replace_heads
-from dqe_engine.hub_paths import HubReference, Snapshot
+from dqe_engine.hub_paths import HubReference
 from dqe_engine.query import Query
 
 FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json", "vision_encoder.onnx"]
@@ -205,78 +204,6 @@ def test_engines_in_the_cache_are_never_opened(hub: FakeHub, monkeypatch: pytest
     refused(lambda: loaded.session(graph, provider="tensorrt"), "cp -rL", kind=InputError)
     refused(lambda: replace_heads(loaded.path, loaded.path), kind=DQEError)
     refused(loaded.require_own, f"hf://{NAME}@", "a copy in the hub's cache is not changed", kind=InputError)
-
-
-@pytest.fixture
-def cached(bundle_path: Path, tmp_path: Path) -> Path:
-    """A snapshot as the client lays it out, made by hand, to bend its links."""
-    repository = tmp_path / "hub" / "models--me--tiny"
-    snapshot = repository / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    for n, name in enumerate(FILES):
-        shutil.copy(bundle_path / name, repository / "blobs" / f"{n:064}")
-        (snapshot / name).symlink_to(f"../../blobs/{n:064}")
-    return snapshot
-
-
-def bend(snapshot: Path, target: str | Path) -> None:
-    link = snapshot / FILES[-1]
-    link.unlink()
-    link.symlink_to(target)
-
-
-def test_the_caches_links_are_inside(cached: Path, tmp_path: Path) -> None:
-    assert Bundle.load(cached).origin == f"hf://{NAME}@{'a' * 40}"
-    (tmp_path / "named").symlink_to(cached)
-    assert Bundle.load(tmp_path / "named").origin == f"hf://{NAME}@{'a' * 40}"
-    # Repositories of one cache share what both have: a blob is then a link itself.
-    blob, stored = cached.parents[1] / "blobs" / f"{5:064}", cached.parents[2] / "blobs" / "00" / f"{7:064}"
-    stored.parent.mkdir(parents=True)
-    blob.rename(stored)
-    blob.symlink_to(f"../../blobs/00/{7:064}")
-    assert Bundle.load(cached).sizes.attributes == 2
-    stored.write_bytes(bytes(stored.stat().st_size))
-    refused(lambda: Bundle.load(cached, verify=False), "its bytes changed")
-    blob.unlink()
-    refused(lambda: Bundle.load(cached), "missing from the bundle", f"remove {cached.parents[1]}, and load it again")
-
-
-def test_links_that_the_client_does_not_make_are_outside(cached: Path, bundle_path: Path, tmp_path: Path) -> None:
-    """Each leads to the right content, so that nothing but the way is wrong."""
-    repository, name = cached.parents[1], FILES[-1]
-    good = bundle_path / name
-    other = repository.parent / "models--you--tiny" / "blobs"
-    other.mkdir(parents=True)
-    shutil.copy(good, other / f"{5:064}")
-    shutil.copy(good, repository / "refs")
-    shutil.copy(good, repository / "blobs" / "plain-name")
-    (repository / "blobs" / f"{8:064}").symlink_to(good)
-    (repository / "blobs" / f"{9:064}").symlink_to(f"../../models--you--tiny/blobs/{5:064}")
-    for target in (
-        good, f"../../../models--you--tiny/blobs/{5:064}", "../../refs", "../../blobs/plain-name", f"../../blobs/{8:064}",
-        f"../../blobs/{9:064}",
-    ):  # fmt: skip
-        bend(cached, target)
-        assert (cached / name).read_bytes() == good.read_bytes()
-        refused(lambda: Bundle.load(cached), f"'{name}' is outside the bundle or not a plain path; do not use this bundle")
-    bend(cached, f"../../blobs/{5:064}")
-    assert Bundle.load(cached).sizes.attributes == 2
-    (repository / "blobs").rename(tmp_path / "blobs")
-    (repository / "blobs").symlink_to(tmp_path / "blobs")
-    refused(lambda: Bundle.load(cached), "outside the bundle")
-
-
-@pytest.mark.parametrize(
-    "place", ["tiny/snapshots/{}", "models--me--tiny/snapshot/{}", "models--me--tiny/snapshots/main", "models--me/snapshots/{}"]
-)
-def test_the_same_links_in_other_folders_are_outside(cached: Path, tmp_path: Path, place: str) -> None:
-    elsewhere = tmp_path / "elsewhere" / place.format("a" * 40)
-    elsewhere.parents[1].mkdir(parents=True)
-    shutil.copytree(cached.parents[1] / "blobs", elsewhere.parents[1] / "blobs")
-    shutil.copytree(cached, elsewhere, symlinks=True)
-    assert Snapshot.at(elsewhere) is None
-    refused(lambda: Bundle.load(elsewhere), "outside the bundle")
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
