@@ -49,7 +49,9 @@ def check_combination(args: argparse.Namespace) -> None:
     from .export import resolve_target
 
     if args.bundle is None and (args.checkpoint is None or args.out is None):
-        raise InputError("expected a checkpoint and a bundle to write, or --trt or --push with --bundle BUNDLE for one that exists")
+        raise InputError(
+            "expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE or --push OWNER/NAME --bundle BUNDLE for one that exists"
+        )
     if args.bundle is not None and args.checkpoint is not None:
         raise InputError(f"--bundle {args.bundle} exports nothing, so it takes no checkpoint; leave one of them out")
     if args.traffic is not None and args.trt_profile:
