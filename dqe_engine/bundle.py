@@ -18,12 +18,14 @@ from .contracts.manifest import (
     BundleManifest,
     FileEntry,
     HeadsManifest,
+    graph_files,
 )
 from .contracts.versioned import describe_folder, read_document
 from .contracts.vocabulary import AttributeVocabulary
 from .errors import BackendError, BundleError, InputError
 from .files import describe_os_error, recover_directory, sha256_of
 from .graph_files import check_weights
+from .hub_paths import Snapshot, is_reference
 from .sessions import PROVIDERS, GraphSession, OnnxSession, Provider
 from .tensorrt.engines import engine_folders, open_engine
 from .tensorrt.onnx_runtime import provider_options
@@ -32,21 +34,26 @@ from .text import TextEncoder
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `session` and `text_encoder` load its parts; nothing is kept in between."""
+    """A verified bundle. `session` and `text_encoder` load its parts; nothing is kept in between.
+
+    `origin`: "hf://OWNER/NAME@COMMIT" for one that lies in the hub's cache, which is the hub client's and not changed; else None.
+    """
 
     path: Path
     manifest: BundleManifest
+    origin: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         """Parse `manifest.json` strictly and hold the directory against it: every file present, of its size and SHA-256.
 
-        The export's report is no part of a bundle: it may be edited or deleted.
-        `verify=False` skips the hashes only (gigabytes of weights on a trusted disk). Raises BundleError, one line, for
-        a missing or damaged bundle, a newer schema, a path that leaves the directory, a graph that takes weights from a file that is
-        not listed, or contradictory contents. A bundle that a killed replacement moved aside is put back.
+        `path`: a folder, or a name on the hub (see `bundle_folder`). The export's report is no part of a bundle: it may be edited or
+        deleted. `verify=False` skips the hashes only (gigabytes of weights on a trusted disk), and not those of files that the hub's cache
+        links to. Raises BundleError, one line, for a missing or damaged bundle, a newer schema, a path that leaves the directory, a graph
+        that takes weights from a file that is not listed, or contradictory contents; for names on the hub also what `hub.fetch` does. A
+        bundle that a killed replacement moved aside is put back.
         """
-        root = Path(path)
+        root = bundle_folder(path)
         try:
             recover_directory(root)
         except OSError as error:
@@ -59,7 +66,8 @@ class Bundle:
             check_file(root, entry, hashed=verify)
         for graph in manifest.graphs:
             check_weights(root, graph, manifest.files)
-        return cls(root, manifest)
+        snapshot = Snapshot.at(root)
+        return cls(root, manifest, str(snapshot.reference) if snapshot else None)
 
     def is_current(self) -> bool:
         """Whether what lies at `path` is still this bundle: it may be replaced, or take other attribute heads, meanwhile."""
@@ -67,6 +75,11 @@ class Bundle:
             return _read_manifest(self.path) == self.manifest
         except BundleError:
             return False
+
+    def require_own(self) -> None:
+        """Raises InputError for a bundle in the hub's cache, where nothing of ours is written."""
+        if self.origin is not None:
+            raise InputError(f"{self.origin}: a copy in the hub's cache is not changed; copy it first: cp -rL {self.path} BUNDLE")
 
     @property
     def model_hash(self) -> str:
@@ -84,23 +97,55 @@ class Bundle:
         """Open one of the manifest's graphs. Raises BackendError and BundleError as `OnnxSession` and `open_engine` do.
 
         "auto" takes an engine of this bundle where one fits and runs, else what `OnnxSession` takes; a damaged engine is an
-        error all the same. `threads` is for ONNX Runtime.
+        error all the same. `threads` is for ONNX Runtime. Engines are machine code: none is taken from the hub's cache.
         """
         if provider not in PROVIDERS:
             raise InputError(f"unknown provider {provider!r}; choose {', '.join(PROVIDERS)}")
         if provider == "tensorrt":
+            self.require_own()
             return open_engine(self.path, self.manifest.graph_hash(graph), graph, self.sizes)
-        if provider == "auto" and engine_folders(self.path):
+        if provider == "auto" and self.origin is None and engine_folders(self.path):
             with contextlib.suppress(BackendError):
                 return open_engine(self.path, self.manifest.graph_hash(graph), graph, self.sizes)
         tensorrt = None
         if provider == "ort-tensorrt":
             hash, longest = self.manifest.graph_hash(graph), self.manifest.tokenizer.max_length
             tensorrt = provider_options(graph, self.sizes, graph_hash=hash, max_text_length=longest)
-        return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads, tensorrt=tensorrt)
+        try:
+            return OnnxSession(self.path / graph.file, graph, self.sizes, provider=provider, threads=threads, tensorrt=tensorrt)
+        except BundleError as error:
+            if self.origin is None or "External data path" not in str(error):
+                raise
+            # 1.24 to 1.27 at least; github.com/microsoft/onnxruntime/issues/27353
+            raise BundleError(
+                f"{self.origin}: this onnxruntime reads no weights through the links of the hub's cache; upgrade it, or load a copy: "
+                f"cp -rL {self.path} BUNDLE"
+            ) from error
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.path / self.manifest.tokenizer.file, self.manifest.tokenizer)
+
+
+def bundle_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of the bundle `source`: itself, or for "hf://OWNER/NAME[@REVISION]" the copy in the hub's cache, with what it lacks
+    downloaded. Raises what `hub.fetch` does; a folder is not looked at."""
+    if not is_reference(source):
+        return Path(source)
+    from .hub import fetch  # only here, since it brings a client with it
+
+    return fetch(source, _files_to_load)
+
+
+def _files_to_load(root: Path) -> tuple[FileEntry, ...]:
+    """What a bundle's manifest names, where it is sound and names nothing that no bundle loads."""
+    manifest = _read_manifest(root)
+    _check_contents(root / MANIFEST_FILE, manifest)
+    loaded = {manifest.tokenizer.file, *(name for graph in manifest.graphs for name in graph_files(graph))}
+    for entry in manifest.files:
+        plain = "/" not in entry.path and entry.path.endswith((".onnx", ".onnx.data", ".json"))
+        if entry.path not in loaded or not plain:
+            raise BundleError(f"{root / MANIFEST_FILE}: lists {entry.path!r}, which no bundle loads; do not use this bundle")
+    return manifest.files
 
 
 def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ...]:
@@ -164,18 +209,25 @@ def _check_contents(where: Path, manifest: BundleManifest) -> None:
 
 
 def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = MANIFEST_FILE) -> None:
-    """Raises BundleError for an entry that leaves `root`, or a file that is not as the entry says."""
+    """Raises BundleError for an entry that leaves `root`, or a file that is not as the entry says.
+
+    Where `root` is a snapshot in the hub's cache, its links to files of that cache count as inside, and are hashed in any case.
+    """
     relative = PurePosixPath(entry.path)
     plain = entry.path == str(relative) and "\\" not in entry.path and "\0" not in entry.path
     file = root / relative if plain else root
-    if not plain or relative.is_absolute() or ".." in relative.parts or not file.resolve().is_relative_to(root.resolve()):
+    inside, linked, snapshot = file.resolve().is_relative_to(root.resolve()), False, Snapshot.at(root)
+    if plain and not inside and snapshot is not None:
+        inside = linked = snapshot.links(file)
+    if not plain or relative.is_absolute() or ".." in relative.parts or not inside:
         raise BundleError(f"{root / listed_in}: {entry.path!r} is outside the bundle or not a plain path; do not use this bundle")
+    again = f"remove {snapshot.repository}, and load it again" if linked and snapshot else "copy the bundle again"
     try:
         if not file.is_file():
-            raise BundleError(f"{file}: missing from the bundle; copy the bundle again")
+            raise BundleError(f"{file}: missing from the bundle; {again}")
         if (size := file.stat().st_size) != entry.size:
-            raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; copy the bundle again")
-        if hashed and sha256_of(file) != entry.sha256:
-            raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); copy the bundle again")
+            raise BundleError(f"{file}: {size} bytes, the manifest says {entry.size}; {again}")
+        if (hashed or linked) and sha256_of(file) != entry.sha256:
+            raise BundleError(f"{file}: its bytes changed since export (SHA-256 differs); {again}")
     except OSError as error:
         raise BundleError(describe_os_error(error, file)) from error

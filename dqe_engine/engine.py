@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batching import Batcher
-from .bundle import Bundle
+from .bundle import Bundle, bundle_folder
 from .caches import CacheStats
 from .contracts.graphs import GraphSpec
 from .contracts.zones import ZoneSpec
@@ -88,12 +88,14 @@ class RetrievalEngine(ProcessBound):
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = KEPT_BYTES,
     ) -> RetrievalEngine:
-        """Verify and open a bundle. `threads`: CPU threads at most of a graph, which takes fewer where there is little to do, and of a
-        search; None for all, with fewer in small searches too. `images`: what this engine accepts as an image and what one may cost, of
-        references and of what is indexed. `kept_bytes`: see `QueryEncoder`; 0 to remember nothing. Raises BundleError, and BackendError
-        when the provider that was asked for cannot run."""
+        """Verify and open a bundle: a folder, or "hf://OWNER/NAME@REVISION" on the Hugging Face hub (a branch, a tag or a commit; needs
+        the extra `hub`). `engine.bundle.origin` names the commit. `threads`: CPU threads at most of a graph, which takes fewer where there
+        is little to do, and of a search; None for all, with fewer in small searches too. `images`: what this engine accepts as an image and
+        what one may cost, of references and of what is indexed. `kept_bytes`: see `QueryEncoder`; 0 to remember nothing. Raises
+        BundleError, and BackendError when the provider that was asked for cannot run."""
+        folder = bundle_folder(bundle_path)  # once: a branch may move
         while True:
-            bundle = Bundle.load(bundle_path, verify=verify)
+            bundle = Bundle.load(folder, verify=verify)
             try:
                 engine = cls(bundle, partial(bundle.session, provider=provider, threads=threads), threads=threads or 0,
                              images=images, kept_bytes=kept_bytes)  # fmt: skip
@@ -106,7 +108,7 @@ class RetrievalEngine(ProcessBound):
 
     def __repr__(self) -> str:
         running = ", ".join(sorted(set(self.providers.values())))
-        return f"<RetrievalEngine {self.bundle.manifest.name!r} of {self.bundle.path} on {running}, {self._index!r}>"
+        return f"<RetrievalEngine {self.bundle.manifest.name!r} of {self.bundle.origin or self.bundle.path} on {running}, {self._index!r}>"
 
     def __enter__(self) -> RetrievalEngine:
         return self

@@ -55,7 +55,9 @@ def replace_heads(
     Raises BundleError when either is damaged, and InputError when the heads were trained on another encoder, are in another
     precision, or name other attributes and `new_vocabulary` does not allow that (callers may name the old ones).
     """
-    old, new, root = Bundle.load(bundle).manifest, load_heads(heads), Path(bundle)
+    loaded, new = Bundle.load(bundle), load_heads(heads)
+    loaded.require_own()
+    old, root = loaded.manifest, loaded.path
     _check_fit(root, old, Path(heads), new, new_vocabulary=new_vocabulary)
     OnnxSession(Path(heads) / ATTRIBUTE_HEADS.file, ATTRIBUTE_HEADS, new.sizes, provider="cpu", threads=1)  # it runs, before it replaces
     kept = [entry for entry in old.files if entry.path not in graph_files(ATTRIBUTE_HEADS)]

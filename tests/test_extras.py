@@ -26,11 +26,11 @@ NAMES = {
 BROUGHT = {"fastapi": {"starlette"}, "uvicorn": {"httptools", "h11"}, "transformers": {"huggingface_hub"}, "jinja2": {"markupsafe"}}
 """Distributions that bring others of which we import."""
 OPTIONAL = {
-    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray"},
+    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray", "huggingface_hub"},
     "dqe_training": {"peft", "onnxruntime", "pyarrow"},
     "dqe_export": {"onnxruntime", "tensorrt"},
 }
-"""What an option or another extra (cpu or gpu, lora, ray) brings, or one dataset needs (pyarrow); its absence is one line that says so."""
+"""What an option or another extra (cpu or gpu, lora, ray, hub) brings, or one dataset needs (pyarrow); its absence is one line."""
 
 
 TWINS = ({"onnxruntime", "onnxruntime_gpu"}, {"faiss_cpu", "faiss_gpu"})

@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Find out what works on this machine, each by a small self-check, and what to do about the rest.",
         epilog="Exit code 0: all that is installed works; 1: something is broken; 2: wrong arguments.",
     )
-    parser.add_argument("bundle", type=Path, nargs="?", help="an exported model: its files are verified, its graphs run once")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="an exported model, or hf://OWNER/NAME@REVISION: its files are verified, its graphs run once"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -43,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from dqe_engine.doctor import all_findings, describe, examine
     from dqe_engine.errors import InputError
+    from dqe_engine.hub_paths import is_reference
 
-    if args.bundle is not None and not args.bundle.is_dir():
-        raise InputError(f"{args.bundle}: not a directory, expected a bundle, which is one; check the path")
-    examination = examine(str(args.bundle) if args.bundle else None)
+    bundle: Path | None = args.bundle
+    if bundle is not None and is_reference(bundle):
+        from dqe_engine.bundle import bundle_folder  # not for a folder: what it imports may be what is broken
+
+        bundle = bundle_folder(bundle)
+    if bundle is not None and not bundle.is_dir():
+        raise InputError(f"{bundle}: not a directory, expected a bundle, which is one; check the path")
+    examination = examine(str(bundle) if bundle else None)
     description = describe(examination)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]
     if args.json:

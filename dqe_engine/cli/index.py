@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         ),
         epilog=f"On an index alone: dqe-index {{{','.join(TOOLS)}}} --help. A bundle of such a name is ./{next(iter(TOOLS))}.",
     )
-    parser.add_argument("bundle", type=Path, help="the exported model")
+    parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument(
         "images", type=Path, help="folder, walked recursively for JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, whatever their names"
     )
@@ -280,5 +280,7 @@ def _embed_on_ray(engine: RetrievalEngine, plan: IndexingPlan, args: argparse.Na
             done += images
             show(done, len(files))
 
-        encode_shards(args.bundle, jobs, shards, workers=args.ray_workers or 2, provider=args.provider, threads=args.threads, done=advance)
+        encode_shards(
+            engine.bundle.path, jobs, shards, workers=args.ray_workers or 2, provider=args.provider, threads=args.threads, done=advance
+        )
     return without_skipped(plan.report, merge_shards(engine.index, jobs, shards, place, plan.metadata))

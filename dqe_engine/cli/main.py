@@ -19,7 +19,8 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "huggingface_hub", "matplotlib"), ("train",)),
+    **dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "matplotlib"), ("train",)),
+    "huggingface_hub": ("hub",),
     "peft": ("lora",),
     **dict.fromkeys(("onnx", "onnxscript", "jinja2"), ("export",)),
     "onnxruntime": ("cpu", "gpu"),

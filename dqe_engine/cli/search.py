@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dqe-search",
         description="Search an index by a reference image and what should differ; or by an image, or a text, alone.",
     )
-    parser.add_argument("bundle", type=Path, help="the exported model")
+    parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
     reference = parser.add_mutually_exclusive_group()
     reference.add_argument("--image", type=Path, metavar="FILE", help="the reference is this image file")

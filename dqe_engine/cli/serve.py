@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve a search page and an HTTP API over a bundle and an index; on this machine alone unless --host says more.",
         epilog="docs/serving.md has the API, docs/operations.md how to run it for others.",
     )
-    parser.add_argument("bundle", type=Path, nargs="?", help="the exported model")
+    parser.add_argument("bundle", type=Path, nargs="?", help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument("index", type=Path, nargs="?", help="folder of the index (default: FOLDER.index, beside the folder of --images)")
     parser.add_argument("--sample", action="store_true", help="serve the model and the photos that come with this package")
     parser.add_argument(
@@ -161,7 +161,8 @@ def _warn_of_strangers(settings: ServerSettings) -> None:
 
 
 def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path], ...]]:
-    """Bundle, index and folders of photos, absolute. Raises InputError."""
+    """Bundle, index and folders of photos, absolute. Raises InputError, and what `bundle_folder` does."""
+    from dqe_engine.bundle import bundle_folder
     from dqe_engine.errors import InputError
 
     photos = []
@@ -186,7 +187,8 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path
             raise InputError("which index? give the folder that dqe-index wrote, or the photos themselves: --images FOLDER")
         first = photos[0][1]
         index = first.with_name(first.name + ".index")
-    return bundle.absolute(), index.absolute(), tuple(photos)
+    # One commit for all workers, until the next start.
+    return bundle_folder(bundle).absolute(), index.absolute(), tuple(photos)
 
 
 def _check(bundle: Path, index: Path, *, made_here: bool) -> None:

@@ -30,7 +30,10 @@ def probe(context: Context) -> Steps:
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files)
     found = f"{manifest.name}, {manifest.precision}: {len(manifest.files)} files, {_human(size)}, as they were exported"
-    yield Finding("files", "ok", found, facts={"name": manifest.name, "model_hash": bundle.model_hash, "bytes": size})
+    facts = {"name": manifest.name, "model_hash": bundle.model_hash, "bytes": size}
+    if bundle.origin is not None:
+        found, facts = f"{found}; {bundle.origin}", facts | {"origin": bundle.origin}
+    yield Finding("files", "ok", found, facts=facts)
     if not context.providers:
         yield Finding("graphs", "not available", "no provider works", "see ONNX Runtime")
     for provider in context.providers:

@@ -51,7 +51,9 @@ def export_heads_into(
 
     Raises what `replace_heads` does, and ParityError; the bundle is then as it was.
     """
-    precision = Bundle.load(bundle).manifest.precision
+    loaded = Bundle.load(bundle)
+    loaded.require_own()
+    precision = loaded.manifest.precision
     options = dataclasses.replace(options or ExportOptions(), precision=precision)
 
     def check(directory: Path, manifest: BundleManifest) -> BundleManifest:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dqe_training.cli.runner import run_torch
 
 from .heads_options import add_heads_options, check_heads_options, export_heads_only
+from .hub_options import add_hub_options, check_hub_options, push
 from .tensorrt_options import add_tensorrt_options, run_export
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ examples:
   dqe-export runs/garments/model bundle
   dqe-export runs/garments/model bundle-int8 --precision int8 --data data/garments
   dqe-export runs/my-attributes/model --heads-only --bundle bundle --new-vocabulary
+  dqe-export --push OWNER/NAME --bundle bundle
 """
 
 
@@ -48,9 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
-    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="one that exists: for --trt, or to replace the attribute heads of")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="BUNDLE", help="one that exists: for --trt or --push, or to replace the attribute heads of"
+    )
     add_heads_options(parser)
     add_tensorrt_options(parser)
+    add_hub_options(parser)
     return parser
 
 
@@ -119,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     check_heads_options(args)
+    check_hub_options(args)
     if args.heads_only:
         return export_heads_only(args, PRECISIONS[args.precision or "f32"])
-    return run_export(args, _export)
+    code = run_export(args, _export)
+    return push(args) if code == 0 and args.push is not None else code

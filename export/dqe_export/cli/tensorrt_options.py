@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from ..tensorrt.plan import BuildOptions
 
 _GIB = 2**30
+_OPTIONS = (
+    "dry_run", "trt_profile", "traffic", "workspace", "timing_cache", "optimization_level", "hardware_compatible", "version_compatible",
+    "tf32",
+)  # fmt: skip
+"""Options that need --trt."""
 
 
 def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +49,14 @@ def check_combination(args: argparse.Namespace) -> None:
     from .export import resolve_target
 
     if args.bundle is None and (args.checkpoint is None or args.out is None):
-        raise InputError("expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE for one that exists")
+        raise InputError(
+            "expected a checkpoint and a bundle to write, or --trt --bundle BUNDLE or --push OWNER/NAME --bundle BUNDLE for one that exists"
+        )
     if args.bundle is not None and args.checkpoint is not None:
         raise InputError(f"--bundle {args.bundle} exports nothing, so it takes no checkpoint; leave one of them out")
     if args.traffic is not None and args.trt_profile:
         raise InputError("--traffic and --trt-profile both say which sizes to build for; choose one")
-    names = ("bundle", "dry_run", "trt_profile", "traffic", "workspace", "timing_cache", "optimization_level",
-             "hardware_compatible", "version_compatible", "tf32")  # fmt: skip
+    names = _OPTIONS if args.push is not None else ("bundle", *_OPTIONS)
     given = [name for name in names if getattr(args, name) not in (None, False)]
     if given and not args.trt:
         raise InputError(f"--{given[0].replace('_', '-')} goes with --trt")
@@ -101,6 +107,7 @@ def build_for_bundle(args: argparse.Namespace, path: Path) -> int:
     from ..tensorrt.limits import check_bundle, check_gpu, operators
 
     bundle = Bundle.load(path)
+    bundle.require_own()
     options = build_options(args, bundle.manifest.tokenizer.max_length)
     check_bundle(bundle)
     if args.bundle is not None:  # else it was said before the export
@@ -202,7 +209,7 @@ def run_export(args: argparse.Namespace, export: Callable[[argparse.Namespace], 
     """`export`, and what the TensorRT options ask for before, after or instead of it."""
     check_combination(args)
     if args.bundle is not None:
-        return build_for_bundle(args, args.bundle)
+        return build_for_bundle(args, args.bundle) if args.trt else 0
     if args.dry_run:
         return plan_for_checkpoint(args)
     if args.trt:

@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="a checkpoint directory (dqe-train) or a bundle (dqe-export)")
+    parser.add_argument(
+        "model", type=Path, help="a checkpoint directory (dqe-train) or a bundle (dqe-export), which may be hf://OWNER/NAME@REVISION"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder; docs/datasets.md shows the layouts")
     parser.add_argument("--dataset", default="auto", metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--probes", action="store_true", help="also ask what the figures hide: one modality alone, other words, negation, "
@@ -64,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from dqe_engine.bundle import bundle_folder
+
+    args.model = bundle_folder(args.model)
     if not args.model.is_dir():
         raise InputError(f"{args.model}: no such directory; expected a checkpoint (dqe-train) or a bundle (dqe-export)")
     if (args.data is None) == (args.triplets is None):
