@@ -1,4 +1,4 @@
-"""dqe-reproduce over the real annotations, with made-up images in the place of the datasets' and toy weights that the public classes wrote."""
+"""dqe-reproduce over the real annotations, with made-up images and the toy weights that the public classes wrote."""
 
 from __future__ import annotations
 
