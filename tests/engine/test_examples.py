@@ -53,7 +53,8 @@ def test_every_example_is_listed_and_tested() -> None:
 
 def test_photo_folder(photos: Path, tmp_path: Path) -> None:
     (photos / "damaged.jpg").write_bytes((photos / names(photos)[0]).read_bytes()[:500])
-    command = [sys.executable, EXAMPLES / "photo_folder.py", sample.bundle(), photos, tmp_path / "index", photos / names(photos)[0], "is red"]
+    reference = photos / names(photos)[0]
+    command = [sys.executable, EXAMPLES / "photo_folder.py", sample.bundle(), photos, tmp_path / "index", reference, "is red"]
     first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2))
     assert first[0].startswith("12 added")
     assert "12 unchanged, 1 skipped (1 damaged)" in second[0]
