@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .zones import Screen as Screen
     from .zones import select_zones as select_zones
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded on first use, so that `import dqe_engine` pulls in neither ONNX Runtime nor Pillow.
 _LAZY = {

@@ -18,7 +18,6 @@ NAMES = {
     "pillow": "PIL",
     "pyyaml": "yaml",
     "faiss_cpu": "faiss",
-    "faiss_gpu": "faiss",
     "onnxruntime_gpu": "onnxruntime",
     "cuda_bindings": "cuda",
 }
@@ -33,7 +32,7 @@ OPTIONAL = {
 """What an option or another extra (cpu or gpu, lora, ray, hub) brings, or one dataset needs (pyarrow); its absence is one line."""
 
 
-TWINS = ({"onnxruntime", "onnxruntime_gpu"}, {"faiss_cpu", "faiss_gpu"})
+TWINS = {"onnxruntime", "onnxruntime_gpu"}
 """Distributions that overwrite one another's files."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -96,9 +95,15 @@ def test_tensorrt_goes_with_either_runtime() -> None:
     tensorrt, cpu, gpu = (distributions_of(extra) for extra in ("tensorrt", "cpu", "gpu"))
     assert tensorrt.items() <= gpu.items()
     assert set(tensorrt) == {"tensorrt", "cuda_bindings"}
-    for twins in TWINS:
-        assert len(twins & {*tensorrt, *cpu}) == len(twins & set(gpu)) == 1
-        assert not twins & set(tensorrt)
+    assert len(TWINS & {*tensorrt, *cpu}) == len(TWINS & set(gpu)) == 1
+    assert not TWINS & set(tensorrt)
+
+
+def test_what_serves_brings_no_library_that_only_benchmarks_use() -> None:
+    """FAISS alone is as large as ONNX Runtime."""
+    for extra in (None, "cpu", "gpu", "serve"):
+        assert "faiss" not in names_of(extra)
+    assert "faiss" in names_of("bench")
 
 
 def test_the_tensorrt_that_is_installed_is_one_that_runs() -> None:

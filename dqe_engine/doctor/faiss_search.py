@@ -10,10 +10,11 @@ from .findings import NO_DEVICE, Context, Finding, Steps, Trying
 from .twins import Twins
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+INSTALL = "pip install 'dqe-engine[bench]'; only the benchmarks use it"
 
 
 def probe(context: Context) -> Steps:
-    twins = Twins("faiss", DISTRIBUTIONS, mark="IndexFlatIP")
+    twins = Twins("faiss", DISTRIBUTIONS, mark="IndexFlatIP", install=INSTALL)
     yield twins.trying()
     faiss, package = twins.load()
     yield package

@@ -18,10 +18,10 @@ INSTALL = "pip install 'dqe-engine[cpu]', or 'dqe-engine[gpu]' on a machine with
 class Twins:
     """`module`, which any of `distributions` brings; it is whole if it has the attribute `mark`."""
 
-    def __init__(self, module: str, distributions: Sequence[str], *, mark: str) -> None:
-        self._module, self._mark = module, mark
+    def __init__(self, module: str, distributions: Sequence[str], *, mark: str, install: str = INSTALL) -> None:
+        self._module, self._mark, self._install = module, mark, install
         self.installed = installed_of(distributions)
-        self.repair = f"pip uninstall -y {' '.join(self.installed or distributions[:2])}; then {INSTALL}"
+        self.repair = f"pip uninstall -y {' '.join(self.installed or distributions[:2])}; then {install}"
         """What to do where the module is there and does not work."""
 
     @property
@@ -42,7 +42,7 @@ class Twins:
         if not hasattr(module, self._mark):
             if self.installed:
                 return None, Finding("package", "broken", f"{self.names} is installed, but its files are gone", self.repair)
-            return None, Finding("package", "not installed", f"no {self._module}", INSTALL)
+            return None, Finding("package", "not installed", f"no {self._module}", self._install)
         version = module.__version__
         facts = {"version": version, "packages": self.installed}
         if len(self.installed) > 1:

@@ -14,7 +14,7 @@ from benchmarks.retrieval.cases import GalleryCase
 from benchmarks.retrieval.galleries import F32, I64, Gallery, unit
 from benchmarks.retrieval.methods import Found, Method, Point, by_rows, ours
 
-pytest.importorskip("faiss", reason="faiss-cpu, of the extra cpu")
+pytest.importorskip("faiss", reason="faiss-cpu, of the extra bench")
 
 ITEMS, TOKENS, WIDTH, QUERIES = 300, 3, 16, 12
 

@@ -217,7 +217,7 @@ def test_no_package(probe: Any, name: str, left: bool, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name) if left else None)
     (found,) = findings(probe).values()
     assert (found.status, found.found) == ("not installed", f"no {name}")
-    assert str(found.remedy).startswith("pip install 'dqe-engine[cpu]'")
+    assert str(found.remedy).startswith(f"pip install 'dqe-engine[{'bench' if name == 'faiss' else 'cpu'}]'")
 
 
 @PACKAGES

@@ -19,7 +19,7 @@ from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import open_ranker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-pytest.importorskip("faiss", reason="faiss-cpu, of the extra cpu")
+pytest.importorskip("faiss", reason="faiss-cpu, of the extra bench")
 
 
 @pytest.fixture
