@@ -159,24 +159,37 @@ class Service:
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
 
     def remove(self, id: str, *, timeout: float | None = None) -> Future[Written]:
-        """`Writes.remove`. Where a photo lies under the item's name in a folder, it is left out of the index from then on."""
+        """`Writes.remove`. Where a photo lies under the item's name in a folder, or may lie there, it is left out of the index from then
+        on: a server without folders cannot look, and remembers all ids but those of uploads."""
+        snapshot = self.engine.index.snapshot()
+        content = None if (row := snapshot.row(id)) is None else snapshot.content(row)
+        uploaded = content if self.photos.has_upload(content) else None
         removing = self.writes.remove(id, timeout=timeout)
-        removing.add_done_callback(partial(self._removed, id))  # before those who wait for it are told
+        removing.add_done_callback(partial(self._removed, id, uploaded))  # before those who wait for it are told
         return removing
 
-    def _removed(self, id: str, done: Future[Written]) -> None:
+    def _removed(self, id: str, uploaded: str | None, done: Future[Written]) -> None:
+        """`uploaded`: the item's content, if there was an upload with it before."""
         if done.cancelled() or done.exception() is not None:
             return
-        try:
-            self.photos.etag(id, None, SIZES[0])
-        except NoPhotoError:
+        if not self._may_have_photo(id, uploaded):
             return
-        except OverloadError:  # it could not be looked
-            pass
         try:
             self.removed.add(id)
         except OSError as error:
             log.error("%r was removed, and its photo will be indexed again: %s", id[:200], error)
+
+    def _may_have_photo(self, id: str, uploaded: str | None) -> bool:
+        """Whether a photo lies under the name of this item, which is gone, for all that can be known."""
+        if not self.settings.photos:
+            return uploaded is None or self.photos.has_upload(uploaded)  # else the upload went with it, and was what it was made from
+        try:
+            self.photos.etag(id, None, SIZES[0])
+        except NoPhotoError:
+            return False
+        except OverloadError:  # it could not be looked
+            return True
+        return True
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
