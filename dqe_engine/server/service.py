@@ -26,7 +26,7 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
-from .photos import SIZES, NoPhotoError, Photos
+from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
@@ -42,6 +42,8 @@ MOST_UPLOADS = 32
 """Uploaded images that a process holds in memory at once; one more is an OverloadError. Those that still arrive are in files."""
 MOST_DECODED = 8
 """Images that are decoded at once, at most: each may take 240 MiB."""
+MOST_RENDERED = 4
+"""Thumbnails that are made at once, at most and no more than there are processors: each may take 240 MiB."""
 MOST_DEADLINE_MS = 600_000
 SWITCH_S = 0.0002
 """Seconds for which a thread that runs Python keeps another waiting. At Python's 0.005, the event loop would wait that long for the thread
@@ -64,7 +66,8 @@ class Service:
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self.turn = Turns(MOST_BEGUN)
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures that are kept, counts, refreshes
+        self._renderers = ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), thread_name_prefix="dqe-serve-picture")
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,6 +95,7 @@ class Service:
         await asyncio.to_thread(self.writes.close)
         await asyncio.to_thread(self.batcher.close)
         self._pool.shutdown()
+        self._renderers.shutdown()
         self.engine.close()
         self.metrics.close()
 
@@ -124,15 +128,23 @@ class Service:
     def full(self, coming: int = 0) -> bool:
         return self._searching + len(self.turn) + coming >= self._most_searching
 
+    async def picture(self, id: str, content: str | None, size: int) -> Thumbnail:
+        """`Photos.thumbnail`. What has to be made waits for others that are, and nothing else waits for it. Raises OverloadError too."""
+        kept = await self.in_thread(self.photos.kept, id, content, size)
+        return kept or await self._in(self._renderers, self.photos.thumbnail, id, content, size)
+
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """For what would hold up the event loop. Work that a request has left goes on to its end, so it counts until then.
+        """For what would hold up the event loop, and is short. Work that a request has left goes on to its end, so it counts until then.
 
         Raises OverloadError where much waits already.
         """
+        return await self._in(self._pool, work, *arguments)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         if self._in_threads >= MOST_IN_THREADS:
             raise OverloadError(f"{self._in_threads} pictures, listings and counts wait already; ask again in a moment")
         self._in_threads += 1
-        running = asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+        running = asyncio.get_running_loop().run_in_executor(pool, partial(work, *arguments))
         running.add_done_callback(self._left_threads)
         return await asyncio.shield(running)
 
