@@ -131,7 +131,9 @@ class Service:
     async def picture(self, id: str, content: str | None, size: int) -> Thumbnail:
         """`Photos.thumbnail`. What has to be made waits for others that are, and nothing else waits for it. Raises OverloadError too."""
         kept = await self.in_thread(self.photos.kept, id, content, size)
-        return kept or await self._in(self._renderers, self.photos.thumbnail, id, content, size)
+        if kept is not None:
+            return kept
+        return await self._in(self._renderers, self.photos.thumbnail, id, content, size)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """For what would hold up the event loop, and is short. Work that a request has left goes on to its end, so it counts until then.
