@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from .photos import NoPhotoError
 from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
 from .service import Service
 from .settings import ServerSettings
+from .starting import take_over
 from .writes import BusyError, ItemExistsError, UnknownItemError
 
 
@@ -36,6 +38,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.open()
+        await asyncio.to_thread(take_over, settings.state)
         try:
             yield {"refuses_search": Refusals(settings, metrics, service)}  # of every connection, see `protocol_httptools`
         finally:

@@ -74,7 +74,7 @@ def router(service: Service) -> APIRouter:
             etag = await service.in_thread(service.photos.etag, item.id, item.content, size)
             if _matches(known, etag):
                 return Response(status_code=304, headers={"ETag": etag, **_KEPT})
-        found = await service.in_thread(service.photos.thumbnail, item.id, item.content, size)
+        found = await service.picture(item.id, item.content, size)
         return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
 
     @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503))

@@ -30,7 +30,6 @@ _QUALITY = 85
 _RENDERER = "1"
 """Part of every ETag: another number once the same image would give other bytes."""
 _ENTRY_BYTES = 512
-_DECODED_AT_ONCE = 4
 _TRIES = 3
 _LONGEST_NAME = 4096
 _NAME = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -101,7 +100,6 @@ class Photos:
         self._kept: OrderedDict[tuple[str, int], Thumbnail | str] = OrderedDict()
         self._kept_bytes, self._most_bytes = 0, cache_bytes
         self._flights: dict[tuple[str, int], Future[Thumbnail]] = {}
-        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
 
     @property
     def cached_bytes(self) -> int:
@@ -122,26 +120,28 @@ class Photos:
     def etag(self, id: str, content: str | None, size: int) -> str:
         """Of the thumbnail, without making it. Raises NoPhotoError, InputError, OverloadError."""
         _check_size(size)
-        place = self._open(id, content)
-        os.close(place.descriptor)
-        return _etag(place.version, size)
+        return _etag(self._version(id, content), size)
+
+    def kept(self, id: str, content: str | None, size: int) -> Thumbnail | None:
+        """The thumbnail, if it need not be made. Raises as `thumbnail`."""
+        _check_size(size)
+        version = self._version(id, content)
+        with self._lock:
+            return self._kept_of((version, size))
 
     def thumbnail(self, id: str, content: str | None, size: int) -> Thumbnail:
         """At most `size` pixels on its longer side, upright, without metadata: JPEG, or WebP (PNG where Pillow has none) where something
-        shines through. Kept, and made once for callers that ask for it at the same time.
+        shines through. Kept, and made once for callers that ask for it at the same time. Making one may take as much memory as the policy
+        allows: the caller bounds how many are made at once.
 
         Raises NoPhotoError, also for an image that is damaged or over the policy's limits; InputError for another size; OverloadError.
         """
         _check_size(size)
-        place = self._open(id, content)
-        os.close(place.descriptor)
-        key = (place.version, size)
+        version = self._version(id, content)
+        key = (version, size)
         with self._lock:
-            if (kept := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
-                if isinstance(kept, Thumbnail):
-                    return kept
-                raise NoPhotoError(kept)
+            if (kept := self._kept_of(key)) is not None:
+                return kept
             flight = self._flights.get(key)
             if leads := flight is None:
                 flight = self._flights[key] = Future()
@@ -151,7 +151,7 @@ class Photos:
         try:
             made = self._make(id, content, size)
         except _DamagedError as error:
-            if error.version == place.version and "not enough memory" not in str(error):
+            if error.version == version and "not enough memory" not in str(error):
                 self._keep(key, str(error))
             flight.set_exception(error.with_traceback(None))
             raise
@@ -184,6 +184,21 @@ class Photos:
             raise UploadError("no folder of uploads is configured; start the server with one")
         return self._uploads
 
+    def _version(self, id: str, content: str | None) -> str:
+        """Raises as `_open`."""
+        place = self._open(id, content)
+        os.close(place.descriptor)
+        return place.version
+
+    def _kept_of(self, key: tuple[str, int]) -> Thumbnail | None:
+        """With the lock. Raises NoPhotoError for an image that is known to be damaged."""
+        if (kept := self._kept.get(key)) is None:
+            return None
+        self._kept.move_to_end(key)
+        if isinstance(kept, Thumbnail):
+            return kept
+        raise NoPhotoError(kept)
+
     def _open(self, id: str, content: str | None) -> _Place:
         """Raises NoPhotoError, OverloadError."""
         if self._uploads is not None and content is not None and (path := self._uploads.path(content)) is not None:
@@ -213,12 +228,11 @@ class Photos:
         return _Place(descriptor, status.st_size, _state(status), _state(status))
 
     def _make(self, id: str, content: str | None, size: int) -> Thumbnail:
-        with self._decoding:
-            original = self.original(id, content)
-            try:
-                data, media_type = _rendered(original.data, size, self._policy)
-            except InputError as error:
-                raise _DamagedError(f"{id[:200]!r}: {error}", original.version) from error
+        original = self.original(id, content)
+        try:
+            data, media_type = _rendered(original.data, size, self._policy)
+        except InputError as error:
+            raise _DamagedError(f"{id[:200]!r}: {error}", original.version) from error
         return Thumbnail(data, media_type, _etag(original.version, size))
 
     def _keep(self, key: tuple[str, int], made: Thumbnail | str) -> None:

@@ -27,6 +27,7 @@ from .logs import configuration
 from .parting import Quiet, stop_taking
 from .protocol import ProtocolFactory
 from .settings import ServerSettings
+from .starting import starting
 
 log = logging.getLogger("dqe_engine.server")
 _BACKLOG = 1024
@@ -72,6 +73,7 @@ def serve(
     with contextlib.ExitStack() as opened:
         opened.enter_context(listening)
         sockets = [listening, *(opened.enter_context(listening.dup()) for _ in range(_ACCEPTED_AT_ONCE - 1))]
+        opened.enter_context(starting(settings, listening))
         opened.enter_context(_background(indexing))
         print(f"search page: {_address(listening)}  (Ctrl-C ends it)", flush=True)
         if settings.workers > 1:

@@ -26,7 +26,7 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
-from .photos import SIZES, NoPhotoError, Photos
+from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
@@ -42,6 +42,8 @@ MOST_UPLOADS = 32
 """Uploaded images that a process holds in memory at once; one more is an OverloadError. Those that still arrive are in files."""
 MOST_DECODED = 8
 """Images that are decoded at once, at most: each may take 240 MiB."""
+MOST_RENDERED = 4
+"""Thumbnails that are made at once, at most and no more than there are processors: each may take 240 MiB."""
 MOST_DEADLINE_MS = 600_000
 SWITCH_S = 0.0002
 """Seconds for which a thread that runs Python keeps another waiting. At Python's 0.005, the event loop would wait that long for the thread
@@ -64,7 +66,8 @@ class Service:
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self.turn = Turns(MOST_BEGUN)
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures, counts, refreshes
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures that are kept, counts, refreshes
+        self._renderers = ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), thread_name_prefix="dqe-serve-picture")
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,6 +95,7 @@ class Service:
         await asyncio.to_thread(self.writes.close)
         await asyncio.to_thread(self.batcher.close)
         self._pool.shutdown()
+        self._renderers.shutdown()
         self.engine.close()
         self.metrics.close()
 
@@ -124,15 +128,25 @@ class Service:
     def full(self, coming: int = 0) -> bool:
         return self._searching + len(self.turn) + coming >= self._most_searching
 
+    async def picture(self, id: str, content: str | None, size: int) -> Thumbnail:
+        """`Photos.thumbnail`. What has to be made waits for others that are, and nothing else waits for it. Raises OverloadError too."""
+        kept = await self.in_thread(self.photos.kept, id, content, size)
+        if kept is not None:
+            return kept
+        return await self._in(self._renderers, self.photos.thumbnail, id, content, size)
+
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """For what would hold up the event loop. Work that a request has left goes on to its end, so it counts until then.
+        """For what would hold up the event loop, and is short. Work that a request has left goes on to its end, so it counts until then.
 
         Raises OverloadError where much waits already.
         """
+        return await self._in(self._pool, work, *arguments)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         if self._in_threads >= MOST_IN_THREADS:
             raise OverloadError(f"{self._in_threads} pictures, listings and counts wait already; ask again in a moment")
         self._in_threads += 1
-        running = asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+        running = asyncio.get_running_loop().run_in_executor(pool, partial(work, *arguments))
         running.add_done_callback(self._left_threads)
         return await asyncio.shield(running)
 
@@ -159,24 +173,37 @@ class Service:
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
 
     def remove(self, id: str, *, timeout: float | None = None) -> Future[Written]:
-        """`Writes.remove`. Where a photo lies under the item's name in a folder, it is left out of the index from then on."""
+        """`Writes.remove`. Where a photo lies under the item's name in a folder, or may lie there, it is left out of the index from then
+        on: a server without folders cannot look, and remembers all ids but those of uploads."""
+        snapshot = self.engine.index.snapshot()
+        content = None if (row := snapshot.row(id)) is None else snapshot.content(row)
+        uploaded = content if self.photos.has_upload(content) else None
         removing = self.writes.remove(id, timeout=timeout)
-        removing.add_done_callback(partial(self._removed, id))  # before those who wait for it are told
+        removing.add_done_callback(partial(self._removed, id, uploaded))  # before those who wait for it are told
         return removing
 
-    def _removed(self, id: str, done: Future[Written]) -> None:
+    def _removed(self, id: str, uploaded: str | None, done: Future[Written]) -> None:
+        """`uploaded`: the item's content, if there was an upload with it before."""
         if done.cancelled() or done.exception() is not None:
             return
-        try:
-            self.photos.etag(id, None, SIZES[0])
-        except NoPhotoError:
+        if not self._may_have_photo(id, uploaded):
             return
-        except OverloadError:  # it could not be looked
-            pass
         try:
             self.removed.add(id)
         except OSError as error:
             log.error("%r was removed, and its photo will be indexed again: %s", id[:200], error)
+
+    def _may_have_photo(self, id: str, uploaded: str | None) -> bool:
+        """Whether a photo lies under the name of this item, which is gone, for all that can be known."""
+        if not self.settings.photos:
+            return uploaded is None or self.photos.has_upload(uploaded)  # else the upload went with it, and was what it was made from
+        try:
+            self.photos.etag(id, None, SIZES[0])
+        except NoPhotoError:
+            return False
+        except OverloadError:  # it could not be looked
+            return True
+        return True
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:

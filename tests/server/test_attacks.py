@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import httpx
+import pytest
 from support.server import running
 
-from dqe_engine.server.service import MOST_BEGUN
+from dqe_engine.processors import available_cpus
+from dqe_engine.server import photos
+from dqe_engine.server.service import MOST_BEGUN, MOST_RENDERED
 from dqe_engine.server.settings import ServerSettings
 
 BODY = b'{"text": "red", "k": 2}'
@@ -62,6 +69,38 @@ def test_a_crowd_of_several_turns_is_answered_whole(make_settings: Callable[...,
         for one in crowd:
             one.sendall(SEARCH)
         assert [one.recv(65536)[:13] for one in crowd] == [b"HTTP/1.1 200 "] * len(crowd)
+
+
+def test_pictures_that_are_made_hold_up_nothing_else(make_settings: Callable[..., ServerSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many large photos are asked for at once, few are decoded, and what is short is answered meanwhile."""
+    rendered, making, lock, let_go = photos._rendered, Counter[str](), threading.Lock(), threading.Event()
+
+    def held(*arguments: Any) -> Any:
+        with lock:
+            making["now"] += 1
+            making["most"] = max(making["now"], making["most"])
+        assert let_go.wait(60)
+        with lock:
+            making["now"] -= 1
+        return rendered(*arguments)
+
+    settings, ids = make_settings(), [f"{n:02}.png" for n in range(0, 24, 2)]
+    with running(settings) as url, ThreadPoolExecutor(len(ids)) as pool, httpx.Client(base_url=url, timeout=30) as client:
+        assert client.get("/v1/items/00.png/image").status_code == 200
+        monkeypatch.setattr(photos, "_rendered", held)
+        asked = [pool.submit(client.get, f"/v1/items/{id}/image?size=640") for id in ids]
+        most = min(MOST_RENDERED, available_cpus())
+        try:
+            while making["now"] < most:
+                assert not any(one.done() for one in asked)
+                time.sleep(0.01)
+            for path in ("/healthz", "/v1/items", "/v1/facets", "/metrics", "/v1/items/00.png/image"):
+                assert client.get(path).status_code == 200
+            assert not any(one.done() for one in asked)
+        finally:
+            let_go.set()
+        assert [one.result().status_code for one in asked] == [200] * len(ids)
+    assert making["most"] == most
 
 
 def test_connections_that_are_hoarded_make_room(make_settings: Callable[..., ServerSettings]) -> None:

@@ -58,6 +58,22 @@ def test_it_is_left_out_until_it_is_asked_for(
     assert GONE in ids(tmp_path / "index")
 
 
+def test_a_server_without_folders_remembers_it_too(
+    serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
+) -> None:
+    """It cannot look for the photo. An upload that goes with its item is no photo of a folder, so its id is not remembered."""
+    client = serve(keys=keys, photos=())
+    parts = {"image": encoded(noise_image(78), "PNG")}
+    for id in ("late.png", "same.png"):
+        assert client.post("/v1/items", headers=WRITE, files=parts, data={"item": f'{{"id": "{id}"}}'}).status_code == 201
+    remove(client, GONE)
+    remove(client, "late.png")  # its image stays, as that of the other one
+    remove(client, "same.png")
+    assert Removed(removed_beside(tmp_path / "index")).ids() == {GONE, "late.png"}
+    assert update().skipped == {"removed from the index before (--readd takes them again)": 1}
+    assert GONE not in ids(tmp_path / "index")
+
+
 def test_it_is_left_out_after_compaction(
     serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
 ) -> None:
