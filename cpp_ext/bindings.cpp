@@ -135,7 +135,7 @@ CodedShard coded_shard(const nb::tuple& arrays) {
 struct Lists {
     int64_t covered;  // items
     Array<const uint8_t, 2> codes;
-    Array<const float, 1> scales, errors, norms, longest;
+    Array<const float, 1> scales, errors, norms, longest, widest;
     Array<const int64_t, 1> starts;
     Array<const uint32_t, 1> rows;
     Array<const uint16_t, 1> cosines;
@@ -145,12 +145,12 @@ std::optional<Lists> lists_of(const std::optional<nb::tuple>& given) {
     if (!given) return std::nullopt;
     Lists lists;
     const nb::tuple& all = *given;
-    if (all.size() != 9) throw nb::type_error("lists: expected nine entries");
+    if (all.size() != 10) throw nb::type_error("lists: expected ten entries");
     const auto cast = [&](size_t at, auto& to) {
         if (!nb::try_cast(all[at], to, false)) throw nb::type_error("lists: an entry of another type");
     };
     cast(0, lists.covered), cast(1, lists.codes), cast(2, lists.scales), cast(3, lists.errors), cast(4, lists.norms);
-    cast(5, lists.longest), cast(6, lists.starts), cast(7, lists.rows), cast(8, lists.cosines);
+    cast(5, lists.longest), cast(6, lists.widest), cast(7, lists.starts), cast(8, lists.rows), cast(9, lists.cosines);
     return lists;
 }
 
@@ -159,7 +159,7 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
     const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
     if (count == 0 || lists.covered < 0 || lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
     expect("lists", lists.codes, {count, code_width(gallery.width)});
-    for (const auto* numbers : {&lists.scales, &lists.errors, &lists.norms}) expect("lists", *numbers, {count});
+    for (const auto* numbers : {&lists.scales, &lists.errors, &lists.norms, &lists.widest}) expect("lists", *numbers, {count});
     expect("lists", lists.starts, {count + 1});
     expect("lists", lists.rows, {size});
     expect("lists", lists.cosines, {size});
@@ -168,7 +168,7 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
     if (lists.starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
     const CodedRows directions = {lists.codes.data(), lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
                                   code_width(gallery.width)};
-    return {count, lists.covered, directions, lists.longest.data(), lists.starts.data(), lists.rows.data(), lists.cosines.data()};
+    return {count, lists.covered, directions, lists.longest.data(), lists.widest.data(), lists.starts.data(), lists.rows.data(), lists.cosines.data()};
 }
 
 int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
@@ -286,7 +286,7 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
 }
 
 void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directions, Array<const uint32_t, 1> assigned,
-                        Array<float, 1> longest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows, Array<uint16_t, 1> cosines,
+                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows, Array<uint16_t, 1> cosines,
                         int threads) {
     if (shards.empty()) throw std::invalid_argument("items: expected at least one shard");
     const auto tokens = static_cast<int64_t>(shards[0].shape(1)), width = static_cast<int64_t>(shards[0].shape(2));
@@ -303,6 +303,7 @@ void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directi
     expect("directions", directions, {count, width});
     expect("assigned", assigned, {size});
     expect("longest", longest, {count});
+    expect("widest", widest, {count});
     expect("starts", starts, {count + 1});
     expect("rows", rows, {size});
     expect("cosines", cosines, {size});
@@ -316,7 +317,7 @@ void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directi
     }
     nb::gil_scoped_release release;
     fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, directions.data(), count, assigned.data(),
-               longest.data(), starts.data(), rows.data(), cosines.data(), threads);
+               longest.data(), widest.data(), starts.data(), rows.data(), cosines.data(), threads);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -359,7 +360,7 @@ NB_MODULE(_kernels, m) {
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
     m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "directions"_a.noconvert(), "assigned"_a.noconvert(),
-          "longest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(), "threads"_a);
+          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(), "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(
         "screened_queries", [](const std::string& name) { return kernels_of(name)->screened_queries; }, "instruction_set"_a,

@@ -33,7 +33,7 @@ Products products(const float* token, const float* direction, int64_t width) {
 }  // namespace
 
 void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,
-                const uint32_t* assigned, float* longest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads) {
+                const uint32_t* assigned, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads) {
     const TileKernels* kernels = available_tile_kernels()[0];
     int64_t size = 0;
     for (int64_t s = 0; s < source_count; ++s) size += sources[s].count * tokens;
@@ -81,7 +81,10 @@ void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens
             cosines[at] = static_cast<uint16_t>(sorted[static_cast<size_t>(at)] >> 32);
             most = std::max(most, norms[rows[at]]);
         }
-        if (part < count) longest[part] = most;
+        if (part == count) return;
+        longest[part] = most;
+        const double cosine = from < to ? cosines[from] / 32767.5 - 1.0 : 1.0;
+        widest[part] = std::nextafter(static_cast<float>(cosine), -2.0f);
     });
 }
 

@@ -24,7 +24,8 @@ namespace dqe::cpu {
 struct TokenLists {
     int64_t count, covered;   // lists; the gallery's first items, whose tokens they hold
     CodedRows directions;     // (count,)
-    const float* longest;     // (count,): the largest norm, rounded up
+    const float* longest;     // (count,): the largest norm, rounded up; 0 where the list is empty
+    const float* widest;      // (count,): cos ρ of the list's first token, rounded down
     const int64_t* starts;    // (count + 1,): where in `rows` each list starts
     const uint32_t* rows;     // (covered * tokens,): item * tokens + token
     const uint16_t* cosines;  // (covered * tokens,): cos ρ, rounded down: code / 32767.5 - 1
@@ -51,6 +52,19 @@ class Reach {
         return (norm_ + slack_) * longest;  // NaN, too
     }
 
+    // Whether lists have a token that can score `threshold` or more: `bound` of each list, compared without a root, so that the loop is one
+    // of vectors: (max(0, along cos + across) + slack) longest < threshold. `room` is far above the rounding of the squares.
+    void reached(const TokenLists& lists, const float* x, float threshold, uint8_t* reached) const {
+        const double square = norm_ * norm_, margin = 1e-6 * norm_, room = 1e-10 * square;
+        for (int64_t list = 0; list < lists.count; ++list) {
+            const double along = x[list] + margin, cosine = lists.widest[list], longest = lists.longest[list];
+            const double most = threshold / longest - slack_, gap = most - along * cosine;
+            const double across = (square - along * along) * (1.0 - cosine * cosine);
+            const bool below = (along < norm_ * cosine) & (most > 0.0) & (gap > 0.0) & (across + room < gap * gap);
+            reached[list] = !(below | (longest == 0.0));
+        }
+    }
+
     // How many of a list's tokens, in its order, can score `threshold` or more.
     int64_t within(float x, const uint16_t* codes, int64_t count, float longest, float threshold) const {
         const uint16_t* end =
@@ -70,8 +84,8 @@ struct TokenSource {
 };
 
 // Sorts the tokens of `sources` into lists. `directions` is (count, width), unit vectors; `assigned` names the list of each token. Writes
-// longest, starts (whose first entry counts the tokens without a bound), rows and cosines.
+// longest, widest, starts (whose first entry counts the tokens without a bound), rows and cosines.
 void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,
-                const uint32_t* assigned, float* longest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads);
+                const uint32_t* assigned, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads);
 
 }  // namespace dqe::cpu

@@ -128,6 +128,7 @@ TileScratch Scorer::scratch() const {
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms})
             numbers->resize(std::max<size_t>(numbers->size(), kGathered));
         scratch.list_bounds.resize(static_cast<size_t>(lists->count));
+        scratch.reached_lists.resize(static_cast<size_t>(lists->count));
         if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
     }
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));

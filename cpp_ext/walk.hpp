@@ -47,12 +47,6 @@ class Walk {
     int64_t scored() const { return scored_; }
 
   private:
-    double bound_of_list(uint32_t list) const {
-        const int64_t start = lists_.starts[list];
-        if (start == lists_.starts[list + 1]) return -1.0;
-        return reach_.bound(scratch_.list_bounds[list], lists_.cosines[start], lists_.longest[list]);
-    }
-
     // The lists of highest bound, until they have held so many tokens.
     void visit_best(int64_t tokens) {
         const int64_t each = std::max<int64_t>(1, lists_.covered * gallery_.tokens / lists_.count);
@@ -79,23 +73,26 @@ class Walk {
         }
     }
 
-    // What can still reach the threshold into scratch.visited.
+    // What can still reach the threshold, the most promising first, into scratch.visited.
     bool choose(int64_t most) {
-        scratch_.visited.clear();
-        std::vector<std::pair<double, uint32_t>> chosen;
         const float threshold = threshold_();
+        const float* products = scratch_.list_bounds.data();
+        reach_.reached(lists_, products, threshold, scratch_.reached_lists.data());
+        std::vector<std::pair<double, uint32_t>> chosen;
         int64_t tokens = 0;
         for (int64_t at = 0; at < lists_.count; ++at) {
+            if (!scratch_.reached_lists[at] || products[at] == kVisited) continue;
             const auto list = static_cast<uint32_t>(at);
-            if (scratch_.list_bounds[list] == kVisited) continue;
-            const double bound = bound_of_list(list);
-            if (bound < threshold || lists_.starts[at] == lists_.starts[at + 1]) continue;
-            chosen.emplace_back(bound, list);
-            tokens += reach_.within(scratch_.list_bounds[list], lists_.cosines + lists_.starts[at], lists_.starts[at + 1] - lists_.starts[at],
-                                    lists_.longest[list], threshold);
+            const int64_t start = lists_.starts[at];
+            const int64_t within =
+                reach_.within(products[at], lists_.cosines + start, lists_.starts[at + 1] - start, lists_.longest[at], threshold);
+            if (within == 0) continue;
+            tokens += within;
             if (tokens > most) return false;
+            chosen.emplace_back(reach_.bound(products[at], lists_.cosines[start], lists_.longest[at]), list);
         }
         std::sort(chosen.begin(), chosen.end(), [](const auto& one, const auto& other) { return one.first > other.first; });
+        scratch_.visited.clear();
         for (const auto& [bound, list] : chosen) scratch_.visited.push_back(list);
         return true;
     }

@@ -54,6 +54,7 @@ def fill_lists(
     directions: F32,
     assigned: NDArray[np.uint32],
     longest: F32,
+    widest: F32,
     starts: I64,
     rows: NDArray[np.uint32],
     cosines: NDArray[np.uint16],

@@ -41,6 +41,7 @@ class TokenLists:
     errors: F32
     norms: F32
     longest: F32  # (L,): the largest norm of the list's tokens
+    widest: F32  # (L,): cosine of the widest angle of the list's tokens to its direction
     starts: I64  # (L + 1,): into the next two; the tokens before the first list have no bound
     rows: NDArray[np.uint32]  # (covered * M,): item * M + token
     cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
@@ -60,20 +61,20 @@ class TokenLists:
         tree = _Tree.grown(sample, wanted, np.random.default_rng(seed))
         assigned = np.concatenate([tree.assign(_unit(chunk)) for chunk in _chunks(shards)])
         count = len(tree.directions)
-        longest, starts = np.empty(count, np.float32), np.empty(count + 1, np.int64)
+        longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
         rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
-        _kernels.fill_lists(list(shards), tree.directions, assigned, longest, starts, rows, cosines, threads)
+        _kernels.fill_lists(list(shards), tree.directions, assigned, longest, widest, starts, rows, cosines, threads)
         codes = np.empty((count, 1, -(-width // 64) * 64), np.uint8)
         numbers = [np.empty((count, 1), np.float32) for _ in range(3)]
         _kernels.encode(tree.directions[:, None], codes, *numbers, threads)
-        return cls(covered, codes[:, 0], *(array[:, 0] for array in numbers), longest, starts, rows, cosines)
+        return cls(covered, codes[:, 0], *(array[:, 0] for array in numbers), longest, widest, starts, rows, cosines)
 
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self._arrays())
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return (self.codes, self.scales, self.errors, self.norms, self.longest, self.starts, self.rows, self.cosines)
+        return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)
 
     def for_kernels(self) -> tuple[Any, ...]:
         """What `_kernels.sweep` takes as `lists`."""
