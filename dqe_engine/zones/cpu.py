@@ -129,11 +129,12 @@ def select(
     sample: int | None = None,
     rescore_cost: int = RESCORE_COST,
     instruction_set: str = "",
-    use_lists: bool = True,
+    list_limit: int | None = None,
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
-    `threads`, the sizes and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
+    list_limit: tokens that a query may visit by lists before it is swept; 0: none, no lists; None: as many as save time.
+    `threads`, the sizes, the limit and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
     threads = threads or available_cpus()
@@ -146,10 +147,10 @@ def select(
         share = candidates / max(request.size, 1)
         kept = field + min(request.k, candidates)
         screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
-    lists = _lists(request, instruction_set, candidates) if use_lists else None
+    lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
-    sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists)
+    sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit)
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0
@@ -181,12 +182,13 @@ def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, share: float =
     return field * rescore_cost <= share * sum(shard.size for shard in shards)
 
 
-def _lists(request: ZoneRequest, instruction_set: str, candidates: int) -> TokenLists | None:
-    """The screen's lists, where they hold most of the gallery and most of that may be returned."""
+def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenLists | None:
+    """The screen's lists where the request can use them; `gainful`: only where they may also save time."""
     lists = None if request.screen is None else request.screen.lists
-    if lists is None or not instruction_set or _zoning(request) is Zoning.RANK or request.k > candidates // 64:
+    if lists is None or lists.covered > request.size or _zoning(request) is Zoning.RANK:
         return None
-    return lists if request.size // 2 <= lists.covered <= request.size and 2 * candidates >= request.size else None
+    whole = 2 * lists.covered >= request.size and 2 * candidates >= request.size
+    return lists if not gainful or (whole and request.k <= candidates // 64) else None
 
 
 def most_listed(request: ZoneRequest, batch: int, by_rows: bool, threads: int) -> int:
@@ -234,6 +236,7 @@ class _Sweeper:
     threads: int
     instruction_set: str
     lists: TokenLists | None
+    list_limit: int | None
 
     def bytes_per_query(self, field_threads: int) -> int:
         """On all threads, of which the field is shared out among `field_threads`; half as much again as is kept (cpp_ext/reservoir.hpp)."""
@@ -272,9 +275,9 @@ class _Sweeper:
 
     def _by_lists(self, rows: I64, out: _Rows, zoning: Zoning) -> int | None:
         """By lists first, and without them for the queries that they leave too much; None where nothing was done."""
-        if self.lists is None or not self.lists.worth_trying():
+        if self.lists is None or (self.list_limit is None and not self.lists.worth_trying()):
             return None
-        most = most_listed(self.request, len(rows), self.by_rows, self.threads)
+        most = self.list_limit or most_listed(self.request, len(rows), self.by_rows, self.threads)
         rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
         (again,) = np.nonzero(out.status == Status.SCATTERED)
         self.lists.note(len(rows), len(again))

@@ -18,6 +18,9 @@ LEAST_TOKENS = 1 << 16
 """Fewer tokens are swept in less time than lists would take."""
 _PREFIX = 16
 """Principal components by which tokens are clustered; the certificates are those of all D numbers."""
+_LISTS_PER_ROOT = 8
+"""As many lists as this times the root of the number of tokens: a query looks at each list, and at the tokens of a few."""
+_LEAST_PER_LIST = 16
 _SAMPLE_PER_LIST = 12
 _CHUNK = 1 << 20  # tokens that are assigned at a time
 
@@ -48,18 +51,19 @@ class TokenLists:
     tally: _Tally = field(default_factory=_Tally)
 
     @classmethod
-    def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, seed: int = 0) -> TokenLists | None:
-        """Cluster the tokens of (n, M, D) shards; None where there are too few, or too many for 32 bits."""
+    def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, least: int = LEAST_TOKENS) -> TokenLists | None:
+        """Cluster the tokens of (n, M, D) shards; None where there are fewer than `least`, or too many for 32 bits."""
         covered, tokens, width = sum(map(len, shards)), *shards[0].shape[1:]
         size = covered * tokens
-        if not LEAST_TOKENS <= size < 2**32 - 1:
+        if not least <= size < 2**32 - 1:
             return None
-        wanted = min(8 * math.isqrt(size), size // 16)
-        sample = _sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), np.random.default_rng(seed))
+        wanted = max(1, min(_LISTS_PER_ROOT * math.isqrt(size), size // _LEAST_PER_LIST))
+        rng = np.random.default_rng(0)
+        sample = _sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng)
         if len(sample) < wanted:
-            return None
-        tree = _Tree.grown(sample, wanted, np.random.default_rng(seed))
-        assigned = np.concatenate([tree.assign(_unit(chunk)) for chunk in _chunks(shards)])
+            return None  # most tokens have no direction
+        tree = _Tree.grown(sample, wanted, rng)
+        assigned = np.concatenate([tree.assign(chunk) for chunk in _chunks(shards)])
         count = len(tree.directions)
         longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
         rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
@@ -120,7 +124,10 @@ class _Tree:
             share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
             own, of_leaf = _kmeans(points[members], share, rng, rounds=5) if len(members) else (roots[root : root + 1], np.empty(0, np.int64))
             sums = np.zeros((len(own), sample.shape[1]))
-            np.add.at(sums, of_leaf, sample[members])
+            order = np.argsort(of_leaf, kind="stable")
+            present, begins = np.unique(of_leaf[order], return_index=True)
+            if len(present):
+                sums[present] = np.add.reduceat(sample[members[order]], begins, axis=0, dtype=np.float64)
             norms = np.linalg.norm(sums, axis=1, keepdims=True)
             lost = norms[:, 0] == 0  # an empty leaf, or one whose members cancel
             sums[lost, 0], norms[lost] = 1.0, 1.0
@@ -129,9 +136,12 @@ class _Tree:
         offsets = np.concatenate(([0], np.cumsum([len(own) for own in centres])))
         return cls(axes, roots, tuple(centres), offsets, np.concatenate(directions))
 
-    def assign(self, tokens: F32) -> NDArray[np.uint32]:
-        """The leaf of each (n, D) unit vector."""
-        points = tokens @ self.axes
+    def assign(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
+        """The leaf of each (n, D) token, by its direction; any for a token that has none."""
+        with np.errstate(all="ignore"):
+            points = tokens.astype(np.float32, copy=False) @ self.axes
+            points /= np.sqrt(np.einsum("ij,ij->i", tokens, tokens, dtype=np.float32))[:, None]
+            points[~np.isfinite(points).all(1)] = 0.0
         of_root = _nearest(points, self.roots)
         order = np.argsort(of_root, kind="stable")
         ends = np.searchsorted(of_root[order], np.arange(len(self.roots) + 1))
