@@ -166,9 +166,16 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
     for (int64_t c = 0; c <= count; ++c)
         if (lists.starts(c) < (c ? lists.starts(c - 1) : 0)) throw std::invalid_argument("lists: starts must ascend");
     if (lists.starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
-    const CodedRows directions = {lists.codes.data(), lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
+    const CodedRows directions = {lists.codes.data(),       lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
                                   code_width(gallery.width)};
-    return {count, lists.covered, directions, lists.longest.data(), lists.widest.data(), lists.starts.data(), lists.rows.data(), lists.cosines.data()};
+    return {count,
+            lists.covered,
+            directions,
+            lists.longest.data(),
+            lists.widest.data(),
+            lists.starts.data(),
+            lists.rows.data(),
+            lists.cosines.data()};
 }
 
 int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
@@ -286,8 +293,8 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
 }
 
 void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directions, Array<const uint32_t, 1> assigned,
-                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows, Array<uint16_t, 1> cosines,
-                        int threads) {
+                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows,
+                        Array<uint16_t, 1> cosines, int threads) {
     if (shards.empty()) throw std::invalid_argument("items: expected at least one shard");
     const auto tokens = static_cast<int64_t>(shards[0].shape(1)), width = static_cast<int64_t>(shards[0].shape(2));
     std::vector<TokenSource> sources;
@@ -360,7 +367,8 @@ NB_MODULE(_kernels, m) {
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
     m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "directions"_a.noconvert(), "assigned"_a.noconvert(),
-          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(), "threads"_a);
+          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(),
+          "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(
         "screened_queries", [](const std::string& name) { return kernels_of(name)->screened_queries; }, "instruction_set"_a,

@@ -69,11 +69,11 @@ struct Sweep {
     const int64_t* anchor_ids;  // null: see Zoning; else `anchor` is set to these items' scores first
     double lo, hi;              // of from_best and rank
     PickRule rule;
-    int64_t sample;  // candidates to look at first, here and there, to guess thresholds from; 0: none
-    int64_t field;   // entries a query may hold while its zone is not known (from_best, rank)
-    bool by_rows;    // score row by row (at most max_row_queries queries, or any number by lists), not in panels
+    int64_t sample;       // candidates to look at first, here and there, to guess thresholds from; 0: none
+    int64_t field;        // entries a query may hold while its zone is not known (from_best, rank)
+    bool by_rows;         // score row by row (at most max_row_queries queries, or any number by lists), not in panels
     int64_t most_listed;  // tokens that may be visited for a query, beyond which it is scattered; of a gallery with lists
-    int threads;     // at least 1
+    int threads;          // at least 1
     const TileKernels* kernels;
 };
 

@@ -68,7 +68,8 @@ class Walk {
         for (const auto& [product, list] : best) {
             const int64_t from = lists_.starts[list], count = lists_.starts[list + 1] - from;
             // All of it, the nearest last, where nothing is ruled out yet.
-            visit(lists_.rows + from, reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
+            visit(lists_.rows + from,
+                  reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
             scratch_.list_bounds[list] = kVisited;
         }
     }
@@ -99,7 +100,8 @@ class Walk {
 
     void visit_list(uint32_t list) {
         const int64_t from = lists_.starts[list], count = lists_.starts[list + 1] - from;
-        visit(lists_.rows + from, reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
+        visit(lists_.rows + from,
+              reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
     }
 
     bool is_taken(int64_t item) const { return gallery_.tokens > 1 && (scratch_.taken[static_cast<size_t>(item / 64)] >> (item % 64) & 1); }
