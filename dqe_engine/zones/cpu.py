@@ -150,7 +150,9 @@ def select(
     lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
-    sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit)
+    sweeper = _Sweeper(
+        request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit
+    )
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0

@@ -122,7 +122,9 @@ class _Tree:
         for root in range(len(roots)):
             (members,) = np.nonzero(of_root == root)
             share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
-            own, of_leaf = _kmeans(points[members], share, rng, rounds=5) if len(members) else (roots[root : root + 1], np.empty(0, np.int64))
+            own, of_leaf = (
+                _kmeans(points[members], share, rng, rounds=5) if len(members) else (roots[root : root + 1], np.empty(0, np.int64))
+            )
             sums = np.zeros((len(own), sample.shape[1]))
             order = np.argsort(of_leaf, kind="stable")
             present, begins = np.unique(of_leaf[order], return_index=True)

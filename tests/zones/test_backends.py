@@ -172,7 +172,18 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
 @example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1)
 @example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
 @example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
-@example(dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", False, 0.0, 1)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)),
+    1,
+    1024,
+    1024,
+    500,
+    0,
+    "",
+    False,
+    0.0,
+    1,
+)
 def test_kernel_equals_reference(
     case: Case,
     threads: int,

@@ -21,7 +21,9 @@ from dqe_engine.zones.request import ZoneRequest, validated
 NO_LIMIT = 10**12
 
 
-def clustered(rng: np.random.Generator, size: int, tokens: int, width: int, *, spread: float = 0.2, lengths: bool = False) -> NDArray[np.float32]:
+def clustered(
+    rng: np.random.Generator, size: int, tokens: int, width: int, *, spread: float = 0.2, lengths: bool = False
+) -> NDArray[np.float32]:
     """(size, tokens, width) around 40 directions."""
     centres = rng.standard_normal((40, width))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -99,7 +101,9 @@ def test_lists_change_nothing(instruction_set: str, lengths: bool, tokens: int, 
         for batch in (1, 4):
             of_batch = {name: value[:batch] if name in ("anchor", "exclude") else value for name, value in options.items()}
             plain = cpu.select(request_of(queries[:batch], items, codes, **of_batch), instruction_set=instruction_set)
-            listed = cpu.select(request_of(queries[:batch], items, screen, **of_batch), instruction_set=instruction_set, list_limit=NO_LIMIT)
+            listed = cpu.select(
+                request_of(queries[:batch], items, screen, **of_batch), instruction_set=instruction_set, list_limit=NO_LIMIT
+            )
             equal(listed, plain)
 
 
@@ -156,3 +160,24 @@ def test_a_growing_gallery_keeps_its_lists_until_many_rows_are_in_none(monkeypat
         assert size - 1 in listed.ids[0]
     assert calls == [1000, 1126, 2000]
     assert cache.nbytes > Screen.build(items, lists=False).nbytes
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_in_the_plane_where_bounds_are_met(lengths: bool, rng: np.random.Generator) -> None:
+    """On a circle, the outermost token of a list scores exactly what the list's certificate says: nothing is to spare."""
+    angle = rng.uniform(0, 2 * np.pi, 6000)
+    items = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if lengths:
+        items *= np.exp(rng.normal(0, 0.3, (6000, 1)))
+    items = items.astype(np.float32)[:, None]
+    codes = Screen.build(items, lists=False)
+    screen = Screen(codes.shards, built(items))
+    for at in range(40):
+        k = int(rng.integers(1, 400))
+        query = (items[at] * np.float32(rng.uniform(0.1, 3))).copy()
+        # Of the second, no score but the zone's own end says what can be left out.
+        anchor = np.asarray([items[at, 0] @ query[0]], np.float32)
+        zone = {"k": 0, "zones": ZoneSpec(lo=0.0, hi=float(abs(anchor[0]) * rng.uniform(0.05, 0.9))), "anchor": anchor, "counts": True}
+        for options in ({"k": k}, zone):
+            listed = cpu.select(request_of(query, items, screen, **options), list_limit=NO_LIMIT)
+            equal(listed, cpu.select(request_of(query, items, codes, **options)))
