@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -130,6 +131,53 @@ CodedShard coded_shard(const nb::tuple& arrays) {
     return shard;
 }
 
+// What fill_lists makes, and the coded directions (L, W).
+struct Lists {
+    int64_t covered;  // items
+    Array<const uint8_t, 2> codes;
+    Array<const float, 1> scales, errors, norms, longest, widest;
+    Array<const int64_t, 1> starts;
+    Array<const uint32_t, 1> rows;
+    Array<const uint16_t, 1> cosines;
+};
+
+std::optional<Lists> lists_of(const std::optional<nb::tuple>& given) {
+    if (!given) return std::nullopt;
+    Lists lists;
+    const nb::tuple& all = *given;
+    if (all.size() != 10) throw nb::type_error("lists: expected ten entries");
+    const auto cast = [&](size_t at, auto& to) {
+        if (!nb::try_cast(all[at], to, false)) throw nb::type_error("lists: an entry of another type");
+    };
+    cast(0, lists.covered), cast(1, lists.codes), cast(2, lists.scales), cast(3, lists.errors), cast(4, lists.norms);
+    cast(5, lists.longest), cast(6, lists.widest), cast(7, lists.starts), cast(8, lists.rows), cast(9, lists.cosines);
+    return lists;
+}
+
+// Checks sizes and what memory is reached by; that the rows are those of the gallery is the caller's word.
+TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
+    const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
+    if (count == 0 || lists.covered < 0 || lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
+    expect("lists", lists.codes, {count, code_width(gallery.width)});
+    for (const auto* numbers : {&lists.scales, &lists.errors, &lists.norms, &lists.widest}) expect("lists", *numbers, {count});
+    expect("lists", lists.starts, {count + 1});
+    expect("lists", lists.rows, {size});
+    expect("lists", lists.cosines, {size});
+    for (int64_t c = 0; c <= count; ++c)
+        if (lists.starts(c) < (c ? lists.starts(c - 1) : 0)) throw std::invalid_argument("lists: starts must ascend");
+    if (lists.starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
+    const CodedRows directions = {lists.codes.data(),       lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
+                                  code_width(gallery.width)};
+    return {count,
+            lists.covered,
+            directions,
+            lists.longest.data(),
+            lists.widest.data(),
+            lists.starts.data(),
+            lists.rows.data(),
+            lists.cosines.data()};
+}
+
 int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
                       Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed,
                       Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
@@ -137,12 +185,16 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
                       uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids,
                       Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys,
                       Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads,
-                      const std::string& instruction_set) {
+                      const std::string& instruction_set, std::optional<nb::tuple> lists, int64_t most_listed) {
     Arguments given = {std::move(shards), {}, offsets, excluded, anchor_ids};
     for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
     std::vector<Shard> storage;
     expect_threads(threads);
-    const Gallery gallery = gallery_of(given, storage);
+    Gallery gallery = gallery_of(given, storage);
+    const std::optional<Lists> listed = lists_of(lists);
+    if (listed && !(gallery.screened && by_rows)) throw std::invalid_argument("lists: only by rows, of coded items");
+    const TokenLists found_lists = listed ? token_lists(*listed, gallery) : TokenLists{};
+    if (listed) gallery.lists = &found_lists;
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
                p = static_cast<int64_t>(picks.shape(1));
     expect("queries", queries, {batch, gallery.width});
@@ -177,7 +229,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     const TileKernels* kernels = kernels_of(instruction_set);
     if (gallery.screened && !by_rows && !kernels->find_bounded)
         throw std::invalid_argument("coded: not in panels with this instruction set");
-    if (by_rows && batch > kernels->max_row_queries) throw std::invalid_argument("by_rows: too many queries");
+    if (by_rows && !listed && batch > kernels->max_row_queries) throw std::invalid_argument("by_rows: too many queries");
     const Sweep sweep = {.queries = queries.data(),
                          .query_rows = query_rows.data(),
                          .batch = batch,
@@ -195,6 +247,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
                          .sample = sample,
                          .field = field,
                          .by_rows = by_rows,
+                         .most_listed = most_listed,
                          .threads = threads,
                          .kernels = kernels};
     const Outcome out = {.top_scores = scores.data(),
@@ -239,6 +292,41 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     });
 }
 
+void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directions, Array<const uint32_t, 1> assigned,
+                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows,
+                        Array<uint16_t, 1> cosines, int threads) {
+    if (shards.empty()) throw std::invalid_argument("items: expected at least one shard");
+    const auto tokens = static_cast<int64_t>(shards[0].shape(1)), width = static_cast<int64_t>(shards[0].shape(2));
+    std::vector<TokenSource> sources;
+    int64_t size = 0;
+    for (const Items& items : shards) {
+        const auto count = static_cast<int64_t>(items.shape(0));
+        expect("items", items, {count, tokens, width});
+        sources.push_back({items.data(), count, is_half(items)});
+        size += count * tokens;
+    }
+    if (size >= 0xFFFFFFFF) throw std::invalid_argument("items: expected fewer than 2^32 - 1 tokens");
+    const auto count = static_cast<int64_t>(directions.shape(0));
+    expect("directions", directions, {count, width});
+    expect("assigned", assigned, {size});
+    expect("longest", longest, {count});
+    expect("widest", widest, {count});
+    expect("starts", starts, {count + 1});
+    expect("rows", rows, {size});
+    expect("cosines", cosines, {size});
+    expect_threads(threads);
+    for (int64_t at = 0; at < size; ++at)
+        if (assigned(at) >= count) throw std::invalid_argument("assigned: not a list");
+    for (int64_t c = 0; c < count; ++c) {
+        double square = 0.0;
+        for (int64_t d = 0; d < width; ++d) square += double{directions(c, d)} * directions(c, d);
+        if (!(std::abs(std::sqrt(square) - 1.0) <= 1e-6)) throw std::invalid_argument("directions: expected unit vectors");
+    }
+    nb::gil_scoped_release release;
+    fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, directions.data(), count, assigned.data(),
+               longest.data(), widest.data(), starts.data(), rows.data(), cosines.data(), threads);
+}
+
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
     for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) names.emplace_back((*kernels)->name);
@@ -275,9 +363,12 @@ NB_MODULE(_kernels, m) {
           "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,
           "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(),
           "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(),
-          "status"_a.noconvert(), "threads"_a, "instruction_set"_a);
+          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0);
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
+    m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "directions"_a.noconvert(), "assigned"_a.noconvert(),
+          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(),
+          "threads"_a);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(
         "screened_queries", [](const std::string& name) { return kernels_of(name)->screened_queries; }, "instruction_set"_a,

@@ -46,6 +46,7 @@ struct alignas(64) QueryState {
     Reservoir top;
     int64_t counts[3];
     int drawn;
+    bool scattered = false;  // its lists left too much
     BestHeap<double> picks;
     double unreachable;             // a softmax pick with 1 - u above this is none of the best
     uint32_t drawn_ids[kUniforms];  // of the mid zone, waiting for their random numbers

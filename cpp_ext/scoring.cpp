@@ -123,6 +123,14 @@ TileScratch Scorer::scratch() const {
         scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(static_cast<size_t>(rows));
     }
+    if (const TokenLists* lists = sweep_.gallery.lists) {
+        scratch.codes.resize(std::max(scratch.codes.size(), static_cast<size_t>(kGathered * code_width_)));
+        for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms})
+            numbers->resize(std::max<size_t>(numbers->size(), kGathered));
+        scratch.list_bounds.resize(static_cast<size_t>(lists->count));
+        scratch.reached_lists.resize(static_cast<size_t>(lists->count));
+        if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
+    }
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
@@ -253,10 +261,47 @@ void Scorer::prefetch(const Shard& shard, int64_t row) const {
     for (int64_t at = 0; at < std::min<int64_t>(row_bytes(), 2048); at += 64) __builtin_prefetch(data + at);
 }
 
-float Scorer::score_of(int64_t b, int64_t id) const {
+const Shard& Scorer::shard_of(int64_t& id) const {
     int64_t s = 0;
     for (; id >= sweep_.gallery.shards[s].count; ++s) id -= sweep_.gallery.shards[s].count;
-    const Shard& shard = sweep_.gallery.shards[s];
+    return sweep_.gallery.shards[s];
+}
+
+void Scorer::bound_tokens(int64_t b, const uint32_t* rows, int64_t count, TileScratch& scratch, float* bounds) const {
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t item = rows[i] / tokens_;
+        const Shard& shard = shard_of(item);
+        const int64_t row = item * tokens_ + rows[i] % tokens_;
+        std::memcpy(scratch.codes.data() + i * code_width_, shard.codes + row * code_width_, static_cast<size_t>(code_width_));
+        scratch.scales[static_cast<size_t>(i)] = shard.scales[row];
+        scratch.errors[static_cast<size_t>(i)] = shard.errors[row];
+        scratch.norms[static_cast<size_t>(i)] = shard.norms[row];
+    }
+    kernels_.bound_rows({scratch.codes.data(), scratch.scales.data(), scratch.errors.data(), scratch.norms.data(), count, code_width_},
+                        coded_queries(b), 1, bounds, count);
+}
+
+void Scorer::prefetch_codes(int64_t row) const {
+    int64_t item = row / tokens_;
+    const Shard& shard = shard_of(item);
+    const int64_t at = item * tokens_ + row % tokens_;
+    for (int64_t d = 0; d < std::min<int64_t>(code_width_, 512); d += 64) __builtin_prefetch(shard.codes + at * code_width_ + d);
+    __builtin_prefetch(shard.scales + at);
+    __builtin_prefetch(shard.errors + at);
+    __builtin_prefetch(shard.norms + at);
+}
+
+float Scorer::score_item(int64_t b, int64_t id, TileScratch& scratch) const {
+    const Shard& shard = shard_of(id);
+    return dot_item(shard, id, b, scratch);
+}
+
+void Scorer::bound_directions(int64_t b, const TokenLists& lists, float* bounds) const {
+    kernels_.bound_rows(lists.directions, coded_queries(b), 1, bounds, lists.count);
+}
+
+float Scorer::score_of(int64_t b, int64_t id) const {
+    const Shard& shard = shard_of(id);
     TileScratch scratch;
     scratch.widened.resize(static_cast<size_t>(sweep_.gallery.half ? tokens_ * width_ : 0));
     if (by_rows_ || screened_) return dot_item(shard, id, b, scratch);

@@ -27,6 +27,12 @@ struct Tile {
 
 // Reused from tile to tile by one thread.
 struct TileScratch {
+    std::vector<float> list_bounds;
+    std::vector<uint8_t> reached_lists;
+    std::vector<uint32_t> visited;  // lists, the most promising first
+    std::vector<uint64_t> taken;    // items whose score is known, as bits
+    std::vector<uint32_t> taken_items;
+
     AlignedVector<float> scores, best, widened, row_thresholds;
     std::vector<uint32_t> positions;
     std::vector<Bounded> reached;
@@ -50,6 +56,16 @@ class Scorer {
     int64_t work() const;
 
     float score_of(int64_t b, int64_t id) const;
+
+    // By rows and screened: upper bounds of the scores of tokens, each item * tokens + token of the gallery, at most kGathered; and the
+    // score of an item.
+    static constexpr int64_t kGathered = 64;
+    void bound_tokens(int64_t b, const uint32_t* rows, int64_t count, TileScratch& scratch, float* bounds) const;
+    float score_item(int64_t b, int64_t id, TileScratch& scratch) const;
+    void prefetch_codes(int64_t row) const;
+    // Upper bounds of the query's products with the directions of lists, and of its norm.
+    void bound_directions(int64_t b, const TokenLists& lists, float* bounds) const;
+    float norm_of(int64_t b) const { return norms_[static_cast<size_t>(b)]; }
 
     // Calls take(b, id, score) at least for every pair of the tile that is allowed and whose score is not below thresholds[b], NaN
     // included, and for none that is not allowed; `take` may raise thresholds[b]. Returns how many pairs were scored again in full.
@@ -99,6 +115,8 @@ class Scorer {
         return tile.chosen ? (tile.first + tile.chosen[row / tokens_]) * tokens_ + row % tokens_ : tile.first * tokens_ + row;
     }
 
+    // The shard of an item of the gallery, whose position becomes that in the shard.
+    const Shard& shard_of(int64_t& id) const;
     // `count` rows from `row` on in float32: in place, or widened into the scratch.
     const float* rows_of(const Shard& shard, int64_t row, int64_t count, TileScratch& scratch) const;
     // All rows of `count` items of a tile, from `first` on.

@@ -10,6 +10,7 @@
 #include "parallel.hpp"
 #include "query_state.hpp"
 #include "scoring.hpp"
+#include "walk.hpp"
 
 namespace dqe::cpu {
 namespace {
@@ -42,6 +43,7 @@ class Block {
 
     void choose_sample();
     Worker make_worker() const;
+    void walk(Worker& worker, int64_t b) const;
     void scan(Worker& worker, const Tile& tile) const;
     void estimate(Worker& worker, const Tile& tile) const;
     void take(Worker& worker, int64_t b, int64_t id, float score) const;
@@ -89,10 +91,10 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       guesses_(static_cast<size_t>(sweep.batch)),
       threads_(useful_threads(sweep.threads, scorer_.work())),
       top_(std::min(sweep.k, allowed_.most())),
-      field_(zones_at_the_end() ? field_share(sweep, allowed_.most(), threads_) : 0),
+      field_(zones_at_the_end() ? field_share(sweep, allowed_.most(), sweep.gallery.lists ? 1 : threads_) : 0),
       picks_(zones_as_it_goes() ? std::min(sweep.picks, allowed_.most()) : 0),
       tiles_(scorer_.tiles()) {
-    if (sweep.sample > 0 && !tiles_.empty()) choose_sample();
+    if (sweep.sample > 0 && !tiles_.empty() && !sweep.gallery.lists) choose_sample();
 }
 
 // Whole tiles, and so perhaps more items than were asked for: ranks are those in what is really sampled. Where that is more than a
@@ -213,6 +215,16 @@ void Block::take(Worker& worker, int64_t b, int64_t id, float score) const {
     if (risen) worker.thresholds[static_cast<size_t>(b)] = threshold(state);
 }
 
+void Block::walk(Worker& worker, int64_t b) const {
+    const float& threshold_now = worker.thresholds[static_cast<size_t>(b)];
+    const auto threshold = [&] { return threshold_now; };
+    const auto take_one = [&](int64_t id, float score) { take(worker, b, id, score); };
+    Walk way(scorer_, allowed_, sweep_.gallery, b, worker.scratch, threshold, take_one);
+    const int64_t wanted = std::max(sweep_.k > 0 ? top_ : 0, sweep_.zoning == Zoning::rank ? field_ : 0);
+    worker.queries[static_cast<size_t>(b)].scattered = !way.run(wanted, sweep_.most_listed);
+    worker.rescored += way.scored();
+}
+
 void Block::scan(Worker& worker, const Tile& whole) const {
     const Tile tile = scorer_.narrowed(whole, worker.scratch);
     worker.rescored += scorer_.score(tile, worker.thresholds.data(), worker.scratch, [&](int64_t b, int64_t id, float score) {
@@ -318,9 +330,11 @@ void Block::finish(std::vector<Worker>& workers, int64_t b) const {
         out_.top_ids[b * sweep_.k + r] = filled ? entry_id(top[static_cast<size_t>(r)]) : -1;
     }
     const float worst = kept > 0 ? entry_score(top[kept - 1]) : -kInfinity;
+    bool scattered = false;
+    for (const Worker& worker : workers) scattered = scattered || worker.queries[static_cast<size_t>(b)].scattered;
     const bool judged = guesses_[static_cast<size_t>(b)].holds(static_cast<int64_t>(kept), sweep_.k, worst);
     auto& status = reinterpret_cast<Status&>(out_.status[b]);
-    status = judged ? Status::complete : Status::misjudged;
+    status = scattered ? Status::scattered : judged ? Status::complete : Status::misjudged;
     if (sweep_.zoning == Zoning::none || status != Status::complete) return;
 
     BestHeap<double> picks = {out_.pick_keys + b * sweep_.picks, out_.picks + b * sweep_.picks, out_.pick_scores + b * sweep_.picks,
@@ -360,6 +374,10 @@ int64_t Block::run() {
 
     std::vector<Worker> workers(static_cast<size_t>(threads_));
     for_each_part(threads_, sweep_.batch < kSome ? 1 : threads_, [&](int, int64_t t) { workers[static_cast<size_t>(t)] = make_worker(); });
+    if (sweep_.gallery.lists) {
+        for_each_part(sweep_.batch, threads_, [&](int t, int64_t b) { walk(workers[static_cast<size_t>(t)], b); });
+        tiles_.clear();
+    }
     // As many threads as the part is worth: a sample for one query is done before a second thread has woken up.
     const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {
         const int64_t share = scorer_.work() / std::max<int64_t>(1, static_cast<int64_t>(tiles_.size())) * (to - from);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "allowed.hpp"
+#include "lists.hpp"
 #include "tiles.hpp"
 #include "zone_select.hpp"
 
@@ -26,6 +27,7 @@ struct Gallery {
     const Shard* shards;
     int64_t shard_count, size, tokens, width;  // size: items of all shards, below 2^32 - 1
     bool half, screened;
+    const TokenLists* lists = nullptr;  // of the first items of the gallery, where they are to be used; it is screened then
 };
 
 // Row b excludes ids[offsets[b]] to ids[offsets[b + 1] - 1], ascending and distinct: what few items a query leaves out by itself,
@@ -39,8 +41,8 @@ struct Exclusions {
 enum class Zoning : int { none = 0, given = 1, from_best = 2, rank = 3 };
 
 // complete: all is set. outgrown: the zone outgrew `field`; counts and picks are not set, the bounds are. misjudged: the sample
-// raised the thresholds too far; sweep again without one.
-enum class Status : int8_t { complete = 0, outgrown = 1, misjudged = 2 };
+// raised the thresholds too far; sweep again without one. scattered: lists leave too much; sweep again without them.
+enum class Status : int8_t { complete = 0, outgrown = 1, misjudged = 2, scattered = 3 };
 
 // All arrays are the caller's; (B, ...) row-major.
 struct Outcome {
@@ -67,10 +69,11 @@ struct Sweep {
     const int64_t* anchor_ids;  // null: see Zoning; else `anchor` is set to these items' scores first
     double lo, hi;              // of from_best and rank
     PickRule rule;
-    int64_t sample;  // candidates to look at first, here and there, to guess thresholds from; 0: none
-    int64_t field;   // entries a query may hold while its zone is not known (from_best, rank)
-    bool by_rows;    // score row by row (at most max_row_queries queries), not in panels
-    int threads;     // at least 1
+    int64_t sample;       // candidates to look at first, here and there, to guess thresholds from; 0: none
+    int64_t field;        // entries a query may hold while its zone is not known (from_best, rank)
+    bool by_rows;         // score row by row (at most max_row_queries queries, or any number by lists), not in panels
+    int64_t most_listed;  // tokens that may be visited for a query, beyond which it is scattered; of a gallery with lists
+    int threads;          // at least 1
     const TileKernels* kernels;
 };
 

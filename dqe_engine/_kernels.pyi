@@ -46,7 +46,20 @@ def sweep(
     picks: I64,
     pick_scores: F32,
     status: NDArray[np.int8],
+    lists: tuple[Any, ...] | None = None,
+    most_listed: int = 0,
 ) -> int: ...
+def fill_lists(
+    shards: Sequence[NDArray[Any]],
+    directions: F32,
+    assigned: NDArray[np.uint32],
+    longest: F32,
+    widest: F32,
+    starts: I64,
+    rows: NDArray[np.uint32],
+    cosines: NDArray[np.uint16],
+    threads: int,
+) -> None: ...
 def encode(items: NDArray[Any], codes: NDArray[np.uint8], scales: F32, errors: F32, norms: F32, threads: int) -> None: ...
 def instruction_sets() -> list[str]: ...
 def screened_queries(instruction_set: str) -> int: ...

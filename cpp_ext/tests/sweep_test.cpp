@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "../lists.hpp"
 #include "../screen.hpp"
 #include "../sweep.hpp"
 
@@ -29,7 +30,7 @@ struct Request {
     int64_t k = any_of({0, 1, 5, 200}), picks = any_of({0, 1, 7}), sample = any_of({0, size / 8}), field = any_of({1100, 40});
     Zoning zoning = static_cast<Zoning>(any_of({0, 1, 2, 3}));
     Policy policy = static_cast<Policy>(any_of({0, 1, 2}));
-    bool screened = generator() % 2;
+    bool screened = generator() % 2, listed = generator() % 2;
     int threads = static_cast<int>(any_of({1, 2, 3}));
     double lo = zoning == Zoning::rank ? 0.01 : 1.0, hi = zoning == Zoning::rank ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
     std::vector<float> queries, items, anchor;
@@ -111,6 +112,10 @@ void require(bool holds, const char* what, const Request& request) {
 // Everything by definition: rank all candidates, then classify each.
 void check(const Request& request, const Results& results) {
     for (int64_t b = 0; b < request.batch; ++b) {
+        if (results.status[b] == static_cast<int8_t>(Status::scattered)) {
+            require(request.screened && request.listed, "status", request);
+            continue;
+        }
         if (results.status[b] == static_cast<int8_t>(Status::misjudged)) {
             require(request.sample > 0, "status", request);
             continue;
@@ -151,6 +156,33 @@ void check(const Request& request, const Results& results) {
     }
 }
 
+// Lists around the axes, of tokens that were dealt out by chance, of the first items or of all.
+struct Lists {
+    int64_t count, covered;
+    std::vector<float> directions, scales, errors, norms, longest, widest;
+    std::vector<uint8_t> codes;
+    std::vector<int64_t> starts;
+    std::vector<uint32_t> assigned, rows;
+    std::vector<uint16_t> cosines;
+    TokenLists lists;
+
+    explicit Lists(const Request& request)
+        : count(any_of({1, 2, request.width})), covered(any_of({0, request.size / 2, request.size})), directions(count * request.width) {
+        for (int64_t c = 0; c < count; ++c) directions[c * request.width + c % request.width] = c % 2 ? -1.0f : 1.0f;
+        for (auto* numbers : {&scales, &errors, &norms, &longest, &widest}) numbers->resize(count);
+        codes.resize(count * code_width(request.width));
+        encode_rows(directions.data(), count, request.width, codes.data(), scales.data(), errors.data(), norms.data());
+        starts.resize(count + 1);
+        for (int64_t row = 0; row < covered * request.tokens; ++row) assigned.push_back(generator() % count);
+        rows.resize(assigned.size()), cosines.resize(assigned.size());
+        const TokenSource source = {request.items.data(), covered, false};
+        fill_lists(&source, 1, request.tokens, request.width, directions.data(), count, assigned.data(), longest.data(), widest.data(),
+                   starts.data(), rows.data(), cosines.data(), request.threads);
+        const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
+        lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
+    }
+};
+
 void run_once(const TileKernels* kernels) {
     Request request;
     if (request.batch > kernels->max_row_queries && !kernels->find_bounded) request.screened = false;
@@ -168,7 +200,9 @@ void run_once(const TileKernels* kernels) {
                 norms.data() + at};
     };
     const Shard shards[] = {shard(0, first), shard(first, first), shard(first, request.size)};
-    const Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
+    Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
+    Lists lists(request);
+    if (request.screened && request.listed && request.zoning != Zoning::rank) gallery.lists = &lists.lists;
     Results results(request);
     Sweep sweep = {
         .queries = request.queries.data(),
@@ -187,13 +221,15 @@ void run_once(const TileKernels* kernels) {
         .rule = {.policy = request.policy, .temperature = 0.5, .seed = 77},
         .sample = request.sample,
         .field = request.field,
-        .by_rows = request.batch <= kernels->max_row_queries,
+        .by_rows = gallery.lists || request.batch <= kernels->max_row_queries,
+        .most_listed = any_of({1, int64_t{1} << 40}),
         .threads = request.threads,
         .kernels = kernels};
     run(sweep, {results.scores.data(), results.ids.data(), results.anchor.data(), results.lo.data(), results.hi.data(),
                 results.counts.data(), results.keys.data(), results.picks.data(), results.pick_scores.data(), results.status.data()});
     check(request, results);
     const auto misjudged = static_cast<int8_t>(Status::misjudged);
+    if (gallery.lists) return;
     if (std::find(results.status.begin(), results.status.end(), misjudged) == results.status.end()) return;
     request.sample = sweep.sample = 0;  // the second try, which must settle them
     Results again(request);

@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen
+from dqe_engine.zones.lists import TokenLists
 from dqe_engine.zones.screen import CodedShard
+
+_UNLISTED_SHARE = 8
+"""Lists are made anew when more than one in so many rows is in none."""
 
 Rows = NDArray[Any]
 
@@ -96,6 +101,9 @@ class ScreenCache:
         self._lock = threading.Lock()
         self._first = codes
         self._added: tuple[Column, ...] = ()  # of the rows after those
+        self._lists: TokenLists | None = None
+        self._listed = 0  # rows there were when lists were last made, whether or not there were enough
+        self._clustering = threading.Lock()
 
     def screen(self, *shards: Rows) -> tuple[tuple[Rows, ...], Screen]:
         """The shards, cut where the codes are, and their screen.
@@ -104,13 +112,13 @@ class ScreenCache:
         """
         with self._lock:
             if self._first is None:
-                (self._first,) = Screen.build(shards[0]).shards
+                (self._first,) = Screen.build(shards[0], lists=False).shards
             if not self._added:
                 self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._first)
             first = len(self._first.codes)
             if new := _rows_from(shards, first + len(self._added[0])):
                 grown = tuple(copy.copy(column) for column in self._added)
-                for coded in Screen.build(new).shards:
+                for coded in Screen.build(new, lists=False).shards:
                     arrays: tuple[Rows, ...] = tuple(coded)
                     for column, rows in zip(grown, arrays, strict=True):
                         column.append(rows)
@@ -123,14 +131,25 @@ class ScreenCache:
                 pieces.append(shard[begin:end])
                 codes.append(_rows(part, slice(origin + begin, origin + end)))
             start += len(shard)
-        return (tuple(pieces), Screen(tuple(codes))) if pieces else (shards[:1], Screen(parts[:1]))
+        return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards))) if pieces else (shards[:1], Screen(parts[:1]))
+
+    def _current_lists(self, shards: Sequence[Rows]) -> TokenLists | None:
+        """Lists that hold all of these rows but the last few. Whoever finds that they hold too few makes new ones; others go on meanwhile."""
+        count = sum(map(len, shards))
+        if count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
+            try:
+                self._lists, self._listed = TokenLists.build(shards, threads=available_cpus()), count
+            finally:
+                self._clustering.release()
+        lists = self._lists
+        return lists if lists is not None and lists.covered <= count else None
 
     @property
     def nbytes(self) -> int:
         """Of the codes made so far."""
         with self._lock:
             parts = [part for part in (self._first, _coded(self._added) if self._added else None) if part is not None]
-        return Screen(tuple(parts)).nbytes
+        return Screen(tuple(parts), self._lists).nbytes
 
     def taken(self, rows: NDArray[np.int64]) -> ScreenCache:
         """The cache of these rows alone, ascending, with the codes of all that have been made."""

@@ -21,6 +21,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.processors import available_cpus
 
 from .arrays import F32, I64
+from .lists import TokenLists
 from .request import ZoneRequest, ZoneSelection
 
 BLOCK_QUERIES = 4096
@@ -34,6 +35,15 @@ ESTIMATED_SAMPLE = 16_384
 """The same where many queries are screened: there the sample costs bounds alone."""
 RESCORE_COST = 10_000
 """Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
+
+SWEPT_ROW_COST = 0.06
+"""Nanoseconds a byte of codes, of a few queries on all threads together. This and what follows is measured, and decides nothing but time."""
+SWEPT_PANEL_COST = 0.005
+"""Nanoseconds a product of a number, on one thread, of queries in panels."""
+VISIT_COST = 20.0
+"""Nanoseconds for a token that a query visits in a list, and"""
+VISIT_BYTE_COST = 0.15
+"""for each of its codes."""
 
 _STATE_BYTES = 384
 """Of a query on a thread beside what it keeps; QueryState of cpp_ext/query_state.hpp and a threshold, rounded up."""
@@ -55,6 +65,7 @@ class Status(IntEnum):
     COMPLETE = 0
     OUTGROWN = 1
     MISJUDGED = 2
+    SCATTERED = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,10 +129,12 @@ def select(
     sample: int | None = None,
     rescore_cost: int = RESCORE_COST,
     instruction_set: str = "",
+    list_limit: int | None = None,
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
-    `threads`, the sizes and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
+    list_limit: tokens that a query may visit by lists before it is swept; 0: none, no lists; None: as many as save time.
+    `threads`, the sizes, the limit and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
     threads = threads or available_cpus()
@@ -134,9 +147,12 @@ def select(
         share = candidates / max(request.size, 1)
         kept = field + min(request.k, candidates)
         screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
+    lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
-    sweeper = _Sweeper(request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set)
+    sweeper = _Sweeper(
+        request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit
+    )
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)
     rescored = 0
@@ -166,6 +182,22 @@ _screened_queries = cache(_kernels.screened_queries)
 def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, share: float = 1.0, rescore_cost: int = RESCORE_COST) -> bool:
     """Whether panels of queries that keep `field` candidates each, of a `share` of these (n, M, D) shards, are found faster screened."""
     return field * rescore_cost <= share * sum(shard.size for shard in shards)
+
+
+def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenLists | None:
+    """The screen's lists where the request can use them; `gainful`: only where they may also save time."""
+    lists = None if request.screen is None else request.screen.lists
+    if lists is None or lists.covered > request.size or _zoning(request) is Zoning.RANK:
+        return None
+    whole = 2 * lists.covered >= request.size and 2 * candidates >= request.size
+    return lists if not gainful or (whole and request.k <= candidates // 64) else None
+
+
+def most_listed(request: ZoneRequest, batch: int, by_rows: bool, threads: int) -> int:
+    """Tokens that a query may visit by lists before sweeping all of them, with the others of its batch, takes less time."""
+    _, tokens, width = request.shards[0].shape
+    swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width * min(batch, threads)
+    return max(1, int(request.size * tokens * swept / (VISIT_COST + VISIT_BYTE_COST * width)))
 
 
 def rank_field(hi: float, size: int) -> int:
@@ -205,6 +237,8 @@ class _Sweeper:
     screened: bool
     threads: int
     instruction_set: str
+    lists: TokenLists | None
+    list_limit: int | None
 
     def bytes_per_query(self, field_threads: int) -> int:
         """On all threads, of which the field is shared out among `field_threads`; half as much again as is kept (cpp_ext/reservoir.hpp)."""
@@ -222,7 +256,9 @@ class _Sweeper:
             out.anchor[:] = request.anchor_scores[rows]
         if zones is not None and zoning is Zoning.GIVEN:
             out.lo[:], out.hi[:] = zones.lo, zones.hi
-        rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
+        rescored = self._by_lists(rows, out, zoning)
+        if rescored is None:
+            rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
         if not out.status.any():
             return rescored
         (again,) = np.nonzero(out.status == Status.MISJUDGED)
@@ -239,8 +275,23 @@ class _Sweeper:
         assert not out.status.any()
         return rescored
 
-    def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int) -> int:
-        request = self.request
+    def _by_lists(self, rows: I64, out: _Rows, zoning: Zoning) -> int | None:
+        """By lists first, and without them for the queries that they leave too much; None where nothing was done."""
+        if self.lists is None or (self.list_limit is None and not self.lists.worth_trying()):
+            return None
+        most = self.list_limit or most_listed(self.request, len(rows), self.by_rows, self.threads)
+        rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
+        (again,) = np.nonzero(out.status == Status.SCATTERED)
+        self.lists.note(len(rows), len(again))
+        if len(again):
+            part = out.take(again)
+            rescored += self._call(rows[again], part, zoning, self.request.anchor_ids, self.sample)
+            out.put(again, part)
+        return rescored
+
+    def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int, most: int = 0) -> int:
+        """`most`: with lists, and so many of their tokens at most."""
+        request, lists = self.request, self.lists if most else None
         zones = request.zones or ZoneSpec(lo=0, hi=0)
         first, last = int(rows[0]), int(rows[-1]) + 1
         some: slice | I64
@@ -254,7 +305,7 @@ class _Sweeper:
         return _kernels.sweep(
             queries,
             list(request.shards),
-            list(request.screen.shards) if self.screened and request.screen is not None else [],
+            list(request.screen.shards) if (self.screened or lists) and request.screen is not None else [],
             offsets,
             excluded,
             request.allowed if request.allowed is None or len(request.allowed) == 1 else request.allowed[some],
@@ -269,8 +320,10 @@ class _Sweeper:
             seed=zones.seed,
             sample=sample,
             field=self.field,
-            by_rows=self.by_rows,
+            by_rows=self.by_rows or lists is not None,
             threads=self.threads,
             instruction_set=self.instruction_set,
+            lists=None if lists is None else lists.for_kernels(),
+            most_listed=most,
             **out.arrays(),
         )

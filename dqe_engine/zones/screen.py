@@ -17,6 +17,7 @@ from dqe_engine.processors import available_cpus
 
 from .arrays import F32, shards_of
 from .compiled import kernels
+from .lists import TokenLists
 
 _CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
 _HUGE_PAGE = 2 << 20
@@ -38,26 +39,30 @@ class Screen:
     """The 8-bit copy of a gallery, passed as `screen=` to `select_zones` with the items that it was built from."""
 
     shards: tuple[CodedShard, ...]
+    lists: TokenLists | None = None
+    """Clusters of the tokens, by which a query skips what cannot matter without a look at its codes."""
 
     @classmethod
-    def build(cls, items: NDArray[Any] | Sequence[NDArray[Any]], *, threads: int = 0) -> Screen:
+    def build(cls, items: NDArray[Any] | Sequence[NDArray[Any]], *, threads: int = 0, lists: bool = True) -> Screen:
         """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
+
+        lists: also cluster the tokens, where there are enough of them; a result never depends on it.
 
         Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
         """
-        coded = []
-        for shard in shards_of(items):
+        coded, shards = [], shards_of(items)
+        for shard in shards:
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
             codes = _empty_codes(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
             kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
-        return cls(tuple(coded))
+        return cls(tuple(coded), TokenLists.build(shards, threads=threads or available_cpus()) if lists else None)
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for shard in self.shards for array in shard)
+        return sum(array.nbytes for shard in self.shards for array in shard) + (self.lists.nbytes if self.lists else 0)
 
     def check_fits(self, shards: tuple[NDArray[Any], ...]) -> None:
         """Raise InputError unless this is the shape of a screen of these (n, M, D) shards."""

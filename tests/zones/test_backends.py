@@ -18,6 +18,7 @@ from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled, select_zones
 from dqe_engine.zones.bitmaps import packed
+from dqe_engine.zones.lists import TokenLists
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZES = (0, 1, 19, 111, 4097)
@@ -163,21 +164,45 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
     rescore_cost=st.sampled_from((0, cpu.RESCORE_COST)),
     instruction_set=st.sampled_from(_kernels.instruction_sets()),
     screened=st.booleans(),
+    listed=st.sampled_from((0.0, 0.5, 1.0)),
+    list_limit=st.sampled_from((1, 50, 10**9)),
 )
-@example(EMPTIED, 1, 2, 1024, 0, 0, "", False)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True)
-@example(dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", False)
+@example(EMPTIED, 1, 2, 1024, 0, 0, "", False, 0.0, 1)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True, 1.0, 10**9)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1)
+@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
+@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)),
+    1,
+    1024,
+    1024,
+    500,
+    0,
+    "",
+    False,
+    0.0,
+    1,
+)
 def test_kernel_equals_reference(
-    case: Case, threads: int, block_queries: int, least_field: int, sample: int, rescore_cost: int, instruction_set: str, screened: bool
+    case: Case,
+    threads: int,
+    block_queries: int,
+    least_field: int,
+    sample: int,
+    rescore_cost: int,
+    instruction_set: str,
+    screened: bool,
+    listed: float,
+    list_limit: int,
 ) -> None:
     request = case.request()
     if screened:
-        request = dataclasses.replace(request, screen=Screen.build(request.shards))
+        some = [shard[: math.ceil(listed * len(shard))] if at == 0 else shard[:0] for at, shard in enumerate(request.shards)]
+        lists = TokenLists.build(some if listed < 1 else request.shards, threads=threads, least=1)
+        request = dataclasses.replace(request, screen=Screen(Screen.build(request.shards).shards, lists))
     sizes = {"block_queries": block_queries, "least_field": least_field, "sample": sample, "rescore_cost": rescore_cost}
-    result = cpu.select(request, threads=threads, instruction_set=instruction_set, **sizes)
+    result = cpu.select(request, threads=threads, instruction_set=instruction_set, list_limit=list_limit, **sizes)
     assert_same(result, reference.select(request))
 
 

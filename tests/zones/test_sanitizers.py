@@ -39,7 +39,7 @@ def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
-    others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "tests/sweep_test.cpp")
+    others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp", "tests/sweep_test.cpp")
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
     objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
@@ -56,7 +56,7 @@ def build_bindings(folder: Path, flags: list[str]) -> Path:
     flags = [*flags, "-fPIC", "-fvisibility=hidden"]
     objects = [compile_object(f"tiles_{name}.cpp", folder, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    kernels = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp")
+    kernels = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp")
     bindings = ("bindings.cpp", nanobind_root / "src/nb_combined.cpp")
     objects += [compile_object(source, folder, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
     objects += [compile_object(str(source), folder, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]

@@ -1,0 +1,91 @@
+// Clusters of a gallery's tokens that a query may skip with certainty, so that a search reads what can matter and not the whole.
+//
+// A list holds tokens around a direction u, |u| = 1. A token t at angle ρ from u, and a query q at angle θ from u, are at least θ - ρ
+// apart, so that
+//     <q, t> <= |q| |t| cos(max(0, θ - ρ)).
+// With x = <q, u> = |q| cos θ, this is |q| |t| where x >= |q| cos ρ, and else |t| (x cos ρ + sqrt(|q|² - x²) sin ρ). It grows with x, with
+// |q| and with ρ: an upper bound of x (from the codes of u, screen.hpp), an upper bound of |q| and a cosine that was rounded down can only
+// raise it. A negative value is taken as 0, since |t| may be any number up to the list's longest. What is compared with a threshold is the
+// float32 rounding of <q, t>, off by (D + 32) * 2^-24 * |q| |t| at most, and u is a unit vector only to 1e-6: `Reach` adds both.
+//
+// Within a list, tokens are ordered by ρ, the widest first: those that can reach a threshold are the first so many of them. Tokens with
+// numbers that are not finite, or longer than 2^60, have no bound; they come before the first list, and are always visited.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "tiles.hpp"
+
+namespace dqe::cpu {
+
+struct TokenLists {
+    int64_t count, covered;   // lists; the gallery's first items, whose tokens they hold
+    CodedRows directions;     // (count,)
+    const float* longest;     // (count,): the largest norm, rounded up; 0 where the list is empty
+    const float* widest;      // (count,): cos ρ of the list's first token, rounded down
+    const int64_t* starts;    // (count + 1,): where in `rows` each list starts
+    const uint32_t* rows;     // (covered * tokens,): item * tokens + token
+    const uint16_t* cosines;  // (covered * tokens,): cos ρ, rounded down: code / 32767.5 - 1
+};
+
+// The largest code that stands for no more than `cosine`.
+inline uint16_t cosine_code(double cosine) {
+    return static_cast<uint16_t>(std::clamp(std::floor((cosine - 1e-12 + 1.0) * 32767.5), 0.0, 65535.0));
+}
+
+// The upper bounds of one query's scores.
+class Reach {
+  public:
+    // `norm`: at least |q|. NaN: there is no bound, everything is within reach.
+    Reach(double norm, int64_t width) : norm_(norm), slack_(norm * (static_cast<double>(width + 32) * 0x1p-24 + 1e-6)) {}
+
+    // Of tokens with norms up to `longest`, at a cosine of at least `code` from a direction whose product with the query is at most x.
+    double bound(float x, uint16_t code, float longest) const {
+        const double along = x + 1e-6 * norm_, cosine = code / 32767.5 - 1.0;
+        if (along < norm_ * cosine) {
+            const double across = std::sqrt(std::max(0.0, norm_ * norm_ - along * along)) * std::sqrt(std::max(0.0, 1.0 - cosine * cosine));
+            return (std::max(0.0, along * cosine + across) + slack_) * longest;
+        }
+        return (norm_ + slack_) * longest;  // NaN, too
+    }
+
+    // Whether lists have a token that can score `threshold` or more: `bound` of each list, compared without a root, so that the loop is one
+    // of vectors: (max(0, along cos + across) + slack) longest < threshold. `room` is far above the rounding of the squares.
+    void reached(const TokenLists& lists, const float* x, float threshold, uint8_t* reached) const {
+        const double square = norm_ * norm_, margin = 1e-6 * norm_, room = 1e-10 * square;
+        for (int64_t list = 0; list < lists.count; ++list) {
+            const double along = x[list] + margin, cosine = lists.widest[list], longest = lists.longest[list];
+            const double most = threshold / longest - slack_, gap = most - along * cosine;
+            const double across = (square - along * along) * (1.0 - cosine * cosine);
+            const bool below = (along < norm_ * cosine) & (most > 0.0) & (gap > 0.0) & (across + room < gap * gap);
+            reached[list] = !(below | (longest == 0.0));
+        }
+    }
+
+    // How many of a list's tokens, in its order, can score `threshold` or more.
+    int64_t within(float x, const uint16_t* codes, int64_t count, float longest, float threshold) const {
+        const uint16_t* end =
+            std::partition_point(codes, codes + count, [&](uint16_t code) { return !(bound(x, code, longest) < threshold); });
+        return end - codes;
+    }
+
+  private:
+    double norm_, slack_;
+};
+
+// Consecutive items: (count, tokens, width) float32, or float16 where `half`.
+struct TokenSource {
+    const void* data;
+    int64_t count;
+    bool half;
+};
+
+// Sorts the tokens of `sources` into lists. `directions` is (count, width), unit vectors; `assigned` names the list of each token. Writes
+// longest, widest, starts (whose first entry counts the tokens without a bound), rows and cosines.
+void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,
+                const uint32_t* assigned, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads);
+
+}  // namespace dqe::cpu

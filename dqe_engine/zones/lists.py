@@ -1,0 +1,208 @@
+"""Clusters of tokens that an exact search may skip (cpp_ext/lists.hpp has the certificate): which there are, and which token is in which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqe_engine import _kernels
+
+from .arrays import F32, I64
+
+LEAST_TOKENS = 1 << 16
+"""Fewer tokens are swept in less time than lists would take."""
+_PREFIX = 16
+"""Principal components by which tokens are clustered; the certificates are those of all D numbers."""
+_LISTS_PER_ROOT = 8
+"""As many lists as this times the root of the number of tokens: a query looks at each list, and at the tokens of a few."""
+_LEAST_PER_LIST = 16
+_SAMPLE_PER_LIST = 12
+_CHUNK = 1 << 20  # tokens that are assigned at a time
+
+
+@dataclass(slots=True)
+class _Tally:
+    """How a gallery's queries have fared: where lists rule out too little, they are tried ever more rarely."""
+
+    tried: int = 0
+    scattered: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLists:
+    """L lists of the tokens of a gallery's first `covered` items."""
+
+    covered: int
+    codes: NDArray[np.uint8]  # (L, W): of the directions, as `CodedShard`'s
+    scales: F32  # (L,)
+    errors: F32
+    norms: F32
+    longest: F32  # (L,): the largest norm of the list's tokens
+    widest: F32  # (L,): cosine of the widest angle of the list's tokens to its direction
+    starts: I64  # (L + 1,): into the next two; the tokens before the first list have no bound
+    rows: NDArray[np.uint32]  # (covered * M,): item * M + token
+    cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
+    tally: _Tally = field(default_factory=_Tally)
+
+    @classmethod
+    def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, least: int = LEAST_TOKENS) -> TokenLists | None:
+        """Cluster the tokens of (n, M, D) shards; None where there are fewer than `least`, or too many for 32 bits."""
+        covered, tokens, width = sum(map(len, shards)), *shards[0].shape[1:]
+        size = covered * tokens
+        if not least <= size < 2**32 - 1:
+            return None
+        wanted = max(1, min(_LISTS_PER_ROOT * math.isqrt(size), size // _LEAST_PER_LIST))
+        rng = np.random.default_rng(0)
+        sample = _sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng)
+        if len(sample) < wanted:
+            return None  # most tokens have no direction
+        tree = _Tree.grown(sample, wanted, rng)
+        assigned = np.concatenate([tree.assign(chunk) for chunk in _chunks(shards)])
+        count = len(tree.directions)
+        longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
+        rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
+        _kernels.fill_lists(list(shards), tree.directions, assigned, longest, widest, starts, rows, cosines, threads)
+        codes = np.empty((count, 1, -(-width // 64) * 64), np.uint8)
+        numbers = [np.empty((count, 1), np.float32) for _ in range(3)]
+        _kernels.encode(tree.directions[:, None], codes, *numbers, threads)
+        return cls(covered, codes[:, 0], *(array[:, 0] for array in numbers), longest, widest, starts, rows, cosines)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays())
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)
+
+    def for_kernels(self) -> tuple[Any, ...]:
+        """What `_kernels.sweep` takes as `lists`."""
+        return (self.covered, *self._arrays())
+
+    def worth_trying(self) -> bool:
+        """Whether enough of the queries until now were spared enough; after many that were not, one in 64 is tried."""
+        tally = self.tally
+        if tally.tried < 8 or 2 * tally.scattered <= tally.tried:
+            return True
+        tally.skipped += 1
+        return tally.skipped % 64 == 0
+
+    def note(self, tried: int, scattered: int) -> None:
+        tally = self.tally
+        tally.tried += tried
+        tally.scattered += scattered
+        if tally.tried > 256:  # what was long ago counts less
+            tally.tried //= 2
+            tally.scattered //= 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tree:
+    """k-means in two levels over the first principal components of unit vectors."""
+
+    axes: F32  # (D, P)
+    roots: F32  # (S, P)
+    leaves: tuple[F32, ...]  # S of (l, P)
+    offsets: I64  # (S + 1,)
+    directions: F32  # (L, D), unit vectors
+
+    @classmethod
+    def grown(cls, sample: F32, leaves: int, rng: np.random.Generator) -> _Tree:
+        spread = np.linalg.eigh(np.cov(sample.T.astype(np.float64))) if sample.shape[1] > 1 else None
+        axes = np.ones((1, 1)) if spread is None else spread.eigenvectors[:, ::-1][:, :_PREFIX]
+        axes = np.ascontiguousarray(axes, np.float32)
+        points = sample @ axes
+        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=6)
+        centres, directions = [], []
+        for root in range(len(roots)):
+            (members,) = np.nonzero(of_root == root)
+            share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
+            own, of_leaf = (
+                _kmeans(points[members], share, rng, rounds=5) if len(members) else (roots[root : root + 1], np.empty(0, np.int64))
+            )
+            sums = np.zeros((len(own), sample.shape[1]))
+            order = np.argsort(of_leaf, kind="stable")
+            present, begins = np.unique(of_leaf[order], return_index=True)
+            if len(present):
+                sums[present] = np.add.reduceat(sample[members[order]], begins, axis=0, dtype=np.float64)
+            norms = np.linalg.norm(sums, axis=1, keepdims=True)
+            lost = norms[:, 0] == 0  # an empty leaf, or one whose members cancel
+            sums[lost, 0], norms[lost] = 1.0, 1.0
+            centres.append(own)
+            directions.append((sums / norms).astype(np.float32))
+        offsets = np.concatenate(([0], np.cumsum([len(own) for own in centres])))
+        return cls(axes, roots, tuple(centres), offsets, np.concatenate(directions))
+
+    def assign(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
+        """The leaf of each (n, D) token, by its direction; any for a token that has none."""
+        with np.errstate(all="ignore"):
+            points = tokens.astype(np.float32, copy=False) @ self.axes
+            points /= np.sqrt(np.einsum("ij,ij->i", tokens, tokens, dtype=np.float32))[:, None]
+            points[~np.isfinite(points).all(1)] = 0.0
+        of_root = _nearest(points, self.roots)
+        order = np.argsort(of_root, kind="stable")
+        ends = np.searchsorted(of_root[order], np.arange(len(self.roots) + 1))
+        assigned = np.empty(len(tokens), np.uint32)
+        for root, leaves in enumerate(self.leaves):
+            members = order[ends[root] : ends[root + 1]]
+            assigned[members] = _nearest(points[members], leaves) + self.offsets[root]
+        return assigned
+
+
+def _kmeans(points: F32, count: int, rng: np.random.Generator, *, rounds: int) -> tuple[F32, I64]:
+    """Lloyd's iterations from `count` of the points: centres and the nearest of each point. A centre without points stays."""
+    centres = points[rng.choice(len(points), count, replace=False)]
+    for _ in range(rounds):
+        nearest = _nearest(points, centres)
+        sizes = np.bincount(nearest, minlength=count)
+        sums = np.stack([np.bincount(nearest, column, minlength=count) for column in points.T], axis=1)
+        found = sizes > 0
+        centres[found] = (sums[found] / sizes[found, None]).astype(np.float32)
+    return centres, _nearest(points, centres)
+
+
+def _nearest(points: F32, centres: F32) -> I64:
+    """For each (n, P) point the centre of least distance."""
+    half_squares = 0.5 * np.einsum("ij,ij->i", centres, centres)
+    nearest = np.empty(len(points), np.int64)
+    for start in range(0, len(points), 8192):
+        some = points[start : start + 8192] @ centres.T
+        some -= half_squares
+        nearest[start : start + 8192] = some.argmax(1)
+    return nearest
+
+
+def _unit(tokens: NDArray[Any]) -> F32:
+    """(n, D) unit vectors; zeros for what has no direction."""
+    values = tokens.astype(np.float32, copy=True)
+    with np.errstate(all="ignore"):
+        norms = np.sqrt(np.einsum("ij,ij->i", values, values))
+        usable = np.isfinite(norms) & (norms > 0)
+        values[usable] /= norms[usable, None]
+    values[~usable] = 0.0
+    return values
+
+
+def _chunks(shards: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Some (n, D) tokens of the gallery at a time, in order."""
+    for shard in shards:
+        rows = shard.reshape(-1, shard.shape[2])
+        for start in range(0, len(rows), _CHUNK):
+            yield rows[start : start + _CHUNK]
+
+
+def _sampled(shards: Sequence[NDArray[Any]], size: int, rng: np.random.Generator) -> F32:
+    """Unit vectors of about `size` tokens, drawn from each shard by its size; those without a direction are left out."""
+    total = sum(shard.shape[0] * shard.shape[1] for shard in shards)
+    parts = []
+    for shard in shards:
+        rows = shard.reshape(-1, shard.shape[2])
+        own = min(len(rows), math.ceil(size * len(rows) / total))
+        parts.append(_unit(rows[np.sort(rng.choice(len(rows), own, replace=False))]))
+    sample = np.concatenate(parts)
+    return sample[np.einsum("ij,ij->i", sample, sample) > 0.5]
