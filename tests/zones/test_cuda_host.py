@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.shared import shared
+from support.compiling import compiled
 
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.errors import InputError
@@ -81,8 +81,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C++ compiler")
     flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA), "-o"]
-    loaded = ctypes.CDLL(str(shared(tmp_path_factory, "host_zones.so", lambda out: subprocess.run([*command, str(out)], check=True))))
+    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA)]
+    loaded = ctypes.CDLL(str(compiled(tmp_path_factory, command, "host_zones.so")))
     loaded.emulated_select.restype = ctypes.c_int64
     loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
     return loaded
@@ -524,10 +524,10 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     includes = [sysconfig.get_path("include"), root / "include", root / "ext" / "robin_map" / "include", CUDA]
     command = [
         compiler, "-std=c++20", "-O0", "-ffp-contract=off", "-fvisibility=hidden", "-shared", "-fPIC", "-fno-strict-aliasing",
-        *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"), "-o",
+        *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"),
     ]  # fmt: skip
     name = f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    built = shared(tmp_path_factory, name, lambda out: subprocess.run([*command, str(out)], check=True))
+    built = compiled(tmp_path_factory, command, name)
     spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
     assert spec is not None
     assert spec.loader is not None
