@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import math
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.compiling import compiled
+from support.thorough import THOROUGH
+from support.thorough import cases as random_cases
 
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.errors import InputError
@@ -239,7 +242,7 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=random_cases(40, 400), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(),
     half_queries=st.booleans(),
@@ -262,9 +265,17 @@ def test_kernels_equal_reference(
     assert_same(result, reference.select(request))
 
 
-@pytest.mark.parametrize("width", [1, 3, 64, 256, 257, 768, 1024])
-@pytest.mark.parametrize(("half", "half_queries"), [(True, False), (True, True), (False, False)])
-@pytest.mark.parametrize("shared_limit", [H200, A100, SMALL])
+WIDTHS, HALVES, LIMITS = (1, 3, 64, 256, 257, 768, 1024), ((True, False), (True, True), (False, False)), (H200, A100, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("width", "half", "half_queries", "shared_limit"),
+    [
+        (width, *HALVES[j], LIMITS[k])
+        for (i, width), j, k in itertools.product(enumerate(WIDTHS), range(3), range(3))
+        if THOROUGH or k == (i + j) % 3  # every pair of values is there
+    ],
+)
 def test_widths(library: ctypes.CDLL, width: int, half: bool, half_queries: bool, shared_limit: int) -> None:
     case = Case(seed=width, batch=20, size=150, tokens=2, width=width, k=7, picks=5, anchor="id", zones=RANKS, half=half)
     request = case.request()
