@@ -66,10 +66,19 @@ def trace_key(module: torch.nn.Module, kwargs: Mapping[str, torch.Tensor], optio
     key = hashlib.sha256(repr(sorted(options.items())).encode())
     for name, part in module.named_modules():
         settings = {name: value for name, value in vars(part).items() if name not in _OWN_HASH}
-        key.update(repr((name, type(part), type(part).forward.__code__.co_code, settings)).encode())
+        key.update(repr((name, type(part), type(part).forward.__code__.co_code, _ordered(settings))).encode())
         key.update(getattr(getattr(part, "config", None), "_attn_implementation", "").encode())
     tensors = (*module.named_parameters(), *module.named_buffers(), *kwargs.items())
     for name, tensor in tensors:
         key.update(repr((name, tensor.dtype, tensor.shape)).encode())
         key.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return key.hexdigest()[:32]
+
+
+def _ordered(value: Any) -> Any:
+    """The same with sets as sorted lists: transformers keeps names in sets, whose order differs from process to process."""
+    if isinstance(value, set | frozenset):
+        return ["set", *sorted(map(repr, value))]
+    if type(value) is dict:
+        return {name: _ordered(part) for name, part in value.items()}
+    return value

@@ -154,7 +154,7 @@ NOTHING = ZoneSpec(lo=1e9, hi=1e9)
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
 
 
-@settings(max_examples=random_cases(300, 3000), deadline=None, derandomize=True)
+@settings(max_examples=random_cases(600, 3000), deadline=None, derandomize=True)
 @given(
     case=cases(),
     threads=st.sampled_from((1, 2, 3)),
