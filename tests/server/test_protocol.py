@@ -581,7 +581,8 @@ def test_mutated_requests(implementation: str) -> None:
         found: dict[int, int] = {}
         sizes = []
         for number in range(requests):
-            raw = b"".join(mutated(rng, seeds) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+            cut_short = seeds[number : number + 1]  # the first ones: all but the last byte of each
+            raw = cut_short[0][:-1] if cut_short else b"".join(mutated(rng, seeds) for _ in range(rng.choice((1, 1, 1, 2, 3))))
             with socket.create_connection(("127.0.0.1", port), 30) as one:
                 try:
                     one.sendall(raw)

@@ -241,7 +241,7 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
 
 
 @pytest.mark.slow
-@settings(max_examples=random_cases(40, 400), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=random_cases(100, 400), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(),
     half_queries=st.booleans(),
