@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
-#   make setup | demo | demo-long | serve | test | test-fast | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
+#   make setup | demo | demo-long | serve | test | test-fast | test-thorough | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
 EXTRAS ?= cpu,serve,train,lora,ray,export,bench,dev
 VENV := .venv
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: setup demo demo-long serve test test-fast lint bench clean
+.PHONY: setup demo demo-long serve test test-fast test-thorough lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -40,7 +40,8 @@ $(SERVING): pyproject.toml constraints.txt $(wildcard cpp_ext/*.* cpp_ext/cuda/*
 	touch $@
 
 # A worker per processor, each with one thread: tests/conftest.py says how many. Whoever is idle takes tests from the others.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# Bytecode is kept, whatever the environment says: tests start some hundred processes that import the packages.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(STAMP)
 	$(PYTEST)
@@ -48,6 +49,10 @@ test: $(STAMP)
 # Without what is marked slow, which `make test` runs too.
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# More random cases, and whole grids where `make test` covers every pair of values; nothing that an earlier run kept. An hour.
+test-thorough: $(STAMP)
+	DQE_THOROUGH=1 DQE_TESTS_KEEP=0 $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from .harness import SETTLE_SECONDS, Case, Contender, Memory, Result, Rounds, Timing, check, timed
 from .machine import limit_threads
@@ -25,8 +26,10 @@ T = TypeVar("T")
 class OwnProcess:
     """A fresh interpreter for calls one after the other: what the first one loads, the next ones find."""
 
+    context: ClassVar[BaseContext] = multiprocessing.get_context("spawn")
+
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, mp_context=self.context)
 
     def __enter__(self) -> Self:
         return self

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.fork_server import ForkServer
 
 from benchmarks.machine import cuda_devices
 from dqe_engine.doctor import describe, first_lines
@@ -51,6 +53,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def realdata() -> Path:
     """The folder of the public datasets' files; use it with the marker of the same name."""
     return _realdata_folder()
+
+
+@pytest.fixture(scope="session")
+def graphs_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports trace equal models once, from here to the end of the run: support/traced_once.py."""
+    from support.traced_once import traced_once  # imports torch
+
+    with traced_once(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="session")
+def torch_workers() -> Iterator[ForkServer]:
+    """Forks workers of support/torch_workers.py. It starts when the first test asks for it."""
+    with ForkServer(Path(__file__).parent / "support" / "torch_workers.py") as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
 from support.tiny_training import one_cpu_thread
-from support.traced_once import traced_once
 
+from benchmarks.isolated import OwnProcess
 from benchmarks.serving.checks import write_truth
 from benchmarks.serving.setting import Setting, open_setting, prepare
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with traced_once(tmp_path_factory):
-        yield
+def _traced_once(graphs_traced_once: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +37,14 @@ def setting(served: Path) -> Setting:
     with one_cpu_thread():
         write_truth(prepared)
     return prepared
+
+
+@pytest.fixture
+def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contenders' own processes are forks of one that has imported PyTorch and transformers, which takes each of them six seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dqe_training.checkpoint"])
+    monkeypatch.setattr(OwnProcess, "context", context)
 
 
 @pytest.fixture

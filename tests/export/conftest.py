@@ -11,16 +11,14 @@ import pytest
 from support.shared import shared
 from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
 from support.tiny_training import model_config, one_cpu_thread, write_checkpoint
-from support.traced_once import traced_once
 
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_training.config import VisionConfig
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with traced_once(tmp_path_factory):
-        yield
+def _traced_once(graphs_traced_once: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,9 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import export_workers
 from support.fork_server import ForkServer
 
 from dqe_engine.bundle import Bundle
@@ -19,10 +17,9 @@ from dqe_engine.engine import RetrievalEngine
 KILLS = 10
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(Path(export_workers.__file__)) as server:
-        yield server
+@pytest.fixture
+def server(torch_workers: ForkServer) -> ForkServer:
+    return torch_workers
 
 
 def arguments(checkpoint: Path, out: Path, traced: Path) -> dict[str, str]:

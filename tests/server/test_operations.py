@@ -156,11 +156,12 @@ def test_sighup_replaces_workers_and_keys_while_requests_are_answered(arguments:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_in_flight_is_answered_before_the_end(arguments: list[str], tmp_path: Path, sent: int) -> None:
     body = b'{"text": "red"}'
-    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
     with serving(arguments, tmp_path) as server:
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 30) as connection:
             connection.sendall(head)
-            time.sleep(0.3)
+            assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n", "the request is in flight"
             server.process.send_signal(sent)
             time.sleep(0.5)
             connection.sendall(body)

@@ -1,4 +1,4 @@
-"""The process whose workers export and are killed (tests/export/test_kill.py)."""
+"""Workers that export and are killed (tests/export/test_kill.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from support.dying import die_before_change
-from support.fork_server import serve
+from support.fork_server import Tasks
 from support.replayed_export import replay
 
 from dqe_engine.contracts.graphs import GRAPHS
@@ -17,7 +17,7 @@ from dqe_training.checkpoint import load_checkpoint
 
 def export_forever(checkpoint: str, out: str, traced: str) -> None:
     """Export over and over, each time replacing the bundle."""
-    torch.onnx.export = replay(Path(traced))
+    _spare_time(traced)
     loaded = load_checkpoint(Path(checkpoint))
     while True:
         export_bundle(loaded, Path(out), force=True)
@@ -25,13 +25,15 @@ def export_forever(checkpoint: str, out: str, traced: str) -> None:
 
 def export_once(checkpoint: str, out: str, traced: str, die_before: int = 0) -> None:
     """Export and replace; with `die_before`, die by SIGKILL just before the n-th rename."""
-    torch.onnx.export = replay(Path(traced))
+    _spare_time(traced)
     die_before_change(die_before, ("replace",))
     export_bundle(load_checkpoint(Path(checkpoint)), Path(out), force=True)
 
 
-if __name__ == "__main__":
-    bundle.time_graphs = lambda *_: ({spec.name: () for spec in GRAPHS}, None)  # touches no file, and takes most of the time
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    serve({"export_forever": export_forever, "export_once": export_once})
+def _spare_time(traced: str) -> None:
+    """Nothing is traced or timed, which takes most of an export and touches no file."""
+    torch.onnx.export = replay(Path(traced))
+    bundle.time_graphs = lambda *_: ({spec.name: () for spec in GRAPHS}, None)
+
+
+TASKS: Tasks = {"export_forever": export_forever, "export_once": export_once}

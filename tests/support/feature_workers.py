@@ -1,13 +1,12 @@
-"""The process whose workers fill a feature cache, are killed, and fill it two at a time (tests/training/test_features.py)."""
+"""Workers that fill a feature cache, are killed, and fill it two at a time (tests/training/test_features.py)."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import torch
 from support.dying import die_before_change
-from support.fork_server import serve
+from support.fork_server import Tasks
 from support.tiny_training import make_model
 
 from dqe_training.features import cached_tokens, writing
@@ -54,7 +53,4 @@ def fill_at_once(cache: str, images: str, writers: int) -> None:
     assert not any(statuses), statuses
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    serve({"fill": fill, "fill_and_die": fill_and_die, "fill_at_once": fill_at_once})
+TASKS: Tasks = {"fill": fill, "fill_and_die": fill_and_die, "fill_at_once": fill_at_once}

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from support.ranks import serve_ranks
+from support.ranks import RankTask
 from support.tiny_training import load_tiny, make_model
 from torch import nn
 
@@ -138,10 +138,4 @@ def train(data: str, run: str, config: str, timeout: float = 60.0, stranger: int
     return exit_code_of(work)
 
 
-TASKS: dict[str, Any] = {"gradients": gradients, "sums": sums, "mine": mine, "train": train}
-
-if __name__ == "__main__":
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    serve_ranks(TASKS)
+TASKS: dict[str, RankTask] = {"gradients": gradients, "sums": sums, "mine": mine, "train": train}

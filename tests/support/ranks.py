@@ -1,6 +1,6 @@
 """Several ranks of a training on this machine: forked from one process that imported torch once, each with torchrun's variables.
 
-`Ranks` is the test's side, `serve_ranks` that of the process that forks (see fork_server.py). A rank's standard error goes to
+`Ranks` is the test's side, `launcher` that of the process that forks (torch_workers.py). A rank's standard error goes to
 `rank-<r>.err` in the folder of the job, its process id to `rank-<r>.pid`.
 """
 
@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.fork_server import ForkServer, serve
+from support.fork_server import ForkServer
 
 RankTask = Callable[..., int | None]
 
 
-def serve_ranks(tasks: Mapping[str, RankTask]) -> None:
-    """Run jobs until the input ends. A task is called in each rank, and returns its exit code (None: 0)."""
+def launcher(tasks: Mapping[str, RankTask]) -> Callable[..., None]:
+    """A task of a fork server that runs one of `tasks` in each of some ranks, where it returns the rank's exit code (None: 0)."""
 
     def launch(job: str, size: int, port: int, folder: str, arguments: dict[str, Any]) -> None:
         children = [_fork(tasks[job], rank, size, port, Path(folder), arguments) for rank in range(size)]
@@ -31,7 +31,7 @@ def serve_ranks(tasks: Mapping[str, RankTask]) -> None:
         codes = [os.waitstatus_to_exitcode(statuses[child]) for child in children]
         (Path(folder) / "codes.json").write_text(json.dumps(codes))
 
-    serve({"launch": launch})
+    return launch
 
 
 def _fork(task: RankTask, rank: int, size: int, port: int, folder: Path, arguments: dict[str, Any]) -> int:
@@ -43,7 +43,7 @@ def _fork(task: RankTask, rank: int, size: int, port: int, folder: Path, argumen
         stream = os.open(folder / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, 2)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
         code = task(**arguments) or 0
     except BaseException:
@@ -54,17 +54,10 @@ def _fork(task: RankTask, rank: int, size: int, port: int, folder: Path, argumen
 
 
 class Ranks:
-    """`with Ranks(Path(module_file)) as ranks:` runs that file as the serving process."""
+    """Jobs of several ranks, which `server` forks."""
 
-    def __init__(self, script: Path) -> None:
-        self._server = ForkServer(script)
-
-    def __enter__(self) -> Ranks:
-        self._server.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._server.__exit__(*error)
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
 
     def start(self, folder: Path, task: str, *, size: int = 2, **arguments: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,11 @@
-"""The process whose workers train and are killed (tests/training/test_kill.py)."""
+"""Workers that train and are killed (tests/training/test_kill.py)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from support.dying import die_before_change
-from support.fork_server import serve
+from support.fork_server import Tasks
 from support.tiny_training import load_tiny, make_trainer, train_config
 
 from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -33,7 +32,4 @@ def replace_and_die(checkpoint: str, die_before: int) -> None:
     save_checkpoint(Path(checkpoint), loaded.model, loaded.tokenizer, config=loaded.meta.config, progress=progress, replace=True)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    serve({"train": train, "replace_and_die": replace_and_die})
+TASKS: Tasks = {"train": train, "replace_and_die": replace_and_die}

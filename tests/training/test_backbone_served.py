@@ -17,6 +17,7 @@ from dqe_training.evaluation.runtime import agreement, evaluate_engine, index_ga
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_traced_once")
 def test_a_fine_tuned_backbone_is_served(garments: Path, tmp_path: Path) -> None:
     write_blip2(tmp_path / "blip2")
     arguments = [f"backbone={tmp_path / 'blip2'}", "finetune=lora", "optim.epochs=1", "optim.batch_size=8", "optim.learning_rate=1e-3"]

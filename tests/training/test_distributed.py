@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import rank_workers
+from support.fork_server import ForkServer
 from support.rank_workers import batch_gradients, largest_difference, mining_arrays
 from support.ranks import Ranks, error_lines, errors_of, wait_until
 from support.tiny_training import OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
@@ -34,12 +34,12 @@ from dqe_training.trns.refreshing import mine_shared
 
 Tiny = tuple[TripletData, np.ndarray]
 STEPS = 15
+EPOCHS = 20  # of five steps: enough to be interrupted before the end
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(Path(rank_workers.__file__)) as ranks:
-        yield ranks
+def ranks(torch_workers: ForkServer) -> Ranks:
+    return Ranks(torch_workers)
 
 
 def as_json(config: TrainConfig) -> str:
@@ -266,7 +266,7 @@ def test_more_ranks_go_on_with_what_one_process_began(ranks: Ranks, garments: Pa
 def test_torchrun_starts_the_command(garments: Path, tmp_path: Path) -> None:
     """The whole way: torchrun, the command line, two ranks, one model that loads; Ctrl-C, and on to the end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dqe_training.cli.train"]
-    command += ["--data", str(garments), "--out", str(tmp_path / "run"), *OVERRIDES, "optim.epochs=40", "optim.log_every=1"]
+    command += ["--data", str(garments), "--out", str(tmp_path / "run"), *OVERRIDES, f"optim.epochs={EPOCHS}", "optim.log_every=1"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: process.poll() is not None or ((tmp_path / "run" / "metrics.jsonl").is_file() and losses_of(tmp_path / "run")))
@@ -275,14 +275,14 @@ def test_torchrun_starts_the_command(garments: Path, tmp_path: Path) -> None:
     assert said.count("interrupted") == 2, said  # perhaps behind what was left of a progress bar
     assert latest_checkpoint(tmp_path / "run") is not None
     done = len(losses_of(tmp_path / "run"))
-    assert done < 200
+    assert done < 5 * EPOCHS
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (0, [str(tmp_path / "run" / "model")]), ended.stderr
     progress = load_checkpoint(tmp_path / "run" / "model").meta.progress
-    assert progress.step == 200
+    assert progress.step == 5 * EPOCHS
     assert progress.best is not None, "validated every epoch by the main rank"
     assert load_checkpoint(tmp_path / "run" / "best").meta.progress.step == progress.best.step
-    assert [e["step"] for e in losses_of(tmp_path / "run")] == list(range(1, 201))
+    assert [e["step"] for e in losses_of(tmp_path / "run")] == list(range(1, 5 * EPOCHS + 1))
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------------

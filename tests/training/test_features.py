@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from support import feature_workers
 from support.feature_workers import BATCH, SHARD_ROWS
 from support.fork_server import ForkServer
 from support.samples import noise_image
@@ -195,10 +193,9 @@ def test_more_shards_than_may_be_mapped(images: Path, tmp_path: Path, small: Non
 # -- killed, and several at once -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(Path(feature_workers.__file__)) as server:
-        yield server
+@pytest.fixture
+def server(torch_workers: ForkServer) -> ForkServer:
+    return torch_workers
 
 
 @pytest.mark.slow

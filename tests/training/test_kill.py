@@ -8,12 +8,10 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from support import training_workers
 from support.fork_server import ForkServer
 
 from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
@@ -21,10 +19,9 @@ from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
 KILLS = 10
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(Path(training_workers.__file__)) as server:
-        yield server
+@pytest.fixture
+def server(torch_workers: ForkServer) -> ForkServer:
+    return torch_workers
 
 
 def assert_whole(run: Path, model: Path) -> None:

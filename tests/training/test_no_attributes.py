@@ -74,6 +74,7 @@ def test_it_trains_on_data_that_has_labels(chunk: int, garments: Path, tmp_path:
     assert checkpoint.meta.progress.finished
 
 
+@pytest.mark.usefixtures("graphs_traced_once")
 def test_exported_searched_evaluated_and_given_attributes(
     plain: Path, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

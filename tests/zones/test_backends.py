@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.thorough import cases as random_cases
 
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
@@ -154,7 +155,7 @@ NOTHING = ZoneSpec(lo=1e9, hi=1e9)
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=random_cases(600, 3000), deadline=None, derandomize=True)
 @given(
     case=cases(),
     threads=st.sampled_from((1, 2, 3)),

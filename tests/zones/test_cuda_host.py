@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import math
 import shutil
-import subprocess
 import sysconfig
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.shared import shared
+from support.compiling import compiled, said_while_compiling
+from support.thorough import THOROUGH
+from support.thorough import cases as random_cases
 
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.errors import InputError
@@ -81,8 +83,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C++ compiler")
     flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA), "-o"]
-    loaded = ctypes.CDLL(str(shared(tmp_path_factory, "host_zones.so", lambda out: subprocess.run([*command, str(out)], check=True))))
+    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA)]
+    loaded = ctypes.CDLL(str(compiled(tmp_path_factory, command, "host_zones.so")))
     loaded.emulated_select.restype = ctypes.c_int64
     loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
     return loaded
@@ -239,7 +241,7 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=random_cases(100, 400), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(),
     half_queries=st.booleans(),
@@ -262,9 +264,17 @@ def test_kernels_equal_reference(
     assert_same(result, reference.select(request))
 
 
-@pytest.mark.parametrize("width", [1, 3, 64, 256, 257, 768, 1024])
-@pytest.mark.parametrize(("half", "half_queries"), [(True, False), (True, True), (False, False)])
-@pytest.mark.parametrize("shared_limit", [H200, A100, SMALL])
+WIDTHS, HALVES, LIMITS = (1, 3, 64, 256, 257, 768, 1024), ((True, False), (True, True), (False, False)), (H200, A100, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("width", "half", "half_queries", "shared_limit"),
+    [
+        (width, *HALVES[j], LIMITS[k])
+        for (i, width), j, k in itertools.product(enumerate(WIDTHS), range(3), range(3))
+        if THOROUGH or k == (i + j) % 3  # every pair of values is there
+    ],
+)
 def test_widths(library: ctypes.CDLL, width: int, half: bool, half_queries: bool, shared_limit: int) -> None:
     case = Case(seed=width, batch=20, size=150, tokens=2, width=width, k=7, picks=5, anchor="id", zones=RANKS, half=half)
     request = case.request()
@@ -348,10 +358,18 @@ def test_a_key_at_the_limit_is_drawn(library: ctypes.CDLL) -> None:
 BAND = ZoneSpec(lo=3.0, hi=9.0, policy="softmax", temperature=2.0)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 16, 32])
-@pytest.mark.parametrize("batch", [3, 20])
-@pytest.mark.parametrize("special", [(), (math.nan, math.inf, -math.inf)])
-@pytest.mark.parametrize(("zones", "anchor"), [(None, "best"), (BAND, "best"), (BAND, "score")])
+ASKED: tuple[tuple[ZoneSpec | None, Anchor], ...] = ((None, "best"), (BAND, "best"), (BAND, "score"))
+SPECIALS: tuple[tuple[float, ...], ...] = ((), (math.nan, math.inf, -math.inf))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "special", "zones", "anchor"),
+    [
+        (tokens, (3, 20)[b], SPECIALS[s], *ASKED[j])
+        for (i, tokens), b, s, j in itertools.product(enumerate((1, 2, 4, 8, 16, 32)), range(2), range(2), range(3))
+        if THOROUGH or (b, s) == ((i + j) % 2, (i // 2 + j) % 2)  # every pair of values is there
+    ],
+)
 def test_what_is_sieved_from_registers(
     library: ctypes.CDLL, tokens: int, batch: int, special: tuple[float, ...], zones: ZoneSpec | None, anchor: Anchor
 ) -> None:
@@ -524,10 +542,10 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     includes = [sysconfig.get_path("include"), root / "include", root / "ext" / "robin_map" / "include", CUDA]
     command = [
         compiler, "-std=c++20", "-O0", "-ffp-contract=off", "-fvisibility=hidden", "-shared", "-fPIC", "-fno-strict-aliasing",
-        *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"), "-o",
+        *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"),
     ]  # fmt: skip
     name = f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    built = shared(tmp_path_factory, name, lambda out: subprocess.run([*command, str(out)], check=True))
+    built = compiled(tmp_path_factory, command, name)
     spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
     assert spec is not None
     assert spec.loader is not None
@@ -624,33 +642,30 @@ def test_waiting_for_too_few_copies_is_noticed(library: ctypes.CDLL) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_nvcc_compiles_without_warnings_and_spills(tmp_path: Path, architecture: int) -> None:
+def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int) -> None:
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc")
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Xcompiler=-Wall", target]
-    run = subprocess.run([compiler, *flags, "-c", str(CUDA / "zones.cu"), "-o", str(tmp_path / "zones.o")], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "warning" not in run.stderr
-    spills = [line for line in run.stderr.splitlines() if "spill" in line]
+    said = said_while_compiling(tmp_path_factory, [compiler, *flags, "-c", CUDA / "zones.cu"], f"zones-{architecture}")
+    assert "warning" not in said
+    spills = [line for line in said.splitlines() if "spill" in line]
     assert len(spills) > 20
     assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
 
 
 @pytest.mark.slow
-def test_the_compiled_code_is_what_was_meant(tmp_path: Path) -> None:
+def test_the_compiled_code_is_what_was_meant(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tensor cores and asynchronous copies are there, and no fused multiply-add in float64: philox.hpp says why."""
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc")
     flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
-    subprocess.run([compiler, *flags, str(CUDA / "zones.cu"), "-o", str(tmp_path / "zones.ptx")], check=True)
-    code = (tmp_path / "zones.ptx").read_text()
+    code = compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "zones.ptx").read_text()
     for instruction in ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global"):
         assert instruction in code
     assert "div.rn.f64" in code  # the softmax policy's keys
     assert "fma.rn.f64" not in code
     flags.remove("--fmad=false")  # the test of the test
-    subprocess.run([compiler, *flags, str(CUDA / "zones.cu"), "-o", str(tmp_path / "fused.ptx")], check=True)
-    assert "fma.rn.f64" in (tmp_path / "fused.ptx").read_text()
+    assert "fma.rn.f64" in compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "fused.ptx").read_text()

@@ -13,10 +13,11 @@ from pathlib import Path
 import nanobind
 import numpy as np
 import pytest
+from support.compiling import SOURCES, compiled
+from support.thorough import cases
 
 import dqe_engine
 
-SOURCES = Path(__file__).resolve().parents[2] / "cpp_ext"
 TILES = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -28,20 +29,17 @@ INSTRUCTION_SETS = list(TILES) if platform.machine() in ("x86_64", "AMD64") else
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
-def compile_object(source: str, folder: Path, flags: list[str]) -> Path:
-    target = folder / (Path(source).stem + ".o")
-    command = ["g++", "-std=c++20", "-w", "-c", *flags, "-o", str(target), str(SOURCES / source)]
-    subprocess.run(command, check=True)
-    return target
+def compile_object(source: str, factory: pytest.TempPathFactory, flags: list[str]) -> Path:
+    return compiled(factory, ["g++", "-std=c++20", "-w", "-c", *flags, SOURCES / source], Path(source).stem + ".o")
 
 
 @pytest.mark.slow
-def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
+def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    objects = [compile_object(f"tiles_{name}.cpp", tmp_path, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
+    objects = [compile_object(f"tiles_{name}.cpp", tmp_path_factory, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
     others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp", "tests/sweep_test.cpp")
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    objects += [compile_object(source, tmp_path, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
+    objects += [compile_object(source, tmp_path_factory, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
     subprocess.run(["g++", *sanitize, "-o", str(program), *map(str, objects), "-lpthread"], check=True)
     result = subprocess.run([program, "300"], capture_output=True, text=True)
@@ -49,17 +47,17 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path) -> None:
     assert "portable: 300 requests" in result.stdout
 
 
-def build_bindings(folder: Path, flags: list[str]) -> Path:
+def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[str]) -> Path:
     """The extension, with these flags throughout, in a copy of the package made of links."""
     nanobind_root = Path(nanobind.include_dir()).parent
     include = [f"-I{path}" for path in (nanobind.include_dir(), nanobind_root / "ext/robin_map/include", sysconfig.get_path("include"))]
     flags = [*flags, "-fPIC", "-fvisibility=hidden"]
-    objects = [compile_object(f"tiles_{name}.cpp", folder, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
+    objects = [compile_object(f"tiles_{name}.cpp", factory, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
     kernels = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp")
     bindings = ("bindings.cpp", nanobind_root / "src/nb_combined.cpp")
-    objects += [compile_object(source, folder, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
-    objects += [compile_object(str(source), folder, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
+    objects += [compile_object(source, factory, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
+    objects += [compile_object(str(source), factory, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
     package = folder / "package" / "dqe_engine"
     package.mkdir(parents=True)
     for file in Path(dqe_engine.__file__).parent.iterdir():
@@ -71,38 +69,39 @@ def build_bindings(folder: Path, flags: list[str]) -> Path:
 
 
 @pytest.mark.slow
-def test_the_bindings_are_clean_under_the_thread_sanitizer(tmp_path: Path) -> None:
+def test_the_bindings_are_clean_under_the_thread_sanitizer(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """`DQE_TSAN_SECONDS`: how long eight threads call them."""
     found = subprocess.run(["gcc", "-print-file-name=libtsan.so"], check=True, capture_output=True, text=True).stdout.strip()
     if not Path(found).is_file() or shutil.which("setarch") is None:
         pytest.skip("no libtsan or no setarch")
-    package = build_bindings(tmp_path, ["-O1", "-g1", "-fsanitize=thread"])
+    package = build_bindings(tmp_path, tmp_path_factory, ["-O1", "-g1", "-fsanitize=thread"])
     environment = os.environ | {
         "LD_PRELOAD": found, "TSAN_OPTIONS": "exitcode=66 history_size=4", "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (package, Path(__file__).parents[1], Path(np.__file__).parents[1]))),
     }  # fmt: skip
     # -R: the sanitizer does not bear addresses as random as newer kernels make them. -S: no finder of an editable install.
-    command = ["setarch", "-R", sys.executable, "-S", "-m", "support.kernel_threads", os.environ.get("DQE_TSAN_SECONDS", "10")]
+    command = ["setarch", "-R", sys.executable, "-S", "-m", "support.kernel_threads", os.environ.get("DQE_TSAN_SECONDS", str(cases(4, 10)))]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)  # not our own package
     assert result.returncode == 0, result.stdout + result.stderr[-6000:]
     assert str(package) in result.stdout
     assert int(result.stdout.split()[-1]) > 50
 
 
-@pytest.mark.parametrize(("sanitizer", "task"), [("thread", "callers"), ("address,undefined", "forks")])
-def test_the_pool_of_threads_is_clean(tmp_path: Path, sanitizer: str, task: str) -> None:
-    """Many callers at once, parts that fail, and children of a process whose pool is at work (which ThreadSanitizer cannot follow)."""
-    program = tmp_path / "parallel_test"
-    sources = [str(SOURCES / name) for name in ("parallel.cpp", "tests/parallel_test.cpp")]
-    subprocess.run(["g++", "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}", "-o", str(program), *sources, "-lpthread"], check=True)
-    result = subprocess.run([program, task], capture_output=True, text=True, timeout=250)
+@pytest.mark.parametrize(("sanitizer", "task"), [("thread", "callers"), ("undefined", "forks"), ("address,undefined", "held")])
+def test_the_pool_of_threads_is_clean(tmp_path_factory: pytest.TempPathFactory, sanitizer: str, task: str) -> None:
+    """Many callers at once, parts that fail, and children of a process whose pool is at work: at any moment (`forks`; no sanitizer that has
+    locks of its own bears it), and while its threads are inside their parts (`held`)."""
+    sources = [SOURCES / name for name in ("parallel.cpp", "tests/parallel_test.cpp")]
+    command = ["g++", "-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-lpthread"]
+    program = compiled(tmp_path_factory, command, "parallel_test")
+    result = subprocess.run([program, task], capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stdout) == (0, "good\n"), result.stdout + result.stderr[-4000:]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_tile_kernels_share_no_inline_code(name: str, tmp_path: Path) -> None:
+def test_tile_kernels_share_no_inline_code(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A weak symbol compiled for AVX-512 could be the copy that the linker keeps for everybody."""
-    target = compile_object(f"tiles_{name}.cpp", tmp_path, ["-O3", "-ffp-contract=fast", *TILES[name]])
+    target = compile_object(f"tiles_{name}.cpp", tmp_path_factory, ["-O3", "-ffp-contract=fast", *TILES[name]])
     symbols = subprocess.run(["nm", "-C", str(target)], check=True, capture_output=True, text=True).stdout
     kinds = {line.split(maxsplit=2)[-2:][0] if line[0] == " " else line.split(maxsplit=2)[1] for line in symbols.splitlines()}
     assert not kinds & {"W", "w", "V", "v", "u"}, symbols
