@@ -134,7 +134,10 @@ class ScreenCache:
         return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards))) if pieces else (shards[:1], Screen(parts[:1]))
 
     def _current_lists(self, shards: Sequence[Rows]) -> TokenLists | None:
-        """Lists that hold all of these rows but the last few. Whoever finds that they hold too few makes new ones; others go on meanwhile."""
+        """Lists that hold all of these rows but the last few.
+
+        Whoever finds that they hold too few makes new ones; others go on with the old ones meanwhile.
+        """
         count = sum(map(len, shards))
         if count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
             try:

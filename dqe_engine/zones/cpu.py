@@ -37,9 +37,10 @@ RESCORE_COST = 10_000
 """Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
 
 SWEPT_ROW_COST = 0.06
-"""Nanoseconds a byte of codes, of a few queries on all threads together. This and what follows is measured, and decides nothing but time."""
+"""Nanoseconds for a byte of codes that is swept, of a few queries, on all threads together. As the next three it is measured, and decides
+nothing but time."""
 SWEPT_PANEL_COST = 0.005
-"""Nanoseconds a product of a number, on one thread, of queries in panels."""
+"""Nanoseconds for a product of two codes, on one thread, of queries in panels."""
 VISIT_COST = 20.0
 """Nanoseconds for a token that a query visits in a list, and"""
 VISIT_BYTE_COST = 0.15

@@ -1,4 +1,4 @@
-"""Clusters of tokens that an exact search may skip (cpp_ext/lists.hpp has the certificate): which there are, and which token is in which."""
+"""Clusters of tokens that an exact search may skip, and which token is in which; cpp_ext/lists.hpp has the certificate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dqe_engine import _kernels
-
 from .arrays import F32, I64
+from .compiled import kernels
 
 LEAST_TOKENS = 1 << 16
 """Fewer tokens are swept in less time than lists would take."""
@@ -67,11 +66,11 @@ class TokenLists:
         count = len(tree.directions)
         longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
         rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
-        _kernels.fill_lists(list(shards), tree.directions, assigned, longest, widest, starts, rows, cosines, threads)
+        kernels().fill_lists(list(shards), tree.directions, assigned, longest, widest, starts, rows, cosines, threads)
         codes = np.empty((count, 1, -(-width // 64) * 64), np.uint8)
-        numbers = [np.empty((count, 1), np.float32) for _ in range(3)]
-        _kernels.encode(tree.directions[:, None], codes, *numbers, threads)
-        return cls(covered, codes[:, 0], *(array[:, 0] for array in numbers), longest, widest, starts, rows, cosines)
+        scales, errors, norms = (np.empty((count, 1), np.float32) for _ in range(3))
+        kernels().encode(tree.directions[:, None], codes, scales, errors, norms, threads)
+        return cls(covered, codes[:, 0], scales[:, 0], errors[:, 0], norms[:, 0], longest, widest, starts, rows, cosines)
 
     @property
     def nbytes(self) -> int:
@@ -113,10 +112,9 @@ class _Tree:
 
     @classmethod
     def grown(cls, sample: F32, leaves: int, rng: np.random.Generator) -> _Tree:
-        spread = np.linalg.eigh(np.cov(sample.T.astype(np.float64))) if sample.shape[1] > 1 else None
-        axes = np.ones((1, 1)) if spread is None else spread.eigenvectors[:, ::-1][:, :_PREFIX]
-        axes = np.ascontiguousarray(axes, np.float32)
-        points = sample @ axes
+        spread = np.atleast_2d(np.cov(sample.T.astype(np.float64)))
+        axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors[:, ::-1][:, :_PREFIX], np.float32)
+        points: F32 = sample @ axes
         roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=6)
         centres, directions = [], []
         for root in range(len(roots)):
@@ -204,5 +202,6 @@ def _sampled(shards: Sequence[NDArray[Any]], size: int, rng: np.random.Generator
         rows = shard.reshape(-1, shard.shape[2])
         own = min(len(rows), math.ceil(size * len(rows) / total))
         parts.append(_unit(rows[np.sort(rng.choice(len(rows), own, replace=False))]))
-    sample = np.concatenate(parts)
-    return sample[np.einsum("ij,ij->i", sample, sample) > 0.5]
+    sample: F32 = np.concatenate(parts)
+    usable: F32 = sample[np.einsum("ij,ij->i", sample, sample) > 0.5]
+    return usable
