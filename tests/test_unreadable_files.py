@@ -43,12 +43,13 @@ from support.permissions import enforced_permissions
 from dqe_engine.cli import heads, index, mine, search
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
-from dqe_export.cli import demo, export
+from dqe_export.cli import demo, export, reproduce
 from dqe_training.cli import ablate, data, evaluate, import_, pretrain, train
 
 workspace = command_workspace.workspace
 ABSENT = ("missing", "dangling")
 TEXT = {".json", ".jsonl", ".yaml"}
+REPRODUCE = "fashioniq --weights model --images fashioniq/images --annotations fashioniq --check"
 READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (index.main, INDEX, "bundle/manifest.json bundle/vision_encoder.onnx bundle/tokenizer.json", ()),
     (index.main, INDEX, "index/manifest.json", ABSENT),
@@ -87,6 +88,8 @@ READS: tuple[tuple[Main, str, str, tuple[str, ...]], ...] = (
     (data.main, f"{FEATURES} features", "features/*/shard-00000/shard.json", ()),
     (ablate.main, ABLATE, "garments/train.jsonl garments/val.jsonl garments/vocabulary.json garments/images/train/000001.jpg", ()),
     (export.main, EXPORT, "model/checkpoint.json model/model.safetensors model/tokenizer.json garments/val.jsonl", ()),
+    (reproduce.main, REPRODUCE, "fashioniq/captions/cap.dress.val.json fashioniq/image_splits/split.dress.val.json", ()),
+    (reproduce.main, REPRODUCE, "model/checkpoint.json model/vocabulary.json", ()),
     (export.main, "--trt --dry-run --bundle bundle --traffic traffic.jsonl", "traffic.jsonl bundle/manifest.json", ()),
 )
 """Commands, their arguments and the files that they read. Last come the kinds of damage that are none there: where a file may be

@@ -78,7 +78,7 @@ def _described(
     size: int,
 ) -> Source:
     with torch.device("meta"):
-        model = DQEModel(config, vocabulary, 0)
+        model = DQEModel(config, vocabulary, 1)  # where the words are the tokenizer's, they are left out of this estimate
     parameters = sum(value.numel() for value in model.state_dict().values())
     shape = (model.sizes.target_tokens, model.sizes.embedding_dim)
     return Source(kind, path, layout, _tower(config.vision.pre_norm), shape, parameters, size, ("pytorch", "f32", "int8"))
