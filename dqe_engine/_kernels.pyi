@@ -46,7 +46,7 @@ def sweep(
     picks: I64,
     pick_scores: F32,
     status: NDArray[np.int8],
-    lists: tuple[Any, ...] | None = None,
+    lists: tuple | None = None,  # type: ignore[type-arg]
     most_listed: int = 0,
 ) -> int: ...
 def fill_lists(
