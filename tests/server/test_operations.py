@@ -23,6 +23,7 @@ import yaml
 from starlette.testclient import TestClient
 from support.samples import noise_image
 from support.serving import serving
+from support.signals import hangups_heard  # noqa: F401 (used by every test here)
 
 from dqe_engine.cli.serve import build_parser, main
 from dqe_engine.server.metrics import MEDIA_TYPE
