@@ -23,6 +23,7 @@ import yaml
 from starlette.testclient import TestClient
 from support.samples import noise_image
 from support.serving import serving
+from support.signals import hangups_heard  # noqa: F401 (used by every test here)
 
 from dqe_engine.cli.serve import build_parser, main
 from dqe_engine.server.metrics import MEDIA_TYPE
@@ -153,24 +154,33 @@ def test_sighup_replaces_workers_and_keys_while_requests_are_answered(arguments:
         assert server.end() == 0
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_in_flight_is_answered_before_the_end(arguments: list[str], tmp_path: Path, sent: int) -> None:
     body = b'{"text": "red"}'
     head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     head += b"Content-Length: %d\r\n\r\n" % len(body)
     with serving(arguments, tmp_path) as server:
-        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 30) as connection:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
             connection.sendall(head)
             assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n", "the request is in flight"
             server.process.send_signal(sent)
-            time.sleep(0.5)
+            until = time.monotonic() + 120
+            while is_listening(port):
+                assert time.monotonic() < until, server.said
+                time.sleep(0.02)
             connection.sendall(body)
             answer = b""
             while received := connection.recv(65536):
                 answer += received
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"connection: close" in answer
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_a_port_belongs_to_one_server(arguments: list[str], tmp_path: Path) -> None:

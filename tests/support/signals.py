@@ -1,4 +1,4 @@
-"""Ctrl-C in tests, however the tests were started: shells have background jobs ignore SIGINT, and what is ignored is inherited."""
+"""Signals in tests, however these were started: a shell has background jobs ignore SIGINT, nohup SIGHUP, and children inherit that."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def interrupts_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def hangups_heard() -> Iterator[None]:
+    """As above, for SIGHUP: the system's own answer."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
