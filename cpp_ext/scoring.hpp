@@ -29,8 +29,7 @@ struct Tile {
 struct TileScratch {
     std::vector<float> list_bounds;
     std::vector<uint8_t> reached_lists;
-    std::vector<uint32_t> visited;  // lists, the most promising first
-    std::vector<uint64_t> taken;    // items whose score is known, as bits
+    std::vector<uint64_t> taken;  // items whose score is known, as bits
     std::vector<uint32_t> taken_items;
 
     AlignedVector<float> scores, best, widened, row_thresholds;

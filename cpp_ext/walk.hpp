@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "lists.hpp"
 #include "scoring.hpp"
@@ -33,7 +35,7 @@ class Walk {
         visit(lists_.rows, lists_.starts[0]);
         visit_best(wanted * gallery_.tokens);
         if (!choose(most)) return finish(false);
-        for (const uint32_t list : scratch_.visited) visit_list(list);
+        for (const auto& [bound, list] : chosen_) visit_list(list);
         const int64_t end = gallery_.size * gallery_.tokens;
         uint32_t rows[Scorer::kGathered];
         for (int64_t row = lists_.covered * gallery_.tokens; row < end;) {
@@ -66,20 +68,16 @@ class Walk {
         }
         std::sort_heap(best.begin(), best.end(), worse);
         for (const auto& [product, list] : best) {
-            const int64_t from = lists_.starts[list], count = lists_.starts[list + 1] - from;
-            // All of it, the nearest last, where nothing is ruled out yet.
-            visit(lists_.rows + from,
-                  reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
+            visit_list(list);  // all of it, the nearest last, where nothing is ruled out yet
             scratch_.list_bounds[list] = kVisited;
         }
     }
 
-    // What can still reach the threshold, the most promising first, into scratch.visited.
+    // What can still reach the threshold, the most promising first.
     bool choose(int64_t most) {
         const float threshold = threshold_();
         const float* products = scratch_.list_bounds.data();
         reach_.reached(lists_, products, threshold, scratch_.reached_lists.data());
-        std::vector<std::pair<double, uint32_t>> chosen;
         int64_t tokens = 0;
         for (int64_t at = 0; at < lists_.count; ++at) {
             if (!scratch_.reached_lists[at] || products[at] == kVisited) continue;
@@ -90,11 +88,9 @@ class Walk {
             if (within == 0) continue;
             tokens += within;
             if (tokens > most) return false;
-            chosen.emplace_back(reach_.bound(products[at], lists_.cosines[start], lists_.longest[at]), list);
+            chosen_.emplace_back(reach_.bound(products[at], lists_.cosines[start], lists_.longest[at]), list);
         }
-        std::sort(chosen.begin(), chosen.end(), [](const auto& one, const auto& other) { return one.first > other.first; });
-        scratch_.visited.clear();
-        for (const auto& [bound, list] : chosen) scratch_.visited.push_back(list);
+        std::sort(chosen_.begin(), chosen_.end(), [](const auto& one, const auto& other) { return one.first > other.first; });
         return true;
     }
 
@@ -152,6 +148,7 @@ class Walk {
     const Threshold& threshold_;
     const Take& take_;
     const Reach reach_;
+    std::vector<std::pair<double, uint32_t>> chosen_;  // bounds and lists
     int64_t scored_ = 0;
 };
 

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen
-from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.lists import LEAST_TOKENS, TokenLists
 from dqe_engine.zones.screen import CodedShard
 
 _UNLISTED_SHARE = 8
 """Lists are made anew when more than one in so many rows is in none."""
+_CLUSTERED_AFTER = 256
+"""Searches after which lists are made: they take the time of some hundreds, which a process that asks a few would never get back."""
 
 Rows = NDArray[Any]
 
@@ -102,7 +104,8 @@ class ScreenCache:
         self._first = codes
         self._added: tuple[Column, ...] = ()  # of the rows after those
         self._lists: TokenLists | None = None
-        self._listed = 0  # rows there were when lists were last made, whether or not there were enough
+        self._listed = 0  # rows there were when lists were last begun
+        self._searches = 0
         self._clustering = threading.Lock()
 
     def screen(self, *shards: Rows) -> tuple[tuple[Rows, ...], Screen]:
@@ -134,18 +137,21 @@ class ScreenCache:
         return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards))) if pieces else (shards[:1], Screen(parts[:1]))
 
     def _current_lists(self, shards: Sequence[Rows]) -> TokenLists | None:
-        """Lists that hold all of these rows but the last few.
-
-        Whoever finds that they hold too few makes new ones; others go on with the old ones meanwhile.
-        """
+        """Lists that hold all of these rows but the last few; None until they are made, by a thread of their own, while searches go on."""
+        self._searches += 1
         count = sum(map(len, shards))
-        if count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
-            try:
-                self._lists, self._listed = TokenLists.build(shards, threads=available_cpus()), count
-            finally:
-                self._clustering.release()
+        due = self._searches > _CLUSTERED_AFTER and count * shards[0].shape[1] >= LEAST_TOKENS
+        if due and count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
+            self._listed = count  # also if it fails: it is tried again when there are more rows
+            threading.Thread(target=self._cluster, args=(shards,), name="dqe-lists").start()
         lists = self._lists
         return lists if lists is not None and lists.covered <= count else None
+
+    def _cluster(self, shards: Sequence[Rows]) -> None:
+        try:
+            self._lists = TokenLists.build(shards, threads=available_cpus())
+        finally:
+            self._clustering.release()
 
     @property
     def nbytes(self) -> int:

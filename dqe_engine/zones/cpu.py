@@ -37,14 +37,16 @@ RESCORE_COST = 10_000
 """Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
 
 SWEPT_ROW_COST = 0.06
-"""Nanoseconds for a byte of codes that is swept, of a few queries, on all threads together. As the next three it is measured, and decides
-nothing but time."""
-SWEPT_PANEL_COST = 0.005
-"""Nanoseconds for a product of two codes, on one thread, of queries in panels."""
+"""Nanoseconds for a byte of codes that is swept for a few queries, by all threads. As the next three it comes from two processors of an AMD
+EPYC (`python -m benchmarks.lists`), and decides nothing but time."""
+SWEPT_PANEL_COST = 0.007
+"""Nanoseconds of one thread for a product of two codes, of queries in panels."""
 VISIT_COST = 20.0
 """Nanoseconds for a token that a query visits in a list, and"""
 VISIT_BYTE_COST = 0.15
 """for each of its codes."""
+LEAST_PANEL_TOKENS = 1 << 19
+"""Fewer tokens are swept faster by queries in panels than by lists: one query that lists do not help costs its batch a sweep."""
 
 _STATE_BYTES = 384
 """Of a query on a thread beside what it keeps; QueryState of cpp_ext/query_state.hpp and a threshold, rounded up."""
@@ -190,14 +192,19 @@ def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenList
     lists = None if request.screen is None else request.screen.lists
     if lists is None or lists.covered > request.size or _zoning(request) is Zoning.RANK:
         return None
+    if request.size * request.shards[0].shape[1] >= 1 << 32:  # tokens are counted in 32 bits
+        return None
+    if not gainful:
+        return lists
     whole = 2 * lists.covered >= request.size and 2 * candidates >= request.size
-    return lists if not gainful or (whole and request.k <= candidates // 64) else None
+    enough = request.batch <= _kernels.MAX_ROW_QUERIES or len(lists.rows) >= LEAST_PANEL_TOKENS
+    return lists if whole and enough and request.k <= candidates // 64 else None
 
 
-def most_listed(request: ZoneRequest, batch: int, by_rows: bool, threads: int) -> int:
+def most_listed(request: ZoneRequest, by_rows: bool) -> int:
     """Tokens that a query may visit by lists before sweeping all of them, with the others of its batch, takes less time."""
     _, tokens, width = request.shards[0].shape
-    swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width * min(batch, threads)
+    swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width
     return max(1, int(request.size * tokens * swept / (VISIT_COST + VISIT_BYTE_COST * width)))
 
 
@@ -280,7 +287,7 @@ class _Sweeper:
         """By lists first, and without them for the queries that they leave too much; None where nothing was done."""
         if self.lists is None or (self.list_limit is None and not self.lists.worth_trying()):
             return None
-        most = self.list_limit or most_listed(self.request, len(rows), self.by_rows, self.threads)
+        most = self.list_limit or most_listed(self.request, self.by_rows)
         rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
         (again,) = np.nonzero(out.status == Status.SCATTERED)
         self.lists.note(len(rows), len(again))

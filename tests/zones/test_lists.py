@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,8 @@ from numpy.typing import NDArray
 
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.index.columns import ScreenCache
+from dqe_engine.index import columns
 from dqe_engine.zones import Screen, ZoneSelection, cpu
-from dqe_engine.zones import lists as lists_module
 from dqe_engine.zones.lists import TokenLists
 from dqe_engine.zones.request import ZoneRequest, validated
 
@@ -130,35 +130,41 @@ def test_where_nothing_clusters_lists_are_given_up(rng: np.random.Generator) -> 
     assert 8 <= tally.tried <= 8 + 192 // 64 + 1
 
 
-def test_few_tokens_get_no_lists(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_few_tokens_get_no_lists(rng: np.random.Generator) -> None:
     items = clustered(rng, 100, 2, 8)
     assert Screen.build(items).lists is None
-    monkeypatch.setattr(lists_module, "LEAST_TOKENS", 200)
+    assert TokenLists.build((items,), threads=1, least=201) is None
     assert TokenLists.build((items,), threads=1, least=200) is not None
     assert TokenLists.build((np.zeros((100, 2, 8), np.float32),), threads=1, least=1) is None  # no directions
 
 
 def test_a_growing_gallery_keeps_its_lists_until_many_rows_are_in_none(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    calls = []
+    begun = []
     build = TokenLists.build
 
     def counted(shards: Any, *, threads: int) -> TokenLists | None:
-        calls.append(sum(map(len, shards)))
+        begun.append(sum(map(len, shards)))
         return build(shards, threads=threads, least=1)
 
-    monkeypatch.setattr("dqe_engine.index.columns.TokenLists.build", counted)
+    monkeypatch.setattr(columns.TokenLists, "build", counted)
+    monkeypatch.setattr(columns, "LEAST_TOKENS", 2000)
+    monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 4)
     items = clustered(rng, 2000, 2, 32)
-    cache = ScreenCache()
-    for size in (1000, 1001, 1125, 1126, 1100, 2000):
+    cache = columns.ScreenCache()
+    # Each round searches twice. Four searches are too few, and so are 900 rows; what was made for 1,126 is not for 1,100.
+    for size, covered in ((1000, 0), (1000, 0), (900, 0), (1000, 1000), (1125, 1000), (1126, 1126), (1100, 0), (2000, 2000)):
+        cache.screen(items[:700], items[700:size])  # may begin to make lists, and does not wait for them
+        for thread in threading.enumerate():
+            if thread.name == "dqe-lists":
+                thread.join()
         pieces, screen = cache.screen(items[:700], items[700:size])
         assert sum(map(len, pieces)) == size
-        if screen.lists is not None:
-            assert screen.lists.covered <= size
+        assert (0 if screen.lists is None else screen.lists.covered) == covered
         newest = items[size - 1, :1]
         listed = cpu.select(request_of(newest, pieces, screen), list_limit=NO_LIMIT)
         equal(listed, cpu.select(request_of(newest, pieces, None)))
         assert size - 1 in listed.ids[0]
-    assert calls == [1000, 1126, 2000]
+    assert begun == [1000, 1126, 2000]
     assert cache.nbytes > Screen.build(items, lists=False).nbytes
 
 
