@@ -38,9 +38,13 @@ def encoded(demo: Path, rendered: int) -> tuple[F32, F32]:
     engine = RetrievalEngine.load(demo / "bundle")
     engine.load_index(demo / "index")
     files = [demo / "garments/images" / record.image for record in read_jsonl(demo / "garments/images.jsonl", ImageRecord)]
-    tokens = [engine.encode_images(files[at : at + BATCH_IMAGES]).target_tokens for at in range(0, len(files), BATCH_IMAGES)]
-    for start in range(0, rendered, BATCH_IMAGES):
-        tokens.append(engine.encode_images([drawn(at) for at in range(start, min(start + BATCH_IMAGES, rendered))]).target_tokens)
+    size = len(files) + rendered
+    tokens = [
+        engine.encode_images(
+            [files[at] if at < len(files) else drawn(at) for at in range(start, min(start + BATCH_IMAGES, size))]
+        ).target_tokens
+        for start in range(0, size, BATCH_IMAGES)
+    ]
     asked = [Query(reference_id=record.reference, text=record.text) for record in read_jsonl(demo / "garments/test.jsonl", TripletRecord)]
     return np.concatenate(tokens), engine.encode_queries(asked).queries
 
@@ -57,9 +61,9 @@ def between(tokens: F32, count: int) -> F32:
     rng = np.random.default_rng(3)
     one, other = rng.integers(len(tokens), size=(2, count))
     share = rng.random((count, 1, 1), np.float32) * np.float32(0.3)
-    mixed = (1 - share) * tokens[one] + share * tokens[other]
+    mixed: F32 = (1 - share) * tokens[one] + share * tokens[other]
     mixed /= np.linalg.norm(mixed, axis=2, keepdims=True)
-    return mixed.astype(np.float32, copy=False)
+    return mixed
 
 
 def measure(kind: str, items: F32, queries: F32) -> tuple[list[list[str]], bool]:
@@ -98,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens, queries = encoded(options.demo, options.rendered)
     print(f"{len(tokens):,} items are encoded images; those beyond lie between them")
     rng = np.random.default_rng(5)
-    rows, same = [], True
+    rows: list[list[str]] = []
+    same = True
     for size in options.sizes:
         items = np.concatenate([tokens[:size], between(tokens, max(0, size - len(tokens)))])
         found, equal = measure("garments", items, queries)

@@ -45,7 +45,7 @@ VISIT_COST = 20.0
 """Nanoseconds for a token that a query visits in a list, and"""
 VISIT_BYTE_COST = 0.15
 """for each of its codes."""
-LEAST_PANEL_TOKENS = 1 << 19
+LEAST_PANEL_TOKENS = 1 << 22
 """Fewer tokens are swept faster by queries in panels than by lists: one query that lists do not help costs its batch a sweep."""
 
 _STATE_BYTES = 384
