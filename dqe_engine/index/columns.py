@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from dqe_engine.zones import Screen
 from dqe_engine.zones.lists import LEAST_TOKENS, TokenLists
 from dqe_engine.zones.screen import CodedShard
 
+_LOG = logging.getLogger(__name__)
 _UNLISTED_SHARE = 8
 """Lists are made anew when more than one in so many rows is in none."""
 _CLUSTERED_AFTER = 256
@@ -108,20 +110,21 @@ class ScreenCache:
         self._searches = 0
         self._clustering = threading.Lock()
 
-    def screen(self, *shards: Rows) -> tuple[tuple[Rows, ...], Screen]:
+    def screen(self, *shards: Rows, threads: int = 0) -> tuple[tuple[Rows, ...], Screen]:
         """The shards, cut where the codes are, and their screen.
 
         `shards`: all rows in their order; those of one call are a prefix of those of another. Only what is new is quantised.
+        threads: at most; 0: one per processor.
         """
         with self._lock:
             if self._first is None:
-                (self._first,) = Screen.build(shards[0], lists=False).shards
+                (self._first,) = Screen.build(shards[0], threads=threads, lists=False).shards
             if not self._added:
                 self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._first)
             first = len(self._first.codes)
             if new := _rows_from(shards, first + len(self._added[0])):
                 grown = tuple(copy.copy(column) for column in self._added)
-                for coded in Screen.build(new, lists=False).shards:
+                for coded in Screen.build(new, threads=threads, lists=False).shards:
                     arrays: tuple[Rows, ...] = tuple(coded)
                     for column, rows in zip(grown, arrays, strict=True):
                         column.append(rows)
@@ -134,22 +137,24 @@ class ScreenCache:
                 pieces.append(shard[begin:end])
                 codes.append(_rows(part, slice(origin + begin, origin + end)))
             start += len(shard)
-        return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards))) if pieces else (shards[:1], Screen(parts[:1]))
+        return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards, threads))) if pieces else (shards[:1], Screen(parts[:1]))
 
-    def _current_lists(self, shards: Sequence[Rows]) -> TokenLists | None:
+    def _current_lists(self, shards: Sequence[Rows], threads: int) -> TokenLists | None:
         """Lists that hold all of these rows but the last few; None until they are made, by a thread of their own, while searches go on."""
         self._searches += 1
         count = sum(map(len, shards))
         due = self._searches > _CLUSTERED_AFTER and count * shards[0].shape[1] >= LEAST_TOKENS
         if due and count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
             self._listed = count  # also if it fails: it is tried again when there are more rows
-            threading.Thread(target=self._cluster, args=(shards,), name="dqe-lists").start()
+            threading.Thread(target=self._cluster, args=(shards, threads), name="dqe-lists").start()
         lists = self._lists
         return lists if lists is not None and lists.covered <= count else None
 
-    def _cluster(self, shards: Sequence[Rows]) -> None:
+    def _cluster(self, shards: Sequence[Rows], threads: int) -> None:
         try:
-            self._lists = TokenLists.build(shards, threads=available_cpus())
+            self._lists = TokenLists.build(shards, threads=threads or available_cpus())
+        except MemoryError as error:
+            _LOG.warning("searches stay as they are, for there is no memory for lists: %s", error)
         finally:
             self._clustering.release()
 

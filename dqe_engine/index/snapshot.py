@@ -195,7 +195,7 @@ class Snapshot:
         allowed = self.allowed(filter)
         count = self.rows if allowed is None else counted(allowed)
         excluded = [self._excluded(ids) for ids in exclude or ()]
-        targets, screen = (self.targets, None) if self.screens is None else self.screens.screen(*self.targets)
+        targets, screen = (self.targets, None) if self.screens is None else self.screens.screen(*self.targets, threads=threads)
         found = select_zones(
             np.ascontiguousarray(queries),
             targets,

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from dqe_engine.contracts.parsing import NOT_JSON
-from dqe_engine.files import fsync_path, make_directories, open_in_place
+from dqe_engine.files import fsync_path, open_in_place
 
 
 def removed_beside(index: Path) -> Path:
@@ -27,9 +27,11 @@ class Removed:
 
     def add(self, id: str) -> None:
         """On the disk when this returns. Raises OSError."""
-        make_directories(self.file.parent)
         line = b"\n" + msgspec.json.encode(id) + b"\n"  # the first ends what a killed process began
-        descriptor = open_in_place(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            descriptor, made = open_in_place(self.file, os.O_WRONLY | os.O_APPEND), False
+        except FileNotFoundError:
+            descriptor, made = open_in_place(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), True
         try:
             written = os.write(descriptor, line)
             if written != len(line):
@@ -37,7 +39,8 @@ class Removed:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        fsync_path(self.file.parent)
+        if made:
+            fsync_path(self.file.parent)
 
     def ids(self) -> frozenset[str]:
         """Raises OSError."""

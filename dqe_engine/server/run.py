@@ -94,7 +94,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if sockets and stop_taking(sockets[0]):
             quiet = Quiet(sockets[0])
-            while not quiet():
+            while not quiet() and not self.force_exit:
                 await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 

@@ -94,8 +94,8 @@ class Service:
                 await task
         await asyncio.to_thread(self.writes.close)
         await asyncio.to_thread(self.batcher.close)
-        self._pool.shutdown()
-        self._renderers.shutdown()
+        for pool in (self._pool, self._renderers):
+            pool.shutdown(cancel_futures=True)  # nobody waits for what has not begun
         self.engine.close()
         self.metrics.close()
 
@@ -191,7 +191,7 @@ class Service:
         try:
             self.removed.add(id)
         except OSError as error:
-            log.error("%r was removed, and its photo will be indexed again: %s", id[:200], error)
+            log.error("an item was removed, and its photo will be indexed again: %s", error)
 
     def _may_have_photo(self, id: str, uploaded: str | None) -> bool:
         """Whether a photo lies under the name of this item, which is gone, for all that can be known."""

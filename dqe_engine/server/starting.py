@@ -1,23 +1,24 @@
 """`starting`: an answer for who comes before a worker is ready, and would otherwise wait until one is.
 
 A thread of the first process listens while the workers load. The worker that is ready first says so by a file, and listens once the thread
-has let go of a lock (`take_over`): nobody who has seen a server that is ready meets one that starts. Later workers find the lock free.
+has let go of the lock of the run's folder (`take_over`): nobody who has seen a server that is ready meets one that starts. Later workers
+find the lock free.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
+
+from dqe_engine.files import directory_lock
 
 from .connections import PARTING_S
 from .headers import answer_headers, request_id_of
@@ -36,10 +37,10 @@ def starting(settings: ServerSettings, listening: socket.socket) -> Iterator[Non
     if settings.state is None:
         yield
         return
-    with _lock(settings.state).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        held.enter_context(directory_lock(settings.state))
         ended = threading.Event()
-        thread = threading.Thread(target=_run, args=(settings, listening.dup(), lock, ended), name="starting")
+        thread = threading.Thread(target=_run, args=(settings, listening.dup(), held, ended), name="starting")
         thread.start()
         try:
             yield
@@ -50,22 +51,22 @@ def starting(settings: ServerSettings, listening: socket.socket) -> Iterator[Non
 
 def take_over(state: Path | None) -> None:
     """Called by each worker that is ready, before it listens: returns once nobody but workers does."""
-    if state is None or not _lock(state).exists():
+    if state is None:
         return
     _ready(state).touch()
-    with _lock(state).open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with directory_lock(state):
+        pass
 
 
-def _run(settings: ServerSettings, listening: socket.socket, lock: BinaryIO, ended: threading.Event) -> None:
+def _run(settings: ServerSettings, listening: socket.socket, held: contextlib.ExitStack, ended: threading.Event) -> None:
     try:
         with listening:
-            asyncio.run(_answer(settings, listening, lock, ended))
+            asyncio.run(_answer(settings, listening, held, ended))
     finally:  # whatever became of it, workers wait for this
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        held.close()
 
 
-async def _answer(settings: ServerSettings, listening: socket.socket, lock: BinaryIO, ended: threading.Event) -> None:
+async def _answer(settings: ServerSettings, listening: socket.socket, held: contextlib.ExitStack, ended: threading.Event) -> None:
     assert settings.state is not None
     config = uvicorn.Config(_app, http=ProtocolFactory(settings), lifespan="off", log_config=None, ws="none")  # type: ignore[arg-type]
     config.load()
@@ -74,12 +75,13 @@ async def _answer(settings: ServerSettings, listening: socket.socket, lock: Bina
     server = await loop.create_server(
         lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
         sock=listening,
+        backlog=config.backlog,
     )
     ready = _ready(settings.state)
     while not ended.is_set() and not ready.exists():
         await asyncio.sleep(_LOOKED_EVERY)
     server.close()
-    fcntl.flock(lock, fcntl.LOCK_UN)
+    held.close()
     await asyncio.sleep(_ACCEPTED_S)
     until = loop.time() + PARTING_S  # a request may be on its way
     while state.connections and not ended.is_set() and loop.time() < until:
@@ -101,10 +103,6 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     whole = [*answer_headers(request_id), *response_headers(problem, body)]
     await send({"type": "http.response.start", "status": status, "headers": whole})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def _lock(state: Path) -> Path:
-    return state / "starting.lock"
 
 
 def _ready(state: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from support.samples import noise_image
 from support.server import READ_KEY, WRITE_KEY
+from support.serving import serving
 from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.engine import RetrievalEngine
@@ -85,12 +86,11 @@ def keys() -> tuple[Key, ...]:
 
 
 @pytest.fixture(scope="session")
-def address(bundle_path: Path, shop: Path) -> Iterator[str]:
+def address(bundle_path: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the page of a server over the shop, for tests that only read."""
-    from support.page import served
-
-    with served(bundle_path, shop / "index", shop / "photos") as address:
-        yield address
+    options = ["--images", str(shop / "photos"), "--provider", "cpu", "--threads", "1", "--log", "error"]
+    with serving([str(bundle_path), str(shop / "index"), *options], tmp_path_factory.mktemp("page")) as server:
+        yield f"{server.url}/"
 
 
 @pytest.fixture(scope="session")

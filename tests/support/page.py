@@ -10,7 +10,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from dqe_engine.server.settings import ServerSettings
 
 __all__ = [
     "AT_REST", "ITEM", "LONG", "PATIENCE_MS", "PICKS", "SLIDER", "Axe", "MakeSettings", "OpenPage", "Page", "Recorded", "Route", "asked",
-    "browsing", "expect", "paged", "problem", "running", "search", "served", "serving", "shown", "tile",
+    "browsing", "expect", "paged", "problem", "running", "search", "serving", "shown", "tile",
 ]  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FOUND = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -49,7 +48,6 @@ PICKS = "#grid > .tile .pick"
 SLIDER = "#sliders input"
 AT_REST = "#results[aria-busy=false]"
 LONG = "the same but red with long sleeves and " * 40
-_SERVE = "import sys; from dqe_engine.cli.serve import main; sys.exit(main())"
 _ARGUMENTS = (
     "--headless", "--no-sandbox", "--remote-debugging-port=0", "--no-first-run", "--mute-audio", "--hide-scrollbars",
     "--disable-background-networking", "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows",
@@ -60,21 +58,6 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 # ---- servers and the browser -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def served(bundle: Path, index: Path, photos: Path) -> Iterator[str]:
-    """The address of the page while `dqe-serve` runs over these, read-only, in a process of its own."""
-    options = ["--images", str(photos), "--port", "0", "--provider", "cpu", "--threads", "1", "--log", "error"]
-    command = [sys.executable, "-c", _SERVE, str(bundle), str(index), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            assert line.startswith("search page: "), f"dqe-serve said {line!r} and {server.wait()}"
-            yield line.split()[2]
-        finally:
-            server.terminate()
 
 
 @contextmanager
