@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dqe_training.ablation.table import PER_CENT, interval
+
 from .method import MEASURE, PRECISION, TUNING_SEEDS, Assignments, arm, grid, subject, token_cache
+from .report import table
 
 if TYPE_CHECKING:
     from dqe_training.ablation.comparison import Comparison
@@ -100,26 +103,17 @@ def contrast(plan: Plan, results: Results, weights: Weights, figure: str) -> Dif
     return compare(ours, other)
 
 
-def told(difference: Difference | None) -> str:
-    if difference is None:
-        return "–"
-    if difference.half is None:
-        return f"{100 * difference.value:+.1f} (one seed)"
-    low, high = difference.value - difference.half, difference.value + difference.half
-    text = f"{100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return text if low <= 0 <= high else f"**{text}**"
-
-
 def report(comparison: Comparison, plan: Plan, results: Results, rates: Mapping[str, str]) -> str:
     lines = [f"{comparison.data}; {len(plan.seeds)} seeds, {len(plan.cells) - comparison.unfinished} of {len(plan.cells)} trainings", ""]
     lines += ["Rates chosen on val queries: " + ", ".join(f"{base} {rate}" for base, rate in rates.items()), ""]
-    lines += ["| arm | " + " | ".join(FIGURES.values()) + " | steps | seconds |", "|---|" + "---|" * (len(FIGURES) + 2)]
-    for row in comparison.arms:
-        figures = [f"{100 * row.figures[f].mean:.1f} ± {100 * (row.figures[f].deviation or 0):.1f}" for f in FIGURES]
-        lines.append(f"| {row.label} | " + " | ".join(figures) + f" | {row.steps.mean:.0f} | {row.seconds.mean:.0f} |")
-    lines += ["", "| difference | " + " | ".join(FIGURES.values()) + " |", "|---|" + "---|" * len(FIGURES)]
-    for name, weights in contrasts().items():
-        lines.append(f"| {name} | " + " | ".join(told(contrast(plan, results, weights, figure)) for figure in FIGURES) + " |")
+    rows = [
+        [row.label, *(f"{100 * row.figures[f].mean:.1f} ± {100 * (row.figures[f].deviation or 0):.1f}" for f in FIGURES),
+         f"{row.steps.mean:.0f}", f"{row.seconds.mean:.0f}"]
+        for row in comparison.arms
+    ]  # fmt: skip
+    lines += [table(["arm", *FIGURES.values(), "steps", "seconds"], rows), ""]
+    rows = [[name, *(interval(contrast(plan, results, w, f), PER_CENT) for f in FIGURES)] for name, w in contrasts().items()]
+    lines.append(table(["difference", *FIGURES.values()], rows))
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,8 @@ from .vocabulary import AttributeVocabulary
 from .zones import ZoneSpec
 
 Precision = Literal["float32", "float16", "int8", "int8-static"]
+PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8", "int8-static": "int8-static"}
+"""By the names that commands take."""
 Target = Literal["cpu", "cuda"]
 """What the form of a bundle's graphs is for. Either runs anywhere; they differ in the order of products, and in speed."""
 Composition = Literal["trained", "added"]

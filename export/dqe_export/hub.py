@@ -69,7 +69,8 @@ def push_bundle(path: Path, repository: str, *, private: bool = False) -> Pushed
         if card_kept:
             del contents[CARD_FILE]
         hashes = {entry.path: entry.sha256 for entry in bundle.manifest.files}
-        changed = [name for name, content in contents.items() if name not in there or not _equal(there[name], content, hashes.get(name))]
+        hashes |= {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if isinstance(content, bytes)}
+        changed = [name for name, content in contents.items() if name not in there or not _equal(there[name], content, hashes[name])]
         gone = sorted((known & set(there)) - set(contents))
         if not changed and not gone:
             return Pushed(repository, head, (), card_kept)
@@ -99,11 +100,9 @@ def _is_ours(api: Any, repository: str, head: str) -> bool:
     return GENERATED in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _equal(there: Any, content: bytes | Path, sha256: str | None) -> bool:
+def _equal(there: Any, content: bytes | Path, sha256: str) -> bool:
     """Whether the hub has this content: by SHA-256 of large files, by git's own hash of small ones."""
     if there.lfs is not None:
-        return bool(
-            there.lfs.sha256 == (sha256 or hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest())
-        )
+        return bool(there.lfs.sha256 == sha256)
     data = content if isinstance(content, bytes) else content.read_bytes()
     return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest())

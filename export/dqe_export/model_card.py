@@ -24,6 +24,7 @@ _QUERIES = {
     "cls": "the text's [CLS], fused with the image",
     "pool": "an attention pool over the fused tokens",
     "two_pass": "the text's [CLS] of a second pass over the fused query tokens (SPRC's)",
+    "two_encoders": "the text's [CLS] of a second pass through a Q-Former of its own (SPN4CIR's)",
     "zero_shot": "the embeddings of image and text added; not trained for composed retrieval",
 }
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bases import BASES, PARTS, contrast, contrasts, label, told
-from dqe_training.ablation.statistics import Difference, compare, student_t
+from benchmarks.bases import BASES, PARTS, contrast, contrasts, label
+from dqe_training.ablation.statistics import compare, student_t
 from dqe_training.evaluation.metrics import PerQuery
 
 ARMS = [label(base, part) for part in PARTS for base in BASES]
@@ -61,13 +61,3 @@ def test_every_contrast_is_of_arms_that_train_and_sums_to_zero() -> None:
     for weights in contrasts().values():
         assert set(weights) <= set(ARMS)
         assert sum(weights.values()) == 0
-
-
-def test_bold_leaves_zero_outside() -> None:
-    def difference(value: float, half: float | None) -> Difference:
-        return Difference(value=value, half=half, half_seeds=half, half_queries=0.0, seeds=2, values=(value,), verdict="unclear")
-
-    assert told(difference(0.02, 0.01)) == "**+2.0 [+1.0, +3.0]**"
-    assert told(difference(0.02, 0.03)) == "+2.0 [-1.0, +5.0]"
-    assert told(difference(-0.02, None)) == "-2.0 (one seed)"
-    assert told(None) == "–"

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.fake_hub import READER, WRITER, FakeHub, Repository, running_hub, settings_of, use_hub
+from support.refused import refused as refused_as
 from support.samples import noise_image
 from support.tiny_bundle import build_tiny_bundle
 
@@ -47,13 +49,7 @@ def contents(bundle: Path) -> dict[str, bytes | None]:
     return {name: (bundle / name).read_bytes() for name in FILES}
 
 
-def refused(call: Callable[[], object], *parts: str, kind: type[DQEError] = BundleError) -> None:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+refused = partial(refused_as, kind=BundleError)
 
 
 def load(name: str = f"hf://{NAME}", **options: object) -> Bundle:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
+from support.refused import refused as refused_as
 from support.samples import noise_image
 from support.tiny_bundle import write_manifest
 
@@ -20,11 +21,7 @@ FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_
 NAME = "me/tiny"
 
 
-def refused(call: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(BundleError) as caught:
-        call()
-    for part in parts:
-        assert part in str(caught.value)
+refused = partial(refused_as, kind=BundleError)
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from support.fake_hub import READER, WRITER, FakeHub, Repository, running_hub, use_hub
+from support.refused import refused as refused_as
 from support.samples import noise_image
 from support.tiny_bundle import build_tiny_bundle
 
@@ -22,11 +25,12 @@ from dqe_engine.contracts.manifest import BundleManifest, GraphParity, OutputPar
 from dqe_engine.contracts.provenance import Provenance, SourceFile
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import BackendError, BundleError, DQEError, InputError
+from dqe_engine.errors import BackendError, BundleError, InputError
 from dqe_export.cli.export import main
 from dqe_export.hub import push_bundle
-from dqe_export.model_card import GENERATED, model_card
+from dqe_export.model_card import _QUERIES, GENERATED, model_card
 from dqe_training.cli import evaluate
+from dqe_training.config import BaseQuery
 
 NAME = "me/tiny"
 
@@ -43,13 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield found
 
 
-def refused(call: Callable[[], object], *parts: str, kind: type[DQEError] = BundleError) -> None:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+refused = partial(refused_as, kind=BundleError)
 
 
 def test_one_commit_that_loads_and_none_for_equal_content(hub: FakeHub, tiny: Path, tmp_path: Path) -> None:
@@ -207,9 +205,17 @@ def test_the_pages_commands_run(
 
 def test_an_evaluation_takes_a_name_on_the_hub(hub: FakeHub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     push_bundle(tiny, NAME)
-    for model, said in ((NAME, "give either --data DIR"), ("me/none", "no such repository")):
-        assert evaluate.main([f"hf://{model}"]) == 2
+    for model, options, said in (
+        ("me/none", [], "give either --data DIR"),
+        ("me/none", ["--data", "d"], "no such repository"),
+        (NAME, ["--data", "no-such-data"], "no-such-data"),
+    ):
+        assert evaluate.main([f"hf://{model}", *options]) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_card_knows_every_base_query() -> None:
+    assert set(_QUERIES) == set(get_args(BaseQuery))
 
 
 def test_the_card_says_what_the_manifest_says(tiny: Path) -> None:

@@ -19,14 +19,14 @@ from support.tiny_training import make_model, model_config
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, GraphSpec
-from dqe_engine.contracts.manifest import Precision
+from dqe_engine.contracts.manifest import PRECISIONS, Precision
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.errors import ParityError
 from dqe_export import answers, onnx_graph, parity
 from dqe_export import bundle as bundle_module
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData
-from dqe_export.cli.export import PRECISIONS, choices, main
+from dqe_export.cli.export import choices, main
 from dqe_export.differences import TOLERANCES
 from dqe_export.graphs import random_inputs
 from dqe_export.onnx_graph import export_graph

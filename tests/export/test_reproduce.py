@@ -16,6 +16,7 @@ from support import published_models as files
 from support.tiny_benchmarks import write_circo, write_cirr, write_fashioniq
 from support.tiny_training import one_cpu_thread
 
+from dqe_engine.errors import ParityError
 from dqe_engine.zones.reference import max_sim
 from dqe_export.cli import reproduce as cli
 from dqe_export.reproduce import Wish, reproduce
@@ -373,6 +374,12 @@ def test_what_is_wrong_is_one_line(
     assert len(errors) == 1
     assert re.search(said, errors[0])
     assert not (tmp_path / "out").exists()
+
+
+def test_no_row_at_all_is_an_error(place: Path, cirr: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dqe_export.reproduce.run.make_bundle", lambda *made: "no row of int8: too far from PyTorch")
+    with pytest.raises(ParityError, match="no row of int8"):
+        reproduce(wish(place, "cirr", rows=("int8",)), Heard())
 
 
 def test_missing_images_can_be_left_out_and_are_counted(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ import pytest
 import torch
 from support.feature_workers import BATCH, SHARD_ROWS
 from support.fork_server import ForkServer
+from support.refused import refused as refused_as
 from support.samples import noise_image
 from support.tiny_blip2 import write_blip2
 from support.tiny_training import OVERRIDES, files_of_at_most, flip_byte, make_model, model_config, train_config, write_checkpoint
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
-from dqe_engine.errors import CheckpointError, DQEError, InputError
+from dqe_engine.errors import CheckpointError, InputError
 from dqe_training import workflow
 from dqe_training.cli import data, evaluate, train
 from dqe_training.data.images import load_pixels
@@ -397,13 +399,7 @@ def test_command_mistakes(garments: Path, tmp_path: Path, capsys: pytest.Capture
 # -- damage ----------------------------------------------------------------------------------------------------------------------
 
 
-def refused(action: Any, *said: str, kind: type[DQEError] = CheckpointError) -> None:
-    with pytest.raises(kind) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in said:
-        assert part in message
+refused = partial(refused_as, kind=CheckpointError)
 
 
 def test_damage_is_told_with_the_remedy(images: Path, tmp_path: Path, small: None) -> None:

@@ -91,11 +91,12 @@ def start_config(start: Path, *overrides: str) -> TrainConfig:
     return load_config("start", [f"start={start}", "optim.batch_size=8", "optim.epochs=2", "optim.log_every=1", *overrides])
 
 
-def test_the_start_guides(start: Path, tiny_data: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_the_start_guides(chunk: int, start: Path, tiny_data: Tiny, tmp_path: Path) -> None:
     """The share that is dropped is what the start's own scores say, however far the model has moved; with LoRA, and resumed."""
     config = start_config(
         start, "finetune=lora", "loss.objective=infonce", "loss.filter=absolute", "loss.filter_margin=0.1", "loss.filter_guide=start",
-        "trns.enabled=false", "optim.learning_rate=0.05", "optim.checkpoint_every=3",
+        "trns.enabled=false", "optim.learning_rate=0.05", "optim.checkpoint_every=3", f"optim.cached_chunk={chunk}",
     )  # fmt: skip
     data, _ = tiny_data
     events: list[dict[str, Any]] = []

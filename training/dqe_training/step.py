@@ -96,7 +96,8 @@ class TrainingStep:
             chunks = [slice(at, min(at + chunk, stop)) for at in range(start, stop, chunk)]
             queries, parts = self._backward_in_chunks(batch, chunks, relevance_share)
         else:
-            queries, loss, parts = self._loss(self._encode(batch, slice(start, stop)), batch, relevance_share)
+            whole = slice(start, stop)
+            queries, loss, parts = self._loss(self._encode(batch, whole), batch, relevance_share, self._judged(batch, [whole]))
             self._scaler.scale(loss).backward()
         self.world.sum_gradients(self._parameters())
         return queries, parts
@@ -108,33 +109,46 @@ class TrainingStep:
         return nullcontext() if self._cast is None else torch.autocast(self._device.type, self._cast)
 
     def _encode(self, batch: Batch, part: slice) -> tuple[Tensor, ...]:
-        """The fields of `QueryOutput`, those of `Prompted` that rows have and the guide's queries and target tokens where there are any,
-        the targets' tokens and, where there are any, the negatives' of some rows; float32, in which losses are computed whatever the
-        cast."""
+        """The fields of `QueryOutput`, what SPRC's auxiliary losses need of rows, the targets' tokens and, where there are any, the
+        negatives' of some rows; float32, in which losses are computed whatever the cast."""
         data, rows = self._data, batch.rows[part]
         ids, mask = (t.to(self._device) for t in self._texts(torch.from_numpy(batch.read[part])))
         wanted = data.target[rows]
         if batch.negative is not None:
             wanted = np.concatenate([wanted, np.maximum(batch.negative[part], 0)])
         with self._autocast():
-            references = self._images(data.reference[rows])
-            fused = self.model.fuse_query(references, ids, mask)
+            fused = self.model.fuse_query(self._images(data.reference[rows]), ids, mask)
             made = list(self.model.compose_query(fused, mask))
             if self._prompts is not None:
-                made += [self._prompts(self.model, ids, mask), fused.fused_queries.mean(dim=1)]
-            if self._guide is not None:
-                with torch.no_grad():
-                    judged = self._guide.encode_query(references, ids, mask).query
-                    made += [judged, self._guide.encode_targets(self._images(data.target[rows]))]
+                made += [self._prompts(self.model, ids, mask)] if self.config.loss.prompt_weight else []
+                made.append(fused.fused_queries.mean(dim=1))
             made += self._images.targets(wanted).split(len(rows))
         return tuple(embedded.float() for embedded in made)
 
-    def _loss(self, embedded: Sequence[Tensor], batch: Batch, relevance_share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    @torch.no_grad()
+    def _judged(self, batch: Batch, parts: Sequence[slice]) -> Tensor | None:
+        """The guide's scores (B, B) of the whole batch, from its encodings of these parts of this rank's rows; None without a guide."""
+        if self._guide is None:
+            return None
+        queries, targets = [], []
+        for part in parts:
+            rows = batch.rows[part]
+            ids, mask = (t.to(self._device) for t in self._texts(torch.from_numpy(batch.read[part])))
+            with self._autocast():
+                queries.append(self._guide.encode_query(self._images(self._data.reference[rows]), ids, mask).query.float())
+                targets.append(self._guide.encode_targets(self._images(self._data.target[rows])).float())
+        return score(*self.world.gather(torch.cat(queries), torch.cat(targets)))
+
+    def _loss(
+        self, embedded: Sequence[Tensor], batch: Batch, relevance_share: float, guide: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Queries of the whole batch, its loss and the parts of that, from what `_encode` gives for this rank's rows."""
         gathered = iter(self.world.gather(*embedded))
         queries = QueryOutput(*itertools.islice(gathered, len(QueryOutput._fields)))
-        prompted = None if self._prompts is None else Prompted(next(gathered), next(gathered), self._prompts.tokens)
-        guide = None if self._guide is None else score(next(gathered), next(gathered))
+        prompted = None
+        if self._prompts is not None:
+            texts = next(gathered) if self.config.loss.prompt_weight else None
+            prompted = Prompted(texts, next(gathered), self._prompts.tokens)
         targets = next(gathered)
         negatives = None
         if batch.negative is not None:
@@ -166,7 +180,7 @@ class TrainingStep:
                 states.append(random_state(self._device))
                 made.append(self._encode(batch, chunk))
         leaves = tuple(torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True))
-        queries, loss, parts = self._loss(leaves, batch, relevance_share)
+        queries, loss, parts = self._loss(leaves, batch, relevance_share, self._judged(batch, chunks))
         self._scaler.scale(loss).backward()
         for chunk, state in zip(chunks, states, strict=True):
             restore_random_state(state, self._device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dqe_engine.contracts.manifest import PRECISIONS
 from dqe_training.cli.runner import run_torch
 
 from .heads_options import add_heads_options, check_heads_options, export_heads_only
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..calibration import EvaluationData
 
-PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8", "int8-static": "int8-static"}
 _EPILOG = """\
 int8 is for CPUs; int8-static, whose scales are read off the queries of --data, is for TensorRT. Both are judged by answers as well as by
 embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where

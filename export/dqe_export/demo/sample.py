@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from dqe_engine.contracts.manifest import REPORT_FILES, BundleManifest, Precision
+from dqe_engine.contracts.manifest import PRECISIONS, REPORT_FILES, BundleManifest, Precision
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import ExportError, InputError
 from dqe_engine.files import atomic_directory, describe_write_error
@@ -26,7 +26,6 @@ from ..bundle import ExportOptions, export_bundle
 from ..calibration import EvaluationData
 from .shop import shop_metadata
 
-_PRECISIONS: dict[str, Precision] = {"f32": "float32", "f16": "float16", "int8": "int8"}
 _GALLERY = "gallery/"
 _ATTRIBUTES = ("colour", "shape", "pattern", "length")
 
@@ -83,12 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dqe_export.demo.sample", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("demo", type=Path, help="folder of a finished `make demo`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="bundle/ and photos/ in it are replaced")
-    parser.add_argument("--precision", choices=tuple(_PRECISIONS), default="int8", help="of the bundle (default: int8)")
+    parser.add_argument("--precision", choices=("f32", "f16", "int8"), default="int8", help="of the bundle (default: int8)")
     return parser
 
 
 def _write(args: argparse.Namespace) -> int:
-    manifest = write_sample(args.demo, args.out, precision=_PRECISIONS[args.precision])
+    manifest = write_sample(args.demo, args.out, precision=PRECISIONS[args.precision])
     if (found := manifest.retrieval) is not None:
         print(f"recall@10 {100 * found.bundle_recall_at_10:.1f} % ({found.difference:+.2f} points from PyTorch), top 10 overlap "
               f"{100 * found.top10_overlap:.1f} %, {found.queries} queries over {found.gallery} images")  # fmt: skip

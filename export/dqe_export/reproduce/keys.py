@@ -12,7 +12,7 @@ import dqe_engine
 import dqe_export
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
-from dqe_engine.files import describe_os_error, read_regular, sha256_of
+from dqe_engine.files import describe_os_error, sha256_of
 from dqe_training.ablation.source_hash import source_hash
 
 _LIBRARIES = ("onnx", "onnxruntime")
@@ -46,13 +46,5 @@ def content_key(path: Path) -> str:
         if path.is_dir():
             return key_of([(p.relative_to(path).as_posix(), sha256_of(p)) for p in sorted(path.rglob("*")) if p.is_file()])
         return sha256_of(path)
-    except OSError as error:
-        raise InputError(describe_os_error(error, path)) from error
-
-
-def document_key(path: Path) -> str:
-    """SHA-256 of a document that itself lists the hashes of the files beside it. Raises InputError."""
-    try:
-        return hashlib.sha256(read_regular(path)).hexdigest()
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.files import atomic_directory
 from dqe_engine.index import GalleryIndex
+from dqe_engine.index.storage import MANIFEST_FILE as INDEX_MANIFEST
 from dqe_engine.zones import select_zones
 from dqe_training.data.queries import QuerySet
 from dqe_training.evaluation.runtime import search_index
@@ -20,7 +21,6 @@ from .work import Work
 
 Rank = Callable[[QuerySet, str], NDArray[np.int64]]
 """A query set and the name of its gallery to rankings (Q, depth) of gallery positions, padded with -1."""
-INDEX_MANIFEST = "manifest.json"
 _ADDED_AT_ONCE = 4096
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.errors import InputError
+from dqe_engine.errors import InputError, ParityError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.sessions import Provider
 from dqe_training.evaluation.benchmarks import aspect_figures, ranking_figures
@@ -141,8 +141,11 @@ def reproduce(wish: Wish, talk: Talk) -> Outcome:
         why = "" if row == "pytorch" or source.kind == "bundle" else make_bundle(places, row, talk.stage)
         notes += [why] if why else []
         rows += [] if why else [row]
+    if not rows:
+        raise ParityError(notes[-1])
     states = _encode(wish, talk, work, places, rows)
-    folder = places.results(rows, wish.limit, wish.shared_concept, wish.published, str(wish.against), wish.submission)
+    asked = [asked_of(one) for one in work.seen]
+    folder = places.results(asked, rows, wish.limit, wish.shared_concept, wish.published, str(wish.against), wish.submission)
     views, by_view, files = _judge(wish, talk, work, places, states, checked.earlier, folder)
     results = Results(
         dataset=work.dataset, weights=wish.weights.name, imported=provenance(places.model if "pytorch" in rows else places.bundle(rows[0])),
@@ -270,8 +273,6 @@ def _published(dataset: str, row: Published | None) -> PublishedRow | None:
 def _notes(work: Work, checked: Checked) -> Iterator[str]:
     if checked.row is not None and checked.source.layout is not None:
         yield "a file's layout does not say what it was trained on: the published row is of weights trained for it"
-    if checked.source.layout == "sprc":
-        yield "SPN4CIR's files have SPRC's layout: for one of these, --published spn4cir shows its row"
     if work.dataset != "fashioniq" and checked.row is not None:
         yield "the published row is of the test split, which its server judges; the figures here are of val"
     if any(not one.view.judged for one in work.seen):

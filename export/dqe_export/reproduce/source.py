@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from dqe_engine.bundle import Bundle
-from dqe_engine.contracts.manifest import MANIFEST_FILE
+from dqe_engine.contracts.manifest import MANIFEST_FILE, PRECISIONS
 from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import InputError
@@ -21,14 +21,14 @@ from dqe_training.data.triplets import read_vocabulary
 from dqe_training.importing import ImportOptions, plan_import
 from dqe_training.model import DQEModel
 
-from .keys import content_key, document_key, key_of, software
+from .keys import content_key, key_of, software
 
 ROWS = {
     "pytorch": "PyTorch float32", "f32": "runtime float32", "int8": "runtime int8", "f16": "runtime float16",
     "int8-static": "runtime int8-static",
 }  # fmt: skip
 """What a table's rows are called."""
-_SHORT = {"float32": "f32", "float16": "f16"}
+_SHORT = {precision: row for row, precision in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _bundle(path: Path) -> Source:
     manifest = Bundle.load(path, verify=False).manifest
     layout = None if manifest.imported is None else manifest.imported.format
     pre_norm = bool(manifest.model.get("vision", {}).get("pre_norm"))
-    row = _SHORT.get(manifest.precision, manifest.precision)
+    row = _SHORT[manifest.precision]
     return Source("bundle", path, layout, _tower(pre_norm), (manifest.sizes.target_tokens, manifest.sizes.embedding_dim), 0, 0, (row,))
 
 
@@ -100,7 +100,7 @@ def _tower(pre_norm: bool) -> str:
 def source_key(source: Source, options: ImportOptions, advance: Callable[[str], None] = lambda text: None) -> str:
     """Changes with what an import would write. Reads published files whole. Raises InputError."""
     if source.kind != "published":
-        return document_key(source.path / (MANIFEST_FILE if source.kind == "bundle" else META))
+        return content_key(source.path / (MANIFEST_FILE if source.kind == "bundle" else META))
     advance(f"hashing {source.path.name}")
     files = [None if path is None else content_key(path) for path in (source.path, options.tower)]
     local = Path(os.path.expanduser(options.tokenizer)) if options.tokenizer else None

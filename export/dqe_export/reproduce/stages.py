@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dqe_engine.contracts.manifest import MANIFEST_FILE, Precision
+from dqe_engine.contracts.manifest import MANIFEST_FILE, PRECISIONS
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError, ParityError
 from dqe_engine.sessions import Provider
@@ -18,12 +18,11 @@ from dqe_training.importing import ImportOptions, import_model
 
 from ..bundle import ExportOptions, export_bundle
 from .encoding import Opened
-from .keys import document_key, key_of, software
+from .keys import content_key, key_of, software
 from .source import Source
 from .work import Work
 
 Advance = Callable[[str], None]
-PRECISIONS: dict[str, Precision] = {"f32": "float32", "int8": "int8"}
 _MARGIN = 64 << 20
 
 
@@ -65,11 +64,15 @@ class Places:
         return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def results(self, *options: object) -> Path:
-        return self.out / "results" / f"{self._dataset}-{self.source.stem}-{key_of(self._weights, self._asked, *options)}"
+        return (
+            self.out
+            / "results"
+            / f"{self._dataset}-{self.source.stem}-{key_of(self._weights, self._asked, self._provider, software(), *options)}"
+        )
 
     def _key(self, row: str) -> str:
         made = self.model / META if row == "pytorch" else self.bundle(row) / MANIFEST_FILE
-        return key_of(document_key(made), self._asked, self._provider, software())
+        return key_of(content_key(made), self._asked, self._provider, software())
 
 
 def make_model(places: Places, options: ImportOptions, advance: Advance) -> None:

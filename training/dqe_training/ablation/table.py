@@ -75,10 +75,11 @@ def _spell(summary: Summary | None, unit: Unit) -> str:
 
 
 def _differences(arms: Sequence[ArmResult], names: Mapping[str, str], unit: Unit = PER_CENT) -> str:
-    return _rows(["", *names.values()], [[arm.label, *(_interval(arm.differences.get(name), unit) for name in names)] for arm in arms])
+    return _rows(["", *names.values()], [[arm.label, *(interval(arm.differences.get(name), unit) for name in names)] for arm in arms])
 
 
-def _interval(difference: Difference | None, unit: Unit) -> str:
+def interval(difference: Difference | None, unit: Unit) -> str:
+    """The difference with its interval, bold where that leaves zero out; empty for None."""
     if difference is None:
         return ""
     value, half = difference.value, difference.half

@@ -68,11 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _evaluate(args: argparse.Namespace) -> int:
     from dqe_engine.bundle import bundle_folder
 
+    if (args.data is None) == (args.triplets is None):
+        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
     args.model = bundle_folder(args.model)
     if not args.model.is_dir():
         raise InputError(f"{args.model}: no such directory; expected a checkpoint (dqe-train) or a bundle (dqe-export)")
-    if (args.data is None) == (args.triplets is None):
-        raise InputError("give either --data DIR, or --triplets FILE with --images DIR")
     from dqe_engine.contracts.manifest import MANIFEST_FILE
 
     if args.features is not None and (args.model / MANIFEST_FILE).is_file():

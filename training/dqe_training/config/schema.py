@@ -305,12 +305,12 @@ class TrainConfig(Contract, frozen=True):
             )
         if loss.filter_guide == "start" and not (self.start and self.optim.vision_learning_rate == 0):
             raise ValueError("loss.filter_guide start judges by a checkpoint, so set start, and optim.vision_learning_rate to 0")
-        if self.prompted:
+        if loss.prompt_weight > 0:
             q = self.model.qformer
             places, needed = q.position_embeddings or q.max_text_length, q.max_text_length + q.query_tokens
             if places < needed:
                 raise ValueError(
-                    f"loss.prompt_weight and align_weight put {q.query_tokens} tokens into a text of {q.max_text_length}, but there are "
+                    f"loss.prompt_weight puts {q.query_tokens} tokens into a text of {q.max_text_length}, but there are "
                     f"{places} positions; set model.qformer.position_embeddings to {needed}, or a smaller max_text_length"
                 )
 

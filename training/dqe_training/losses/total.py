@@ -29,10 +29,10 @@ class BatchLabels(NamedTuple):
 
 
 class Prompted(NamedTuple):
-    """What SPRC's auxiliary losses read: `texts` (B, D) unit norm, the prompted texts' embeddings (`PromptTokens`); `fused` (B, H), the
-    means of the fused query tokens; and the `prompts` (Q, H)."""
+    """What SPRC's auxiliary losses read: `texts` (B, D) unit norm, the prompted texts' embeddings (`PromptTokens`), None where the loss on
+    them has no weight; `fused` (B, H), the means of the fused query tokens; and the `prompts` (Q, H)."""
 
-    texts: Tensor
+    texts: Tensor | None
     fused: Tensor
     prompts: Tensor
 
@@ -97,7 +97,7 @@ def total_loss(
     if config.presence_weight and attributes:
         parts["presence"] = presence_loss(output.presence, labels.named)
         total = total + config.presence_weight * parts["presence"]
-    if prompted is not None and config.prompt_weight:
+    if prompted is not None and prompted.texts is not None and config.prompt_weight:
         parts["prompt"] = infonce_loss(score(prompted.texts, target_tokens), temperature=tau, ignore=ignore)
         total = total + config.prompt_weight * parts["prompt"]
     if prompted is not None and config.align_weight:
