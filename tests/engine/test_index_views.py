@@ -47,10 +47,10 @@ def test_indexes_are_screened_until_they_are_large(make_index: MakeIndex, monkey
 def test_a_change_while_a_search_prepares_is_seen_by_the_next(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     index, screen = make_index(10), ScreenCache.screen
 
-    def slow_screen(cache: ScreenCache, *shards: Any) -> Any:
+    def slow_screen(cache: ScreenCache, *shards: Any, threads: int) -> Any:
         monkeypatch.setattr(ScreenCache, "screen", screen)
         index.remove(["i3"])  # as another thread might
-        return cache.screen(*shards)
+        return cache.screen(*shards, threads=threads)
 
     monkeypatch.setattr(ScreenCache, "screen", slow_screen)
     assert len(index.search(query_rows(1), 20)[0].matches) == 10  # the index as it was when the search began

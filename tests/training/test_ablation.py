@@ -120,7 +120,7 @@ def config_of_sprc() -> TrainConfig:
 
 
 def test_a_variant_that_cannot_be_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"variant '\+sprc': loss.prompt_weight and align_weight put 3 tokens into a text of 32") as caught:
+    with pytest.raises(InputError, match=r"variant '\+sprc': loss.prompt_weight puts 3 tokens into a text of 32") as caught:
         apply_variant(train_config(), {"sprc": ""}, name="+sprc")
     assert "\n" not in str(caught.value)
 
