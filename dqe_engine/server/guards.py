@@ -165,10 +165,10 @@ class _Exchange:
     async def run(self) -> None:
         inner: Scope = dict(self._scope)  # uvicorn's own still says HEAD
         try:
-            if self._path == SEARCH:
-                await self._guards.state.turn()
             problem = self._refusal()
             if problem is None:
+                if self._path == SEARCH:
+                    await self._guards.state.turn()
                 inner["state"] = {**inner.get("state", {}), "request_id": self.request_id, "key": self._key}
                 if self._method == "HEAD":
                     inner["method"] = "GET"

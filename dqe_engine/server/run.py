@@ -53,7 +53,7 @@ def serve(
     """
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
-        partial(create_app, settings),
+        partial(create_app, settings, owns_process=True),
         factory=True,
         workers=settings.workers,
         http=ProtocolFactory(settings),  # type: ignore[arg-type]  # called as a class would be
@@ -131,7 +131,7 @@ class _Workers(Multiprocess):
         except (DQEError, OSError) as error:
             log.error("SIGHUP: the workers stay as they are: %s", error)
             return
-        self.config.app = partial(create_app, settings)
+        self.config.app = partial(create_app, settings, owns_process=True)
         self.config.http = ProtocolFactory(settings)  # type: ignore[assignment]  # as above
         super().handle_hup()
 

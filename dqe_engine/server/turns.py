@@ -16,11 +16,12 @@ class Turns:
     def __init__(self, most: int) -> None:
         self._most = self._left = most
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._count = 0
         self._is_due = False  # a new turn is on its way
 
     def __len__(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        """How many wait. A task whose turn has come waits until it runs: meanwhile the loop may read more."""
+        return self._count
 
     async def __call__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -32,7 +33,11 @@ class Turns:
             return
         own = loop.create_future()
         self._waiting.append(own)
-        await own
+        self._count += 1
+        try:
+            await own
+        finally:
+            self._count -= 1
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         begun = 0

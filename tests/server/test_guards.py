@@ -543,6 +543,19 @@ def test_a_search_too_many_is_told_before_its_body_is_worked_on() -> None:
     assert service.ask().status == 200  # what is no search goes on
 
 
+class FullMeanwhile(State):
+    """Others come while a search waits for its turn."""
+
+    async def turn(self) -> None:
+        self.is_full = True
+
+
+def test_a_search_that_was_taken_is_not_refused_after_it_waited() -> None:
+    service = Service(state=FullMeanwhile())
+    assert service.ask("POST", "/v1/search", [(b"content-length", b"2")], chunks=[b"{}"]).status == 200
+    assert service.ask("POST", "/v1/search", [(b"content-length", b"2")], chunks=[b"{}"]).status == 429
+
+
 def test_bodies_on_their_way_are_bounded_together() -> None:
     service = Service(settings=settings(max_body_bytes=2000, max_arriving_bytes=3000, keys=KEYS))
 

@@ -44,3 +44,25 @@ def test_those_that_wait_are_counted_and_one_that_is_cancelled_takes_no_place() 
         await asyncio.wait_for(turns(), 30)  # alone again: at once
 
     asyncio.run(main())
+
+
+def test_one_whose_turn_has_come_is_counted_until_it_runs() -> None:
+    async def main() -> list[int]:
+        turns, begun, seen = Turns(2), [], []
+        loop = asyncio.get_running_loop()
+
+        async def task(n: int) -> None:
+            await turns()
+            begun.append(n)
+
+        def look() -> None:  # wherever the loop may read requests
+            seen.append(len(begun) + len(turns))
+            if len(begun) < 9:
+                loop.call_soon(look)
+
+        tasks = [asyncio.create_task(task(n)) for n in range(9)]
+        loop.call_soon(look)
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert set(asyncio.run(main())) == {9}
