@@ -30,7 +30,6 @@ from .settings import ServerSettings
 from .starting import take_over
 from .writes import BusyError, ItemExistsError, UnknownItemError
 
-
 GC_THRESHOLDS = (20_000, 10, 10)
 """Objects made and not freed before Python looks for garbage, instead of 700: under load, that took a tenth of the event loop's time."""
 
