@@ -65,6 +65,14 @@ class Written:
     revision: str
 
 
+@dataclass(frozen=True)
+class Removal:
+    """An item that the next save removes. `uploaded`: whether its upload goes with it, so that no other image was ever under its id."""
+
+    id: str
+    uploaded: bool
+
+
 @dataclass(eq=False)
 class _Operation:
     """What somebody waits for. `data`, `tokens`: of an "add"; the tokens are there once it was encoded."""
@@ -105,6 +113,7 @@ class Writes(NotPickled):
         engine: RetrievalEngine,
         photos: Photos | None = None,
         *,
+        removing: Callable[[Sequence[Removal]], None] = lambda removals: None,
         saved: Callable[[], None] = lambda: None,
         most: int = 64,
         room: int = 256,
@@ -113,11 +122,13 @@ class Writes(NotPickled):
         decode_threads: int = 2,
     ) -> None:
         """index: the folder of a saved index (see `make_index`). engine: whose model encodes; its own index is left alone. photos: where
-        images are kept; None to keep none. saved: called after each save, before anybody is told. most: operations in a save. room,
+        images are kept; None to keep none. removing: called with the lock, before a save that removes items; should it raise, nothing is
+        saved. saved: called after each save, before anybody is told. most: operations in a save. room,
         room_bytes: operations that may wait, and their images' bytes together; more is an OverloadError. patience: seconds to wait for
         the lock."""
         self._path, self._engine, self._photos = Path(index).absolute(), engine, photos
-        self._saved, self._most, self._room, self._room_bytes, self._patience = saved, most, room, room_bytes, patience
+        self._removing, self._saved = removing, saved
+        self._most, self._room, self._room_bytes, self._patience = most, room, room_bytes, patience
         self._threads = decode_threads
         self._arrived = threading.Condition()  # guards what follows
         self._queue: deque[_Operation] = deque()
@@ -295,6 +306,7 @@ class Writes(NotPickled):
         index = self._current()
         failed: dict[_Operation, DQEError] = {}
         dropped: set[str] = set()
+        removed: dict[str, str | None] = {}  # ids, and what their items were made from
         done: list[_Operation] = []
         for operation in operations:
             row = (now := index.snapshot()).row(operation.id)
@@ -307,13 +319,18 @@ class Writes(NotPickled):
                     dropped.add(operation.content)  # stored before it failed
                 continue
             done.append(operation)
+            if operation.kind == "remove":
+                removed[operation.id] = before
             if operation.kind == "update":
                 operation.content = before
             elif before is not None:
                 dropped.add(before)
+        unused = self._unused_uploads(index, dropped)
+        if removed:
+            self._removing([Removal(id, content in unused) for id, content in removed.items()])
         if done:
             index.save(self._path)
-        self._delete_uploads(index, dropped)
+        self._delete_uploads(unused)
         revision = index.stats().revision or ""
         written = {operation: Written(operation.id, operation.content, revision) for operation in done}
         return {operation: failed[operation] if operation in failed else written[operation] for operation in operations}
@@ -338,15 +355,20 @@ class Writes(NotPickled):
             kept = None if index.image_storage == "none" else image
             index.add([operation.id], target, kept, [operation.metadata], contents=[operation.content], replace=operation.replace)
 
-    def _delete_uploads(self, index: GalleryIndex, dropped: set[str]) -> None:
-        """Those of contents that no item has (any more). What cannot be deleted stays (`sweep_uploads`). An upload that another process
-        has just stored for an item of its own is stored again by it: see `_apply`."""
+    def _unused_uploads(self, index: GalleryIndex, dropped: set[str]) -> set[str]:
+        """Those of `dropped` that are stored, and that no item has (any more)."""
         photos = self._photos
         if photos is None or not (stored := {content for content in dropped if photos.has_upload(content)}):
-            return
-        for content in stored - index.snapshot().contents_among(stored):
+            return set()
+        return stored - index.snapshot().contents_among(stored)
+
+    def _delete_uploads(self, unused: set[str]) -> None:
+        """What cannot be deleted stays (`sweep_uploads`). An upload that another process has just stored for an item of its own is stored
+        again by it: see `_apply`."""
+        for content in unused:
+            assert self._photos is not None
             try:
-                photos.remove(content)
+                self._photos.remove(content)
             except DQEError as error:
                 _log.warning("an upload that no item refers to stays for now: %s", error)
 
