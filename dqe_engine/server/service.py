@@ -26,12 +26,13 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
+from .operations import Removal, Written
 from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
 from .turns import Turns
-from .writes import Removal, Writes, Written
+from .writes import Writes
 
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1

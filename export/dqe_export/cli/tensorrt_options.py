@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .export_choices import choices, resolve_target
+
 if TYPE_CHECKING:
     from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 
@@ -45,8 +47,6 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 def check_combination(args: argparse.Namespace) -> None:
     """Raises InputError for arguments that do not go together."""
     from dqe_engine.errors import InputError
-
-    from .export import resolve_target
 
     if args.bundle is None and (args.checkpoint is None or args.out is None):
         raise InputError(
@@ -182,7 +182,6 @@ def _check_export(args: argparse.Namespace) -> str:
     from ..bundle import ExportOptions
     from ..calibration import EvaluationData
     from ..tensorrt.limits import check_precision
-    from .export import choices, resolve_target
 
     data = EvaluationData.open(args.data) if args.data is not None else None
     ((precision, why),) = choices(args.precision, resolve_target(args), data, trt=True)
