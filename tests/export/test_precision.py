@@ -34,7 +34,7 @@ from dqe_export.onnx_graph import export_graph
 from dqe_export.precision import convert
 from dqe_export.report import ExportReport, report_html
 from dqe_export.sensitivity import LayerSensitivity
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.model import DQEModel
 from dqe_training.model.gpu_attention import gpu_attention
 

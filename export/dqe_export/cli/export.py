@@ -62,7 +62,7 @@ def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dqe_engine.errors import ExportError, ParityError
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     if args.out.exists() and not args.force:
         raise ExportError(f"{args.out}: exists already; choose another name, or replace it with --force")

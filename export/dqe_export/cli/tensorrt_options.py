@@ -192,7 +192,7 @@ def _check_export(args: argparse.Namespace) -> str:
 
 def plan_for_checkpoint(args: argparse.Namespace) -> int:
     """`--dry-run` before there is a bundle: the checkpoint knows the sizes."""
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     why = _check_export(args)
     checkpoint, precision = load_checkpoint(args.checkpoint), why.partition(",")[0]
@@ -221,7 +221,7 @@ def _check_before_export(args: argparse.Namespace) -> None:
     """A missing GPU or a mistaken option is told now, rather than after an export of minutes."""
     from dqe_engine.tensorrt.api import import_tensorrt
     from dqe_engine.tensorrt.cuda import Cuda
-    from dqe_training.checkpoint import read_meta
+    from dqe_training.checkpointing.checkpoint import read_meta
 
     from ..tensorrt.limits import check_gpu
 
