@@ -57,9 +57,9 @@ def make_arm(out: Path, base: str, part: str, rate: Assignments, name: str) -> A
 def make_start(out: Path, data: Path) -> None:
     """The checkpoint that all arms begin with, in `out`/start."""
     from dqe_engine.files import directory_lock
-    from dqe_training.config import load_config
-    from dqe_training.trainer import finish_run
-    from dqe_training.workflow import train_run
+    from dqe_training.run.configuration import load_config
+    from dqe_training.run.trainer import finish_run
+    from dqe_training.run.workflow import train_run
 
     lock = out / "start-lock"
     lock.mkdir(parents=True, exist_ok=True)

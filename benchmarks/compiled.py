@@ -24,7 +24,7 @@ from dqe_engine.contracts.graphs import GRAPHS, GraphSpec
 from dqe_engine.doctor.machine import processor_name
 from dqe_engine.processors import cores
 from dqe_export.graphs import graph_module, random_inputs
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.model import DQEModel
 
 from .harness import SETTLE_SECONDS, AnswerMismatchError

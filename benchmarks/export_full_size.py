@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import machine, report
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
-from dqe_training.checkpoint import Progress, save_checkpoint
+from dqe_training.checkpointing.checkpoint import Progress, save_checkpoint
 from dqe_training.config import BaseQuery, ModelConfig, QFormerConfig, TrainConfig, VisionConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel

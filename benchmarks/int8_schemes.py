@@ -31,7 +31,7 @@ from dqe_engine.sessions import OnnxSession
 from dqe_export.graphs import graph_module, random_inputs
 from dqe_export.onnx_graph import export_graph
 from dqe_export.precision import convert
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.config import ModelConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel

@@ -114,9 +114,9 @@ def make_data(out: Path, sprite: Path | None) -> dict[str, Path]:
 
 def fill_features(out: Path, regimes: Sequence[str]) -> None:
     """The frozen tower's image tokens, by all processors at once: workers would wait for one of them to make them."""
-    from dqe_training.config import load_config
     from dqe_training.features import image_token_blocks
-    from dqe_training.workflow import build_model
+    from dqe_training.run.configuration import load_config
+    from dqe_training.run.workflow import build_model
 
     model = build_model(load_config("garments", PRECISION), subject(out / "garments", "val").source.read_vocabulary(), 8).eval()
     for data in sorted({REGIMES[name].data for name in regimes}):
@@ -162,7 +162,7 @@ def final_arms(regime: Regime, tuned: dict[str, Assignments]) -> list[Any]:
 def arm(label: str, variant: str, assignments: Assignments) -> Any:
     from dqe_training.ablation.plan import Arm
     from dqe_training.ablation.variants import apply_variant, parse_variant
-    from dqe_training.config import load_config
+    from dqe_training.run.configuration import load_config
 
     return Arm(label, apply_variant(load_config("garments", (*PRECISION, *assignments)), parse_variant(variant), name=variant))
 

@@ -22,17 +22,18 @@ import torch
 
 from benchmarks import machine, report
 from benchmarks.harness import Agreement, Contender, Rounds, interleave
-from dqe_training.config import OptimConfig, TrainConfig, load_config
+from dqe_training.config import OptimConfig, TrainConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.triplets import TextBatcher, TripletData
 from dqe_training.distributed import World
 from dqe_training.encoding import TrainingImages
 from dqe_training.model.adapters import prepare_finetuning
-from dqe_training.optim import build_optimizer
-from dqe_training.step import Batch, TrainingStep
+from dqe_training.run.configuration import load_config
+from dqe_training.run.optim import build_optimizer
+from dqe_training.run.step import Batch, TrainingStep
+from dqe_training.run.workflow import DataSource, build_model
 from dqe_training.tokenizer import build_tokenizer
-from dqe_training.workflow import DataSource, build_model
 
 _ROOT = Path(__file__).parent
 _PACKAGES = ("torch", "transformers", "numpy")

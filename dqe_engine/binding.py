@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from .contracts.graphs import GraphSizes, GraphSpec
 from .errors import InputError
 
+Arrays = dict[str, NDArray[Any]]
+"""A graph's inputs or outputs by name."""
+
 
 class Binding:
     """Names, dtypes and shapes of one model's graph, put together once: a call's check is a part of every query."""

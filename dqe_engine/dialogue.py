@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .errors import InputError
 from .query import Query
 from .results import SearchResult
 
-if TYPE_CHECKING:
-    from .engine import RetrievalEngine
+
+class Searching(Protocol):
+    """A `RetrievalEngine`, as far as a dialogue needs it."""
+
+    def search(self, query: Query, /) -> SearchResult: ...
 
 
 class Dialogue:
@@ -23,7 +26,7 @@ class Dialogue:
     >>> dialogue.back()
     """
 
-    def __init__(self, engine: RetrievalEngine, query: Query) -> None:
+    def __init__(self, engine: Searching, query: Query) -> None:
         """Asks at once. Raises what `RetrievalEngine.search` does."""
         self._engine = engine
         self.steps: list[tuple[Query, SearchResult]] = []

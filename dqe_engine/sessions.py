@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .binding import Binding
+from .binding import Arrays, Binding
 from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
 from .errors import BackendError, BundleError, InputError
 from .forks import ProcessBound, guard_children
@@ -28,7 +28,6 @@ LITTLE_WORK = 256 << 20
 what the system at times takes to let it run (a tick of 4 ms, at the 95th percentile). A bound on multiply-adds, if weights have 8 bits.
 
 A graph of which this holds at least one row has too little in each operator to share, so larger batches are split among threads."""
-Arrays = dict[str, NDArray[Any]]
 
 _PROVIDER_NAMES: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",

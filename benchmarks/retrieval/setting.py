@@ -15,7 +15,7 @@ import numpy as np
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model

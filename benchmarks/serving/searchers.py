@@ -104,7 +104,7 @@ class TorchEncoder:
     def __init__(self, files: TorchFiles, *, device: Device = "cpu", compiled: bool = False) -> None:
         import torch
 
-        from dqe_training.checkpoint import load_checkpoint
+        from dqe_training.checkpointing.checkpoint import load_checkpoint
 
         torch.set_num_threads(files.threads)
         loaded = load_checkpoint(Path(files.checkpoint))

@@ -19,16 +19,17 @@ from dqe_engine import __version__
 from dqe_engine.errors import DQEError
 
 from . import items, search, status
-from .guards import Guards, template_of
+from .guards import Guards
 from .metrics import Metrics
 from .openapi import schemas
+from .operations import BusyError, ItemExistsError, UnknownItemError
 from .overload import Refusals
 from .photos import NoPhotoError
+from .policies import template_of
 from .problems import Problem, problem_of, response_bytes, response_headers, retry_after
 from .service import Service
 from .settings import ServerSettings
 from .starting import take_over
-from .writes import BusyError, ItemExistsError, UnknownItemError
 
 GC_THRESHOLDS = (20_000, 10, 10)
 """Objects made and not freed before Python looks for garbage, instead of 700: under load, that took a tenth of the event loop's time."""

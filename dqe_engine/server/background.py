@@ -3,7 +3,7 @@ dqe_engine.server.background`, so that searches keep their processors and a cras
 
 Images are compared and encoded without any lock. Every `save_every` images or `save_seconds` the lock of `Writes` is taken, what others
 saved is read, the images are added, and the index is saved: writes of the API get in between, and wait for no more than one such save.
-Whoever changed an item since it was compared wins. Stopped or killed, the next run goes on: what was saved equals its image.
+Whoever changed or removed an item since it was compared wins. Stopped or killed, the next run goes on: what was saved equals its image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,7 @@ class _Work:
         self.reporter, self.bundle_path, self.path, self.folders, self.uploads = reporter, bundle, Path(index).absolute(), folders, uploads
         self.metadata, self.provider, self.threads, self.policy = metadata, provider, threads, policy
         self.save_every, self.save_seconds = save_every, save_seconds
+        self.removed = Removed(removed_beside(self.path))
         self.skipped: Counter[str] = Counter()
         self.engine: RetrievalEngine | None = None
 
@@ -153,15 +154,15 @@ class _Work:
         self.index = self._loaded()
         found = self._images()
         before = self.index.snapshot()
-        removed = Removed(removed_beside(self.path)).ids()
+        removed = self.removed.ids()  # after the snapshot: whoever is gone from it is in there
         gone = {id for id, _ in found if id in removed and before.row(id) is None}
         found = [(id, image) for id, image in found if id not in gone]
-        self.skipped.update({_LEFT_OUT: len(gone)} if gone else {})
+        self._skip([_LEFT_OUT] * len(gone))
         seen = {id: None if row is None else (before.content(row),) for id, _ in found for row in [before.row(id)]}
         pairs = [(id, image) for id, image in found if (known := seen[id]) is None or not self.uploads.has_upload(known[0])]
         self.reporter.tell(total=len(pairs))
         plan = self._indexer(self.index).plan(pairs, on_error="skip", progress=self.reporter.advance)
-        self._skip(plan.report)
+        self._skip(image.kind for image in plan.report.skipped)
         added = self._embed(plan, seen)
         self.index.close()
         counts = f"{added} images indexed, {len(plan.report.unchanged)} were there"
@@ -206,7 +207,8 @@ class _Work:
         waiting, saved_at = self._empty(), time.monotonic()
         for start in range(0, total, _BATCH):
             part = IndexingPlan(plan.to_embed[start : start + _BATCH], {}, IndexingReport())
-            self._skip(self._indexer(waiting).embed(part, batch_size=_BATCH, on_error="skip"))
+            report = self._indexer(waiting).embed(part, batch_size=_BATCH, on_error="skip")
+            self._skip(image.kind for image in report.skipped)
             done = min(start + _BATCH, total)
             stopping = self.reporter.stop.is_set()
             late = time.monotonic() - saved_at >= self.save_seconds
@@ -217,8 +219,8 @@ class _Work:
             self.reporter.check()
         return added
 
-    def _skip(self, report: IndexingReport) -> None:
-        self.skipped.update(image.kind for image in report.skipped)
+    def _skip(self, reasons: Iterable[str]) -> None:
+        self.skipped.update(reasons)
         self.reporter.tell(at_once=False, skipped=dict(self.skipped))
 
     def _empty(self) -> GalleryIndex:
@@ -247,6 +249,10 @@ class _Work:
         now, new = self.index.snapshot(), waiting.snapshot()
         items = [(item, n) for n, item in enumerate(new.items())]
         items = [(item, n) for item, n in items if seen[item.id] == (None if (row := now.row(item.id)) is None else (now.content(row),))]
+        removed = self.removed.ids()
+        gone = {item.id for item, _ in items if item.id in removed and now.row(item.id) is None}  # since they were compared
+        items = [(item, n) for item, n in items if item.id not in gone]
+        self._skip([_LEFT_OUT] * len(gone))
         if not items:
             return 0
         ids = [item.id for item, _ in items]

@@ -1,8 +1,4 @@
-"""`Guards`: what every request passes before it reaches a route, and every answer on its way out.
-
-A route is public, read or write by one table. What the table does not name is read with GET, HEAD and OPTIONS, and else a write: a new
-route is protected before anybody thinks of it.
-"""
+"""`Guards`: what every request passes before it reaches a route, and every answer on its way out."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from .keys import Keyring, cookies_of
 from .logs import AccessLog
 from .metrics import Metrics
 from .peers import network_of
+from .policies import HEALTH, METHODS, PUBLIC, READ, SAFE, SESSION, WRITE, is_page, policy_of, template_of
 from .problems import GoneError, Problem, problem_of, queue_full, response_bytes, response_headers, retry_after
 from .rates import Rates
 from .settings import Key, ServerSettings
@@ -28,48 +25,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-PUBLIC, READ, WRITE = "public", "read", "write"
-METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
-
-_PUBLIC_PATHS = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))  # with SAFE methods
-_PAGE = "/page/"  # and what is under it
-_EXCEPTIONS = {("POST", SEARCH): READ, ("POST", "/v1/session"): PUBLIC, ("DELETE", "/v1/session"): PUBLIC}
-_SESSION = "/v1/session"
 _SESSION_BYTES = 4 << 10  # of the one body that comes without a key
 _SWALLOWED, _SWALLOWED_S = 16 << 10, 0.02
-_HEALTH = frozenset(("/healthz", "/readyz"))
-_FREE = frozenset((*_HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
-_ALWAYS = frozenset((*_HEALTH, "/", "/metrics"))  # answer while the service is not ready; so does the page
-_TEMPLATES = _PUBLIC_PATHS | frozenset(("/metrics", "/v1/vocabulary", "/v1/status", "/v1/facets", "/v1/search", "/v1/items", "/v1/session"))
+_FREE = frozenset((*HEALTH, "/"))  # of the rate, as the page's files are: who shows a page asks for many at once
+_ALWAYS = frozenset((*HEALTH, "/", "/metrics"))  # answer while the service is not ready; so does the page
 
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]*)?")
 _OURS = frozenset(name for name, _ in SECURITY) | {b"x-request-id"}
 """Headers that are the guards' to set: an application's own are replaced."""
-
-
-def policy_of(method: str, path: str) -> str:
-    """PUBLIC, READ or WRITE. `path`: decoded, as routes are matched; only what is spelled as in the table is what the table says."""
-    exception = _EXCEPTIONS.get((method, path))
-    if exception is not None:
-        return exception
-    if method not in SAFE:
-        return WRITE
-    return PUBLIC if path in _PUBLIC_PATHS or _is_page(path) else READ
-
-
-def template_of(path: str) -> str:
-    """What a request that reached no route is counted under: a known path, or what it is like; never what was sent."""
-    if path in _TEMPLATES:
-        return path
-    if path.startswith("/v1/items/"):
-        return "/v1/items/{id}/image" if path.endswith("/image") else "/v1/items/{id}"
-    return "/page/{name}" if _is_page(path) else "other"
-
-
-def _is_page(path: str) -> bool:
-    """Whether it is a file of the page, and nowhere else by way of it."""
-    return path.startswith(_PAGE) and not any(part in ("", ".", "..") for part in path[len(_PAGE) :].split("/")) and "\\" not in path
 
 
 class Readiness(Protocol):
@@ -217,7 +180,7 @@ class _Exchange:
         hosts = self._guards.hosts
         if hosts is None or (self._hosts and _host_of(self._hosts[0]) in hosts):
             return None
-        if self._path in _HEALTH and not self._guards.settings.on_loopback:
+        if self._path in HEALTH and not self._guards.settings.on_loopback:
             return None  # a balancer asks by address
         return Problem(403, "host", "the Host header is not one of this server's names; start it with --hostname NAME to add one")
 
@@ -245,7 +208,7 @@ class _Exchange:
         headers = self._scope["headers"]
         if guards.keys:
             self._key = guards.keys.find(headers, cookies_of(headers) if self._has_cookie else {})
-        if guards.rates is not None and self._path not in _FREE and not _is_page(self._path):
+        if guards.rates is not None and self._path not in _FREE and not is_page(self._path):
             client = self._scope.get("client")
             wait = guards.rates.take(self._key.name if self._key is not None else f"@{network_of(client[0]) if client else ''}")
             if wait > 0:
@@ -264,7 +227,7 @@ class _Exchange:
         return None
 
     def _not_ready(self) -> Problem | None:
-        if self._path in _ALWAYS or self._guards.state.ready() or _is_page(self._path):
+        if self._path in _ALWAYS or self._guards.state.ready() or is_page(self._path):
             return None
         return Problem(503, "not_ready", "the server is starting or ending; ask again in a moment, see /readyz", retry_after(2))
 
@@ -275,7 +238,7 @@ class _Exchange:
         return queue_full()
 
     def _too_large(self, length: int) -> Problem | None:
-        most = _SESSION_BYTES if self._path == _SESSION else self._guards.settings.max_body_bytes
+        most = _SESSION_BYTES if self._path == SESSION else self._guards.settings.max_body_bytes
         if length <= most:
             return None
         return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")

@@ -110,7 +110,7 @@ def router(service: Service) -> APIRouter:
         "/items/{id:path}", summary="Remove an item", responses=responds(RemovedResponse, 401, 403, 404, 422, 429, 503, 504, 507)
     )
     async def remove(id: ItemId) -> Response:
-        written = await service.write(service.remove, _written(id))
+        written = await service.write(service.writes.remove, _written(id))
         return _json(RemovedResponse(written.id, written.revision))
 
     return routes

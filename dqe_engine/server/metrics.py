@@ -4,28 +4,24 @@ Every process keeps its numbers in memory, and with `settings.state` also in a f
 for metrics and at most a second after they change. Whoever is asked adds up the files. prometheus_client writes the text; its own
 multiprocess mode is not used: an environment variable switches it on for a whole process when the library is imported, two servers in one
 process share their numbers, and a worker that gets the process id of a dead one (in containers, often) goes on with its gauges.
-
-A worker lives while it holds the lock of its file. What a dead one counted is kept, added to what other dead ones did; its gauges go away.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import fcntl
 import itertools
-import logging
 import os
-import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from .counts import CountFiles, Histogram, Numbers, bounded
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -36,8 +32,6 @@ PUBLISHED_EVERY_S = 1.0
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-_MOST_SERIES = 2000
-"""Series of one family in a process. Labels are of bounded sets; should one be not, further series are counted together as `other`."""
 
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dqe_cache_hits": ("Answers that were remembered, by cache", ("cache",)),
@@ -62,49 +56,17 @@ _PER_WORKER = {
 }
 
 
-class _Histogram(msgspec.Struct, array_like=True):
-    counts: list[int]  # of each bucket alone, the last one of what is above all bounds
-    total: float = 0.0
-
-
-class _Numbers(msgspec.Struct):
-    """What one process counted, or several: by family, then by the values of its labels, joined by line breaks."""
-
-    counters: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
-    histograms: dict[str, dict[str, _Histogram]] = msgspec.field(default_factory=dict)
-    gauges: dict[str, float] = msgspec.field(default_factory=dict)
-    worker: int = 0  # process id
-    index: tuple[int, str] | None = None  # generation, revision
-    folded: list[str] = msgspec.field(default_factory=list)  # of the dead: names whose numbers are in, and whose files may be there still
-
-    def add(self, other: _Numbers) -> None:
-        """Its counters and histograms, which only grow."""
-        for family, series in other.counters.items():
-            own = self.counters.setdefault(family, {})
-            for labels, value in series.items():
-                own[labels] = own.get(labels, 0.0) + value
-        for family, histograms in other.histograms.items():
-            mine = self.histograms.setdefault(family, {})
-            for labels, one in histograms.items():
-                if labels not in mine:
-                    mine[labels] = _Histogram(list(one.counts), one.total)
-                elif len(mine[labels].counts) == len(one.counts):  # else another version's, with other buckets
-                    mine[labels] = _Histogram(
-                        [a + b for a, b in zip(mine[labels].counts, one.counts, strict=True)], mine[labels].total + one.total
-                    )
-
-
 class Metrics:
     """The numbers of one process. Two in one process have nothing to do with one another. For any thread."""
 
     def __init__(self, settings: ServerSettings) -> None:
         """With `settings.state`, raises OSError where its folder `metrics` cannot be made or written to."""
         self._lock = threading.Lock()
-        self._numbers = _Numbers(worker=os.getpid())
+        self._numbers = Numbers(worker=os.getpid())
         self._changed = True
         self._uploads = 0
         self._numbers.gauges["dqe_process_start_time_seconds"] = _started()
-        self._files = _Files(settings.state / "metrics") if settings.state is not None else None
+        self._files = CountFiles(settings.state / "metrics") if settings.state is not None else None
         self._stop = threading.Event()
         if self._files is not None:
             weakref.finalize(self, _end, self._stop, self._files)
@@ -141,7 +103,7 @@ class Metrics:
         """A request that was refused; `reason`: the code of its problem."""
         with self._lock:
             series = self._numbers.counters.setdefault("dqe_rejected", {})
-            labels = _bounded(series, reason)
+            labels = bounded(series, reason)
             series[labels] = series.get(labels, 0.0) + 1
             self._changed = True
 
@@ -177,7 +139,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry, generate_latest
 
         if self._files is None:
-            dead, living = _Numbers(), [self._snapshot()]
+            dead, living = Numbers(), [self._snapshot()]
         else:
             self._write()  # so that no other process, asked next, adds up to less than this one
             dead, others = self._files.read()
@@ -192,8 +154,8 @@ class Metrics:
             series = self._numbers.histograms.setdefault(family, {})
             one = series.get(labels)
             if one is None:
-                labels = _bounded(series, labels)
-                one = series.setdefault(labels, _Histogram([0] * (len(bounds) + 1)))
+                labels = bounded(series, labels)
+                one = series.setdefault(labels, Histogram([0] * (len(bounds) + 1)))
             one.counts[bisect.bisect_left(bounds, value)] += 1
             one.total += value
             self._changed = True
@@ -209,8 +171,8 @@ class Metrics:
             self._numbers.gauges["dqe_uploads_in_flight"] = float(self._uploads)
             self._changed = True
 
-    def _snapshot(self) -> _Numbers:
-        return msgspec.json.decode(self._encoded(), type=_Numbers)
+    def _snapshot(self) -> Numbers:
+        return msgspec.json.decode(self._encoded(), type=Numbers)
 
     def _encoded(self) -> bytes:
         resident = _resident_bytes()
@@ -235,115 +197,15 @@ def _publish(metrics: weakref.ref[Metrics], stop: threading.Event) -> None:
         del one
 
 
-def _end(stop: threading.Event, files: _Files) -> None:
+def _end(stop: threading.Event, files: CountFiles) -> None:
     stop.set()
     files.close()
-
-
-class _Files:
-    """A folder with a file of numbers and a lock for each process, and one of what the dead ones left."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._lock = threading.Lock()
-        self._told = False
-        with self._reading():  # else a reader could take the file for a dead one's before its lock is held
-            self._alive: BinaryIO | None = open(folder / f"{self._name}.alive", "wb")  # noqa: SIM115 - until `close`
-            fcntl.flock(self._alive, fcntl.LOCK_EX)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._alive is not None:
-                self._alive.close()
-                self._alive = None
-
-    def write(self, content: bytes) -> None:
-        """The file of this process. A disk that refuses is told once: serving goes on."""
-        with self._lock:
-            if self._alive is None:
-                return
-            try:
-                _replace(self._folder / f"{self._name}.json", content)
-            except OSError as error:
-                if not self._told:
-                    self._told = True
-                    logging.getLogger(__name__).warning("the metrics of this process cannot be written", exc_info=error)
-
-    def read(self) -> tuple[_Numbers, list[_Numbers]]:
-        """What the dead counted, and the numbers of each other that lives. One process at a time reads: it also puts the dead aside."""
-        try:
-            with self._reading():
-                return self._read()
-        except OSError as error:
-            logging.getLogger(__name__).warning("the metrics of other processes cannot be read", exc_info=error)
-            return _Numbers(), []
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        with open(self._folder / "read.lock", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _read(self) -> tuple[_Numbers, list[_Numbers]]:
-        past = self._folder / "dead.json"
-        dead = _parsed(past) or _Numbers()
-        living, gone = [], []
-        for alive in sorted(self._folder.glob("*.alive")):
-            name = alive.stem
-            if name == self._name:
-                continue
-            if not _is_held(alive):
-                gone.append(name)
-            elif (numbers := _parsed(alive.with_suffix(".json"))) is not None:
-                living.append(numbers)
-        fresh = [name for name in gone if name not in dead.folded]
-        for name in fresh:
-            numbers = _parsed(self._folder / f"{name}.json")
-            if numbers is not None:
-                dead.add(numbers)
-        if gone or dead.folded:
-            dead.folded = gone
-            with contextlib.suppress(OSError):
-                _replace(past, msgspec.json.encode(dead))  # first, so that a crash in between counts nobody twice
-                for name in gone:
-                    (self._folder / f"{name}.json").unlink(missing_ok=True)
-                    (self._folder / f"{name}.alive").unlink(missing_ok=True)
-        return dead, living
-
-
-def _is_held(file: Path) -> bool:
-    """Whether a process that lives has it locked."""
-    try:
-        with open(file, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
-def _parsed(file: Path) -> _Numbers | None:
-    """None for one that is missing, or no numbers: a power loss may leave it empty."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_Numbers)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Whole or not at all for who reads; not flushed, as it is worth nothing after a power loss."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 class _Families:
     """What prometheus_client makes text of."""
 
-    def __init__(self, dead: _Numbers, living: list[_Numbers]) -> None:
+    def __init__(self, dead: Numbers, living: list[Numbers]) -> None:
         self._living = living
         self._all = dead
         for one in living:
@@ -378,12 +240,6 @@ class _Families:
         for generation, revision in sorted({one.index for one in self._living if one.index is not None}):
             info.add_metric([], {"generation": str(generation), "revision": revision})
         yield info
-
-
-def _bounded(series: Mapping[str, object], labels: str) -> str:
-    if labels in series or len(series) < _MOST_SERIES:
-        return labels
-    return "\n".join("other" for _ in labels.split("\n"))
 
 
 def _started() -> float:

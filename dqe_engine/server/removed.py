@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,23 +20,24 @@ def removed_beside(index: Path) -> Path:
 class Removed:
     """A file of JSON strings, one a line, that only grows. Threads and processes may share it; it is made by the first `add`.
 
-    An id stays in it when it is given to a new item: whatever is in the index is there, and is brought up to date as any other.
+    An id is written before the save that removes its item, under the lock of the index, so whoever sees the item gone finds the id here. It
+    stays when the save fails, or when it is given to a new item: it says nothing of an item that is in the index.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def add(self, id: str) -> None:
+    def add(self, ids: Iterable[str]) -> None:
         """On the disk when this returns. Raises OSError."""
-        line = b"\n" + msgspec.json.encode(id) + b"\n"  # the first ends what a killed process began
+        lines = b"\n" + b"".join(msgspec.json.encode(id) + b"\n" for id in ids)  # the first ends what a killed process began
         try:
             descriptor, made = open_in_place(self.file, os.O_WRONLY | os.O_APPEND), False
         except FileNotFoundError:
             descriptor, made = open_in_place(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), True
         try:
-            written = os.write(descriptor, line)
-            if written != len(line):
-                raise OSError(f"{self.file}: only {written} of {len(line)} bytes were written")
+            written = os.write(descriptor, lines)
+            if written != len(lines):
+                raise OSError(f"{self.file}: only {written} of {len(lines)} bytes were written")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

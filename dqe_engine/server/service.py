@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,13 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
+from .operations import Removal, Written
 from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
 from .turns import Turns
-from .writes import Writes, Written
+from .writes import Writes
 
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1
@@ -80,7 +81,7 @@ class Service:
         self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.removed = Removed(removed_beside(Path(settings.index)))
-        self.writes = Writes(settings.index, self.engine, self.photos, saved=self._refresh)
+        self.writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
         self._tasks.append(asyncio.create_task(self._follow()))
         self._look()
         self.phase = "ready"
@@ -172,33 +173,21 @@ class Service:
         """What `Writes` says, once it is on the disk. Raises what it does."""
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
 
-    def remove(self, id: str, *, timeout: float | None = None) -> Future[Written]:
-        """`Writes.remove`. Where a photo lies under the item's name in a folder, or may lie there, it is left out of the index from then
-        on: a server without folders cannot look, and remembers all ids but those of uploads."""
-        snapshot = self.engine.index.snapshot()
-        content = None if (row := snapshot.row(id)) is None else snapshot.content(row)
-        uploaded = content if self.photos.has_upload(content) else None
-        removing = self.writes.remove(id, timeout=timeout)
-        removing.add_done_callback(partial(self._removed, id, uploaded))  # before those who wait for it are told
-        return removing
-
-    def _removed(self, id: str, uploaded: str | None, done: Future[Written]) -> None:
-        """`uploaded`: the item's content, if there was an upload with it before."""
-        if done.cancelled() or done.exception() is not None:
-            return
-        if not self._may_have_photo(id, uploaded):
+    def _remember(self, removals: Sequence[Removal]) -> None:
+        """Items whose photo lies in a folder, or may lie there: updates leave it out from now on."""
+        if not (ids := [removal.id for removal in removals if self._may_have_photo(removal)]):
             return
         try:
-            self.removed.add(id)
+            self.removed.add(ids)
         except OSError as error:
-            log.error("an item was removed, and its photo will be indexed again: %s", error)
+            log.error("items are removed, and their photos will be indexed again: %s", error)
 
-    def _may_have_photo(self, id: str, uploaded: str | None) -> bool:
-        """Whether a photo lies under the name of this item, which is gone, for all that can be known."""
+    def _may_have_photo(self, removal: Removal) -> bool:
+        """Whether a photo lies under the name of this item in a folder. A server without folders cannot look: any but an upload may."""
         if not self.settings.photos:
-            return uploaded is None or self.photos.has_upload(uploaded)  # else the upload went with it, and was what it was made from
+            return not removal.uploaded
         try:
-            self.photos.etag(id, None, SIZES[0])
+            self.photos.etag(removal.id, None, SIZES[0])
         except NoPhotoError:
             return False
         except OverloadError:  # it could not be looked

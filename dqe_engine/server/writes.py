@@ -10,18 +10,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import DeadlineError, DQEError, IndexConflictError, IndexFormatError, InputError, OverloadError
+from dqe_engine.errors import DQEError, IndexConflictError, IndexFormatError, InputError, OverloadError
 from dqe_engine.files import describe_os_error, describe_write_error, make_directories, try_directory_lock
 from dqe_engine.forks import NotPickled
 from dqe_engine.image_sources import Pixels
@@ -30,58 +25,13 @@ from dqe_engine.index.storage import LOCK_FILE, MANIFEST_FILE
 from dqe_engine.index.validation import check_ids, checked_metadata
 from dqe_engine.preprocessing import fit_image, open_image
 
+from .operations import BusyError, ItemExistsError, Metadata, Operation, Removal, UnknownItemError, Written, deadline_in, too_late
 from .photos import Photos, content_of
-
-Metadata: TypeAlias = Mapping[str, Any] | None
 
 _ENCODED_AT_ONCE = 32
 _POLL_SECONDS = 0.004
 
 _log = logging.getLogger(__name__)
-
-
-class BusyError(DQEError):
-    """Another process writes to the index and does not let go of it. `retry_after`: seconds after which to ask again."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class ItemExistsError(DQEError):
-    """An item with this id is in the index, and nobody said that it may be replaced."""
-
-
-class UnknownItemError(DQEError):
-    """No item with this id is in the index."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was done, once it is on the disk. `content`: of the item, None for a removed one. `revision`: of the save."""
-
-    id: str
-    content: str | None
-    revision: str
-
-
-@dataclass(eq=False)
-class _Operation:
-    """What somebody waits for. `data`, `tokens`: of an "add"; the tokens are there once it was encoded."""
-
-    kind: Literal["add", "update", "remove"]
-    id: str
-    deadline: float
-    metadata: dict[str, Any] | None = None
-    data: bytes = b""
-    replace: bool = False
-    content: str | None = None
-    tokens: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-    future: Future[Written] = field(default_factory=Future)
-
-    @property
-    def is_late(self) -> bool:
-        return time.monotonic() >= self.deadline
 
 
 class Writes(NotPickled):
@@ -105,6 +55,7 @@ class Writes(NotPickled):
         engine: RetrievalEngine,
         photos: Photos | None = None,
         *,
+        removing: Callable[[Sequence[Removal]], None] = lambda removals: None,
         saved: Callable[[], None] = lambda: None,
         most: int = 64,
         room: int = 256,
@@ -113,14 +64,16 @@ class Writes(NotPickled):
         decode_threads: int = 2,
     ) -> None:
         """index: the folder of a saved index (see `make_index`). engine: whose model encodes; its own index is left alone. photos: where
-        images are kept; None to keep none. saved: called after each save, before anybody is told. most: operations in a save. room,
+        images are kept; None to keep none. removing: called with the lock, before a save that removes items; should it raise, nothing is
+        saved. saved: called after each save, before anybody is told. most: operations in a save. room,
         room_bytes: operations that may wait, and their images' bytes together; more is an OverloadError. patience: seconds to wait for
         the lock."""
         self._path, self._engine, self._photos = Path(index).absolute(), engine, photos
-        self._saved, self._most, self._room, self._room_bytes, self._patience = saved, most, room, room_bytes, patience
+        self._removing, self._saved = removing, saved
+        self._most, self._room, self._room_bytes, self._patience = most, room, room_bytes, patience
         self._threads = decode_threads
         self._arrived = threading.Condition()  # guards what follows
-        self._queue: deque[_Operation] = deque()
+        self._queue: deque[Operation] = deque()
         self._bytes = 0  # of images, waiting or in work
         self._closed = False
         self._worker: threading.Thread | None = None
@@ -144,17 +97,17 @@ class Writes(NotPickled):
         check_ids([id])
         if not isinstance(image, bytes):
             raise InputError(f"image: expected the bytes of a file, got {type(image).__name__}")
-        return self._submit(_Operation("add", id, _deadline(timeout), checked_metadata(id, metadata), image, replace))
+        return self._submit(Operation("add", id, deadline_in(timeout), checked_metadata(id, metadata), image, replace))
 
     def update(self, id: str, metadata: Metadata, *, timeout: float | None = None) -> Future[Written]:
         """Other metadata for an item, in place of all that it had. Raises as `add`, and UnknownItemError."""
         check_ids([id])
-        return self._submit(_Operation("update", id, _deadline(timeout), checked_metadata(id, metadata)))
+        return self._submit(Operation("update", id, deadline_in(timeout), checked_metadata(id, metadata)))
 
     def remove(self, id: str, *, timeout: float | None = None) -> Future[Written]:
         """No such item any more, nor its upload, unless another item has the same. Raises as `update`."""
         check_ids([id])
-        return self._submit(_Operation("remove", id, _deadline(timeout)))
+        return self._submit(Operation("remove", id, deadline_in(timeout)))
 
     def close(self) -> None:
         """Finish what waits, then end; whoever asks after that gets an OverloadError. May be called twice."""
@@ -165,11 +118,11 @@ class Writes(NotPickled):
         if worker is not None:
             worker.join()
 
-    def _submit(self, operation: _Operation) -> Future[Written]:
+    def _submit(self, operation: Operation) -> Future[Written]:
         self._enqueue(operation, len(operation.data))
         return operation.future
 
-    def _enqueue(self, entry: _Operation, size: int) -> None:
+    def _enqueue(self, entry: Operation, size: int) -> None:
         with self._arrived:
             if self._closed:
                 raise OverloadError("no more is written here: the server is shutting down; ask again later, or elsewhere")
@@ -200,18 +153,18 @@ class Writes(NotPickled):
                     self._bytes -= sum(len(entry.data) for entry in entries)
         self._drop()
 
-    def _next(self) -> list[_Operation] | None:
+    def _next(self) -> list[Operation] | None:
         """Operations that are to be written together; None once there will be no more."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._queue or self._closed)
             entries = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
             return entries or None
 
-    def _prepare(self, operations: Sequence[_Operation], pool: ThreadPoolExecutor) -> list[_Operation]:
+    def _prepare(self, operations: Sequence[Operation], pool: ThreadPoolExecutor) -> list[Operation]:
         """Encode what is to be added and store its image. Operations that can be done, in their order."""
         adds = [operation for operation in operations if operation.kind == "add"]
-        failed: dict[_Operation, Exception] = {}
-        pixels: dict[_Operation, Pixels] = {}
+        failed: dict[Operation, Exception] = {}
+        pixels: dict[Operation, Pixels] = {}
         for operation, found in zip(adds, pool.map(self._read, adds), strict=True):
             if isinstance(found, Exception):
                 failed[operation] = found
@@ -231,21 +184,21 @@ class Writes(NotPickled):
             operation.future.set_exception(reason)
         return [operation for operation in operations if operation not in failed]
 
-    def _read(self, operation: _Operation) -> Pixels | Exception:
+    def _read(self, operation: Operation) -> Pixels | Exception:
         spec, policy = self._engine.bundle.manifest.preprocessing, self._engine.image_policy
         try:
             if operation.is_late:
-                return _late()
+                return too_late()
             pixels = fit_image(open_image(operation.data, spec, policy), spec)
             operation.content = content_of(operation.data) if self._photos is None else self._photos.store(operation.data)
             return pixels
         except Exception as error:
             return error
 
-    def _commit(self, operations: Sequence[_Operation]) -> None:
+    def _commit(self, operations: Sequence[Operation]) -> None:
         if not operations:
             return
-        outcomes: dict[_Operation, Written | DQEError]
+        outcomes: dict[Operation, Written | DQEError]
         try:
             self._current()  # a large index takes seconds to load, for which nobody should wait
             with self._held():
@@ -283,7 +236,7 @@ class Writes(NotPickled):
                 time.sleep(_POLL_SECONDS * (0.5 + random.random()))
             yield
 
-    def _write(self, operations: Sequence[_Operation]) -> dict[_Operation, Written | DQEError]:
+    def _write(self, operations: Sequence[Operation]) -> dict[Operation, Written | DQEError]:
         """With the lock. What became of each. Raises what a save does, or the reading before it."""
         try:
             return self._write_once(operations)
@@ -291,11 +244,12 @@ class Writes(NotPickled):
             self._drop()
             return self._write_once(operations)
 
-    def _write_once(self, operations: Sequence[_Operation]) -> dict[_Operation, Written | DQEError]:
+    def _write_once(self, operations: Sequence[Operation]) -> dict[Operation, Written | DQEError]:
         index = self._current()
-        failed: dict[_Operation, DQEError] = {}
+        failed: dict[Operation, DQEError] = {}
         dropped: set[str] = set()
-        done: list[_Operation] = []
+        removed: dict[str, str | None] = {}  # ids, and what their items were made from
+        done: list[Operation] = []
         for operation in operations:
             row = (now := index.snapshot()).row(operation.id)
             before = None if row is None else now.content(row)
@@ -307,21 +261,26 @@ class Writes(NotPickled):
                     dropped.add(operation.content)  # stored before it failed
                 continue
             done.append(operation)
+            if operation.kind == "remove":
+                removed[operation.id] = before
             if operation.kind == "update":
                 operation.content = before
             elif before is not None:
                 dropped.add(before)
+        unused = self._unused_uploads(index, dropped)
+        if removed:
+            self._removing([Removal(id, content in unused) for id, content in removed.items()])
         if done:
             index.save(self._path)
-        self._delete_uploads(index, dropped)
+        self._delete_uploads(unused)
         revision = index.stats().revision or ""
         written = {operation: Written(operation.id, operation.content, revision) for operation in done}
         return {operation: failed[operation] if operation in failed else written[operation] for operation in operations}
 
-    def _apply(self, index: GalleryIndex, operation: _Operation, *, exists: bool) -> None:
+    def _apply(self, index: GalleryIndex, operation: Operation, *, exists: bool) -> None:
         """To the index in memory. Raises DQEError where it cannot be done."""
         if operation.is_late:
-            raise _late()
+            raise too_late()
         if operation.kind != "add" and not exists:
             raise UnknownItemError(f"{operation.id[:200]!r} is not in the index")
         if operation.kind == "update":
@@ -338,15 +297,20 @@ class Writes(NotPickled):
             kept = None if index.image_storage == "none" else image
             index.add([operation.id], target, kept, [operation.metadata], contents=[operation.content], replace=operation.replace)
 
-    def _delete_uploads(self, index: GalleryIndex, dropped: set[str]) -> None:
-        """Those of contents that no item has (any more). What cannot be deleted stays (`sweep_uploads`). An upload that another process
-        has just stored for an item of its own is stored again by it: see `_apply`."""
+    def _unused_uploads(self, index: GalleryIndex, dropped: set[str]) -> set[str]:
+        """Those of `dropped` that are stored, and that no item has (any more)."""
         photos = self._photos
         if photos is None or not (stored := {content for content in dropped if photos.has_upload(content)}):
-            return
-        for content in stored - index.snapshot().contents_among(stored):
+            return set()
+        return stored - index.snapshot().contents_among(stored)
+
+    def _delete_uploads(self, unused: set[str]) -> None:
+        """What cannot be deleted stays (`sweep_uploads`). An upload that another process has just stored for an item of its own is stored
+        again by it: see `_apply`."""
+        for content in unused:
+            assert self._photos is not None
             try:
-                photos.remove(content)
+                self._photos.remove(content)
             except DQEError as error:
                 _log.warning("an upload that no item refers to stays for now: %s", error)
 
@@ -388,14 +352,6 @@ def make_index(bundle: Bundle, index: Path, *, storage: Storage = "f32", image_s
             return False
         raise
     return True
-
-
-def _deadline(timeout: float | None) -> float:
-    return float("inf") if timeout is None else time.monotonic() + timeout
-
-
-def _late() -> DeadlineError:
-    return DeadlineError("not written within its time, and not any more; ask again, or allow more time")
 
 
 def _is_free(lock: Path) -> bool:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..binding import Binding
+from ..binding import Arrays, Binding
 from ..contracts.engines import AxisRange
 from ..contracts.graphs import DYNAMIC_AXES, GraphSizes, GraphSpec, TensorSpec
 from ..errors import BackendError, BundleError, InputError
 from ..forks import ProcessBound
-from ..sessions import Arrays
 from .api import import_tensorrt, load_engine, make_logger, refusals
 from .cuda import Cuda
 

@@ -9,7 +9,7 @@ import numpy as np
 from dqe_engine.contracts.manifest import Precision, RetrievalParity
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 from dqe_training.evaluation.protocol import EvaluationSet
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery

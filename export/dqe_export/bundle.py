@@ -18,7 +18,7 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE, BundleManifest, GraphPa
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError, ParityError
 from dqe_engine.files import atomic_directory, describe_write_error
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 from dqe_training.model import DQEModel
 from dqe_training.model.cross_attention import upstream_attention
 from dqe_training.model.gpu_attention import gpu_attention

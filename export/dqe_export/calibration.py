@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, VISION_ENCODER, GraphSpec
 from dqe_engine.contracts.manifest import Precision
 from dqe_engine.errors import InputError
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 from dqe_training.data.images import load_pixels, to_pixel_values
 from dqe_training.data.records import TripletRecord
 from dqe_training.data.triplets import TextBatcher

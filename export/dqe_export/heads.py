@@ -15,7 +15,7 @@ from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import ExportError, InputError
 from dqe_engine.files import atomic_directory, describe_write_error, scratch_directory
 from dqe_engine.heads import load_heads, replace_heads
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 
 from .answers import check_retrieval
 from .bundle import Advance, ExportOptions, write_graph

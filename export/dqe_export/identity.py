@@ -10,8 +10,8 @@ import msgspec
 
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.files import sha256_of
-from dqe_training.checkpoint import Checkpoint
-from dqe_training.encoder_hash import encoder_hash
+from dqe_training.checkpointing.checkpoint import Checkpoint
+from dqe_training.checkpointing.encoder_hash import encoder_hash
 
 _LATER: Mapping[str, Mapping[str, object]] = {"vision": {"pre_norm": False, "final_norm_eps": 0.0}, "": {"captions": "plain"}}
 """Settings that came later, by section, and what they are in every model from before: left out there, they change no identity."""

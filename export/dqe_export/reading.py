@@ -20,7 +20,7 @@ from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, VISION_E
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import ParityError
 from dqe_engine.query import Query
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 from dqe_training.model.attributes import compose
 
 from .reading_samples import TEXTS, sample_images

@@ -43,7 +43,7 @@ def setting(served: Path) -> Setting:
 def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contenders' own processes are forks of one that has imported PyTorch and transformers, which takes each of them six seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dqe_training.checkpoint"])
+    context.set_forkserver_preload(["dqe_training.checkpointing.checkpoint"])
     monkeypatch.setattr(OwnProcess, "context", context)
 
 

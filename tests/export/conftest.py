@@ -37,7 +37,7 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def upstream_path(checkpoint_path: Path, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graphs of `bundle_path` with upstream's cross-attention, which int8 is made from. Tests only read them."""
     from dqe_export.onnx_graph import export_graph
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
     from dqe_training.model.cross_attention import upstream_attention
 
     out, model = tmp_path_factory.mktemp("upstream"), load_checkpoint(checkpoint_path).model

@@ -15,7 +15,7 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER
 from dqe_export.attention_blocks import attention_blocks
 from dqe_export.cli.export import main
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.config import BaseQuery
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from dqe_engine.errors import ParityError
 from dqe_engine.sessions import OnnxSession
 from dqe_export.batch_dependence import check_batch_dependence
 from dqe_export.graphs import random_inputs
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONGEST = 40

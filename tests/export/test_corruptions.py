@@ -25,7 +25,7 @@ from dqe_export.converted import check_conversion
 from dqe_export.differences import TOLERANCES, check_range
 from dqe_export.onnx_graph import save_graph
 from dqe_export.precision import Lower, convert
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONVERSIONS: tuple[Lower, ...] = ("float16", "int8")

@@ -75,7 +75,7 @@ def test_runtime_agrees_with_pytorch(figures: dict[str, Any]) -> None:
 
 def test_baseline_has_neither_weights_nor_negatives_and_the_same_time(finished: tuple[DemoRun, list[str]]) -> None:
     run, _ = finished
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     config = load_checkpoint(run.baseline.checkpoints[0]).meta.config
     assert config.loss.objective == "infonce"

@@ -27,7 +27,7 @@ from dqe_export.differences import TOLERANCES
 from dqe_export.graphs import graph_module, random_inputs
 from dqe_export.onnx_graph import OPSET, export_graph
 from dqe_export.parity import check_parity, shapes_of
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.cli import evaluate
 from dqe_training.config import BaseQuery, WeightInputs
 from dqe_training.evaluation.protocol import load_evaluation_set

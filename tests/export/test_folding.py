@@ -15,7 +15,7 @@ from torch import nn
 from dqe_engine.contracts.graphs import GRAPHS, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_export.folding import fold_constants, layers_left
 from dqe_export.graphs import graph_module
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 
 BIG = (0.1 * np.random.default_rng(0).standard_normal((64, 64))).astype(np.float32)
 

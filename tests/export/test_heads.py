@@ -20,7 +20,7 @@ from dqe_engine.errors import InputError, ParityError
 from dqe_engine.heads import load_heads
 from dqe_export.cli.export import main
 from dqe_export.heads import export_heads, export_heads_into
-from dqe_training.checkpoint import load_checkpoint, save_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint, save_checkpoint
 from dqe_training.model import DQEModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

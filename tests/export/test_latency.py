@@ -12,7 +12,7 @@ from dqe_engine.contracts.parsing import parse_json
 from dqe_export import latency
 from dqe_export.latency import BATCHES, Spread, time_graphs
 from dqe_export.report import ExportReport, report_html
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.machine import BUSY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,14 +26,15 @@ from dqe_export import answers, onnx_graph, parity
 from dqe_export import bundle as bundle_module
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData
-from dqe_export.cli.export import choices, main
+from dqe_export.cli.export import main
+from dqe_export.cli.export_choices import choices
 from dqe_export.differences import TOLERANCES
 from dqe_export.graphs import random_inputs
 from dqe_export.onnx_graph import export_graph
 from dqe_export.precision import convert
 from dqe_export.report import ExportReport, report_html
 from dqe_export.sensitivity import LayerSensitivity
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.model import DQEModel
 from dqe_training.model.gpu_attention import gpu_attention
 

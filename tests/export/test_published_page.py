@@ -24,7 +24,7 @@ from support.tiny_benchmarks import write_cirr
 from dqe_engine.bundle import Bundle
 from dqe_engine.cli import index, search
 from dqe_export.cli import export, reproduce
-from dqe_training.checkpoint_meta import read_meta
+from dqe_training.checkpointing.meta import read_meta
 from dqe_training.cli import import_, train
 
 PAGE = Path(__file__).parents[2] / "docs" / "published-models.md"

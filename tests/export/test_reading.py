@@ -23,7 +23,7 @@ from dqe_export.cli.export import main
 from dqe_export.reading import check_reading
 from dqe_export.reading_samples import sample_images
 from dqe_export.upstream_reading import pixel_values
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from dqe_export.parity import Reference, check_parity
 from dqe_export.precision import Int8, convert
 from dqe_export.report import ExportReport
 from dqe_export.sensitivity import nodes_of, sweep
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.data.records import TripletRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")

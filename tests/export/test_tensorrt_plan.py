@@ -28,7 +28,8 @@ from dqe_engine.query import Query
 from dqe_engine.sessions import OnnxSession
 from dqe_export.bundle import ExportOptions
 from dqe_export.calibration import EvaluationData
-from dqe_export.cli.export import build_parser, choices, main, resolve_target
+from dqe_export.cli.export import build_parser, main
+from dqe_export.cli.export_choices import choices, resolve_target
 from dqe_export.tensorrt.plan import (
     BuildOptions,
     default_profiles,

@@ -11,14 +11,14 @@ import pytest
 
 from dqe_engine.engine import RetrievalEngine
 from dqe_export.bundle import export_bundle
-from dqe_training.checkpoint import load_checkpoint
-from dqe_training.config import load_config
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.data.tinted import CATEGORIES, COLOURS, TintedSpec, write_tinted
 from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
-from dqe_training.trainer import finish_run
-from dqe_training.workflow import DataSource, train_run
+from dqe_training.run.configuration import load_config
+from dqe_training.run.trainer import finish_run
+from dqe_training.run.workflow import DataSource, train_run
 
 # The vision tower that ships was trained on drawn garments; it stays frozen, so the photos are new to it.
 OVERRIDES = (

@@ -17,7 +17,7 @@ from support.published_models import words
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
 from dqe_export.bundle import export_bundle
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.config.schema import BaseQuery
 from dqe_training.importing import ImportOptions, import_model
 from dqe_training.model import score

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.guarded import KEYS, READ_KEY, WRITE_KEY, Service, State, settings
 
 from dqe_engine.errors import InputError, OverloadError
-from dqe_engine.server.guards import METHODS, PUBLIC, READ, WRITE, Message, Receive, Scope, Send, policy_of, template_of
+from dqe_engine.server.guards import Message, Receive, Scope, Send
+from dqe_engine.server.policies import METHODS, PUBLIC, READ, WRITE, policy_of, template_of
 from dqe_engine.server.problems import GoneError, Problem
 
 SECURITY_HEADERS = {

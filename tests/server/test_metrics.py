@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dqe_engine.server import metrics as module
+from dqe_engine.server import counts, metrics
 from dqe_engine.server.metrics import Metrics
 from dqe_engine.server.settings import ServerSettings
 
@@ -116,10 +116,10 @@ def test_two_of_one_run_in_one_process_add_up(tmp_path: Path) -> None:
 
 
 def test_numbers_are_published_without_anybody_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PUBLISHED_EVERY_S", 0.01)
+    monkeypatch.setattr(metrics, "PUBLISHED_EVERY_S", 0.01)
     written = threading.Event()
-    replace = module._replace
-    monkeypatch.setattr(module, "_replace", lambda file, content: (replace(file, content), b"rate" in content and written.set()))
+    replace = counts._replace
+    monkeypatch.setattr(counts, "_replace", lambda file, content: (replace(file, content), b"rate" in content and written.set()))
     first, second = made(tmp_path), made(tmp_path)
     first.rejected("rate")
     assert written.wait(60)
@@ -178,7 +178,7 @@ def test_a_disk_that_refuses_does_not_stop_the_service(tmp_path: Path, monkeypat
     def full(file: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_replace", full)
+    monkeypatch.setattr(counts, "_replace", full)
     metrics.rejected("rate")
     assert value(metrics, "dqe_rejected_total", reason="rate") == 1
     metrics.close()
@@ -197,7 +197,7 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_SERIES", 10)
+    monkeypatch.setattr(counts, "_MOST_SERIES", 10)
     metrics = made()
     for number in range(1000):
         metrics.request(f"/{number}", "GET", 200, 0.1)

@@ -14,10 +14,12 @@ from support.samples import noise_image
 from support.server import WRITE_KEY, bearer
 
 from dqe_engine.cli.serve import main
+from dqe_engine.errors import IndexFormatError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.server.background import command, index_folder
+from dqe_engine.server.background import _Work, command, index_folder
 from dqe_engine.server.progress import Progress
 from dqe_engine.server.removed import Removed, removed_beside
+from dqe_engine.server.service import Service
 from dqe_engine.server.settings import Key
 
 GONE, KEPT = "sub/01.png", "00.png"
@@ -84,6 +86,59 @@ def test_it_is_left_out_after_compaction(
     assert GONE not in ids(tmp_path / "index")
 
 
+@pytest.mark.parametrize("asked", ["between the save and its answer", "while photos are read"])
+def test_it_is_left_out_by_an_update_that_runs_meanwhile(
+    asked: str, serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], shop: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """An update that finds the item gone, or never saw it, knows that it was removed."""
+    if asked == "between the save and its answer":
+        refresh = Service._refresh
+
+        def refreshed(service: Service) -> None:
+            update()
+            refresh(service)
+
+        monkeypatch.setattr(Service, "_refresh", refreshed)
+        remove(serve(keys=keys), GONE)
+    else:
+        client, photo = serve(keys=keys), {"image": (shop / "photos" / GONE).read_bytes()}
+        with GalleryIndex.load(tmp_path / "index", screened=False) as index:
+            index.remove([GONE])
+            index.save(tmp_path / "index")
+        encode = _Work._encode
+
+        def encoded_late(work: _Work, pixels: Any) -> Any:
+            assert client.post("/v1/items", headers=WRITE, files=photo, data={"item": f'{{"id": "{GONE}"}}'}).status_code == 201
+            remove(client, GONE)
+            return encode(work, pixels)
+
+        monkeypatch.setattr(_Work, "_encode", encoded_late)
+        assert update().skipped == {"removed from the index before (--readd takes them again)": 1}
+    assert GONE not in ids(tmp_path / "index")
+
+
+def test_a_removal_that_is_not_saved_costs_nothing(
+    serve: Callable[..., TestClient],
+    update: Callable[..., Progress],
+    keys: tuple[Key, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The id was written before the save, and the item is in the index: updates keep it up to date as any other."""
+    client = serve(keys=keys)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise IndexFormatError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GalleryIndex, "save", full)
+        assert client.delete(f"/v1/items/{GONE}", headers=WRITE).status_code >= 500
+    assert Removed(removed_beside(tmp_path / "index")).ids() == {GONE}
+    assert update().skipped == {}
+    assert GONE in ids(tmp_path / "index")
+
+
 def test_an_upload_of_its_id_brings_it_back(
     serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
 ) -> None:
@@ -115,12 +170,12 @@ def test_only_removals_of_photos_are_remembered(
 def test_what_a_kill_cut_short_costs_no_other_id(tmp_path: Path) -> None:
     removed = Removed(tmp_path / "index.removed")
     assert removed.ids() == frozenset()
-    removed.add(GONE)
+    removed.add([GONE])
     with removed.file.open("ab") as stream:
         stream.write(b'\n"half of an i')
-    removed.add('"\n\u2028ü')
-    removed.add(GONE)
-    assert removed.ids() == {GONE, '"\n\u2028ü'}
+    removed.add(['"\n\u2028ü', KEPT])
+    removed.add([GONE])
+    assert removed.ids() == {GONE, '"\n\u2028ü', KEPT}
     removed.clear()
     assert removed.ids() == frozenset()
     removed.clear()
@@ -130,7 +185,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").write_text('"a"\n')
     (tmp_path / "index.removed").symlink_to(tmp_path / "other")
     with pytest.raises(OSError, match="symbolic"):
-        Removed(tmp_path / "index.removed").add("b")
+        Removed(tmp_path / "index.removed").add(["b"])
     assert (tmp_path / "other").read_text() == '"a"\n'
 
 

@@ -26,9 +26,10 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import DeadlineError, IndexConflictError, IndexFormatError, InputError, OverloadError
 from dqe_engine.files import directory_lock
 from dqe_engine.index import GalleryIndex
+from dqe_engine.server.operations import BusyError, ItemExistsError, UnknownItemError, Written
 from dqe_engine.server.photos import Photos, UploadError, content_of
 from dqe_engine.server.uploads import MARKER, sweep_uploads
-from dqe_engine.server.writes import BusyError, ItemExistsError, UnknownItemError, Writes, Written, make_index
+from dqe_engine.server.writes import Writes, make_index
 
 
 def png(seed: int) -> bytes:
@@ -258,7 +259,7 @@ def test_what_is_late_when_the_lock_comes_is_not_written(path: Path, engine: Ret
     future = writes.add("late", png(1), timeout=3600)
     while writes.waiting:
         pass
-    monkeypatch.setattr("dqe_engine.server.writes._Operation.is_late", True)
+    monkeypatch.setattr("dqe_engine.server.operations.Operation.is_late", True)
     let_go.set()
     thread.join()
     with pytest.raises(DeadlineError):

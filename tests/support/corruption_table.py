@@ -19,7 +19,7 @@ from dqe_engine.contracts.manifest import Precision
 from dqe_export.bundle import export_bundle
 from dqe_export.onnx_graph import export_graph
 from dqe_export.precision import Lower, convert
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.model.cross_attention import upstream_attention
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")

@@ -53,7 +53,7 @@ from dqe_export.converted import check_conversion
 from dqe_export.onnx_graph import save_graph
 from dqe_export.parity import check_parity
 from dqe_export.reading import check_reading
-from dqe_training.checkpoint import Checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint
 from dqe_training.model import DQEModel
 
 

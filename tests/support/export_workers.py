@@ -12,7 +12,7 @@ from support.replayed_export import replay
 from dqe_engine.contracts.graphs import GRAPHS
 from dqe_export import bundle
 from dqe_export.bundle import export_bundle
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 
 
 def export_forever(checkpoint: str, out: str, traced: str) -> None:

@@ -24,12 +24,12 @@ from dqe_training.distributed import World, joined_world
 from dqe_training.encoding import TrainingImages
 from dqe_training.model.adapters import prepare_finetuning
 from dqe_training.model.prompts import PromptTokens
-from dqe_training.optim import build_optimizer
-from dqe_training.step import Batch, TrainingStep
+from dqe_training.run.optim import build_optimizer
+from dqe_training.run.step import Batch, TrainingStep
+from dqe_training.run.trainer import Trainer
+from dqe_training.run.workflow import build_model, make_tokenizer
 from dqe_training.tokenizer import build_tokenizer
-from dqe_training.trainer import Trainer
 from dqe_training.trns.refreshing import mine_shared
-from dqe_training.workflow import build_model, make_tokenizer
 
 SHARE = 0.3  # of the relevance distribution, so that target similarities matter
 

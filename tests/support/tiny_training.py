@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_training.checkpoint import Progress, save_checkpoint
+from dqe_training.checkpointing.checkpoint import Progress, save_checkpoint
 from dqe_training.config import (
     BaseQuery,
     LossConfig,
@@ -34,9 +34,9 @@ from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
 from dqe_training.data.triplets import TripletData
 from dqe_training.model import DQEModel
+from dqe_training.run.trainer import Trainer
+from dqe_training.run.workflow import DataSource, build_model, make_tokenizer
 from dqe_training.tokenizer import build_tokenizer
-from dqe_training.trainer import Trainer
-from dqe_training.workflow import DataSource, build_model, make_tokenizer
 
 IMAGE_SIZE = 16
 SPEC = GarmentsSpec(train_images=64, train_triplets=40, gallery_images=60, val_queries=24, image_size=IMAGE_SIZE)

@@ -8,10 +8,10 @@ from support.dying import die_before_change
 from support.fork_server import Tasks
 from support.tiny_training import load_tiny, make_trainer, train_config
 
-from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.checkpointing.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dqe_training.evaluation.split import EvaluationSplit
-from dqe_training.trainer import finish_run
-from dqe_training.validation import Validation
+from dqe_training.run.trainer import finish_run
+from dqe_training.run.validation import Validation
 
 CONFIG = train_config(epochs=12, checkpoint_every=1)
 

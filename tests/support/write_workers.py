@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from dqe_engine.engine import RetrievalEngine
+from dqe_engine.server.operations import BusyError, Written
 from dqe_engine.server.photos import Photos
-from dqe_engine.server.writes import BusyError, Writes, Written
+from dqe_engine.server.writes import Writes
 
 from .hostile_images import encoded
 from .samples import noise_image

@@ -16,14 +16,14 @@ from support.tiny_blip2 import write_blip2
 from support.tiny_training import OVERRIDES
 
 from dqe_engine.files import directory_lock
-from dqe_training import workflow
 from dqe_training.ablation import plan, running
 from dqe_training.ablation import results as results_on_disk
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.cli import ablate, evaluate
 from dqe_training.evaluation.split import EvaluationSplit, judge_checkpoint
 from dqe_training.features import writing
-from dqe_training.step import TrainingStep
+from dqe_training.run import workflow
+from dqe_training.run.step import TrainingStep
 
 TINY = (*OVERRIDES, "trns.zones.lo=0.05", "trns.zones.hi=0.5", "trns.picks=4")
 VARIANTS = ("--variants", "baseline,+trns", "--seeds", "2")

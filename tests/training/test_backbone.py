@@ -29,10 +29,11 @@ from dqe_training.backbone import describe_backbone, find_backbone
 from dqe_training.backbone.describe import UpstreamConfig, UpstreamQFormer, UpstreamVision
 from dqe_training.backbone.tokenizer import load_backbone_tokenizer
 from dqe_training.backbone.weights import INDEX, NEW, UNUSED
-from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from dqe_training.config import TrainConfig, load_config
+from dqe_training.checkpointing.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.config import TrainConfig
 from dqe_training.model import DQEModel, paired_score
-from dqe_training.workflow import build_model, make_tokenizer, vision_dtype
+from dqe_training.run.configuration import load_config
+from dqe_training.run.workflow import build_model, make_tokenizer, vision_dtype
 
 Upstream = Blip2ForImageTextRetrieval
 TEXTS = ("is red", "make it a longer dress and has stripes", "red")

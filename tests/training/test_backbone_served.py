@@ -9,7 +9,7 @@ from support.tiny_blip2 import write_blip2
 
 from dqe_engine import Query, RetrievalEngine
 from dqe_export.bundle import export_bundle
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.cli import train
 from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model

@@ -14,7 +14,7 @@ from support.tiny_training import make_model, model_config, query_inputs, train_
 from torch.nn import functional as F
 
 from dqe_engine.contracts.parsing import to_json
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.config import ModelConfig
 from dqe_training.model import DQEModel, score
 from dqe_training.model.gpu_attention import gpu_attention

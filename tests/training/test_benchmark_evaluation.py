@@ -15,7 +15,7 @@ from support.tiny_training import OVERRIDES, write_checkpoint
 
 from dqe_engine.errors import InputError
 from dqe_engine.preprocessing import preprocess
-from dqe_training.checkpoint import Checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint
 from dqe_training.cli import data, evaluate, train
 from dqe_training.data.public.base import Benchmark, Options
 from dqe_training.data.public.detect import open_benchmark

@@ -13,7 +13,7 @@ import torch
 from support.tiny_training import files_of_at_most, flip_byte, make_model, train_config
 
 from dqe_engine.errors import CheckpointError
-from dqe_training.checkpoint import (
+from dqe_training.checkpointing.checkpoint import (
     Progress,
     clean_run,
     latest_checkpoint,
@@ -25,7 +25,7 @@ from dqe_training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from dqe_training.checkpoint_meta import SCHEMA_VERSION
+from dqe_training.checkpointing.meta import SCHEMA_VERSION
 from dqe_training.tokenizer import build_tokenizer
 
 FILES = ("checkpoint.json", "model.safetensors", "tokenizer.json", "vocabulary.json", "state.safetensors")

@@ -11,7 +11,8 @@ from support.tiny_training import write_checkpoint
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
-from dqe_training.config import TrainConfig, load_config, preset_names
+from dqe_training.config import TrainConfig, preset_names
+from dqe_training.run.configuration import load_config
 
 OF_A_BACKBONE = ("blip2", "fashioniq", "cirr")
 """Presets whose model is their backbone's."""

@@ -17,7 +17,7 @@ from dqe_training.data.public.fashioniq import FashionIQ
 from dqe_training.data.public.fashioniq_tags import FOLDERS, read_tags, tag_labels
 from dqe_training.data.public.placing import BenchmarkSource
 from dqe_training.data.vocabularies import dataset_vocabulary
-from dqe_training.workflow import DataSource
+from dqe_training.run.workflow import DataSource
 
 FASHION = dataset_vocabulary("fashioniq")
 GROUPS = [["dress"], ["floral print"], ["chiffon"], ["maxi"], ["sleeveless", "neckline"], ["red"]]

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_training import heads_alone, make_model, train_config, write_checkpoint
 
-from dqe_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.checkpointing.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dqe_training.checkpointing.encoder_hash import encoder_hash
 from dqe_training.config import LoRAConfig, TrainConfig
-from dqe_training.encoder_hash import encoder_hash
 from dqe_training.model import DQEModel
 from dqe_training.model.adapters import merge_adapters, prepare_finetuning
 from dqe_training.tokenizer import build_tokenizer

@@ -26,7 +26,6 @@ from support.tiny_training import OVERRIDES, files_of_at_most, flip_byte, make_m
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training import workflow
 from dqe_training.cli import data, evaluate, train
 from dqe_training.data.images import load_pixels
 from dqe_training.encoding import ENCODE_BATCH, encode_image_tokens, encode_pixels
@@ -34,7 +33,8 @@ from dqe_training.features import FeatureStore, StoredTokens, cached_tokens, wri
 from dqe_training.features import store as store_module
 from dqe_training.features.identity import digest_images, feature_key
 from dqe_training.features.store import META_FILE, SHARD_FILE, TOKENS_FILE, row_bytes, spell_bytes
-from dqe_training.workflow import DataSource, build_model, train_run
+from dqe_training.run import workflow
+from dqe_training.run.workflow import DataSource, build_model, train_run
 
 COUNT = 23
 NAMES = [f"{seed:02}.png" for seed in range(COUNT)]

@@ -15,15 +15,16 @@ from support.tiny_blip2 import write_blip2
 from support.tiny_training import heads_alone, make_model, make_trainer, model_config, query_inputs, train_config, write_checkpoint
 
 from dqe_engine.errors import InputError
-from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
-from dqe_training.config import LoRAConfig, TrainConfig, load_config
+from dqe_training.checkpointing.checkpoint import latest_checkpoint, load_checkpoint
+from dqe_training.checkpointing.encoder_hash import encoder_hash
+from dqe_training.config import LoRAConfig, TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import World
-from dqe_training.encoder_hash import encoder_hash
 from dqe_training.model import DQEModel
 from dqe_training.model.adapters import adapter_state, has_adapters, merge_adapters, plain_state, prepare_finetuning, restore
-from dqe_training.trainer import finish_run
-from dqe_training.workflow import DataSource, build_model, train_run
+from dqe_training.run.configuration import load_config
+from dqe_training.run.trainer import finish_run
+from dqe_training.run.workflow import DataSource, build_model, train_run
 
 Tiny = tuple[TripletData, np.ndarray]
 

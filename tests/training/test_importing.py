@@ -23,11 +23,11 @@ from dqe_engine.contracts.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessin
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import sha256_of
-from dqe_training.checkpoint import Checkpoint, load_checkpoint, stored_vision_dtype
-from dqe_training.checkpoint_meta import WEIGHTS
+from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint, stored_vision_dtype
+from dqe_training.checkpointing.encoder_hash import encoder_hash
+from dqe_training.checkpointing.meta import WEIGHTS
 from dqe_training.cli import import_
 from dqe_training.config.schema import VisionConfig
-from dqe_training.encoder_hash import encoder_hash
 from dqe_training.features.identity import feature_key
 from dqe_training.importing import LAYOUTS, ImportOptions, import_model
 from dqe_training.importing.formats import QUERIES, base_query

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dqe_training.interrupts import held_signals
+from dqe_training.run.interrupts import held_signals
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.fork_server import ForkServer
 
-from dqe_training.checkpoint import latest_checkpoint, load_checkpoint
+from dqe_training.checkpointing.checkpoint import latest_checkpoint, load_checkpoint
 
 KILLS = 10
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dqe_training.config import TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import World
-from dqe_training.step import TrainingStep
+from dqe_training.run.step import TrainingStep
 
 Tiny = tuple[TripletData, np.ndarray]
 

@@ -12,7 +12,7 @@ from support.tiny_training import load_tiny, write_checkpoint
 
 from dqe_engine.cli import mine
 from dqe_engine.zones.mined_folder import read_mined
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.cli import data
 from dqe_training.data.images import to_pixel_values
 from dqe_training.data.triplets import TextBatcher

@@ -18,7 +18,7 @@ from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel
 from dqe_training.model.vision import eager_attention
 from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
-from dqe_training.workflow import build_model, load_vision
+from dqe_training.run.workflow import build_model, load_vision
 
 VARIANTS = {
     "plain": model_config(),

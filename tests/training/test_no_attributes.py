@@ -19,12 +19,12 @@ from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS
 from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_export.cli.export import main as export
-from dqe_training.checkpoint import load_checkpoint, load_start
+from dqe_training.checkpointing.checkpoint import load_checkpoint, load_start
 from dqe_training.cli.evaluate import main as evaluate
 from dqe_training.cli.train import main as train
-from dqe_training.config import load_config
 from dqe_training.losses.total import BatchLabels, total_loss
 from dqe_training.model import DQEModel, score
+from dqe_training.run.configuration import load_config
 
 NONE = AttributeVocabulary(attributes=())
 CONFIG = model_config(base_query="two_pass", attribute_weights=False)

@@ -22,8 +22,8 @@ from dqe_training.data.grammars import grammar_of
 from dqe_training.data.queries import DEPTH, Query, QuerySet
 from dqe_training.data.records import ImageRecord, TripletRecord
 from dqe_training.data.tinted import CATEGORIES, COLOURS
+from dqe_training.evaluation.probe_report import Probe
 from dqe_training.evaluation.probes.asking import Asking, Labels, overlap
-from dqe_training.evaluation.probes.report import Probe
 from dqe_training.evaluation.probes.run import run_probes
 from dqe_training.evaluation.protocol import Embeddings, evaluation_set
 

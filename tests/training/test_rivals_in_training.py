@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from support.tiny_training import make_trainer, model_config, train_config, write_checkpoint
 
 from dqe_engine.errors import InputError
-from dqe_training.checkpoint import load_checkpoint
-from dqe_training.config import LossConfig, TrainConfig, load_config
+from dqe_training.checkpointing.checkpoint import load_checkpoint
+from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.data.triplets import TripletData
 from dqe_training.losses.margin_filter import suspected_positives
 from dqe_training.model import score
 from dqe_training.model.prompts import PromptTokens
+from dqe_training.run.configuration import load_config
 
 Tiny = tuple[TripletData, np.ndarray]
 

@@ -10,9 +10,9 @@ import pytest
 from support.tiny_training import make_trainer, train_config
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_training.checkpoint import UNCALIBRATED_ZONES, load_checkpoint
+from dqe_training.checkpointing.checkpoint import UNCALIBRATED_ZONES, load_checkpoint
 from dqe_training.data.triplets import TripletData
-from dqe_training.trainer import finish_run
+from dqe_training.run.trainer import finish_run
 from dqe_training.trns.serving_zones import calibrate_zones
 
 

@@ -13,13 +13,14 @@ from support.tiny_training import flip_byte, make_model, make_trainer, model_con
 
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training.checkpoint import Progress, load_checkpoint, read_meta, save_checkpoint
+from dqe_training.checkpointing.checkpoint import Progress, load_checkpoint, read_meta, save_checkpoint
 from dqe_training.cli import train
-from dqe_training.config import TrainConfig, load_config
+from dqe_training.config import TrainConfig
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.model import DQEModel
-from dqe_training.trainer import finish_run
-from dqe_training.workflow import build_model, make_tokenizer, vision_dtype
+from dqe_training.run.configuration import load_config
+from dqe_training.run.trainer import finish_run
+from dqe_training.run.workflow import build_model, make_tokenizer, vision_dtype
 
 CUT = AttributeVocabulary(attributes=vocabulary().attributes[:2])
 

@@ -16,7 +16,7 @@ from dqe_training.cli import data as data_cli
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.data.tinted import CATEGORIES, COLOURS, TintedSpec, is_held_out, read_cells, write_tinted
 from dqe_training.evaluation.protocol import load_evaluation_set
-from dqe_training.workflow import DataSource
+from dqe_training.run.workflow import DataSource
 
 SPEC = TintedSpec(train_triplets=300, val_queries=100, gallery_products=4, colours_each=3)
 VAL_DIGEST = "c53e84ea2517f986d33680d19592152cafc4606e2fb9e8b537e12b87f3b5b36e"

@@ -16,7 +16,7 @@ from support.tiny_benchmarks import write_cirr, write_fashioniq
 from support.tiny_blip2 import write_blip2
 from support.tiny_training import OVERRIDES
 
-from dqe_training.checkpoint import read_meta
+from dqe_training.checkpointing.checkpoint import read_meta
 from dqe_training.cli import ablate, data, evaluate, train
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl, write_jsonl
 

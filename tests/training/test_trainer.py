@@ -16,11 +16,11 @@ from support.signals import interrupts_heard  # noqa: F401 (used by every test h
 from support.tiny_training import flip_byte, make_trainer, model_config, train_config
 
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training.checkpoint import load_checkpoint, load_state
-from dqe_training.checkpoint_meta import OLDEST_RESUMED
+from dqe_training.checkpointing.checkpoint import load_checkpoint, load_state
+from dqe_training.checkpointing.meta import OLDEST_RESUMED
 from dqe_training.config import LossConfig, TrainConfig, TRNSConfig
 from dqe_training.data.triplets import TripletData, build_triplets
-from dqe_training.trainer import Trainer, data_hash, finish_run
+from dqe_training.run.trainer import Trainer, data_hash, finish_run
 
 Tiny = tuple[TripletData, np.ndarray]
 Event = dict[str, Any]

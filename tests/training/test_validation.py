@@ -16,9 +16,7 @@ from support.tiny_benchmarks import write_fashioniq
 from support.tiny_training import make_trainer, model_config, train_config
 
 from dqe_engine.errors import CheckpointError, InputError
-from dqe_training import trainer as trainer_module
-from dqe_training import workflow
-from dqe_training.checkpoint import UNCALIBRATED_ZONES, load_checkpoint
+from dqe_training.checkpointing.checkpoint import UNCALIBRATED_ZONES, load_checkpoint
 from dqe_training.config import LoRAConfig
 from dqe_training.data.public.fashioniq import FashionIQ
 from dqe_training.data.triplets import TripletData
@@ -26,9 +24,11 @@ from dqe_training.evaluation.protocol import load_evaluation_set
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.split import EvaluationSplit, judge, judge_checkpoint
 from dqe_training.features import writing
-from dqe_training.trainer import Trainer, finish_run
-from dqe_training.validation import Validation, Validator
-from dqe_training.workflow import DataSource, train_run
+from dqe_training.run import trainer as trainer_module
+from dqe_training.run import workflow
+from dqe_training.run.trainer import Trainer, finish_run
+from dqe_training.run.validation import Validation, Validator
+from dqe_training.run.workflow import DataSource, train_run
 
 Tiny = tuple[TripletData, np.ndarray]
 Event = dict[str, Any]

@@ -12,12 +12,12 @@ from support.tiny_training import make_trainer, train_config
 
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.errors import InputError
-from dqe_training import step
 from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.records import TripletRecord, read_jsonl, write_jsonl
 from dqe_training.data.triplets import TripletData, build_triplets
 from dqe_training.losses.total import BatchLabels, total_loss
-from dqe_training.trainer import data_hash
+from dqe_training.run import step
+from dqe_training.run.trainer import data_hash
 
 COLOUR = AttributeVocabulary(attributes=(Attribute(name="colour", words=("red",)), Attribute(name="size", words=("big",))))
 

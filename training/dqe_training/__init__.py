@@ -11,26 +11,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, load_checkpoint
-    from .config import TrainConfig, load_config
+    from .checkpointing.checkpoint import Checkpoint, load_checkpoint
+    from .config import TrainConfig
     from .evaluation.split import EvaluationSplit, judge, judge_checkpoint
-    from .trainer import Trainer, finish_run
-    from .validation import Validation
-    from .workflow import DataSource, train_run
+    from .run.configuration import load_config
+    from .run.trainer import Trainer, finish_run
+    from .run.validation import Validation
+    from .run.workflow import DataSource, train_run
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "DataSource": "workflow",
+    "Checkpoint": "checkpointing.checkpoint",
+    "DataSource": "run.workflow",
     "EvaluationSplit": "evaluation.split",
     "TrainConfig": "config",
-    "Trainer": "trainer",
-    "Validation": "validation",
-    "finish_run": "trainer",
+    "Trainer": "run.trainer",
+    "Validation": "run.validation",
+    "finish_run": "run.trainer",
     "judge": "evaluation.split",
     "judge_checkpoint": "evaluation.split",
-    "load_checkpoint": "checkpoint",
-    "load_config": "config",
-    "train_run": "workflow",
+    "load_checkpoint": "checkpointing.checkpoint",
+    "load_config": "run.configuration",
+    "train_run": "run.workflow",
 }
 
 __all__ = [

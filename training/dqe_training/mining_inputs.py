@@ -12,11 +12,11 @@ import torch
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_directory, describe_write_error
 
-from .checkpoint import Checkpoint
+from .checkpointing.checkpoint import Checkpoint
 from .data.triplets import TextBatcher
 from .encoding import Listener, evaluating
 from .features import image_token_blocks
-from .workflow import TrainingSource
+from .run.workflow import TrainingSource
 
 IMAGES_FILE = "images.json"
 _QUERY_BATCH = 256

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from dqe_engine.contracts.manifest import PRECISIONS
 from dqe_training.cli.runner import run_torch
 
+from .export_choices import choices, resolve_target
 from .heads_options import add_heads_options, check_heads_options, export_heads_only
 from .hub_options import add_hub_options, check_hub_options, push
 from .tensorrt_options import add_tensorrt_options, run_export
 
 if TYPE_CHECKING:
-    from dqe_engine.contracts.manifest import Precision, Target
-
-    from ..calibration import EvaluationData
+    pass
 
 _EPILOG = """\
 int8 is for CPUs; int8-static, whose scales are read off the queries of --data, is for TensorRT. Both are judged by answers as well as by
@@ -59,34 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def resolve_target(args: argparse.Namespace) -> Target:
-    """What the bundle is for. Raises InputError where --target contradicts --trt."""
-    from dqe_engine.errors import InputError
-
-    if args.trt and args.target == "cpu":
-        raise InputError("--target cpu contradicts --trt, whose engines run on a GPU; leave one of them out")
-    return "cuda" if args.trt or args.target == "cuda" else "cpu"
-
-
-def choices(precision: str | None, target: str, data: EvaluationData | None, *, trt: bool = False) -> list[tuple[Precision, str]]:
-    """Precisions to try in this order, each with its reason."""
-    if precision is None and trt:
-        why = "an engine computes in its graph's precision, and float32, for which TF32 is off, leaves the tensor cores idle"
-        return [("float16", f"float16, the default with --trt, because {why}; --precision f32 keeps it.")]
-    if precision != "auto":
-        return [(PRECISIONS[precision or "f32"], "")]
-    if target == "cuda":
-        return [("float16", "float16, because GPUs multiply it twice as fast or faster and its weights lose nothing that can be seen.")]
-    if data is None:
-        return [("float32", "float32, because int8 needs an evaluation set to be judged by.")]
-    return [("int8", "int8, the fastest on a CPU, because it keeps the recall."), ("float32", "float32, because int8 did not pass.")]
-
-
 def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dqe_engine.errors import ExportError, ParityError
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     if args.out.exists() and not args.force:
         raise ExportError(f"{args.out}: exists already; choose another name, or replace it with --force")

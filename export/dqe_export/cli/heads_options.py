@@ -39,7 +39,7 @@ def export_heads_only(args: argparse.Namespace, precision: Precision) -> int:
     from rich.console import Console
 
     from dqe_engine.errors import ExportError
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     if args.out is not None and args.out.exists() and not args.force:
         raise ExportError(f"{args.out}: exists already; choose another name, or replace it with --force")

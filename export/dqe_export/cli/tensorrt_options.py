@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .export_choices import choices, resolve_target
+
 if TYPE_CHECKING:
     from dqe_engine.contracts.graphs import GraphSizes, GraphSpec
 
@@ -45,8 +47,6 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
 def check_combination(args: argparse.Namespace) -> None:
     """Raises InputError for arguments that do not go together."""
     from dqe_engine.errors import InputError
-
-    from .export import resolve_target
 
     if args.bundle is None and (args.checkpoint is None or args.out is None):
         raise InputError(
@@ -182,7 +182,6 @@ def _check_export(args: argparse.Namespace) -> str:
     from ..bundle import ExportOptions
     from ..calibration import EvaluationData
     from ..tensorrt.limits import check_precision
-    from .export import choices, resolve_target
 
     data = EvaluationData.open(args.data) if args.data is not None else None
     ((precision, why),) = choices(args.precision, resolve_target(args), data, trt=True)
@@ -193,7 +192,7 @@ def _check_export(args: argparse.Namespace) -> str:
 
 def plan_for_checkpoint(args: argparse.Namespace) -> int:
     """`--dry-run` before there is a bundle: the checkpoint knows the sizes."""
-    from dqe_training.checkpoint import load_checkpoint
+    from dqe_training.checkpointing.checkpoint import load_checkpoint
 
     why = _check_export(args)
     checkpoint, precision = load_checkpoint(args.checkpoint), why.partition(",")[0]
@@ -222,7 +221,7 @@ def _check_before_export(args: argparse.Namespace) -> None:
     """A missing GPU or a mistaken option is told now, rather than after an export of minutes."""
     from dqe_engine.tensorrt.api import import_tensorrt
     from dqe_engine.tensorrt.cuda import Cuda
-    from dqe_training.checkpoint import read_meta
+    from dqe_training.checkpointing.checkpoint import read_meta
 
     from ..tensorrt.limits import check_gpu
 

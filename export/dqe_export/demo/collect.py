@@ -19,10 +19,10 @@ from dqe_engine.engine import STAGES
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.zones import select_zones
-from dqe_training.config import load_config
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 from dqe_training.evaluation.protocol import Report
 from dqe_training.evaluation.runtime import agreement
+from dqe_training.run.configuration import load_config
 
 from .pipeline import DemoRun, TrainedModel
 from .report_data import (

@@ -19,8 +19,8 @@ from dqe_engine.contracts.parsing import to_json
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.files import atomic_write
 from dqe_training.ablation.variants import apply_variant, parse_variant
-from dqe_training.checkpoint import load_checkpoint
-from dqe_training.config import TrainConfig, load_config
+from dqe_training.checkpointing.checkpoint import load_checkpoint
+from dqe_training.config import TrainConfig
 from dqe_training.data.garments.dataset import GarmentsSpec, write_garments
 from dqe_training.data.images import load_pixels
 from dqe_training.data.records import ImageRecord, read_jsonl
@@ -29,8 +29,9 @@ from dqe_training.evaluation.protocol import Embeddings, EvaluationSet, Report, 
 from dqe_training.evaluation.pytorch import encode_gallery_images, evaluate_model
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.pretrain import PretrainConfig, pretrain_from_dataset
-from dqe_training.trainer import finish_run
-from dqe_training.workflow import DataSource, build_model, train_run
+from dqe_training.run.configuration import load_config
+from dqe_training.run.trainer import finish_run
+from dqe_training.run.workflow import DataSource, build_model, train_run
 
 from ..bundle import ExportOptions, export_bundle
 from .shop import shop_metadata

@@ -18,7 +18,7 @@ from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import ExportError, InputError
 from dqe_engine.files import atomic_directory, describe_write_error
 from dqe_engine.sample import METADATA_FILE
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.cli.runner import run_torch
 from dqe_training.data.records import ImageRecord, read_jsonl
 

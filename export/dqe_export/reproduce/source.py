@@ -15,7 +15,7 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE, PRECISIONS
 from dqe_engine.contracts.provenance import Provenance
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import InputError
-from dqe_training.checkpoint_meta import META, VOCABULARY, parse_meta
+from dqe_training.checkpointing.meta import META, VOCABULARY, parse_meta
 from dqe_training.config.schema import ModelConfig
 from dqe_training.data.triplets import read_vocabulary
 from dqe_training.importing import ImportOptions, plan_import

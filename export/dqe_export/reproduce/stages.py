@@ -10,8 +10,8 @@ from dqe_engine.contracts.manifest import MANIFEST_FILE, PRECISIONS
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError, ParityError
 from dqe_engine.sessions import Provider
-from dqe_training.checkpoint import load_checkpoint
-from dqe_training.checkpoint_meta import META
+from dqe_training.checkpointing.checkpoint import load_checkpoint
+from dqe_training.checkpointing.meta import META
 from dqe_training.evaluation.rankers import CheckpointRanker, EngineRanker
 from dqe_training.features.store import spell_bytes
 from dqe_training.importing import ImportOptions, import_model

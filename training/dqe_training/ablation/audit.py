@@ -14,7 +14,7 @@ from dqe_engine.zones.reference import max_sim
 from ..data.answers import Answers
 from ..evaluation.failures import relevance_suppression, score_rows
 from ..evaluation.metrics import PerQuery
-from ..trainer import Trainer
+from ..run.trainer import Trainer
 from .scores import Scores
 
 QUERIES = 500

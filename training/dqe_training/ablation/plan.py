@@ -14,9 +14,9 @@ from dqe_engine.contracts.parsing import to_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import sha256_of
 
-from ..checkpoint_meta import WEIGHTS
+from ..checkpointing.meta import WEIGHTS
+from ..checkpointing.start import read_start
 from ..config import TrainConfig, override
-from ..start import read_start
 from .source_hash import source_hash
 from .variants import Point, apply_variant, parse_variant, point_label
 

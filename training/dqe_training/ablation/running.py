@@ -17,8 +17,8 @@ from dqe_engine.files import directory_lock, try_directory_lock
 from ..config import TrainConfig
 from ..data.images import load_pixels
 from ..encoding import Listener
-from ..trainer import Trainer, finish_run
-from ..workflow import train_run
+from ..run.trainer import Trainer, finish_run
+from ..run.workflow import train_run
 from .audit import audit
 from .plan import Cell, Plan
 from .results import CellResult, finished, machine, read_cell, stored, write_cell

@@ -23,8 +23,8 @@ from ..evaluation.pytorch import embed, encode_gallery_images, evaluate_model
 from ..evaluation.split import EvaluationSplit
 from ..features import image_token_blocks
 from ..features.identity import digest_images
-from ..trainer import Trainer
-from ..workflow import DataSource, TrainingSource
+from ..run.trainer import Trainer
+from ..run.workflow import DataSource, TrainingSource
 from .scores import Scores, benchmark_scores, failure_scores, folder_scores
 
 

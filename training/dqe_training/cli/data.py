@@ -113,7 +113,7 @@ def _features(args: argparse.Namespace) -> int:
         print(f"{args.images}: {passed_over}")
     from ..features import FeatureStore, fill
     from ..features.identity import digest_images
-    from ..workflow import load_tower
+    from ..run.workflow import load_tower
     from .progress import TrainingProgress
 
     model = load_tower(args.model, backbone=args.backbone, overrides=args.overrides)
@@ -161,7 +161,7 @@ def _tinted(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     check_source_options(args)
-    from ..checkpoint import load_checkpoint
+    from ..checkpointing.checkpoint import load_checkpoint
     from ..mining_inputs import write_mining_inputs
     from .progress import TrainingProgress
     from .sources import open_source

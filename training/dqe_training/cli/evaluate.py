@@ -157,7 +157,7 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     from ..data.public.placing import Coverage
     from ..data.queries import QuerySet
     from ..evaluation.benchmarks import evaluate_benchmark
-    from ..evaluation.probes.report import ProbeReport
+    from ..evaluation.probe_report import ProbeReport
     from ..evaluation.probes.run import require_targets, run_probes
     from ..evaluation.protocol import Embeddings
     from ..evaluation.rankers import ask, open_ranker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import BenchmarkReport
-    from ..evaluation.probes.report import Figure, Probe, ProbeReport
+    from ..evaluation.probe_report import Figure, Probe, ProbeReport
     from ..evaluation.protocol import Report
 
 _TITLES = {

@@ -13,7 +13,7 @@ from dqe_engine.cli.main import positive
 from .runner import run_torch
 
 if TYPE_CHECKING:
-    from ..checkpoint_meta import CheckpointMeta
+    from ..checkpointing.meta import CheckpointMeta
     from ..importing import ImportOptions, Plan
 
 FORMATS = ("sprc", "spn4cir", "lavis", "qure", "transformers")

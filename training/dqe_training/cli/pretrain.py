@@ -29,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from ..config import load_config
     from ..pretrain import PretrainConfig, pretrain_from_dataset
+    from ..run.configuration import load_config
     from .progress import TrainingProgress
 
     if args.out.exists() and not args.force:

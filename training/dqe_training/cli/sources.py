@@ -11,7 +11,7 @@ from dqe_engine.errors import InputError
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
-    from ..workflow import TrainingSource
+    from ..run.workflow import TrainingSource
 
 _JSONL_HELP = "or jsonl for a folder as dqe-data garments writes it"
 DATASET_HELP = f"auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, {_JSONL_HELP}"
@@ -50,7 +50,7 @@ def check_source_options(args: argparse.Namespace) -> None:
 
 def read_config(args: argparse.Namespace) -> TrainConfig:
     """The configuration that the arguments ask for. Raises InputError, also for a vision tower that would stay random."""
-    from ..config import load_config
+    from ..run.configuration import load_config
 
     config = load_config(args.config or _default_config(args), args.overrides)
     if config.vision_random:
@@ -85,7 +85,7 @@ def open_source(args: argparse.Namespace, default_vocabulary: Path | None = None
     """
     from ..data.public.detect import open_benchmark
     from ..data.public.placing import BenchmarkSource
-    from ..workflow import DataSource
+    from ..run.workflow import DataSource
 
     given, labels = getattr(args, "vocabulary", None), getattr(args, "image_labels", None)
     vocabulary, derive = given or default_vocabulary, not getattr(args, "no_derived_labels", False)

@@ -14,7 +14,7 @@ from dqe_engine.errors import InputError
 
 if TYPE_CHECKING:
     from ..evaluation.split import EvaluationSplit
-    from ..validation import Validation
+    from ..run.validation import Validation
 
 EPOCH, NEVER = "epoch", "never"
 
@@ -41,7 +41,7 @@ def _interval(text: str) -> int | str:
 
 def open_validation(args: argparse.Namespace) -> Validation | None:
     """What to judge by while training. What was not asked for and cannot be is said on stderr; InputError for what was."""
-    from ..validation import Validation
+    from ..run.validation import Validation
 
     if args.eval_every == NEVER:
         if args.val_triplets is not None:
@@ -101,9 +101,9 @@ def print_figures(run: Path, split: EvaluationSplit | None, features: Path | Non
 
     Where `split` is what training validated with, its figures are those, printed once.
     """
-    from ..checkpoint import read_meta
+    from ..checkpointing.checkpoint import read_meta
     from ..evaluation.split import judge_checkpoint
-    from ..validation import BEST
+    from ..run.validation import BEST
 
     progress = read_meta(run / "model").progress
     steps = {"model": progress.step} | ({} if progress.best is None else {BEST: progress.best.step})
@@ -122,7 +122,7 @@ def print_figures(run: Path, split: EvaluationSplit | None, features: Path | Non
 def print_server_hint(args: argparse.Namespace) -> None:
     """Where `--test` was given and a server has the answers of the test split, how to ask it, on stderr."""
     from ..data.public.detect import open_benchmark
-    from ..validation import BEST
+    from ..run.validation import BEST
 
     benchmark = open_benchmark(args.data, args.dataset) if args.test else None
     if benchmark is not None and benchmark.name == "cirr":  # the one that trains and has a server

@@ -54,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> int:
     check_source_options(args)
     config = read_config(args)
+    from ..checkpointing.start import start_vocabulary
     from ..distributed import joined_world  # imports torch: a mistake above is told before that
-    from ..start import start_vocabulary
-    from ..trainer import finish_run
-    from ..workflow import train_run
+    from ..run.trainer import finish_run
+    from ..run.workflow import train_run
     from .progress import TrainingProgress
     from .tensorboard import with_tensorboard
 

@@ -1,10 +1,4 @@
-"""Training configuration: a preset or YAML file plus `section.key=value` overrides, resolved to frozen, typed sections.
-
-`resolving` reads what a checkpoint (`start`) or a backbone says of its model, and both say it in the terms of `schema`. So importing
-this package does not import `resolving`: `load_config` is looked up there when it is first asked for.
-"""
-
-from typing import TYPE_CHECKING, Any
+"""Training configuration in frozen, typed sections; `run.configuration` reads a preset or a YAML file into them."""
 
 from .reading import override, preset_names
 from .schema import (
@@ -21,9 +15,6 @@ from .schema import (
     WeightInputs,
 )
 
-if TYPE_CHECKING:
-    from .resolving import load_config
-
 __all__ = [
     "Activation",
     "BaseQuery",
@@ -36,15 +27,6 @@ __all__ = [
     "TrainConfig",
     "VisionConfig",
     "WeightInputs",
-    "load_config",
     "override",
     "preset_names",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "load_config":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .resolving import load_config
-
-    return load_config

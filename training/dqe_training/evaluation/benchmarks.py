@@ -21,7 +21,7 @@ from ..data.public.base import Benchmark, Options
 from ..data.public.placing import Coverage, open_images, place_queries
 from ..data.queries import QuerySet
 from .metrics import PerQuery, filter_ranking, mean_average_precisions, negative_recalls, preference_accuracy, preference_ratio, recalls
-from .probes.report import ProbeReport
+from .probe_report import ProbeReport
 from .protocol import Embeddings
 
 

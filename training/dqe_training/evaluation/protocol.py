@@ -15,7 +15,7 @@ from dqe_engine.errors import InputError
 from ..data.queries import DEPTH, Query, QuerySet
 from ..data.records import ImageRecord, TripletRecord, allowed_values, check_texts, read_jsonl
 from .metrics import PerQuery, hits_at_k, mean_average_precisions, recalls, relative_precision, roc_auc
-from .probes.report import ProbeReport
+from .probe_report import ProbeReport
 
 __all__ = ["DEPTH", "Embeddings", "EvaluationSet", "Report", "evaluation_set", "folder_figures", "load_evaluation_set", "summarise"]
 

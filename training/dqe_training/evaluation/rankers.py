@@ -17,7 +17,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import ImageStorage
 from dqe_engine.query import Query
 
-from ..checkpoint import Checkpoint, load_checkpoint
+from ..checkpointing.checkpoint import Checkpoint, load_checkpoint
 from ..data.images import load_pixels
 from ..data.queries import QuerySet
 from ..data.triplets import TextBatcher

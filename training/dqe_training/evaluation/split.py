@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dqe_engine.contracts.parsing import to_json
 
-from ..checkpoint import load_checkpoint
+from ..checkpointing.checkpoint import load_checkpoint
 from ..data.damage import require_readable
 from ..data.images import require_images
 from ..data.public.base import Benchmark, Options

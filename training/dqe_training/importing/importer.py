@@ -24,8 +24,8 @@ from dqe_engine.files import atomic_directory, describe_os_error, sha256_of
 from ..backbone import describe_backbone
 from ..backbone.tokenizer import load_backbone_tokenizer
 from ..backbone.weights import HEADS, weight_files
-from ..checkpoint import tokenizer_spec
-from ..checkpoint_meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress
+from ..checkpointing.checkpoint import tokenizer_spec
+from ..checkpointing.meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress
 from ..config.schema import ModelConfig, TrainConfig
 from ..model import DQEModel
 from ..model.attributes import AttributeHeads

@@ -6,8 +6,8 @@ import numpy as np
 
 from ...data.records import named_values
 from ..metrics import F64, PerQuery
+from ..probe_report import Figure, Probe
 from .asking import TOP, Asking
-from .report import Figure, Probe
 
 
 def leakage(asking: Asking) -> Probe:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import PerQuery, relative_precision
+from ..probe_report import Figure, Probe
 from .asking import TOP, Asking, Labels, overlap
-from .report import Figure, Probe
 
 
 class Case(NamedTuple):

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 
 from ..metrics import PerQuery, hits_at_k, relative_precision
+from ..probe_report import Figure, Probe
 from .asking import TOP, Asking, Labels, overlap
-from .report import Figure, Probe
 
 WORDINGS = 4
 """How many other wordings of a query are asked, at most."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dqe_engine.errors import InputError
 
 from ...data.queries import QuerySet
+from ..probe_report import ProbeReport
 from .asking import Asking
 from .leakage import leakage
 from .negation import negation
 from .paraphrases import paraphrases
-from .report import ProbeReport
 from .single_modality import single_modality
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ...data.queries import WORDLESS_TEXT
 from ..metrics import PerQuery, hits_at_k
+from ..probe_report import Figure, Probe
 from .asking import Asking
-from .report import Figure, Probe
 
 DEPTHS = (1, 10, 50)
 

@@ -22,11 +22,11 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, remove_stale_temporaries, scratch_directory
 
-from .backbone.weights import HEADS, TEMPERATURE, copy_weights
-from .checkpoint_meta import META, UNCALIBRATED_ZONES, VOCABULARY, WEIGHTS, CheckpointMeta, Progress, read_meta
-from .config import ModelConfig, TrainConfig
-from .model import DQEModel
-from .model.adapters import plain_state
+from ..backbone.weights import HEADS, TEMPERATURE, copy_weights
+from ..config import ModelConfig, TrainConfig
+from ..model import DQEModel
+from ..model.adapters import plain_state
+from .meta import META, UNCALIBRATED_ZONES, VOCABULARY, WEIGHTS, CheckpointMeta, Progress, read_meta
 from .start import check_start, read_attributes, start_directory
 
 __all__ = [

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .backbone.weights import HEADS
+from ..backbone.weights import HEADS
+from ..model import DQEModel
+from ..model.adapters import plain_state
 from .checkpoint import Checkpoint
-from .checkpoint_meta import WEIGHTS
-from .model import DQEModel
-from .model.adapters import plain_state
+from .meta import WEIGHTS
 
 
 def encoder_hash(source: Path | Checkpoint | DQEModel) -> str:

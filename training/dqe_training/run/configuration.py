@@ -10,9 +10,9 @@ from dqe_engine.contracts.parsing import parse
 from dqe_engine.errors import InputError
 
 from ..backbone import describe_backbone, find_backbone
-from ..start import check_start, read_start
-from .reading import named_in, override, read_source, with_defaults
-from .schema import ModelConfig, TrainConfig
+from ..checkpointing.start import check_start, read_start
+from ..config.reading import named_in, override, read_source, with_defaults
+from ..config.schema import ModelConfig, TrainConfig
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .config import TrainConfig
-from .data.label_coverage import LabelCoverage
+from ..config import TrainConfig
+from ..data.label_coverage import LabelCoverage
 
 
 def idle_parts(config: TrainConfig, coverage: LabelCoverage) -> list[str]:

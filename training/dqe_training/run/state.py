@@ -18,7 +18,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_write, require_regular
 
-from .checkpoint import (
+from ..checkpointing.checkpoint import (
     Progress,
     clean_run,
     latest_checkpoint,
@@ -29,15 +29,15 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoint_meta import OLDEST_RESUMED, WEIGHTS, CheckpointMeta
-from .config import TrainConfig
-from .distributed import World
-from .features.identity import same_tower
-from .model import DQEModel
-from .model.adapters import adapter_state, restore
+from ..checkpointing.meta import OLDEST_RESUMED, WEIGHTS, CheckpointMeta
+from ..config import TrainConfig
+from ..distributed import World
+from ..features.identity import same_tower
+from ..model import DQEModel
+from ..model.adapters import adapter_state, restore
+from ..trns.refreshing import Negatives
 from .random_state import random_state, restore_random_state
 from .step import TrainingStep
-from .trns.refreshing import Negatives
 
 LOG = "metrics.jsonl"
 

@@ -15,7 +15,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import CheckpointError
 from dqe_engine.files import recover_directory, sha256_of
 
-from .config.schema import TrainConfig
+from ..config.schema import TrainConfig
 
 SCHEMA_VERSION, OLDEST_RESUMED = 6, 4
 """Checkpoints of earlier schemas are read; runs are resumed from `OLDEST_RESUMED` on. 1: without backbones. 2: without `start`. 3:

@@ -6,7 +6,7 @@ import msgspec
 
 from dqe_engine.contracts.parsing import Contract
 
-from ..metrics import PerQuery
+from .metrics import PerQuery
 
 
 class Figure(Contract, frozen=True):

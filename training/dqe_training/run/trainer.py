@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import CheckpointError, InputError
 
-from .checkpoint import (
+from ..checkpointing.checkpoint import (
     UNCALIBRATED_ZONES,
     Progress,
     latest_checkpoint,
@@ -27,21 +27,21 @@ from .checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from .checkpoint_meta import WEIGHTS, Validated
-from .config import TrainConfig
-from .data.triplets import TextBatcher, TripletData
-from .distributed import World
-from .encoding import Listener, TokenTable, TrainingImages
+from ..checkpointing.meta import WEIGHTS, Validated
+from ..checkpointing.start import read_start
+from ..config import TrainConfig
+from ..data.triplets import TextBatcher, TripletData
+from ..distributed import World
+from ..encoding import Listener, TokenTable, TrainingImages
+from ..model import DQEModel
+from ..model.adapters import merge_adapters, prepare_finetuning
+from ..model.prompts import PromptTokens
+from ..trns.refreshing import Negatives
 from .guide import load_guide
 from .interrupts import held_signals
-from .model import DQEModel
-from .model.adapters import merge_adapters, prepare_finetuning
-from .model.prompts import PromptTokens
 from .optim import build_optimizer, set_rate
-from .run_state import LOG, RunState
-from .start import read_start
+from .state import LOG, RunState
 from .step import Batch, TrainingStep
-from .trns.refreshing import Negatives
 from .validation import BEST, Validation, Validator
 
 

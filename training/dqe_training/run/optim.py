@@ -8,8 +8,8 @@ import math
 import torch
 from torch import nn
 
-from .config import OptimConfig
-from .model import DQEModel
+from ..config import OptimConfig
+from ..model import DQEModel
 
 
 def build_optimizer(model: DQEModel, config: OptimConfig, beside: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -13,8 +13,8 @@ from dqe_engine.contracts.vocabulary import AttributeVocabulary
 from dqe_engine.errors import CheckpointError
 from dqe_engine.files import describe_os_error, read_regular
 
-from .checkpoint_meta import VOCABULARY, CheckpointMeta, parse_meta
-from .config.schema import ModelConfig, TrainConfig
+from ..config.schema import ModelConfig, TrainConfig
+from .meta import VOCABULARY, CheckpointMeta, parse_meta
 
 _OF_THE_HEADS = frozenset({"attribute_weights", "weights_from", "qformer.dropout"})
 """What may be set over a checkpoint whose encoder stays what it is."""

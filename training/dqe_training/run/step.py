@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from dqe_engine.errors import CheckpointError
 
-from .config import TrainConfig
-from .data.answers import Answers
-from .data.triplets import TextBatcher, TripletData
-from .distributed import World
-from .encoding import TrainingImages
-from .losses.total import BatchLabels, Prompted, total_loss
-from .model import DQEModel, QueryOutput, score
-from .model.prompts import PromptTokens
+from ..config import TrainConfig
+from ..data.answers import Answers
+from ..data.triplets import TextBatcher, TripletData
+from ..distributed import World
+from ..encoding import TrainingImages
+from ..losses.total import BatchLabels, Prompted, total_loss
+from ..model import DQEModel, QueryOutput, score
+from ..model.prompts import PromptTokens
 from .random_state import random_state, restore_random_state
 
 _PROMPTS = "prompt_tokens"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .checkpoint import load_checkpoint
-from .config import TrainConfig
-from .model import DQEModel
-from .start import start_directory
+from ..checkpointing.checkpoint import load_checkpoint
+from ..checkpointing.start import start_directory
+from ..config import TrainConfig
+from ..model import DQEModel
 
 
 def load_guide(config: TrainConfig, device: torch.device) -> DQEModel | None:

@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .checkpoint_meta import Validated
-from .data.images import load_pixels
-from .encoding import ENCODE_BATCH, Listener, TokenTable, encode_image_tokens
-from .evaluation.split import EvaluationSplit, PlacedQueries, judge
-from .features import cached_tokens
-from .model import DQEModel
+from ..checkpointing.meta import Validated
+from ..data.images import load_pixels
+from ..encoding import ENCODE_BATCH, Listener, TokenTable, encode_image_tokens
+from ..evaluation.split import EvaluationSplit, PlacedQueries, judge
+from ..features import cached_tokens
+from ..model import DQEModel
 
 BEST = "best"
 """The folder of a run that holds the best model so far, beside its `step-*` checkpoints."""

@@ -20,24 +20,25 @@ from dqe_engine.contracts.parsing import NOT_JSON, parse
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 
-from .backbone import find_backbone
-from .backbone.tokenizer import load_backbone_tokenizer
-from .backbone.weights import load_backbone_weights, reading_weights
-from .checkpoint import load_checkpoint, load_start, stored_vision_dtype
-from .checkpoint_meta import verify_file
-from .config import ModelConfig, TrainConfig, load_config
-from .data.images import load_pixels
-from .data.label_coverage import label_coverage
-from .data.triplets import TripletData, load_triplets, read_vocabulary
-from .distributed import World
-from .encoding import Listener, TokenTable
-from .features import FeatureStore, fill
-from .features.identity import digest_images
-from .features.store import row_bytes, spell_bytes
+from ..backbone import find_backbone
+from ..backbone.tokenizer import load_backbone_tokenizer
+from ..backbone.weights import load_backbone_weights, reading_weights
+from ..checkpointing.checkpoint import load_checkpoint, load_start, stored_vision_dtype
+from ..checkpointing.meta import verify_file
+from ..checkpointing.start import read_start, start_directory
+from ..config import ModelConfig, TrainConfig
+from ..data.images import load_pixels
+from ..data.label_coverage import label_coverage
+from ..data.triplets import TripletData, load_triplets, read_vocabulary
+from ..distributed import World
+from ..encoding import Listener, TokenTable
+from ..features import FeatureStore, fill
+from ..features.identity import digest_images
+from ..features.store import row_bytes, spell_bytes
+from ..model import DQEModel, require_attributes
+from ..tokenizer import build_tokenizer
+from .configuration import load_config
 from .idle import idle_parts, margin_acts
-from .model import DQEModel, require_attributes
-from .start import read_start, start_directory
-from .tokenizer import build_tokenizer
 from .trainer import Trainer, silent
 from .validation import Validation
 

@@ -1,0 +1,1 @@
+"""A training run: its configuration, its steps, its state on the disk, and the workflow that makes one of a data source."""
