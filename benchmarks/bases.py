@@ -1,6 +1,7 @@
 """What DQE's parts add to each base query: `mean` (QuRe's) beside `two_pass` (SPRC's), with and without attribute weights and TRNS.
 
-    python -m benchmarks.bases --out runs/bases      # the same again goes on; in a second shell, both share the trainings
+    python -m benchmarks.bases --out runs/bases             # the same again goes on; in a second shell, both share the trainings
+    python -m benchmarks.bases --out runs/bases --report    # trains nothing: the tables of what is finished
 
 From scratch, two_pass does not train in as few steps as are affordable here: a text's [CLS] means nothing in a new Q-Former. So all arms
 begin with one checkpoint, as those that import a BLIP-2 do: a model whose image and text embeddings were trained apart (`zero_shot`) on
@@ -39,7 +40,9 @@ COMMON = ("optim.epochs=1", "vision_weights=", "trns.warmup_epochs=0")
 """Of the arms; negatives are mined at their start, since what they begin with is trained."""
 RATES = grid(optim__learning_rate=(5e-4, 1e-3, 2e-3))
 BASES = ("mean", "two_pass")
-PARTS = ("", "+law", "+trns", "+law+trns")
+CONTROL = "+law:unlabelled"
+"""As many pools and weights as +law has, without names: no loss reads a label. What +law has beyond it is the labels'."""
+PARTS = ("", "+law", CONTROL, "+trns", "+law+trns")
 FIGURES = {"recall_at_10": "R@10", "map_at_10": "mAP@10", "heldout_recall_at_10": "R@10, unseen combinations"}
 
 Weights = Mapping[str, int]
@@ -77,7 +80,11 @@ def contrasts() -> dict[str, Weights]:
         gains = {base: {label(base, part): 1, label(base, ""): -1} for base in BASES}
         found |= {f"{part} on {base}, from {base}": gain for base, gain in gains.items()}
         found[f"{part}: what two_pass gains beyond mean"] = gains["two_pass"] | {name: -n for name, n in gains["mean"].items()}
-    found["two_pass+law+trns, from mean+law+trns"] = {"two_pass+law+trns": 1, "mean+law+trns": -1}
+    labels = {base: {label(base, "+law"): 1, label(base, CONTROL): -1} for base in BASES}
+    found |= {f"the labels on {base}: +law, from {CONTROL}": gain for base, gain in labels.items()}
+    found["the labels: what two_pass gains beyond mean"] = labels["two_pass"] | {name: -n for name, n in labels["mean"].items()}
+    for part in ("+law", CONTROL, "+law+trns"):
+        found[f"two_pass{part}, from mean{part}"] = {label("two_pass", part): 1, label("mean", part): -1}
     return found
 
 
@@ -104,23 +111,32 @@ def contrast(plan: Plan, results: Results, weights: Weights, figure: str) -> Dif
 
 
 def report(comparison: Comparison, plan: Plan, results: Results, rates: Mapping[str, str]) -> str:
-    lines = [f"{comparison.data}; {len(plan.seeds)} seeds, {len(plan.cells) - comparison.unfinished} of {len(plan.cells)} trainings", ""]
+    lines = [f"{comparison.data}; {len(plan.cells) - comparison.unfinished} of {len(plan.cells)} trainings", ""]
     lines += ["Rates chosen on val queries: " + ", ".join(f"{base} {rate}" for base, rate in rates.items()), ""]
     rows = [
-        [row.label, *(f"{100 * row.figures[f].mean:.1f} ± {100 * (row.figures[f].deviation or 0):.1f}" for f in FIGURES),
+        [row.label, str(len(row.seeds)),
+         *(f"{100 * row.figures[f].mean:.1f} ± {100 * (row.figures[f].deviation or 0):.1f}" for f in FIGURES),
          f"{row.steps.mean:.0f}", f"{row.seconds.mean:.0f}"]
         for row in comparison.arms
     ]  # fmt: skip
-    lines += [table(["arm", *FIGURES.values(), "steps", "seconds"], rows), ""]
-    rows = [[name, *(interval(contrast(plan, results, w, f), PER_CENT) for f in FIGURES)] for name, w in contrasts().items()]
-    lines.append(table(["difference", *FIGURES.values()], rows))
+    lines += [table(["arm", "seeds", *FIGURES.values(), "steps", "seconds"], rows), ""]
+    rows = []
+    for name, weights in contrasts().items():
+        found = [contrast(plan, results, weights, figure) for figure in FIGURES]
+        rows.append([name, str(found[0].seeds if found[0] else 0), *(interval(difference, PER_CENT) for difference in found)])
+    lines.append(table(["difference", "seeds of all its arms", *FIGURES.values()], rows))
     return "\n".join(lines) + "\n"
 
 
-def train(plan: Plan, asked: Any, out: Path, where: Path) -> Results:
+def train(plan: Plan, asked: Any, out: Path, where: Path, *, only_report: bool = False) -> Results:
+    """All results of the plan; with `only_report` those that are there."""
     from dqe_training.ablation.comparison import compare_cells
     from dqe_training.ablation.report import write_report
+    from dqe_training.ablation.results import finished
     from dqe_training.ablation.running import run_plan
+
+    if only_report:
+        return finished(where, plan.cells)
 
     @contextmanager
     def watch(label: str) -> Iterator[Any]:
@@ -149,6 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="dataset, trainings and tables")
     parser.add_argument("--seeds", type=int, default=5, help="of the table (default: 5)")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables of the arms that are finished")
     options = parser.parse_args()
     from dqe_training.ablation.comparison import compare_cells
     from dqe_training.ablation.plan import plan_of
@@ -161,7 +178,7 @@ def main() -> int:
     asked = subject(data, "test")
     arms = [make_arm(options.out, base, part, rates[base], label(base, part)) for part in PARTS for base in BASES]
     plan = plan_of(arms, tuple(range(options.seeds)), budget="steps", identity=asked.identity)
-    results = train(plan, asked, options.out, options.out / "final")
+    results = train(plan, asked, options.out, options.out / "final", only_report=options.report)
     comparison = compare_cells(plan, results, data=asked.name)
     text = report(comparison, plan, results, {base: rate[0].partition("=")[2] for base, rate in rates.items()})
     (options.out / "bases.md").write_text(text)

@@ -47,6 +47,20 @@ def test_a_difference_of_differences_by_hand() -> None:
     assert found.half_queries == pytest.approx(1.959964 * by_query.std(ddof=1) / 40**0.5)
 
 
+def test_what_the_labels_give_is_law_without_its_control() -> None:
+    """Of hits that are the same in both, nothing; of one more of ten, 10 points, whatever the bases without pools do."""
+    hits = drawn(queries=10)
+    for seed in range(3):
+        hits["mean+law", seed] = hits["mean+law:unlabelled", seed]
+        hits["two_pass+law:unlabelled", seed] = [0] * 5 + [1] * 5
+        hits["two_pass+law", seed] = [0] * 4 + [1] * 6
+    found = {name: contrast(*cells(hits), contrasts()[name], "r") for name in contrasts() if name.startswith("the labels")}
+    assert {name: round(difference.value, 12) for name, difference in found.items() if difference} == {
+        "the labels on mean: +law, from +law:unlabelled": 0, "the labels on two_pass: +law, from +law:unlabelled": 0.1,
+        "the labels: what two_pass gains beyond mean": 0.1,
+    }  # fmt: skip
+
+
 def test_a_seed_counts_when_all_its_arms_are_there() -> None:
     hits = drawn()
     weights = contrasts()["+trns: what two_pass gains beyond mean"]

@@ -29,6 +29,7 @@ from dqe_export.reproduce.work import find_annotations, plan_work
 from dqe_training.cli import evaluate
 from dqe_training.cli.data import main as data_main
 from dqe_training.data.public.base import Options
+from dqe_training.data.public.wording import WORDINGS
 from dqe_training.data.queries import QuerySet
 from dqe_training.evaluation.benchmarks import evaluate_benchmark, fashioniq_figures, summary
 from dqe_training.evaluation.metrics import PerQuery
@@ -163,7 +164,8 @@ def test_cirrs_figures_and_files_are_those_of_the_other_path(place: Path, cirr: 
 def test_circos_figures_and_file(place: Path) -> None:
     outcome = reproduce(wish(place, "circo", images=place / "circo" / "COCO2017_unlabeled", rows=("pytorch",)), Heard())
     benchmark = find_annotations("circo", place / "circo", place / "circo")
-    report, _ = evaluate_benchmark(benchmark, open_ranker(folder_of(place, "pytorch")), split="val")
+    options = Options(wording=WORDINGS["qure"])
+    report, _ = evaluate_benchmark(benchmark, open_ranker(folder_of(place, "pytorch")), split="val", options=options)
     row = outcome.results.views[0].rows["pytorch"]
     expected = {name: value for name, value in report.sets[0].figures.items() if name.startswith("map_at")}
     assert {name: figure.value for name, figure in row.figures.items()} == pytest.approx(expected, abs=1e-12)
@@ -171,6 +173,20 @@ def test_circos_figures_and_file(place: Path) -> None:
     (file,) = outcome.folder.glob("submission/pytorch/*")
     assert {len(ids) for ids in json.loads(file.read_text()).values()} == {50}
     assert data_main(["check-submission", str(file), "--data", str(place / "circo")]) == 0
+    assert outcome.results.texts == 'the caption is read as "a photo of $ that {}"'
+    assert "texts as qure's public code makes them" in outcome.table
+    lines = [json.loads(line) for line in (outcome.folder / "answers" / "pytorch" / "val-reference-kept.jsonl").read_text().splitlines()]
+    assert all(line["text"].startswith("a photo of $ that ") for line in lines)
+
+    asked = wish(place, "circo", images=place / "circo" / "COCO2017_unlabeled", rows=("pytorch",), wording="plain", against=outcome.folder)
+    plain = reproduce(asked, Heard())  # the same questions in other words: paired, and said
+    (pair,) = plain.results.views[0].differences
+    assert pair.against == 'one.pth, PyTorch float32 (texts the caption is read as "a photo of $ that {}")'
+    assert plain.results.texts == "as annotated"
+    assert plain.folder != outcome.folder
+    report, _ = evaluate_benchmark(benchmark, open_ranker(folder_of(place, "pytorch")), split="val")
+    for k in (5, 10, 25, 50):
+        assert plain.results.views[0].rows["pytorch"].figures[f"map_at_{k}"].value == pytest.approx(report.sets[0].figures[f"map_at_{k}"])
 
 
 def test_columns_are_sums_over_queries(rng: np.random.Generator) -> None:

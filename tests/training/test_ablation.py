@@ -144,6 +144,18 @@ def test_options_of_the_parts() -> None:
     assert all(parse_json(TrainConfig, to_json(each), where="x") == each for each in made.values())
 
 
+def test_law_unlabelled_begins_only_with_a_model_that_no_label_trained(tmp_path: Path) -> None:
+    """The control of a comparison that begins with one checkpoint: the same model as +law, other losses."""
+    starts = {on: write_checkpoint(tmp_path / str(on), model_config(attribute_weights=on)) for on in (True, False)}
+    configs = {on: msgspec.structs.replace(train_config(), start=str(start)) for on, start in starts.items()}
+    made, law = (apply_variant(configs[False], parse_variant(name), name=name) for name in ("+law:unlabelled", "+law"))
+    assert made.model == law.model
+    assert (made.loss.attribute_weight, made.loss.presence_weight) == (0, 0)
+    assert min(law.loss.attribute_weight, law.loss.presence_weight) > 0
+    with pytest.raises(InputError, match=r"labels may have trained .*, which has attribute weights; take law:unlabelled from scratch"):
+        apply_variant(configs[True], parse_variant("+law:unlabelled"), name="+law:unlabelled")
+
+
 def test_heads_alone_are_compared_with_heads() -> None:
     config = heads_alone()
     assert apply_variant(config, {"law": ""}, name="+law").finetune == "attributes"

@@ -15,8 +15,9 @@ from dqe_training.data.public.base import Options
 from dqe_training.data.public.circo import CIRCO
 from dqe_training.data.public.cirr import CIRR
 from dqe_training.data.public.detect import find_benchmarks, open_benchmark
-from dqe_training.data.public.fashioniq import FashionIQ, join_captions
+from dqe_training.data.public.fashioniq import FashionIQ, join_blanks, join_captions
 from dqe_training.data.public.hp_fashioniq import HPFashionIQ
+from dqe_training.data.public.wording import PLAIN, WORDINGS, wording_of
 from dqe_training.data.queries import Preference, Query, QuerySet
 
 
@@ -32,6 +33,54 @@ from dqe_training.data.queries import Preference, Query, QuerySet
 )
 def test_captions_are_joined_as_the_peers_do(captions: list[str], text: str, wordings: tuple[str, ...]) -> None:
     assert join_captions(captions) == (text, wordings)
+
+
+@pytest.mark.parametrize(
+    ("captions", "text"),
+    [
+        (["is red.", " has no sleeves?, "], "Is red and has no sleeves"),
+        (["", "is grey with a design on the back"], " and is grey with a design on the back"),
+        (["Darker", "."], "Darker and "),
+        (["", ""], " and "),
+    ],
+)
+def test_sprc_spn4cir_and_qure_join_blanks_too(tmp_path: Path, captions: list[str], text: str) -> None:
+    """Written down from their public code, which joins whatever is left of the two captions."""
+    assert join_blanks(captions) == text
+    folder = write_fashioniq(tmp_path, images=False)
+    path = folder / "captions" / "cap.shirt.val.json"
+    records = json.loads(path.read_text())
+    records[3]["captions"] = captions
+    path.write_text(json.dumps(records))
+    for name in ("sprc", "spn4cir", "qure"):
+        _, shirts, _ = FashionIQ(folder).query_sets("val", Options(wording=WORDINGS[name]))
+        _, plain, _ = FashionIQ(folder).query_sets("val", Options())
+        assert shirts.queries[3].text == text
+        assert plain.queries[3].text == join_captions(captions).text
+        assert [q.text for q in shirts.queries[:3]] == [q.text for q in plain.queries[:3]]
+
+
+def test_qure_puts_its_prompt_around_circos_captions(tmp_path: Path) -> None:
+    benchmark = CIRCO(write_circo(tmp_path, images=False))
+    path = tmp_path / "annotations" / "val.json"
+    entries = json.loads(path.read_text())
+    entries[0]["relative_caption"], entries[1]["relative_caption"] = "has {} TWO dogs.", ""
+    path.write_text(json.dumps(entries))
+    (asked,) = benchmark.query_sets("val", Options(wording=WORDINGS["qure"]))
+    assert asked.texts[:2] == ("a photo of $ that has {} TWO dogs.", "a photo of $ that ")
+    assert asked.texts[2] == f"a photo of $ that {entries[2]['relative_caption']}"
+    (longer,) = benchmark.query_sets("val", Options(shared_concept=True, wording=WORDINGS["qure"]))
+    assert longer.texts[0] == "a photo of $ that a thing, has {} TWO dogs."
+    for name in ("plain", "sprc", "spn4cir"):
+        (other,) = benchmark.query_sets("val", Options(wording=WORDINGS[name]))
+        assert other.texts[:2] == ("has {} TWO dogs.", ".")
+    assert "a photo of $ that {}" in benchmark.describe(Options(wording=WORDINGS["qure"]))
+    assert "photo" not in benchmark.describe(Options(wording=WORDINGS["sprc"]))
+
+
+def test_a_layout_has_its_authors_wording() -> None:
+    assert [wording_of(layout).name for layout in ("sprc", "spn4cir", "qure")] == ["sprc", "spn4cir", "qure"]
+    assert [wording_of(layout) for layout in ("lavis", "transformers", None)] == [PLAIN] * 3
 
 
 def test_fashioniq_has_two_galleries(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dqe_engine.cli.main import add_runtime_options, positive
 from dqe_training.cli.import_ import add_import_options, import_options
 from dqe_training.cli.progress import simple_progress
 from dqe_training.cli.runner import run_torch
+from dqe_training.data.public.wording import WORDINGS
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -57,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", type=Path, metavar="DIR", help="results of an earlier run, of other weights: paired differences")
     parser.add_argument("--no-submission", action="store_true", help="CIRR, CIRCO: leave the test split out, and its images")
     parser.add_argument("--shared-concept", action="store_true", help="CIRCO: put the shared concept before the relative caption")
+    parser.add_argument("--wording", choices=tuple(WORDINGS), help="make the texts as these models' own code does; plain: as the dataset's "
+                        "protocol does (default: that of the weights' layout)")  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="leave out images that are missing, and the queries that name them")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of the table")
     add_import_options(parser.add_argument_group("published files"))
@@ -103,8 +106,8 @@ def _wish(args: argparse.Namespace, command: str) -> Wish:
     return Wish(
         dataset=args.dataset, weights=args.weights, images=args.images, annotations=args.annotations, out=args.out,
         importing=import_options(args), rows=tuple(args.rows), limit=args.limit, submission=not args.no_submission,
-        allow_missing=args.allow_missing, shared_concept=args.shared_concept, published=args.published, against=args.against,
-        provider=args.provider, threads=args.threads, command=command,
+        allow_missing=args.allow_missing, shared_concept=args.shared_concept, wording=args.wording, published=args.published,
+        against=args.against, provider=args.provider, threads=args.threads, command=command,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,8 @@ class Paired(Contract, frozen=True):
 
 
 class ViewResult(Contract, frozen=True):
-    """`queries` and `gallery`: how many, by query set. `asked`: changes with queries, answers and galleries; rows of two are not paired."""
+    """`queries` and `gallery`: how many, by query set. `asked`: changes with queries, answers and galleries, not with texts' wording;
+    rows of two are not paired."""
 
     view: View
     queries: dict[str, int]
@@ -66,13 +68,15 @@ class PublishedRow(Contract, frozen=True):
 
 
 class Results(Versioned, frozen=True, kw_only=True):
-    """`measures`: title by name, in the order of the columns. `published`: None where no row is of these weights' layout."""
+    """`measures`: title by name, in the order of the columns. `published`: None where no row is of these weights' layout. `texts`: how the
+    dataset's texts were read."""
 
     kind: Literal["reproduction"] = "reproduction"
     schema_version: int = 1
     dataset: str
     weights: str
     imported: Provenance | None
+    texts: str = "as annotated"
     command: str
     date: str
     versions: dict[str, str]
@@ -83,8 +87,9 @@ class Results(Versioned, frozen=True, kw_only=True):
 
 
 def asked_of(seen: Seen) -> str:
-    """Identity of what a view asks, see `ViewResult`."""
-    sets = [(queries.name, queries.gallery, [repr(query) for query in queries.queries]) for queries in seen.sets]
+    """Identity of what a view asks, see `ViewResult`. Texts have no part in it: the same question may be read in several wordings, which
+    can then be compared query by query."""
+    sets = [(queries.name, queries.gallery, [repr(replace(query, text="")) for query in queries.queries]) for queries in seen.sets]
     return key_of(msgspec.to_builtins(seen.view), sets)
 
 

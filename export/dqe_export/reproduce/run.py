@@ -19,6 +19,7 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.errors import InputError, ParityError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.sessions import Provider
+from dqe_training.data.public.wording import WORDINGS, Wording, wording_of
 from dqe_training.evaluation.benchmarks import aspect_figures, ranking_figures
 from dqe_training.evaluation.submission import submission, write_submission
 from dqe_training.importing import ImportOptions
@@ -39,7 +40,8 @@ _LIBRARIES = ("dqe-engine", "torch", "transformers", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user asks for; fields as the options of dqe-reproduce. `rows`: names of `ROWS`, () for all that the weights can have."""
+    """What a user asks for; fields as the options of dqe-reproduce. `rows`: names of `ROWS`, () for all that the weights can have.
+    `wording`: a name of `WORDINGS`, None for that of the weights' layout."""
 
     dataset: str
     weights: Path
@@ -52,6 +54,7 @@ class Wish:
     submission: bool = True
     allow_missing: bool = False
     shared_concept: bool = False
+    wording: str | None = None
     published: str | None = None
     against: Path | None = None
     provider: Provider = "auto"
@@ -85,6 +88,7 @@ class Checked:
 
     source: Source
     work: Work
+    wording: Wording
     rows: tuple[str, ...]
     row: Published | None
     earlier: Earlier | None
@@ -107,12 +111,14 @@ def check(wish: Wish, talk: Talk) -> Checked:
         raise InputError("--shared-concept is CIRCO's; leave it out")
     talk.stage("reading annotations")
     benchmark = find_annotations(wish.dataset, wish.annotations, wish.images)
-    work = plan_work(
-        benchmark, wish.images, shared_concept=wish.shared_concept, submission=wish.submission, limit=wish.limit,
-        allow_missing=wish.allow_missing,
-    )  # fmt: skip
     talk.stage("reading weights")
     source = open_source(wish.weights, wish.importing)
+    wording = WORDINGS[wish.wording] if wish.wording else wording_of(source.layout)
+    talk.stage("looking for images")
+    work = plan_work(
+        benchmark, wish.images, shared_concept=wish.shared_concept, wording=wording, submission=wish.submission, limit=wish.limit,
+        allow_missing=wish.allow_missing,
+    )  # fmt: skip
     rows = wish.rows or source.rows
     if strange := [row for row in rows if row not in source.rows]:
         raise InputError(f"--rows {strange[0]}: {wish.weights} has {', '.join(source.rows)}")
@@ -124,7 +130,7 @@ def check(wish: Wish, talk: Talk) -> Checked:
     told = f" of layout {source.layout}, tower ViT-{source.tower}" if source.layout else ""
     what = "a published file" if source.kind == "published" else f"a {source.kind}"
     talk.say(f"{wish.weights}: {what}{told}; rows {', '.join(rows)}; published row: {row.cited if row else 'none of this layout'}")
-    return Checked(source, work, tuple(row for row in source.rows if row in rows), row, earlier, needed_bytes(source, work, rows))
+    return Checked(source, work, wording, tuple(row for row in source.rows if row in rows), row, earlier, needed_bytes(source, work, rows))
 
 
 def reproduce(wish: Wish, talk: Talk) -> Outcome:
@@ -145,11 +151,12 @@ def reproduce(wish: Wish, talk: Talk) -> Outcome:
         raise ParityError(notes[-1])
     states = _encode(wish, talk, work, places, rows)
     asked = [asked_of(one) for one in work.seen]
-    folder = places.results(asked, rows, wish.limit, wish.shared_concept, wish.published, str(wish.against), wish.submission)
-    views, by_view, files = _judge(wish, talk, work, places, states, checked.earlier, folder)
+    texts = _texts(checked.wording, work.dataset, shared_concept=wish.shared_concept)
+    folder = places.results(asked, rows, wish.limit, texts, wish.published, str(wish.against), wish.submission)
+    views, by_view, files = _judge(talk, work, places, states, texts, checked.earlier, folder)
     results = Results(
         dataset=work.dataset, weights=wish.weights.name, imported=provenance(places.model if "pytorch" in rows else places.bundle(rows[0])),
-        command=wish.command, date=date.today().isoformat(), versions=_versions(),
+        texts=texts, command=wish.command, date=date.today().isoformat(), versions=_versions(),
         measures={measure.name: measure.title for measure in measures_of(work.dataset)}, views=tuple(views),
         published=_published(work.dataset, checked.row), notes=tuple(notes) + tuple(_notes(work, checked)),
     )  # fmt: skip
@@ -180,7 +187,7 @@ def _encode(wish: Wish, talk: Talk, work: Work, places: Places, rows: Sequence[s
 
 
 def _judge(
-    wish: Wish, talk: Talk, work: Work, places: Places, states: dict[str, State], earlier: Earlier | None, folder: Path
+    talk: Talk, work: Work, places: Places, states: dict[str, State], texts: str, earlier: Earlier | None, folder: Path
 ) -> tuple[list[ViewResult], dict[tuple[str, str], Rows], list[Path]]:
     """Views with their rows and differences, the rows behind the figures, and the files for servers and readers."""
     rankings: dict[str, list[list[NDArray[np.int64]]]] = {}
@@ -201,12 +208,12 @@ def _judge(
     views = []
     for at, one in enumerate(work.seen):
         talk.stage(f"figures, {one.view.name}")
-        views.append(_view(work, one, {row: found[at] for row, found in rankings.items()}, states, earlier, by_view))
+        views.append(_view(work, one, {row: found[at] for row, found in rankings.items()}, states, texts, earlier, by_view))
     return views, by_view, files
 
 
 def _view(
-    work: Work, one: Seen, rankings: dict[str, list[NDArray[np.int64]]], states: dict[str, State], earlier: Earlier | None,
+    work: Work, one: Seen, rankings: dict[str, list[NDArray[np.int64]]], states: dict[str, State], texts: str, earlier: Earlier | None,
     by_view: dict[tuple[str, str], Rows],
 ) -> ViewResult:  # fmt: skip
     measures, asked = measures_of(work.dataset), asked_of(one)
@@ -225,7 +232,7 @@ def _view(
             aspects=aspects,
         )  # fmt: skip
     differences = []
-    for row, label, other in _pairs(list(rankings), asked, earlier, by_view) if one.view.judged else ():
+    for row, label, other in _pairs(list(rankings), asked, texts, earlier, by_view) if one.view.judged else ():
         figures = summarise(measures, difference(by_view[asked, row], other))
         differences.append(Paired(of=ROWS[row], against=label, figures=figures))
     return ViewResult(
@@ -235,14 +242,17 @@ def _view(
 
 
 def _pairs(
-    rows: Sequence[str], asked: str, earlier: Earlier | None, by_view: dict[tuple[str, str], Rows]
+    rows: Sequence[str], asked: str, texts: str, earlier: Earlier | None, by_view: dict[tuple[str, str], Rows]
 ) -> Iterator[tuple[str, str, Rows]]:
     """Each row against the one before it, and against the same row of an earlier run, where that asked the same."""
     for before, row in pairwise(rows):
         yield row, ROWS[before], by_view[asked, before]
+    if earlier is None:
+        return
+    told = "" if earlier.results.texts == texts else f" (texts {earlier.results.texts})"
     for row in rows:
-        if earlier is not None and (other := earlier.rows(asked, row)) is not None:
-            yield row, f"{earlier.results.weights}, {ROWS[row]}", other
+        if (other := earlier.rows(asked, row)) is not None:
+            yield row, f"{earlier.results.weights}, {ROWS[row]}{told}", other
 
 
 @contextmanager
@@ -255,6 +265,12 @@ def _ranker(row: str, work: Work, places: Places, encoded: Encoded) -> Iterator[
     write_index(path, bundle, work, encoded, members)
     with GalleryIndex.load(path, model_hash=bundle.model_hash) as index:
         yield rank_index(work, encoded, index)
+
+
+def _texts(wording: Wording, dataset: str, *, shared_concept: bool) -> str:
+    """How the texts were read, for the results."""
+    concept = "with the shared concept" if shared_concept else ""
+    return "; ".join(filter(None, (concept, wording.describe(dataset)))) or "as annotated"
 
 
 def _slug(one: Seen) -> str:
@@ -271,13 +287,18 @@ def _published(dataset: str, row: Published | None) -> PublishedRow | None:
 
 
 def _notes(work: Work, checked: Checked) -> Iterator[str]:
+    wording, dataset = checked.wording, work.dataset
+    if told := wording.describe(dataset):
+        yield f"texts as {wording.name}'s public code makes them: {told}; --wording plain reads the dataset's own"
+    if dataset in wording.unknown:
+        yield f"{wording.name}'s public code does not evaluate on {dataset}: which text its published figures were made with is not known"
     if checked.row is not None and checked.source.layout is not None:
         yield "a file's layout does not say what it was trained on: the published row is of weights trained for it"
-    if work.dataset != "fashioniq" and checked.row is not None:
+    if dataset != "fashioniq" and checked.row is not None:
         yield "the published row is of the test split, which its server judges; the figures here are of val"
     if any(not one.view.judged for one in work.seen):
         yield "submission/ has the files for the test server"
-    if work.dataset == "fashioniq":
+    if dataset == "fashioniq":
         yield "two galleries are in use, and papers often do not say which; those that say nothing keep the reference in it"
 
 

@@ -14,6 +14,7 @@ from dqe_training.data.image_folder import ImageFolder
 from dqe_training.data.public.base import Benchmark, GalleryName, Options
 from dqe_training.data.public.detect import open_benchmark
 from dqe_training.data.public.placing import place_queries
+from dqe_training.data.public.wording import PLAIN, Wording
 from dqe_training.data.queries import Query, QuerySet
 from dqe_training.features.identity import digest_images
 
@@ -112,12 +113,12 @@ def _opened(dataset: str, folder: Path) -> Benchmark:
 
 
 def plan_work(
-    benchmark: Benchmark, images: Path, *, shared_concept: bool = False, submission: bool = True, limit: int | None = None,
-    allow_missing: bool = False,
+    benchmark: Benchmark, images: Path, *, shared_concept: bool = False, wording: Wording = PLAIN, submission: bool = True,
+    limit: int | None = None, allow_missing: bool = False,
 ) -> Work:  # fmt: skip
     """Raises InputError, one line: annotations that are missing, images that are, with their number and the first."""
     folder = ImageFolder.scan(images)
-    asked = [(view, benchmark.query_sets(view.split, options, folder)) for view, options in _views(benchmark.name, shared_concept)]
+    asked = [(view, benchmark.query_sets(view.split, options, folder)) for view, options in _views(benchmark.name, shared_concept, wording)]
     asked = [(view, sets) for view, sets in asked if submission or view.judged]
     wanted = sorted({id for _, sets in asked for queries in sets for id in queries.gallery})
     if (missing := folder.missing(wanted)) and not allow_missing:
@@ -146,17 +147,17 @@ def plan_work(
     return Work(benchmark.name, folder, tuple(seen), ids, tuple(pairs), tuple(dict.fromkeys(notes)))
 
 
-def _views(dataset: str, shared_concept: bool) -> Iterator[tuple[View, Options]]:
+def _views(dataset: str, shared_concept: bool, wording: Wording) -> Iterator[tuple[View, Options]]:
     if dataset == "fashioniq":
         galleries: tuple[GalleryName, ...] = ("original", "val")
         for gallery in galleries:
             for kept in (True, False):
-                yield View(split="val", gallery=gallery, reference_kept=kept, judged=True), Options(gallery=gallery)
+                yield View(split="val", gallery=gallery, reference_kept=kept, judged=True), Options(gallery=gallery, wording=wording)
         return
     kept = dataset == "circo"
-    yield View(split="val", gallery="", reference_kept=kept, judged=True), Options(shared_concept=shared_concept)
-    test = "test" if kept else "test1"
-    yield View(split=test, gallery="", reference_kept=kept, judged=False), Options(shared_concept=shared_concept)
+    options = Options(shared_concept=shared_concept, wording=wording)
+    yield View(split="val", gallery="", reference_kept=kept, judged=True), options
+    yield View(split="test" if kept else "test1", gallery="", reference_kept=kept, judged=False), options
 
 
 def _pairs(queries: QuerySet) -> list[Pair]:

@@ -13,6 +13,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
 from ..config import BaseQuery, LossConfig, ModelConfig, TrainConfig, TRNSConfig
+from ..start import read_start
 
 ZONES = {
     "pooled": ZoneSpec(lo=0.002, hi=0.02, bounds="pooled"),
@@ -90,15 +91,16 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. pairwise: no in-batch loss, the ranking
     loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary losses, or one of them; gist: GISTEmbed's filter of
     the in-batch negatives. Weights, margin and guide of these are the configuration's, and 1 where a weight is 0 there. Raises InputError
-    where a part would change nothing, or cannot be.
+    where a part would change nothing, or cannot be; CheckpointError where `config.start` cannot be read.
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
     if config.start and (bases := [part for part in _BASES if part in parts]):
         raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {bases[0]} out")
-    if config.start and parts.get("law") == "unlabelled":
+    if config.start and parts.get("law") == "unlabelled" and read_start(config.start).config.model.attribute_weights:
         raise InputError(
-            f"variant {name!r}: {config.start} may bring attribute heads that labels trained; take law:unlabelled from scratch"
+            f"variant {name!r}: labels may have trained {config.start}, which has attribute weights; take law:unlabelled from scratch, or "
+            "from a start without them"
         )
     loss, trns = _losses(config, parts, name)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqe_engine.errors import InputError
 
+from ..data.public.wording import WORDINGS
 from .evaluation_text import benchmark_text, folder_text
 from .runner import run_torch
 from .sources import DATASET_HELP
@@ -27,7 +28,7 @@ examples:
   dqe-eval bundle --data data/fashioniq --dataset fashioniq --gallery val
   dqe-eval bundle --data data/cirr --dataset cirr --split test1 --submission out/
 """
-_PUBLIC = ("--shared-concept", "--allow-missing", "--submission", "--force")
+_PUBLIC = ("--shared-concept", "--wording", "--allow-missing", "--submission", "--force")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "CIRR and test of CIRCO")  # fmt: skip
     public = parser.add_argument_group("public datasets")
     public.add_argument("--shared-concept", action="store_true", help="CIRCO: put the shared concept before the relative caption")
+    public.add_argument("--wording", choices=tuple(WORDINGS), help="make the texts as these models' own code does (FashionIQ, CIRCO; "
+                        "default: plain, the dataset's protocol)")  # fmt: skip
     public.add_argument("--allow-missing", action="store_true", help="leave out images that are missing, and the queries that name them")
     public.add_argument("--submission", type=Path, metavar="OUT", help="CIRR and CIRCO: write the server's files to this folder")
     public.add_argument("--force", action="store_true", help="replace submission files that exist")
@@ -201,8 +204,8 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
             return run_probes(ask(model, queries, folder, names, found))
 
         report, ranked = evaluate_benchmark(
-            benchmark, model, split=split,
-            options=Options(args.gallery, args.shared_concept), images=args.images, allow_missing=args.allow_missing, prepared=prepared,
+            benchmark, model, split=split, options=Options(args.gallery, args.shared_concept, WORDINGS[args.wording or "plain"]),
+            images=args.images, allow_missing=args.allow_missing, prepared=prepared,
             checked=lambda done, total: progress.update(tasks["looking at images"], completed=done, total=total),
             probe=probe if args.probes else None,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from dqe_engine.files import describe_os_error, read_regular
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
+from .wording import PLAIN, Wording
 
 GalleryName = Literal["original", "val"]
 T = TypeVar("T")
@@ -57,10 +58,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that change figures. None and False: the dataset's usual protocol."""
+    """Choices that change figures. None, False and `PLAIN`: the dataset's usual protocol."""
 
     gallery: GalleryName | None = None
     shared_concept: bool = False
+    wording: Wording = PLAIN
 
 
 class Benchmark(Protocol):

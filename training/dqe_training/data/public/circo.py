@@ -64,7 +64,8 @@ class CIRCO:
 
     def describe(self, options: Options) -> str:
         text = "shared concept and relative caption" if options.shared_concept else "relative caption"
-        return f"text: {text}; reference kept, every ground truth counts in mAP, the target alone in recall"
+        told = f"text: {text}; reference kept, every ground truth counts in mAP, the target alone in recall"
+        return "; ".join(filter(None, (told, options.wording.describe(self.name))))
 
     def parts(self, images: ImageFolder | None = None) -> tuple[Part, ...]:
         gallery = self._gallery(images)
@@ -109,6 +110,7 @@ class CIRCO:
                 blank.append(BlankCaption(id, text))
             if options.shared_concept:
                 text = f"{entry.shared_concept}, {text}"
+            text = options.wording.circo.replace("{}", text)
             valid = [entry.target_img_id, *entry.gt_img_ids] if entry.target_img_id is not None else []
             targets = tuple(dict.fromkeys(coco_name(image) for image in valid if image is not None))
             queries.append(Query(id, coco_name(entry.reference_img_id), text, targets, aspects=tuple(entry.semantic_aspects)))

@@ -53,6 +53,12 @@ def join_captions(captions: Sequence[str]) -> Texts:
     return Texts(f"{first.capitalize()} and {second}", (f"{second.capitalize()} and {first}", first.capitalize(), second.capitalize()))
 
 
+def join_blanks(captions: Sequence[str]) -> str:
+    """`C1 and c2` as the peers' own code joins them, also where a caption has no words: "" and "is red" make " and is red"."""
+    first, second = (caption.strip(_STRIPPED) for caption in captions)
+    return f"{first.capitalize()} and {second}"
+
+
 @dataclass(frozen=True)
 class FashionIQ:
     directory: Path
@@ -70,16 +76,17 @@ class FashionIQ:
         return first_folder(self.directory / name for name in ("images", "image_data"))
 
     def describe(self, options: Options) -> str:
-        return f"gallery {options.gallery or 'original'}, reference kept"
+        told = f"gallery {options.gallery or 'original'}, reference kept"
+        return "; ".join(filter(None, (told, options.wording.describe(self.name))))
 
     def parts(self, images: ImageFolder | None = None) -> tuple[Part, ...]:
-        return tuple(self._part(split, category) for split in SPLITS for category in CATEGORIES)
+        return tuple(self._part(split, category, Options()) for split in SPLITS for category in CATEGORIES)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
         check_split(self, split)
         if options.shared_concept:
             raise InputError("--shared-concept is CIRCO's; FashionIQ's texts are its two captions")
-        parts = [self._part(split, category) for category in CATEGORIES]
+        parts = [self._part(split, category, options) for category in CATEGORIES]
         if absent := [path for part in parts for path in part.absent]:
             raise InputError(f"{absent[0]}: no such annotation file")
         return tuple(QuerySet(p.category, p.queries or (), p.galleries[options.gallery or "original"]) for p in parts)
@@ -106,7 +113,7 @@ class FashionIQ:
                 raise InputError(f"{path}, record {row}: {len(pair.captions)} captions, expected 2")
         return path, pairs
 
-    def _part(self, split: str, category: str) -> Part:
+    def _part(self, split: str, category: str, options: Options) -> Part:
         captions = self.directory / "captions" / f"cap.{category}.{split}.json"
         listed = self.directory / "image_splits" / f"split.{category}.{split}.json"
         absent = tuple(path for path in (captions, listed) if not path.is_file())
@@ -117,7 +124,8 @@ class FashionIQ:
         for row, pair in enumerate(self._captions(split, category)[1]):
             id = f"{category}-{split}-{row}"
             targets = () if pair.target is None else (pair.target,)
-            queries.append(Query(id, pair.candidate, join_captions(pair.captions).text, targets))
+            text = join_blanks(pair.captions) if options.wording.blanks_joined else join_captions(pair.captions).text
+            queries.append(Query(id, pair.candidate, text, targets))
             blank += [BlankCaption(id, caption) for caption in pair.captions if not caption.strip(_STRIPPED)]
         if split == "val":
             galleries["val"] = ascending(image for query in queries for image in query.images)
