@@ -156,7 +156,7 @@ def merge_shards(
 
 def _import_ray() -> Any:
     """Ray, started or connected to. Raises BackendError."""
-    ray = connect("--ray", remedy=", or leave the option out")
+    connect("--ray", remedy=", or leave the option out")
     import ray.data
 
     context = ray.data.DataContext.get_current()

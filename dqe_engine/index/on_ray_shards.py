@@ -8,6 +8,7 @@ Ray starts an actor again that died with its process or its machine; it opens it
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,16 +31,18 @@ class RayTransport:
         self._ray = connect("sharded serving")
         self._name, self._arguments = name, (str(root), model_hash)
         self._keywords = options
-        self._class = self._ray.remote(ShardServer).options(
-            num_cpus=cpus, max_concurrency=concurrency, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
-        )
+        self._digest = hashlib.blake2b(f"{root} {model_hash}".encode(), digest_size=4).hexdigest()  # else another folder's would be found
+        self._class = self._ray.remote(ShardServer)
+        self._options = {
+            "num_cpus": cpus, "max_concurrency": concurrency, "max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD",
+        }  # fmt: skip
         self._actors: dict[int, Any] = {}
 
     def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
         asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
         done = set(ready)
-        return [self._reply(one, timeout, answered=one in done) for one in asked]
+        return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
 
     def close(self) -> None:
         """Actors without a name end with the last handle; those with one stay, for others: see `stop`."""
@@ -49,17 +52,19 @@ class RayTransport:
         """The handle of a shard's actor, which is started where there is none."""
         if slot not in self._actors:
             named = {} if self._name is None else {
-                "name": f"{self._name}-{slot:03}", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
+                "name": f"{self._name}-{self._digest}-{slot:03}", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
             }  # fmt: skip
-            self._actors[slot] = self._class.options(**named).remote(*self._arguments, **self._keywords)
+            self._actors[slot] = self._class.options(**self._options, **named).remote(*self._arguments, **self._keywords)
         return self._actors[slot]
 
-    def _reply(self, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
+    def _reply(self, slot: int, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
         if not answered:
             return Lost(f"nothing came within {timeout:g} s")
         try:
             reply: Reply = self._ray.get(one)
         except self._ray.exceptions.RayError as error:
+            if isinstance(error, self._ray.exceptions.ActorDiedError):
+                self._actors.pop(slot, None)  # Ray has given it up; the next search starts another
             return Lost(_one_line(error))
         return reply
 
@@ -100,7 +105,7 @@ def stop(name: str) -> int:
     found = [
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == NAMESPACE and actor["name"].rpartition("-")[0] == name
+        if actor["namespace"] == NAMESPACE and actor["name"].rsplit("-", 2)[0] == name
     ]
     for actor in found:
         ray.kill(ray.get_actor(actor, namespace=NAMESPACE))

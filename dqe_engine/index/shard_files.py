@@ -77,6 +77,15 @@ class ShardSet(Versioned, frozen=True, kw_only=True):
         """Another one for every state of the whole."""
         return hashlib.blake2b(" ".join(shard.revision for shard in self.shards).encode(), digest_size=8).hexdigest()
 
+    def describe(self) -> str:
+        """`3 shards of 10, 10 and 11`; of many, the smallest and the largest."""
+        sizes = [shard.items for shard in self.shards]
+        if len(sizes) > 5:
+            return f"{len(sizes)} shards of {min(sizes)} to {max(sizes)}"
+        if len(sizes) == 1:
+            return f"1 shard of {sizes[0]}"
+        return f"{len(sizes)} shards of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+
     @property
     def overfull(self) -> bool:
         """Whether the last shard, which takes what is new, has grown far beyond the others."""

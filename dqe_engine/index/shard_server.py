@@ -20,6 +20,10 @@ from .snapshot import IndexMatches, Item, Snapshot
 
 KEPT_STATES = 3
 """States of a shard that are held for searches which began before a refresh. They share their arrays, so they cost next to nothing."""
+QUERIES_AT_ONCE = 4
+"""Queries that the kernels score row by row (their MAX_ROW_QUERIES), screened or not. Larger batches are multiplied in tiles where no
+screen is used, and then the last bits of a score depend on the batch, on k, and on how many items there are. Shards must not differ in
+them: equal items of two shards would change places, and zones be counted from a best score that no shard has."""
 
 Reply = tuple[Literal["answer", "refused", "lost"], Any]
 
@@ -60,7 +64,15 @@ class ShardServer:
         picks: int,
         anchors: NDArray[np.float32] | None,
     ) -> tuple[IndexMatches, ...]:
-        return now.search(queries, k, exclude=exclude, filter=filter, zones=zones, picks=picks, anchors=anchors, threads=self._threads)
+        """See `Snapshot.search`, a few queries at a time."""
+        found = list[IndexMatches]()
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            found += now.search(
+                queries[part], k, exclude=None if exclude is None else exclude[part], filter=filter, zones=zones, picks=picks,
+                anchors=None if anchors is None else anchors[part], threads=self._threads,
+            )  # fmt: skip
+        return tuple(found)
 
     def rows(self, now: Snapshot, ids: Sequence[str]) -> list[int | None]:
         return [now.row(id) for id in ids]
