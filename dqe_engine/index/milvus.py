@@ -1,18 +1,18 @@
-"""`MilvusIndex`: items in Milvus, a database of vectors, and exact MaxSim search on the candidates that it returns. Needs the extra `milvus`.
+"""`MilvusIndex`: items in Milvus, a database of vectors, and exact MaxSim search on the candidates that it returns (extra `milvus`).
 
-    with MilvusIndex.create("http://milvus:19530", "garments", index) as there:    # a file such as "garments.db" is embedded Milvus Lite
+    with MilvusIndex.create("http://milvus:19530", "garments", index) as there:  # a file such as "garments.db" is embedded Milvus Lite
         engine.attach(there)
 
-Milvus keeps for each item one bound vector (`pooled_bounds`), its tokens and its metadata, and returns the items whose score may be highest.
-Their scores are computed here from the tokens. Where the k-th is above what anything that was not returned can have, the answer is proved to be
-the exact one, and says so (`exact`); else more is fetched, up to a limit. The proof needs a flat index in Milvus and reads of the latest writes.
+Milvus keeps for each item one bound vector (`pooled_bounds`), its tokens and its metadata. It returns the items whose score may be highest,
+and their scores are computed here from the tokens. Where the k-th is above what anything that was not returned can have, the answer is
+proved to be the exact one, and says so (`exact`); else more is fetched, up to a limit. The proof needs a flat index in Milvus.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -31,7 +31,6 @@ from .snapshot import IndexMatches, Snapshot
 from .validation import check_count, check_search
 
 F32 = NDArray[np.float32]
-T = TypeVar("T")
 Consistency = Literal["Strong", "Bounded", "Eventually"]
 IndexType = Literal["FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX"]
 
@@ -41,7 +40,7 @@ _READ = 4096
 
 
 class MilvusIndex(NotPickled):
-    """A collection in Milvus. Reads at `consistency`: "Strong" sees every write that was confirmed before; the others may miss the latest ones,
+    """A collection in Milvus. Reads at `consistency`: "Strong" sees every write that was confirmed before; the others may miss the latest,
     and then the proof of an answer is about the items as they were a moment before."""
 
     instead = "open the collection in the other process"
@@ -57,9 +56,9 @@ class MilvusIndex(NotPickled):
         candidates: int = 64,
         most: int = 16384,
     ) -> None:
-        """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file. candidates: items that are fetched first,
-        beside 4 for each of k; most: at most, before an answer is given without proof. Raises BackendError where Milvus cannot be reached,
-        IndexFormatError for a collection that is missing, empty or not ours, InputError."""
+        """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file. candidates: items that are fetched
+        first, beside 4 for each of k; most: at most, before an answer is given without proof. Raises BackendError where Milvus cannot be
+        reached, IndexFormatError for a collection that is missing, empty or not ours, InputError."""
         check_count("candidates", candidates, 1)
         check_count("most", most, candidates)
         if consistency not in get_args(Consistency):
@@ -67,7 +66,7 @@ class MilvusIndex(NotPickled):
         self.collection, self.consistency, self.candidates, self.most = collection, consistency, candidates, min(most, 16384)
         self._where, self._timeout, self._closed = _without_secrets(uri), timeout, False
         self._client = self._connect(uri, token)
-        if not self.asked(lambda: self._client.has_collection(collection)):
+        if not self.asked(self._client.has_collection, collection):
             raise IndexFormatError(f"Milvus at {self._where} has no collection {collection!r}; make it with MilvusIndex.create")
         self.origin = self._read_origin()
         self.flat = self._is_flat()
@@ -93,12 +92,11 @@ class MilvusIndex(NotPickled):
         made = cls.__new__(cls)
         made._where, made._timeout, made._closed = _without_secrets(uri), timeout, False
         client = made._client = made._connect(uri, token)
-        if made.asked(lambda: client.has_collection(collection)):
+        if made.asked(client.has_collection, collection):
             raise InputError(f"Milvus at {made._where} has a collection {collection!r} already; open it and sync, or choose another name")
         schema, indexes = schema_of(client, index.target_shape, index_type)
-        made.asked(
-            lambda: client.create_collection(collection, schema=schema, index_params=indexes, consistency_level="Strong", timeout=timeout)
-        )
+        options_of_all = {"schema": schema, "index_params": indexes, "consistency_level": "Strong", "timeout": timeout}
+        made.asked(client.create_collection, collection, **options_of_all)
         made.collection = collection
         made._write(index, now, now.live_rows().tolist())
         made.close()
@@ -145,13 +143,13 @@ class MilvusIndex(NotPickled):
         zones: ZoneSpec | None = None,
         picks: int = 0,
     ) -> tuple[IndexMatches, ...]:
-        """`GalleryIndex.search`; each answer says whether it is proved to be the exact one. Zones go without a filter. Raises InputError and
-        BackendError."""
+        """`GalleryIndex.search`; each answer says whether it is proved to be the exact one. Zones go without a filter. Raises InputError
+        and BackendError."""
         check_search(queries, k, self.target_shape[1], exclude=exclude, zones=zones, picks=picks)
         return self.snapshot().search(queries, k, exclude=exclude, filter=filter, zones=zones, picks=picks)
 
     def expression(self, filter: Filter) -> tuple[str, bool]:
-        """What Milvus is asked for a filter ("": everything), and whether that is the whole filter; the rest is applied to what comes back."""
+        """What Milvus is asked for a filter ("": everything), and whether that is all of it; the rest is applied to what comes back."""
         return expression_of(compile_filter(filter))
 
     def sync(self, index: GalleryIndex) -> tuple[int, int]:
@@ -174,7 +172,7 @@ class MilvusIndex(NotPickled):
         check_entity(now, list(rows.values()))
         self._write(index, now, list(rows.values()))
         for start in range(0, len(gone), _READ):
-            self.asked(lambda some=gone[start : start + _READ]: self._client.delete(self.collection, ids=some, timeout=self._timeout))
+            self.asked(self._client.delete, self.collection, ids=gone[start : start + _READ], timeout=self._timeout)
         return len(rows), len(gone)
 
     def close(self) -> None:
@@ -188,38 +186,44 @@ class MilvusIndex(NotPickled):
     def nearest(self, vectors: F32, limit: int, expression: str) -> list[list[dict[str, Any]]]:
         """For each extended query, up to `limit` entities by the product with their bound vector, which is their "distance"."""
         found = self.asked(
-            lambda: self._client.search(
-                self.collection,
-                data=list(vectors),
-                anns_field="bound",
-                limit=limit,
-                filter=expression,
-                consistency_level=self.consistency,
-                output_fields=["id", "position", "tokens", "document"],
-                search_params={"metric_type": "IP"},
-                timeout=self._timeout,
-            )  # fmt: skip
+            self._client.search,
+            self.collection,
+            data=list(vectors),
+            anns_field="bound",
+            limit=limit,
+            filter=expression,
+            output_fields=["id", "position", "tokens", "document"],
+            search_params={"metric_type": "IP"},
+            consistency_level=self.consistency,
+            timeout=self._timeout,
         )
         return [[{"distance": hit["distance"], **hit["entity"]} for hit in hits] for hits in found]
 
     def entities(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
         """Those that are there, in any order."""
-        ask = lambda: self._client.get(self.collection, ids=list(ids), output_fields=list(fields), timeout=self._timeout)  # noqa: E731
-        return [dict(found) for found in self.asked(ask)] if ids else []
+        if not ids:
+            return []
+        found = self.asked(self._client.get, self.collection, ids=list(ids), output_fields=list(fields), timeout=self._timeout)
+        return [dict(one) for one in found]
 
     def count(self) -> int:
         """How many items there are."""
-        ask = lambda: self._client.query(  # noqa: E731
-            self.collection, filter="", output_fields=["count(*)"], consistency_level=self.consistency, timeout=self._timeout
+        found = self.asked(
+            self._client.query,
+            self.collection,
+            filter="",
+            output_fields=["count(*)"],
+            consistency_level=self.consistency,
+            timeout=self._timeout,
         )
-        return int(self.asked(ask)[0]["count(*)"])
+        return int(found[0]["count(*)"])
 
-    def asked(self, question: Callable[[], T]) -> T:
+    def asked(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Milvus's answer. Raises BackendError, one line, for its errors."""
         from pymilvus.exceptions import MilvusException
 
         try:
-            return question()
+            return question(*arguments, **options)
         except MilvusException as error:
             reason = " ".join(str(error.message).split())[:200]
             raise BackendError(f"Milvus at {self._where} gave no answer ({reason}); look whether it runs, then ask again") from error
@@ -230,11 +234,10 @@ class MilvusIndex(NotPickled):
         except ImportError as error:
             raise BackendError("pymilvus is not installed; pip install 'dqe-engine[milvus]'") from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs each error that it raises, with its traceback
-        return self.asked(lambda: MilvusClient(uri=uri, token=token, timeout=self._timeout))
+        return self.asked(MilvusClient, uri=uri, token=token, timeout=self._timeout)
 
     def _read_origin(self) -> Origin:
-        ask = lambda: self._client.query(self.collection, filter="", output_fields=["origin"], limit=1, timeout=self._timeout)  # noqa: E731
-        found = self.asked(ask)
+        found = self.asked(self._client.query, self.collection, filter="", output_fields=["origin"], limit=1, timeout=self._timeout)
         try:
             return Origin.parse(found[0]["origin"])
         except (IndexError, KeyError, ValueError, msgspec.DecodeError) as error:
@@ -243,15 +246,18 @@ class MilvusIndex(NotPickled):
             ) from error
 
     def _is_flat(self) -> bool:
-        described = self.asked(lambda: self._client.describe_index(self.collection, "bound"))
+        described = self.asked(self._client.describe_index, self.collection, "bound")
         return str(described.get("index_type")) == "FLAT" and str(described.get("metric_type")) == "IP"
 
     def _known(self) -> list[tuple[str, int, str]]:
         """Id, position and origin of all entities."""
         iterator = self.asked(
-            lambda: self._client.query_iterator(
-                self.collection, filter="", output_fields=["id", "position", "origin"], batch_size=_READ, consistency_level="Strong"
-            )
+            self._client.query_iterator,
+            self.collection,
+            filter="",
+            output_fields=["id", "position", "origin"],
+            batch_size=_READ,
+            consistency_level="Strong",
         )
         known = []
         while batch := self.asked(iterator.next):
@@ -263,7 +269,7 @@ class MilvusIndex(NotPickled):
         origin = Origin.of(index, now).text()
         for start in range(0, len(rows), _WRITTEN):
             batch = entities(now, rows[start : start + _WRITTEN], origin)
-            self.asked(lambda batch=batch: self._client.upsert(self.collection, batch, timeout=self._timeout))
+            self.asked(self._client.upsert, self.collection, batch, timeout=self._timeout)
 
 
 def _saved(index: GalleryIndex) -> Snapshot:

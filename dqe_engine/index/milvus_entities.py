@@ -91,7 +91,7 @@ def entities(now: Snapshot, rows: Sequence[int], origin: str) -> list[dict[str, 
                 "document": _document(item.metadata).decode(),
                 "metadata": searchable(item.metadata),
                 "bound": bound,
-            }  # fmt: skip
+            }
         )
     return made
 

@@ -1,7 +1,8 @@
-"""Metadata filters as Milvus expressions. An expression passes whatever the filter passes, and perhaps more: the filter itself is applied to
-what comes back. So a condition that Milvus cannot express as we mean it costs time and never an answer.
+"""Metadata filters as Milvus expressions. An expression passes whatever the filter passes, and perhaps more: the filter itself is applied
+to what comes back. So a condition that Milvus cannot express as we mean it costs time and never an answer.
 
-Left to the filter itself: `!=`, `exists`, `not`, null, numbers beyond 2^53, and keys and strings with quotes, backslashes or control characters.
+Left to the filter itself: `!=`, `exists`, `not`, null, numbers beyond 2^53, and keys and strings with quotes, backslashes or control
+characters.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ NOTHING = 'id == ""'
 
 
 def searchable(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of an item's metadata expressions may look at: strings, bools, numbers and lists of these. Numbers beyond 64 bits become the nearest
-    float, which compares alike with all that expressions hold."""
+    """What of an item's metadata expressions may look at: strings, bools, numbers and lists of these. Numbers beyond 64 bits become the
+    nearest float, which compares alike with all that expressions hold."""
     found: dict[str, Any] = {}
     for key, value in (metadata or {}).items():
         if isinstance(value, list):

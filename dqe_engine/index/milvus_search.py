@@ -18,7 +18,7 @@ from .filters import Combination, Filter, compile_filter
 from .metadata import MetadataColumns
 from .milvus_entities import metadata_of, tokens_of
 from .milvus_filters import expression_of
-from .pooled_bounds import LEAST_NORM, believable, bound_vectors, extended_queries
+from .pooled_bounds import LEAST_NORM, MOST_NORM, believable, bound_vectors, extended_queries
 from .snapshot import IndexMatches, Match
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Seen:
         length = float(np.linalg.norm(query.astype(np.float64)))
         self._ceiling = -np.inf if complete else float(products.min())
         """No item that did not come back has a score above this, provided that `_sound`."""
-        self._sound = index.flat and (length == 0 or length >= LEAST_NORM)
+        self._sound = index.flat and (length == 0 or LEAST_NORM <= length <= MOST_NORM)
         if self._sound and entities:
             self._sound = believable(products, extended, bound_vectors(self._tokens))
 

@@ -4,16 +4,18 @@ An item has tokens t_1 … t_M, a centre c (their mean, rounded to float32) and 
 
     score(q) = max_m <q, t_m> = <q, c> + max_m <q, t_m - c> <= <q, c> + |q| r        (Cauchy-Schwarz)
 
-which is the inner product of the *extended* vectors (q, |q|) and (c, r), both of D + 1 numbers. Whoever returns the vectors with the largest
-inner products thus returns upper bounds of scores, largest first: what is left out has a score of at most the last one that came.
+which is the inner product of the *extended* vectors (q, |q|) and (c, r), both of n = D + 1 numbers. Whoever returns the vectors with the
+largest inner products thus returns upper bounds of scores, largest first: what is left out scores no more than the last bound that came.
 
-Rounding. Let u = 2^-24, n = D + 1 and g = n u / (1 - n u). A sum of n products in float32, in any order, with or without fused multiply-add,
-is off by at most g times the product of the norms (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1). Hence
-    the score that the kernels give   <= <q, c> + |q| r + g |q| (|c| + r)                 for |t_m| <= |c| + r
-    the product that a database gives >= <q, c> + |q| rho - g * sqrt(2) |q| (|c| + rho)   for |(q, |q|)| <= sqrt(2) |q|, |(c, rho)| <= |c| + rho
-and the second is at least the first where rho (1 - 2 g) >= r + 3 g (|c| + r), with 2 in place of sqrt(2) so that the rounding of |q| and of
-the norms themselves is covered too. So rho, rounded up, is stored for r; |q| is rounded up as well. Products below the smallest normal float32
-lose up to n 2^-149, which `LEAST_NORM` and the 1e-30 that is added to rho make up for.
+Rounding. Let u = 2^-24 and g = n u / (1 - n u). A sum of n products in float32, in any order, with or without fused multiply-add, is off by
+at most g times the product of the norms (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1). So with rho for r,
+
+    a score of the kernels    <= <q, c> + |q| r + g |q| (|c| + r)                        since |t_m| <= |c| + r
+    a product of the database >= <q, c> + |q| rho - sqrt(2) g |q| (|c| + rho)            since |(q, |q|)| = sqrt(2) |q|, |(c, rho)| <= |c| + rho
+
+and the second is at least the first where rho (1 - 2 g) >= r + 3 g (|c| + r); 2 stands in for sqrt(2), so that the rounding of |q| and of
+the norms is covered too. A larger rho only helps, so it is rounded up; |q| is as well. Products below the smallest normal float32 lose up
+to n 2^-149 in all, which `LEAST_NORM` and the 1e-30 that is added to rho make up for.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ F64 = NDArray[np.float64]
 LEAST_NORM = 1e-6
 """A query that is shorter, and not zero, is answered without a certificate."""
 MOST_NORM = 1e15
-"""Of tokens: the squares of longer ones would come near what float32 holds."""
+"""Of tokens and queries: the squares of longer ones would come near what float32 holds."""
 _UNIT = 2.0**-24
 
 
