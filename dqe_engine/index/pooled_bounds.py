@@ -10,8 +10,8 @@ largest inner products thus returns upper bounds of scores, largest first: what 
 Rounding. Let u = 2^-24 and g = n u / (1 - n u). A sum of n products in float32, in any order, with or without fused multiply-add, is off by
 at most g times the product of the norms (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1). So with rho for r,
 
-    a score of the kernels    <= <q, c> + |q| r + g |q| (|c| + r)                        since |t_m| <= |c| + r
-    a product of the database >= <q, c> + |q| rho - sqrt(2) g |q| (|c| + rho)            since |(q, |q|)| = sqrt(2) |q|, |(c, rho)| <= |c| + rho
+    a score of the kernels    <= <q, c> + |q| r + g |q| (|c| + r)              since |t_m| <= |c| + r
+    a product of the database >= <q, c> + |q| rho - sqrt(2) g |q| (|c| + rho)  since |(q, |q|)| = sqrt(2) |q|, |(c, rho)| <= |c| + rho
 
 and the second is at least the first where rho (1 - 2 g) >= r + 3 g (|c| + r); 2 stands in for sqrt(2), so that the rounding of |q| and of
 the norms is covered too. A larger rho only helps, so it is rounded up; |q| is as well. Products below the smallest normal float32 lose up

@@ -97,7 +97,7 @@ def read_shards(root: str | os.PathLike[str]) -> ShardSet:
     """Raises IndexFormatError."""
     path = Path(root) / SHARDS_FILE
     try:
-        return read_document(ShardSet, path, remedy="cut the index again with dqe-index shard", error=IndexFormatError)
+        return read_document(ShardSet, path, remedy="remove this file and cut the index again with dqe-index shard", error=IndexFormatError)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFormatError(f"{root}: no sharded index here ({SHARDS_FILE} is missing); make one with dqe-index shard") from error
 
@@ -222,7 +222,7 @@ def _cut(index: GalleryIndex, now: Snapshot, root: Path, shards: int, progress: 
             model_hash=index.model_hash, target_shape=index.target_shape, image_shape=index.image_shape, storage=index.storage,
             image_storage=index.image_storage, screened=False,
         )  # fmt: skip
-        _copy(now, rows[start:end].tolist(), shard, root / name, lambda done, before=start: progress(before + done, len(rows)))
+        _copy(now, rows[start:end].tolist(), shard, root / name, progress, done=start, total=len(rows))
         entries.append(_entry(name, shard))
         shard.close()
     return _set(index, now, entries)
@@ -241,15 +241,15 @@ def _follow(index: GalleryIndex, now: Snapshot, root: Path, before: ShardSet, pr
             if gone:
                 shard.remove(gone)  # with what a killed run added, which is added again below
             if last and new:
-                _copy(now, new, shard, root / name, lambda done: progress(done, len(new)))
+                _copy(now, new, shard, root / name, progress, done=0, total=len(new))
             else:
                 shard.save(root / name)
             entries.append(_entry(name, shard))
     return _set(index, now, entries[::-1])
 
 
-def _copy(now: Snapshot, rows: Sequence[int], shard: GalleryIndex, place: Path, progress: Callable[[int], None]) -> None:
-    """Add these rows of `now` to `shard`, in order, and save it."""
+def _copy(now: Snapshot, rows: Sequence[int], shard: GalleryIndex, place: Path, progress: Progress, *, done: int, total: int) -> None:
+    """Add these rows of `now` to `shard`, in order, and save it. `done` of `total`: rows of other shards that were copied before."""
     size = 4 * int(np.prod(shard.target_shape)) + (0 if shard.image_storage == "none" else 4 * int(np.prod(shard.image_shape)))
     step = max(1, _SAVED_BYTES // size)
     starts = range(0, len(rows), step)
@@ -264,7 +264,7 @@ def _copy(now: Snapshot, rows: Sequence[int], shard: GalleryIndex, place: Path, 
             contents=[item.content for item in items],
         )
         shard.save(place)
-        progress(start + len(some_rows))
+        progress(done + start + len(some_rows), total)
     if not starts:
         shard.save(place)
 

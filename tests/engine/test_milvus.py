@@ -1,4 +1,4 @@
-"""Items in Milvus Lite: the single index's answers, filters included, proofs where they hold, and what happens where Milvus does not answer."""
+"""Items in Milvus Lite: the single index's answers, filters included, proofs where they hold, and a Milvus that does not answer."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ NESTED = st.one_of(
 
 
 def test_an_expression_passes_whatever_the_filter_passes(make_index: MakeIndex, tmp_path: Path) -> None:
-    """Random filters over random metadata: Milvus returns no fewer, and where the whole filter is in the expression, what it is asked for."""
+    """Random filters over random metadata: Milvus returns no fewer items, and the search those of the single index."""
     drawn: list[dict[str, Any]] = []
 
     @settings(max_examples=60, deadline=None, derandomize=True)

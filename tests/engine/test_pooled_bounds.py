@@ -23,7 +23,7 @@ def products_of(queries: np.ndarray, vectors: np.ndarray, order: np.ndarray) -> 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("tokens", "width"), SHAPES)
 def test_no_score_is_above_its_bound(tokens: int, width: int, dtype: type, rng: np.random.Generator) -> None:
-    """Also of items that sit on it: a token in the query's own direction from the centre, tokens that are all equal, and lengths of any size."""
+    """Also of items that sit on it: tokens in the query's own direction from the centre, tokens that are all equal, and any length."""
     queries = unit(rng.standard_normal((6, width)))
     queries[4] *= np.float32(1000)
     queries[5] *= np.float32(1e-5)
