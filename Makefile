@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
 #   make setup | demo | demo-long | serve | test | test-fast | test-thorough | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
-EXTRAS ?= cpu,serve,train,lora,ray,export,bench,dev
+EXTRAS ?= cpu,serve,train,lora,ray,milvus,export,bench,dev
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

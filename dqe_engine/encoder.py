@@ -18,7 +18,7 @@ from .contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VI
 from .errors import BackendError, InputError
 from .image_policy import ImagePolicy
 from .index.filters import Combination, compile_filter
-from .index.snapshot import Snapshot
+from .index.searched import SearchedSnapshot
 from .preprocessing import fit_image, normalise, open_image
 from .query import Query
 from .results import EncodedImages
@@ -56,7 +56,7 @@ class Prepared:
     """
 
     query: Query
-    snapshot: Snapshot
+    snapshot: SearchedSnapshot
     filter: Combination | None = None
     key: Hashable | None = None
     image_tokens: Rows | None = None
@@ -103,7 +103,7 @@ class QueryEncoder:
         image_tokens = self._vision.run(pixel_values=self._normalised(pixels))["image_tokens"]
         return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
 
-    def prepare(self, query: Query, snapshot: Snapshot, clock: Clock) -> Prepared:
+    def prepare(self, query: Query, snapshot: SearchedSnapshot, clock: Clock) -> Prepared:
         """Read the query's upload, text and filter and check everything. Nothing is read of the index's files. Raises InputError."""
         if not isinstance(query, Query):
             raise InputError(f"expected a Query, got {type(query).__name__}; such as Query(image=Path('photo.jpg'), text='in red')")
@@ -136,12 +136,12 @@ class QueryEncoder:
         return composed
 
     def _reference(
-        self, query: Query, snapshot: Snapshot, clock: Clock
+        self, query: Query, snapshot: SearchedSnapshot, clock: Clock
     ) -> tuple[Hashable | None, Rows | None, NDArray[np.uint8] | None, Rows | None]:
         if query.reference_id is not None:
             if (row := snapshot.row(query.reference_id)) is None:
                 raise InputError(f"{query.reference_id!r} is not an id of the index; pass an image that is not in it as image=...")
-            key = (snapshot.table.identity, row)
+            key = snapshot.key(row)
             if query.text is None:
                 return key, None, None, snapshot.target_tokens(row)
             return key, snapshot.image_tokens(row), None, None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,13 +20,14 @@ from .contracts.graphs import GraphSpec
 from .contracts.zones import ZoneSpec
 from .dialogue import Dialogue
 from .encoder import STAGES, Clock, Composed, Prepared, QueryEncoder
-from .errors import DQEError
+from .errors import DQEError, InputError
 from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
 from .index.filters import is_small
 from .index.indexer import Indexer, Progress
+from .index.searched import SearchedIndex
 from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, open_image
 from .processors import available_cpus
@@ -53,6 +54,13 @@ _SMALL = 500
 __all__ = ["STAGES", "RetrievalEngine"]
 
 
+class _Found(NamedTuple):
+    hits: tuple[Hit, ...]
+    zones: ZoneMembers | None
+    exact: bool
+    lost: tuple[str, ...]
+
+
 class RetrievalEngine(ProcessBound):
     """Composed image retrieval over one index. Threads may search at the same time: a request changes no shared state."""
 
@@ -61,7 +69,7 @@ class RetrievalEngine(ProcessBound):
         bundle: Bundle,
         open_graph: Callable[[GraphSpec], GraphSession],
         *,
-        index: GalleryIndex | None = None,
+        index: SearchedIndex | None = None,
         threads: int = 0,
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = KEPT_BYTES,
@@ -72,7 +80,7 @@ class RetrievalEngine(ProcessBound):
         self.image_policy = images
         self._threads = threads
         self._encoder = QueryEncoder(bundle, open_graph, images, kept_bytes)
-        self._index = GalleryIndex.for_bundle(bundle)
+        self._index: SearchedIndex = GalleryIndex.for_bundle(bundle)
         if index is not None:
             self.attach(index)
         self.bind_to_process()
@@ -127,17 +135,27 @@ class RetrievalEngine(ProcessBound):
 
     @property
     def index(self) -> GalleryIndex:
+        """The index of this process. Raises InputError where another kind is attached, which is not changed through an engine."""
+        if not isinstance(self._index, GalleryIndex):
+            raise InputError(f"this engine searches {self._index!r}, which is not changed through it; attach a GalleryIndex for that")
         return self._index
 
-    def attach(self, index: GalleryIndex) -> None:
-        """Search this index from now on. Raises IndexFormatError when it was made with another model."""
+    @property
+    def searched(self) -> SearchedIndex:
+        """What is searched: a `GalleryIndex`, or whatever else was attached."""
+        return self._index
+
+    def attach(self, index: SearchedIndex) -> None:
+        """Search this index from now on: a `GalleryIndex`, a `ShardedIndex` or a `MilvusIndex`. Raises IndexFormatError when it was made
+        with another model."""
         index.require_model(self.bundle.model_hash)
         self._index = index
 
     def new_index(self, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
         """Attach an empty index with these storage options (see `GalleryIndex`) and return it."""
-        self._index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
-        return self._index
+        index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
+        self._index = index
+        return index
 
     def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None, mapped: bool = True) -> None:
         """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
@@ -145,7 +163,7 @@ class RetrievalEngine(ProcessBound):
 
     def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """See `GalleryIndex.save`."""
-        self._index.save(path, overwrite=overwrite)
+        self.index.save(path, overwrite=overwrite)
 
     def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> EncodedImages:
         """Target tokens and image tokens of images of any size and mode. Raises InputError for one that cannot be read."""
@@ -195,7 +213,7 @@ class RetrievalEngine(ProcessBound):
     def indexer(self, *, decode_threads: int = 4) -> Indexer:
         """Of the attached index, for work in steps: see `Indexer`."""
         return Indexer(
-            self._index, self._encoder.encode_pixels, self.bundle.manifest.preprocessing, policy=self.image_policy, threads=decode_threads
+            self.index, self._encoder.encode_pixels, self.bundle.manifest.preprocessing, policy=self.image_policy, threads=decode_threads
         )
 
     def encode_queries(self, queries: Sequence[Query]) -> EncodedQueries:
@@ -262,15 +280,15 @@ class RetrievalEngine(ProcessBound):
         clock.lap("search")
         return tuple(self._result(one, made, found[b], clock) for b, (one, made) in enumerate(zip(prepared, composed, strict=True)))
 
-    def _search(self, prepared: Sequence[Prepared], composed: Sequence[Composed]) -> dict[int, tuple[tuple[Hit, ...], ZoneMembers | None]]:
-        """Hits and zone members by place: one search for queries of the same snapshot, filter and zones."""
+    def _search(self, prepared: Sequence[Prepared], composed: Sequence[Composed]) -> dict[int, _Found]:
+        """What the index says, by place: one search for queries of the same snapshot, filter and zones."""
         groups: dict[Any, list[int]] = {}
         for b, one in enumerate(prepared):
             query = one.query
             spec = self._zone_spec(query.zones)
             digest = None if one.filter is None else one.filter.digest
             groups.setdefault((id(one.snapshot), digest, spec), []).append(b)
-        found: dict[int, tuple[tuple[Hit, ...], ZoneMembers | None]] = {}
+        found: dict[int, _Found] = {}
         for (_, _, spec), rows in groups.items():
             queries = [prepared[b].query for b in rows]
             most = max(query.k + query.offset for query in queries)
@@ -280,13 +298,12 @@ class RetrievalEngine(ProcessBound):
             )  # fmt: skip
             for b, query, ranking in zip(rows, queries, matches, strict=True):
                 kept = replace(ranking, matches=ranking.matches[: query.k + query.offset], picks=ranking.picks[: query.k])
-                found[b] = build_result_parts(kept, offset=query.offset, minimum_score=query.minimum_score)
+                parts = build_result_parts(kept, offset=query.offset, minimum_score=query.minimum_score)
+                found[b] = _Found(*parts, ranking.exact, ranking.lost)
         return found
 
-    def _result(
-        self, prepared: Prepared, composed: Composed, found: tuple[tuple[Hit, ...], ZoneMembers | None], clock: Clock
-    ) -> SearchResult:
-        (hits, members), query, names = found, prepared.query, self.bundle.vocabulary.names
+    def _result(self, prepared: Prepared, composed: Composed, found: _Found, clock: Clock) -> SearchResult:
+        hits, query, names = found.hits, prepared.query, self.bundle.vocabulary.names
         if query.explain:
             hits = tuple([replace(hit, explanation=self._explanation(prepared, composed, hit.id)) for hit in hits])
         weights = {} if query.text is None else dict(zip(names, composed.weights.tolist(), strict=True))
@@ -299,9 +316,11 @@ class RetrievalEngine(ProcessBound):
             overrides={name: float(value) for name, value in query.weights.items()},
             truncated=prepared.truncated,
             unknown_words=prepared.unknown_words,
-            zones=members,
+            zones=found.zones,
             timings_ms=dict(clock.timings_ms),
             index=IndexState(prepared.snapshot.count, prepared.snapshot.revision),
+            exact=found.exact,
+            lost=found.lost,
         )
 
     def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
@@ -388,12 +407,12 @@ class QueryBatcher:
         """`_prepared` in a reader's thread, which also makes the bitmap of a large filter."""
         prepared, clock = self._prepared(query)
         if prepared.filter is not None:
-            prepared.snapshot.allowed(prepared.filter)  # kept, so the batch finds it
+            prepared.snapshot.prepare(prepared.filter)  # kept, so the batch finds it
         return prepared, clock
 
     def _prepared(self, query: Query) -> tuple[Prepared, Clock]:
         clock = Clock((*STAGES, "wait"))
-        prepared = self.engine._encoder.prepare(query, self.engine.index.snapshot(), clock)
+        prepared = self.engine._encoder.prepare(query, self.engine.searched.snapshot(), clock)
         clock.lap("decode")
         return prepared, clock
 

@@ -85,6 +85,8 @@ class SearchResult:
     overrides: the multipliers between the two. truncated: the text lost words to the model's limit. unknown_words: those that the model
     does not know, and reads as one and the same. timings_ms: per stage (decode, preprocess, tokenise, vision, query, attributes,
     compose, search), of the whole batch that the query was in; 0 where what is remembered was enough. index: what was searched.
+    exact: whether the hits are provably the best of all items, as they always are in an index of one process. lost: shards of a sharded
+    index that gave no answer.
     """
 
     hits: tuple[Hit, ...]
@@ -97,6 +99,8 @@ class SearchResult:
     zones: ZoneMembers | None
     timings_ms: dict[str, float]
     index: IndexState = IndexState(0, None)
+    exact: bool = True
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,11 @@ NAMES = {
 BROUGHT = {"fastapi": {"starlette"}, "uvicorn": {"httptools", "h11"}, "transformers": {"huggingface_hub"}, "jinja2": {"markupsafe"}}
 """Distributions that bring others of which we import."""
 OPTIONAL = {
-    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray", "huggingface_hub"},
+    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray", "huggingface_hub", "pymilvus"},
     "dqe_training": {"peft", "onnxruntime", "pyarrow"},
     "dqe_export": {"onnxruntime", "tensorrt"},
 }
-"""What an option or another extra (cpu or gpu, lora, ray, hub) brings, or one dataset needs (pyarrow); its absence is one line."""
+"""What an option or another extra (cpu or gpu, lora, ray, hub, milvus) brings, or one dataset needs (pyarrow); its absence is one line."""
 
 
 TWINS = {"onnxruntime", "onnxruntime_gpu"}

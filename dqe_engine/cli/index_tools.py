@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .main import json_object
+from .long_work import progress_bar
+from .main import json_object, positive
 
 METADATA_RULES = (
     'metadata, as JSON lines such as {"id": "a.jpg", "price": 12.5}, or as CSV with a column "id", whose other columns are keys; it takes '
@@ -128,6 +129,46 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0
 
 
+def _shard(args: argparse.Namespace) -> int:
+    from dqe_engine.errors import InputError
+    from dqe_engine.index import GalleryIndex
+    from dqe_engine.index.shard_files import SHARDS_FILE, cut_index, read_shards
+
+    shards = args.shards
+    if shards is None:
+        if not (args.out / SHARDS_FILE).exists():
+            raise InputError(f"{args.out}: nothing is there yet; say how many shards to cut with --shards N")
+        shards = len(read_shards(args.out).shards)
+    with GalleryIndex.load(args.index, screened=False) as index, progress_bar("cutting") as show:
+        cut = cut_index(index, args.out, shards, anew=args.force, progress=show)
+    print(f"{args.out}: {cut.items} items of {args.index} in {cut.describe()}")
+    if cut.overfull:
+        print(f"{args.out}: the last shard, which takes what is new, is more than twice as large as the others; --force cuts equal ones")
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    from dqe_engine.index.shard_files import join_indexes
+
+    joined = join_indexes(args.out, args.names or None)
+    print(f"{args.out}: {joined.items} items in {joined.describe()}")
+    return 0
+
+
+def _of_shard(parser: argparse.ArgumentParser) -> None:
+    _of_index(parser)
+    parser.add_argument("out", type=Path, help="folder of the shards, made or brought up to date")
+    parser.add_argument("--shards", type=positive, metavar="N", help="how many (default: as many as there are)")
+    parser.add_argument(
+        "--force", action="store_true", help="cut equal shards anew, whatever is there; readers follow at their next refresh"
+    )
+
+
+def _of_join(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder that holds the indexes")
+    parser.add_argument("names", nargs="*", metavar="INDEX", help="names of the indexes in it, in order (default: all, by name)")
+
+
 def _of_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help="folder of the index")
 
@@ -172,6 +213,8 @@ TOOLS = {
         _publish,
     ),
     "list": Tool("Ids and metadata of the items, as JSON lines that `dqe-index metadata` reads.", _of_list, _list),
+    "shard": Tool("Cut an index into shards that serve as one; run it again when the index has changed.", _of_shard, _shard),
+    "join": Tool("Make indexes in one folder the shards of one, in order; run it again when one has changed.", _of_join, _join),
     "sweep": Tool("Remove images that dqe-serve was sent and no item was made from, left by failed writes.", _of_sweep, _sweep),
     "metadata": Tool("Give items other metadata; no images are needed.", _of_metadata, _metadata),
 }

@@ -26,6 +26,7 @@ _EXTRAS = {
     "onnxruntime": ("cpu", "gpu"),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client", "multipart", "python_multipart"), ("serve",)),
     "httpx": ("client",),
+    "pymilvus": ("milvus",),
 }
 """Optional packages by the name they are imported as, and the extras of which one brings them."""
 

@@ -20,6 +20,7 @@ MOST_BYTES = 64 << 20
 """Of a document: more than any of ours takes, less than what would exhaust memory."""
 _NAMES: Mapping[str, str] = {
     "gallery-index": "an index",
+    "sharded-index": "a sharded index",
     "bundle": "a bundle",
     "attribute-heads": "attribute heads",
     "tensorrt-engines": "a folder of TensorRT engines",

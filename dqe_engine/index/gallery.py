@@ -23,7 +23,7 @@ from .filters import Filter
 from .repair import RepairReport, repair
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
-from .validation import check_count, check_ids, check_no_single_str, checked_contents, checked_metadata, checked_rows, some
+from .validation import check_ids, check_no_single_str, check_search, checked_contents, checked_metadata, checked_rows, some
 from .writer import Layout, Writer
 
 Metadata = Mapping[str, Any]
@@ -270,22 +270,7 @@ class GalleryIndex(NotPickled):
         absolute bounds, and pick `picks` items of the mid zone by the spec's policy; threads: at most, 0 for one per processor.
         Raises InputError.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.target_shape[1] or queries.dtype != np.float32:
-            raise InputError(f"expected queries of shape (B, {self.target_shape[1]}) float32, got {queries.shape} {queries.dtype}")
-        check_count("k", k, 1)
-        check_count("picks", picks, 0)
-        if picks and zones is None:
-            raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
-        if zones is not None and zones.bounds != "absolute":
-            raise InputError(
-                f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
-            )
-        if exclude is not None and not isinstance(exclude, Sequence):
-            raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
-        if exclude is not None and len(exclude) != len(queries):
-            raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
-        for ids in exclude or ():
-            check_no_single_str("exclude", ids)
+        check_search(queries, k, self.target_shape[1], exclude=exclude, zones=zones, picks=picks)
         return self.snapshot().search(queries, k, exclude=exclude, filter=filter, zones=zones, picks=picks, threads=threads)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -25,6 +25,7 @@ from dqe_engine.results import SkippedImage
 
 from .gallery import GalleryIndex
 from .indexer import metadata_for
+from .ray_cluster import connect
 from .storage import ImageStorage, Storage
 
 RECORD_FILE = "shard.json"
@@ -155,18 +156,9 @@ def merge_shards(
 
 def _import_ray() -> Any:
     """Ray, started or connected to. Raises BackendError."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise BackendError("--ray: Ray is not installed; pip install 'dqe-engine[ray]', or leave the option out") from error
-    if not ray.is_initialized():
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BackendError(
-                f"--ray: no cluster to work on ({' '.join(str(error).split())[:200]}); look at RAY_ADDRESS and the cluster's token"
-            ) from error
+    connect("--ray", remedy=", or leave the option out")
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # the command shows its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)

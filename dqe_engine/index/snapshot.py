@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -53,12 +53,15 @@ class Match(NamedTuple):
 class IndexMatches:
     """One query's result: `matches` by score descending, then by age in the index (oldest first).
 
-    With zones: `zone_counts` (near, mid, easy) over all candidates, and `picks` out of the mid zone.
+    With zones: `zone_counts` (near, mid, easy) over all candidates, and `picks` out of the mid zone. exact: whether these are provably
+    those of all items. lost: the shards that gave no answer, so that their items are missing.
     """
 
     matches: tuple[Match, ...]
     zone_counts: tuple[int, int, int] | None = None
     picks: tuple[Match, ...] = ()
+    exact: bool = True
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,10 @@ class Snapshot:
         if (row := self.row(id)) is None:
             raise InputError(f"{id!r} is not in the index")
         return row
+
+    def key(self, row: int) -> Hashable:
+        """A name for what is in the row, for good, whatever becomes of the index."""
+        return self.table.identity, row
 
     def live_rows(self) -> I64:
         """Ascending: from the oldest item to the newest."""
@@ -173,7 +180,11 @@ class Snapshot:
         passing = self.table.columns.mask(compiled, self.rows)
         return passing if self.live is None else passing & self.live
 
-    def count_of(self, filter: Filter | None) -> int:
+    def prepare(self, filter: Combination) -> None:
+        """Make the bitmap of a filter ahead of a search, which finds it."""
+        self.allowed(filter)
+
+    def count_of(self, filter: Filter | Combination | None) -> int:
         """How many items pass."""
         if filter is None:
             return self.count
@@ -189,9 +200,11 @@ class Snapshot:
         filter: Filter | Combination | None = None,
         zones: ZoneSpec | None = None,
         picks: int = 0,
+        anchors: F32 | None = None,
         threads: int = 0,
     ) -> tuple[IndexMatches, ...]:
-        """See `GalleryIndex.search`, which checks the arguments; `filter` may also be compiled."""
+        """See `GalleryIndex.search`, which checks the arguments; `filter` may also be compiled. anchors: (B,), the scores that Δ starts
+        from in the place of each query's best hit here, for an index that is one of several shards."""
         allowed = self.allowed(filter)
         count = self.rows if allowed is None else counted(allowed)
         excluded = [self._excluded(ids) for ids in exclude or ()]
@@ -200,6 +213,7 @@ class Snapshot:
             np.ascontiguousarray(queries),
             targets,
             k=min(k, count),
+            anchor=anchors,
             zones=zones,
             picks=min(picks, count) if zones is not None else 0,
             counts=zones is not None,

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
 
@@ -20,6 +21,28 @@ def some(ids: Sequence[str]) -> str:
 def check_count(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_search(
+    queries: NDArray[Any], k: object, width: int, *, exclude: Sequence[Collection[str]] | None, zones: ZoneSpec | None, picks: object
+) -> None:
+    """What every index's `search` takes; see `GalleryIndex.search`."""
+    if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != np.float32:
+        raise InputError(f"expected queries of shape (B, {width}) float32, got {queries.shape} {queries.dtype}")
+    check_count("k", k, 1)
+    check_count("picks", picks, 0)
+    if picks and zones is None:
+        raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
+    if zones is not None and zones.bounds != "absolute":
+        raise InputError(
+            f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
+        )
+    if exclude is not None and not isinstance(exclude, Sequence):
+        raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
+    if exclude is not None and len(exclude) != len(queries):
+        raise InputError(f"{len(exclude)} exclusions for {len(queries)} queries")
+    for ids in exclude or ():
+        check_no_single_str("exclude", ids)
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -1,0 +1,98 @@
+"""Metadata filters as Milvus expressions. An expression passes whatever the filter passes, and perhaps more: the filter itself is applied
+to what comes back. So a condition that Milvus cannot express as we mean it costs time and never an answer.
+
+Left to the filter itself: `!=`, `exists`, `not`, null, numbers beyond 2^53, and keys and strings with quotes, backslashes or control
+characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .filters import RANGES, Combination, Condition, Test
+
+_EXACT = 2**53
+_MOST_LISTED = 1000
+NOTHING = 'id == ""'
+"""Passed by no item."""
+
+
+def searchable(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of an item's metadata expressions may look at: strings, bools, numbers and lists of these. Numbers beyond 64 bits become the
+    nearest float, which compares alike with all that expressions hold."""
+    found: dict[str, Any] = {}
+    for key, value in (metadata or {}).items():
+        if isinstance(value, list):
+            found[key] = [_number(element) for element in value if isinstance(element, str | int | float)]
+        elif isinstance(value, str | int | float):
+            found[key] = _number(value)
+    return found
+
+
+def expression_of(filter: Combination | None) -> tuple[str, bool]:
+    """The expression, "" for one that passes everything, and whether the whole filter is in it."""
+    if filter is None:
+        return "", True
+    text, whole = _expression(filter)
+    return text or "", whole
+
+
+def _expression(test: Test) -> tuple[str | None, bool]:
+    """None: all pass."""
+    if isinstance(test, Condition):
+        text = _condition(test)
+        return text, text is not None
+    if test.operator == "not":
+        return None, False
+    parts = [_expression(part) for part in test.parts]
+    whole = all(complete for _, complete in parts)
+    texts = [text for text, _ in parts if text is not None]
+    if test.operator == "or" and len(texts) < len(parts):
+        return None, False
+    joined = f" {test.operator} ".join(f"({text})" for text in texts)
+    return joined or None, whole
+
+
+def _condition(test: Condition) -> str | None:
+    if not _is_plain(test.key):
+        return None
+    field = f'metadata["{test.key}"]'
+    if test.operator == "in":
+        values = [_literal(value) for value in test.operand]
+        if len(values) > _MOST_LISTED or None in values:
+            return None
+        return " or ".join(f"{field} == {value}" for value in values) or NOTHING
+    if test.operator in RANGES:
+        literal = _literal(test.operand)
+        return None if literal is None else f"{field} {test.operator} {literal}"
+    if test.operator == "contains":
+        literal = _literal(test.operand)
+        return None if literal is None else f"json_contains({field}, {literal})"
+    return None
+
+
+def _literal(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"' if _is_plain(value) else None
+    if isinstance(value, int):
+        return str(value) if abs(value) <= _EXACT else None
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) and abs(value) <= _EXACT else None
+    return None
+
+
+def _is_plain(text: str) -> bool:
+    return bool(text) and text.isprintable() and not set(text) & set("\"'\\")
+
+
+def _number(value: str | float) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(1.7e308, value)
+    return value

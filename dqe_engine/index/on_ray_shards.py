@@ -1,0 +1,117 @@
+"""Sharded serving on Ray: an actor for each shard, on whatever machine has room. All of them must see the folder under the same path.
+
+    from dqe_engine.index.on_ray_shards import open_on_ray
+    engine.attach(open_on_ray("/shared/shards", on_loss="partial"))    # searches as before; `result.lost` names shards without an answer
+
+Ray starts an actor again that died with its process or its machine; it opens its shard when it is asked next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dqe_engine.errors import InputError
+
+from .ray_cluster import connect
+from .shard_files import read_shards
+from .shard_server import Reply, ShardServer
+from .sharded import Lost, ShardedIndex
+
+NAMESPACE = "dqe"
+
+
+class RayTransport:
+    """Shard servers as actors. Those of a `name` are shared by all processes that give it, and outlive them."""
+
+    def __init__(self, root: Path, model_hash: str, *, name: str | None, cpus: float, concurrency: int, **options: Any) -> None:
+        self._ray = connect("sharded serving")
+        self._name, self._arguments = name, (str(root), model_hash)
+        self._keywords = options
+        self._digest = hashlib.blake2b(f"{root} {model_hash}".encode(), digest_size=4).hexdigest()  # else another folder's would be found
+        self._class = self._ray.remote(ShardServer)
+        self._options = {
+            "num_cpus": cpus, "max_concurrency": concurrency, "max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD",
+        }  # fmt: skip
+        self._actors: dict[int, Any] = {}
+
+    def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
+        asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
+        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        done = set(ready)
+        return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
+
+    def close(self) -> None:
+        """Actors without a name end with the last handle; those with one stay, for others: see `stop`."""
+        self._actors.clear()
+
+    def actor(self, slot: int) -> Any:
+        """The handle of a shard's actor, which is started where there is none."""
+        if slot not in self._actors:
+            named = {} if self._name is None else {
+                "name": f"{self._name}-{self._digest}-{slot:03}", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
+            }  # fmt: skip
+            self._actors[slot] = self._class.options(**self._options, **named).remote(*self._arguments, **self._keywords)
+        return self._actors[slot]
+
+    def _reply(self, slot: int, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
+        if not answered:
+            return Lost(f"nothing came within {timeout:g} s")
+        try:
+            reply: Reply = self._ray.get(one)
+        except self._ray.exceptions.RayError as error:
+            if isinstance(error, self._ray.exceptions.ActorDiedError):
+                self._actors.pop(slot, None)  # Ray has given it up; the next search starts another
+            return Lost(_one_line(error))
+        return reply
+
+
+def open_on_ray(
+    path: str | os.PathLike[str],
+    *,
+    screened: bool | None = None,
+    mapped: bool = True,
+    threads: int = 1,
+    concurrency: int = 4,
+    name: str | None = None,
+    **options: Any,
+) -> ShardedIndex:
+    """The sharded index `path`, one actor for each shard, on the cluster of RAY_ADDRESS, or one that is started here.
+
+    threads: processors of one search, which an actor also asks Ray for. concurrency: searches that an actor runs at the same time. name: of
+    actors that several processes share and that outlive them; `stop` ends them. options: `on_loss` and `timeout`, see `ShardedIndex`;
+    `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError without Ray or without an answer.
+    """
+    if threads < 1 or concurrency < 1:
+        raise InputError(f"threads and concurrency are at least 1, got {threads} and {concurrency}")
+    root = Path(path).absolute()
+    model_hash = read_shards(root).model_hash
+    transport = RayTransport(
+        root, model_hash, name=name, cpus=threads, concurrency=concurrency, screened=screened, mapped=mapped, threads=threads
+    )
+    try:
+        return ShardedIndex(root, transport, **options)
+    except BaseException:
+        transport.close()
+        raise
+
+
+def stop(name: str) -> int:
+    """End the actors that were opened under this name. How many there were."""
+    ray = connect("sharded serving")
+    found = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and actor["name"].rsplit("-", 2)[0] == name
+    ]
+    for actor in found:
+        ray.kill(ray.get_actor(actor, namespace=NAMESPACE))
+    return len(found)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
