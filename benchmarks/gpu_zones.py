@@ -58,12 +58,11 @@ def truth(torch: Any, queries: Any, items: Any) -> tuple[Any, Any]:
     return best, ids
 
 
-def ours(torch: Any, queries: Any, items: Any, workspace: Any, **options: Any) -> Call:
+def ours(torch: Any, queries: Any, index: cuda.Index, **options: Any) -> Call:
     stream = torch.cuda.current_stream().cuda_stream
-    index = cuda.Index(items, stream=stream)
 
     def call() -> tuple[Any, Any]:
-        result = index.select(queries, k=K, stream=stream, workspace=workspace, **options)
+        result = index.select(queries, k=K, stream=stream, **options)
         return torch.from_dlpack(result.scores), torch.from_dlpack(result.ids)
 
     return call
@@ -134,13 +133,12 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     ranked: dict[str, Any] = {**zoned, "zones": RANKS}
     modes = ((half, zones) for half in (False, True) for zones in (ZONES, RANKS))
     needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=zones, picks=16) for half, zones in modes)
-    workspace = torch.empty(needed, dtype=torch.uint8, device="cuda")
+    index = cuda.Index(items, stream=torch.cuda.current_stream().cuda_stream)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     options: tuple[dict[str, Any], ...] = ({}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
     calls: dict[str, Call] = {
-        name: ours(torch, queries.half() if "f16" in name else queries, items, workspace, **given)
-        for name, given in zip(MODES, options, strict=True)
+        name: ours(torch, queries.half() if "f16" in name else queries, index, **given) for name, given in zip(MODES, options, strict=True)
     }
     calls["PyTorch"] = (torch_flat if tokens == 1 else torch_maxsim)(torch, queries, items)
     if with_faiss:
@@ -234,8 +232,9 @@ def main() -> int:
     scale, rounds = (10, 5) if options.quick else (1, 30)
     flat = torch.cat([unit(torch, 100_000 // scale, 1, WIDTH, seed=s).half() for s in range(10)])
     if options.once:
+        index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream)
         for batch in (1, 64, 256):
-            ours(torch, unit(torch, batch, WIDTH, seed=64).half(), flat, None)()
+            ours(torch, unit(torch, batch, WIDTH, seed=1064).half(), index)()
         torch.cuda.synchronize()
         return 0
     options.out.mkdir(parents=True, exist_ok=True)

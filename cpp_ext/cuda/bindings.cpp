@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -125,6 +126,23 @@ class Memory {
     bool unnamed_ = false;
 };
 
+// A workspace that calls over the same items share: as large as the largest needed. One call at a time has it; others take memory of
+// their own meanwhile.
+struct Room {
+    std::mutex mutex;
+    std::unique_ptr<Memory> memory;
+    size_t bytes = 0;
+
+    unsigned char* of(size_t needed, int device, cudaStream_t stream) {
+        if (needed > bytes) {
+            bytes = 0, memory.reset();  // before there is more
+            memory = std::make_unique<Memory>(needed, device, stream);
+            bytes = needed;
+        }
+        return memory->data();
+    }
+};
+
 template <typename Array>
 nb::tuple shape_of(const Array& array) {
     nb::list sizes;
@@ -195,7 +213,7 @@ void throw_fault(Fault fault) {
 
 nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
-                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace) {
+                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace, Room& room) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
     if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
         t.shape(t.ndim() - 1) != q.shape(1))
@@ -231,6 +249,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
     const size_t needed = workspace_bytes_of(sizes);
     std::unique_ptr<Scratch> own;
+    std::unique_lock lock(room.mutex, std::defer_lock);
     unsigned char* space = nullptr;
     if (workspace) {
         if (!workspace->on_device() || workspace->array.device_id() != device)
@@ -239,8 +258,10 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
             throw std::invalid_argument("workspace: " + std::to_string(workspace->array.nbytes()) + " bytes, expected " +
                                         std::to_string(needed) + " (see workspace_bytes), aligned to 256");
         space = static_cast<unsigned char*>(const_cast<void*>(workspace->array.data()));
+    } else if (const size_t most = std::max<size_t>(needed, 1); lock.try_lock()) {
+        space = room.of(most, device, stream);
     } else {
-        own = std::make_unique<Scratch>(needed, device, stream);
+        own = std::make_unique<Scratch>(most, device, stream);
         space = own->data();
     }
     const auto upload = [&](const void* from, size_t bytes) {
@@ -323,6 +344,7 @@ NB_MODULE(_kernels_cuda, m) {
         .def_prop_ro("contiguous", &Operand::contiguous)
         .def_prop_ro("on_device", &Operand::on_device)
         .def_prop_ro("device", [](const Operand& self) { return self.array.device_id(); });
+    nb::class_<Room>(m, "Room").def(nb::init<>()).def_ro("bytes", &Room::bytes);
     nb::class_<DeviceArray>(m, "DeviceArray")
         .def_prop_ro("shape", [](const DeviceArray& self) { return shape_of(self.array); })
         .def("__dlpack_device__", [](const DeviceArray& self) { return nb::make_tuple(self.array.device_type(), self.array.device_id()); })
@@ -359,5 +381,5 @@ NB_MODULE(_kernels_cuda, m) {
         "excluded"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none());
+          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none(), "room"_a);
 }

@@ -337,20 +337,29 @@ class ZoneSieve {
                 }
             const int row = L::row_of(group);
             const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
-            unsigned inside = 0, zones = 0;  // below, inside and above in 10 bits each: a row has no more than 128 columns
+            unsigned zones = 0;  // below, inside and above in 10 bits each: a row has no more than 128 columns
 #pragma unroll
             for (int place = 0; place < L::kPlaces; ++place) {
                 const float delta = anchor - score[place];
-                zones += (delta < lo ? 1u : 0u) + (delta > hi ? 1u << 20 : 0u);
-                inside |= unsigned{delta >= lo && delta <= hi} << place;
+                if (delta < lo) zones += 1;
+                if (delta > hi) zones += 1u << 20;
             }
-            zones += __popc(inside) << 10;
+            // What is in neither is inside, or NaN: mostly there is none.
+            if (__ballot_sync(kAllLanes, (zones & 1023) + (zones >> 20) != L::kPlaces)) {
+                unsigned inside = 0;
+#pragma unroll
+                for (int place = 0; place < L::kPlaces; ++place) {
+                    const float delta = anchor - score[place];
+                    inside |= unsigned{delta >= lo && delta <= hi} << place;
+                }
+                zones += __popc(inside) << 10;
+                if (selection_.want_picks)
+                    L::push(
+                        queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
+                        [&](int row, int64_t id, float mine) { pick(selection_, row_query(row), id, mine); });
+            }
             for (int distance = 1; distance < 4; distance *= 2) zones += __shfl_xor_sync(kAllLanes, zones, distance);
             counts_[group] += zones >> 10 * (threadIdx.x % 4) & 1023;
-            if (selection_.want_picks)
-                L::push(
-                    queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
-                    [&](int row, int64_t id, float mine) { pick(selection_, row_query(row), id, mine); });
         }
     }
 

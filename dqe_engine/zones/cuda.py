@@ -78,6 +78,9 @@ class Index:
         writing to them make a new one.
     stream: handle of the CUDA stream that the first searches work on.
 
+    It keeps a workspace as large as the largest that a search has needed. Threads may search at the same time, and those that find the
+    workspace taken allocate memory for the time of the call.
+
     Raises InputError for arrays that do not fit, BackendError where kernels or device are missing.
     """
 
@@ -86,6 +89,7 @@ class Index:
         self._items = items
         self._operand = self._taken(stream)
         self._ready = {stream}
+        self._room = self._module.Room()
         self.device: int = self._operand.device
         self.size, self.tokens, self.width = _with_tokens(self._operand.shape)
         if self.tokens == 0:
@@ -119,7 +123,7 @@ class Index:
             each query and item, which filters that pass much can afford.
         stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
             returns. The result's memory is freed behind the work on the streams that took it (`torch.from_dlpack` names the current one).
-        workspace: an array on the device of at least `workspace_bytes(...)` bytes; None to allocate it on the stream. Zones measured from
+        workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
             the query's own best, or with ranks as bounds, keep the scores of a block of queries in it: up to 1 GiB.
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
@@ -170,6 +174,7 @@ class Index:
                     excluded=excluded,
                     stream=stream,
                     workspace=workspace,
+                    room=self._room,
                 )
             except ValueError as e:
                 raise InputError(str(e)) from e

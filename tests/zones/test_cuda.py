@@ -311,6 +311,7 @@ class Module:
     """What dqe_engine._kernels_cuda offers; `select` notes its options."""
 
     Operand = Operand
+    Room = object
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.options: dict[str, Any] = {}

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.compiling import compiled, said_while_compiling
+from support.compiling import compiled
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
 
@@ -629,7 +629,7 @@ def test_the_adapter(
             workspace=OnDevice(space) if own_workspace else None,
         )
         names = [field.name for field in dataclasses.fields(ZoneSelection) if field.name not in ("backend", "rescored")]
-        assert allocations() == 1  # the results'; a workspace of its own is gone
+        assert allocations() == 1  # the results'; the index and its workspace are gone
         assert_same(ZoneSelection(**{name: revealed(getattr(result, name)) for name in names}, backend="cuda"), reference.select(request))
         del result
         assert allocations() == 0
@@ -639,19 +639,37 @@ def test_the_adapter(
 
 
 @pytest.mark.slow
+def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    allocations = ctypes.CDLL(built_module.__file__).emulated_allocations
+    allocations.restype = ctypes.c_int64
+    queries, items = OnDevice(np.zeros((20, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
+    index, sizes = cuda.Index(items), []
+    for k, zones in ((3, None), (3, RANKS), (2, None)):
+        ids = index.select(queries, k=k, zones=zones).ids
+        np.testing.assert_array_equal(revealed(ids), [range(k)] * 20)
+        del ids
+        sizes.append(index._room.bytes)
+        assert allocations() == 1  # the workspace
+    assert sizes[0] < sizes[1] == sizes[2] == cuda.workspace_bytes(20, (5, 8), k=3, zones=RANKS)
+    del index
+    assert allocations() == 0
+
+
+@pytest.mark.slow
 def test_results_are_freed_behind_the_streams_that_took_them(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     log = ctypes.CDLL(built_module.__file__).emulated_log
     log.restype = ctypes.c_char_p
     queries, items = OnDevice(np.zeros((2, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
-    freeing = 1000  # a stream of the module's own
+    index, freeing = cuda.Index(items, stream=55), 1000  # a stream of the module's own
     for taken, expected in (
         ((), ""),
         ((77, 77), f"record 77;wait {freeing};"),
         ((None, 77), f"record 1;wait {freeing};record 77;wait {freeing};"),
         ((-1,), "synchronize 0;"),  # a consumer that does not say
     ):
-        result = cuda.select(queries, items, k=3, stream=55)
+        result = index.select(queries, k=3, stream=55)
         for stream in taken:
             revealed(result.ids, stream)
         before = log().decode()
@@ -704,35 +722,3 @@ def test_a_wrong_lane_mapping_is_noticed(library: ctypes.CDLL, half_queries: boo
 def test_waiting_for_too_few_copies_is_noticed(library: ctypes.CDLL) -> None:
     with pytest.raises(RuntimeError, match="under way"):
         emulate(library, dataclasses.replace(LONG, size=300).request(), stale_reads=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int) -> None:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("no nvcc")
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Xcompiler=-Wall", target]
-    said = said_while_compiling(tmp_path_factory, [compiler, *flags, "-c", CUDA / "zones.cu"], f"zones-{architecture}")
-    assert "warning" not in said
-    spills = [line for line in said.splitlines() if "spill" in line]
-    assert len(spills) > 20
-    assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
-
-
-@pytest.mark.slow
-def test_the_compiled_code_is_what_was_meant(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tensor cores and asynchronous copies are there, and no fused multiply-add in float64: philox.hpp says why."""
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("no nvcc")
-    flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
-    code = compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "zones.ptx").read_text()
-    meant = ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global")
-    for instruction in (*meant, "cp.async.ca.shared.global"):
-        assert instruction in code
-    assert "div.rn.f64" in code  # the softmax policy's keys
-    assert "fma.rn.f64" not in code
-    flags.remove("--fmad=false")  # the test of the test
-    assert "fma.rn.f64" in compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "fused.ptx").read_text()
