@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu_zones --out OUT        # writes OUT/gpu_zones.json and prints a table; --quick for a small run
 
-Times are medians over rounds, from a CUDA event before a call to one after it, so that what a call makes the host wait for counts.
-Operands are on the device beforehand. A plain device copy in the same rounds is the ceiling that bandwidths are held against.
+Each time stands beside what was predicted for an H100 (gpu_zones_predicted.json, written before any run of this version); the verdict
+at the end says where that was wrong, and where PyTorch is faster. Times are medians over rounds, from a CUDA event before a call to one
+after it, so that what a call makes the host wait for counts. Operands are on the device beforehand. A plain device copy in the same
+rounds is the ceiling that bandwidths are held against.
 """
 
 from __future__ import annotations
@@ -25,6 +27,14 @@ from dqe_engine.zones import cuda
 
 WIDTH, K = 256, 100
 ZONES = ZoneSpec(lo=0.1, hi=0.2, policy="softmax")
+RANKS = ZoneSpec(lo=0.001, hi=0.01, bounds="rank", policy="softmax")
+PREDICTED = Path(__file__).with_name("gpu_zones_predicted.json")
+BATCHES = (1, 16, 64, 256, 1024)
+MODES = ("ours, f32 queries", "ours, f16 queries", "ours, zones and picks", "ours, own best and zones", "ours, own best and ranks")
+CLOSE = 1.25
+"""A time within this factor of the prediction is as predicted."""
+PREDICTED_FOR = ((1_000_000, 1), (100_000, 32))
+"""Items and tokens of the cases that there are predictions for."""
 Call = Callable[[], Any]
 
 
@@ -48,11 +58,11 @@ def truth(torch: Any, queries: Any, items: Any) -> tuple[Any, Any]:
     return best, ids
 
 
-def ours(torch: Any, queries: Any, items: Any, workspace: Any, **options: Any) -> Call:
+def ours(torch: Any, queries: Any, index: cuda.Index, **options: Any) -> Call:
     stream = torch.cuda.current_stream().cuda_stream
 
     def call() -> tuple[Any, Any]:
-        result = cuda.select(queries, items, k=K, stream=stream, workspace=workspace, **options)
+        result = index.select(queries, k=K, stream=stream, **options)
         return torch.from_dlpack(result.scores), torch.from_dlpack(result.ids)
 
     return call
@@ -116,21 +126,21 @@ def interleave(torch: Any, calls: dict[str, Call], rounds: int) -> dict[str, lis
 
 def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_faiss: bool = False) -> dict[str, Any]:
     """One case: our modes, PyTorch, FAISS where asked for, and a plain copy. A wrong answer is said, and its times are kept."""
-    queries = unit(torch, batch, WIDTH, seed=batch)
+    queries = unit(torch, batch, WIDTH, seed=1000 + batch)  # the items have seeds of their own
     size, tokens = items.shape[:2]
     zoned: dict[str, Any] = {"zones": ZONES, "picks": 16, "counts": True}
     anchor = torch.full((batch,), 0.5, device="cuda")
-    needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=ZONES, picks=16) for half in (False, True))
-    workspace = torch.empty(needed, dtype=torch.uint8, device="cuda")
+    ranked: dict[str, Any] = {**zoned, "zones": RANKS}
+    modes = ((half, zones) for half in (False, True) for zones in (ZONES, RANKS))
+    needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=zones, picks=16) for half, zones in modes)
+    index = cuda.Index(items, stream=torch.cuda.current_stream().cuda_stream)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
+    options: tuple[dict[str, Any], ...] = ({}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
     calls: dict[str, Call] = {
-        "ours, f32 queries": ours(torch, queries, items, workspace),
-        "ours, f16 queries": ours(torch, queries.half(), items, workspace),
-        "ours, zones and picks": ours(torch, queries, items, workspace, anchor=anchor, **zoned),
-        "ours, own best and zones": ours(torch, queries, items, workspace, **zoned),
-        "PyTorch": (torch_flat if tokens == 1 else torch_maxsim)(torch, queries, items),
+        name: ours(torch, queries.half() if "f16" in name else queries, index, **given) for name, given in zip(MODES, options, strict=True)
     }
+    calls["PyTorch"] = (torch_flat if tokens == 1 else torch_maxsim)(torch, queries, items)
     if with_faiss:
         calls["FAISS-GPU flat f16"] = faiss_flat(torch, queries, items)
     best, ids = truth(torch, queries, items)
@@ -147,10 +157,12 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
     print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s", flush=True)
     nbytes = items.numel() * 2
+    expected = predictions().get(f"{label}, {batch}", {}) if (size, tokens) in PREDICTED_FOR else {}
     for name, median in medians.items():
         if name != "copy":
-            rate = nbytes / median / 1e6
-            print(f"  {name:26s} {median:8.3f} ms   {rate:6.0f} GB/s ({rate / copy:4.0%})   {medians['PyTorch'] / median:5.2f} x PyTorch")
+            rate, ratio = nbytes / median / 1e6, medians["PyTorch"] / median
+            beside = f"   predicted {expected[name]['ms']:.3f}" if name in expected else ""
+            print(f"  {name:26s} {median:8.3f} ms   {rate:6.0f} GB/s ({rate / copy:4.0%})   {ratio:5.2f} x PyTorch{beside}")
     return {
         "label": label,
         "batch": batch,
@@ -161,7 +173,32 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         "copy_gb_per_s": copy,
         "agreement": agreements,
         "milliseconds": times,
+        "predicted_milliseconds": {name: found["ms"] for name, found in expected.items()},
     }
+
+
+def predictions() -> dict[str, dict[str, dict[str, Any]]]:
+    """For "LABEL, BATCH" and a contender: `ms`, and `why`."""
+    read: dict[str, dict[str, dict[str, Any]]] = json.loads(PREDICTED.read_bytes())
+    return read
+
+
+def verdict(cases: list[dict[str, Any]]) -> list[str]:
+    """Where times are not as predicted, and where one of ours is slower than PyTorch; one line each, and one of totals."""
+    lines, compared, missed, lost = [], 0, 0, 0
+    for case in cases:
+        medians = {name: statistics.median(values) for name, values in case["milliseconds"].items()}
+        for name, median in medians.items():
+            where = f"{case['label']}, B = {case['batch']}, {name}"
+            if predicted := case["predicted_milliseconds"].get(name):
+                compared += 1
+                if not 1 / CLOSE <= (ratio := median / predicted) <= CLOSE:
+                    missed += 1
+                    lines.append(f"{where}: {median:.3f} ms, {ratio:.2f} x the {predicted:.3f} that were predicted")
+            if name.startswith("ours") and (ratio := medians["PyTorch"] / median) < 1:
+                lost += 1
+                lines.append(f"{where}: {median:.3f} ms, slower than PyTorch's plain topk ({ratio:.2f} x)")
+    return [*lines, f"VERDICT: {compared - missed} of {compared} as predicted (within {CLOSE} x); slower than PyTorch in {lost} cases"]
 
 
 def hardware(torch: Any) -> dict[str, Any]:
@@ -183,7 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the items, few rounds")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256, 1024], help="queries at a time (top-k)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="queries at a time (top-k)")
     parser.add_argument("--faiss", action="store_true", help="FAISS-GPU too, and top-k alone; in a run of its own")
     parser.add_argument("--once", action="store_true", help="one call of ours for a profiler, nothing else")
     options = parser.parse_args()
@@ -195,8 +232,9 @@ def main() -> int:
     scale, rounds = (10, 5) if options.quick else (1, 30)
     flat = torch.cat([unit(torch, 100_000 // scale, 1, WIDTH, seed=s).half() for s in range(10)])
     if options.once:
+        index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream)
         for batch in (1, 64, 256):
-            ours(torch, unit(torch, batch, WIDTH, seed=64).half(), flat, None)()
+            ours(torch, unit(torch, batch, WIDTH, seed=1064).half(), index)()
         torch.cuda.synchronize()
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
@@ -213,6 +251,7 @@ def main() -> int:
     if not options.faiss:
         tokens = torch.cat([unit(torch, 10_000 // scale, 32, WIDTH, seed=s).half() for s in range(10)])
         add(measure(torch, "MaxSim", 64, tokens, rounds))
+    print("\n" + "\n".join(verdict(cases)))
     return 0
 
 

@@ -37,7 +37,7 @@ export -f build profile faiss
 step wheels 30 3 bash -c wheels
 step build 120 4 bash -c build || tail -n 40 "$work/build.log"
 step requests 60 14 "$python" -m benchmarks.gpu_requests
-step measure 150 60 "$python" -m benchmarks.gpu_zones --out "$out"
+step measure 150 100 "$python" -m benchmarks.gpu_zones --out "$out"
 step profile 60 14 bash -c profile
 step test 120 12 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/zones/test_cuda.py
 for tool in memcheck racecheck synccheck initcheck; do

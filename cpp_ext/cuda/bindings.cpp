@@ -2,11 +2,15 @@
 // devices are checked in dqe_engine/zones/cuda.py, which alone calls this; what would touch foreign memory is checked here again.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -39,45 +43,104 @@ class DeviceGuard {
 };
 
 // A pool of our own per device. The device's default pool gives everything back at each synchronisation, and then every call pays
-// for new memory; changing its threshold would change it for all who share the process.
-cudaMemPool_t pool_of(int device) {
+// for new memory; changing its threshold would change it for all who share the process. `freeing` orders what frees results.
+struct Pool {
+    cudaMemPool_t memory = nullptr;
+    cudaStream_t freeing = nullptr;
+};
+
+Pool pool_of(int device) {
     constexpr uint64_t kKept = 256ull << 20;
     static std::mutex mutex;
-    static std::map<int, cudaMemPool_t> pools;  // never destroyed: results may outlive everything else
+    static auto* pools = new std::map<int, Pool>;  // never destroyed: results may outlive everything else
     const std::lock_guard lock(mutex);
-    cudaMemPool_t& pool = pools[device];
-    if (pool) return pool;
+    Pool& pool = (*pools)[device];
+    if (pool.memory) return pool;
     cudaMemPoolProps properties = {};
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location.type = cudaMemLocationTypeDevice;
     properties.location.id = device;
-    cudaMemPool_t made = nullptr;
-    check(cudaMemPoolCreate(&made, &properties), "cudaMemPoolCreate");
+    Pool made;
+    check(cudaMemPoolCreate(&made.memory, &properties), "cudaMemPoolCreate");
     uint64_t kept = kKept;
-    check(cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+    check(cudaMemPoolSetAttribute(made.memory, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+    check(cudaStreamCreateWithFlags(&made.freeing, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     return pool = made;
 }
 
-// Device memory in stream order.
+// Device memory for the time of a call, in the order of its stream.
+class Scratch {
+  public:
+    Scratch(size_t bytes, int device, cudaStream_t stream) : stream_(stream) {
+        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device).memory, stream), "cudaMallocFromPoolAsync");
+    }
+    ~Scratch() { cudaFreeAsync(data_, stream_); }
+    Scratch(const Scratch&) = delete;
+    unsigned char* data() const { return static_cast<unsigned char*>(data_); }
+
+  private:
+    void* data_ = nullptr;
+    cudaStream_t stream_;
+};
+
+// Device memory of results, which is complete when the call returns. Its consumers name the streams that they work on, and may let go
+// of it while work on them is under way: it is freed behind that work, whatever became of the stream of the call.
 class Memory {
   public:
-    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), stream_(stream) {
-        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device), stream), "cudaMallocFromPoolAsync");
+    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), freeing_(pool_of(device).freeing) {
+        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device).memory, stream), "cudaMallocFromPoolAsync");
     }
     ~Memory() {
         int before = 0;
         if (cudaGetDevice(&before) != cudaSuccess) return;  // the process is ending
         cudaSetDevice(device_);
-        cudaFreeAsync(data_, stream_);
+        if (unnamed_) cudaDeviceSynchronize();
+        for (const cudaStream_t stream : streams_) {
+            cudaEvent_t reached = nullptr;
+            if (cudaEventCreateWithFlags(&reached, cudaEventDisableTiming) != cudaSuccess) continue;
+            if (cudaEventRecord(reached, stream) == cudaSuccess) cudaStreamWaitEvent(freeing_, reached, 0);
+            cudaEventDestroy(reached);
+        }
+        cudaFreeAsync(data_, freeing_);
+        cudaGetLastError();  // leave nothing behind for the next caller's check
         cudaSetDevice(before);
     }
     Memory(const Memory&) = delete;
     unsigned char* data() const { return static_cast<unsigned char*>(data_); }
 
+    // `stream` as DLPack has it: None is the default stream, -1 one that the consumer keeps to itself.
+    void lend(std::optional<int64_t> stream) {
+        constexpr int64_t kLegacyDefault = 1, kUnnamed = -1;
+        const int64_t handle = stream.value_or(kLegacyDefault);
+        if (handle == kUnnamed)
+            unnamed_ = true;
+        else
+            streams_.insert(reinterpret_cast<cudaStream_t>(handle));  // 1 and 2 are the runtime's own names of its default streams
+    }
+
   private:
     void* data_ = nullptr;
     int device_;
-    cudaStream_t stream_;
+    cudaStream_t freeing_;
+    std::set<cudaStream_t> streams_;  // guarded by the interpreter's lock
+    bool unnamed_ = false;
+};
+
+// A workspace that calls over the same items share: as large as the largest needed. One call at a time has it; others take memory of
+// their own meanwhile.
+struct Room {
+    std::mutex mutex;
+    std::unique_ptr<Memory> memory;
+    size_t bytes = 0;
+
+    unsigned char* of(size_t needed, int device, cudaStream_t stream) {
+        if (needed > bytes) {
+            bytes = 0, memory.reset();  // before there is more
+            memory = std::make_unique<Memory>(needed, device, stream);
+            bytes = needed;
+        }
+        return memory->data();
+    }
 };
 
 template <typename Array>
@@ -113,6 +176,7 @@ struct Operand {
 // A result on the device. DLPack capsules can be taken once, so each consumer gets a new one; all share the memory.
 struct DeviceArray {
     nb::ndarray<> array;
+    Memory* memory;  // the array's owner
 };
 
 using HostIds = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
@@ -149,7 +213,7 @@ void throw_fault(Fault fault) {
 
 nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
-                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace) {
+                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace, Room& room) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
     if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
         t.shape(t.ndim() - 1) != q.shape(1))
@@ -184,7 +248,8 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     const DeviceGuard guard(device);
     const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
     const size_t needed = workspace_bytes_of(sizes);
-    std::unique_ptr<Memory> own;
+    std::unique_ptr<Scratch> own;
+    std::unique_lock lock(room.mutex, std::defer_lock);
     unsigned char* space = nullptr;
     if (workspace) {
         if (!workspace->on_device() || workspace->array.device_id() != device)
@@ -193,8 +258,10 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
             throw std::invalid_argument("workspace: " + std::to_string(workspace->array.nbytes()) + " bytes, expected " +
                                         std::to_string(needed) + " (see workspace_bytes), aligned to 256");
         space = static_cast<unsigned char*>(const_cast<void*>(workspace->array.data()));
+    } else if (const size_t most = std::max<size_t>(needed, 1); lock.try_lock()) {
+        space = room.of(most, device, stream);
     } else {
-        own = std::make_unique<Memory>(needed, device, stream);
+        own = std::make_unique<Scratch>(most, device, stream);
         space = own->data();
     }
     const auto upload = [&](const void* from, size_t bytes) {
@@ -233,7 +300,8 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
         if (field.wanted) total += padded(rows * field.columns * (field.integer ? 8 : 4));
     auto slab = std::make_unique<Memory>(total, device, stream);
     unsigned char* free_place = slab->data();
-    const nb::capsule owner(slab.release(), [](void* held) noexcept { delete static_cast<Memory*>(held); });
+    Memory* const memory = slab.release();
+    const nb::capsule owner(memory, [](void* held) noexcept { delete static_cast<Memory*>(held); });
     void* places[8] = {};
     nb::dict out;
     for (int i = 0; i < 8; ++i) {
@@ -246,7 +314,8 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
         free_place += padded(rows * field.columns * (field.integer ? 8 : 4));
         const size_t shape[2] = {rows, field.columns};
         const auto type = field.integer ? nb::dtype<int64_t>() : nb::dtype<float>();
-        out[field.name] = nb::cast(DeviceArray{{places[i], field.rank, shape, owner, nullptr, type, nb::device::cuda::value, device}});
+        out[field.name] =
+            nb::cast(DeviceArray{{places[i], field.rank, shape, owner, nullptr, type, nb::device::cuda::value, device}, memory});
     }
     const auto f32 = [&](int i) { return static_cast<float*>(places[i]); };
     const auto i64 = [&](int i) { return static_cast<int64_t*>(places[i]); };
@@ -275,11 +344,25 @@ NB_MODULE(_kernels_cuda, m) {
         .def_prop_ro("contiguous", &Operand::contiguous)
         .def_prop_ro("on_device", &Operand::on_device)
         .def_prop_ro("device", [](const Operand& self) { return self.array.device_id(); });
+    nb::class_<Room>(m, "Room").def(nb::init<>()).def_ro("bytes", &Room::bytes);
     nb::class_<DeviceArray>(m, "DeviceArray")
         .def_prop_ro("shape", [](const DeviceArray& self) { return shape_of(self.array); })
         .def("__dlpack_device__", [](const DeviceArray& self) { return nb::make_tuple(self.array.device_type(), self.array.device_id()); })
-        // Whatever stream the consumer names: the result was complete before it was handed out.
-        .def("__dlpack__", [](const DeviceArray& self, nb::kwargs) { return nb::cast(self.array); });
+        // Nothing to wait for: the result was complete before it was handed out. Other options of DLPack's make no difference.
+        .def(
+            "__dlpack__",
+            [](DeviceArray& self, std::optional<int64_t> stream, nb::kwargs) {
+                self.memory->lend(stream);
+                return nb::cast(self.array);
+            },
+            nb::kw_only(), "stream"_a.none() = nb::none(), "options"_a);
+    // So that what exports an array finds its device current.
+    m.def("current_device", [] {
+        int device = 0;
+        check(cudaGetDevice(&device), "cudaGetDevice");
+        return device;
+    });
+    m.def("set_device", [](int device) { check(cudaSetDevice(device), "cudaSetDevice"); }, "device"_a);
     m.def("device_count", [] {
         int count = 0;
         if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver, or one that is too old: no devices
@@ -298,5 +381,5 @@ NB_MODULE(_kernels_cuda, m) {
         "excluded"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none());
+          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none(), "room"_a);
 }

@@ -1,5 +1,5 @@
-// What becomes of the scores of a tile: candidates and zone counts, histograms, or the anchors' scores. The B x N scores end
-// here; only what may still rank goes to device memory.
+// What becomes of the scores of a tile: candidates and zone counts, histograms, or the anchors' scores. The scores end here, and
+// only what may still rank goes to device memory; kept.hpp is for where they have to be read again.
 #pragma once
 
 #include "../zone_select.hpp"
@@ -212,12 +212,19 @@ __device__ inline float score_of_image(uint32_t image) { return __uint_as_float(
 // Radix selection of two ranks per query: levels of 11, 11 and 10 bits of the image.
 constexpr int kLevels = 3;
 constexpr int kBins = 2048;
+constexpr unsigned kNoBin = ~0u;
 __host__ __device__ constexpr int level_shift(int level) { return level == 0 ? 21 : level == 1 ? 10 : 0; }
 
 struct Ranks {
     int level;
     unsigned long long* bins;  // (batch, 2, kBins); at level 0 both ranks use the first
     const uint32_t* prefixes;  // (batch, 2): the image's bits above this level's, known from the levels before
+
+    // Which bin of rank `at` a score counts for, or kNoBin.
+    __device__ unsigned bin_of(float score, uint32_t image, int shift, int64_t at) const {
+        const bool counts = score == score && (level == 0 || image >> level_shift(level - 1) == prefixes[at]);
+        return counts ? image >> shift & (level == 2 ? 1023 : kBins - 1) : kNoBin;
+    }
 };
 
 template <int Rows>
@@ -238,12 +245,10 @@ struct Histogram {
             const float score = place < items ? scores[place * stride] : __uint_as_float(0x7FC00000);
             const uint32_t image = descending_image(score);
             for (int rank = 0; rank < (ranks.level == 0 ? 1 : 2); ++rank) {
-                const bool counts =
-                    score == score && (ranks.level == 0 || image >> level_shift(ranks.level - 1) == ranks.prefixes[query * 2 + rank]);
                 // Scores cluster in few bins: one atomic for all lanes of a bin.
-                const unsigned bin = counts ? image >> shift & (kBins - 1) & (ranks.level == 2 ? 1023 : kBins - 1) : ~0u;
+                const unsigned bin = ranks.bin_of(score, image, shift, query * 2 + rank);
                 const unsigned same = __match_any_sync(kAllLanes, bin);
-                if (counts && lane == __ffs(static_cast<int>(same)) - 1)
+                if (bin != kNoBin && lane == __ffs(static_cast<int>(same)) - 1)
                     atomicAdd(&ranks.bins[(query * 2 + rank) * kBins + bin], static_cast<unsigned long long>(__popc(same)));
             }
         }

@@ -15,28 +15,31 @@ constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of
 constexpr int64_t kSmallestList = 4096;           // entries
 constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
 
-// A word that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
+// What the device tells the host of.
+enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kFlags };
+
+// Words that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
 // never given back to the system, since a process may end after its driver did.
-class Flag {
+class Flags {
   public:
-    Flag() {
+    Flags() {
         const std::lock_guard lock(mutex());
         if (!spare().empty()) {
-            word_ = spare().back();
+            words_ = spare().back();
             spare().pop_back();
         } else {
             void* made = nullptr;
-            error_ = cudaHostAlloc(&made, sizeof(unsigned), cudaHostAllocPortable);
-            word_ = static_cast<volatile unsigned*>(made);
+            error_ = cudaHostAlloc(&made, kFlags * sizeof(unsigned), cudaHostAllocPortable);
+            words_ = static_cast<volatile unsigned*>(made);
         }
     }
-    ~Flag() {
+    ~Flags() {
         const std::lock_guard lock(mutex());
-        if (word_) spare().push_back(word_);
+        if (words_) spare().push_back(words_);
     }
-    Flag(const Flag&) = delete;
+    Flags(const Flags&) = delete;
     cudaError_t error() const { return error_; }
-    volatile unsigned* word() const { return word_; }
+    volatile unsigned* word(Raised flag) const { return words_ + flag; }
 
   private:
     static std::mutex& mutex() {
@@ -47,7 +50,7 @@ class Flag {
         static auto* made = new std::vector<volatile unsigned*>;
         return *made;
     }
-    volatile unsigned* word_ = nullptr;
+    volatile unsigned* words_ = nullptr;
     cudaError_t error_ = cudaSuccess;
 };
 
@@ -65,6 +68,7 @@ struct Plan {
     int chunks;
     int64_t block;  // queries per block: whole query tiles of either size
     bool own_best, list_top, list_picks;
+    bool keeps;  // the scores, as they are needed again: see kept.hpp
     int64_t wanted, capacity;
 
     explicit Plan(const Request& r) {
@@ -78,6 +82,9 @@ struct Plan {
         const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes);
         block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
+        const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
+        keeps = r.zones && (own_best || r.ranks) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
+        if (keeps && rows < r.batch) block = std::min(block, rows / 64 * 64);
     }
 
     int parts() const { return product == Product::split_half ? 2 : 1; }
@@ -102,9 +109,10 @@ struct Workspace {
     int64_t* gather;
     Candidates top, picks;
     RankState ranks;
+    Kept kept;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);  // queries as whole tiles, lists of those asked for
         queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
@@ -134,6 +142,8 @@ struct Workspace {
             ranks.scores = carver.take<float>(listed * 2);
             ranks.lo = r.lo, ranks.hi = r.hi;
         }
+        kept.pitch = Kept::pitch_of(r.size);
+        kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);
         bytes = carver.used;
     }
 };

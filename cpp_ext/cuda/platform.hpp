@@ -20,6 +20,9 @@
 
 namespace dqe::cuda {
 
+// What the kept scores of a block of queries may take (see kept.hpp).
+constexpr int64_t kept_bytes() { return 1ll << 30; }
+
 // A pointer into shared memory.
 template <typename T>
 using Shared = T*;

@@ -27,6 +27,16 @@ __device__ inline void cp_async_16(uint32_t to, const unsigned char* from, int b
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+// The same for 8 or 4 bytes, at addresses that are multiples of that.
+template <int Size>
+__device__ inline void cp_async_short(uint32_t to, const unsigned char* from, int bytes) {
+    static_assert(Size == 4 || Size == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to), "l"(from), "n"(Size), "r"(bytes) : "memory");
+}
+
+// 4 bytes from the third byte of `low` on.
+__device__ inline uint32_t middle_of(uint32_t low, uint32_t high) { return __funnelshift_r(low, high, 16); }
+
 // Close a group of copies.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 

@@ -45,9 +45,19 @@ struct Scan {
     int64_t stride;
     const int64_t* gather;  // null, or (query tiles * rows): score the items of these ids instead, per query tile
     int stages;
-    bool resident, aligned;
+    bool resident;
+    int unit;                       // bytes that each row begins at a multiple of: 16, 8, 4 or 2
     const int64_t* excluded_start;  // (batch + 1), or null where nothing is excluded
     const int64_t* excluded_ids;    // ascending per query
+};
+
+// Scores of a block of queries in device memory, for what needs more than one pass over them. Rows are whole tiles: scores beyond the
+// items are of no meaning.
+struct Kept {
+    float* scores;  // (batch, pitch)
+    int64_t pitch;
+
+    static constexpr int64_t pitch_of(int64_t size) { return (size + kColumns - 1) / kColumns * kColumns; }
 };
 
 // Where things lie in a block's shared memory, in bytes.

@@ -42,18 +42,32 @@ struct ColumnTile {
     }
 };
 
-// 16 bytes of a row that is not 16-byte aligned, `bytes` of them real.
-template <int ElementBytes>
-__device__ uint4 load_unaligned(const unsigned char* from, int bytes) {
-    uint32_t words[4] = {};
+// Start bringing the first `bytes` of 16 bytes of a row that begins at a multiple of `Unit` (8 or 4) bytes, and zeros after them.
+template <int Unit>
+__device__ void copy_in_units(uint32_t to, const unsigned char* from, int bytes) {
 #pragma unroll
-    for (int i = 0; i < 16 / ElementBytes; ++i)
-        if (i * ElementBytes < bytes) {
-            if constexpr (ElementBytes == 2)
-                words[i / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(from)[i]} << 16 * (i % 2);
-            else
-                words[i] = reinterpret_cast<const uint32_t*>(from)[i];
-        }
+    for (int at = 0; at < 16; at += Unit) {
+        const int left = bytes - at < 0 ? 0 : bytes - at < Unit ? bytes - at : Unit;
+        cp_async_short<Unit>(to + at, left ? from + at : from, left);
+    }
+}
+
+// 16 bytes at an address that is a multiple of 2, `bytes` of them real. Rows of an odd number of f16 begin in the middle of a word
+// every other time: words are read, and shifted. [start, end): what may be read at all.
+__device__ inline uint4 load_halves(const unsigned char* from, int bytes, const unsigned char* start, const unsigned char* end) {
+    uint32_t words[5] = {};
+    const bool shifted = reinterpret_cast<uintptr_t>(from) % 4 != 0;
+    const unsigned char* word = from - (shifted ? 2 : 0);
+    if (bytes == 16 && word >= start && word + (shifted ? 20 : 16) <= end) {
+#pragma unroll
+        for (int i = 0; i < 5; ++i)
+            if (i < 4 || shifted) words[i] = reinterpret_cast<const uint32_t*>(word)[i];
+        if (!shifted) return {words[0], words[1], words[2], words[3]};
+        return {middle_of(words[0], words[1]), middle_of(words[1], words[2]), middle_of(words[2], words[3]), middle_of(words[3], words[4])};
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+        if (i * 2 < bytes) words[i / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(from)[i]} << 16 * (i % 2);
     return {words[0], words[1], words[2], words[3]};
 }
 
@@ -85,8 +99,7 @@ class Producer {
 #pragma unroll
         for (int j = 0; j < kColumns / kHop; ++j, from += row_hop_) {
             const int bytes = left_ > 0 && j * kHop < columns_ ? 16 : 0;
-            // A copy of no bytes still needs an address: that of the items.
-            cp_async_16(address + j * kHop * kChunkBytes, bytes ? from : scan_.items, bytes);  // 32 rows on, the swizzle is the same
+            cp_async_16(address + j * kHop * kChunkBytes, from, bytes);  // 32 rows on, the swizzle is the same; of no bytes nothing is read
         }
     }
 
@@ -101,7 +114,7 @@ class Producer {
   private:
     static constexpr int kHop = kThreads / 8;
 
-    __device__ bool contiguous() const { return Plain || (scan_.aligned && !scan_.gather); }
+    __device__ bool contiguous() const { return Plain || (scan_.unit == 16 && !scan_.gather); }
 
     __device__ void seek() {
         if (!contiguous() || !more()) return;
@@ -117,13 +130,24 @@ class Producer {
         const int64_t offset = int64_t{at_.chunk} * kChunkBytes + threadIdx.x % 8 * 16;
         const int64_t left = scan_.width * ElementBytes - offset;
         const int inside = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
+        const unsigned char* end = scan_.items + scan_.size * scan_.tokens * scan_.width * ElementBytes;
+        const uint32_t shared = shared_address(shared_memory());
         for (int row = threadIdx.x / 8; row < kColumns; row += kHop, to += kHop * kChunkBytes) {
             const int bytes = row < tile.columns ? inside : 0;
             const unsigned char* from = bytes ? tile.column(scan_, row, ElementBytes, Rows) + offset : scan_.items;
-            if (scan_.aligned)
-                cp_async_16(shared_address(shared_memory()) + to, from, bytes);
-            else
-                store_uint4(shared_memory() + to, load_unaligned<ElementBytes>(from, bytes));
+            switch (scan_.unit) {
+                case 16:
+                    cp_async_16(shared + to, from, bytes);
+                    break;
+                case 8:
+                    copy_in_units<8>(shared + to, from, bytes);
+                    break;
+                case 4:
+                    copy_in_units<4>(shared + to, from, bytes);
+                    break;
+                default:
+                    store_uint4(shared_memory() + to, load_halves(from, bytes, scan_.items, end));
+            }
         }
     }
 

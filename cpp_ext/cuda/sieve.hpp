@@ -133,7 +133,7 @@ struct Lane {
 
 // Whether a warp's columns are whole items, and rows can be copied 16 bytes at a time.
 inline bool sieve_suits(const Scan& scan, int span) {
-    return scan.aligned && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
+    return scan.unit == 16 && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
 }
 
 template <Product product, int Rows>
@@ -149,7 +149,33 @@ class Sieve {
             const int64_t query = L::query_of(group);
             const bool pending = wanted && query < scan.batch && list.pending[query];
             limit_[group] = pending ? static_cast<float>(list.limit_keys[query]) : __uint_as_float(0x7FC00000);  // NaN: nothing passes
-            if (product == Product::split_half) unscale_[group] = pending ? scan.unscale[query] : 0.0f;
+            if (product == Product::split_half) unscale_[group] = query < scan.batch ? scan.unscale[query] : 0.0f;
+        }
+    }
+
+    // Write every score to memory, and queue what reaches its row's limit.
+    __device__ void keep(const ColumnTile& columns, const Products& products, const Kept& kept) {
+        const int tokens = static_cast<int>(scan_.tokens);
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            const int64_t query = L::query_of(group);
+            float score[L::kPlaces];
+            L::scores_of(scan_, columns, products, group, unscale_[group], score);
+            float best = score[0];
+#pragma unroll
+            for (int place = 1; place < L::kPlaces; ++place) best = fmaxf(best, score[place]);
+            if (query < scan_.batch) {
+                float* row = kept.scores + query * kept.pitch + columns.first_item;
+#pragma unroll
+                for (int place = 0; place < L::kPlaces; place += 2) {
+                    const int column = L::column_of(place);
+                    if (tokens == 1)  // also beyond the items: rows are whole tiles
+                        *reinterpret_cast<float2*>(row + column) = {score[place], score[place + 1]};
+                    else if ((column & (tokens - 1)) == 0 && column < columns.columns)
+                        row[column / tokens] = score[place];
+                }
+            }
+            if (__ballot_sync(kAllLanes, best >= limit_[group])) offer(columns, products, group);
         }
     }
 
@@ -261,6 +287,15 @@ __device__ DQE_NOINLINE inline double drawn_key(Policy policy, double temperatur
     return softmax_key(rule, score, u);
 }
 
+// Draw the key of an item inside the zone, and append what reaches the limit.
+__device__ inline void pick(const Selection& selection, int64_t query, int64_t id, float score) {
+    const Candidates& list = selection.picks;
+    const PickRule& rule = selection.rule;
+    const double limit = list.pending[query] ? list.limit_keys[query] : __uint_as_float(0x7FC00000);
+    const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection.first_query + query, id, limit);
+    if (within_limit<double>(key, id, limit, list.limit_ids[query])) append_one(list, query, key, id, score);
+}
+
 // Zone counts and pick candidates, where nothing is excluded (that would have to be looked up for every item). Keys are drawn when a warp
 // has found 32 items inside, not for each tile that has one.
 template <Product product, int Rows>
@@ -302,58 +337,53 @@ class ZoneSieve {
                 }
             const int row = L::row_of(group);
             const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
-            unsigned inside = 0;
+            unsigned zones = 0;  // below, inside and above in 10 bits each: a row has no more than 128 columns
 #pragma unroll
             for (int place = 0; place < L::kPlaces; ++place) {
                 const float delta = anchor - score[place];
-                below_[group] += delta < lo;
-                above_[group] += delta > hi;
-                inside |= unsigned{delta >= lo && delta <= hi} << place;
+                if (delta < lo) zones += 1;
+                if (delta > hi) zones += 1u << 20;
             }
-            inside_[group] += __popc(inside);
-            if (selection_.want_picks)
-                L::push(
-                    queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
-                    [&](int row, int64_t id, float mine) { pick(row, id, mine); });
+            // What is in neither is inside, or NaN: mostly there is none.
+            if (__ballot_sync(kAllLanes, (zones & 1023) + (zones >> 20) != L::kPlaces)) {
+                unsigned inside = 0;
+#pragma unroll
+                for (int place = 0; place < L::kPlaces; ++place) {
+                    const float delta = anchor - score[place];
+                    inside |= unsigned{delta >= lo && delta <= hi} << place;
+                }
+                zones += __popc(inside) << 10;
+                if (selection_.want_picks)
+                    L::push(
+                        queue_, inside, columns, tokens, group, score, [](int64_t, float) { return true; },
+                        [&](int row, int64_t id, float mine) { pick(selection_, row_query(row), id, mine); });
+            }
+            for (int distance = 1; distance < 4; distance *= 2) zones += __shfl_xor_sync(kAllLanes, zones, distance);
+            counts_[group] += zones >> 10 * (threadIdx.x % 4) & 1023;
         }
     }
 
     __device__ void end() {
-        queue_.flush([&](int row, int64_t id, float mine) { pick(row, id, mine); });
+        queue_.flush([&](int row, int64_t id, float mine) { pick(selection_, row_query(row), id, mine); });
         if (!selection_.want_counts) return;
 #pragma unroll
         for (int group = 0; group < L::kGroups; ++group) {
             const int64_t query = L::query_of(group);
-            const int64_t counts[3] = {over_four_lanes(below_[group]), over_four_lanes(inside_[group]), over_four_lanes(above_[group])};
-            if (threadIdx.x % 4 == 0 && query < scan_.batch)
-                for (int zone = 0; zone < 3; ++zone)
-                    atomicAdd(reinterpret_cast<unsigned long long*>(selection_.counts + query * 3 + zone),
-                              static_cast<unsigned long long>(counts[zone]));
+            if (threadIdx.x % 4 < 3 && query < scan_.batch)
+                atomicAdd(reinterpret_cast<unsigned long long*>(selection_.counts + query * 3 + threadIdx.x % 4),
+                          static_cast<unsigned long long>(counts_[group]));
         }
     }
 
   private:
-    __device__ static int64_t over_four_lanes(unsigned count) {
-        int64_t sum = count;
-        for (int distance = 1; distance < 4; distance *= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
-        return sum;
-    }
-
-    __device__ void pick(int row, int64_t id, float score) const {
-        const int64_t query = int64_t{blockIdx.x} * Rows + row;
-        const Candidates& list = selection_.picks;
-        const PickRule& rule = selection_.rule;
-        const double limit = list.pending[query] ? list.limit_keys[query] : __uint_as_float(0x7FC00000);
-        const double key = drawn_key(rule.policy, rule.temperature, rule.seed, score, selection_.first_query + query, id, limit);
-        if (within_limit<double>(key, id, limit, list.limit_ids[query])) append_one(list, query, key, id, score);
-    }
+    __device__ static int64_t row_query(int row) { return int64_t{blockIdx.x} * Rows + row; }
 
     const Scan& scan_;
     const Selection& selection_;
     Queue queue_;
     Shared<float> anchor_, lo_, hi_;
     float unscale_[L::kGroups] = {};
-    unsigned below_[L::kGroups] = {}, inside_[L::kGroups] = {}, above_[L::kGroups] = {};
+    unsigned counts_[L::kGroups] = {};  // over the row's four lanes, of one zone each; the fourth lane counts nothing
 };
 
 }  // namespace dqe::cuda

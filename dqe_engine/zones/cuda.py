@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -63,95 +65,130 @@ def workspace_bytes(
     return result
 
 
-def select(
-    queries: Any,
-    items: Any,
-    *,
-    k: int = 0,
-    anchor: Any = None,
-    zones: ZoneSpec | None = None,
-    picks: int = 0,
-    counts: bool = False,
-    exclude: Exclusions | None = None,
-    allowed: U64 | None = None,
-    first_query: int = 0,
-    stream: int = 0,
-    workspace: Any = None,
-) -> ZoneSelection:
-    """What `select_zones` selects, for arrays on one CUDA device; the result's fields are DLPack arrays on that device.
+def select(queries: Any, items: Any, *, stream: int = 0, **options: Any) -> ZoneSelection:
+    """`Index(items).select(queries, ...)`, for items that are searched once."""
+    return Index(items, stream=stream).select(queries, stream=stream, **options)
 
-    queries: (B, D) float32 or float16. items: (N, D) or (N, M, D), float16 or float32, C-contiguous. float16 items use the tensor
-        cores: float32 queries are split in two float16 parts, which keeps about 22 bits of each coordinate.
-    anchor: None, or int64 or float32 (B,) on the device or as a NumPy array.
-    zones: pooled ones cost copies of some thousand rows to the host, and a second call where `anchor` is None; to pay once for many
-        calls, resolve them before (`resolve_pooled`).
-    exclude, allowed: as in `select_zones`, on the host. The device takes lists alone, so what is not allowed is excluded: 8 bytes for
-        each query and item, which filters that pass much can afford.
-    stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
-        returns, and must outlive the result, whose memory is freed in its order.
-    workspace: an array on the device of at least `workspace_bytes(...)` bytes; None to allocate it on the stream.
 
-    Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
+class Index:
+    """Items on a CUDA device, checked once for many searches.
+
+    items: (N, D) or (N, M, D), float16 or float32, C-contiguous. float16 items use the tensor cores: float32 queries are split in two
+        float16 parts, which keeps about 22 bits of each coordinate. They stay where they are, and alive as long as the index is; after
+        writing to them make a new one.
+    stream: handle of the CUDA stream that the first searches work on.
+
+    It keeps a workspace as large as the largest that a search has needed. Threads may search at the same time, and those that find the
+    workspace taken allocate memory for the time of the call.
+
+    Raises InputError for arrays that do not fit, BackendError where kernels or device are missing.
     """
-    module = kernels()
-    if zones is None and (picks or counts or anchor is not None):
-        raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
-    q = _operand(module, "queries", queries, ("float32", "float16"), (2,), stream)
-    t = _operand(module, "items", items, ("float16", "float32"), (2, 3), stream)
-    (batch, width), (size, tokens, item_width) = q.shape, _with_tokens(t.shape)
-    check_counts(batch, k=k, picks=picks, first_query=first_query)
-    if width != item_width or width == 0:
-        raise InputError(f"queries have D={width} and items D={item_width}; both must be the same, at least 1")
-    if tokens == 0:
-        raise InputError(f"items of shape {t.shape} have no tokens; the middle axis (M) must be at least 1")
-    a = None if anchor is None else _operand(module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
-    if a is not None and a.shape != (batch,):
-        raise InputError(f"anchor: {a.shape[0]} entries for {batch} queries")
-    room = None if workspace is None else _operand(module, "workspace", workspace, None, None, stream)
-    for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
-        if operand is not None and operand.device != q.device:
-            raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
-    bitmap = None if allowed is None else checked_bitmap(allowed, batch, size)
-    if bitmap is not None:
-        exclude = excluding_others(exclude, bitmap, batch, size)
-    offsets, excluded = exclusions(exclude, batch, size)
-    excluded = np.ascontiguousarray(excluded, np.int64)
 
-    def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any) -> dict[str, Any]:
-        given = spec or _NO_ZONES
-        try:
-            fields: dict[str, Any] = module.select(
-                q,
-                t,
-                k=k,
-                picks=picks,
-                counts=counts,
-                zones=spec is not None,
-                ranks=given.bounds == "rank",
-                lo=given.lo,
-                hi=given.hi,
-                policy=_POLICIES[given.policy],
-                temperature=given.temperature,
-                seed=given.seed,
-                anchor=anchor,
-                first_query=first_query,
-                offsets=offsets,
-                excluded=excluded,
-                stream=stream,
-                workspace=workspace,
-            )
-        except ValueError as e:
-            raise InputError(str(e)) from e
-        except RuntimeError as e:
-            raise BackendError(f"backend='cuda': {e}") from e
-        fields.pop("passes")
-        return fields
+    def __init__(self, items: Any, *, stream: int = 0) -> None:
+        self._module = kernels()
+        self._items = items
+        self._operand = self._taken(stream)
+        self._ready = {stream}
+        self._room = self._module.Room()
+        self.device: int = self._operand.device
+        self.size, self.tokens, self.width = _with_tokens(self._operand.shape)
+        if self.tokens == 0:
+            raise InputError(f"items of shape {self._operand.shape} have no tokens; the middle axis (M) must be at least 1")
 
-    if zones is not None and zones.bounds == "pooled":
-        best = swept(None, 1, 0, False, None, None)["ids"] if anchor is None and size else None
-        hidden: dict[str, Any] = {"offsets": offsets, "excluded": excluded, "allowed": bitmap}
-        zones = _resolve_pooled(zones, queries, items, anchor, best, device=q.device, batch=batch, size=size, tokens=tokens, **hidden)
-    return ZoneSelection(**swept(zones, k, picks, counts, a, room), backend="cuda")
+    def _taken(self, stream: int) -> Any:
+        return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
+
+    def select(
+        self,
+        queries: Any,
+        *,
+        k: int = 0,
+        anchor: Any = None,
+        zones: ZoneSpec | None = None,
+        picks: int = 0,
+        counts: bool = False,
+        exclude: Exclusions | None = None,
+        allowed: U64 | None = None,
+        first_query: int = 0,
+        stream: int = 0,
+        workspace: Any = None,
+    ) -> ZoneSelection:
+        """What `select_zones` selects; the result's fields are DLPack arrays on the items' device.
+
+        queries: (B, D) float32 or float16, on the items' device.
+        anchor: None, or int64 or float32 (B,) on the device or as a NumPy array.
+        zones: pooled ones cost copies of some thousand rows to the host, and a second call where `anchor` is None; to pay once for many
+            calls, resolve them before (`resolve_pooled`).
+        exclude, allowed: as in `select_zones`, on the host. The device takes lists alone, so what is not allowed is excluded: 8 bytes for
+            each query and item, which filters that pass much can afford.
+        stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
+            returns. The result's memory is freed behind the work on the streams that took it (`torch.from_dlpack` names the current one).
+        workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
+            the query's own best, or with ranks as bounds, keep the scores of a block of queries in it: up to 1 GiB.
+
+        Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
+        """
+        if zones is None and (picks or counts or anchor is not None):
+            raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
+        q = _operand(self._module, "queries", queries, ("float32", "float16"), (2,), stream)
+        if stream not in self._ready:  # what produced the items has to be waited for there too
+            self._operand = self._taken(stream)
+            self._ready.add(stream)
+        t = self._operand
+        (batch, width), size = q.shape, self.size
+        check_counts(batch, k=k, picks=picks, first_query=first_query)
+        if width != self.width or width == 0:
+            raise InputError(f"queries have D={width} and items D={self.width}; both must be the same, at least 1")
+        a = None if anchor is None else _operand(self._module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
+        if a is not None and a.shape != (batch,):
+            raise InputError(f"anchor: {a.shape[0]} entries for {batch} queries")
+        room = None if workspace is None else _operand(self._module, "workspace", workspace, None, None, stream)
+        for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
+            if operand is not None and operand.device != q.device:
+                raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
+        bitmap = None if allowed is None else checked_bitmap(allowed, batch, size)
+        if bitmap is not None:
+            exclude = excluding_others(exclude, bitmap, batch, size)
+        offsets, excluded = exclusions(exclude, batch, size)
+        excluded = np.ascontiguousarray(excluded, np.int64)
+
+        def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any) -> dict[str, Any]:
+            given = spec or _NO_ZONES
+            try:
+                fields: dict[str, Any] = self._module.select(
+                    q,
+                    t,
+                    k=k,
+                    picks=picks,
+                    counts=counts,
+                    zones=spec is not None,
+                    ranks=given.bounds == "rank",
+                    lo=given.lo,
+                    hi=given.hi,
+                    policy=_POLICIES[given.policy],
+                    temperature=given.temperature,
+                    seed=given.seed,
+                    anchor=anchor,
+                    first_query=first_query,
+                    offsets=offsets,
+                    excluded=excluded,
+                    stream=stream,
+                    workspace=workspace,
+                    room=self._room,
+                )
+            except ValueError as e:
+                raise InputError(str(e)) from e
+            except RuntimeError as e:
+                raise BackendError(f"backend='cuda': {e}") from e
+            fields.pop("passes")
+            return fields
+
+        if zones is not None and zones.bounds == "pooled":
+            best = swept(None, 1, 0, False, None, None)["ids"] if anchor is None and size else None
+            hidden: dict[str, Any] = {"offsets": offsets, "excluded": excluded, "allowed": bitmap}
+            sizes = {"batch": batch, "size": size, "tokens": self.tokens}
+            zones = _resolve_pooled(zones, queries, self._items, anchor, best, device=q.device, **sizes, **hidden)
+        return ZoneSelection(**swept(zones, k, picks, counts, a, room), backend="cuda")
 
 
 def _resolve_pooled(
@@ -209,12 +246,10 @@ def _operand(
     """Import an array through DLPack, ready on `stream`, and check it. Raises InputError."""
     if not hasattr(array, "__dlpack_device__"):
         raise InputError(f"{name}: expected a CUDA array that speaks DLPack, got {type(array).__name__}")
-    kind = int(array.__dlpack_device__()[0])
+    kind, number = (int(part) for part in array.__dlpack_device__())
     if kind != _DLPACK_CUDA and not (host and isinstance(array, np.ndarray)):
         raise InputError(f"{name}: on DLPack device type {kind}, expected CUDA ({_DLPACK_CUDA}); move it there, or use backend='cpu'")
-    # The producer makes `stream` wait for what it still computes; nanobind would import without asking for that.
-    source = array.__dlpack__(stream=stream or _LEGACY_DEFAULT_STREAM) if kind == _DLPACK_CUDA else array
-    operand = module.Operand(source)
+    operand = module.Operand(array if kind != _DLPACK_CUDA else _exported(module, name, array, number, stream))
     if dtypes is not None and operand.dtype not in dtypes:
         raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}")
     if ranks is not None and len(operand.shape) not in ranks:
@@ -222,3 +257,25 @@ def _operand(
     if not operand.contiguous:
         raise InputError(f"{name}: not C-contiguous; pass a contiguous copy")
     return operand
+
+
+def _exported(module: ModuleType, name: str, array: Any, device: int, stream: int) -> Any:
+    """The array's DLPack capsule; its producer makes `stream` wait for what it still computes. Raises InputError."""
+    try:
+        with _current(module, device):  # PyTorch exports from the current device alone
+            return array.__dlpack__(stream=stream or _LEGACY_DEFAULT_STREAM)
+    except BufferError as e:
+        raise InputError(f"{name}: {type(array).__name__} cannot be exported through DLPack: {e}") from e
+
+
+@contextmanager
+def _current(module: ModuleType, device: int) -> Iterator[None]:
+    before = module.current_device()
+    if before == device:
+        yield
+        return
+    module.set_device(device)
+    try:
+        yield
+    finally:
+        module.set_device(before)

@@ -251,7 +251,7 @@ def test_cuda_kernels_that_see_no_device(devices: int, status: str, cuda_module:
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_cuda_kernels_are_held_against_numpy(wrong: bool, cuda_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver, results = HostDriver(), []
+    driver, results, batches = HostDriver(), [], set()
     monkeypatch.setattr(device_arrays, "load_library", lambda name: driver)
 
     def select(queries: ForeignArray, items: ForeignArray, **options: Any) -> Any:
@@ -262,13 +262,15 @@ def test_cuda_kernels_are_held_against_numpy(wrong: bool, cuda_module: Any, monk
         if wrong:
             result.ids[0, 0] += 1
         results.append(result)
+        batches.add(len(result.ids))
         fields = {name: getattr(result, name) for name in kernels.COMPARED}
         return types.SimpleNamespace(**{name: ForeignArray(a.ctypes.data, a.shape, a.dtype) for name, a in fields.items()})
 
     monkeypatch.setattr(cuda, "select", select)
     found = findings(kernels.probe, devices=2)["CUDA kernels"]
     assert found.status == ("broken" if wrong else "ok"), found
-    assert len(results) == (1 if wrong else 2 * len(kernels.QUERIES))
+    assert len(results) == (1 if wrong else 2 * len(kernels.CUDA_QUERIES))
+    assert wrong or (min(batches) <= 16 and max(batches) > 64), "kernels for few queries, and more than one tile for many"
     assert driver.blocks == {}, "device memory was not given back"
 
 

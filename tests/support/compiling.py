@@ -20,8 +20,8 @@ def compiled(factory: pytest.TempPathFactory, command: Sequence[str | Path], nam
     return kept(factory, name, _key(words), lambda out: subprocess.run([*words, "-o", str(out)], check=True))
 
 
-def said_while_compiling(factory: pytest.TempPathFactory, command: Sequence[str | Path], name: str) -> str:
-    """The standard error of `command -o PATH`."""
+def compiled_and_said(factory: pytest.TempPathFactory, command: Sequence[str | Path], name: str) -> tuple[Path, str]:
+    """What `command -o PATH` writes, and its standard error."""
     words = [str(word) for word in command]
 
     def compile(folder: Path) -> None:
@@ -30,7 +30,8 @@ def said_while_compiling(factory: pytest.TempPathFactory, command: Sequence[str 
         assert run.returncode == 0, run.stderr
         (folder / "said").write_text(run.stderr)
 
-    return (kept(factory, name, _key(words), compile) / "said").read_text()
+    folder = kept(factory, name, _key(words), compile)
+    return folder / name, (folder / "said").read_text()
 
 
 def _key(words: Sequence[str]) -> str:

@@ -285,14 +285,16 @@ def test_pooled_zones_are_the_references(anchor: str, pairs: int, monkeypatch: p
 class OnDevice:
     """An array that says it lies on a CUDA device."""
 
-    def __init__(self, array: np.ndarray, device: int = 0) -> None:
-        self.array, self.device = array, device
+    def __init__(self, array: np.ndarray, device: int = 0, module: Module | None = None) -> None:
+        self.array, self.device, self.module = array, device, module
         self.streams: list[int] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.device
 
     def __dlpack__(self, *, stream: int) -> OnDevice:
+        if self.module and self.module.current != self.device:  # as PyTorch from 2.10 on
+            raise BufferError("Can't export tensors on a different CUDA device index.")
         self.streams.append(stream)
         return self
 
@@ -309,10 +311,18 @@ class Module:
     """What dqe_engine._kernels_cuda offers; `select` notes its options."""
 
     Operand = Operand
+    Room = object
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.options: dict[str, Any] = {}
         self.failure = failure
+        self.current = 0
+
+    def current_device(self) -> int:
+        return self.current
+
+    def set_device(self, device: int) -> None:
+        self.current = device
 
     def select(self, queries: Operand, items: Operand, **options: Any) -> dict[str, Any]:
         self.options = options
@@ -349,6 +359,39 @@ def test_options_reach_the_kernels(module: Module) -> None:
     assert seen["excluded"].tolist() == [1, 3, 4, 1, 4]
     cuda.select(queries, ITEMS, k=1)
     assert queries.streams == [77, 1, 1]  # DLPack's number of the default stream
+
+
+def test_arrays_are_exported_while_their_device_is_current(module: Module) -> None:
+    queries, items = OnDevice(QUERIES.array, 1, module), OnDevice(ITEMS.array, 1, module)
+    cuda.select(queries, items, k=1)
+    assert queries.streams == items.streams == [1]
+    assert module.current == 0  # the caller's
+    module.current = 3
+    with pytest.raises(InputError, match="items: on CUDA device 0, the queries on device 1"):
+        cuda.select(queries, OnDevice(ITEMS.array, 0, module), k=1)
+    assert module.current == 3
+
+
+def test_what_pytorch_does_not_export_is_refused_in_one_line(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    queries = torch.zeros(2, 8, requires_grad=True)
+    monkeypatch.setattr(type(queries), "__dlpack_device__", lambda self: (2, 0))
+    with pytest.raises(InputError, match=r"^queries: Tensor cannot be exported .*require gradient, use tensor\.detach\(\)$"):
+        cuda.select(queries, ITEMS, k=1)
+
+
+def test_an_index_takes_its_items_once_for_each_stream(module: Module) -> None:
+    items = OnDevice(ITEMS.array)
+    index = cuda.Index(items, stream=7)
+    for stream in (7, 7, 8, 8, 7):
+        assert index.select(QUERIES, k=1, stream=stream).backend == "cuda"
+    assert items.streams == [7, 8]
+    assert (index.size, index.tokens, index.width, index.device) == (5, 1, 8, 0)
+    with pytest.raises(InputError, match="D=9 and items D=8"):
+        index.select(OnDevice(np.zeros((2, 9), np.float32)), k=1)
+    with pytest.raises(InputError, match="no tokens"):
+        cuda.Index(OnDevice(np.zeros((5, 0, 8), np.float16)))
 
 
 class DeviceMemory:
@@ -475,4 +518,6 @@ def test_the_module_imports_without_a_driver(monkeypatch: pytest.MonkeyPatch) ->
     from dqe_engine import _kernels_cuda
 
     assert _kernels_cuda.device_count() >= 0
-    assert _kernels_cuda.workspace_bytes(64, 10**6, 1, 256, False, True, 100, 10, True, True, True, 5) < 64 << 20
+    lists = _kernels_cuda.workspace_bytes(64, 10**6, 1, 256, False, True, 100, 10, True, False, False, 5)
+    assert lists < 64 << 20
+    assert _kernels_cuda.workspace_bytes(64, 10**6, 1, 256, False, True, 100, 10, True, True, True, 5) < lists + 65 * 4 * 10**6

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.compiling import compiled, said_while_compiling
+from support.compiling import compiled
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
 
@@ -33,6 +33,8 @@ CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
 POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
 H200, A100, SMALL = 227 * 1024, 163 * 1024, 99 * 1024
 """Shared memory per block: how many stages there are, and whether the queries stay, depends on it."""
+KEPT = 1 << 30
+"""Bytes of scores that may be kept; with 0, zones that need another look pass over the items again."""
 
 
 class PickRule(ctypes.Structure):
@@ -74,6 +76,7 @@ class Settings(ctypes.Structure):
         ("order", ctypes.c_uint64),
         ("stale_reads", ctypes.c_int),
         ("wrong_lanes", ctypes.c_int),
+        ("kept_limit", ctypes.c_int64),
     )
 
 
@@ -104,6 +107,7 @@ def emulate(
     order: int = 0,
     stale_reads: int = 0,
     wrong_lanes: int = 0,
+    kept_limit: int = KEPT,
 ) -> tuple[ZoneSelection, int]:
     """What the kernels select, and how many passes over the items it took."""
     zones, batch = request.zones, request.batch
@@ -129,7 +133,7 @@ def emulate(
     )
     message = ctypes.create_string_buffer(500)
     passes = library.emulated_select(
-        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes)),
+        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit)),
         ctypes.byref(given),
         ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
         ctypes.c_int64(len(request.excluded)),
@@ -248,23 +252,25 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
     shared_limit=st.sampled_from((H200, A100, SMALL)),
     multiprocessors=st.sampled_from((1, 3, 7)),
     order=st.integers(0, 100),
+    kept_limit=st.sampled_from((KEPT, 0)),
 )
-@example(EMPTIED, False, H200, 3, 0)
-@example(LONG, False, A100, 3, 1)
-@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2)
-@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3)
-@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3)
+@example(EMPTIED, False, H200, 3, 0, 0)
+@example(LONG, False, A100, 3, 1, 0)
+@example(LONG, False, A100, 3, 1, KEPT)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, 0)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, KEPT)
+@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3, KEPT)
+@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3, KEPT)
 def test_kernels_equal_reference(
-    library: ctypes.CDLL, case: Case, half_queries: bool, shared_limit: int, multiprocessors: int, order: int
+    library: ctypes.CDLL, case: Case, half_queries: bool, shared_limit: int, multiprocessors: int, order: int, kept_limit: int
 ) -> None:
     request = case.request()
-    result, _ = emulate(
-        library, request, half_queries=half_queries, shared_limit=shared_limit, multiprocessors=multiprocessors, order=order
-    )
+    where: dict[str, Any] = {"shared_limit": shared_limit, "multiprocessors": multiprocessors, "order": order, "kept_limit": kept_limit}
+    result, _ = emulate(library, request, half_queries=half_queries, **where)
     assert_same(result, reference.select(request))
 
 
-WIDTHS, HALVES, LIMITS = (1, 3, 64, 256, 257, 768, 1024), ((True, False), (True, True), (False, False)), (H200, A100, SMALL)
+WIDTHS, HALVES, LIMITS = (1, 3, 20, 64, 102, 256, 257, 768, 1024), ((True, False), (True, True), (False, False)), (H200, A100, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +346,42 @@ def test_limits_hold_whatever_the_order_of_the_items(
         assert passes > 4  # so the host's loop was needed, and ended
 
 
+OWN_BEST = ZoneSpec(lo=-math.inf, hi=math.inf, policy="hardest")
+"""Everything, so that the list of picks sees every item."""
+
+
+@pytest.mark.parametrize("zones", [OWN_BEST, RANKS])
+@pytest.mark.parametrize(("kept_limit", "most_passes"), [(KEPT, 2), (0, 9)])
+def test_zones_of_the_own_best_take_one_pass_over_the_items(
+    library: ctypes.CDLL, zones: ZoneSpec, kept_limit: int, most_passes: int
+) -> None:
+    """A sample and one pass; without room for the scores more, with the same result."""
+    request = one_score_per_item(np.random.default_rng(0).permutation(SIZE), zones=zones, picks=10, counts=True)
+    result, passes = emulate(library, request, multiprocessors=2, kept_limit=kept_limit)
+    assert_same(result, reference.select(request))
+    assert passes <= most_passes
+    assert kept_limit or passes > 3
+
+
+@pytest.mark.parametrize("zones", [OWN_BEST, RANKS])
+def test_zones_are_made_again_when_the_best_was_not_known(library: ctypes.CDLL, zones: ZoneSpec) -> None:
+    """The sample misses the best, and so many items pass its limit that the list overflows."""
+    scores = np.where(SAMPLED, 0, np.arange(SIZE))
+    request = one_score_per_item(scores, zones=zones, picks=10, counts=True, exclude=np.array([[SIZE - 1, 5]] * 2))
+    result, passes = emulate(library, request, multiprocessors=2)
+    assert_same(result, reference.select(request))
+    assert passes > 2
+
+
+def test_a_batch_is_cut_where_its_scores_do_not_fit(library: ctypes.CDLL) -> None:
+    case = Case(seed=6, batch=150, size=300, tokens=1, width=8, k=4, picks=3, anchor="best", zones=RANKS, excluded=2)
+    request = case.request()
+    for rows, passes in ((150, 1), (149, 2), (64, 3), (63, 5)):
+        result, taken = emulate(library, request, kept_limit=rows * 384 * 4)
+        assert_same(result, reference.select(request))
+        assert taken == passes, rows
+
+
 def test_a_sample_names_the_items_that_it_found(library: ctypes.CDLL) -> None:
     """The limit is the sample's last best item, so a lower id than that item's would lose it."""
     scores = np.zeros(SIZE, np.int64)
@@ -388,8 +430,11 @@ def test_one_query_asks_for_one_list(library: ctypes.CDLL) -> None:
     assert library.emulated_workspace_bytes(ctypes.byref(request)) < 2**20 * entry_bytes + (1 << 20)
 
 
-def test_long_lists_are_sorted_in_device_memory(library: ctypes.CDLL) -> None:
-    request = one_score_per_item(np.random.default_rng(1).integers(0, 900, 6000), k=6000)
+@pytest.mark.parametrize("k", [600, 4096, 4097, 9000])
+@pytest.mark.parametrize("values", [2, 900, 100_000])
+def test_long_lists_are_sorted(library: ctypes.CDLL, k: int, values: int) -> None:
+    """Of those the best that fit shared memory, unless they are too many or too many are equal."""
+    request = one_score_per_item(np.random.default_rng(1).integers(0, values, 9000), k=k)
     assert_same(emulate(library, request)[0], reference.select(request))
 
 
@@ -518,11 +563,11 @@ class OnDevice:
         return new_capsule(ctypes.addressof(self.tensor), b"dltensor", None)
 
 
-def revealed(array: Any) -> np.ndarray | None:
+def revealed(array: Any, stream: int | None = 1) -> np.ndarray | None:
     if array is None:
         return None
     assert array.__dlpack_device__() == (2, 0)
-    capsule = array.__dlpack__(stream=1, max_version=(1, 0))
+    capsule = array.__dlpack__(stream=stream, max_version=(1, 0))
     tensor = Tensor.from_address(open_capsule(capsule, b"dltensor"))
     assert (tensor.device_type, tensor.device_id, tensor.lanes) == (2, 0, 1)
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
@@ -584,13 +629,52 @@ def test_the_adapter(
             workspace=OnDevice(space) if own_workspace else None,
         )
         names = [field.name for field in dataclasses.fields(ZoneSelection) if field.name not in ("backend", "rescored")]
-        assert allocations() == 1  # the results'; a workspace of its own is gone
+        assert allocations() == 1  # the results'; the index and its workspace are gone
         assert_same(ZoneSelection(**{name: revealed(getattr(result, name)) for name in names}, backend="cuda"), reference.select(request))
         del result
         assert allocations() == 0
         if own_workspace:
             with pytest.raises(InputError, match="workspace"):
                 cuda.select(OnDevice(request.queries), OnDevice(request.shards[0]), k=5, workspace=OnDevice(space[:1024]))
+
+
+@pytest.mark.slow
+def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    allocations = ctypes.CDLL(built_module.__file__).emulated_allocations
+    allocations.restype = ctypes.c_int64
+    queries, items = OnDevice(np.zeros((20, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
+    index, sizes = cuda.Index(items), []
+    for k, zones in ((3, None), (3, RANKS), (2, None)):
+        ids = index.select(queries, k=k, zones=zones).ids
+        np.testing.assert_array_equal(revealed(ids), [range(k)] * 20)
+        del ids
+        sizes.append(index._room.bytes)
+        assert allocations() == 1  # the workspace
+    assert sizes[0] < sizes[1] == sizes[2] == cuda.workspace_bytes(20, (5, 8), k=3, zones=RANKS)
+    del index
+    assert allocations() == 0
+
+
+@pytest.mark.slow
+def test_results_are_freed_behind_the_streams_that_took_them(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    log = ctypes.CDLL(built_module.__file__).emulated_log
+    log.restype = ctypes.c_char_p
+    queries, items = OnDevice(np.zeros((2, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
+    index, freeing = cuda.Index(items, stream=55), 1000  # a stream of the module's own
+    for taken, expected in (
+        ((), ""),
+        ((77, 77), f"record 77;wait {freeing};"),
+        ((None, 77), f"record 1;wait {freeing};record 77;wait {freeing};"),
+        ((-1,), "synchronize 0;"),  # a consumer that does not say
+    ):
+        result = index.select(queries, k=3, stream=55)
+        for stream in taken:
+            revealed(result.ids, stream)
+        before = log().decode()
+        del result
+        assert log().decode() == f"{before}{expected}free {freeing};"
 
 
 @pytest.mark.slow
@@ -638,34 +722,3 @@ def test_a_wrong_lane_mapping_is_noticed(library: ctypes.CDLL, half_queries: boo
 def test_waiting_for_too_few_copies_is_noticed(library: ctypes.CDLL) -> None:
     with pytest.raises(RuntimeError, match="under way"):
         emulate(library, dataclasses.replace(LONG, size=300).request(), stale_reads=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int) -> None:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("no nvcc")
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Xcompiler=-Wall", target]
-    said = said_while_compiling(tmp_path_factory, [compiler, *flags, "-c", CUDA / "zones.cu"], f"zones-{architecture}")
-    assert "warning" not in said
-    spills = [line for line in said.splitlines() if "spill" in line]
-    assert len(spills) > 20
-    assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
-
-
-@pytest.mark.slow
-def test_the_compiled_code_is_what_was_meant(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tensor cores and asynchronous copies are there, and no fused multiply-add in float64: philox.hpp says why."""
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("no nvcc")
-    flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
-    code = compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "zones.ptx").read_text()
-    for instruction in ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global"):
-        assert instruction in code
-    assert "div.rn.f64" in code  # the softmax policy's keys
-    assert "fma.rn.f64" not in code
-    flags.remove("--fmad=false")  # the test of the test
-    assert "fma.rn.f64" in compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "fused.ptx").read_text()

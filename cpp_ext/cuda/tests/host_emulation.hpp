@@ -34,6 +34,9 @@ struct dim3 {
     unsigned x = 1, y = 1, z = 1;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct float2 {
+    float x, y;
+};
 struct float4 {
     float x, y, z, w;
 };
@@ -63,7 +66,7 @@ struct Warp {
 struct Copy {
     size_t to;
     const unsigned char* from;
-    int bytes;
+    int size, bytes;
 };
 
 struct Fiber {
@@ -87,6 +90,7 @@ struct Word {
 struct Machine {
     // Settings of the tests.
     int shared_limit = 227 * 1024, multiprocessors = 3;
+    int64_t kept_limit = 1 << 30;
     uint64_t order = 0;
     int stale_reads = 0;  // corruption for the tests of the tests: see host_ptx.hpp
     int wrong_lanes = 0;
@@ -106,6 +110,7 @@ struct Machine {
     std::function<void()> body;
     std::string error;
     int64_t launches = 0, allocations = 0;
+    std::string log;  // of the calls that order streams
 };
 inline Machine machine;
 
@@ -433,13 +438,41 @@ inline cudaError_t cudaMallocFromPoolAsync(void** where, size_t bytes, cudaMemPo
     ++emulation::machine.allocations;
     return cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* where, cudaStream_t) {
+namespace emulation {
+inline void note(const char* what, const void* stream) {
+    machine.log += what + (" " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + ";");
+}
+}  // namespace emulation
+inline cudaError_t cudaFreeAsync(void* where, cudaStream_t stream) {
     std::free(where);
     --emulation::machine.allocations;
+    emulation::note("free", stream);
+    return cudaSuccess;
+}
+using cudaEvent_t = void*;
+constexpr unsigned cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1;
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    *stream = reinterpret_cast<cudaStream_t>(1000);
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) {
+    emulation::note("record", stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+    emulation::note("wait", stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() {
+    emulation::note("synchronize", nullptr);
     return cudaSuccess;
 }
 
 namespace dqe::cuda {
+
+inline int64_t kept_bytes() { return emulation::machine.kept_limit; }
 
 template <typename T>
 using Shared = emulation::Pointer<T>;

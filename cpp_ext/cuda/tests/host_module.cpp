@@ -5,3 +5,5 @@
 #include "../bindings.cpp"
 
 extern "C" __attribute__((visibility("default"))) int64_t emulated_allocations() { return emulation::machine.allocations; }
+
+extern "C" __attribute__((visibility("default"))) const char* emulated_log() { return emulation::machine.log.c_str(); }

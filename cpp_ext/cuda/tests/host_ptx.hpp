@@ -44,13 +44,19 @@ uint32_t shared_address(Shared<T> pointer) {
     return static_cast<uint32_t>(pointer.offset);
 }
 
-inline void cp_async_16(uint32_t to, const unsigned char* from, int bytes) {
+inline void cp_async(uint32_t to, const unsigned char* from, int size, int bytes) {
     using namespace emulation;
-    if (bytes < 0 || bytes > 16 || to % 16 || reinterpret_cast<uintptr_t>(from) % 16) fail("cp.async: misaligned or bad size");
-    touch(to, 16, true);
-    for (int word = 0; word < 4; ++word) machine.words[to / 4 + word].in_flight = true;
-    machine.fibers[machine.current].groups.back().push_back({to, from, bytes});
+    if (bytes < 0 || bytes > size || to % size || reinterpret_cast<uintptr_t>(from) % size) fail("cp.async: misaligned or bad size");
+    touch(to, size, true);
+    for (int word = 0; word < size / 4; ++word) machine.words[to / 4 + word].in_flight = true;
+    machine.fibers[machine.current].groups.back().push_back({to, from, size, bytes});
 }
+inline void cp_async_16(uint32_t to, const unsigned char* from, int bytes) { cp_async(to, from, 16, bytes); }
+template <int Size>
+void cp_async_short(uint32_t to, const unsigned char* from, int bytes) {
+    cp_async(to, from, Size, bytes);
+}
+inline uint32_t middle_of(uint32_t low, uint32_t high) { return low >> 16 | high << 16; }
 
 inline void cp_async_commit() { emulation::machine.fibers[emulation::machine.current].groups.emplace_back(); }
 
@@ -60,9 +66,9 @@ void cp_async_wait() {
     auto& groups = machine.fibers[machine.current].groups;
     while (static_cast<int>(groups.size()) - 1 > Pending + machine.stale_reads) {
         for (const Copy& copy : groups.front()) {
-            for (int word = 0; word < 4; ++word) machine.words[copy.to / 4 + word].in_flight = false;
-            touch(copy.to, 16, true);
-            std::memset(&machine.shared[copy.to], 0, 16);
+            for (int word = 0; word < copy.size / 4; ++word) machine.words[copy.to / 4 + word].in_flight = false;
+            touch(copy.to, copy.size, true);
+            std::memset(&machine.shared[copy.to], 0, copy.size);
             if (copy.bytes) std::memcpy(&machine.shared[copy.to], copy.from, copy.bytes);
         }
         groups.erase(groups.begin());

@@ -38,6 +38,7 @@ struct Settings {
     int shared_limit, multiprocessors;
     uint64_t order;
     int stale_reads, wrong_lanes;
+    int64_t kept_limit;
 };
 
 // Returns the passes made, or -1 and a message. Inputs are copied to guarded memory first.
@@ -48,6 +49,7 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     emulation::machine.order = settings->order;
     emulation::machine.stale_reads = settings->stale_reads;
     emulation::machine.wrong_lanes = settings->wrong_lanes;
+    emulation::machine.kept_limit = settings->kept_limit;
     emulation::machine.error.clear();
     Guarded queries(request.batch * request.width * (request.half_queries ? 2 : 4));
     Guarded items(request.size * request.tokens * request.width * (request.half_items ? 2 : 4));

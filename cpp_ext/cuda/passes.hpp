@@ -1,0 +1,215 @@
+// Passes over the items: what starts their kernels. The first error ends everything that follows: each step is skipped
+// once there is one.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "plan.hpp"
+#include "query_kernels.hpp"
+#include "scan_kernels.hpp"
+
+namespace dqe::cuda {
+
+class Passes {
+  public:
+    Passes(const Request& request, const Plan& plan, const Workspace& space, cudaStream_t stream)
+        : r_(request), plan_(plan), w_(space), stream_(stream) {
+        check(flags_.error());
+        describe_device();
+        choose_tile();
+    }
+
+  protected:
+    bool good() const { return status_.error == cudaSuccess && status_.fault == Fault::none; }
+
+    void check(cudaError_t error) {
+        if (status_.error == cudaSuccess) status_.error = error;
+    }
+
+    void fill(void* where, int value, size_t bytes) {
+        if (good() && bytes) check(cudaMemsetAsync(where, value, bytes, stream_));
+    }
+
+    template <typename... Params, typename... Args>
+    void start(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, const Args&... args) {
+        if (good()) check(launch(kernel, grid, threads, shared_bytes, stream_, args...));
+    }
+
+    void describe_device() {
+        int device = 0;
+        check(cudaGetDevice(&device));
+        if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
+        if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+        if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+    }
+
+    // Larger query tiles read the items less often: 64 rows unless the batch is small or the device has too little shared memory.
+    // Keep the queries there if that leaves at least three stages, then as many stages as fit.
+    void choose_tile() {
+        const auto fits = [&](int rows, int stages, bool resident) {
+            return SharedPlan::of(rows, plan_.parts(), plan_.chunks, stages, resident).total <= shared_limit_;
+        };
+        rows_ = r_.batch > 16 && (fits(64, 2, false) || fits(64, 3, true)) ? 64 : 16;
+        resident_ = fits(rows_, 3, true);
+        stages_ = kMostStages;
+        while (stages_ > 2 && !fits(rows_, stages_, resident_)) --stages_;
+        if (good() && !fits(rows_, stages_, resident_)) status_.fault = Fault::shared_memory_too_small;
+    }
+
+    Scan scan_of(int64_t first, int64_t batch) {
+        const auto* items = static_cast<const unsigned char*>(r_.items);
+        const int64_t pitch = r_.width * (r_.half_items ? 2 : 4);
+        Scan scan = {};
+        scan.queries = w_.queries;
+        scan.unscale = w_.unscale;
+        if (plan_.product == Product::split_half) scan.exact_queries = static_cast<const float*>(r_.queries) + first * r_.width;
+        scan.items = items;
+        scan.batch = batch, scan.size = r_.size, scan.tokens = r_.tokens, scan.width = r_.width;
+        scan.chunks = plan_.chunks;
+        scan.items_per_tile = static_cast<int>(std::max(int64_t{1}, kColumns / r_.tokens));
+        scan.steps = r_.tokens > kColumns ? quotient_up(r_.tokens, kColumns) : 1;
+        for (scan.unit = 16; (pitch | static_cast<int64_t>(reinterpret_cast<uintptr_t>(items))) % scan.unit;) scan.unit /= 2;
+        if (r_.excluded_start) scan.excluded_start = r_.excluded_start + first, scan.excluded_ids = r_.excluded_ids;
+        scan.stages = stages_, scan.resident = resident_;
+        cover(scan, r_.size);
+        return scan;
+    }
+
+    // Let the pass see about `items` items, in tiles evenly spread over all.
+    void cover(Scan& scan, int64_t items) const {
+        const int64_t all = quotient_up(r_.size, scan.items_per_tile);
+        scan.tiles = std::min(all, std::max(int64_t{1}, items / scan.items_per_tile));
+        scan.stride = scan.tiles ? all / scan.tiles : 1;
+        if (items >= r_.size) scan.tiles = all, scan.stride = 1;
+    }
+
+    template <template <int> class Consumer, typename Argument, Product product, int Rows>
+    void start_scan(const Scan& scan, const Argument& argument) {
+        const SharedPlan shared = SharedPlan::of(Rows, Format<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+        const int64_t query_tiles = quotient_up(scan.batch, Rows);
+        const int64_t resident_blocks = processors_ * std::max(1, shared_total_ / (shared.total + 1024));
+        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
+        // Query tiles vary fastest: blocks that run together read the same items, which then come from the L2 cache.
+        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
+        start(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
+        ++status_.passes;
+    }
+
+    template <template <int> class Consumer, typename Argument>
+    void scan_with(const Scan& scan, const Argument& argument) {
+        if (scan.tiles == 0 || !good()) return;
+        const bool few = rows_ == 16;
+        switch (plan_.product) {
+            case Product::half:
+                return few ? start_scan<Consumer, Argument, Product::half, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::half, 64>(scan, argument);
+            case Product::split_half:
+                return few ? start_scan<Consumer, Argument, Product::split_half, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::split_half, 64>(scan, argument);
+            case Product::single:
+                return few ? start_scan<Consumer, Argument, Product::single, 16>(scan, argument)
+                           : start_scan<Consumer, Argument, Product::single, 64>(scan, argument);
+        }
+    }
+
+    // Offer the items to the lists that are wanted, and count.
+    void offer(const Scan& scan, const Selection& selection) {
+        const bool zones = selection.want_picks || selection.want_counts;
+        if (!suits(scan, zones)) return scan_with<Select>(scan, selection);
+        if (!zones) return sieve(scan, selection.top, false);
+        start_sieve(scan, true, zone_blocks(plan_.product, rows_), selection,
+                    [](auto product, auto rows) { return zone_kernel<product(), rows()>; });
+    }
+
+    void sieve(const Scan& scan, const Candidates& list, bool sampling) {
+        start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
+            return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
+        });
+    }
+
+    // The pass over all items that keeps their scores, and offers them to the list of the best if that is wanted.
+    void keep(const Scan& scan, const Kept& kept, const Selection& selection) {
+        if (!suits(scan, false)) return scan_with<KeepingSelect>(scan, Keeping{kept, selection});
+        start_sieve(scan, false, 2, Keeping{kept, selection}, [](auto product, auto rows) { return keep_kernel<product(), rows()>; });
+    }
+
+    bool suits(const Scan& scan, bool zones) const {
+        const int span = rows_ == 16 ? Lane<Product::half, 16>::kSpan : Lane<Product::half, 64>::kSpan;
+        return plan_.product != Product::single && sieve_suits(scan, span) && (!zones || !scan.excluded_start) &&
+               sieve_bytes(rows_, plan_.parts(), scan.chunks, zones) <= shared_limit_;
+    }
+
+    // `kernel_of(product, rows)`: both as types whose call is a constant.
+    template <typename Argument, typename KernelOf>
+    void start_sieve(const Scan& scan, bool zones, int64_t blocks, const Argument& argument, const KernelOf& kernel_of) {
+        if (scan.tiles == 0) return;
+        const auto of_rows = [&](auto rows) {
+            return plan_.product == Product::half ? kernel_of(std::integral_constant<Product, Product::half>(), rows)
+                                                  : kernel_of(std::integral_constant<Product, Product::split_half>(), rows);
+        };
+        const auto kernel = rows_ == 16 ? of_rows(std::integral_constant<int, 16>()) : of_rows(std::integral_constant<int, 64>());
+        const int64_t shared = sieve_bytes(rows_, plan_.parts(), scan.chunks, zones);
+        const int64_t query_tiles = quotient_up(scan.batch, rows_);
+        const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
+        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
+        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
+        start(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
+        ++status_.passes;
+    }
+
+    // A kernel over kept scores: a block for each query and some of the tiles.
+    template <typename... Params, typename... Args>
+    void start_over(void (*kernel)(Params...), const KeptItems& items, int64_t batch, size_t shared_bytes, const Args&... args) {
+        constexpr int64_t kBlocks = 8;  // of kThreads on a multiprocessor
+        const int64_t lanes = std::clamp(quotient_up(processors_ * kBlocks, batch), int64_t{1}, items.tiles);
+        start(kernel, dim3(static_cast<unsigned>(batch), static_cast<unsigned>(lanes)), kThreads, shared_bytes, items, args...);
+    }
+
+    void prepare(int64_t first, int64_t batch) {
+        const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
+        const auto with = [&](auto kernel) {
+            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries, r_.half_queries, batch, r_.width,
+                  rows_, plan_.chunks, w_.queries, w_.unscale);
+        };
+        if (plan_.product == Product::half) with(prepare_queries<Product::half>);
+        if (plan_.product == Product::split_half) with(prepare_queries<Product::split_half>);
+        if (plan_.product == Product::single) with(prepare_queries<Product::single>);
+    }
+
+    // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
+    int64_t sample_slots() const {
+        return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
+    }
+
+    // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
+    // the sample must lie in entries of their own, so there are four times as many; more than a sixteenth of all costs more than it
+    // saves.
+    int64_t sample_tiles(const Scan& scan, int64_t items) const {
+        if (!suits(scan, false)) return 0;
+        const int64_t all = quotient_up(r_.size, scan.items_per_tile);
+        const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
+        const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
+        const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
+        return least <= most ? std::clamp(all / 16, least, most) : 0;
+    }
+
+    void synchronize() {
+        if (good()) check(cudaStreamSynchronize(stream_));
+    }
+
+    const Request& r_;
+    const Plan& plan_;
+    const Workspace& w_;
+    cudaStream_t stream_;
+    Status status_ = {cudaSuccess, Fault::none, 0};
+    int rows_ = 16;  // of a query tile
+    Flags flags_;
+
+  private:
+    int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
+    int stages_ = 2;  // of the ring
+    bool resident_ = false;
+};
+
+}  // namespace dqe::cuda

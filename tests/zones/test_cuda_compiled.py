@@ -1,0 +1,119 @@
+"""What nvcc makes of the CUDA kernels: instructions that were meant, no spills, and how many instructions the inner loops take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support import sass
+from support.compiling import compiled, compiled_and_said
+
+CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
+
+BUDGETS = {  # product and rows of a query tile: instructions of a chunk, of a tile in which nothing reaches a limit
+    ("sieve", "half", 16): (82, 80),
+    ("sieve", "half", 64): (112, 120),
+    ("sieve", "split", 16): (100, 95),
+    ("sieve", "split", 64): (158, 145),
+    ("keep", "half", 16): (82, 100),
+    ("keep", "half", 64): (115, 220),
+    ("keep", "split", 16): (100, 175),
+    ("keep", "split", 64): (158, 320),
+    ("zone", "half", 16): (85, 200),
+    ("zone", "half", 64): (116, 425),
+    ("zone", "split", 16): (102, 230),
+    ("zone", "split", 64): (158, 500),
+}
+"""Of the kernels that score from registers, for sm_90 and nvcc 13.0. Each warp of a block issues them: at 16 warps on a multiprocessor,
+four times as many cycles as a chunk has instructions."""
+NAME = re.compile(r"(sieve|keep|zone)_kernel<\(dqe::cuda::Product\)(\d), (\d+)(, false)?>")
+
+
+def nvcc() -> str:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("no nvcc")
+    return compiler
+
+
+def built(factory: pytest.TempPathFactory, architecture: int) -> tuple[Path, str]:
+    """The object file, and what the compiler said."""
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Xcompiler=-Wall", target]
+    return compiled_and_said(factory, [nvcc(), *flags, "-c", CUDA / "zones.cu"], f"zones-{architecture}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int) -> None:
+    said = built(tmp_path_factory, architecture)[1]
+    assert "warning" not in said
+    spills = [line for line in said.splitlines() if "spill" in line]
+    assert len(spills) > 20
+    assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+
+
+@pytest.mark.slow
+def test_instructions_stay_within_their_budgets(tmp_path_factory: pytest.TempPathFactory) -> None:
+    program = sass.disassembler()
+    if program is None:
+        pytest.skip("no cuobjdump: on PATH, in CUDA_HOME, or in Triton's wheel")
+    seen, over = {}, []
+    for kernel in sass.kernels(sass.dumped(program, built(tmp_path_factory, 90)[0])):
+        assert not kernel.where(r"\b(LDL|STL)\b"), f"{kernel.name} uses local memory"
+        if not (found := NAME.search(kernel.name)):
+            continue
+        chunk = kernel.innermost("HMMA")
+        tile = kernel.around(chunk)
+        assert len(kernel.where(r"\bBAR\.SYNC", *chunk)) == 1, "one barrier a chunk"
+        copies = kernel.where("LDGSTS", *chunk)
+        assert len(copies) == 4
+        rest = kernel.shortest(chunk[1], tile[1]) + kernel.shortest(tile[0], chunk[0]) - 2
+        name = (found[1], ("half", "split")[int(found[2])], int(found[3]))
+        seen[name] = kernel.shortest(*chunk, through=copies), rest
+        print(*name, *seen[name])
+        if any(count > budget for count, budget in zip(seen[name], BUDGETS[name], strict=True)):
+            over.append(f"{name}: {seen[name]} for {BUDGETS[name]}")
+    assert not over
+    assert seen.keys() == BUDGETS.keys()
+
+
+def test_a_path_is_the_shortest_that_the_code_allows() -> None:
+    """Loops, and paths that go around what a vote skips; not where only lanes that went separate ways go."""
+    code = [
+        "MOV R1, R2",
+        "@P0 BRA 0x40",
+        "FADD R1, R1, R2",
+        "HMMA R4",
+        "BRA.DIV UR5, 0x80",
+        "LDGSTS.E [R1]",
+        "@!P1 BRA 0x10",
+        "EXIT",
+        "NOP",
+    ]
+    listing = "".join(f"        /*{16 * i:04x}*/                   {text} ;       /* 0x0 */\n" for i, text in enumerate(code))
+    (kernel,) = sass.kernels("\t\tFunction : _Z4testv\n" + listing)
+    assert kernel.name == "test()"
+    assert kernel.loops() == [(0x10, 0x60)]
+    assert kernel.innermost("HMMA") == (0x10, 0x60)
+    assert kernel.shortest(0x10, 0x60) == 4
+    assert kernel.shortest(0x10, 0x60, through=kernel.where("HMMA")) == 6
+    with pytest.raises(AssertionError, match="no path"):
+        kernel.shortest(0x70, 0x10)
+
+
+@pytest.mark.slow
+def test_the_compiled_code_is_what_was_meant(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tensor cores and asynchronous copies are there, and no fused multiply-add in float64: philox.hpp says why."""
+    compiler = nvcc()
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
+    code = compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "zones.ptx").read_text()
+    meant = ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global")
+    for instruction in (*meant, "cp.async.ca.shared.global"):
+        assert instruction in code
+    assert "div.rn.f64" in code  # the softmax policy's keys
+    assert "fma.rn.f64" not in code
+    flags.remove("--fmad=false")  # the test of the test
+    assert "fma.rn.f64" in compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "fused.ptx").read_text()
