@@ -61,7 +61,8 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_ext/*.hpp' 'cpp_ext/*.cpp' 'cpp_ext/*.cu' 'cpp_ext/*.cuh')
 
-# The documentation as a site: build/site/index.html. A warning is an error, and so is a link that leads nowhere.
+# The documentation as a site: build/site/index.html; searching needs a server, such as `python3 -m http.server -d build/site`. A warning
+# is an error, and so is a link that leads nowhere.
 docs: $(STAMP)
 	$(BIN)/python -m docs.site build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file build/pages/mkdocs.yml --site-dir $(CURDIR)/build/site

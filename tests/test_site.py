@@ -23,7 +23,7 @@ from docs.site.pages import collect, linked, map_links
 from dqe_engine import client, errors, zones
 
 ROOT = Path(__file__).parents[1]
-COUNTED = ("h1", "h2", "h3", "table", "tr", "ul", "ol", "li", "pre", "img", "blockquote")
+COUNTED = ("h2", "h3", "table", "tr", "ul", "ol", "li", "pre", "img", "blockquote")
 
 
 class Counting(HTMLParser):
@@ -39,10 +39,19 @@ class Counting(HTMLParser):
             self.found[tag] += 1
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make docs` builds it: mkdocs ends with an error where it has a warning."""
-    folder = tmp_path_factory.mktemp("site")
+@pytest.mark.slow
+def test_the_site(tmp_path: Path) -> None:
+    """It is built once: with several tests, each worker would build its own."""
+    site = build(tmp_path)
+    assert broken_links(site) == []
+    assert len(list(site.rglob("*.html"))) > 40
+    assert read_otherwise(site) == {}
+    assert undocumented(site) == []
+    helps(site)
+
+
+def build(folder: Path) -> Path:
+    """As `make docs` does: mkdocs ends with an error where it has a warning."""
     subprocess.run([sys.executable, "-m", "docs.site", folder / "pages"], cwd=ROOT, check=True)
     build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", folder / "pages" / "mkdocs.yml", "-d", folder / "site"]
     done = subprocess.run(build, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
@@ -50,16 +59,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_no_link_is_dead(site: Path) -> None:
-    assert broken_links(site) == []
-    assert len(list(site.rglob("*.html"))) > 40
-
-
-def test_pages_read_as_on_github(site: Path) -> None:
-    """As many headings, rows, items and blocks of code as GitHub's rules find in the same text: Python-Markdown's rules are others."""
+def read_otherwise(site: Path) -> dict[str, object]:
+    """Pages with other numbers of headings, rows, items or blocks of code than GitHub's rules find: Python-Markdown's rules are others."""
     github = MarkdownIt("gfm-like", {"linkify": False})
     pages, _ = collect()
-    differing = {}
+    differing: dict[str, object] = {}
     for name, text in pages.items():
         if name == "decisions.md":
             continue
@@ -69,21 +73,26 @@ def test_pages_read_as_on_github(site: Path) -> None:
         here, there = Counting(article[0]).found, Counting(github.render(text)).found
         if here != there:
             differing[name] = (here - there, there - here)
-    assert differing == {}
+    return differing
 
 
-def test_every_public_name_is_documented(site: Path) -> None:
+def undocumented(site: Path) -> list[str]:
+    """Public names that no page of the reference has."""
+    missing = []
     text = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
     for module in (dqe_engine, zones, errors, client):
         names = getattr(
-            module, "__all__", [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            module,
+            "__all__",
+            [name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__],
         )
         public = [name for name in names if not name.startswith("_")]
         assert public
-        assert [name for name in public if not re.search(rf'id="[\w.]+\.{name}"', text)] == []
+        missing += [f"{module.__name__}.{name}" for name in public if not re.search(rf'id="[\w.]+\.{name}"', text)]
+    return missing
 
 
-def test_every_command_has_its_help(site: Path) -> None:
+def helps(site: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     listed = commands()
     assert {command[0] for command in listed} == set(scripts)
@@ -130,7 +139,7 @@ def test_links_in_code_stay() -> None:
 
 
 def test_dead_links_are_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"README.md links to docs/gone.md, and there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"README.md links to docs/gone.md#x, and there is no such file"):
         linked(PurePosixPath("README.md"), "docs/gone.md#x")
     (tmp_path / "a.html").write_text('<a id="x" href="b.html#y"></a><a href="b.html#z"></a><img src="c.png"><a href="https://d.e/f"></a>')
     (tmp_path / "b.html").write_text('<p id="y"></p>')

@@ -16,6 +16,7 @@ def write(folder: Path) -> None:
     """Everything that the site is made of, in a folder that is made anew. Raises FileNotFoundError for a link to no file."""
     shutil.rmtree(folder, ignore_errors=True)
     pages, files = collect()
+    pages["index.md"] = f"---\nhide: [navigation]\n---\n\n{pages['index.md']}"  # it stands alone in its menu
     pages["decisions.md"] = by_area(pages["decisions.md"])
     pages["options.md"] = commands_page()
     pages |= api_pages()

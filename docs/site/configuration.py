@@ -8,24 +8,29 @@ from pathlib import PurePosixPath
 from .generated import API
 from .pages import ROOT, linked, place
 
-PLAN = PurePosixPath("docs/README.md")
+PLAN, EXAMPLES = PurePosixPath("docs/README.md"), PurePosixPath("docs/examples/README.md")
 _HEADING = re.compile(r"^## ([^:\n]+)")
 _ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)#]+)\) \|", re.MULTILINE)
 
 
 def navigation() -> dict[str, list[tuple[str, str]]]:
-    """Title and place of each page, by kind: the tables of docs/README.md, without the rows that lead into a page."""
+    """Title and place of each page, by kind: the tables of docs/README.md, without the rows that lead into a page, and the examples."""
     found: dict[str, list[tuple[str, str]]] = {}
     for section in re.split(r"^(?=## )", (ROOT / PLAN).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         heading = _HEADING.match(section)
         assert heading is not None
-        for title, target in _ROW.findall(section):
-            path = linked(PLAN, target)
-            assert path is not None, target
-            found.setdefault(heading[1].strip(), []).append((title, place(path)))
+        found[heading[1].strip()] = _rows(PLAN, section)
+        if heading[1].startswith("Tutorial"):
+            found["Examples"] = [("Overview", place(EXAMPLES)), *_rows(EXAMPLES, (ROOT / EXAMPLES).read_text(encoding="utf-8"))]
     found["Reference"][1:1] = [("Options of every command", "options.md")]
     found["Reference"] += [(f"Python: {title}", name) for name, (title, _, _) in API.items()]
     return found
+
+
+def _rows(page: PurePosixPath, text: str) -> list[tuple[str, str]]:
+    """Title and place of what a table's rows begin with."""
+    paths = [(title, linked(page, target)) for title, target in _ROW.findall(text)]
+    return [(title, place(path)) for title, path in paths if path is not None]
 
 
 def configuration() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .pages import ROOT
 
-WIDTH = 96
+WIDTH = 80
 """Characters of a line of `--help`."""
 API = {
     "api/engine.md": (
@@ -19,7 +19,7 @@ API = {
         ["dqe_engine.engine.RetrievalEngine", "dqe_engine.query.Query", "dqe_engine.results", "dqe_engine.dialogue.Dialogue",
          "dqe_engine.batching.Batcher", "dqe_engine.bundle.Bundle", "dqe_engine.image_policy.ImagePolicy"],
     ),
-    "api/index.md": (
+    "api/gallery-index.md": (
         "the index",
         "An index as a value in Python: items, metadata, filters, saves.",
         ["dqe_engine.index.gallery.GalleryIndex", "dqe_engine.index.filters.compile_filter",
