@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when missing and updated when what it is made from changes.
-#   make setup | demo | demo-long | serve | test | test-fast | test-thorough | lint | bench | clean        PYTHON=python3.12 make setup: another interpreter
+#   make setup | demo | demo-long | serve | test | test-fast | test-thorough | lint | docs | bench | clean        PYTHON=python3.12 make setup: another interpreter
 PYTHON ?= python3
-EXTRAS ?= cpu,serve,train,lora,ray,milvus,export,bench,dev
+EXTRAS ?= cpu,serve,train,lora,ray,milvus,export,bench,dev,docs
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 10000
 
-.PHONY: setup demo demo-long serve test test-fast test-thorough lint bench clean
+.PHONY: setup demo demo-long serve test test-fast test-thorough lint docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -60,6 +60,13 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_ext/*.hpp' 'cpp_ext/*.cpp' 'cpp_ext/*.cu' 'cpp_ext/*.cuh')
+
+# The documentation as a site: build/site/index.html; searching needs a server, such as `python3 -m http.server -d build/site`. A warning
+# is an error, and so is a link that leads nowhere.
+docs: $(STAMP)
+	$(BIN)/python -m docs.site build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file build/pages/mkdocs.yml --site-dir $(CURDIR)/build/site
+	$(BIN)/python -m docs.site.check build/site
 
 # Peers are measured as everybody has them.
 DEFAULTS := env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT

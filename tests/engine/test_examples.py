@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import shutil
@@ -9,14 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from dqe_engine import RetrievalEngine, sample
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+TESTS = (Path(__file__), Path(__file__).parents[1] / "export" / "test_fashioniq_example.py")  # what trains has a file of its own
 
 
 def load(name: str) -> ModuleType:
@@ -43,12 +47,12 @@ def names(folder: Path) -> list[str]:
 
 
 def test_every_example_is_listed_and_tested() -> None:
-    programs = {path.name for path in EXAMPLES.glob("*.py")}
-    page, tests = (EXAMPLES / "README.md").read_text(encoding="utf-8"), Path(__file__).read_text(encoding="utf-8")
+    programs = {path.name for path in EXAMPLES.iterdir()} - {"README.md", "__pycache__"}
+    page, tests = (EXAMPLES / "README.md").read_text(encoding="utf-8"), "".join(path.read_text(encoding="utf-8") for path in TESTS)
     assert programs
     for program in programs:
         assert f"({program})" in page
-        assert program.removesuffix(".py") in tests
+        assert program.partition(".")[0] in tests
 
 
 def test_photo_folder(photos: Path, tmp_path: Path) -> None:
@@ -111,3 +115,23 @@ def test_mine_negatives() -> None:
     assert drawn[0] == -1
     assert all(drawn[row] in picks[row] for row in range(40))
     assert ((drawn == -1) == (picks[:, 0] == -1)).all()
+
+
+def test_tour() -> None:
+    """The notebook's cells, in one namespace as a kernel runs them; what a cell ends with is what it shows."""
+    cells = [cell for cell in json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in cells)
+    scope: dict[str, Any] = {}
+    shown = []
+    for number, cell in enumerate(cells):
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"cell {number}", "exec"), scope)
+        if last is not None:
+            shown.append(eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), scope))
+    assert len([picture for picture in shown if isinstance(picture, Image.Image)]) == 6
+    assert all(hit.metadata["price"] < 40 for hit in scope["cheap"].hits)
+    assert [hit.id for hit in scope["weighted"].hits] != [hit.id for hit in scope["result"].hits]
+    parts = scope["parts"]
+    assert parts.base + sum(parts.attributes.values()) == pytest.approx(scope["explained"].score, abs=1e-5)
+    assert scope["zones"].mid
