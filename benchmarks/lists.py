@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dqe_engine import Query, RetrievalEngine
 from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen, select_zones
+from dqe_engine.zones.arrays import F32
 from dqe_engine.zones.lists import TokenLists
 from dqe_training.data.garments.catalog import ALL_GARMENTS
 from dqe_training.data.garments.render import render
@@ -28,7 +28,6 @@ from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 
 from . import machine, report
 
-F32 = NDArray[np.float32]
 BATCHES = (1, 4, 16, 64, 256)
 K, BATCH_IMAGES = 10, 128
 

@@ -84,13 +84,13 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def some(*labels: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+def arms(*labels: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {label: ARMS[label] for label in labels}
 
 
-SMALL = some("+pool", "+pool+trns:pooled", "+pool+trns:rank", "+pool+trns:random")
-PHOTOS = some("+pool", "baseline", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled")
-LONG = some("+pool", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled", "full")
+SMALL = arms("+pool", "+pool+trns:pooled", "+pool+trns:rank", "+pool+trns:random")
+PHOTOS = arms("+pool", "baseline", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled")
+LONG = arms("+pool", "+pool+kl", "+law", "+law:unlabelled", "+pool+trns:pooled", "full")
 REGIMES = {
     "garments": Regime("garments", ("optim.epochs=2", "optim.batch_size=64"), ARMS),
     "garments-16": Regime("garments", ("optim.epochs=2", "optim.batch_size=16"), SMALL),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +26,7 @@ from .server.messages import (
     WrittenResponse,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _LONGEST_WAIT = 30.0
 """Seconds; a server that asks for more patience gets an error instead."""
@@ -51,43 +52,22 @@ class _Call(Generic[T]):
     again: bool = True
 
 
-def _search(image: bytes | None, timeout_ms: int | None, asked: dict[str, Any]) -> _Call[SearchResult]:
-    query = msgspec.json.encode({name: value for name, value in asked.items() if value is not None})
-    try:
-        msgspec.json.decode(query, type=SearchRequest)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{error}; the fields of a search are those of SearchRequest") from error
-    options: dict[str, Any] = {"headers": {} if timeout_ms is None else {"X-Deadline-Ms": str(timeout_ms)}}
-    if image is None:
-        options["content"] = query
-        options["headers"]["Content-Type"] = "application/json"
-    else:
-        options["files"] = {"image": ("image", image, "application/octet-stream"), "query": (None, query, "application/json")}
-    return _Call("POST", "/v1/search", SearchResult, options)
-
-
-def _items(limit: int, after: str | None, filter: Mapping[str, Any] | None) -> _Call[ItemsResponse]:
-    given = {"limit": limit, "after": after, "filter": _json(filter)}
-    return _Call("GET", "/v1/items", ItemsResponse, {"params": {name: value for name, value in given.items() if value is not None}})
-
-
-def _facets(filter: Mapping[str, Any] | None) -> _Call[FacetsResponse]:
-    return _Call("GET", "/v1/facets", FacetsResponse, {"params": {} if filter is None else {"filter": _json(filter)}})
-
-
-def _add(id: str, image: bytes, metadata: Mapping[str, Any] | None, replace: bool) -> _Call[WrittenResponse]:
-    item = msgspec.json.encode({"id": id, "metadata": metadata, "replace": replace})
-    parts = {"image": ("image", image, "application/octet-stream"), "item": (None, item, "application/json")}
-    return _Call("POST", "/v1/items", WrittenResponse, {"files": parts}, again=False)
-
-
-def _change(id: str, metadata: Mapping[str, Any] | None) -> _Call[WrittenResponse]:
-    return _Call("PATCH", _path(id), WrittenResponse, {"json": {"metadata": metadata}}, again=False)
-
-
 def _path(id: str, rest: str = "") -> str:
     encoded = "%2E" * len(id) if id in (".", "..") else quote(id, safe="")  # dots alone would be taken for folders
     return f"/v1/items/{encoded}{rest}"
+
+
+def _page(limit: int, after: str | None, filter: Mapping[str, Any] | None) -> _Call[ItemsResponse]:
+    return _Call("GET", "/v1/items", ItemsResponse, {"params": _given(limit=limit, after=after, filter=_json(filter))})
+
+
+def _parts(image: bytes, **told: bytes) -> dict[str, Any]:
+    """A multipart body: an image, and JSON beside it."""
+    return {"image": ("image", image, "application/octet-stream")} | {name: (None, said, "application/json") for name, said in told.items()}
+
+
+def _given(**parameters: Any) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _json(value: Any) -> str | None:
@@ -114,7 +94,91 @@ def _pause(call: _Call[Any], error: ServerError, tried: int, retries: int) -> fl
     return wait if wait <= _LONGEST_WAIT else None
 
 
-class Client:
+def _headers(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+class _Method(Generic[P, T]):
+    """A method of both clients, made from the function that describes its request: `Client` returns the answer, `AsyncClient` awaits it."""
+
+    def __init__(self, call: Callable[P, _Call[T]]) -> None:
+        self._call = call
+
+    @overload
+    def __get__(self, client: None, owner: type[Any]) -> Callable[P, _Call[T]]: ...
+    @overload
+    def __get__(self, client: Client, owner: type[Any]) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type[Any]) -> Callable[P, Any]:
+        if client is None:
+            return self._call
+
+        @functools.wraps(self._call)
+        def send(*arguments: P.args, **options: P.kwargs) -> Any:
+            return client._send(self._call(*arguments, **options))
+
+        return send
+
+
+class _Methods:
+    """What both clients can do, each method once."""
+
+    @_Method
+    @staticmethod
+    def search(*, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> _Call[SearchResult]:
+        """query: the fields of `SearchRequest`. timeout_ms: the deadline that the server is told. Raises InputError for other fields."""
+        asked = msgspec.json.encode({name: value for name, value in query.items() if value is not None})
+        try:
+            msgspec.json.decode(asked, type=SearchRequest)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{error}; the fields of a search are those of SearchRequest") from error
+        headers = {} if timeout_ms is None else {"X-Deadline-Ms": str(timeout_ms)}
+        if image is None:
+            options = {"headers": headers | {"Content-Type": "application/json"}, "content": asked}
+        else:
+            options = {"headers": headers, "files": _parts(image, query=asked)}
+        return _Call("POST", "/v1/search", SearchResult, options)
+
+    @_Method
+    @staticmethod
+    def item(id: str) -> _Call[ItemResponse]:
+        return _Call("GET", _path(id), ItemResponse)
+
+    @_Method
+    @staticmethod
+    def image(id: str, *, size: int = 320) -> _Call[bytes]:
+        """The item's picture, a JPEG, PNG or WebP, its longer side at most `size`: 160, 320 or 640."""
+        return _Call("GET", _path(id, "/image"), bytes, {"params": {"size": size}})
+
+    @_Method
+    @staticmethod
+    def facets(filter: Mapping[str, Any] | None = None) -> _Call[FacetsResponse]:
+        return _Call("GET", "/v1/facets", FacetsResponse, {"params": _given(filter=_json(filter))})
+
+    @_Method
+    @staticmethod
+    def vocabulary() -> _Call[VocabularyResponse]:
+        return _Call("GET", "/v1/vocabulary", VocabularyResponse)
+
+    @_Method
+    @staticmethod
+    def add(id: str, image: bytes, metadata: Mapping[str, Any] | None = None, *, replace: bool = False) -> _Call[WrittenResponse]:
+        item = msgspec.json.encode({"id": id, "metadata": metadata, "replace": replace})
+        return _Call("POST", "/v1/items", WrittenResponse, {"files": _parts(image, item=item)}, again=False)
+
+    @_Method
+    @staticmethod
+    def update(id: str, metadata: Mapping[str, Any] | None) -> _Call[WrittenResponse]:
+        return _Call("PATCH", _path(id), WrittenResponse, {"json": {"metadata": metadata}}, again=False)
+
+    @_Method
+    @staticmethod
+    def remove(id: str) -> _Call[RemovedResponse]:
+        return _Call("DELETE", _path(id), RemovedResponse, again=False)
+
+
+class Client(_Methods):
     """One server. A context manager; threads may share it.
 
     >>> with Client("http://127.0.0.1:8000", key="...") as client:
@@ -131,40 +195,14 @@ class Client:
         self._http = httpx.Client(base_url=url, timeout=timeout, headers=_headers(key), **options)
         self._retries = retries
 
-    def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResult:
-        """query: the fields of `SearchRequest`. timeout_ms: the deadline that the server is told."""
-        return self._send(_search(image, timeout_ms, query))
-
     def items(self, filter: Mapping[str, Any] | None = None, *, page: int = 200) -> Iterator[ItemResponse]:
         """All that pass the filter, the oldest first, fetched `page` at a time."""
         after: str | None = None
         while True:
-            found = self._send(_items(page, after, filter))
+            found = self._send(_page(page, after, filter))
             yield from found.items
             if (after := found.next) is None:
                 return
-
-    def item(self, id: str) -> ItemResponse:
-        return self._send(_Call("GET", _path(id), ItemResponse))
-
-    def image(self, id: str, *, size: int = 320) -> bytes:
-        """The item's picture, a JPEG, PNG or WebP, its longer side at most `size`: 160, 320 or 640."""
-        return self._send(_Call("GET", _path(id, "/image"), bytes, {"params": {"size": size}}))
-
-    def facets(self, filter: Mapping[str, Any] | None = None) -> FacetsResponse:
-        return self._send(_facets(filter))
-
-    def vocabulary(self) -> VocabularyResponse:
-        return self._send(_Call("GET", "/v1/vocabulary", VocabularyResponse))
-
-    def add(self, id: str, image: bytes, metadata: Mapping[str, Any] | None = None, *, replace: bool = False) -> WrittenResponse:
-        return self._send(_add(id, image, metadata, replace))
-
-    def update(self, id: str, metadata: Mapping[str, Any] | None) -> WrittenResponse:
-        return self._send(_change(id, metadata))
-
-    def remove(self, id: str) -> RemovedResponse:
-        return self._send(_Call("DELETE", _path(id), RemovedResponse, again=False))
 
     def close(self) -> None:
         self._http.close()
@@ -172,7 +210,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _send(self, call: _Call[T]) -> T:
@@ -186,45 +224,21 @@ class Client:
         raise AssertionError
 
 
-class AsyncClient:
+class AsyncClient(_Methods):
     """`Client` for tasks: the same methods, awaited; `items` is iterated by `async for`."""
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0, retries: int = 2, **options: Any) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout, headers=_headers(key), **options)
         self._retries = retries
 
-    async def search(self, *, image: bytes | None = None, timeout_ms: int | None = None, **query: Any) -> SearchResult:
-        return await self._send(_search(image, timeout_ms, query))
-
     async def items(self, filter: Mapping[str, Any] | None = None, *, page: int = 200) -> AsyncIterator[ItemResponse]:
         after: str | None = None
         while True:
-            found = await self._send(_items(page, after, filter))
+            found = await self._send(_page(page, after, filter))
             for item in found.items:
                 yield item
             if (after := found.next) is None:
                 return
-
-    async def item(self, id: str) -> ItemResponse:
-        return await self._send(_Call("GET", _path(id), ItemResponse))
-
-    async def image(self, id: str, *, size: int = 320) -> bytes:
-        return await self._send(_Call("GET", _path(id, "/image"), bytes, {"params": {"size": size}}))
-
-    async def facets(self, filter: Mapping[str, Any] | None = None) -> FacetsResponse:
-        return await self._send(_facets(filter))
-
-    async def vocabulary(self) -> VocabularyResponse:
-        return await self._send(_Call("GET", "/v1/vocabulary", VocabularyResponse))
-
-    async def add(self, id: str, image: bytes, metadata: Mapping[str, Any] | None = None, *, replace: bool = False) -> WrittenResponse:
-        return await self._send(_add(id, image, metadata, replace))
-
-    async def update(self, id: str, metadata: Mapping[str, Any] | None) -> WrittenResponse:
-        return await self._send(_change(id, metadata))
-
-    async def remove(self, id: str) -> RemovedResponse:
-        return await self._send(_Call("DELETE", _path(id), RemovedResponse, again=False))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -232,7 +246,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def _send(self, call: _Call[T]) -> T:
@@ -244,7 +258,3 @@ class AsyncClient:
                     raise
                 await asyncio.sleep(wait)
         raise AssertionError
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -23,8 +23,8 @@ from .preprocessing import fit_image, normalise, open_image
 from .query import Query
 from .results import EncodedImages
 from .sessions import GraphSession, text_buckets
+from .zones.arrays import F32
 
-F32 = NDArray[np.float32]
 Rows = NDArray[Any]
 Parts = tuple[F32, F32, F32]
 """Of a query: the base query (D,), the sub-queries (A, D) and the predicted weights (A,)."""

@@ -45,8 +45,8 @@ from .results import (
 )
 from .sessions import GraphSession, Provider
 
-KEPT_BYTES = 64 << 20
-"""Of image tokens of uploads, and again of composed queries, that an engine remembers."""
+REMEMBERED_BYTES = 64 << 20
+"""Maximum bytes that an engine remembers of the image tokens of uploads, and as many of composed queries."""
 
 _SMALL = 500
 """Characters of a text, and values and characters of a filter, that an event loop's thread reads itself."""
@@ -72,7 +72,7 @@ class RetrievalEngine(ProcessBound):
         index: SearchedIndex | None = None,
         threads: int = 0,
         images: ImagePolicy = DEFAULT_POLICY,
-        kept_bytes: int = KEPT_BYTES,
+        kept_bytes: int = REMEMBERED_BYTES,
     ) -> None:
         """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made. `threads`: of a search
         at most, 0 for one per processor. `images` and `kept_bytes`: see `load`."""
@@ -94,7 +94,7 @@ class RetrievalEngine(ProcessBound):
         threads: int | None = None,
         verify: bool = True,
         images: ImagePolicy = DEFAULT_POLICY,
-        kept_bytes: int = KEPT_BYTES,
+        kept_bytes: int = REMEMBERED_BYTES,
     ) -> RetrievalEngine:
         """Verify and open a bundle: a folder, or "hf://OWNER/NAME@REVISION" on the Hugging Face hub (a branch, a tag or a commit; needs
         the extra `hub`). `engine.bundle.origin` names the commit. `threads`: CPU threads at most of a graph, which takes fewer where there

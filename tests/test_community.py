@@ -47,7 +47,7 @@ def test_recipes_name_what_their_files_hold() -> None:
         "training/dqe_training/cli/sources.py": ["DATASET_HELP"],
         "training/dqe_training/evaluation/benchmarks.py": ["def ranking_figures", "def summary"],
         "tests/support/tiny_benchmarks.py": ["WRITERS"],
-        "dqe_engine/server/guards.py": ["_TEMPLATES", "_EXCEPTIONS", "def policy_of"],
+        "dqe_engine/server/policies.py": ["_TEMPLATES", "_EXCEPTIONS", "def policy_of"],
         "benchmarks/bench_zones.py": ["_PACKAGES"],
     }.items():
         text = (ROOT / file).read_text(encoding="utf-8")

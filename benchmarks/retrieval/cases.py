@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from dqe_engine.zones.arrays import F32, I64
+
 from ..harness import Agreement, Contender
-from .galleries import F32, I64, Gallery
+from .galleries import Gallery
 from .methods import Found, Point
 
 ATOL = 5e-6

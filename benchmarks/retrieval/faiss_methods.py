@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .galleries import F32, Gallery
+from dqe_engine.zones.arrays import F32
+
+from .galleries import Gallery
 from .methods import Built, Found, Method, Point, by_rows
 
 BLAS_FROM = 20

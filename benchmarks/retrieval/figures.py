@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.zones.arrays import I64
 from dqe_training.evaluation.metrics import average_precision_at_k
 
-I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 CUTS = (1, 5, 10, 50)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
+from dqe_engine.zones.arrays import F32
 
 MIXED = 0.5
 """A distractor lies up to so far on the way from one real item to another."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.zones import Screen, select_zones
+from dqe_engine.zones.arrays import F32, I64
 
-from .galleries import F32, I64, Gallery
+from .galleries import Gallery
 
 Found = tuple[F32, I64]
 """Scores and gallery positions (B, k), score descending, then position ascending; padded with -inf and -1."""

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from dqe_engine.bundle import Bundle
+from dqe_engine.zones.arrays import F32, I64
 from dqe_training.data.public.detect import open_benchmark
 from dqe_training.evaluation.benchmarks import evaluate_benchmark
 from dqe_training.evaluation.rankers import open_ranker
@@ -21,7 +22,7 @@ from ..harness import Result, Rounds, Turns
 from . import faiss_methods as by_faiss
 from .cases import GalleryCase
 from .figures import DEPTH, TOP, Outcomes, differences, outcomes, record
-from .galleries import F32, I64, MIXED, NOISE, Gallery, among_distractors
+from .galleries import MIXED, NOISE, Gallery, among_distractors
 from .methods import Method, Point, ours
 from .setting import MODELS, PRECISIONS, REFERENCE, NotExportedError, Setting
 

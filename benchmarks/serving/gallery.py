@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
+from dqe_engine.zones.arrays import F32
 
 from ..harness import SETTLE_SECONDS, AnswerMismatchError
 from ..isolated import in_own_process, return_freed
@@ -27,7 +28,6 @@ from .cases import EAGER, gpu_not_measured
 from .checks import Answer, compare
 from .setting import Reference, Setting, workload
 
-F32 = NDArray[np.float32]
 Storage = Literal["f32", "f16"]
 STORAGES: tuple[tuple[Storage, bool], ...] = (("f32", False), ("f32", True), ("f16", False), ("f16", True))
 _CHUNK = 100_000

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.zones.arrays import F32, I64
+
 from ..harness import Agreement
-from .vectors import F32, I64, Storage
+from .vectors import Storage
 
 ATOL = 5e-6
 """Of unit vectors' float32 inner products, whatever the order of the additions: seven times what was seen at D = 256."""

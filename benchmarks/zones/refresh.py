@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones.arrays import I64
 from dqe_engine.zones.mining import MinedNegatives, mine_negatives
 
 from ..harness import Agreement, Contender
 from .checks import ATOL, SearchCheck
-from .vectors import I64, Vectors, VectorSpec, vectors
+from .vectors import Vectors, VectorSpec, vectors
 
 ZONES = ZoneSpec(lo=0.002, hi=0.02, bounds="rank", policy="uniform")
 PICKS = 16

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.processors import available_cpus
+from dqe_engine.zones.arrays import F32, I64
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 Kind = Literal["random", "clustered"]
 Storage = Literal["float32", "float16"]
 

@@ -17,17 +17,17 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
 from dqe_engine.files import fsync_path
 from dqe_engine.forks import NotPickled
+from dqe_engine.zones.arrays import F32
 
 from . import storage as disk
 from .filters import Filter
 from .repair import RepairReport, repair
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
-from .validation import check_ids, check_no_single_str, check_search, checked_contents, checked_metadata, checked_rows, some
+from .validation import check_ids, check_no_single_str, check_search, checked_contents, checked_metadata, checked_rows, quoted
 from .writer import Layout, Writer
 
 Metadata = Mapping[str, Any]
-F32 = NDArray[np.float32]
 
 
 class IndexStats(msgspec.Struct, frozen=True):
@@ -151,7 +151,7 @@ class GalleryIndex(NotPickled):
         now = self.snapshot()
         rows = [now.row(id) for id in ids]
         if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
+            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
         return tuple([now.item(row) for row in rows if row is not None])
 
     def count(self, filter: Filter | None = None) -> int:
@@ -226,7 +226,7 @@ class GalleryIndex(NotPickled):
         with self._lock:
             existing = [id for id in ids if id in self]
             if existing and not replace:
-                raise InputError(f"{len(existing)} ids are in the index already: {some(existing)}; remove them or pass replace=True")
+                raise InputError(f"{len(existing)} ids are in the index already: {quoted(existing)}; remove them or pass replace=True")
             self._check_open()
             self._writer.put(ids, targets, images, entries, hashes)
             self._publish()
@@ -377,7 +377,7 @@ class GalleryIndex(NotPickled):
     def _check_known(self, ids: Collection[str]) -> None:
         now = self.snapshot()
         if unknown := [id for id in ids if now.row(id) is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
+            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
 
     def _check_open(self) -> None:
         if self._closed:

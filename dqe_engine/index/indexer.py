@@ -25,7 +25,7 @@ from dqe_engine.results import EncodedImages, IndexingReport, SkippedImage
 
 from .gallery import GalleryIndex
 from .snapshot import Snapshot
-from .validation import check_count, check_ids, checked_metadata, some
+from .validation import check_count, check_ids, checked_metadata, quoted
 
 Progress = Callable[[int, int], None]
 OnError = Literal["raise", "skip"]
@@ -106,7 +106,7 @@ class Indexer:
         if add_only and (differs or described):
             what = f"{len(differs)} images differ from those that were indexed under the same ids, and {len(described)} have other metadata"
             remedy = "other images need other ids (a prefix, say); to change these items, leave out add_only"
-            raise InputError(f"{what}: {some([*differs, *described])}; {remedy}")
+            raise InputError(f"{what}: {quoted([*differs, *described])}; {remedy}")
         unchanged = tuple(id for id in contents if id not in differs and id not in described)
         report = IndexingReport(
             added=tuple(id for id, _ in usable if id not in contents),
@@ -273,7 +273,7 @@ def _known(metadata: Mapping[str, Entry], ids: set[str], *, ignore_unknown: bool
     """The metadata of these ids, checked."""
     if (unknown := [id for id in metadata if id not in ids]) and not ignore_unknown:
         raise InputError(
-            f"metadata for {len(unknown)} ids that neither the images nor the index have: {some(unknown)}; mend them, or ignore_unknown"
+            f"metadata for {len(unknown)} ids that neither the images nor the index have: {quoted(unknown)}; mend them, or ignore_unknown"
         )
     return {id: checked_metadata(id, entry) for id, entry in metadata.items() if id in ids}
 

@@ -22,8 +22,8 @@ Kind: TypeAlias = Literal["text", "number", "boolean"]
 Entries: TypeAlias = slice | Flags
 """Which entries of a part, the first of them: up to the slice's stop, or those whose flag is set."""
 
-KEPT_BYTES = 16 << 20
-"""Of the bitmaps of the filters that were asked for last; older ones are evaluated anew."""
+FILTER_BYTES = 16 << 20
+"""Maximum bytes of bitmaps kept for recent filters; older filters are evaluated again."""
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _EXACT = 2**53
@@ -100,7 +100,7 @@ class MetadataColumns:
                 kept = before  # of another thread, meanwhile
             self._kept[key] = kept
             self._kept_bytes += kept.words.nbytes - (before.words.nbytes if before is not None else 0)
-            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            while self._kept_bytes > FILTER_BYTES and len(self._kept) > 1:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].words.nbytes
 
     def _evaluate(self, test: Test, start: int, stop: int) -> U64:

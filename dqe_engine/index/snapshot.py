@@ -8,11 +8,11 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import select_zones
+from dqe_engine.zones.arrays import F32, I64
 from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
 from .columns import Rows, ScreenCache
@@ -20,9 +20,6 @@ from .facets import Facets, collect_facets
 from .filters import Combination, Filter, compile_filter, described
 from .table import Table
 from .validation import check_count
-
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 
 
 class Item(NamedTuple):

@@ -13,7 +13,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
 
-def some(ids: Sequence[str]) -> str:
+def quoted(ids: Sequence[str]) -> str:
     """Up to five ids, for a message."""
     return ", ".join(map(repr, ids[:5])) + (", …" if len(ids) > 5 else "")
 
@@ -57,7 +57,7 @@ def check_ids(ids: Sequence[str]) -> None:
     if len(set(ids)) != len(ids):
         seen: set[str] = set()
         repeated = list(dict.fromkeys(id for id in ids if id in seen or seen.add(id)))  # type: ignore[func-returns-value]
-        raise InputError(f"{len(repeated)} ids are given more than once: {some(repeated)}")
+        raise InputError(f"{len(repeated)} ids are given more than once: {quoted(repeated)}")
 
 
 def check_no_single_str(name: str, ids: Collection[str]) -> None:

@@ -249,7 +249,7 @@ def test_only_new_items_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_latest_filters_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "KEPT_BYTES", 5 * 8)
+    monkeypatch.setattr(metadata, "FILTER_BYTES", 5 * 8)
     columns = MetadataColumns()
     columns.append([{"n": n} for n in range(60)])
     for n in (1, 2, 3, 4, 5, 1, 6, 7):

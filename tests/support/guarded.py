@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from dqe_engine.server.guards import App, Guards, Message, Receive, Scope, Send
 from dqe_engine.server.keys import key_of
@@ -21,6 +22,15 @@ from dqe_engine.server.logs import AccessLog
 from dqe_engine.server.metrics import Metrics
 from dqe_engine.server.protocol import ProtocolFactory
 from dqe_engine.server.settings import ServerSettings
+
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 READ_KEY, WRITE_KEY = "read-key-read-key-1", "write-key-write-key-2"
 KEYS = (key_of(READ_KEY, "page"), key_of(WRITE_KEY, "ci", may_write=True))
@@ -192,3 +202,12 @@ def read_all(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             answer += part
     return answer
+
+
+def keyed(**given: Any) -> Service:
+    return Service(settings=settings(keys=KEYS, **given))
+
+
+def counted(service: Service, name: str) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(service.metrics.render().decode())
+    return {tuple(one.labels.values()): one.value for family in families for one in family.samples if one.name == name}

@@ -209,3 +209,12 @@ def _write_graph(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path / spec.file))
+
+
+def query_inputs(batch: int, length: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image_tokens": rng.standard_normal((batch, SIZES.image_tokens, SIZES.vision_width)).astype(np.float32),
+        "input_ids": rng.integers(0, 20, (batch, length)),
+        "attention_mask": np.ones((batch, length), np.int64),
+    }

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dqe_engine.contracts.parsing import Contract, parse_json, to_json
 from dqe_engine.errors import InputError
 from dqe_engine.files import atomic_write, describe_write_error, directory_lock, make_directories
+from dqe_engine.zones.arrays import F32
 from dqe_training.encoding import ENCODE_BATCH
 from dqe_training.evaluation.benchmarks import Ranker
 
 from .work import Work
 
 STATE, TARGETS, QUERIES = "encoded.json", "targets.f32", "queries.f32"
-F32 = NDArray[np.float32]
 Opened = tuple[Ranker, str]
 """A ranker, and what it runs on."""
 

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dqe_engine.zones.arrays import F32, I64
 from dqe_engine.zones.reference import max_sim
 
 from .metrics import F64, PerQuery, average_precision_at_k, jaccard
-
-I64 = NDArray[np.int64]
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
