@@ -131,6 +131,9 @@ def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+NO_ATTRIBUTES = AttributeVocabulary(attributes=())
+"""That of a model without attribute heads."""
+
 PAPER_VOCABULARY = AttributeVocabulary(
     attributes=(
         Attribute(

@@ -23,7 +23,9 @@ from support.tiny_benchmarks import write_cirr
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.cli import index, search
+from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
 from dqe_export.cli import export, reproduce
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.checkpointing.meta import read_meta
 from dqe_training.cli import import_, train
 
@@ -61,9 +63,12 @@ def test_the_five_commands_run_and_training_goes_on(
         capsys.readouterr()
         name, *arguments = shlex.split(line)
         assert MAINS[name](arguments) == 0, line
-    assert ".jpg" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert ".jpg" in found
+    assert "this model has no attributes to weigh" in found
     manifest = Bundle.load(Path("bundle")).manifest
     assert manifest.imported is not None
+    assert manifest.sizes.attributes == 0
     assert (manifest.imported.format, manifest.imported.files[0].name) == ("sprc", "sprc_cirr_vitl.pt")
     assert (manifest.preprocessing.fit, manifest.tokenizer.captions, manifest.tokenizer.max_length) == ("target_pad_crop", "blip", 32)
     assert manifest.tokenizer == read_meta(Path("model")).tokenizer
@@ -76,6 +81,7 @@ def test_the_five_commands_run_and_training_goes_on(
     assert trained.imported == manifest.imported
     assert trained.tokenizer.captions == "blip"
     assert trained.config.model.attribute_weights
+    assert load_checkpoint(Path("runs/mine/model")).vocabulary == PAPER_VOCABULARY
     write_cirr(tmp_path / "cirr")
     capsys.readouterr()
     name, *arguments = shlex.split(table)

@@ -229,6 +229,7 @@ def test_the_published_row_stands_beside(fashioniq: Outcome) -> None:
     assert lines[head + 2].endswith("| 46.80 / 69.81 | 53.53 / 72.87 | 57.47 / 77.77 | 63.04 |")
     assert lines[head + 2].startswith("| QuRe, ViT-L [3], published")
     assert sum(line.startswith("| one.pth, ") for line in lines) == 12  # two galleries, reference kept and left out, three rows
+    assert "qure's public code ranks the gallery `original` with the reference in it" in fashioniq.table
     assert fashioniq.results.published is not None
     assert fashioniq.results.published.name == "qure-vitl"
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import published_models
 from support.fork_server import ForkServer
 from support.rank_workers import batch_gradients, largest_difference, mining_arrays
 from support.ranks import Ranks, error_lines, errors_of, wait_until
-from support.tiny_training import OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
+from support.tiny_training import IMAGE_SIZE, OVERRIDES, heads_alone, model_config, train_config, write_checkpoint
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
 from dqe_training.checkpointing.checkpoint import latest_checkpoint, load_checkpoint
-from dqe_training.config import LossConfig, TrainConfig
+from dqe_training.config import LossConfig, TrainConfig, load_config
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
 from dqe_training.distributed import World, joined_world
+from dqe_training.importing import ImportOptions, import_model
 from dqe_training.trns.refreshing import mine_shared
 
 Tiny = tuple[TripletData, np.ndarray]
@@ -188,6 +191,30 @@ def test_two_ranks_train_as_one_process(ranks: Ranks, garments: Path, tmp_path: 
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=2e-4)
     assert_same(*finals(tmp_path / "2"))
+
+
+def test_two_ranks_fine_tune_an_imported_model_as_one_process(ranks: Ranks, garments: Path, tmp_path: Path) -> None:
+    """LoRA on a file of SPRC's layout, which brings no attribute heads. Its dropout is off, since ranks draw their own."""
+    size = replace(published_models.TINY["clip"], image=IMAGE_SIZE, patch=8, words=1100)
+    published_models.save("sprc", tmp_path / "sprc.pt", size)
+    words = published_models.write_vocabulary(tmp_path / "vocab.txt", size.words)
+    import_model(tmp_path / "sprc.pt", tmp_path / "model", ImportOptions(tokenizer=str(words), vision_heads=4, qformer_heads=2))
+    given = [f"start={tmp_path / 'model'}", "finetune=lora", "model.attribute_weights=true", "model.qformer.dropout=0", "optim.epochs=1"]
+    config = load_config("start", [*given, "optim.batch_size=8", "optim.log_every=1"])
+    assert config.model.base_query == "two_pass"
+    for ranked in (1, 2):
+        run = tmp_path / str(ranked)
+        arguments = {"data": str(garments), "run": str(run), "config": as_json(config)}
+        assert ranks.run(run, "train", size=ranked, **arguments) == [0] * ranked, errors_of(run, ranked)
+    one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
+    assert len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=2e-4)
+    assert_same(*finals(tmp_path / "2"))
+    before, after = load_checkpoint(tmp_path / "model").model.state_dict(), finals(tmp_path / "2")[0]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "qformer.encoder.layer.0.attention.attention.query.weight" in moved
+    assert not [name for name in moved if name.startswith("vision_model.")]
 
 
 def test_two_ranks_train_the_heads_alone(ranks: Ranks, garments: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from support.tiny_blip2 import write_blip2
 from torch.nn import functional as F
 
 from dqe_engine.contracts.preprocessing import CLIP_MEAN, CLIP_STD, PreprocessingSpec
-from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
+from dqe_engine.contracts.vocabulary import NO_ATTRIBUTES, PAPER_VOCABULARY
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import sha256_of
 from dqe_training.checkpointing.checkpoint import Checkpoint, load_checkpoint, stored_vision_dtype
@@ -95,8 +95,6 @@ def test_every_tensor_of_a_file_matters(layout: str, kind: str, tmp_path: Path) 
     before = answers()
     read_by_no_output = silent(layout, TINY[kind].layers)
     for name, parameter in model.named_parameters():
-        if name.startswith("attribute_heads."):
-            continue
         if name == "vision_model.embeddings.patch_embedding.bias" and kind == "clip":
             assert not parameter.any()  # CLIP's convolution has none
         kept = parameter.clone()
@@ -224,6 +222,7 @@ def test_preprocessing_is_the_authors(tmp_path: Path) -> None:
         assert (tokenizer.max_length, tokenizer.captions) == (32, "blip")
         assert checkpoint.tokenizer.token_to_id("[DEC]") == TINY[kind].words - 1
         assert (model.attribute_weights, model.base_query) == (False, base_query(layout)[0])
+        assert checkpoint.vocabulary == NO_ATTRIBUTES
 
 
 def test_where_it_comes_from_is_recorded(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dqe_engine.bundle import Bundle
 from dqe_engine.errors import InputError, ParityError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.sessions import Provider
-from dqe_training.data.public.wording import WORDINGS, Wording, wording_of
+from dqe_training.data.public.wording import PLAIN, WORDINGS, Wording, wording_of
 from dqe_training.evaluation.benchmarks import aspect_figures, ranking_figures
 from dqe_training.evaluation.submission import submission, write_submission
 from dqe_training.importing import ImportOptions
@@ -299,6 +299,8 @@ def _notes(work: Work, checked: Checked) -> Iterator[str]:
     if any(not one.view.judged for one in work.seen):
         yield "submission/ has the files for the test server"
     if dataset == "fashioniq":
+        if (authors := wording_of(checked.source.layout)) is not PLAIN:  # read from their code, all three
+            yield f"{authors.name}'s public code ranks the gallery `original` with the reference in it: compare its row with that view"
         yield "two galleries are in use, and papers often do not say which; those that say nothing keep the reference in it"
 
 

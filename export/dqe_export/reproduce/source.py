@@ -13,7 +13,7 @@ import torch
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.manifest import MANIFEST_FILE, PRECISIONS
 from dqe_engine.contracts.provenance import Provenance
-from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
+from dqe_engine.contracts.vocabulary import NO_ATTRIBUTES, AttributeVocabulary
 from dqe_engine.errors import InputError
 from dqe_training.checkpointing.meta import META, VOCABULARY, parse_meta
 from dqe_training.config.schema import ModelConfig
@@ -60,7 +60,7 @@ def open_source(path: Path, options: ImportOptions) -> Source:
         return _bundle(path) if (path / MANIFEST_FILE).is_file() else _checkpoint(path)
     plan = plan_import(path, options)
     sizes = sum(os.stat(file).st_size for file in plan.files)
-    return _described("published", path, plan.layout.name, plan.model, PAPER_VOCABULARY, sizes)
+    return _described("published", path, plan.layout.name, plan.model, NO_ATTRIBUTES, sizes)
 
 
 def _checkpoint(path: Path) -> Source:

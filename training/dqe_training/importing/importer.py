@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,18 +16,17 @@ from dqe_engine.bundle import build_file_entries
 from dqe_engine.contracts.parsing import to_json
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.provenance import Provenance, SourceFile
-from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
+from dqe_engine.contracts.vocabulary import NO_ATTRIBUTES
 from dqe_engine.errors import CheckpointError, InputError
 from dqe_engine.files import atomic_directory, describe_os_error, sha256_of
 
 from ..backbone import describe_backbone
 from ..backbone.tokenizer import load_backbone_tokenizer
-from ..backbone.weights import HEADS, weight_files
+from ..backbone.weights import weight_files
 from ..checkpointing.checkpoint import tokenizer_spec
 from ..checkpointing.meta import META, UNCALIBRATED_ZONES, WEIGHTS, CheckpointMeta, Progress
 from ..config.schema import ModelConfig, TrainConfig
 from ..model import DQEModel
-from ..model.attributes import AttributeHeads
 from . import huggingface, lavis, qure, spn4cir, sprc
 from .formats import Layout, base_query
 from .moves import Move, Moves, check_moves
@@ -103,7 +101,7 @@ def import_model(
                 advance(f"writing {name}")
             spec = tokenizer_spec(plan.model, pad_id=0)
             tokenizer.save(str(temporary / spec.file))
-            (temporary / "vocabulary.json").write_bytes(to_json(PAPER_VOCABULARY))
+            (temporary / "vocabulary.json").write_bytes(to_json(NO_ATTRIBUTES))
             advance("hashing what was written")
             meta = CheckpointMeta(
                 config=TrainConfig(model=plan.model), tokenizer=spec, data_hash="", progress=Progress(finished=True),
@@ -203,10 +201,10 @@ def _plan_transformers(model: ModelConfig, files: list[WeightFile]) -> Plan:
 
 
 def _wanted(model: ModelConfig) -> dict[str, torch.Size]:
-    """The shapes of the model's tensors, but for the attribute heads', which no published file has."""
+    """The shapes of the model's tensors. It has no attribute heads, since no published file has any."""
     with torch.device("meta"):
-        described = DQEModel(model, PAPER_VOCABULARY, 0)
-    return {name: value.shape for name, value in described.state_dict().items() if not name.startswith(HEADS)}
+        described = DQEModel(model, NO_ATTRIBUTES, 0)
+    return {name: value.shape for name, value in described.state_dict().items()}
 
 
 def _tokenizer(source: Path, plan: Plan, options: ImportOptions) -> Tokenizer:
@@ -224,11 +222,6 @@ def _pieces(plan: Plan) -> list[Piece]:
     """In the order of safetensors: wide numbers first, so that each lies at a multiple of its size."""
     wanted = _wanted(plan.model)
     pieces = [_piece(name, move, wanted[name], plan.tensors) for name, move in plan.moves.made.items()]
-    q = plan.model.qformer
-    torch.manual_seed(0)
-    heads = AttributeHeads(q.hidden_size, q.embedding_dim, len(PAPER_VOCABULARY.attributes))
-    for name, value in heads.state_dict().items():
-        pieces.append(Piece(f"{HEADS}{name}", tuple(value.shape), value.dtype, partial(torch.detach, value)))
     return sorted(pieces, key=lambda piece: (-piece.dtype.itemsize, piece.name))
 
 
