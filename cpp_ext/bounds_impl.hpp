@@ -327,3 +327,15 @@ Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
     });
     return {scale, __builtin_sqrt(square), __builtin_sqrt(total(coded_norms)), __builtin_sqrt(total(errors))};
 }
+
+Products products(const float* vector, const float* other, int64_t width) {
+    Doubles with_other = {}, with_itself = {};
+    in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
+        Floats factor = {};
+        memcpy(&factor, other + d, size * sizeof(float));
+        const Doubles wide = __builtin_convertvector(value, Doubles);
+        with_other += wide * __builtin_convertvector(factor, Doubles);
+        with_itself += wide * wide;
+    });
+    return {total(with_other), total(with_itself)};
+}

@@ -87,6 +87,12 @@ Scorer::Scorer(const Sweep& sweep, const Allowed& allowed)
     };
     if (by_rows_)
         for (int64_t b = 0; b < sweep.batch; ++b) encode(b, codes_.data() + b * code_width_);
+    if (const Prefix* prefix = sweep.gallery.prefix; prefix && by_rows_) {
+        prefix_codes_.resize(static_cast<size_t>(sweep.batch * prefix->width));
+        for (int64_t b = 0; b < sweep.batch; ++b)
+            prefix_queries_.push_back(encode_prefix_query(sweep.queries + b * width_, width_, prefix->axes, prefix->width,
+                                                          prefix_codes_.data() + b * prefix->width));
+    }
     for (const Panel& panel : panels_)
         for (int64_t lane = 0; lane < std::min<int64_t>(panel.lanes, sweep.batch - panel.first); ++lane) {
             encode(panel.first + lane, own.data());
@@ -123,10 +129,12 @@ TileScratch Scorer::scratch() const {
         scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(static_cast<size_t>(rows));
     }
-    if (const TokenLists* lists = sweep_.gallery.lists) {
+    if (sweep_.gallery.lists || sweep_.gallery.prefix) {
         scratch.codes.resize(std::max(scratch.codes.size(), static_cast<size_t>(kGathered * code_width_)));
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms})
             numbers->resize(std::max<size_t>(numbers->size(), kGathered));
+    }
+    if (const TokenLists* lists = sweep_.gallery.lists) {
         scratch.list_bounds.resize(static_cast<size_t>(lists->count));
         scratch.reached_lists.resize(static_cast<size_t>(lists->count));
         if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
@@ -134,7 +142,7 @@ TileScratch Scorer::scratch() const {
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
-    scratch.positions.resize(static_cast<size_t>(stride + lanes));
+    scratch.positions.resize(static_cast<size_t>(stride + lanes + 2 * kPrefixRows));  // blocks begin and end where they will
     scratch.best.resize(static_cast<size_t>(by_rows_ ? 0 : std::max<int64_t>(items, 1) * lanes));
     scratch.row_thresholds.resize(static_cast<size_t>(by_rows_ ? lanes : 0));
     return scratch;
@@ -187,6 +195,53 @@ const float* Scorer::rows_of(const Tile& tile, int64_t first, int64_t count, Til
             std::memcpy(copy, data, static_cast<size_t>(size) * sizeof(float));
     }
     return scratch.widened.data();
+}
+
+bool Scorer::by_prefix(const Tile& tile, const float* thresholds, const TileScratch& scratch) const {
+    const Prefix* prefix = sweep_.gallery.prefix;
+    if (!prefix || tile.chosen || tile.id + tile.count > prefix->covered) return false;
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    if (std::find(thresholds, thresholds + sweep_.batch, kNone) != thresholds + sweep_.batch) return false;  // every row would pass
+    // A query whom they help little has them for no more than a few hundredths of the sweep's time.
+    return scratch.prefix_balance <= sweep_.gallery.size * tokens_ / 32 * code_width_;
+}
+
+int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, TileScratch& scratch, float* bounds) const {
+    constexpr int64_t kAhead = 16;
+    const Prefix& prefix = *sweep_.gallery.prefix;
+    const int64_t begin = tile.id * tokens_, end = begin + tile.count * tokens_, block = begin / kPrefixRows;
+    const int64_t first = block * kPrefixRows, blocks = prefix_blocks(end) - block;
+    uint32_t* positions = scratch.positions.data();
+    const int64_t found = kernels_.find_prefixed(prefix.blocks + block * prefix_block_bytes(prefix.width), blocks, prefix.width,
+                                                 prefix_queries_[static_cast<size_t>(b)], threshold, positions);
+    const bool asked = asks(tile);
+    int64_t passed = 0;
+    for (int64_t f = 0; f < found; ++f) {
+        const int64_t row = first + positions[f];
+        if (row < begin || row >= end || (asked && !allowed_.allows(b, row / tokens_))) continue;
+        positions[passed++] = static_cast<uint32_t>(row - begin);
+    }
+    const int64_t rows = tile.count * tokens_, numbers = 16;
+    scratch.prefix_balance += (rows * (prefix.width + numbers) + passed * kGatheredCost * (code_width_ + numbers) -
+                               rows * (code_width_ + numbers)) / static_cast<int64_t>(sweep_.batch);
+    int64_t left = 0;
+    uint32_t some[kGathered];
+    float own[kGathered];
+    for (int64_t f = 0; f < std::min(kAhead, passed); ++f) prefetch_codes(begin + positions[f]);
+    for (int64_t f = 0; f < passed; f += kGathered) {
+        const int64_t count = std::min(kGathered, passed - f);
+        for (int64_t i = 0; i < count; ++i) {
+            if (f + i + kAhead < passed) prefetch_codes(begin + positions[f + i + kAhead]);
+            some[i] = static_cast<uint32_t>(begin + positions[f + i]);
+        }
+        bound_tokens(b, some, count, scratch, own);
+        for (int64_t i = 0; i < count; ++i) {
+            if (own[i] < threshold) continue;
+            positions[left++] = static_cast<uint32_t>(some[i] - begin);  // none behind this one has been read yet
+            bounds[some[i] - begin] = own[i];
+        }
+    }
+    return left;
 }
 
 void Scorer::score_rows(const Tile& tile, float* scores, int64_t stride, TileScratch& scratch) const {

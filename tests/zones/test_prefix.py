@@ -1,0 +1,249 @@
+"""Prefixes of tokens in a rotated basis: their bounds hold, they are kept where they pay, and nothing depends on them but time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.thorough import cases as random_cases
+
+from dqe_engine import _kernels
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones import Screen, ZoneSelection, cpu
+from dqe_engine.zones.prefix import Prefix
+from dqe_engine.zones.request import ZoneRequest, validated
+
+
+def decaying(rng: np.random.Generator, *shape: int, power: float = 1.0, clusters: int = 50) -> NDArray[np.float32]:
+    """(..., D) unit vectors around some directions; the variance of their principal components falls as a power."""
+    width = shape[-1]
+    scale = np.arange(1, width + 1) ** (-power / 2)
+    basis = np.linalg.qr(np.random.default_rng(width).standard_normal((width, width))).Q  # the same for items and queries
+    centres = np.random.default_rng(width + 1).standard_normal((clusters, width)) * scale
+    vectors = (centres[rng.integers(clusters, size=shape[:-1])] + 0.6 * rng.standard_normal(shape) * scale) @ basis
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors.astype(np.float32)
+
+
+def request_of(queries: NDArray[np.float32], items: Any, screen: Screen | None, **options: Any) -> ZoneRequest:
+    defaults: dict[str, Any] = {"k": 10, "anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
+    return validated(queries, items, **(defaults | options), screen=screen)
+
+
+def same(one: ZoneSelection, other: ZoneSelection) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(ZoneSelection)]
+    arrays = [(x, y) for x, y in pairs if isinstance(x, np.ndarray)]
+    assert len(arrays) >= 2
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in arrays)
+
+
+def built(items: Any, width: int) -> Prefix:
+    prefix = Prefix.build(items if isinstance(items, tuple) else (items,), threads=2, least=1, width=width)
+    assert prefix is not None
+    return prefix
+
+
+def numbers_of(prefix: Prefix) -> NDArray[np.float32]:
+    """(blocks, 4, 16), a view: scales, errors, norms and rests."""
+    return prefix.blocks[:, :256].view(np.float32).reshape(-1, 4, 16)
+
+
+def with_numbers(prefix: Prefix, which: int, factor: float) -> Prefix:
+    changed = Prefix(prefix.covered, prefix.axes, prefix.blocks.copy())
+    numbers_of(changed)[:, which] *= np.float32(factor)
+    return changed
+
+
+@pytest.mark.parametrize("width", [16, 17, 100, 257, 768])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_no_row_scores_more_than_its_prefix_says(width: int, lengths: bool, rng: np.random.Generator) -> None:
+    """For queries without codes, whose own part of the bound is exact."""
+    items = decaying(rng, 333, 1, width)
+    if lengths:
+        items *= np.exp(rng.normal(0, 3, (333, 1, 1))).astype(np.float32)
+    items[5], items[6, 0, 0], items[7] = 0, np.nan, 1e20
+    size = 16 * min(3, width // 16)
+    prefix = built(items, size)
+    axes = prefix.axes.astype(np.float64)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(size), atol=1e-6, rtol=0)
+    scales, errors, norms, rests = numbers_of(prefix).transpose(1, 0, 2).reshape(4, -1)[:, :333].astype(np.float64)
+    codes = prefix.blocks[:, 256:].reshape(-1, size // 4, 16, 4).transpose(0, 2, 1, 3).reshape(-1, size)[:333].astype(np.float64) - 128
+    assert np.isnan(errors[[6, 7]]).all()
+    assert np.isfinite(np.delete(errors, [6, 7])).all()
+    rows = items[:, 0].astype(np.float64)
+    well = np.delete(np.arange(333), [6, 7])
+    coded = codes[well] * scales[well, None]
+    assert (norms[well] >= np.linalg.norm(coded, axis=1)).all()
+    queries = decaying(rng, 40, width).astype(np.float64)
+    turned = queries @ axes.T
+    rest = np.linalg.norm(queries - turned @ axes, axis=1)
+    bounds = turned @ coded.T + np.linalg.norm(turned, axis=1)[:, None] * errors[well] + rest[:, None] * rests[well]
+    assert (bounds >= queries @ rows[well].T - 1e-12).all()
+
+
+@pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_prefixes_change_nothing(instruction_set: str, half: bool, tokens: int, rng: np.random.Generator) -> None:
+    items = decaying(rng, 5000, tokens, 96).astype(np.float16 if half else np.float32)
+    items[17], items[18, 0], items[20:40] = 0, np.nan, items[50]
+    queries = decaying(rng, 12, 96)
+    queries[2] = 0
+    codes = Screen.build(items, lists=False, prefix=False)
+    anchor = np.arange(100, 112, dtype=np.int64)
+    allowed = np.full(-(-5000 // 64), 0xFFFF0000FFFFFFFF, np.uint64)
+    requests: tuple[dict[str, Any], ...] = (
+        {},
+        {"k": 300},
+        {"k": 0, "zones": ZoneSpec(lo=0.01, hi=0.05), "picks": 5, "counts": True},
+        {"zones": ZoneSpec(lo=0.01, hi=0.05, policy="softmax"), "anchor": anchor, "picks": 3, "counts": True},
+        {"zones": ZoneSpec(lo=0.01, hi=0.05, bounds="rank"), "picks": 3, "counts": True},
+        {"exclude": [[int(i), 20] for i in range(50, 62)]},
+        {"allowed": allowed},
+    )
+    for covered in (5000, 3001):
+        screen = Screen(codes.shards, prefix=built(items[:covered], 32))
+        for options in requests:
+            for batch in (1, 4):
+                of_batch = {name: value[:batch] if name in ("anchor", "exclude") else value for name, value in options.items()}
+                plain = cpu.select(request_of(queries[:batch], items, codes, **of_batch), instruction_set=instruction_set)
+                found = cpu.select(request_of(queries[:batch], items, screen, **of_batch), instruction_set=instruction_set)
+                assert same(plain, found), (covered, options, batch)
+
+
+def on_the_bound(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Items and a query whose rests are parallel, so that Cauchy-Schwarz holds with equality, and many scores lie close together."""
+    width = 24
+    basis = np.linalg.qr(rng.standard_normal((width, width))).Q
+    inner = rng.integers(-127, 128, (20_000, 16)) / 127.0
+    inner /= np.linalg.norm(inner, axis=1, keepdims=True)
+    share = rng.uniform(0.2, 0.7, (20_000, 1))
+    items = np.concatenate([inner * np.sqrt(1 - share**2), share, np.zeros((20_000, 7))], axis=1)
+    asked = np.concatenate([rng.standard_normal((4, 16)) / 5, np.full((4, 1), 0.6), np.zeros((4, 7))], axis=1)
+    return (items @ basis).astype(np.float32), (asked @ basis).astype(np.float32)
+
+
+@pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
+def test_on_the_bound_nothing_is_to_spare(instruction_set: str, rng: np.random.Generator) -> None:
+    """Equal to the plain sweep; and not where the lengths of rests, or what bounds them, are a little too short."""
+    items, queries = on_the_bound(rng)
+    codes = Screen.build(items, lists=False, prefix=False)
+    prefix = built(items[:, None], 16)
+
+    def agree(some: Prefix) -> bool:
+        screen = Screen(codes.shards, prefix=some)
+        results = []
+        for query in queries[:, None]:
+            for k in (1, 10, 200):
+                plain = cpu.select(request_of(query, items, codes, k=k), instruction_set=instruction_set, threads=1)
+                results.append(same(plain, cpu.select(request_of(query, items, screen, k=k), instruction_set=instruction_set, threads=1)))
+        return all(results)
+
+    assert agree(prefix)
+    assert not agree(with_numbers(prefix, 3, 0.97))
+    assert not agree(with_numbers(with_numbers(prefix, 1, -1.0), 2, -2.0))  # and without room for the codes' rounding
+
+
+@settings(max_examples=random_cases(80, 10_000), deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**40),
+    size=st.sampled_from((1, 19, 111, 1600, 2500)),
+    tokens=st.sampled_from((1, 3, 32)),
+    width=st.integers(16, 768),
+    prefix_width=st.sampled_from((16, 32, 48, 128)),
+    batch=st.integers(1, 4),
+    k=st.sampled_from((0, 1, 10, 3000)),
+    covered=st.floats(0, 1),
+    special=st.sampled_from(("", "nan", "zeros", "copies", "equal", "lengths")),
+    power=st.sampled_from((0.0, 1.0, 2.0)),
+    instruction_set=st.sampled_from(_kernels.instruction_sets()),
+    half=st.booleans(),
+    zones=st.none() | st.builds(ZoneSpec, lo=st.just(0.01), hi=st.sampled_from((0.02, 0.3)), policy=st.sampled_from(("hardest", "softmax"))),
+)
+def test_random_galleries(
+    seed: int,
+    size: int,
+    tokens: int,
+    width: int,
+    prefix_width: int,
+    batch: int,
+    k: int,
+    covered: float,
+    special: str,
+    power: float,
+    instruction_set: str,
+    half: bool,
+    zones: ZoneSpec | None,
+) -> None:
+    rng = np.random.default_rng(seed)
+    size = max(1, min(size, 1_200_000 // (tokens * width)))
+    prefix_width = min(prefix_width, width // 16 * 16)
+    items = decaying(rng, size, tokens, width, power=power)
+    some = rng.integers(size, size=1 + size // 5)
+    match special:
+        case "nan":
+            items[some, rng.integers(tokens)] = rng.choice([np.nan, np.inf, -np.inf, 1e30])
+        case "zeros":
+            items[some] = 0
+        case "copies":
+            items[some] = items[0]
+        case "equal":
+            items[:] = items[0]
+        case "lengths":
+            items *= np.exp(rng.normal(0, 2, (size, tokens, 1))).astype(np.float32)
+    with np.errstate(over="ignore"):
+        items = items.astype(np.float16 if half else np.float32)
+    queries = decaying(rng, batch, width, power=power)
+    codes = Screen.build(items, lists=False, prefix=False)
+    first = items[: round(covered * size)]
+    screen = Screen(codes.shards, prefix=Prefix.build((first,), threads=1, least=1, width=prefix_width) if len(first) else None)
+    options = {"k": k, "zones": zones, "picks": 3 if zones else 0, "counts": zones is not None}
+    plain = cpu.select(request_of(queries, items, None, **options), instruction_set=instruction_set)
+    assert same(plain, cpu.select(request_of(queries, items, screen, **options), instruction_set=instruction_set))
+
+
+def test_a_prefix_is_kept_where_it_pays(rng: np.random.Generator) -> None:
+    screen = Screen.build(decaying(rng, 70_000, 128, power=1.5), lists=False)
+    assert screen.prefix is not None
+    assert screen.prefix.width in (16, 32)
+    chosen = min(screen.prefix.costs, key=lambda found: found.cost)
+    assert chosen.width == screen.prefix.width
+    assert f"first {chosen.width} of 128 rotated numbers" in screen.describe()
+    assert screen.nbytes > Screen.build(np.ones((70_000, 128), np.float32), lists=False, prefix=False).nbytes
+    isotropic = rng.standard_normal((70_000, 128)).astype(np.float32)
+    plain = Screen.build(isotropic, lists=False)
+    assert plain.prefix is None
+    assert "no prefix" in plain.describe()
+
+
+def test_queries_decide_what_is_kept(rng: np.random.Generator) -> None:
+    """Items that differ in few directions alone, and queries that ask for others."""
+    items = decaying(rng, 70_000, 128, power=2.0)
+    assert Prefix.build((items[:, None],), threads=2) is not None
+    assert Prefix.build((items[:, None],), queries=rng.standard_normal((64, 128)).astype(np.float32), threads=2) is None
+
+
+def test_few_or_short_tokens_have_no_prefix(rng: np.random.Generator) -> None:
+    assert Screen.build(decaying(rng, 1000, 128, power=2.0)).prefix is None
+    assert Prefix.build((np.ones((70_000, 1, 15), np.float32),), threads=1) is None
+    assert Prefix.build((np.full((70_000, 1, 16), np.nan, np.float32),), threads=1) is None
+
+
+def test_axes_must_be_orthonormal(rng: np.random.Generator) -> None:
+    items, blocks = decaying(rng, 32, 1, 64), np.empty((2, 16 * 32), np.uint8)
+    axes = np.eye(16, 64, dtype=np.float32)
+    _kernels.fill_prefix([items], axes, blocks, 1)
+    axes[3, 4] = 1e-3
+    with pytest.raises(ValueError, match="orthonormal"):
+        _kernels.fill_prefix([items], axes, blocks, 1)
+
+
+@pytest.mark.parametrize("width", [8, 15, 80])
+def test_the_width_of_prefixes_is_checked(width: int, rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        _kernels.fill_prefix([decaying(rng, 32, 1, 64)], np.eye(width, 64, dtype=np.float32), np.empty((2, 16 * (width + 16)), np.uint8), 1)
