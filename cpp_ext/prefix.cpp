@@ -46,55 +46,64 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
     for (int64_t s = 0; s < source_count; ++s)
         starts[static_cast<size_t>(s) + 1] = starts[static_cast<size_t>(s)] + sources[s].count * tokens;
     const double off = kSkew + std::sqrt(static_cast<double>(count)) * static_cast<double>(width + 2) * 0x1p-24, room = slack(width);
-    struct Scratch {
-        std::vector<float> rows, rotated, own;
-        std::vector<int8_t> codes;
-    };
-    std::vector<Scratch> scratches(static_cast<size_t>(threads));
-    for_each_part(prefix_blocks(starts.back()), threads, [&](int thread, int64_t number) {
-        Scratch& scratch = scratches[static_cast<size_t>(thread)];
-        scratch.rows.resize(static_cast<size_t>(kPrefixRows * width));
-        scratch.rotated.resize(static_cast<size_t>(kPrefixRows * count));
-        scratch.own.resize(static_cast<size_t>(count));
-        scratch.codes.resize(static_cast<size_t>(count));
-        uint8_t* block = blocks + number * prefix_block_bytes(count);
-        float* numbers = reinterpret_cast<float*>(block);
-        uint8_t* codes = block + kPrefixRows * 16;
-        std::memset(block, 0, static_cast<size_t>(prefix_block_bytes(count)));
+    for_each_part(prefix_blocks(starts.back()), threads, [&](int, int64_t number) {
         const int64_t first = number * kPrefixRows, rows = std::min(kPrefixRows, starts.back() - first);
+        AlignedVector<float> items(static_cast<size_t>(rows * width)), rotated(static_cast<size_t>(kPrefixRows * count));
         for (int64_t r = 0; r < rows; ++r) {
             const auto source = static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), first + r) - starts.begin()) - 1;
             const int64_t at = (first + r - starts[source]) * width;
-            float* to = scratch.rows.data() + r * width;
+            float* to = items.data() + r * width;
             if (sources[source].half)
                 kernels->widen(static_cast<const uint16_t*>(sources[source].data) + at, width, to);
             else
                 std::memcpy(to, static_cast<const float*>(sources[source].data) + at, static_cast<size_t>(width) * sizeof(float));
         }
         for (int64_t panel = 0; panel < count / lanes; ++panel) {
-            const Ahead nothing = {reinterpret_cast<const char*>(scratch.rows.data()), 0, 0, 1};
-            kernels->dot_panel({scratch.rows.data(), rows, width}, panels.data() + panel * width * lanes, lanes, nothing,
-                               scratch.rotated.data() + panel * kPrefixRows * lanes);
+            const Ahead nothing = {reinterpret_cast<const char*>(items.data()), 0, 0, 1};
+            kernels->dot_panel({items.data(), rows, width}, panels.data() + panel * width * lanes, lanes, nothing,
+                               rotated.data() + panel * kPrefixRows * lanes);
         }
+        double norms[kPrefixRows];
+        bool bounded[kPrefixRows];
         for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t p = 0; p < count; ++p)
-                scratch.own[static_cast<size_t>(p)] =
-                    scratch.rotated[static_cast<size_t>(p / lanes * kPrefixRows * lanes + r * lanes + p % lanes)];
-            const float* row = scratch.rows.data() + r * width;
-            const double norm = std::sqrt(kernels->products(row, row, width).with_itself);
-            Quantised q = kernels->quantise(scratch.own.data(), count, scratch.codes.data());
-            if (!(norm <= kLargestNorm)) {
-                std::fill(scratch.codes.begin(), scratch.codes.end(), int8_t{0});
-                q = {0.0f, norm, 0.0, std::numeric_limits<double>::quiet_NaN()};
-            }
-            numbers[r] = q.scale;
-            numbers[kPrefixRows + r] = at_least(std::max(q.error + off * norm + room * (norm + q.coded_norm), kLeastNorm));
-            numbers[2 * kPrefixRows + r] = at_least(q.coded_norm);
-            numbers[3 * kPrefixRows + r] = at_least(rest_of(norm, q.norm, off * norm) + room * norm);
-            for (int64_t p = 0; p < count; ++p)
-                codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] =
-                    static_cast<uint8_t>(static_cast<uint8_t>(scratch.codes[static_cast<size_t>(p)]) ^ 0x80);
+            const float* row = items.data() + r * width;
+            norms[r] = std::sqrt(kernels->products(row, row, width).with_itself);
+            bounded[r] = norms[r] <= kLargestNorm;
         }
+        const auto at = [&](int64_t r, int64_t p) { return rotated[static_cast<size_t>((p / lanes * kPrefixRows + r) * lanes + p % lanes)]; };
+        float largest = 0.0f;
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t p = 0; p < count && bounded[r]; ++p) largest = std::max(largest, std::abs(at(r, p)));
+        uint8_t* codes = blocks + number * prefix_block_bytes(count) + sizeof(PrefixHeader);
+        std::memset(codes, 0x80, static_cast<size_t>(kPrefixRows * count));
+        const float scale = largest / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        double rests[kPrefixRows] = {}, error = kLeastNorm, coded_norm = 0.0;
+        for (int64_t r = 0; r < rows; ++r) {
+            if (!bounded[r]) {
+                error = std::numeric_limits<double>::quiet_NaN();
+                continue;
+            }
+            double square = 0.0, coded_square = 0.0, left_square = 0.0;
+            for (int64_t p = 0; p < count; ++p) {
+                // Any code is valid: the error is that of the code which is stored. An infinite inverse times 0 is NaN: code 127.
+                float scaled = at(r, p) * inverse;
+                scaled = scaled < 127.0f ? scaled : 127.0f;
+                scaled = scaled > -127.0f ? scaled : -127.0f;
+                const float rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;
+                codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] = static_cast<uint8_t>(static_cast<int>(rounded) + 128);
+                const double value = at(r, p), coded = double{rounded} * scale, left = value - coded;
+                square += value * value, coded_square += coded * coded, left_square += left * left;
+            }
+            const double own = std::sqrt(coded_square);
+            error = std::isnan(error) ? error : std::max(error, std::sqrt(left_square) + off * norms[r] + room * (norms[r] + own));
+            coded_norm = std::max(coded_norm, own);
+            rests[r] = rest_of(norms[r], std::sqrt(square), off * norms[r]) + room * norms[r];
+        }
+        PrefixHeader header = {scale, at_least(error), at_least(coded_norm), 0.0f, {}, {}};
+        header.rest_unit = at_least(*std::max_element(rests, rests + kPrefixRows) / 65535.0);
+        for (int64_t r = 0; r < rows; ++r)
+            header.rests[r] = static_cast<uint16_t>(std::min(std::ceil(rests[r] / header.rest_unit), 65535.0));
+        std::memcpy(codes - sizeof(PrefixHeader), &header, sizeof header);
     });
 }
 

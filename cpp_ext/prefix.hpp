@@ -8,12 +8,13 @@
 // added up in float32 from A, so that |c' - Ec| <= ω |c| with ω = kSkew + sqrt(P) (D + 2) 2^-24, and q' in double, with ω = 2 kSkew. Hence
 //     error >= |c' - ĉ| + ω |c|,    rest >= sqrt(|c|² - max(0, |c'| - ω |c|)²),    norm >= |ĉ|,
 // and for a query norm >= |q'| + ω |q| and |q̂| as well. What is compared with a threshold is the float32 rounding of <q, c>, off by
-// D 2^-24 |q| |c| at most, and the bound itself is computed in float32, off by 24 * 2^-24 of |Eq| (|c| + |ĉ|) + |q2| |c| at most. With
-// s = (D + 64) 2^-24, s (|c| + |ĉ|) in `error` and s |c| in `rest` cover both, as |Eq| + |q2| >= |q|. Rows and queries with numbers that
-// are not finite, or longer than 2^60, have NaN for a bound, which rules out nothing.
+// D 2^-24 |q| |c| at most, and the bound itself is computed in float32, off by 28 * 2^-24 of |Eq| (|c| + |ĉ|) + |q2| |c| at most. With
+// s = (D + 64) 2^-24, s (|c| + |ĉ|) in `error` and s |c| in `rest` cover both, as |Eq| + |q2| >= |q|.
 //
-// Sixteen rows lie together, so that lanes are rows and nothing is added across lanes: a block holds sixteen scales, errors, norms and
-// rests (float32), then codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards.
+// Sixteen rows lie together in a block, so that lanes are rows and nothing is added across lanes. To save bytes they share one scale, and
+// the largest error and norm; rests are whole numbers of 16 bits, rounded up, times a unit. Rows with numbers that are not finite, or
+// longer than 2^60, have no bound: their block's error is NaN, and so all of its bounds, which rules out nothing. A block is a header
+// (PrefixHeader) and codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,7 @@ struct Prefix {
     const uint8_t* blocks;   // (ceil(covered * tokens / 16), prefix_block_bytes(P))
 };
 
-inline int64_t prefix_block_bytes(int64_t width) { return kPrefixRows * (width + 16); }
+inline int64_t prefix_block_bytes(int64_t width) { return kPrefixRows * width + int64_t{sizeof(PrefixHeader)}; }
 inline int64_t prefix_blocks(int64_t rows) { return (rows + kPrefixRows - 1) / kPrefixRows; }
 
 // max of |A Aᵀ - I|, as a Frobenius norm.

@@ -3,9 +3,16 @@
 
 constexpr int kBlockVectors = kPrefixRows / kVector;
 
-inline Vector bound_of_prefix(Vector dot, const PrefixQuery& query, const float* numbers) {
-    return dot * query.scale * load(numbers) + query.norm * load(numbers + kPrefixRows) + query.error * load(numbers + 2 * kPrefixRows) +
-           query.rest * load(numbers + 3 * kPrefixRows);
+inline Vector whole_numbers(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    Vector numbers;
+    for (int lane = 0; lane < kVector; ++lane) numbers[lane] = from[lane];
+    return numbers;
+#endif
 }
 
 // <codes, query> + offset of each row of a block.
@@ -45,16 +52,18 @@ inline void prefix_dots(const uint8_t* codes, const PrefixQuery& query, int64_t 
 }
 
 int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold, uint32_t* positions) {
-    const int64_t bytes = kPrefixRows * (width + 16);
+    const int64_t bytes = kPrefixRows * width + static_cast<int64_t>(sizeof(PrefixHeader));
     const Vector thresholds = broadcast(threshold);
     int64_t found = 0;
     for (int64_t block = 0; block < count; ++block, blocks += bytes) {
-        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(blocks + 4096 + line, 0, 2);
-        const float* numbers = reinterpret_cast<const float*>(blocks);
+        PrefixHeader header;
+        memcpy(&header, blocks, sizeof header);
+        const float scale = query.scale * header.scale, rest = query.rest * header.rest_unit;
+        const float rounding = query.norm * header.error + query.error * header.norm;
         Vector dots[kBlockVectors];
-        prefix_dots(blocks + kPrefixRows * 16, query, width, dots);
+        prefix_dots(blocks + sizeof header, query, width, dots);
         for (int v = 0; v < kBlockVectors; ++v) {
-            uint32_t bits = not_below(bound_of_prefix(dots[v], query, numbers + v * kVector), thresholds);
+            uint32_t bits = not_below(dots[v] * scale + whole_numbers(header.rests + v * kVector) * rest + rounding, thresholds);
             for (; bits; bits &= bits - 1)
                 positions[found++] = static_cast<uint32_t>(block * kPrefixRows + v * kVector + __builtin_ctz(bits));
         }

@@ -16,6 +16,8 @@ constexpr int64_t kGroupRows = 12, kSmallGroupRows = 4;  // that the panel kerne
 // Tiles are what threads are given, and what is sampled: rows enough to amortise it, and tiles enough for every thread.
 int64_t tile_items(const Sweep& sweep) {
     int64_t rows = sweep.by_rows ? 512 : 20 * kGroupRows;
+    // What prefixes leave is scattered: several rows at a time are on their way from memory where a tile leaves several.
+    if (sweep.gallery.prefix && sweep.by_rows) rows = std::clamp<int64_t>(sweep.gallery.size * sweep.gallery.tokens / 128, 512, 4096);
     if (sweep.gallery.screened && !sweep.by_rows)
         rows = std::clamp<int64_t>(sweep.gallery.size * sweep.gallery.tokens / (8 * useful_threads(sweep.threads, INT64_MAX)), 256, 1024);
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
@@ -221,9 +223,8 @@ int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, Til
         if (row < begin || row >= end || (asked && !allowed_.allows(b, row / tokens_))) continue;
         positions[passed++] = static_cast<uint32_t>(row - begin);
     }
-    const int64_t rows = tile.count * tokens_, numbers = 16;
-    scratch.prefix_balance += (rows * (prefix.width + numbers) + passed * kGatheredCost * (code_width_ + numbers) -
-                               rows * (code_width_ + numbers)) / static_cast<int64_t>(sweep_.batch);
+    const int64_t rows = tile.count * tokens_, swept = code_width_ + 12;
+    scratch.prefix_balance += (rows * prefix_block_bytes(prefix.width) / kPrefixRows + (passed * kGatheredCost - rows) * swept) / static_cast<int64_t>(sweep_.batch);
     int64_t left = 0;
     uint32_t some[kGathered];
     float own[kGathered];

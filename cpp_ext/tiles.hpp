@@ -60,6 +60,13 @@ struct Products {
 
 constexpr int64_t kPrefixRows = 16;  // of a block of prefixes (prefix.hpp)
 
+struct PrefixHeader {
+    float scale, error, norm, rest_unit;
+    uint16_t rests[kPrefixRows];
+    float unused[4];
+};
+static_assert(sizeof(PrefixHeader) == 64);
+
 // A query's codes in the rotated basis, -128 times their sum, and its numbers (prefix.hpp).
 struct PrefixQuery {
     const int8_t* codes;

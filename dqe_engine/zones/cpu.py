@@ -216,6 +216,8 @@ def most_listed(request: ZoneRequest, by_rows: bool) -> int:
     """Tokens that a query may visit by lists before sweeping all of them, with the others of its batch, takes less time."""
     _, tokens, width = request.shards[0].shape
     swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width
+    if by_rows and request.screen is not None and request.screen.prefix is not None:
+        swept *= request.screen.prefix.cost
     return max(1, int(request.size * tokens * swept / (VISIT_COST + VISIT_BYTE_COST * width)))
 
 

@@ -21,8 +21,8 @@ from .sampling import sampled, units
 LEAST_TOKENS = 1 << 16
 """Fewer tokens are swept in less time than a choice is worth."""
 _BLOCK = 16  # kPrefixRows of cpp_ext/tiles.hpp
-_NUMBERS = 16
-"""Bytes of a token's scale and three norms; the same of a block's row."""
+_HEADER = 64
+"""Bytes of a block before its codes."""
 _WIDTHS = (16, 32, 48, 64, 96, 128)
 _SAMPLE, _QUERIES, _K = 32_768, 64, 10
 """Tokens and queries that the choice is made by, for searches for so many of the best."""
@@ -49,7 +49,7 @@ class Prefix:
 
     covered: int
     axes: F32  # (P, D), orthonormal
-    blocks: NDArray[np.uint8]  # (ceil(covered * M / 16), 16 * (P + 16))
+    blocks: NDArray[np.uint8]  # (ceil(covered * M / 16), 16 * P + 64)
     costs: tuple[PrefixCost, ...] = ()
     """Of all widths that were weighed."""
 
@@ -59,7 +59,7 @@ class Prefix:
     ) -> Prefix | None:
         """Encode the tokens of (n, M, D) shards; None where there are fewer than `least`, too many for 32 bits, or nothing is gained.
 
-        queries: (B, D), like those that will be asked: some of the tokens, if there are none. A result never depends on them.
+        queries: (B, D), finite, like those that will be asked; some of the tokens, where None. A result never depends on them.
         width: instead of the one of least cost.
         """
         covered, tokens, whole = sum(map(len, shards)), *shards[0].shape[1:]
@@ -71,26 +71,29 @@ class Prefix:
         rows = rows[np.isfinite(rows).all(1) & (np.abs(rows).max(1, initial=0) < 1e12)]
         if len(rows) < 2:
             return None
-        asked = rng.permutation(len(rows))[: min(_QUERIES, len(rows) // 2)]
-        if queries is None:
-            queries, rows = rows[asked], np.delete(rows, asked, axis=0)
-        else:
-            queries = queries[np.isfinite(queries).all(1)]
-            queries = queries[rng.permutation(len(queries))[:_QUERIES]]
         axes = _axes(rows, queries)
-        costs = () if width else tuple(_costs(rows, queries, axes, rank=_K * len(rows) // size))
+        if queries is None:
+            asked, rows = np.split(rng.permutation(rows), [min(_QUERIES, len(rows) // 2)])
+        else:
+            asked = queries[1::2][:_QUERIES]  # the axes know the others
+        costs = () if width else tuple(_costs(rows, asked, axes, rank=_K * len(rows) // size))
         if width is None:
             best = min(costs, key=lambda found: found.cost, default=None)
             if best is None or best.cost > _LEAST_GAIN:
                 return None
             width = best.width
-        blocks = empty_codes((-(-size // _BLOCK), _BLOCK * (width + _NUMBERS)))
+        blocks = empty_codes((-(-size // _BLOCK), _BLOCK * width + _HEADER))
         kernels().fill_prefix(list(shards), axes[:width], blocks, threads)
         return cls(covered, axes[:width], blocks, costs)
 
     @property
     def width(self) -> int:
         return len(self.axes)
+
+    @property
+    def cost(self) -> float:
+        """Of a sweep by these prefixes, expected, beside one by codes alone."""
+        return next((found.cost for found in self.costs if found.width == self.width), 1.0)
 
     @property
     def nbytes(self) -> int:
@@ -107,9 +110,12 @@ class Prefix:
         return f"{text}, expected to leave {own.left:.2%} of the tokens (cost beside the plain sweep by width: {weighed})" if own else text
 
 
-def _axes(rows: F32, queries: F32) -> F32:
-    """(D, D) orthonormal rows, those of most weight in the directions of rows and queries first."""
-    spread = sum((_spread(part) for part in (rows, queries) if len(part)), np.zeros((rows.shape[1], rows.shape[1])))
+def _axes(rows: F32, queries: F32 | None) -> F32:
+    """(D, D) orthonormal rows, those of most weight in the directions of rows and of every other query first."""
+    spread = _spread(rows)
+    if queries is not None and len(queries):
+        known = queries[::2]
+        spread = spread + _spread(known) * len(known) / (len(known) + rows.shape[1])  # few say little of D directions
     return np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors.T[::-1], np.float32)
 
 
@@ -139,6 +145,6 @@ def _costs(rows: F32, queries: F32, axes: F32, *, rank: int) -> list[PrefixCost]
         rest_queries = rest_queries - np.einsum("ij,ij->i", turned_queries[:, part], turned_queries[:, part])
         rest = np.sqrt(np.maximum(rest_queries, 0))[:, None] * np.sqrt(np.maximum(rest_rows, 0))
         left = float((known + rest >= threshold).mean())
-        found.append(PrefixCost(width, left, (width + _NUMBERS) / whole + _GATHERED_COST * left))
+        found.append(PrefixCost(width, left, (width + _HEADER / _BLOCK) / whole + _GATHERED_COST * left))
         begin = width
     return found
