@@ -3,8 +3,8 @@
     python -m benchmarks.prefix --size 1000000    # 8 minutes, 6 GiB of memory
 
 Vectors (N, 256) of length 1 lie around N / 1,000 directions, and the variance of their principal components falls as 1, 1 / 2^p, 1 / 3^p,
-...; p = 0 is isotropic, without clusters. Queries are drawn like the items. All searches of a query follow one another, and it exits with 1 where their ids
-differ other than by the rounding of a score. Panorama has its rotation, trained on a tenth of the items, which is part of each search.
+...; p = 0 is isotropic, without clusters. Queries are drawn like the items. All searches of a query follow one another, and it exits with
+1 where their ids differ other than by the rounding of a score. Panorama's time includes its rotation, trained on a tenth of the items.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def vectors(size: int, queries: int, power: float, *, clusters: int, within: flo
     for start in range(0, len(found), 1 << 16):
         part = found[start : start + (1 << 16)]
         own = rng.standard_normal(part.shape, np.float32) * scale
-        part[:] = (centres[rng.integers(clusters, size=len(part))] * np.float32((1 - within) ** 0.5) + own * np.float32(within**0.5)) @ basis
+        part[:] = (
+            centres[rng.integers(clusters, size=len(part))] * np.float32((1 - within) ** 0.5) + own * np.float32(within**0.5)
+        ) @ basis
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return found[:size], found[size:]
 
@@ -57,7 +59,7 @@ def contenders(items: F32, threads: int, levels: int) -> tuple[dict[str, Search]
         return search
 
     def by_faiss(index: Any) -> Search:
-        return lambda queries: index.search(queries, K)  # type: ignore[no-any-return]
+        return lambda queries: index.search(queries, K)
 
     flat = faiss.IndexFlatIP(WIDTH)
     flat.add(items)

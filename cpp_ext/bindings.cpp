@@ -295,8 +295,7 @@ NB_MODULE(_kernels, m) {
           "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,
           "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(),
           "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(),
-          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0,
-          "prefix"_a = nb::none());
+          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0, "prefix"_a = nb::none());
     define_builders(m);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(

@@ -99,8 +99,8 @@ void find_nearest_adapter(Array<const float, 2> points, Array<const float, 2> ce
     find_nearest(points.data(), count, width, centres.data(), centre_count, nearest.data(), threads);
 }
 
-void assign_tokens_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<const float, 2> roots,
-                           Array<const float, 2> leaves, Array<const int64_t, 1> offsets, Array<uint32_t, 1> assigned, int threads) {
+void assign_tokens_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<const float, 2> roots, Array<const float, 2> leaves,
+                           Array<const int64_t, 1> offsets, Array<uint32_t, 1> assigned, int threads) {
     const Sources given = sources_of(shards);
     const auto axis_count = static_cast<int64_t>(axes.shape(0)), root_count = static_cast<int64_t>(roots.shape(0));
     const auto leaf_count = static_cast<int64_t>(leaves.shape(0));
@@ -116,7 +116,8 @@ void assign_tokens_adapter(std::vector<Items> shards, Array<const float, 2> axes
     if (offsets(0) != 0 || offsets(root_count) != leaf_count) throw std::invalid_argument("offsets: expected to cover all leaves");
     nb::gil_scoped_release release;
     const TokenTree tree = {axis_count, root_count, axes.data(), roots.data(), leaves.data(), offsets.data()};
-    assign_tokens(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, tree, assigned.data(), threads);
+    assign_tokens(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, tree, assigned.data(),
+                  threads);
 }
 
 void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<uint8_t, 2> blocks, int threads) {

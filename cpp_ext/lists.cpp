@@ -15,7 +15,8 @@ struct Centres {
     AlignedVector<float> packed;
     int64_t panels;
 
-    Centres(const TileKernels& kernels, const float* centres, int64_t count, int64_t width) : panels((count + kernels.wide - 1) / kernels.wide) {
+    Centres(const TileKernels& kernels, const float* centres, int64_t count, int64_t width)
+        : panels((count + kernels.wide - 1) / kernels.wide) {
         const int64_t lanes = kernels.wide, size = (width + 1) * lanes;
         packed.assign(static_cast<size_t>(panels * size), 0.0f);
         for (int64_t c = 0; c < panels * lanes; ++c) {
@@ -76,12 +77,14 @@ void assign_tokens(const TokenSource* sources, int64_t source_count, int64_t tok
             std::vector<float> points(static_cast<size_t>(count * size)), sorted(points.size());
             for (int64_t panel = 0; panel < axis_panels; ++panel) {
                 const Ahead nothing = {reinterpret_cast<const char*>(values), 0, 0, 1};
-                kernels->dot_panel({values, count, width}, axes.data() + panel * width * lanes, static_cast<int>(lanes), nothing, along.data());
+                kernels->dot_panel({values, count, width}, axes.data() + panel * width * lanes, static_cast<int>(lanes), nothing,
+                                   along.data());
                 const int64_t from = panel * lanes, some = std::min(lanes, tree.axis_count - from);
                 for (int64_t i = 0; i < count; ++i) std::copy_n(along.begin() + i * lanes, some, points.begin() + i * size + from);
             }
             for (int64_t i = 0; i < count; ++i) {
-                const float norm = static_cast<float>(std::sqrt(kernels->products(values + i * width, values + i * width, width).with_itself));
+                const float norm =
+                    static_cast<float>(std::sqrt(kernels->products(values + i * width, values + i * width, width).with_itself));
                 if (norm <= kLargestNorm)
                     points[static_cast<size_t>((i + 1) * size - 1)] = norm;
                 else

@@ -70,7 +70,9 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
             norms[r] = std::sqrt(kernels->products(row, row, width).with_itself);
             bounded[r] = norms[r] <= kLargestNorm;
         }
-        const auto at = [&](int64_t r, int64_t p) { return rotated[static_cast<size_t>((p / lanes * kPrefixRows + r) * lanes + p % lanes)]; };
+        const auto at = [&](int64_t r, int64_t p) {
+            return rotated[static_cast<size_t>((p / lanes * kPrefixRows + r) * lanes + p % lanes)];
+        };
         float largest = 0.0f;
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t p = 0; p < count && bounded[r]; ++p) largest = std::max(largest, std::abs(at(r, p)));

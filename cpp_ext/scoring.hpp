@@ -107,8 +107,8 @@ class Scorer {
     void take_panel(const Tile& tile, int64_t first, int64_t items, const Panel& panel, float* scores, const float* thresholds,
                     TileScratch& scratch, const Take& take) const;
 
-    // By rows and screened: whether prefixes are worth a look at this tile, and the positions of one query's rows that they and then the codes
-    // leave, whose bounds are written to `bounds`.
+    // By rows and screened: whether prefixes are worth a look at this tile, and the positions of one query's rows that they and then the
+    // codes leave, whose bounds are written to `bounds`.
     bool by_prefix(const Tile& tile, const float* thresholds, const TileScratch& scratch) const;
     int64_t find_by_prefix(const Tile& tile, int64_t b, float threshold, TileScratch& scratch, float* bounds) const;
     // The scores, or bounds, of all rows of a tile, by rows.

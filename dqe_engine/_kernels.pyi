@@ -1,4 +1,4 @@
-"""Types of the compiled kernels (cpp_ext/bindings.cpp and bindings_build.cpp). Arrays must fit exactly: what does not is a TypeError, never a copy."""
+"""Types of the compiled kernels (cpp_ext/bindings*.cpp). Arrays must fit exactly: what does not is a TypeError, never a copy."""
 
 from collections.abc import Sequence
 from typing import Any

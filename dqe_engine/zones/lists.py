@@ -22,6 +22,7 @@ _LISTS_PER_ROOT = 8
 """As many lists as this times the root of the number of tokens: a query looks at each list, and at the tokens of a few."""
 _LEAST_PER_LIST = 16
 _SAMPLE_PER_LIST = 12
+_ROUNDS = 4
 _SPREAD_SAMPLE = 1 << 16  # tokens, at most, whose principal components these are
 
 
@@ -117,13 +118,15 @@ class _Tree:
         spread = np.atleast_2d(np.cov(sample[:: -(-len(sample) // _SPREAD_SAMPLE)].T.astype(np.float64)))
         axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors.T[::-1][:_PREFIX], np.float32)
         points: F32 = sample @ axes.T
-        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=6, threads=threads)
+        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=_ROUNDS, threads=threads)
         centres, directions = [], []
         for root in range(len(roots)):
             (members,) = np.nonzero(of_root == root)
             share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
             own, of_leaf = (
-                _kmeans(points[members], share, rng, rounds=5, threads=threads) if len(members) else (roots[root : root + 1], np.empty(0, np.uint32))
+                _kmeans(points[members], share, rng, rounds=_ROUNDS, threads=threads)
+                if len(members)
+                else (roots[root : root + 1], np.empty(0, np.uint32))
             )
             sums = np.zeros((len(own), sample.shape[1]))
             order = np.argsort(of_leaf, kind="stable")

@@ -55,7 +55,13 @@ class Prefix:
 
     @classmethod
     def build(
-        cls, shards: Sequence[NDArray[Any]], *, queries: F32 | None = None, threads: int, least: int = LEAST_TOKENS, width: int | None = None
+        cls,
+        shards: Sequence[NDArray[Any]],
+        *,
+        queries: F32 | None = None,
+        threads: int,
+        least: int = LEAST_TOKENS,
+        width: int | None = None,
     ) -> Prefix | None:
         """Encode the tokens of (n, M, D) shards; None where there are fewer than `least`, too many for 32 bits, or nothing is gained.
 

@@ -19,7 +19,8 @@ def sampled(shards: Sequence[NDArray[Any]], size: int, rng: np.random.Generator)
     for shard in shards:
         rows = shard.reshape(-1, shard.shape[2])
         own = min(len(rows), math.ceil(size * len(rows) / max(total, 1)))
-        at = np.sort(rng.choice(len(rows), own, replace=False, shuffle=False)) if own else np.empty(0, np.int64)
+        few = 8 * own < len(rows)  # then those that are drawn twice are no loss, and a permutation of all would be
+        at = np.unique(rng.integers(len(rows), size=own)) if few else np.sort(rng.choice(len(rows), own, replace=False))
         parts.append(rows[at].astype(np.float32, copy=False))
     return np.concatenate(parts)
 
@@ -30,4 +31,5 @@ def units(tokens: F32) -> F32:
         norms = np.sqrt(np.einsum("ij,ij->i", tokens, tokens))
         usable = np.isfinite(norms) & (norms > 0)
         values: F32 = tokens[usable] / norms[usable, None]
-    return values[np.einsum("ij,ij->i", values, values) > 0.5]  # not of what underflows
+    kept: F32 = values[np.einsum("ij,ij->i", values, values) > 0.5]  # none of what underflows
+    return kept

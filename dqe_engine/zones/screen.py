@@ -55,7 +55,7 @@ class Screen:
 
         No result depends on the rest, but time does:
 
-        queries: (B, D) float32, like those that will be asked, by which it is judged whether a prefix pays; else some of the tokens are taken.
+        queries: (B, D) float32, like those that will be asked, by which it is judged whether a prefix pays; else some tokens are.
         lists: also cluster the tokens, where there are enough of them.
         prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
 

@@ -179,8 +179,12 @@ def first(shards: Sequence[NDArray[Any]], share: float) -> Sequence[NDArray[Any]
 @example(EMPTIED, 1, 2, 1024, 0, 0, "", False, 0.0, 1, 0.0)
 @example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True, 1.0, 10**9, 1.0)
 @example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1, 0.0)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
+)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
+)
 @example(
     dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)),
     1,

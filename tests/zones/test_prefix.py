@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,19 @@ from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.request import ZoneRequest, validated
 
 
+@cache
+def _directions(width: int, clusters: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A basis and centres in it: the same for items and queries."""
+    rng = np.random.default_rng(width)
+    return np.linalg.qr(rng.standard_normal((width, width))).Q, rng.standard_normal((clusters, width))
+
+
 def decaying(rng: np.random.Generator, *shape: int, power: float = 1.0, clusters: int = 50) -> NDArray[np.float32]:
     """(..., D) unit vectors around some directions; the variance of their principal components falls as a power."""
     width = shape[-1]
-    scale = np.arange(1, width + 1) ** (-power / 2)
-    basis = np.linalg.qr(np.random.default_rng(width).standard_normal((width, width))).Q  # the same for items and queries
-    centres = np.random.default_rng(width + 1).standard_normal((clusters, width)) * scale
-    vectors = (centres[rng.integers(clusters, size=shape[:-1])] + 0.6 * rng.standard_normal(shape) * scale) @ basis
+    basis, centres = _directions(width, clusters)
+    own = 0.6 * rng.standard_normal(shape)
+    vectors = ((centres[rng.integers(clusters, size=shape[:-1])] + own) * np.arange(1, width + 1) ** (-power / 2)) @ basis
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors.astype(np.float32)
 
@@ -125,7 +132,10 @@ def of_axes(items: NDArray[np.float32], axes: NDArray[np.float32]) -> Prefix:
 
 @pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
 def test_on_the_bound_nothing_is_to_spare(instruction_set: str) -> None:
-    """Where rests are parallel, so that Cauchy-Schwarz holds with equality: equal to the plain sweep; and not where one of the bound's numbers is a little too low."""
+    """Where rests are parallel, so that Cauchy-Schwarz holds with equality: equal to the plain sweep.
+
+    And not where one of the bound's numbers is a little too low.
+    """
 
     def agree(inner: float, which: tuple[int, ...] = (), factor: float = 1.0) -> bool:
         width, own = 24, np.random.default_rng(5)
@@ -158,7 +168,7 @@ def test_on_the_bound_nothing_is_to_spare(instruction_set: str) -> None:
     seed=st.integers(0, 2**40),
     size=st.sampled_from((1, 19, 111, 1600, 2500)),
     tokens=st.sampled_from((1, 3, 32)),
-    width=st.integers(16, 768),
+    width=st.integers(16, 300) | st.just(768),
     prefix_width=st.sampled_from((16, 32, 48, 128)),
     batch=st.integers(1, 4),
     k=st.sampled_from((0, 1, 10, 3000)),
@@ -167,7 +177,8 @@ def test_on_the_bound_nothing_is_to_spare(instruction_set: str) -> None:
     power=st.sampled_from((0.0, 1.0, 2.0)),
     instruction_set=st.sampled_from(_kernels.instruction_sets()),
     half=st.booleans(),
-    zones=st.none() | st.builds(ZoneSpec, lo=st.just(0.01), hi=st.sampled_from((0.02, 0.3)), policy=st.sampled_from(("hardest", "softmax"))),
+    zones=st.none()
+    | st.builds(ZoneSpec, lo=st.just(0.01), hi=st.sampled_from((0.02, 0.3)), policy=st.sampled_from(("hardest", "softmax"))),
 )
 def test_random_galleries(
     seed: int,
@@ -185,7 +196,7 @@ def test_random_galleries(
     zones: ZoneSpec | None,
 ) -> None:
     rng = np.random.default_rng(seed)
-    size = max(1, min(size, 1_200_000 // (tokens * width)))
+    size = max(1, min(size, 300_000 // (tokens * width)))
     prefix_width = min(prefix_width, width // 16 * 16)
     items = decaying(rng, size, tokens, width, power=power)
     some = rng.integers(size, size=1 + size // 5)
