@@ -26,7 +26,7 @@ _HEADER = 64
 _WIDTHS = (16, 32, 48, 64, 96, 128)
 _SAMPLE, _QUERIES, _K = 32_768, 64, 10
 """Tokens and queries that the choice is made by, for searches for so many of the best."""
-_GATHERED_COST = 4
+_GATHERED_COST = 6
 """Codes of a token that is left cost so many that are swept; kGatheredCost of cpp_ext/prefix.hpp."""
 _LEAST_GAIN = 0.75
 """Of the plain sweep's cost; what promises less gain is not worth its memory."""
