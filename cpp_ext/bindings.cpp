@@ -1,7 +1,5 @@
 // dqe_engine._kernels: shapes and sizes are checked here, dtypes, contiguity and writability by nanobind (.noconvert(): what
 // does not fit is a TypeError, never a copy). The GIL is released while a kernel runs.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -13,34 +11,15 @@
 #include <string>
 #include <vector>
 
+#include "bindings.hpp"
 #include "parallel.hpp"
 #include "screen.hpp"
 #include "sweep.hpp"
 
-namespace nb = nanobind;
-using namespace nb::literals;
 using namespace dqe::cpu;
+using namespace nb::literals;
 
 namespace {
-
-template <typename T, int Rank>
-using Array = nb::ndarray<T, nb::ndim<Rank>, nb::device::cpu, nb::c_contig>;
-using Items = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu, nb::c_contig>;
-
-std::string text(std::initializer_list<int64_t> shape) {
-    std::string all = "(";
-    for (const int64_t size : shape) all += std::to_string(size) + ",";
-    return all + ")";
-}
-
-// Raises ValueError unless `array` has this shape.
-template <typename AnyArray>
-void expect(const char* name, const AnyArray& array, std::initializer_list<int64_t> shape) {
-    size_t axis = 0;
-    for (const int64_t size : shape)
-        if (static_cast<int64_t>(array.shape(axis++)) != size)
-            throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape));
-}
 
 const TileKernels* kernels_of(const std::string& name) {
     const TileKernels* const* available = available_tile_kernels();
@@ -48,17 +27,6 @@ const TileKernels* kernels_of(const std::string& name) {
     for (; *available; ++available)
         if ((*available)->name == name) return *available;
     throw std::invalid_argument("instruction set '" + name + "' is not one that this processor runs");
-}
-
-// How many "one per processor" is, the caller decides.
-void expect_threads(int threads) {
-    if (threads < 1) throw std::invalid_argument("threads: expected at least 1");
-}
-
-bool is_half(const Items& items) {
-    const bool half = items.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
-    if (!half && items.dtype() != nb::dtype<float>()) throw nb::type_error("items: expected float32 or float16");
-    return half;
 }
 
 // The quantised copy of one shard (screen.hpp): codes (n, M, W) and three numbers per token (n, M).
@@ -141,6 +109,30 @@ struct Lists {
     Array<const uint16_t, 1> cosines;
 };
 
+// What fill_prefix makes.
+struct PrefixArrays {
+    int64_t covered;  // items
+    Array<const float, 2> axes;
+    Array<const uint8_t, 2> blocks;
+};
+
+// Checks sizes; that the blocks are those of the gallery is the caller's word.
+std::optional<Prefix> prefix_of(const std::optional<nb::tuple>& given, const Gallery& gallery) {
+    if (!given) return std::nullopt;
+    PrefixArrays arrays;
+    const nb::tuple& all = *given;
+    if (all.size() != 3 || !nb::try_cast(all[0], arrays.covered, false) || !nb::try_cast(all[1], arrays.axes, false) ||
+        !nb::try_cast(all[2], arrays.blocks, false))
+        throw nb::type_error("prefix: expected (items, float32 axes, uint8 blocks)");
+    const auto width = static_cast<int64_t>(arrays.axes.shape(0));
+    if (!gallery.screened || arrays.covered < 0 || arrays.covered > gallery.size)
+        throw std::invalid_argument("prefix: not of this gallery, or of one that is not coded");
+    check_prefix_width(width, gallery.width);
+    expect("prefix", arrays.axes, {width, gallery.width});
+    expect("prefix", arrays.blocks, {prefix_blocks(arrays.covered * gallery.tokens), prefix_block_bytes(width)});
+    return Prefix{arrays.covered, width, arrays.axes.data(), arrays.blocks.data()};
+}
+
 std::optional<Lists> lists_of(const std::optional<nb::tuple>& given) {
     if (!given) return std::nullopt;
     Lists lists;
@@ -185,7 +177,8 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
                       uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids,
                       Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys,
                       Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads,
-                      const std::string& instruction_set, std::optional<nb::tuple> lists, int64_t most_listed) {
+                      const std::string& instruction_set, std::optional<nb::tuple> lists, int64_t most_listed,
+                      std::optional<nb::tuple> prefix) {
     Arguments given = {std::move(shards), {}, offsets, excluded, anchor_ids};
     for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
     std::vector<Shard> storage;
@@ -195,6 +188,8 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     if (listed && !(gallery.screened && by_rows)) throw std::invalid_argument("lists: only by rows, of coded items");
     const TokenLists found_lists = listed ? token_lists(*listed, gallery) : TokenLists{};
     if (listed) gallery.lists = &found_lists;
+    const std::optional<Prefix> prefixes = prefix_of(prefix, gallery);
+    if (prefixes) gallery.prefix = &*prefixes;
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
                p = static_cast<int64_t>(picks.shape(1));
     expect("queries", queries, {batch, gallery.width});
@@ -264,69 +259,6 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     return run(sweep, out);
 }
 
-void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms,
-                    int threads) {
-    const auto count = static_cast<int64_t>(items.shape(0)), tokens = static_cast<int64_t>(items.shape(1));
-    const auto width = static_cast<int64_t>(items.shape(2));
-    expect("codes", codes, {count, tokens, code_width(width)});
-    expect("scales", scales, {count, tokens});
-    expect("errors", errors, {count, tokens});
-    expect("norms", norms, {count, tokens});
-    if (width > kMostCodedWidth) throw std::invalid_argument("items: tokens too wide for 32-bit sums of codes");
-    expect_threads(threads);
-    const bool half = is_half(items);
-    const TileKernels* kernels = kernels_of("");
-    nb::gil_scoped_release release;
-    const int workers = useful_threads(threads, count * tokens * width);
-    std::vector<std::vector<float>> widened(static_cast<size_t>(workers),
-                                            std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
-    for_each_part(count, workers, [&](int thread, int64_t i) {
-        const int64_t at = i * tokens;
-        const float* rows = static_cast<const float*>(items.data()) + at * width;
-        if (half) {
-            float* own = widened[static_cast<size_t>(thread)].data();
-            kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
-            rows = own;
-        }
-        encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at, norms.data() + at);
-    });
-}
-
-void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directions, Array<const uint32_t, 1> assigned,
-                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows,
-                        Array<uint16_t, 1> cosines, int threads) {
-    if (shards.empty()) throw std::invalid_argument("items: expected at least one shard");
-    const auto tokens = static_cast<int64_t>(shards[0].shape(1)), width = static_cast<int64_t>(shards[0].shape(2));
-    std::vector<TokenSource> sources;
-    int64_t size = 0;
-    for (const Items& items : shards) {
-        const auto count = static_cast<int64_t>(items.shape(0));
-        expect("items", items, {count, tokens, width});
-        sources.push_back({items.data(), count, is_half(items)});
-        size += count * tokens;
-    }
-    if (size >= 0xFFFFFFFF) throw std::invalid_argument("items: expected fewer than 2^32 - 1 tokens");
-    const auto count = static_cast<int64_t>(directions.shape(0));
-    expect("directions", directions, {count, width});
-    expect("assigned", assigned, {size});
-    expect("longest", longest, {count});
-    expect("widest", widest, {count});
-    expect("starts", starts, {count + 1});
-    expect("rows", rows, {size});
-    expect("cosines", cosines, {size});
-    expect_threads(threads);
-    for (int64_t at = 0; at < size; ++at)
-        if (assigned(at) >= count) throw std::invalid_argument("assigned: not a list");
-    for (int64_t c = 0; c < count; ++c) {
-        double square = 0.0;
-        for (int64_t d = 0; d < width; ++d) square += double{directions(c, d)} * directions(c, d);
-        if (!(std::abs(std::sqrt(square) - 1.0) <= 1e-6)) throw std::invalid_argument("directions: expected unit vectors");
-    }
-    nb::gil_scoped_release release;
-    fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, directions.data(), count, assigned.data(),
-               longest.data(), widest.data(), starts.data(), rows.data(), cosines.data(), threads);
-}
-
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
     for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) names.emplace_back((*kernels)->name);
@@ -363,12 +295,8 @@ NB_MODULE(_kernels, m) {
           "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,
           "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(),
           "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(),
-          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0);
-    m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
-          "norms"_a.noconvert(), "threads"_a);
-    m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "directions"_a.noconvert(), "assigned"_a.noconvert(),
-          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(),
-          "threads"_a);
+          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0, "prefix"_a = nb::none());
+    define_builders(m);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(
         "screened_queries", [](const std::string& name) { return kernels_of(name)->screened_queries; }, "instruction_set"_a,

@@ -226,18 +226,13 @@ inline __m512i sum_each(const __m512i (&rows)[16]) {
 // Bounds of 16 rows from `first` on: sixteen sums are added up across lanes together, for what one costs alone three times.
 inline void bound_sixteen(const CodedRows& rows, int64_t first, const CodedQueries& queries, int q, float* bounds) {
     __m512i sums[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) sums[r] = _mm512_setzero_si512();
-    const uint8_t* codes = rows.codes + first * rows.width;
+    const uint8_t* row = rows.codes + first * rows.width;
     const int8_t* query = queries.codes + q * rows.width;
-    for (int64_t d = 0; d < rows.width; d += 64) {
-        const __m512i part = _mm512_loadu_si512(query + d);
-        const uint8_t* row = codes + d;
+    // One row after the other, as in dot_each_row: side by side they would be sixteen streams, at half the rate where rows are long.
 #pragma GCC unroll 16
-        for (int r = 0; r < 16; ++r, row += rows.width) {
-            __builtin_prefetch(row + 2 * 16 * rows.width);  // two blocks of rows ahead
-            add_products(sums[r], _mm512_loadu_si512(row), part);
-        }
+    for (int r = 0; r < 16; ++r, row += rows.width) {
+        sums[r] = _mm512_setzero_si512();
+        for (int64_t d = 0; d < rows.width; d += 64) add_products(sums[r], _mm512_loadu_si512(row + d), _mm512_loadu_si512(query + d));
     }
     const __m512i sum = _mm512_add_epi32(sum_each(sums), _mm512_set1_epi32(queries.offsets[q]));
     const Vector dot = _mm512_cvtepi32_ps(sum);
@@ -326,4 +321,16 @@ Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
         errors += left * left;
     });
     return {scale, __builtin_sqrt(square), __builtin_sqrt(total(coded_norms)), __builtin_sqrt(total(errors))};
+}
+
+Products products(const float* vector, const float* other, int64_t width) {
+    Doubles with_other = {}, with_itself = {};
+    in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
+        Floats factor = {};
+        memcpy(&factor, other + d, size * sizeof(float));
+        const Doubles wide = __builtin_convertvector(value, Doubles);
+        with_other += wide * __builtin_convertvector(factor, Doubles);
+        with_itself += wide * wide;
+    });
+    return {total(with_other), total(with_itself)};
 }

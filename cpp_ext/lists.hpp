@@ -83,6 +83,23 @@ struct TokenSource {
     bool half;
 };
 
+// The nearest of `centre_count` centres, at least one, to each point, both of `width` numbers, all finite; the first of equals.
+void find_nearest(const float* points, int64_t count, int64_t width, const float* centres, int64_t centre_count, uint32_t* nearest,
+                  int threads);
+
+// Centres in two levels, at least one leaf for each root, in the first components of directions.
+struct TokenTree {
+    int64_t axis_count, root_count;
+    const float* axes;       // (axis_count, width)
+    const float* roots;      // (root_count, axis_count)
+    const float* leaves;     // (offsets[root_count], axis_count)
+    const int64_t* offsets;  // (root_count + 1,): the first leaf of each root
+};
+
+// The leaf nearest to the direction of each token, among those of the nearest root; any for a token that has no direction.
+void assign_tokens(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
+                   uint32_t* assigned, int threads);
+
 // Sorts the tokens of `sources` into lists. `directions` is (count, width), unit vectors; `assigned` names the list of each token. Writes
 // longest, widest, starts (whose first entry counts the tokens without a bound), rows and cosines.
 void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,

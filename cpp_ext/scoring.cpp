@@ -16,6 +16,8 @@ constexpr int64_t kGroupRows = 12, kSmallGroupRows = 4;  // that the panel kerne
 // Tiles are what threads are given, and what is sampled: rows enough to amortise it, and tiles enough for every thread.
 int64_t tile_items(const Sweep& sweep) {
     int64_t rows = sweep.by_rows ? 512 : 20 * kGroupRows;
+    // What prefixes leave is scattered: several rows at a time are on their way from memory where a tile leaves several.
+    if (sweep.gallery.prefix && sweep.by_rows) rows = std::clamp<int64_t>(sweep.gallery.size * sweep.gallery.tokens / 128, 512, 4096);
     if (sweep.gallery.screened && !sweep.by_rows)
         rows = std::clamp<int64_t>(sweep.gallery.size * sweep.gallery.tokens / (8 * useful_threads(sweep.threads, INT64_MAX)), 256, 1024);
     return std::max<int64_t>(1, rows / sweep.gallery.tokens);
@@ -87,6 +89,12 @@ Scorer::Scorer(const Sweep& sweep, const Allowed& allowed)
     };
     if (by_rows_)
         for (int64_t b = 0; b < sweep.batch; ++b) encode(b, codes_.data() + b * code_width_);
+    if (const Prefix* prefix = sweep.gallery.prefix; prefix && by_rows_) {
+        prefix_codes_.resize(static_cast<size_t>(sweep.batch * prefix->width));
+        for (int64_t b = 0; b < sweep.batch; ++b)
+            prefix_queries_.push_back(encode_prefix_query(sweep.queries + b * width_, width_, prefix->axes, prefix->width,
+                                                          prefix_codes_.data() + b * prefix->width));
+    }
     for (const Panel& panel : panels_)
         for (int64_t lane = 0; lane < std::min<int64_t>(panel.lanes, sweep.batch - panel.first); ++lane) {
             encode(panel.first + lane, own.data());
@@ -123,10 +131,12 @@ TileScratch Scorer::scratch() const {
         scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms}) numbers->resize(static_cast<size_t>(rows));
     }
-    if (const TokenLists* lists = sweep_.gallery.lists) {
+    if (sweep_.gallery.lists || sweep_.gallery.prefix) {
         scratch.codes.resize(std::max(scratch.codes.size(), static_cast<size_t>(kGathered * code_width_)));
         for (auto* numbers : {&scratch.scales, &scratch.errors, &scratch.norms})
             numbers->resize(std::max<size_t>(numbers->size(), kGathered));
+    }
+    if (const TokenLists* lists = sweep_.gallery.lists) {
         scratch.list_bounds.resize(static_cast<size_t>(lists->count));
         scratch.reached_lists.resize(static_cast<size_t>(lists->count));
         if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
@@ -134,7 +144,7 @@ TileScratch Scorer::scratch() const {
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
     scratch.scores.assign(static_cast<size_t>(by_rows_ ? stride * sweep_.batch : stride), -std::numeric_limits<float>::infinity());
-    scratch.positions.resize(static_cast<size_t>(stride + lanes));
+    scratch.positions.resize(static_cast<size_t>(stride + lanes + 2 * kPrefixRows));  // blocks begin and end where they will
     scratch.best.resize(static_cast<size_t>(by_rows_ ? 0 : std::max<int64_t>(items, 1) * lanes));
     scratch.row_thresholds.resize(static_cast<size_t>(by_rows_ ? lanes : 0));
     return scratch;

@@ -38,6 +38,8 @@ struct TileScratch {
     std::vector<uint32_t> chosen;  // of the tile that is scored now
     AlignedVector<uint8_t> codes;  // of chosen items that do not lie together
     AlignedVector<float> scales, errors, norms;
+
+    int64_t prefix_balance = 0;  // bytes that prefixes have cost so far beyond what a sweep of the codes would have
 };
 
 class Scorer {
@@ -105,6 +107,10 @@ class Scorer {
     void take_panel(const Tile& tile, int64_t first, int64_t items, const Panel& panel, float* scores, const float* thresholds,
                     TileScratch& scratch, const Take& take) const;
 
+    // By rows and screened: whether prefixes are worth a look at this tile, and the positions of one query's rows that they and then the
+    // codes leave, whose bounds are written to `bounds`.
+    bool by_prefix(const Tile& tile, const float* thresholds, const TileScratch& scratch) const;
+    int64_t find_by_prefix(const Tile& tile, int64_t b, float threshold, TileScratch& scratch, float* bounds) const;
     // The scores, or bounds, of all rows of a tile, by rows.
     void score_rows(const Tile& tile, float* scores, int64_t stride, TileScratch& scratch) const;
     // Whether pairs of a tile have to be asked for one by one.
@@ -141,6 +147,8 @@ class Scorer {
     AlignedVector<int8_t> codes_;  // panels: [panel][code_width / 4][lanes][4]; rows: [query][code_width]
     AlignedVector<int32_t> offsets_;
     AlignedVector<float> scales_, norms_, errors_;
+    std::vector<int8_t> prefix_codes_;
+    std::vector<PrefixQuery> prefix_queries_;
 };
 
 inline float greater_or_nan(float a, float b) { return a != a || b <= a ? a : b; }
@@ -150,15 +158,20 @@ int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScr
     const int64_t count = tile.count * tokens_, stride = static_cast<int64_t>(scratch.scores.size()) / sweep_.batch;
     const int batch = static_cast<int>(sweep_.batch), lanes = kernels_.narrow;
     float* scores = scratch.scores.data();
-    score_rows(tile, scores, stride, scratch);
+    const bool prefixed = by_prefix(tile, thresholds, scratch);
+    if (!prefixed) score_rows(tile, scores, stride, scratch);
 
     const bool asked = asks(tile);
     int64_t rescored = 0;
     for (int b = 0; b < batch; ++b) {
-        std::fill(scratch.row_thresholds.begin(), scratch.row_thresholds.end(), thresholds[b]);
         const float* own = scores + b * stride;
-        const int64_t size = (count + lanes - 1) / lanes * lanes;
-        int64_t found = kernels_.find(own, size, lanes, scratch.row_thresholds.data(), scratch.positions.data());
+        int64_t found;
+        if (prefixed) {
+            found = find_by_prefix(tile, b, thresholds[b], scratch, scores + b * stride);
+        } else {
+            std::fill(scratch.row_thresholds.begin(), scratch.row_thresholds.end(), thresholds[b]);
+            found = kernels_.find(own, (count + lanes - 1) / lanes * lanes, lanes, scratch.row_thresholds.data(), scratch.positions.data());
+        }
         const uint32_t* at = scratch.positions.data();
         while (found > 0 && at[found - 1] >= count) --found;  // padding
         const auto prefetch_found = [&](int64_t h) {

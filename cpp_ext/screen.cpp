@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 namespace dqe::cpu {
@@ -12,12 +11,6 @@ namespace {
 Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
     return available_tile_kernels()[0]->quantise(vector, width, codes);
 }
-
-// Rounded up, with room for the rounding of the sums above (relative 2^-40 at most).
-float at_least(double value) { return std::nextafter(static_cast<float>(value * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity()); }
-
-// A product of two of these is a normal number, far above what underflow can take from a score.
-constexpr double kLeastNorm = 1e-18;
 
 float error_of(const Quantised& q, int64_t width) {
     const double rounding = static_cast<double>(width + 32) * 0x1p-24;

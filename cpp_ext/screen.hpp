@@ -9,7 +9,9 @@
 // gets a NaN bound, which excludes nothing.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "tiles.hpp"
 
@@ -17,6 +19,14 @@ namespace dqe::cpu {
 
 // Wider rows could overflow the 32-bit sums of products of codes.
 constexpr int64_t kMostCodedWidth = 65536;
+
+// A product of two of these is a normal number, far above what underflow can take from a score.
+constexpr double kLeastNorm = 1e-18;
+
+// A norm rounded up, with room for the rounding of the sums of squares that it comes from (relative 2^-40 at most).
+inline float at_least(double value) {
+    return std::nextafter(static_cast<float>(value * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
+}
 
 // Entries of a coded row of vectors of `width` numbers: a multiple of kCodeAlignment, the rest coded as zero.
 inline int64_t code_width(int64_t width) { return (width + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }

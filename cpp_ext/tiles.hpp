@@ -54,6 +54,26 @@ struct Quantised {
     double norm, coded_norm, error;  // |c|, |ĉ|, |c - ĉ|
 };
 
+struct Products {
+    double with_other, with_itself;
+};
+
+constexpr int64_t kPrefixRows = 16;  // of a block of prefixes (prefix.hpp)
+
+struct PrefixHeader {
+    float scale, error, norm, rest_unit;
+    uint16_t rests[kPrefixRows];
+    float unused[4];
+};
+static_assert(sizeof(PrefixHeader) == 64);
+
+// A query's codes in the rotated basis, -128 times their sum, and its numbers (prefix.hpp).
+struct PrefixQuery {
+    const int8_t* codes;
+    int32_t offset;
+    float scale, norm, error, rest;
+};
+
 // Beyond this norm, products and partial sums could overflow float32; below it, none of what enters a bound or a score can.
 constexpr double kLargestNorm = 0x1p60;
 
@@ -89,6 +109,17 @@ struct TileKernels {
 
     // Codes of a vector, each in -127..127; all norms NaN and codes zero where an entry is not finite, or the norm above kLargestNorm.
     Quantised (*quantise)(const float* vector, int64_t width, int8_t* codes);
+
+    // <vector, other> and <vector, vector> in double precision.
+    Products (*products)(const float* vector, const float* other, int64_t width);
+
+    // Rows of `count` blocks of prefixes whose upper bound is not below the threshold, NaN included, ascending; returns how many.
+    int64_t (*find_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold,
+                             uint32_t* positions);
+
+    // For each of `count` points of `width` numbers the position among `panels` panels of centres, [panel][width][wide], of the greatest
+    // product; the first of equals. No product may be NaN.
+    void (*nearest)(const float* points, int64_t count, int64_t width, const float* centres, int64_t panels, uint32_t* nearest);
 
     // u(seed, query, item) of philox.hpp for `count` items, at most kUniforms.
     void (*uniforms)(uint64_t seed, uint64_t query, const uint32_t* items, int count, double* u);

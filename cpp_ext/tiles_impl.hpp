@@ -195,6 +195,8 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 }
 
 #include "bounds_impl.hpp"
+#include "nearest_impl.hpp"
+#include "prefix_impl.hpp"
 
 // ---------------------------------------------------------------- selection
 
@@ -335,6 +337,9 @@ const TileKernels DQE_ISA = {
     .find = find,
     .widen = widen,
     .quantise = quantise,
+    .products = products,
+    .find_prefixed = find_prefixed,
+    .nearest = nearest,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,
 };

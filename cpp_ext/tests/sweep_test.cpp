@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../lists.hpp"
+#include "../prefix.hpp"
 #include "../screen.hpp"
 #include "../sweep.hpp"
 
@@ -174,12 +175,41 @@ struct Lists {
         encode_rows(directions.data(), count, request.width, codes.data(), scales.data(), errors.data(), norms.data());
         starts.resize(count + 1);
         for (int64_t row = 0; row < covered * request.tokens; ++row) assigned.push_back(generator() % count);
+        if (generator() % 2 && covered > 0) {  // or to the nearest leaf of a tree over all coordinates
+            const std::vector<int64_t> offsets = {0, count};
+            std::vector<float> axes(request.width * request.width);
+            for (int64_t d = 0; d < request.width; ++d) axes[d * request.width + d] = 1.0f;
+            const TokenTree tree = {request.width, 1, axes.data(), directions.data(), directions.data(), offsets.data()};
+            const TokenSource source = {request.items.data(), covered, false};
+            assign_tokens(&source, 1, request.tokens, request.width, tree, assigned.data(), request.threads);
+        }
         rows.resize(assigned.size()), cosines.resize(assigned.size());
         const TokenSource source = {request.items.data(), covered, false};
         fill_lists(&source, 1, request.tokens, request.width, directions.data(), count, assigned.data(), longest.data(), widest.data(),
                    starts.data(), rows.data(), cosines.data(), request.threads);
         const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
         lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
+    }
+};
+
+// Prefixes in the basis that the vectors have, turned in one plane or not, of the first items or of all; none for short vectors.
+struct Prefixes {
+    int64_t covered, width;
+    std::vector<float> axes;
+    std::vector<uint8_t> blocks;
+    Prefix prefix;
+
+    explicit Prefixes(const Request& request)
+        : covered(any_of({0, request.size / 2, request.size})), width(request.width < 64 ? 0 : any_of({16, 32, 64})) {
+        if (width == 0) return;
+        axes.resize(width * request.width);
+        for (int64_t p = 0; p < width; ++p) axes[p * request.width + p] = 1.0f;
+        const bool turned = generator() % 2;
+        if (turned) axes[0] = 0.6f, axes[1] = 0.8f, axes[request.width] = -0.8f, axes[request.width + 1] = 0.6f;
+        blocks.resize(prefix_blocks(covered * request.tokens) * prefix_block_bytes(width));
+        const TokenSource source = {request.items.data(), covered, false};
+        fill_prefix(&source, 1, request.tokens, request.width, axes.data(), width, blocks.data(), request.threads);
+        prefix = {covered, width, axes.data(), blocks.data()};
     }
 };
 
@@ -203,6 +233,8 @@ void run_once(const TileKernels* kernels) {
     Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
     Lists lists(request);
     if (request.screened && request.listed && request.zoning != Zoning::rank) gallery.lists = &lists.lists;
+    const Prefixes prefixes(request);
+    if (request.screened && !gallery.lists && prefixes.width && generator() % 4) gallery.prefix = &prefixes.prefix;
     Results results(request);
     Sweep sweep = {
         .queries = request.queries.data(),

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen
 from dqe_engine.zones.lists import LEAST_TOKENS, TokenLists
+from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.screen import CodedShard
 
 _LOG = logging.getLogger(__name__)
 _UNLISTED_SHARE = 8
-"""Lists are made anew when more than one in so many rows is in none."""
+"""Lists and prefixes are made anew when more than one in so many rows is in none."""
 _CLUSTERED_AFTER = 256
-"""Searches after which lists are made: they take the time of some hundreds, which a process that asks a few would never get back."""
+"""Searches after which lists and prefixes are made: they take the time of some hundreds, which a process that asks a few would never get back."""
 
 Rows = NDArray[Any]
 
@@ -106,6 +107,7 @@ class ScreenCache:
         self._first = codes
         self._added: tuple[Column, ...] = ()  # of the rows after those
         self._lists: TokenLists | None = None
+        self._prefix: Prefix | None = None
         self._listed = 0  # rows there were when lists were last begun
         self._searches = 0
         self._clustering = threading.Lock()
@@ -118,13 +120,13 @@ class ScreenCache:
         """
         with self._lock:
             if self._first is None:
-                (self._first,) = Screen.build(shards[0], threads=threads, lists=False).shards
+                (self._first,) = Screen.build(shards[0], threads=threads, lists=False, prefix=False).shards
             if not self._added:
                 self._added = tuple(Column(array.shape[1:], array.dtype) for array in self._first)
             first = len(self._first.codes)
             if new := _rows_from(shards, first + len(self._added[0])):
                 grown = tuple(copy.copy(column) for column in self._added)
-                for coded in Screen.build(new, threads=threads, lists=False).shards:
+                for coded in Screen.build(new, threads=threads, lists=False, prefix=False).shards:
                     arrays: tuple[Rows, ...] = tuple(coded)
                     for column, rows in zip(grown, arrays, strict=True):
                         column.append(rows)
@@ -137,24 +139,28 @@ class ScreenCache:
                 pieces.append(shard[begin:end])
                 codes.append(_rows(part, slice(origin + begin, origin + end)))
             start += len(shard)
-        return (tuple(pieces), Screen(tuple(codes), self._current_lists(shards, threads))) if pieces else (shards[:1], Screen(parts[:1]))
+        return (tuple(pieces), Screen(tuple(codes), *self._current_levels(shards, threads))) if pieces else (shards[:1], Screen(parts[:1]))
 
-    def _current_lists(self, shards: Sequence[Rows], threads: int) -> TokenLists | None:
-        """Lists that hold all of these rows but the last few; None until they are made, by a thread of their own, while searches go on."""
+    def _current_levels(self, shards: Sequence[Rows], threads: int) -> tuple[TokenLists | None, Prefix | None]:
+        """Lists and prefixes of all these rows but the last few; None until they are made, by a thread of their own, while searches go on."""
         self._searches += 1
         count = sum(map(len, shards))
         due = self._searches > _CLUSTERED_AFTER and count * shards[0].shape[1] >= LEAST_TOKENS
         if due and count > self._listed + self._listed // _UNLISTED_SHARE and self._clustering.acquire(blocking=False):
             self._listed = count  # also if it fails: it is tried again when there are more rows
             threading.Thread(target=self._cluster, args=(shards, threads), name="dqe-lists").start()
-        lists = self._lists
-        return lists if lists is not None and lists.covered <= count else None
+        lists, prefix = self._lists, self._prefix
+        return (
+            lists if lists is not None and lists.covered <= count else None,
+            prefix if prefix is not None and prefix.covered <= count else None,
+        )
 
     def _cluster(self, shards: Sequence[Rows], threads: int) -> None:
         try:
+            self._prefix = Prefix.build(shards, threads=threads or available_cpus())
             self._lists = TokenLists.build(shards, threads=threads or available_cpus())
         except MemoryError as error:
-            _LOG.warning("searches stay as they are, for there is no memory for lists: %s", error)
+            _LOG.warning("searches stay as they are, for there is no memory for lists or prefixes: %s", error)
         finally:
             self._clustering.release()
 
@@ -163,7 +169,7 @@ class ScreenCache:
         """Of the codes made so far."""
         with self._lock:
             parts = [part for part in (self._first, _coded(self._added) if self._added else None) if part is not None]
-        return Screen(tuple(parts), self._lists).nbytes
+        return Screen(tuple(parts), self._lists, self._prefix).nbytes
 
     def taken(self, rows: NDArray[np.int64]) -> ScreenCache:
         """The cache of these rows alone, ascending, with the codes of all that have been made."""

@@ -30,7 +30,7 @@ from dqe_engine.files import atomic_write, describe_write_error, make_directorie
 from .gallery import GalleryIndex
 from .snapshot import Snapshot
 from .storage import ImageStorage, Storage
-from .validation import check_count, some
+from .validation import check_count, quoted
 
 SHARDS_FILE = "shards.json"
 _OURS = re.compile(r"[0-9a-f]{8}-\d{3,}")
@@ -147,7 +147,7 @@ def join_indexes(out: str | os.PathLike[str], names: Sequence[str] | None = None
     root = Path(out).absolute()
     found = sorted(path.parent.name for path in root.glob("*/manifest.json")) if names is None else list(names)
     if not found or len(set(found)) != len(found):
-        raise InputError(f"{root}: expected at least one index in this folder, each named once; got {some(found)}")
+        raise InputError(f"{root}: expected at least one index in this folder, each named once; got {quoted(found)}")
     entries, layouts, codes = list[ShardEntry](), [], list[np.ndarray[tuple[int], np.dtype[np.uint64]]]()
     for name in found:
         with GalleryIndex.load(root / name) as index:
@@ -198,7 +198,7 @@ def _present(root: Path) -> ShardSet | None:
     if (root / SHARDS_FILE).exists():
         return read_shards(root)
     if others := sorted(entry.name for entry in root.iterdir() if not _OURS.fullmatch(entry.name)):
-        raise IndexConflictError(f"{root} holds other things ({some(others)}) and no sharded index; name a new folder")
+        raise IndexConflictError(f"{root} holds other things ({quoted(others)}) and no sharded index; name a new folder")
     return None
 
 

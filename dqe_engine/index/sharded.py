@@ -26,7 +26,7 @@ from .merging import best_scores, merge_answers
 from .shard_files import ShardSet, read_shards
 from .shard_server import Reply, ShardServer
 from .snapshot import IndexMatches, Item
-from .validation import check_no_single_str, check_search, some
+from .validation import check_no_single_str, check_search, quoted
 
 F32 = NDArray[np.float32]
 OnLoss = Literal["error", "partial"]
@@ -286,7 +286,7 @@ class ShardedIndex(NotPickled):
         now = self.snapshot()
         rows = now.rows(ids)
         if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {some(unknown)}")
+            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
         return tuple([now.item(row) for row in rows if row is not None])
 
     def refresh(self) -> bool:

@@ -22,6 +22,7 @@ from dqe_engine.processors import available_cpus
 
 from .arrays import F32, I64
 from .lists import TokenLists
+from .prefix import Prefix
 from .request import ZoneRequest, ZoneSelection
 
 BLOCK_QUERIES = 4096
@@ -133,10 +134,12 @@ def select(
     rescore_cost: int = RESCORE_COST,
     instruction_set: str = "",
     list_limit: int | None = None,
+    prefixed: bool = True,
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
     list_limit: tokens that a query may visit by lists before it is swept; 0: none, no lists; None: as many as save time.
+    prefixed: whether a few queries look at the screen's prefixes first, where it has them.
     `threads`, the sizes, the limit and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
@@ -151,10 +154,11 @@ def select(
         kept = field + min(request.k, candidates)
         screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
     lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
+    prefix = _prefix(request) if screened and by_rows and prefixed else None
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
     sweeper = _Sweeper(
-        request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit
+        request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit, prefix
     )
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
     out = _Rows.empty(request.batch, request.k, request.picks)
@@ -201,10 +205,19 @@ def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenList
     return lists if whole and enough and request.k <= candidates // 64 else None
 
 
+def _prefix(request: ZoneRequest) -> Prefix | None:
+    """The screen's prefixes where they are of this request's items and their tokens are counted in 32 bits."""
+    prefix = None if request.screen is None else request.screen.prefix
+    fits = prefix is not None and prefix.covered <= request.size and request.size * request.shards[0].shape[1] < 1 << 32
+    return prefix if fits else None
+
+
 def most_listed(request: ZoneRequest, by_rows: bool) -> int:
     """Tokens that a query may visit by lists before sweeping all of them, with the others of its batch, takes less time."""
     _, tokens, width = request.shards[0].shape
     swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width
+    if by_rows and request.screen is not None and request.screen.prefix is not None:
+        swept *= request.screen.prefix.cost
     return max(1, int(request.size * tokens * swept / (VISIT_COST + VISIT_BYTE_COST * width)))
 
 
@@ -247,6 +260,7 @@ class _Sweeper:
     instruction_set: str
     lists: TokenLists | None
     list_limit: int | None
+    prefix: Prefix | None
 
     def bytes_per_query(self, field_threads: int) -> int:
         """On all threads, of which the field is shared out among `field_threads`; half as much again as is kept (cpp_ext/reservoir.hpp)."""
@@ -333,5 +347,6 @@ class _Sweeper:
             instruction_set=self.instruction_set,
             lists=None if lists is None else lists.for_kernels(),
             most_listed=most,
+            prefix=None if lists is not None or self.prefix is None else self.prefix.for_kernels(),
             **out.arrays(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .arrays import F32, I64
 from .compiled import kernels
+from .sampling import sampled, units
 
 LEAST_TOKENS = 1 << 16
 """Fewer tokens are swept in less time than lists would take."""
@@ -21,7 +22,8 @@ _LISTS_PER_ROOT = 8
 """As many lists as this times the root of the number of tokens: a query looks at each list, and at the tokens of a few."""
 _LEAST_PER_LIST = 16
 _SAMPLE_PER_LIST = 12
-_CHUNK = 1 << 20  # tokens that are assigned at a time
+_ROUNDS = 4
+_SPREAD_SAMPLE = 1 << 16  # tokens, at most, whose principal components these are
 
 
 @dataclass(slots=True)
@@ -58,11 +60,12 @@ class TokenLists:
             return None
         wanted = max(1, min(_LISTS_PER_ROOT * math.isqrt(size), size // _LEAST_PER_LIST))
         rng = np.random.default_rng(0)
-        sample = _sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng)
+        sample = units(sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng))
         if len(sample) < wanted:
             return None  # most tokens have no direction
-        tree = _Tree.grown(sample, wanted, rng)
-        assigned = np.concatenate([tree.assign(chunk) for chunk in _chunks(shards)])
+        tree = _Tree.grown(sample, wanted, rng, threads)
+        assigned = np.empty(size, np.uint32)
+        kernels().assign_tokens(list(shards), tree.axes, tree.roots, tree.leaves, tree.offsets, assigned, threads)
         count = len(tree.directions)
         longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
         rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
@@ -104,24 +107,26 @@ class TokenLists:
 class _Tree:
     """k-means in two levels over the first principal components of unit vectors."""
 
-    axes: F32  # (D, P)
+    axes: F32  # (P, D)
     roots: F32  # (S, P)
-    leaves: tuple[F32, ...]  # S of (l, P)
-    offsets: I64  # (S + 1,)
+    leaves: F32  # (L, P)
+    offsets: I64  # (S + 1,): the first leaf of each root
     directions: F32  # (L, D), unit vectors
 
     @classmethod
-    def grown(cls, sample: F32, leaves: int, rng: np.random.Generator) -> _Tree:
-        spread = np.atleast_2d(np.cov(sample.T.astype(np.float64)))
-        axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors[:, ::-1][:, :_PREFIX], np.float32)
-        points: F32 = sample @ axes
-        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=6)
+    def grown(cls, sample: F32, leaves: int, rng: np.random.Generator, threads: int) -> _Tree:
+        spread = np.atleast_2d(np.cov(sample[:: -(-len(sample) // _SPREAD_SAMPLE)].T.astype(np.float64)))
+        axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors.T[::-1][:_PREFIX], np.float32)
+        points: F32 = sample @ axes.T
+        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=_ROUNDS, threads=threads)
         centres, directions = [], []
         for root in range(len(roots)):
             (members,) = np.nonzero(of_root == root)
             share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
             own, of_leaf = (
-                _kmeans(points[members], share, rng, rounds=5) if len(members) else (roots[root : root + 1], np.empty(0, np.int64))
+                _kmeans(points[members], share, rng, rounds=_ROUNDS, threads=threads)
+                if len(members)
+                else (roots[root : root + 1], np.empty(0, np.uint32))
             )
             sums = np.zeros((len(own), sample.shape[1]))
             order = np.argsort(of_leaf, kind="stable")
@@ -134,74 +139,23 @@ class _Tree:
             centres.append(own)
             directions.append((sums / norms).astype(np.float32))
         offsets = np.concatenate(([0], np.cumsum([len(own) for own in centres])))
-        return cls(axes, roots, tuple(centres), offsets, np.concatenate(directions))
-
-    def assign(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
-        """The leaf of each (n, D) token, by its direction; any for a token that has none."""
-        with np.errstate(all="ignore"):
-            points = tokens.astype(np.float32, copy=False) @ self.axes
-            points /= np.sqrt(np.einsum("ij,ij->i", tokens, tokens, dtype=np.float32))[:, None]
-            points[~np.isfinite(points).all(1)] = 0.0
-        of_root = _nearest(points, self.roots)
-        order = np.argsort(of_root, kind="stable")
-        ends = np.searchsorted(of_root[order], np.arange(len(self.roots) + 1))
-        assigned = np.empty(len(tokens), np.uint32)
-        for root, leaves in enumerate(self.leaves):
-            members = order[ends[root] : ends[root + 1]]
-            assigned[members] = _nearest(points[members], leaves) + self.offsets[root]
-        return assigned
+        return cls(axes, roots, np.concatenate(centres), offsets, np.concatenate(directions))
 
 
-def _kmeans(points: F32, count: int, rng: np.random.Generator, *, rounds: int) -> tuple[F32, I64]:
+def _kmeans(points: F32, count: int, rng: np.random.Generator, *, rounds: int, threads: int) -> tuple[F32, NDArray[np.uint32]]:
     """Lloyd's iterations from `count` of the points: centres and the nearest of each point. A centre without points stays."""
     centres = points[rng.choice(len(points), count, replace=False)]
     for _ in range(rounds):
-        nearest = _nearest(points, centres)
+        nearest = _nearest(points, centres, threads)
         sizes = np.bincount(nearest, minlength=count)
         sums = np.stack([np.bincount(nearest, column, minlength=count) for column in points.T], axis=1)
         found = sizes > 0
         centres[found] = (sums[found] / sizes[found, None]).astype(np.float32)
-    return centres, _nearest(points, centres)
+    return centres, _nearest(points, centres, threads)
 
 
-def _nearest(points: F32, centres: F32) -> I64:
+def _nearest(points: F32, centres: F32, threads: int) -> NDArray[np.uint32]:
     """For each (n, P) point the centre of least distance."""
-    half_squares = 0.5 * np.einsum("ij,ij->i", centres, centres)
-    nearest = np.empty(len(points), np.int64)
-    for start in range(0, len(points), 8192):
-        some = points[start : start + 8192] @ centres.T
-        some -= half_squares
-        nearest[start : start + 8192] = some.argmax(1)
+    nearest = np.empty(len(points), np.uint32)
+    kernels().find_nearest(points, centres, nearest, threads)
     return nearest
-
-
-def _unit(tokens: NDArray[Any]) -> F32:
-    """(n, D) unit vectors; zeros for what has no direction."""
-    values = tokens.astype(np.float32, copy=True)
-    with np.errstate(all="ignore"):
-        norms = np.sqrt(np.einsum("ij,ij->i", values, values))
-        usable = np.isfinite(norms) & (norms > 0)
-        values[usable] /= norms[usable, None]
-    values[~usable] = 0.0
-    return values
-
-
-def _chunks(shards: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Some (n, D) tokens of the gallery at a time, in order."""
-    for shard in shards:
-        rows = shard.reshape(-1, shard.shape[2])
-        for start in range(0, len(rows), _CHUNK):
-            yield rows[start : start + _CHUNK]
-
-
-def _sampled(shards: Sequence[NDArray[Any]], size: int, rng: np.random.Generator) -> F32:
-    """Unit vectors of about `size` tokens, drawn from each shard by its size; those without a direction are left out."""
-    total = sum(shard.shape[0] * shard.shape[1] for shard in shards)
-    parts = []
-    for shard in shards:
-        rows = shard.reshape(-1, shard.shape[2])
-        own = min(len(rows), math.ceil(size * len(rows) / total))
-        parts.append(_unit(rows[np.sort(rng.choice(len(rows), own, replace=False))]))
-    sample: F32 = np.concatenate(parts)
-    usable: F32 = sample[np.einsum("ij,ij->i", sample, sample) > 0.5]
-    return usable

@@ -134,7 +134,7 @@ class MiningJob:
         from . import cpu  # not without its kernels
 
         field = cpu.rank_field(self.zones.hi, self.size) if self.zones.bounds == "rank" else 0
-        return Screen.build(self.gallery, threads=self.threads, lists=False) if cpu.screening_pays(field, shards) else None
+        return Screen.build(self.gallery, threads=self.threads, lists=False, prefix=False) if cpu.screening_pays(field, shards) else None
 
     @cached_property
     def applied_zones(self) -> ZoneSpec:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,9 +15,9 @@ from dqe_engine.processors import available_cpus
 from .arrays import F32, shards_of
 from .compiled import kernels
 from .lists import TokenLists
+from .memory import CODE_ALIGNMENT, empty_codes
+from .prefix import Prefix
 
-_CODE_ALIGNMENT = 64  # kCodeAlignment of cpp_ext/tiles.hpp
-_HUGE_PAGE = 2 << 20
 MAX_WIDTH = 65536
 """Of tokens that can be screened; kMostCodedWidth of cpp_ext/screen.hpp."""
 
@@ -41,12 +38,26 @@ class Screen:
     shards: tuple[CodedShard, ...]
     lists: TokenLists | None = None
     """Clusters of the tokens, by which a query skips what cannot matter without a look at its codes."""
+    prefix: Prefix | None = None
+    """A few numbers of each token, by which most of the others' codes need not be read; None where that would save nothing."""
 
     @classmethod
-    def build(cls, items: NDArray[Any] | Sequence[NDArray[Any]], *, threads: int = 0, lists: bool = True) -> Screen:
+    def build(
+        cls,
+        items: NDArray[Any] | Sequence[NDArray[Any]],
+        queries: F32 | None = None,
+        *,
+        threads: int = 0,
+        lists: bool = True,
+        prefix: bool = True,
+    ) -> Screen:
         """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
 
-        lists: also cluster the tokens, where there are enough of them; a result never depends on it.
+        No result depends on the rest, but time does:
+
+        queries: (B, D) float32, like those that will be asked, by which it is judged whether a prefix pays; else some tokens are.
+        lists: also cluster the tokens, where there are enough of them.
+        prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
 
         Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
         """
@@ -54,15 +65,31 @@ class Screen:
         for shard in shards:
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
-            codes = _empty_codes(_coded_shape(shard))
+            codes = empty_codes(_coded_shape(shard))
             scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
             kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
-        return cls(tuple(coded), TokenLists.build(shards, threads=threads or available_cpus()) if lists else None)
+        threads = threads or available_cpus()
+        return cls(
+            tuple(coded),
+            TokenLists.build(shards, threads=threads) if lists else None,
+            Prefix.build(shards, queries=queries, threads=threads) if prefix else None,
+        )
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for shard in self.shards for array in shard) + (self.lists.nbytes if self.lists else 0)
+        return sum(array.nbytes for shard in self.shards for array in shard) + sum(
+            part.nbytes for part in (self.lists, self.prefix) if part
+        )
+
+    def describe(self) -> str:
+        """What a search looks at, and why."""
+        tokens = sum(shard.codes.shape[0] * shard.codes.shape[1] for shard in self.shards)
+        parts = [f"8-bit codes of {tokens:,} tokens"]
+        if self.lists:
+            parts.append(f"{len(self.lists.longest):,} lists of {len(self.lists.rows):,} tokens")
+        parts.append(self.prefix.describe() if self.prefix else "no prefix")
+        return f"{'; '.join(parts)}; {self.nbytes / 2**20:,.0f} MiB"
 
     def check_fits(self, shards: tuple[NDArray[Any], ...]) -> None:
         """Raise InputError unless this is the shape of a screen of these (n, M, D) shards."""
@@ -72,30 +99,9 @@ class Screen:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
 
 
-def _empty_codes(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An empty array whose rows (multiples of 64 bytes) each fill whole cache lines: kernels load 64 bytes at a time."""
-    size = math.prod(shape)
-    room, alignment = _room(size)
-    start = -room.ctypes.data % alignment
-    return room[start : start + size].reshape(shape)
-
-
-def _room(size: int) -> tuple[NDArray[np.uint8], int]:
-    """An alignment, and enough bytes for `size` of them from a multiple of it on.
-
-    Pages of 2 MiB where Linux has them: with the usual ones, a sweep over some megabytes waits for addresses.
-    """
-    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without such pages; or no memory, which NumPy will say
-            pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            pages.madvise(mmap.MADV_HUGEPAGE)
-            return np.frombuffer(pages, np.uint8), _HUGE_PAGE
-    return np.empty(size + _CODE_ALIGNMENT, np.uint8), _CODE_ALIGNMENT
-
-
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:
     count, tokens, width = shard.shape
-    return count, tokens, -(-width // _CODE_ALIGNMENT) * _CODE_ALIGNMENT
+    return count, tokens, -(-width // CODE_ALIGNMENT) * CODE_ALIGNMENT
 
 
 def screen_bytes(shards: Sequence[NDArray[Any]]) -> int:

@@ -19,7 +19,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.query import Query
 from dqe_export.bundle import export_bundle
 from dqe_export.upstream_reading import pixel_values, token_ids
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.importing import ImportOptions, import_model
 from dqe_training.model import score
 

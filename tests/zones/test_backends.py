@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled, select_zones
 from dqe_engine.zones.bitmaps import packed
 from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZES = (0, 1, 19, 111, 4097)
@@ -155,7 +157,12 @@ NOTHING = ZoneSpec(lo=1e9, hi=1e9)
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
 
 
-@settings(max_examples=random_cases(600, 3000), deadline=None, derandomize=True)
+def first(shards: Sequence[NDArray[Any]], share: float) -> Sequence[NDArray[Any]]:
+    """All items, or this share of the first shard."""
+    return shards if share == 1 else [shard[: math.ceil(share * len(shard))] if at == 0 else shard[:0] for at, shard in enumerate(shards)]
+
+
+@settings(max_examples=random_cases(600, 10_000), deadline=None, derandomize=True)
 @given(
     case=cases(),
     threads=st.sampled_from((1, 2, 3)),
@@ -166,13 +173,18 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
     instruction_set=st.sampled_from(_kernels.instruction_sets()),
     screened=st.booleans(),
     listed=st.sampled_from((0.0, 0.5, 1.0)),
-    list_limit=st.sampled_from((1, 50, 10**9)),
+    list_limit=st.sampled_from((0, 1, 50, 10**9)),
+    prefixed=st.sampled_from((0.0, 0.5, 1.0)),
 )
-@example(EMPTIED, 1, 2, 1024, 0, 0, "", False, 0.0, 1)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True, 1.0, 10**9)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
-@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9)
+@example(EMPTIED, 1, 2, 1024, 0, 0, "", False, 0.0, 1, 0.0)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True, 1.0, 10**9, 1.0)
+@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1, 0.0)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
+)
+@example(
+    dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
+)
 @example(
     dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)),
     1,
@@ -184,6 +196,7 @@ EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zon
     False,
     0.0,
     1,
+    0.0,
 )
 def test_kernel_equals_reference(
     case: Case,
@@ -196,12 +209,14 @@ def test_kernel_equals_reference(
     screened: bool,
     listed: float,
     list_limit: int,
+    prefixed: float,
 ) -> None:
     request = case.request()
     if screened:
-        some = [shard[: math.ceil(listed * len(shard))] if at == 0 else shard[:0] for at, shard in enumerate(request.shards)]
-        lists = TokenLists.build(some if listed < 1 else request.shards, threads=threads, least=1)
-        request = dataclasses.replace(request, screen=Screen(Screen.build(request.shards).shards, lists))
+        lists = TokenLists.build(first(request.shards, listed), threads=threads, least=1)
+        width = 16 * min(4, case.width // 16)
+        prefix = Prefix.build(first(request.shards, prefixed), threads=threads, least=1, width=width) if prefixed and width else None
+        request = dataclasses.replace(request, screen=Screen(Screen.build(request.shards).shards, lists, prefix))
     sizes = {"block_queries": block_queries, "least_field": least_field, "sample": sample, "rescore_cost": rescore_cost}
     result = cpu.select(request, threads=threads, instruction_set=instruction_set, list_limit=list_limit, **sizes)
     assert_same(result, reference.select(request))

@@ -37,7 +37,17 @@ def compile_object(source: str, factory: pytest.TempPathFactory, flags: list[str
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = [compile_object(f"tiles_{name}.cpp", tmp_path_factory, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
-    others = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp", "tests/sweep_test.cpp")
+    others = (
+        "tiles_dispatch.cpp",
+        "parallel.cpp",
+        "sweep.cpp",
+        "scoring.cpp",
+        "scoring_prefix.cpp",
+        "screen.cpp",
+        "prefix.cpp",
+        "lists.cpp",
+        "tests/sweep_test.cpp",
+    )
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
     objects += [compile_object(source, tmp_path_factory, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
     program = tmp_path / "sweep_test"
@@ -54,8 +64,17 @@ def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[st
     flags = [*flags, "-fPIC", "-fvisibility=hidden"]
     objects = [compile_object(f"tiles_{name}.cpp", factory, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
     defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    kernels = ("tiles_dispatch.cpp", "parallel.cpp", "sweep.cpp", "scoring.cpp", "screen.cpp", "lists.cpp")
-    bindings = ("bindings.cpp", nanobind_root / "src/nb_combined.cpp")
+    kernels = (
+        "tiles_dispatch.cpp",
+        "parallel.cpp",
+        "sweep.cpp",
+        "scoring.cpp",
+        "scoring_prefix.cpp",
+        "screen.cpp",
+        "prefix.cpp",
+        "lists.cpp",
+    )
+    bindings = ("bindings.cpp", "bindings_build.cpp", nanobind_root / "src/nb_combined.cpp")
     objects += [compile_object(source, factory, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
     objects += [compile_object(str(source), factory, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
     package = folder / "package" / "dqe_engine"
