@@ -1,0 +1,191 @@
+"""FAISS's approximate indexes over the tokens of a gallery: every token is a row, and the rows found name the items."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dqe_engine.files import scratch_directory
+
+from .contenders import F32, Built, Contender, Found, Search, by_rows, ladders
+
+BLAS_FROM = 20
+"""Queries from which flat search (of coarse cells too) multiplies by BLAS; FAISS's default, in effect never, makes batches several times slower."""
+_NEVER = 128_000
+_TRAINING_ROWS, _TRAINING_ROUNDS = 64, 10
+"""Per centroid. FAISS takes up to 256 and 25; the centroids hardly change and training takes minutes."""
+PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+EFS = (16, 32, 64, 128, 256, 512)
+LINKS, EF_CONSTRUCTION = 16, 40
+_LARGE = 1 << 20  # rows whose graph is worth a file
+
+RowSearch = Callable[[F32, int], Found]
+
+
+def fetches(tokens: int, k: int = 10) -> tuple[int, ...]:
+    """Rows to fetch: few, for the k best items seldom share tokens with others; and so many that they hold k items for certain."""
+    return tuple(dict.fromkeys(min(count, tokens * (k + 1)) for count in (2 * k, 4 * k, tokens * (k + 1))))
+
+
+def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
+    """Cells around centroids, of which the nearest few are read: whole rows, or product codes whose best items are scored again."""
+
+    def build(items: F32) -> Built:
+        import faiss
+
+        rows, tokens, width = items.reshape(-1, items.shape[2]), items.shape[1], items.shape[2]
+        quantizer, assigned = _cells(items)
+        cells = quantizer.ntotal
+        if kind == "flat":
+            index = faiss.IndexIVFFlat(quantizer, width, cells, faiss.METRIC_INNER_PRODUCT)
+        else:
+            index = faiss.IndexIVFPQ(quantizer, width, cells, _code(width), 8, faiss.METRIC_INNER_PRODUCT)
+            index.pq.cp.max_points_per_centroid, index.pq.cp.niter = _TRAINING_ROWS * 4, _TRAINING_ROUNDS
+            index.train(_sampled(rows, _TRAINING_ROWS * 4 * 256))
+        index.is_trained = True
+        _add(index, rows, assigned)
+
+        def answers(threads: int) -> list[Any]:
+            def searching(values: dict[str, int]) -> Search:
+                parameters = faiss.SearchParametersIVF(nprobe=values["nprobe"])
+                found = searched(index, threads, parameters, mode=1 if values.get("split") else 0)
+                return by_rows(found, tokens, values["fetch"], items if kind == "pq" else None)
+
+            splits: tuple[dict[str, int], ...] = ({}, {"split": 1}) if threads > 1 else ({},)
+            wanted = fetches(tokens) if kind == "flat" else (64, 256, 1024)
+            return ladders(
+                ([{"nprobe": n, "fetch": fetch} | split for n in PROBES if n <= cells] for fetch in wanted for split in splits), searching
+            )
+
+        size = faiss.serialize_index(index).nbytes if len(rows) < _LARGE else len(rows) * (8 + (4 * width if kind == "flat" else _code(width)))
+        return Built(int(size) + (items.nbytes if kind == "pq" else 0), answers)
+
+    def obstacle(items: F32) -> str | None:
+        count, width = items.shape[0] * items.shape[1], items.shape[2]
+        return f"{count:,} tokens are too few" if count < 4096 else f"a width of {width}" if kind == "pq" and width % 4 else None
+
+    beside = "; the items of the rows fetched are scored again by all of their tokens" if kind == "pq" else ""
+    name = "FAISS IVF-PQ, re-scored" if kind == "pq" else "FAISS IVF-Flat"
+    return Contender(name, f"tokens in cells, about two for each root of their number{beside}.", build, "faiss", obstacle)
+
+
+def hnsw(*, most_rows: int | None = None, folder: Path | None = None) -> Contender:
+    """A graph of tokens. `folder`: where large graphs are kept, since making them takes minutes; `most_rows`: a larger one is not made."""
+
+    def build(items: F32) -> Built:
+        import faiss
+
+        rows, tokens = items.reshape(-1, items.shape[2]), items.shape[1]
+        path = None if folder is None or len(rows) < _LARGE else _file(folder, rows)
+        if path is not None and path.is_file():
+            index = faiss.read_index(str(path))
+        else:
+            index = faiss.IndexHNSWFlat(rows.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = EF_CONSTRUCTION
+            index.add(rows)
+            if path is not None:
+                _keep(index, path)
+
+        def answers(threads: int) -> list[Any]:
+            def searching(values: dict[str, int]) -> Search:
+                parameters = faiss.SearchParametersHNSW(efSearch=values["efSearch"])
+                return by_rows(searched(index, threads, parameters), tokens, values["fetch"], None)
+
+            return ladders(([{"efSearch": ef, "fetch": fetch} for ef in EFS if ef >= fetch] for fetch in fetches(tokens)), searching)
+
+        return Built(rows.nbytes + len(rows) * 4 * 2 * LINKS, answers)
+
+    def obstacle(items: F32) -> str | None:
+        count = items.shape[0] * items.shape[1]
+        if most_rows is None or count <= most_rows or (folder is not None and _file(folder, items.reshape(-1, items.shape[2])).is_file()):
+            return None
+        return f"left out: a graph of {count:,} tokens takes minutes to make"
+
+    return Contender(f"FAISS HNSW{LINKS}", f"a graph of {LINKS} links a token, efConstruction {EF_CONSTRUCTION}.", build, "faiss", obstacle)
+
+
+def searched(index: Any, threads: int, parameters: Any = None, *, mode: int | None = None) -> RowSearch:
+    """`mode`: FAISS's parallel_mode of cells, 1 where the cells of a query are shared out among the threads."""
+
+    def search(queries: F32, fetch: int) -> Found:
+        import faiss
+
+        faiss.omp_set_num_threads(threads)
+        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_FROM else _NEVER  # one for the whole process
+        if mode is not None:
+            index.parallel_mode = mode
+        found: Found = index.search(queries, fetch, params=parameters)
+        return found
+
+    return search
+
+
+_cells_of: dict[int, tuple[Any, Any, Any]] = {}
+"""Of the last gallery, so that two indexes over the same cells assign their tokens once."""
+
+
+def _cells(items: F32) -> tuple[Any, Any]:
+    """Centroids, as a flat index, and the cell of each token."""
+    import faiss
+
+    if id(items) in _cells_of:
+        return _cells_of[id(items)][1:]
+    rows = items.reshape(-1, items.shape[2])
+    cells = 1 << round(math.log2(1.6 * math.sqrt(len(rows))))
+    quantizer = faiss.IndexFlatIP(rows.shape[1])
+    clustering = faiss.Clustering(rows.shape[1], cells)
+    clustering.niter, clustering.spherical, clustering.seed = _TRAINING_ROUNDS, True, 1
+    clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, _TRAINING_ROWS
+    clustering.train(_sampled(rows, _TRAINING_ROWS * cells), quantizer)
+    assigned = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), 1 << 18):
+        assigned[start : start + (1 << 18)] = quantizer.search(rows[start : start + (1 << 18)], 1)[1][:, 0]
+    _cells_of.clear()
+    _cells_of[id(items)] = (items, quantizer, assigned)
+    return quantizer, assigned
+
+
+def _add(index: Any, rows: F32, assigned: Any) -> None:
+    import faiss
+
+    for start in range(0, len(rows), 1 << 20):
+        some, cells = np.ascontiguousarray(rows[start : start + (1 << 20)]), np.ascontiguousarray(assigned[start : start + (1 << 20)])
+        index.add_core(len(some), faiss.swig_ptr(some), None, faiss.swig_ptr(cells))
+
+
+def _code(width: int) -> int:
+    return width // 4
+
+
+def _sampled(rows: F32, most: int) -> F32:
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
+
+
+@cache
+def _digest(size: int, sample: bytes) -> str:
+    return hashlib.sha256(size.to_bytes(8, "little") + sample).hexdigest()[:12]
+
+
+def _file(folder: Path, rows: F32) -> Path:
+    return folder / f"hnsw-{LINKS}-{EF_CONSTRUCTION}-{_digest(len(rows), rows[:: max(1, len(rows) // 997)].tobytes())}.faiss"
+
+
+def _keep(index: Any, path: Path) -> None:
+    import faiss
+
+    with scratch_directory(path) as scratch:
+        faiss.write_index(index, str(scratch / path.name))
+        (scratch / path.name).rename(path)
+
+
+def contenders(*, most_rows: int | None = None, folder: Path | None = None) -> Sequence[Contender]:
+    """All of FAISS's, for a gallery of tokens."""
+    return inverted_lists("flat"), inverted_lists("pq"), hnsw(most_rows=most_rows, folder=folder)
