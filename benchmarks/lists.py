@@ -4,8 +4,8 @@
     python -m benchmarks.lists demo                        # everything
     python -m benchmarks.lists demo --only data --sprite fashion-mnist-sprite.png
 
-Sections: `growth`, one query against 5,000 to 1,000,000 items, a plot and tables; `data`, kinds of vectors from which lists gain much, little
-and nothing; `batches`, what lists save when many queries come at once. Exits with 1 where an exact answer is another than ours.
+Sections: `growth`, one query against 5,000 to 1,000,000 items, a plot and tables; `data`, kinds of vectors from which lists gain much,
+little and nothing; `batches`, what lists save when many queries come at once. Exits with 1 where an exact answer is another than ours.
 """
 
 from __future__ import annotations
@@ -186,7 +186,9 @@ def _run(options: argparse.Namespace) -> int:
         def step(text: str) -> None:
             status.update(escape(text))
 
-        contest = Contest(Rounds(minimum=2, maximum=3, seconds=0.01), blocks=1, asked=32, step=step) if options.quick else Contest(step=step)
+        contest = (
+            Contest(Rounds(minimum=2, maximum=3, seconds=0.01), blocks=1, asked=32, step=step) if options.quick else Contest(step=step)
+        )
         bench = Bench(
             Source(options.demo, work, step), contest, options.sizes, options.rendered, options.sprite, graphs, options.quick, step
         )

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from dqe_engine.tuning import Contender, exact
+from dqe_engine.tuning import Contender as Library
+from dqe_engine.tuning import exact
 from dqe_engine.tuning.contenders import Found, Setting
 from dqe_engine.tuning.frontier import Measured, best, measure, ranked
 from dqe_engine.tuning.token_indexes import contenders as approximate
 
 from .. import machine
-from ..harness import AnswerMismatchError, Rounds, Turns
+from ..harness import AnswerMismatchError, Contender, Rounds, Timing, check, timed
 from . import rivals
 from .cases import GalleryCase
 from .galleries import Gallery
@@ -36,28 +37,30 @@ _EXACT_ASKED = 16
 class Contest:
     """How it is measured: rounds of single queries in blocks, by each number of threads."""
 
-    rounds: Rounds = field(default_factory=lambda: Rounds(minimum=3, maximum=40, seconds=0.25))
+    rounds: Rounds = field(default_factory=lambda: Rounds(minimum=3, maximum=150, seconds=0.25))
     blocks: int = 3
     asked: int = 256
     threads: tuple[int, ...] = field(default_factory=lambda: tuple(dict.fromkeys((machine.cores(), 1))))
     step: Callable[[str], None] = lambda text: None
 
 
-def exact_contenders() -> list[Contender]:
-    how = "the 8-bit copy rules out tokens"
+def exact_contenders() -> list[Library]:
+    how = "the 8-bit copy rules out tokens; what is left is scored in float32."
     return [
-        exact(LISTS, f"lists rule out clusters of tokens, then {how}; what is left is scored in float32. Exact.", screened=True, lists=True),
+        exact(
+            LISTS, f"lists rule out clusters of tokens, then {how}; what is left is scored in float32. Exact.", screened=True, lists=True
+        ),
         exact(SCREEN, f"{how}; what is left is scored in float32. Exact.", screened=True, lists=False),
         rivals.flat(K),
         rivals.panorama(K),
     ]
 
 
-def all_contenders(**graphs: Any) -> list[Contender]:
+def all_contenders(**graphs: Any) -> list[Library]:
     return [*exact_contenders(), rivals.numkong_dots(), rivals.numkong_maxsim(), rivals.maxsim_cpu(), *approximate(**graphs)]
 
 
-def compare(label: str, tokens: Tokens, wanted: Sequence[Contender], contest: Contest) -> list[dict[str, Any]]:
+def compare(label: str, tokens: Tokens, wanted: Sequence[Library], contest: Contest) -> list[dict[str, Any]]:
     """A row for each contender and number of threads. Raises AnswerMismatchError where an exact answer is another than ours."""
     items, queries = tokens.items, tokens.queries[: contest.asked]
     rows: list[dict[str, Any]] = []
@@ -93,7 +96,7 @@ def compare(label: str, tokens: Tokens, wanted: Sequence[Contender], contest: Co
     return rows
 
 
-def _obstacle(contender: Contender, tokens: Tokens) -> str | None:
+def _obstacle(contender: Library, tokens: Tokens) -> str | None:
     if contender.package is not None and find_spec(contender.package) is None:
         return "not installed"
     if reason := contender.obstacle(tokens.items):
@@ -117,22 +120,29 @@ def _check_exact(label: str, name: str, found: Measured, queries: Any, truth: Fo
 
 
 def _time(label: str, tokens: Tokens, chosen: dict[int, list[tuple[dict[str, Any], Measured]]], contest: Contest) -> None:
-    """Single queries, in turns, answers held against float64 first; into the rows."""
+    """Single queries, each at once after the last, in blocks that take turns; answers held against float64 first. Into the rows."""
     gallery, references, truths = Gallery(tokens.items), np.full(len(tokens.queries), -1, np.int64), {}  # type: ignore[var-annotated]
-    turns = []
+    ready: list[tuple[dict[str, Any], Contender, Callable[[], Any], list[list[float]]]] = []
     for threads, found in chosen.items():
         points = {}
         for row, measured in found:
-            known = measured.setting.exact or "re-scored" in row["name"]
-            points[row["name"]] = Point(
-                measured.setting.values, measured.setting.search, measured.setting.exact, "exact" if known else "own"
-            )
+            setting = measured.setting
+            known = setting.exact or "re-scored" in row["name"]
+            points[row["name"]] = Point(setting.values, setting.search, setting.exact, "exact" if known else "own")
         case = GalleryCase(f"{label}, {threads} threads", gallery, tokens.queries[: contest.asked], references, points, 1, K, truths)
-        turns.append((found, Turns(case, contest.rounds, on_step=contest.step)))
-    for _ in range(contest.blocks):
-        for _, turn in turns:
-            turn.block()
-    for found, turn in turns:
-        for (row, _), result in zip(found, turn.results(), strict=True):
-            row |= result.record()["interleaved"]
-
+        checker = case.checker(case.inputs())
+        for (row, _), contender in zip(found, case.contenders(), strict=True):
+            contest.step(f"{case.label}: checking {contender.name}")
+            run = contender.prepare(case.inputs())
+            check(case, contender, run, checker)
+            ready.append((row, contender, run, []))
+    for block in range(contest.blocks):
+        for row, contender, run, blocks in ready:
+            contest.step(f"{label}: {row['name']}, block {block + 1}")
+            timed(contender, run)
+            samples: list[float] = []
+            while contest.rounds.wants(samples):
+                samples.append(timed(contender, run)[0])
+            blocks.append(samples)
+    for row, _, _, blocks in ready:
+        row |= Timing.of_blocks(blocks).record()

@@ -11,7 +11,7 @@ from dqe_engine.tuning.frontier import described
 from ..plotting import STYLE, save
 from ..report import milliseconds, size, table
 from ..sections import provenance
-from .contest import ENOUGH, K, LISTS, SCREEN
+from .contest import ENOUGH, LISTS, SCREEN, K
 
 _LOOKS = {
     LISTS: ("#7a0c12", "o"), SCREEN: ("#e8853b", "D"), "FAISS IndexFlatIP": ("#3566a8", "s"),
@@ -131,7 +131,7 @@ def _hows(how: dict[str, str]) -> str:
 def _plot(section: dict[str, Any], path: Path) -> Path:
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4 * len(section["by_threads"]), 5.6), layout="constrained")
@@ -148,11 +148,13 @@ def _plot(section: dict[str, Any], path: Path) -> Path:
                 if not points:
                     continue
                 x, y, enough = zip(*points, strict=True)
-                wide = 2.4 if name == LISTS else 1.3
-                (line,) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=wide, ls="-" if all(enough) else ":", zorder=3 + (name == LISTS))
+                look = {"color": colour, "marker": marker, "ms": 5, "zorder": 3}
+                look |= {"lw": 2.4, "zorder": 4} if name == LISTS else {"lw": 1.3}
+                (line,) = axes.plot(x, y, ls="-" if all(enough) else ":", **look)
                 handles.setdefault(name + ("" if all(enough) else f" (below {ENOUGH:.1%})"), line)
             axes.set(xscale="log", yscale="log", xlabel="items", title=f"{threads} thread{'s' * (threads > 1)}")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels[0].set_ylabel("milliseconds of one query (median)")
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)

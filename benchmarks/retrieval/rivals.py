@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,13 +79,14 @@ class _Shards:
     """FAISS indexes over parts of the rows: searched together by as many threads, or one after the other by one."""
 
     def __init__(self, tokens: int) -> None:
-        self._tokens, self._kept = tokens, []  # type: ignore[var-annotated]
+        self._tokens = tokens
+        self._kept: list[Any] = []
         self._together: dict[bool, Any] = {}
 
     def parts(self, rows: F32) -> list[F32]:
         items = len(rows) // self._tokens
         ends = [self._tokens * (items * number // machine.cores()) for number in range(machine.cores() + 1)]
-        return [rows[start:stop] for start, stop in zip(ends, ends[1:], strict=False) if stop > start]
+        return [rows[start:stop] for start, stop in pairwise(ends) if stop > start]
 
     def add(self, index: Any) -> None:
         self._kept.append(index)
@@ -170,4 +172,4 @@ def _of_all(scores: Callable[[F32], F32]) -> Search:
 
 def _fetch(items: F32, k: int) -> int:
     """Rows that hold the k best items for certain."""
-    return min(k * items.shape[1], items.shape[0] * items.shape[1])
+    return int(min(k, items.shape[0]) * items.shape[1])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dqe_engine import Query, RetrievalEngine
@@ -33,7 +34,7 @@ QUERIES = 1000
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """`items`: (N, M, D) unit tokens; `queries`: (Q, D). `encoded`: so many of the items are of images, the others lie between two of these."""
+    """`items`: (N, M, D) unit tokens; `queries`: (Q, D). `encoded`: how many items are of images; the others lie between two of these."""
 
     items: F32
     queries: F32
@@ -76,7 +77,7 @@ class Source:
         encoded = self._encoded(f"photos-{count:06d}", (_photo(cells, at) for at in range(count)))
         return Tokens(encoded, self._made("photos-queries", lambda: self._photo_queries(cells)), count)
 
-    def _photo_queries(self, cells: np.ndarray) -> F32:  # type: ignore[type-arg]
+    def _photo_queries(self, cells: NDArray[np.uint8]) -> F32:
         rng = np.random.default_rng(19)
         engine = RetrievalEngine.load(self.demo / "bundle")
         asked = []
@@ -97,7 +98,8 @@ class Source:
 
         loaded, folder = load_checkpoint(self.demo / "runs" / "dqe-0" / "model"), self.demo / "garments"
         torch.manual_seed(0)
-        model = DQEModel(loaded.meta.config.model, loaded.vocabulary, loaded.tokenizer.get_vocab_size(), loaded.meta.tokenizer.pad_id).eval()
+        sizes, pad = loaded.tokenizer.get_vocab_size(), loaded.meta.tokenizer.pad_id
+        model = DQEModel(loaded.meta.config.model, loaded.vocabulary, sizes, pad).eval()
         chosen = evaluation_set(
             read_jsonl(folder / "test.jsonl", TripletRecord)[:QUERIES], read_jsonl(folder / "images.jsonl", ImageRecord), where=str(folder)
         )
@@ -180,7 +182,7 @@ def _garment(number: int) -> bytes:
     return _written(render(ALL_GARMENTS[rng.integers(len(ALL_GARMENTS))], rng))
 
 
-def _photo(cells: np.ndarray, number: int) -> bytes:  # type: ignore[type-arg]
+def _photo(cells: NDArray[np.uint8], number: int) -> bytes:
     rng = np.random.default_rng([23, number])
     cell = cells[rng.integers(cells.shape[0]), rng.integers(cells.shape[1])]
     colour = tuple(int(value) for value in rng.integers(30, 240, 3))

@@ -16,7 +16,8 @@ from dqe_engine.files import scratch_directory
 from .contenders import F32, Built, Contender, Found, Search, by_rows, ladders
 
 BLAS_FROM = 20
-"""Queries from which flat search (of coarse cells too) multiplies by BLAS; FAISS's default, in effect never, makes batches several times slower."""
+"""Queries from which flat search (of coarse cells too) multiplies by BLAS. FAISS's default, in effect never, makes batches several times
+slower; always makes one query over a small index several times slower."""
 _NEVER = 128_000
 _TRAINING_ROWS, _TRAINING_ROUNDS = 64, 10
 """Per centroid. FAISS takes up to 256 and 25; the centroids hardly change and training takes minutes."""
@@ -37,11 +38,11 @@ def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
     """Cells around centroids, of which the nearest few are read: whole rows, or product codes whose best items are scored again."""
 
     def build(items: F32) -> Built:
-        import faiss
-
+        faiss = _faiss()
         rows, tokens, width = items.reshape(-1, items.shape[2]), items.shape[1], items.shape[2]
         quantizer, assigned = _cells(items)
         cells = quantizer.ntotal
+        index: Any
         if kind == "flat":
             index = faiss.IndexIVFFlat(quantizer, width, cells, faiss.METRIC_INNER_PRODUCT)
         else:
@@ -63,8 +64,8 @@ def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
                 ([{"nprobe": n, "fetch": fetch} | split for n in PROBES if n <= cells] for fetch in wanted for split in splits), searching
             )
 
-        size = faiss.serialize_index(index).nbytes if len(rows) < _LARGE else len(rows) * (8 + (4 * width if kind == "flat" else _code(width)))
-        return Built(int(size) + (items.nbytes if kind == "pq" else 0), answers)
+        row = 8 + (4 * width if kind == "flat" else _code(width))  # with its number
+        return Built(len(rows) * row + 4 * cells * width + (items.nbytes if kind == "pq" else 0), answers)
 
     def obstacle(items: F32) -> str | None:
         count, width = items.shape[0] * items.shape[1], items.shape[2]
@@ -79,8 +80,7 @@ def hnsw(*, most_rows: int | None = None, folder: Path | None = None) -> Contend
     """A graph of tokens. `folder`: where large graphs are kept, since making them takes minutes; `most_rows`: a larger one is not made."""
 
     def build(items: F32) -> Built:
-        import faiss
-
+        faiss = _faiss()
         rows, tokens = items.reshape(-1, items.shape[2]), items.shape[1]
         path = None if folder is None or len(rows) < _LARGE else _file(folder, rows)
         if path is not None and path.is_file():
@@ -114,8 +114,7 @@ def searched(index: Any, threads: int, parameters: Any = None, *, mode: int | No
     """`mode`: FAISS's parallel_mode of cells, 1 where the cells of a query are shared out among the threads."""
 
     def search(queries: F32, fetch: int) -> Found:
-        import faiss
-
+        faiss = _faiss()
         faiss.omp_set_num_threads(threads)
         faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_FROM else _NEVER  # one for the whole process
         if mode is not None:
@@ -126,14 +125,13 @@ def searched(index: Any, threads: int, parameters: Any = None, *, mode: int | No
     return search
 
 
-_cells_of: dict[int, tuple[Any, Any, Any]] = {}
+_cells_of: dict[int, tuple[F32, Any, Any]] = {}
 """Of the last gallery, so that two indexes over the same cells assign their tokens once."""
 
 
 def _cells(items: F32) -> tuple[Any, Any]:
     """Centroids, as a flat index, and the cell of each token."""
-    import faiss
-
+    faiss = _faiss()
     if id(items) in _cells_of:
         return _cells_of[id(items)][1:]
     rows = items.reshape(-1, items.shape[2])
@@ -152,11 +150,16 @@ def _cells(items: F32) -> tuple[Any, Any]:
 
 
 def _add(index: Any, rows: F32, assigned: Any) -> None:
-    import faiss
-
+    faiss = _faiss()
     for start in range(0, len(rows), 1 << 20):
         some, cells = np.ascontiguousarray(rows[start : start + (1 << 20)]), np.ascontiguousarray(assigned[start : start + (1 << 20)])
         index.add_core(len(some), faiss.swig_ptr(some), None, faiss.swig_ptr(cells))
+
+
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
 
 
 def _code(width: int) -> int:
@@ -179,8 +182,7 @@ def _file(folder: Path, rows: F32) -> Path:
 
 
 def _keep(index: Any, path: Path) -> None:
-    import faiss
-
+    faiss = _faiss()
     with scratch_directory(path) as scratch:
         faiss.write_index(index, str(scratch / path.name))
         (scratch / path.name).rename(path)
