@@ -32,8 +32,8 @@ _PACKAGES = ("dqe-engine", "faiss-cpu", "numkong", "maxsim-cpu")
 SECTIONS = ("growth", "data", "batches")
 BATCHES = (1, 4, 16, 64, 256)
 PHOTOS, SYNTHETIC, SINGLES = 17_000, 50_000, 1_000_000
-MOST_GRAPHED = 1 << 19
-"""Tokens of the largest graph that is made without --graphs."""
+MOST_GRAPHED = 1 << 20
+"""Rows of the largest graph that is made without --graphs."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,9 +14,9 @@ from ..sections import provenance
 from .contest import ENOUGH, LISTS, SCREEN, K
 
 _LOOKS = {
-    LISTS: ("#7a0c12", "o"), SCREEN: ("#e8853b", "D"), "FAISS IndexFlatIP": ("#3566a8", "s"),
+    LISTS: ("#7a0c12", "o"), SCREEN: ("#e8853b", "D"), EARLY: ("#d0587e", "*"), "FAISS IndexFlatIP": ("#3566a8", "s"),
     "FAISS IndexFlatIPPanorama, PCA": ("#1f9e9e", "^"), "FAISS IVF-Flat": ("#2f7d4f", "v"), "FAISS IVF-PQ, re-scored": ("#8fbf9f", "P"),
-    "FAISS HNSW16": ("#7c6aa8", "X"), "numkong dots_packed": ("#8a5a2b", "<"), "numkong maxsim_packed": ("#c9a227", ">"),
+    "FAISS HNSW": ("#7c6aa8", "X"), "FAISS HNSW, pooled, re-scored": ("#b06a9a", "h"), "numkong dots_packed": ("#8a5a2b", "<"), "numkong maxsim_packed": ("#c9a227", ">"),
     "maxsim-cpu": ("#6f6f6f", "p"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from . import tune
 from .main import json_object
 
 METADATA_RULES = (
@@ -173,5 +174,6 @@ TOOLS = {
     ),
     "list": Tool("Ids and metadata of the items, as JSON lines that `dqe-index metadata` reads.", _of_list, _list),
     "sweep": Tool("Remove images that dqe-serve was sent and no item was made from, left by failed writes.", _of_sweep, _sweep),
+    "tune": Tool(tune.DESCRIPTION, tune.add_arguments, tune.tune),
     "metadata": Tool("Give items other metadata; no images are needed.", _of_metadata, _metadata),
 }

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.zones import Screen, select_zones
+from dqe_engine.zones.early import SHARES
+from dqe_engine.zones.lists import LEAST_TOKENS
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -67,6 +69,43 @@ def exact(name: str, how: str, *, screened: bool, lists: bool, made: Callable[[F
         return Built(items.nbytes + (screen.nbytes if screen else 0), lambda threads: [[Setting({}, searching(threads), exact=True)]])
 
     return Contender(name, how, build)
+
+
+def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
+    """This engine's search by lists that stop early: the cheapest setting first. `made`: a screen with lists that is there already."""
+
+    def build(items: F32) -> Built:
+        screen = made(items)
+        lists = screen.lists
+        assert lists is not None  # `obstacle` asks for enough tokens
+
+        def searching(values: dict[str, int]) -> Search:
+            shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100))
+
+            def search(queries: F32, references: I64, k: int) -> Found:
+                found = [_one(query, items, reference, k, shrunk, values["threads"]) for query, reference in zip(queries, references, strict=True)]
+                return np.concatenate([scores for scores, _ in found]), np.concatenate([ids for _, ids in found])
+
+            return search
+
+        return Built(
+            items.nbytes + screen.nbytes,
+            lambda threads: ladders([[{"angle %": round(100 * share), "threads": threads} for share in SHARES]], searching),
+        )
+
+    def obstacle(items: F32) -> str | None:
+        count = items.shape[0] * items.shape[1]
+        return f"{count:,} tokens have no lists" if count < LEAST_TOKENS else None
+
+    how = "lists are skipped by a share of their angle, which is likely and not certain to lose nothing."
+    return Contender(name, how, build, obstacle=obstacle)
+
+
+def _one(query: F32, items: F32, reference: int, k: int, screen: Screen, threads: int) -> Found:
+    """One query alone: a batch is swept where that is faster, and then finds everything."""
+    exclude = [[int(reference)]] if reference >= 0 else None
+    found = select_zones(query[None], items, k=k, exclude=exclude, screen=screen, threads=threads, backend="cpu")
+    return found.scores, found.ids
 
 
 def by_rows(search_rows: Callable[[F32, int], Found], rows_per_item: int, fetch: int, rescore: NDArray[Any] | None) -> Search:

@@ -29,12 +29,13 @@ _LARGE = 1 << 20  # rows whose graph is worth a file
 RowSearch = Callable[[F32, int], Found]
 
 
-def fetches(tokens: int, k: int = 10) -> tuple[int, ...]:
-    """Rows to fetch: few, for the k best items seldom share tokens with others; and so many that they hold k items for certain."""
-    return tuple(dict.fromkeys(min(count, tokens * (k + 1)) for count in (2 * k, 4 * k, tokens * (k + 1))))
+def fetches(tokens: int, k: int) -> tuple[int, ...]:
+    """Rows to fetch: few, where the tokens of an item lie apart; so many that they would hold k items for certain; and as many again, for what
+    an approximate index misses."""
+    return tuple(dict.fromkeys(count for count in (4 * k, tokens * (k + 1), 2 * tokens * (k + 1))))
 
 
-def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
+def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
     """Cells around centroids, of which the nearest few are read: whole rows, or product codes whose best items are scored again."""
 
     def build(items: F32) -> Built:
@@ -59,7 +60,7 @@ def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
                 return by_rows(found, tokens, values["fetch"], items if kind == "pq" else None)
 
             splits: tuple[dict[str, int], ...] = ({}, {"split": 1}) if threads > 1 else ({},)
-            wanted = fetches(tokens) if kind == "flat" else (64, 256, 1024)
+            wanted = fetches(tokens, k) if kind == "flat" else (6 * k, 25 * k, 100 * k)
             return ladders(
                 ([{"nprobe": n, "fetch": fetch} | split for n in PROBES if n <= cells] for fetch in wanted for split in splits), searching
             )
@@ -76,12 +77,13 @@ def inverted_lists(kind: Literal["flat", "pq"]) -> Contender:
     return Contender(name, f"tokens in cells, about two for each root of their number{beside}.", build, "faiss", obstacle)
 
 
-def hnsw(*, most_rows: int | None = None, folder: Path | None = None) -> Contender:
-    """A graph of tokens. `folder`: where large graphs are kept, since making them takes minutes; `most_rows`: a larger one is not made."""
+def hnsw(*, pooled: bool = False, k: int = 10, most_rows: int | None = None, folder: Path | None = None) -> Contender:
+    """A graph of tokens; or of items by the mean of their tokens, those found scored again. `folder`: where large graphs are kept, since
+    making them takes minutes; `most_rows`: a larger one is not made."""
 
     def build(items: F32) -> Built:
         faiss = _faiss()
-        rows, tokens = items.reshape(-1, items.shape[2]), items.shape[1]
+        rows, tokens = _rows(items, pooled), items.shape[1]
         path = None if folder is None or len(rows) < _LARGE else _file(folder, rows)
         if path is not None and path.is_file():
             index = faiss.read_index(str(path))
@@ -94,20 +96,32 @@ def hnsw(*, most_rows: int | None = None, folder: Path | None = None) -> Contend
 
         def answers(threads: int) -> list[Any]:
             def searching(values: dict[str, int]) -> Search:
-                parameters = faiss.SearchParametersHNSW(efSearch=values["efSearch"])
-                return by_rows(searched(index, threads, parameters), tokens, values["fetch"], None)
+                found = searched(index, threads, faiss.SearchParametersHNSW(efSearch=values["efSearch"]))
+                return by_rows(found, 1 if pooled else tokens, values["fetch"], items if pooled else None)
 
-            return ladders(([{"efSearch": ef, "fetch": fetch} for ef in EFS if ef >= fetch] for fetch in fetches(tokens)), searching)
+            if pooled:  # one number for both, as FAISS raises efSearch to what is fetched
+                return ladders([[{"efSearch": ef, "fetch": ef} for ef in (*EFS, 2 * EFS[-1]) if ef >= k]], searching)
+            return ladders(([{"efSearch": ef, "fetch": fetch} for ef in EFS if ef >= fetch] for fetch in fetches(tokens, k)), searching)
 
-        return Built(rows.nbytes + len(rows) * 4 * 2 * LINKS, answers)
+        return Built(rows.nbytes + len(rows) * 4 * 2 * LINKS + (items.nbytes if pooled else 0), answers)
 
     def obstacle(items: F32) -> str | None:
-        count = items.shape[0] * items.shape[1]
-        if most_rows is None or count <= most_rows or (folder is not None and _file(folder, items.reshape(-1, items.shape[2])).is_file()):
+        count = items.shape[0] * (1 if pooled else items.shape[1])
+        if most_rows is None or count <= most_rows or (folder is not None and _file(folder, _rows(items, pooled)).is_file()):
             return None
-        return f"left out: a graph of {count:,} tokens takes minutes to make"
+        return f"left out: a graph of {count:,} rows takes minutes to make"
 
-    return Contender(f"FAISS HNSW{LINKS}", f"a graph of {LINKS} links a token, efConstruction {EF_CONSTRUCTION}.", build, "faiss", obstacle)
+    of = "items, by the mean of their tokens; those found are scored again by all of their tokens" if pooled else "tokens"
+    how = f"a graph of {of}; {LINKS} links a row, efConstruction {EF_CONSTRUCTION}."
+    return Contender("FAISS HNSW, pooled, re-scored" if pooled else "FAISS HNSW", how, build, "faiss", obstacle)
+
+
+def _rows(items: F32, pooled: bool) -> F32:
+    if not pooled:
+        return items.reshape(-1, items.shape[2])
+    means: F32 = items.mean(axis=1)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return means
 
 
 def searched(index: Any, threads: int, parameters: Any = None, *, mode: int | None = None) -> RowSearch:
@@ -188,6 +202,7 @@ def _keep(index: Any, path: Path) -> None:
         (scratch / path.name).rename(path)
 
 
-def contenders(*, most_rows: int | None = None, folder: Path | None = None) -> Sequence[Contender]:
-    """All of FAISS's, for a gallery of tokens."""
-    return inverted_lists("flat"), inverted_lists("pq"), hnsw(most_rows=most_rows, folder=folder)
+def contenders(*, k: int = 10, most_rows: int | None = None, folder: Path | None = None) -> Sequence[Contender]:
+    """All of FAISS's, for the k best of a gallery of tokens."""
+    graphs = [hnsw(pooled=pooled, k=k, most_rows=most_rows, folder=folder) for pooled in (False, True)]
+    return inverted_lists("flat", k=k), inverted_lists("pq", k=k), *graphs
