@@ -11,14 +11,22 @@ from dqe_engine.tuning.frontier import described
 from ..plotting import STYLE, save
 from ..report import milliseconds, size, table
 from ..sections import provenance
-from .contest import ENOUGH, LISTS, SCREEN, K
+from .contest import EARLY, ENOUGH, LISTS, SCREEN, K
 
 _LOOKS = {
-    LISTS: ("#7a0c12", "o"), SCREEN: ("#e8853b", "D"), EARLY: ("#d0587e", "*"), "FAISS IndexFlatIP": ("#3566a8", "s"),
-    "FAISS IndexFlatIPPanorama, PCA": ("#1f9e9e", "^"), "FAISS IVF-Flat": ("#2f7d4f", "v"), "FAISS IVF-PQ, re-scored": ("#8fbf9f", "P"),
-    "FAISS HNSW": ("#7c6aa8", "X"), "FAISS HNSW, pooled, re-scored": ("#b06a9a", "h"), "numkong dots_packed": ("#8a5a2b", "<"), "numkong maxsim_packed": ("#c9a227", ">"),
+    LISTS: ("#7a0c12", "o"),
+    SCREEN: ("#e8853b", "D"),
+    EARLY: ("#d0587e", "*"),
+    "FAISS IndexFlatIP": ("#3566a8", "s"),
+    "FAISS IndexFlatIPPanorama, PCA": ("#1f9e9e", "^"),
+    "FAISS IVF-Flat": ("#2f7d4f", "v"),
+    "FAISS IVF-PQ, re-scored": ("#8fbf9f", "P"),
+    "FAISS HNSW": ("#7c6aa8", "X"),
+    "FAISS HNSW, pooled, re-scored": ("#b06a9a", "h"),
+    "numkong dots_packed": ("#8a5a2b", "<"),
+    "numkong maxsim_packed": ("#c9a227", ">"),
     "maxsim-cpu": ("#6f6f6f", "p"),
-}  # fmt: skip
+}
 
 
 def markdown(results: dict[str, Any], *, heading: bool = True) -> str:

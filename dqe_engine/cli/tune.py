@@ -55,7 +55,13 @@ def tune(args: argparse.Namespace) -> int:
         console = Console(stderr=True)
         with console.status("measuring") as status:
             measured, left_out = measure_all(
-                items, queries[: args.sample], k=args.k, enough=args.recall, threads=args.threads or 0, graphs=args.graphs, step=status.update
+                items,
+                queries[: args.sample],
+                k=args.k,
+                enough=args.recall,
+                threads=args.threads or 0,
+                graphs=args.graphs,
+                step=status.update,
             )
     asked = {"items": len(items), "tokens": items.shape[1], "width": items.shape[2], "k": args.k, "queries": min(len(queries), args.sample)}
     if args.json:

@@ -83,7 +83,10 @@ def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
             shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100))
 
             def search(queries: F32, references: I64, k: int) -> Found:
-                found = [_one(query, items, reference, k, shrunk, values["threads"]) for query, reference in zip(queries, references, strict=True)]
+                found = [
+                    _one(query, items, reference, k, shrunk, values["threads"])
+                    for query, reference in zip(queries, references, strict=True)
+                ]
                 return np.concatenate([scores for scores, _ in found]), np.concatenate([ids for _, ids in found])
 
             return search

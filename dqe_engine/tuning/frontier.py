@@ -32,7 +32,8 @@ def recall(found: Found, truth: Found) -> float:
     """Share of the exact k best that were found; an item that scores as much as the k-th counts as one of them."""
     scores, ids = truth[0], truth[1]
     lowest = np.where(ids >= 0, scores, np.inf).min(axis=1)
-    right = ((found[0] >= lowest[:, None] - TIE) & (found[1] >= 0)).sum(axis=1)
+    among = (found[1][:, :, None] == ids[:, None]).any(axis=2) | (found[0] >= lowest[:, None] - TIE)
+    right = (among & (found[1] >= 0)).sum(axis=1)
     return float(np.minimum(right, (ids >= 0).sum(axis=1)).sum() / max(1, (ids >= 0).sum()))
 
 

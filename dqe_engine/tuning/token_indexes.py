@@ -30,8 +30,8 @@ RowSearch = Callable[[F32, int], Found]
 
 
 def fetches(tokens: int, k: int) -> tuple[int, ...]:
-    """Rows to fetch: few, where the tokens of an item lie apart; so many that they would hold k items for certain; and as many again, for what
-    an approximate index misses."""
+    """Rows to fetch: few, where the tokens of an item lie apart; so many that they would hold k items for certain; and as many again, for
+    what an approximate index misses."""
     return tuple(dict.fromkeys(count for count in (4 * k, tokens * (k + 1), 2 * tokens * (k + 1))))
 
 
