@@ -98,7 +98,7 @@ def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
 
     def obstacle(items: F32) -> str | None:
         count = items.shape[0] * items.shape[1]
-        return f"{count:,} tokens have no lists" if count < LEAST_TOKENS else None
+        return f"left out: no lists are made for {count:,} tokens" if count < LEAST_TOKENS else None
 
     how = "lists are skipped by a share of their angle, which is likely and not certain to lose nothing."
     return Contender(name, how, build, obstacle=obstacle)

@@ -49,6 +49,7 @@ def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
         else:
             index = faiss.IndexIVFPQ(quantizer, width, cells, _code(width), 8, faiss.METRIC_INNER_PRODUCT)
             index.pq.cp.max_points_per_centroid, index.pq.cp.niter = _TRAINING_ROWS * 4, _TRAINING_ROUNDS
+            index.pq.cp.min_points_per_centroid = 1  # it warns of fewer than 39
             index.train(_sampled(rows, _TRAINING_ROWS * 4 * 256))
         index.is_trained = True
         _add(index, rows, assigned)
@@ -70,7 +71,7 @@ def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
 
     def obstacle(items: F32) -> str | None:
         count, width = items.shape[0] * items.shape[1], items.shape[2]
-        return f"{count:,} tokens are too few" if count < 4096 else f"a width of {width}" if kind == "pq" and width % 4 else None
+        return f"left out: {count:,} tokens are too few" if count < 4096 else f"left out: a width of {width}" if kind == "pq" and width % 4 else None
 
     beside = "; the items of the rows fetched are scored again by all of their tokens" if kind == "pq" else ""
     name = "FAISS IVF-PQ, re-scored" if kind == "pq" else "FAISS IVF-Flat"
