@@ -71,9 +71,13 @@ def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
 
     def obstacle(items: F32) -> str | None:
         count, width = items.shape[0] * items.shape[1], items.shape[2]
-        return f"left out: {count:,} tokens are too few" if count < 4096 else f"left out: a width of {width}" if kind == "pq" and width % 4 else None
+        if count < 4096:
+            return f"left out: {count:,} tokens are too few"
+        return f"left out: 4 does not divide a width of {width}" if kind == "pq" and width % 4 else None
 
-    beside = "; the items of the rows fetched are scored again by all of their tokens" if kind == "pq" else ""
+    beside = ""
+    if kind == "pq":
+        beside = " (made with IVF-Flat's); the items of the rows fetched are scored again by all of their tokens"
     name = "FAISS IVF-PQ, re-scored" if kind == "pq" else "FAISS IVF-Flat"
     return Contender(name, f"tokens in cells, about two for each root of their number{beside}.", build, "faiss", obstacle)
 
