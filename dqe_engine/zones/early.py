@@ -26,9 +26,9 @@ def stopping_early(
     """A screen with which `select_zones` finds a share of at least `recall` of the k best on average, and the share that was measured.
 
     A query skips a list if no token within a share of the list's widest angle can matter. With the whole angle that is certain, with less
-    it is likely. The least share is taken whose mean recall over `queries` lies two standard errors above `recall`. So the promise holds for
-    queries like these, for this k and these items, one query at a time; queries of another kind may lose more. Scores are exact, of
-    whatever is found. The given screen and a recall of 1 come back where no share is enough.
+    it is likely. The least share is taken whose mean recall over `queries` is two standard errors above `recall`. So the promise holds
+    for queries like these, for this k and these items, one query at a time; queries of another kind may lose more. Scores are exact,
+    of whatever is found. The given screen and a recall of 1 come back where no share is enough.
 
     items: as `Screen.build` took them. queries: (B, D), at least 100. recall: above 0 and below 1.
     Raises InputError for other numbers, and for a screen without lists, which has nothing to stop.
