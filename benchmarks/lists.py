@@ -1,79 +1,127 @@
-"""What certified lists of tokens save an exact search, on trained tokens and on random ones, which they cannot help.
+"""Exact search with lists of tokens, beside other libraries' exact and approximate search: where it gains, and where that ends.
 
-    python -m benchmarks.lists demo --rendered 60000 --sizes 17000 120000 1000000    # 10 minutes, 6 GiB of memory
+    python -m benchmarks.lists demo --prepare --graphs     # once, before: encodes images and makes the largest graph
+    python -m benchmarks.lists demo                        # everything
+    python -m benchmarks.lists demo --only data --sprite fashion-mnist-sprite.png
 
-The first items are the demo's garments and, after them, garments that are drawn and encoded now; beyond these, items lie between two of
-them (a mixture of up to 30 % of the other), and the table says how many. Each search is timed beside the same one without lists, and exits
-with 1 where an answer differs.
+Sections: `growth`, one query against 5,000 to 1,000,000 items, a plot and tables; `data`, kinds of vectors from which lists gain much,
+little and nothing; `batches`, what lists save when many queries come at once. Exits with 1 where an exact answer is another than ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from dqe_engine import Query, RetrievalEngine
 from dqe_engine.processors import available_cpus
-from dqe_engine.zones import Screen, select_zones
-from dqe_engine.zones.arrays import F32
-from dqe_engine.zones.lists import TokenLists
-from dqe_training.data.garments.catalog import ALL_GARMENTS
-from dqe_training.data.garments.render import render
-from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
 
-from . import machine, report
+if TYPE_CHECKING:
+    from .retrieval.contest import Contest
+    from .retrieval.tokens import Source, Tokens
 
+_ROOT = Path(__file__).parent.parent
+_PACKAGES = ("dqe-engine", "faiss-cpu", "numkong", "maxsim-cpu")
+SECTIONS = ("growth", "data", "batches")
 BATCHES = (1, 4, 16, 64, 256)
-K, BATCH_IMAGES = 10, 128
+PHOTOS, SYNTHETIC, SINGLES = 17_000, 50_000, 1_000_000
+MOST_GRAPHED = 1 << 20
+"""Rows of the largest graph that is made without --graphs."""
 
 
-def encoded(demo: Path, rendered: int) -> tuple[F32, F32]:
-    """The tokens (N, M, D) of the demo's images and of `rendered` new ones; the queries (B, D) of its test split."""
-    engine = RetrievalEngine.load(demo / "bundle")
-    engine.load_index(demo / "index")
-    files = [demo / "garments/images" / record.image for record in read_jsonl(demo / "garments/images.jsonl", ImageRecord)]
-    size = len(files) + rendered
-    tokens = [
-        engine.encode_images(
-            [files[at] if at < len(files) else drawn(at) for at in range(start, min(start + BATCH_IMAGES, size))]
-        ).target_tokens
-        for start in range(0, size, BATCH_IMAGES)
-    ]
-    asked = [Query(reference_id=record.reference, text=record.text) for record in read_jsonl(demo / "garments/test.jsonl", TripletRecord)]
-    return np.concatenate(tokens), engine.encode_queries(asked).queries
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
-def drawn(number: int) -> bytes:
-    rng = np.random.default_rng([17, number])
-    picture = io.BytesIO()
-    render(ALL_GARMENTS[rng.integers(len(ALL_GARMENTS))], rng).save(picture, "JPEG", quality=92)
-    return picture.getvalue()
+@dataclass(frozen=True)
+class Bench:
+    """What the sections share."""
+
+    source: Source
+    contest: Contest
+    sizes: list[int]
+    rendered: int
+    sprite: Path | None
+    graphs: dict[str, Any]
+    quick: bool
+    step: Callable[[str], None]
 
 
-def between(tokens: F32, count: int) -> F32:
-    """`count` items between two of these each."""
-    rng = np.random.default_rng(3)
-    one, other = rng.integers(len(tokens), size=(2, count))
-    share = rng.random((count, 1, 1), np.float32) * np.float32(0.3)
-    mixed: F32 = (1 - share) * tokens[one] + share * tokens[other]
-    mixed /= np.linalg.norm(mixed, axis=2, keepdims=True)
-    return mixed
+def growth(bench: Bench) -> dict[str, Any]:
+    """One query against the number of items, by every library."""
+    from .retrieval.contest import all_contenders
+
+    wanted = all_contenders(**bench.graphs)
+    galleries = [_gallery(bench, "garments", bench.source.garments(size, bench.rendered), wanted) for size in bench.sizes]
+    how = {contender.name: contender.how for contender in wanted}
+    return {"galleries": galleries, "how": how, "by_threads": list(bench.contest.threads)}
 
 
-def measure(kind: str, items: F32, queries: F32) -> tuple[list[list[str]], bool]:
-    """A row for each size of batch, and whether all answers were the same."""
+def data(bench: Bench) -> dict[str, Any]:
+    """Kinds of vectors, by exact search alone."""
+    from .retrieval.contest import exact_contenders
+
+    galleries = [_gallery(bench, label, tokens, exact_contenders()) for label, tokens in _kinds(bench)]
+    left_out = [] if bench.sprite else ["photos: no --sprite"]
+    return {"galleries": galleries, "left_out": left_out, "by_threads": list(bench.contest.threads)}
+
+
+def batches(bench: Bench) -> dict[str, Any]:
+    """Ours with and without lists, for so many queries at once. Raises AnswerMismatchError."""
+    from .retrieval.tokens import subspace
+
+    rows: list[dict[str, Any]] = []
+    for size in bench.sizes:
+        rows += _batched("garments", bench.source.garments(size, bench.rendered), bench.step)
+    return {"rows": rows + _batched("random", subspace(min(77_000, bench.sizes[-1]), 8, 64, 64), bench.step)}
+
+
+def _kinds(bench: Bench) -> Iterator[tuple[str, Tokens]]:
+    from .retrieval.tokens import power_law, subspace
+
+    few = 1000 if bench.quick else 0
+    yield "garments", bench.source.garments(few or PHOTOS, 0)
+    if bench.sprite is not None:
+        yield "photos in colours", bench.source.photos(few or PHOTOS, bench.sprite)
+    if not few:
+        yield "garments, untrained model", bench.source.untrained()
+    for inner in (16, 32, 64):
+        yield f"{inner} dimensions", subspace(few or SYNTHETIC, 8, 128, inner)
+    yield "isotropic", subspace(few or SYNTHETIC, 8, 128, 128)
+    yield "single vectors, clustered, power law", power_law(few or SINGLES, 256, clusters=100 if few else 10_000)
+
+
+def _gallery(bench: Bench, label: str, tokens: Tokens, wanted: Sequence[Any]) -> dict[str, Any]:
+    from .retrieval.contest import compare
+
+    count, each, width = tokens.items.shape
+    rows = compare(f"{label}, {count:,} items", tokens, wanted, bench.contest)
+    return {"label": label, "items": count, "tokens": each, "width": width, "encoded": tokens.encoded, "rows": rows}
+
+
+def _batched(label: str, tokens: Tokens, step: Callable[[str], None]) -> list[dict[str, Any]]:
+    from dqe_engine.zones import Screen, select_zones
+    from dqe_engine.zones.lists import TokenLists
+
+    from .harness import AnswerMismatchError
+    from .retrieval.contest import K
+
+    items, queries = tokens.items, tokens.queries
+    step(f"{label}, {len(items):,} items: batches")
     begun = time.perf_counter()
     swept = Screen.build(items, lists=False)
     coded = time.perf_counter()
-    lists = TokenLists.build((items,), threads=available_cpus())
-    listed = Screen(swept.shards, lists)
-    build = f"{coded - begun:.2f} + {time.perf_counter() - coded:.2f}"
-    rows, same = [], True
+    listed = Screen(swept.shards, TokenLists.build((items,), threads=available_cpus()))
+    built = {"coding_s": coded - begun, "listing_s": time.perf_counter() - coded}
+    rows = []
     for batch in BATCHES:
         seconds: list[tuple[float, float]] = []
         for turn in range(max(5, min(40, 400 // batch))):
@@ -84,38 +132,108 @@ def measure(kind: str, items: F32, queries: F32) -> tuple[list[list[str]], bool]
             second = time.perf_counter()
             found = select_zones(asked, items, k=K, screen=listed)
             seconds.append((second - first, time.perf_counter() - second))
-            same &= np.array_equal(plain.ids, found.ids) and np.array_equal(plain.scores, found.scores)
-        without, with_lists = np.median(seconds, axis=0) * 1e3
-        ratio = f"{without / with_lists:.2f}"
-        rows.append([kind, f"{len(items):,}", str(batch), f"{without:.2f}", f"{with_lists:.2f}", ratio, build])
-        build = ""
-    return rows, same
+            if not (np.array_equal(plain.ids, found.ids) and np.array_equal(plain.scores, found.scores)):
+                raise AnswerMismatchError(f"{label}, {len(items):,} items, {batch} queries: other answers with lists than without")
+        without, with_lists = (float(value) for value in np.median(seconds, axis=0))
+        rows.append({"label": label, "items": len(items), "batch": batch, "swept_s": without, "listed_s": with_lists, **built})
+    return rows
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="lists", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("demo", type=Path, help="what `make demo` made")
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="a section to run (repeatable); default: all")
+    parser.add_argument("--rendered", type=int, default=60_000, metavar="N", help="garments to draw and encode besides (default: 60000)")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="items of the galleries (default: 5000 to 1000000)")
+    parser.add_argument("--sprite", type=Path, metavar="FILE", help="Fashion-MNIST's picture of photos, for the section `data`")
+    parser.add_argument("--graphs", action="store_true", help="make graphs of every size; they are kept under build/lists")
+    parser.add_argument("--prepare", action="store_true", help="encode, and make graphs with --graphs, and measure nothing")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing of worth")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results (default: benchmarks/results/<machine>)")
+    options = parser.parse_args(arguments)
+    if options.sizes is None:
+        options.sizes = [1000, 2000] if options.quick else [5_000, 17_000, 60_000, 250_000, 1_000_000]
+    if options.quick:
+        options.rendered = 0
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="lists", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("demo", type=Path, help="what `make demo` made")
-    parser.add_argument("--rendered", type=int, default=0, metavar="N", help="garments to draw and encode besides")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[17_000], metavar="N", help="items of the galleries")
-    options = parser.parse_args(arguments)
-    tokens, queries = encoded(options.demo, options.rendered)
-    print(f"{len(tokens):,} items are encoded images; those beyond lie between them")
-    rng = np.random.default_rng(5)
-    rows: list[list[str]] = []
-    same = True
-    for size in options.sizes:
-        items = np.concatenate([tokens[:size], between(tokens, max(0, size - len(tokens)))])
-        found, equal = measure("garments", items, queries)
-        rows, same = rows + found, same and equal
-        del items
-    size = min(options.sizes[-1], len(tokens))
-    random = rng.standard_normal((size, *tokens.shape[1:]), np.float32)
-    random /= np.linalg.norm(random, axis=2, keepdims=True)
-    found, equal = measure("random", random, rng.standard_normal(queries.shape).astype(np.float32))
-    print(report.table(["tokens", "items", "queries", "swept, ms", "by lists, ms", "ratio", "build: codes + lists, s"], rows + found))
-    print(machine.describe(()))
-    return int(not (same and equal))
+    from dqe_engine.cli.main import run
+
+    options = _parse(arguments)
+    return run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from . import machine
+    from .harness import AnswerMismatchError, Rounds
+    from .retrieval.contest import Contest
+    from .retrieval.tokens import Source
+    from .sections import busy
+
+    console = Console(stderr=True)
+    if (load := busy()) is not None and not options.prepare:
+        console.print(f"The machine is busy ({load:.0%} of its processors are taken): times will be too long.", style="yellow")
+    work = _ROOT / "build" / "lists"
+    out = options.out or (_ROOT / "build" / "benchmarks" if options.quick else Path(__file__).parent / "results") / machine.slug()
+    graphs = {"folder": work, "most_rows": None if options.graphs else MOST_GRAPHED}
+    with console.status("loading") as status:
+
+        def step(text: str) -> None:
+            status.update(escape(text))
+
+        contest = (
+            Contest(Rounds(minimum=2, maximum=3, seconds=0.01), blocks=1, asked=32, step=step) if options.quick else Contest(step=step)
+        )
+        bench = Bench(
+            Source(options.demo, work, step), contest, options.sizes, options.rendered, options.sprite, graphs, options.quick, step
+        )
+        if options.prepare:
+            return _prepare(bench, graphs=options.graphs)
+        try:
+            paths = _measure(bench, options.only or list(SECTIONS), out, quick=options.quick)
+        except AnswerMismatchError as error:
+            print(f"lists: wrong answer: {error}", file=sys.stderr)
+            return 1
+    print("\n".join(str(path) for path in paths))
+    return 0
+
+
+def _prepare(bench: Bench, *, graphs: bool) -> int:
+    from dqe_engine.tuning import hnsw
+
+    if bench.sprite is not None:
+        bench.source.photos(PHOTOS, bench.sprite)
+    bench.source.untrained()
+    for size in bench.sizes:
+        items = bench.source.garments(size, bench.rendered).items
+        if graphs:
+            bench.step(f"a graph of {size:,} items")
+            hnsw(folder=bench.graphs["folder"]).build(items)
+    print(bench.source.work)
+    return 0
+
+
+def _measure(bench: Bench, names: Sequence[str], out: Path, *, quick: bool) -> list[Path]:
+    """Run the sections, each written as soon as it is done; prints their tables and returns what was written."""
+    from . import machine, report
+    from .retrieval import contest_report
+    from .sections import recorded
+
+    path = out / "lists.json"
+    results: dict[str, Any] = report.load(path, "lists")
+    functions = {"growth": growth, "data": data, "batches": batches}
+    for name in names:
+        results["sections"][name] = recorded(partial(functions[name], bench), _PACKAGES, quick=quick, threads=machine.cores())
+        report.save_json(path, results)
+    report.save_text(path.with_suffix(".md"), contest_report.markdown(results))
+    print(contest_report.markdown({"sections": {name: results["sections"][name] for name in names}}, heading=False))
+    return [path, path.with_suffix(".md"), *contest_report.draw(results["sections"], out)]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

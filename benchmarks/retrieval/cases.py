@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from dqe_engine.tuning.contenders import Found
 from dqe_engine.zones.arrays import F32, I64
 
 from ..harness import Agreement, Contender
 from .galleries import Gallery
-from .methods import Found, Point
+from .methods import Point
 
 ATOL = 5e-6
 """Of unit vectors' float32 inner products at these widths, whatever the order of the additions."""
@@ -29,7 +30,7 @@ class GalleryCase:
     label: str
     gallery: Gallery
     queries: F32  # (Q, D)
-    references: I64  # (Q,) positions, left out of the answers
+    references: I64  # (Q,) positions, left out of the answers; -1: none
     points: dict[str, Point]
     batch: int
     k: int
@@ -83,7 +84,8 @@ class GalleryCase:
                 block = self.gallery.items[start : start + _BLOCK].astype(stored, copy=False).astype(np.float64)
                 dots = queries @ block.reshape(-1, block.shape[-1]).T
                 out[:, start : start + _BLOCK] = dots.reshape(rows, len(block), -1).max(axis=2)
-            out[np.arange(rows), self.references[:rows]] = -np.inf
+            (out_of,) = np.nonzero(self.references[:rows] >= 0)
+            out[out_of, self.references[out_of]] = -np.inf
             self._truths[stored] = out
         return self._truths[stored]
 

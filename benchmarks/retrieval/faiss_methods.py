@@ -7,23 +7,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dqe_engine.processors import available_cpus
+from dqe_engine.tuning.contenders import by_rows
+from dqe_engine.tuning.token_indexes import RowSearch, searched
 from dqe_engine.zones.arrays import F32
 
 from .galleries import Gallery
-from .methods import Built, Found, Method, Point, by_rows
+from .methods import Built, Method, Point
 
-BLAS_FROM = 20
-"""Queries from which flat search (of coarse cells too) multiplies by BLAS. FAISS's default, in effect never, makes batches several times
-slower; always makes one query over a small index several times slower."""
-_NEVER = 128_000
 EF_CONSTRUCTION = 40
 _TRAINING_ROWS = 64
 """Per centroid. FAISS takes up to 256; the centroids hardly change and training takes minutes."""
 _TRAINING_ROUNDS = 10
 
 Rows = Literal["tokens", "pooled"]
-RowSearch = Callable[[F32, int], Found]
-"""Queries (B, D) and how many rows to fetch, to scores and rows, best first."""
 _HOW = {
     ("tokens", False): "every token a row; an item scores as its best row among those fetched",
     ("tokens", True): "every token a row; the items of the rows fetched are scored again by all of their tokens in float16",
@@ -133,14 +130,7 @@ def _faiss() -> Any:
 
 
 def _search(index: Any, parameters: Any = None) -> RowSearch:
-    faiss = _faiss()
-
-    def search(queries: F32, fetch: int) -> Found:
-        faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= BLAS_FROM else _NEVER  # one for the whole process
-        found: Found = index.search(queries, fetch, params=parameters)
-        return found
-
-    return search
+    return searched(index, available_cpus(), parameters)
 
 
 def _method(

@@ -5,20 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dqe_engine.tuning.contenders import Found, Search
 from dqe_engine.zones import Screen, select_zones
 from dqe_engine.zones.arrays import F32, I64
 
 from .galleries import Gallery
 
-Found = tuple[F32, I64]
-"""Scores and gallery positions (B, k), score descending, then position ascending; padded with -inf and -1."""
-Search = Callable[[F32, I64, int], Found]
-"""Queries (B, D), each one's reference (B,), which is left out of its answer, and k."""
 Scores = Literal["exact", "own"]
 
 
@@ -74,26 +68,3 @@ def ours(name: str, stored: Literal["float32", "float16"], *, screened: bool = F
 
     beside = ", with 8-bit codes beside them that say which need not be read" if screened else ""
     return Method(name, f"every token as {stored}{beside}; one fused pass takes the maximum over an item's tokens. Exact.", build)
-
-
-def by_rows(search_rows: Callable[[F32, int], Found], rows_per_item: int, fetch: int, rescore: NDArray[Any] | None) -> Search:
-    """MaxSim by a library that ranks single vectors.
-
-    The `fetch` best rows are taken, the row's item is row // `rows_per_item`, and an item's score is that of its best row. With
-    `rescore` (N, M, D), the items found are scored again by all of their tokens. Where every token is a row and the library is exact,
-    M (k + 1) rows hold the k best items and the reference, so the answer is exact.
-    """
-
-    def search(queries: F32, references: I64, k: int) -> Found:
-        scores, rows = search_rows(queries, fetch)
-        best, positions = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        for b, query in enumerate(queries):
-            items, first = np.unique(rows[b] // rows_per_item, return_index=True)  # rows come best first
-            kept = (items >= 0) & (items != references[b])
-            items = items[kept]
-            mine = scores[b][first[kept]] if rescore is None else (rescore[items].astype(np.float32, copy=False) @ query).max(axis=1)
-            order = np.lexsort((items, -mine))[:k]
-            best[b, : len(order)], positions[b, : len(order)] = mine[order], items[order]
-        return best, positions
-
-    return search

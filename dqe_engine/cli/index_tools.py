@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from . import tune
 from .long_work import progress_bar
 from .main import json_object, positive
 
@@ -216,5 +217,6 @@ TOOLS = {
     "shard": Tool("Cut an index into shards that serve as one; run it again when the index has changed.", _of_shard, _shard),
     "join": Tool("Make indexes in one folder the shards of one, in order; run it again when one has changed.", _of_join, _join),
     "sweep": Tool("Remove images that dqe-serve was sent and no item was made from, left by failed writes.", _of_sweep, _sweep),
+    "tune": Tool(tune.DESCRIPTION, tune.add_arguments, tune.tune),
     "metadata": Tool("Give items other metadata; no images are needed.", _of_metadata, _metadata),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,11 @@ class TokenLists:
     def for_kernels(self) -> tuple[Any, ...]:
         """What `_kernels.sweep` takes as `lists`."""
         return (self.covered, *self._arrays())
+
+    def shrunk(self, share: float) -> TokenLists:
+        """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""
+        angles = np.arccos(np.clip(self.widest.astype(np.float64), -1.0, 1.0)) * share
+        return replace(self, widest=np.cos(angles).astype(np.float32), tally=_Tally())
 
     def worth_trying(self) -> bool:
         """Whether enough of the queries until now were spared enough; after many that were not, one in 64 is tried."""

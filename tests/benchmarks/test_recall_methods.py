@@ -12,7 +12,8 @@ from benchmarks.harness import AnswerMismatchError, Rounds, interleave
 from benchmarks.retrieval import faiss_methods as by_faiss
 from benchmarks.retrieval.cases import GalleryCase
 from benchmarks.retrieval.galleries import Gallery, unit
-from benchmarks.retrieval.methods import Found, Method, Point, by_rows, ours
+from benchmarks.retrieval.methods import Method, Point, ours
+from dqe_engine.tuning.contenders import Found, by_rows
 from dqe_engine.zones.arrays import F32, I64
 
 pytest.importorskip("faiss", reason="faiss-cpu, of the extra bench")
