@@ -200,7 +200,7 @@ def test_updates_are_followed_and_states_are_never_mixed(make_index: MakeIndex, 
     assert_same(fresh, single, rng)
     stale = ShardedIndex.open_here(place)
     stale._now = before.__class__(before.set, stale._transport, "error", 30.0)
-    stale._transport.close()
+    stale._transport._servers.clear()  # as of a process that was started again
     with pytest.raises(BackendError, match="it was changed since; refresh"):
         stale.search(queries, 5)
     single.compact()
