@@ -65,7 +65,8 @@ class MilvusIndex(NotPickled):
         where it is. candidates: items that are fetched first, beside 4 for each of k; most: at most, before an answer is given without
         proof.
 
-        Raises BackendError where Milvus cannot be reached, IndexFormatError for a collection that is missing, empty or not ours, InputError.
+        Raises BackendError where Milvus cannot be reached, IndexFormatError for a collection that is missing, empty or not ours, and
+        InputError.
         """
         check_count("candidates", candidates, 1)
         check_count("most", most, candidates)
