@@ -250,6 +250,7 @@ def test_the_engine_searches_milvus(engine: RetrievalEngine, bundle_path: Path, 
         ):
             found, single = other.search(query), engine.search(query)
             assert (found.hits, found.zones, found.exact) == (single.hits, single.zones, True)
+        assert other.searched.snapshot() == other.searched.snapshot(), "so that a batcher's queries are searched together"
         with pytest.raises(InputError, match="pass its image instead"):
             other.search(Query(reference_id="02.png", text="in red"))
         with pytest.raises(InputError, match="'x' is not an id of the index"):
