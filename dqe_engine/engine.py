@@ -287,7 +287,7 @@ class RetrievalEngine(ProcessBound):
             query = one.query
             spec = self._zone_spec(query.zones)
             digest = None if one.filter is None else one.filter.digest
-            groups.setdefault((id(one.snapshot), digest, spec), []).append(b)
+            groups.setdefault((one.snapshot, digest, spec), []).append(b)
         found: dict[int, _Found] = {}
         for (_, _, spec), rows in groups.items():
             queries = [prepared[b].query for b in rows]

@@ -5,7 +5,8 @@
 
 Milvus keeps for each item one bound vector (`pooled_bounds`), its tokens and its metadata. It returns the items whose score may be highest,
 and their scores are computed here from the tokens. Where the k-th is above what anything that was not returned can have, the answer is
-proved to be the exact one, and says so (`exact`); else more is fetched, up to a limit. The proof needs a flat index in Milvus.
+proved to be the exact one, and says so (`exact`); else more is fetched, up to a limit. The proof needs searches in Milvus that look at
+every vector: a flat index, and a server that makes no interim index of new vectors.
 """
 
 from __future__ import annotations
@@ -53,12 +54,20 @@ class MilvusIndex(NotPickled):
         token: str = "",
         timeout: float = 30.0,
         consistency: Consistency = "Strong",
+        exhaustive: bool | None = None,
         candidates: int = 64,
         most: int = 16384,
     ) -> None:
-        """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file. candidates: items that are fetched
-        first, beside 4 for each of k; most: at most, before an answer is given without proof. Raises BackendError where Milvus cannot be
-        reached, IndexFormatError for a collection that is missing, empty or not ours, InputError."""
+        """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file.
+
+        exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server, which searches new vectors by an
+        approximate index of its own until they are indexed, unless `queryNode.segcore.interimIndex.enableIndex` is false there; say True
+        where it is. candidates: items that are fetched first, beside 4 for each of k; most: at most, before an answer is given without
+        proof.
+
+        Raises BackendError where Milvus cannot be reached, IndexFormatError for a collection that is missing, empty or not ours, and
+        InputError.
+        """
         check_count("candidates", candidates, 1)
         check_count("most", most, candidates)
         if consistency not in get_args(Consistency):
@@ -68,8 +77,10 @@ class MilvusIndex(NotPickled):
         self._client = self._connect(uri, token)
         if not self.asked(self._client.has_collection, collection):
             raise IndexFormatError(f"Milvus at {self._where} has no collection {collection!r}; make it with MilvusIndex.create")
+        self.asked(self._client.load_collection, collection, timeout=timeout)
         self.origin = self._read_origin()
-        self.flat = self._is_flat()
+        self.flat = self._is_flat() and ("://" not in uri if exhaustive is None else exhaustive)
+        """Whether Milvus returns the very largest products, without which nothing is proved."""
 
     @classmethod
     def create(
@@ -79,12 +90,16 @@ class MilvusIndex(NotPickled):
         index: GalleryIndex,
         *,
         index_type: IndexType = "FLAT",
+        replace: bool = False,
         token: str = "",
         timeout: float = 30.0,
         **options: Any,
     ) -> MilvusIndex:
-        """Make the collection from a saved index and open it. index_type: of Milvus's index over the bound vectors; answers are proved with
-        "FLAT" alone. Raises InputError for an index that is empty or not saved, or has items that Milvus cannot hold."""
+        """Make the collection from a saved index and open it.
+
+        index_type: of Milvus's index over the bound vectors; answers are proved with "FLAT" alone. replace: drop a collection of this name
+        first. Raises InputError for an index that is empty or not saved, or has items that Milvus cannot hold, and what opening does.
+        """
         now = _saved(index)
         if not now.count:
             raise InputError("an empty index: Milvus would not know the shape of its items; add some first")
@@ -92,8 +107,10 @@ class MilvusIndex(NotPickled):
         made = cls.__new__(cls)
         made._where, made._timeout, made._closed = _without_secrets(uri), timeout, False
         client = made._client = made._connect(uri, token)
+        if replace:
+            made.asked(client.drop_collection, collection)
         if made.asked(client.has_collection, collection):
-            raise InputError(f"Milvus at {made._where} has a collection {collection!r} already; open it and sync, or choose another name")
+            raise InputError(f"Milvus at {made._where} has a collection {collection!r} already; open it and sync, or say replace=True")
         schema, indexes = schema_of(client, index.target_shape, index_type)
         options_of_all = {"schema": schema, "index_params": indexes, "consistency_level": "Strong", "timeout": timeout}
         made.asked(client.create_collection, collection, **options_of_all)

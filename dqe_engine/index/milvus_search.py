@@ -33,12 +33,21 @@ _MOST_BYTES = 32 << 20
 
 
 class MilvusSnapshot:
-    """What one search asks of the collection. Items that were read are remembered, so that what an id means does not change in between."""
+    """What one query asks of the collection. Items that were read are remembered, so that what an id means does not change in between.
+
+    All of one index are equal: what they search is the collection as it is then.
+    """
 
     def __init__(self, index: MilvusIndex) -> None:
         self._index = index
         self._rows: dict[str, int] = {}
         self._tokens: dict[int, NDArray[Any]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MilvusSnapshot) and other._index is self._index
+
+    def __hash__(self) -> int:
+        return id(self._index)
 
     @cached_property
     def count(self) -> int:

@@ -16,7 +16,8 @@ def connect(asked_by: str, *, remedy: str = "") -> Any:
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises this very class where a start takes longer than 30 s
+            ray.shutdown()
             raise BackendError(
                 f"{asked_by}: no cluster to work on ({' '.join(str(error).split())[:200]}); look at RAY_ADDRESS and the cluster's token"
             ) from error

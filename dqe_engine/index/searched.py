@@ -15,7 +15,7 @@ from .snapshot import IndexMatches
 
 
 class SearchedSnapshot(Protocol):
-    """An index at one moment; `Snapshot` says what each method does."""
+    """An index at one moment; `Snapshot` says what each method does. Queries of equal ones are searched together."""
 
     @property
     def count(self) -> int: ...

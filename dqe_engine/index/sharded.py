@@ -53,20 +53,21 @@ class Transport(Protocol):
 
 
 class HereTransport:
-    """Shard servers in this process, one thread each: for tests, and for an index that was cut and fits one machine after all."""
+    """Shard servers in this process, in threads: for tests, and for an index that was cut and fits one machine after all."""
 
     def __init__(self, root: Path, model_hash: str, **options: Any) -> None:
         self._make = partial(ShardServer, str(root), model_hash, **options)
         self._servers: dict[int, ShardServer] = {}
+        self._threads = ThreadPoolExecutor(64, "dqe-shard")
 
     def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
         for slot, _ in calls:
             self._servers.setdefault(slot, self._make())
-        with ThreadPoolExecutor(max(1, len(calls))) as pool:
-            return list(pool.map(lambda call: self._servers[call[0]].call(*call[1]), calls))
+        return list(self._threads.map(lambda call: self._servers[call[0]].call(*call[1]), calls))
 
     def close(self) -> None:
         self._servers.clear()
+        self._threads.shutdown(wait=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,15 @@ def filled(make_index: MakeIndex, rows: np.ndarray, **options: Any) -> GalleryIn
     return index
 
 
+@pytest.fixture(scope="module", autouse=True)
+def servers() -> Iterator[None]:
+    """Milvus Lite serves each file from a thread, until somebody ends it."""
+    yield
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_all()
+
+
 @pytest.fixture
 def saved(make_index: MakeIndex, tmp_path: Path, rng: np.random.Generator) -> GalleryIndex:
     index = filled(make_index, clustered(rng, 600, 0.05))
@@ -153,6 +162,22 @@ def test_what_is_written_is_read_at_once(storage: str, make_index: MakeIndex, tm
         assert again.search(queries, 100) == index.search(queries, 100)
 
 
+def test_a_server_proves_nothing_unless_its_searches_are_exhaustive(there: MilvusIndex, saved: GalleryIndex, tmp_path: Path) -> None:
+    """Here a server is what Milvus Lite listens with."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    address = server_manager_instance.start_and_get_uri(str(tmp_path / "milvus.db"))
+    queries = query_rows(2)
+    for exhaustive, proved in ((None, False), (False, False), (True, True)):
+        with MilvusIndex(address, "garments", exhaustive=exhaustive) as served:
+            found = served.search(queries, 5)
+            assert [one.exact for one in found] == [proved] * 2
+            assert [one.matches for one in found] == [one.matches for one in saved.search(queries, 5)]
+    there.close()
+    with MilvusIndex.create(str(tmp_path / "milvus.db"), "garments", saved, index_type="HNSW", replace=True) as approximate:
+        assert [one.exact for one in approximate.search(queries, 5)] == [False, False]
+
+
 def test_an_approximate_index_or_other_vectors_prove_nothing(
     there: MilvusIndex, saved: GalleryIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +250,7 @@ def test_the_engine_searches_milvus(engine: RetrievalEngine, bundle_path: Path, 
         ):
             found, single = other.search(query), engine.search(query)
             assert (found.hits, found.zones, found.exact) == (single.hits, single.zones, True)
+        assert other.searched.snapshot() == other.searched.snapshot(), "so that a batcher's queries are searched together"
         with pytest.raises(InputError, match="pass its image instead"):
             other.search(Query(reference_id="02.png", text="in red"))
         with pytest.raises(InputError, match="'x' is not an id of the index"):

@@ -99,9 +99,10 @@ def test_an_engine_over_shared_actors(engine: RetrievalEngine, bundle_path: Path
         other.close()
     assert stop("shop") == 2
     assert stop("shop") == 0
+    asked = engine.encode_queries([query]).queries
+    with open_on_ray(tmp_path / "cut", timeout=1e-6) as impatient, pytest.raises(BackendError, match="nothing came within 1e-06 s"):
+        impatient.search(asked, 3)
     broken = open_on_ray(tmp_path / "cut", timeout=60)
     kill(broken, 0, for_good=True)
     with pytest.raises(BackendError, match=r"^shard \w+-000 of 2 gave no answer, so the search has no answer \(ActorDiedError: "):
-        broken.search(
-            np.zeros((1, 4), np.float32) if broken.snapshot().set.target_shape[1] == 4 else engine.encode_queries([query]).queries, 3
-        )
+        broken.search(asked, 3)
