@@ -83,13 +83,16 @@ __global__ void gather_ids(const int64_t* ids, int64_t batch, int64_t size, int6
 }
 
 // `held`: entries that the list is taken to have, whatever will write them.
-__global__ void reset_candidates(Candidates list, int64_t batch, int64_t held) {
-    const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
-    if (query >= batch) return;
+__device__ inline void reset_list(const Candidates& list, int64_t query, int64_t held) {
     list.counts[query] = static_cast<unsigned long long>(held);
     list.limit_keys[query] = -__uint_as_float(0x7F800000);
     list.limit_ids[query] = -1;
     list.pending[query] = 1;
+}
+
+__global__ void reset_candidates(Candidates list, int64_t batch, int64_t held) {
+    const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
+    if (query < batch) reset_list(list, query, held);
 }
 
 // One step of a bitonic network over `size` entries, a power of two: pairs `stride` apart, runs of `width` that alternate between best
@@ -338,9 +341,12 @@ struct Bounds {
     double absolute_lo, absolute_hi;
 };
 
-__global__ void resolve_bounds(Bounds bounds, int64_t batch) {
+// Also empties the list of picks and the counts, for those that are given here.
+__global__ void resolve_bounds(Bounds bounds, int64_t batch, Candidates picks, int64_t* counts) {
     const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
     if (query >= batch) return;
+    if (picks.counts) reset_list(picks, query, 0);
+    for (int zone = 0; counts && zone < 3; ++zone) counts[query * 3 + zone] = 0;
     if (bounds.given_anchor) bounds.anchor[query] = bounds.given_anchor[query];
     const float anchor = bounds.anchor[query];
     bounds.lo[query] = bounds.rank_scores ? anchor - bounds.rank_scores[query * 2] : static_cast<float>(bounds.absolute_lo);
