@@ -3,7 +3,7 @@
 // items do unless queries are many; `Plan` says when.
 #pragma once
 
-#include "sieve.hpp"
+#include "zone_sieve.hpp"
 
 namespace dqe::cuda {
 
