@@ -194,6 +194,7 @@ Request request_of(const Sizes& s) {
     r.k = s.k, r.picks = s.picks;
     r.zones = s.zones, r.ranks = s.ranks;
     r.anchor = s.own_best ? Anchor::best : Anchor::score;
+    r.excludes = s.excluded > 0;
     return r;
 }
 

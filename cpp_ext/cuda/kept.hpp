@@ -1,9 +1,9 @@
-// Scores that were kept: zones whose bounds are known only after all items are scored (the query's own best as the anchor, ranks), and
-// items that are excluded, without a second pass over the items. 4 bytes a score are read in their place, which costs less than the
+// Scores that were kept: zones whose bounds are known only after all items are scored (the query's own best as the anchor, ranks), or
+// that leave out what is excluded, without a second pass over the items. 4 bytes a score are read in their place, which costs less than the
 // items do unless queries are many; `Plan` says when.
 #pragma once
 
-#include "sieve.hpp"
+#include "zone_sieve.hpp"
 
 namespace dqe::cuda {
 

@@ -70,7 +70,7 @@ class Passes {
         scan.items_per_tile = static_cast<int>(std::max(int64_t{1}, kColumns / r_.tokens));
         scan.steps = r_.tokens > kColumns ? quotient_up(r_.tokens, kColumns) : 1;
         for (scan.unit = 16; (pitch | static_cast<int64_t>(reinterpret_cast<uintptr_t>(items))) % scan.unit;) scan.unit /= 2;
-        if (r_.excluded_start) scan.excluded_start = r_.excluded_start + first, scan.excluded_ids = r_.excluded_ids;
+        if (r_.excludes) scan.excluded_start = r_.excluded_start + first, scan.excluded_ids = r_.excluded_ids;
         scan.stages = stages_, scan.resident = resident_;
         cover(scan, r_.size);
         return scan;

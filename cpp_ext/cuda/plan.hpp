@@ -83,7 +83,7 @@ struct Plan {
         block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
-        keeps = r.zones && (own_best || r.ranks) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
+        keeps = r.zones && (own_best || r.ranks || r.excludes) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
         if (keeps && rows < r.batch) block = std::min(block, rows / 64 * 64);
     }
 

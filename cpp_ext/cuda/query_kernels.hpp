@@ -5,14 +5,9 @@
 #include "consumers.hpp"
 #include "ptx.hpp"
 #include "scan.hpp"
+#include "sorting.hpp"
 
 namespace dqe::cuda {
-
-constexpr int kSortThreads = 1024;
-constexpr int kSharedSort = 4096;  // longest list sorted in shared memory; 80 KiB
-constexpr size_t kSharedSortBytes = kSharedSort * (sizeof(double) + sizeof(int64_t) + sizeof(float)) + 1024;
-constexpr int kNarrowBins = kSortThreads;
-constexpr int kNarrowFrom = 512;  // shorter lists are sorted as they are
 
 __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 
@@ -83,148 +78,16 @@ __global__ void gather_ids(const int64_t* ids, int64_t batch, int64_t size, int6
 }
 
 // `held`: entries that the list is taken to have, whatever will write them.
-__global__ void reset_candidates(Candidates list, int64_t batch, int64_t held) {
-    const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
-    if (query >= batch) return;
+__device__ inline void reset_list(const Candidates& list, int64_t query, int64_t held) {
     list.counts[query] = static_cast<unsigned long long>(held);
     list.limit_keys[query] = -__uint_as_float(0x7F800000);
     list.limit_ids[query] = -1;
     list.pending[query] = 1;
 }
 
-// One step of a bitonic network over `size` entries, a power of two: pairs `stride` apart, runs of `width` that alternate between best
-// first and best last. For pointers into shared or device memory; `base`: where the entries lie in the whole list.
-template <typename Keys, typename Ids, typename Scores>
-__device__ void sort_step(Keys keys, Ids ids, Scores scores, int64_t size, int64_t width, int64_t stride, int64_t base) {
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < size / 2; i += kSortThreads) {
-        const int64_t a = 2 * i - (i & (stride - 1)), b = a + stride;
-        const double key_a = keys[a], key_b = keys[b];
-        const int64_t id_a = ids[a], id_b = ids[b];
-        const bool best_first = ((base + a) & width) == 0;
-        const bool swapped = best_first ? BestHeap<double>::ranks_before(key_b, id_b, key_a, id_a)
-                                        : BestHeap<double>::ranks_before(key_a, id_a, key_b, id_b);
-        if (!swapped) continue;
-        const float score_a = scores[a], score_b = scores[b];
-        keys[a] = key_b, keys[b] = key_a;
-        ids[a] = id_b, ids[b] = id_a;
-        scores[a] = score_b, scores[b] = score_a;
-    }
-}
-
-// Best first; or, for a part of a longer list, in the order that its `base` asks for.
-template <typename Keys, typename Ids, typename Scores>
-__device__ void sort_entries(Keys keys, Ids ids, Scores scores, int64_t size, int64_t base) {
-    for (int64_t width = 2; width <= size; width *= 2)
-        for (int64_t stride = width / 2; stride > 0; stride /= 2) sort_step(keys, ids, scores, size, width, stride, base);
-    __syncthreads();
-}
-
-// More entries than shared memory takes: only steps whose stride reaches beyond a part that fits go through device memory.
-__device__ inline void sort_long(double* keys, int64_t* ids, float* scores, int64_t size, Shared<double> k, Shared<int64_t> i,
-                                 Shared<float> s) {
-    const auto in_parts = [&](const auto& sort) {
-        for (int64_t base = 0; base < size; base += kSharedSort) {
-            for (int at = threadIdx.x; at < kSharedSort; at += kSortThreads)
-                k[at] = keys[base + at], i[at] = ids[base + at], s[at] = scores[base + at];
-            sort(base);
-            __syncthreads();
-            for (int at = threadIdx.x; at < kSharedSort; at += kSortThreads)
-                keys[base + at] = k[at], ids[base + at] = i[at], scores[base + at] = s[at];
-        }
-    };
-    in_parts([&](int64_t base) { sort_entries(k, i, s, kSharedSort, base); });
-    for (int64_t width = 2 * kSharedSort; width <= size; width *= 2) {
-        for (int64_t stride = width / 2; stride >= kSharedSort; stride /= 2) sort_step(keys, ids, scores, size, width, stride, 0);
-        __syncthreads();
-        in_parts([&](int64_t base) {
-            for (int64_t stride = kSharedSort / 2; stride > 0; stride /= 2) sort_step(k, i, s, kSharedSort, width, stride, base);
-        });
-    }
-    __syncthreads();
-}
-
-// Bring a list into shared memory: all of it, or, if its keys allow, only those entries that can be among the `wanted` best, since
-// sorting is what takes time. Equal slices of the range of keys are counted, and the slices below the one that holds the
-// wanted-th best are left out; a slice is a monotone function of the key, so none that ranks goes with them. Returns the number
-// of entries kept, in no order; 0 where they are more than shared memory takes, and then nothing is brought.
-__device__ inline int64_t gather_best(const double* keys, const int64_t* ids, const float* scores, int64_t held, int64_t wanted,
-                                      Shared<double> k, Shared<int64_t> i, Shared<float> s, Shared<unsigned> scratch) {
-    constexpr int kEach = kSharedSort / kSortThreads;
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    double key[kEach];                                   // of the first entries; longer lists are read again
-    const double lowest = -__uint_as_float(0x7F800000);  // the key of padding, among others: in the last slice, and not of the range
-    double best = lowest, worst = -lowest;
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-        const int64_t at = thread + j * kSortThreads;
-        key[j] = at < held ? keys[at] : 0.0;
-    }
-    const auto each = [&](const auto& visit) {
-#pragma unroll
-        for (int j = 0; j < kEach; ++j)
-            if (thread + j * kSortThreads < held) visit(thread + j * kSortThreads, key[j]);
-        for (int64_t at = thread + kSharedSort; at < held; at += kSortThreads) visit(at, keys[at]);
-    };
-    each([&](int64_t, double x) { best = fmax(best, x), worst = x == lowest ? worst : fmin(worst, x); });
-    // The range of all keys, through the memory of the bins: 2 x 32 doubles are 128 words.
-    const Shared<double> ranges = shared_view<double>(shared_memory() + kSharedSort * 20);
-    for (int distance = 16; distance > 0; distance /= 2) {
-        best = fmax(best, __shfl_xor_sync(kAllLanes, best, distance));
-        worst = fmin(worst, __shfl_xor_sync(kAllLanes, worst, distance));
-    }
-    if (lane == 0) ranges[warp] = best, ranges[32 + warp] = worst;
-    __syncthreads();
-    best = ranges[lane], worst = ranges[32 + lane];
-    for (int distance = 16; distance > 0; distance /= 2) {
-        best = fmax(best, __shfl_xor_sync(kAllLanes, best, distance));
-        worst = fmin(worst, __shfl_xor_sync(kAllLanes, worst, distance));
-    }
-    __syncthreads();
-
-    const double scale = kNarrowBins / (best - worst);  // 0, infinite or NaN if the range is: then everything is kept
-    const bool pays = held > kSharedSort ? wanted <= kSharedSort : held > kNarrowFrom && held > 2 * wanted;
-    const bool narrow = pays && scale > 0.0 && scale <= 1e300;
-    const auto bin_of = [&](double x) {
-        const double bin = (best - x) * scale;
-        return bin < kNarrowBins ? static_cast<int>(bin) : kNarrowBins - 1;
-    };
-    int last_bin = kNarrowBins;
-    const Shared<unsigned> bins = scratch;  // the keys' own place: nothing is stored there yet
-    const Shared<unsigned> control = shared_view<unsigned>(shared_memory() + kSharedSort * 20);
-    int64_t kept = held;
-    if (thread == 0) control[0] = 0;
-    if (narrow) {
-        bins[thread] = 0;
-        __syncthreads();
-        each([&](int64_t, double x) { shared_add(bins, bin_of(x), 1); });
-        __syncthreads();
-        if (warp == 0) {  // each lane 32 bins
-            unsigned mine = 0, below = 0;
-            for (int b = 0; b < 32; ++b) mine += bins[lane * 32 + b];
-            for (int other = 0; other < 32; ++other) {
-                const unsigned theirs = __shfl_sync(kAllLanes, mine, other);
-                if (other < lane) below += theirs;
-            }
-            if (below < wanted && below + mine >= wanted) {  // one lane
-                int bin = lane * 32;
-                unsigned reached = below + bins[bin];
-                while (reached < wanted) reached += bins[++bin];
-                control[1] = bin, control[2] = reached;
-            }
-        }
-        __syncthreads();
-        last_bin = static_cast<int>(control[1]), kept = static_cast<unsigned>(control[2]);
-    }
-    __syncthreads();  // done with the bins, whose place the keys take now
-    if (kept > kSharedSort) return 0;
-    each([&](int64_t at, double x) {
-        if (narrow && bin_of(x) > last_bin) return;
-        const int place = static_cast<int>(shared_add(control, 0, 1));
-        k[place] = x, i[place] = ids[at], s[place] = scores[at];
-    });
-    __syncthreads();
-    return kept;
+__global__ void reset_candidates(Candidates list, int64_t batch, int64_t held) {
+    const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
+    if (query < batch) reset_list(list, query, held);
 }
 
 struct Finished {
@@ -338,9 +201,12 @@ struct Bounds {
     double absolute_lo, absolute_hi;
 };
 
-__global__ void resolve_bounds(Bounds bounds, int64_t batch) {
+// Also empties the list of picks and the counts, for those that are given here.
+__global__ void resolve_bounds(Bounds bounds, int64_t batch, Candidates picks, int64_t* counts) {
     const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
     if (query >= batch) return;
+    if (picks.counts) reset_list(picks, query, 0);
+    for (int zone = 0; counts && zone < 3; ++zone) counts[query * 3 + zone] = 0;
     if (bounds.given_anchor) bounds.anchor[query] = bounds.given_anchor[query];
     const float anchor = bounds.anchor[query];
     bounds.lo[query] = bounds.rank_scores ? anchor - bounds.rank_scores[query * 2] : static_cast<float>(bounds.absolute_lo);

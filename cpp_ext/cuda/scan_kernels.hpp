@@ -3,7 +3,7 @@
 
 #include "kept.hpp"
 #include "score_tile.hpp"
-#include "sieve.hpp"
+#include "zone_sieve.hpp"
 
 namespace dqe::cuda {
 

@@ -9,8 +9,8 @@
 // to pass, and with all items equal the ids decide.
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
-// query's own best, or the bounds are ranks), the pass keeps the scores if they fit (see Plan), and what follows reads these; if they
-// do not, it passes over the items again: once for the zones, three times for a histogram of ranks.
+// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
+// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks.
 #include "zones.hpp"
 
 #include "passes.hpp"
@@ -63,7 +63,7 @@ class Runner : Passes {
             gather_anchors(scan, block);
         }
         if (r_.ranks) rank(batch, [&](const Ranks& ranks) { scan_with<Histogram>(scan, ranks); });
-        bound(block);
+        bound(block, {}, nullptr);
         selection.want_picks = plan_.list_picks;
         selection.want_counts = r_.counts;
         list(scan, selection, block);
@@ -111,11 +111,10 @@ class Runner : Passes {
             rank(block.batch, [&](const Ranks& ranks) {
                 start_over(kept_histogram, kept_items(r_.size), block.batch, 2 * kBins * sizeof(unsigned), ranks);
             });
-        bound(block);
         Selection zones = block.selection;
         zones.want_top = false, zones.want_picks = plan_.list_picks;
+        bound(block, zones.want_picks ? zones.picks : Candidates{}, r_.counts ? zones.counts : nullptr);
         if (zones.want_picks) {
-            reset(zones.picks, block.batch, 0);
             // Rungs as in `climb`, but a pass over kept scores is cheap: the lowest may overflow, which leaves a limit all the same.
             int64_t rungs[64];
             int count = 0;
@@ -128,7 +127,6 @@ class Runner : Passes {
             }
         }
         zones.want_counts = r_.counts;
-        if (zones.want_counts) fill(zones.counts, 0, block.batch * 3 * sizeof(int64_t));
         if (zones.want_picks || zones.want_counts) offer_kept(scan, zones, r_.size);
         finish(scan, zones, block, true);
     }
@@ -145,8 +143,8 @@ class Runner : Passes {
         return {w_.kept.scores, w_.kept.pitch, r_.size, scan.tiles, scan.stride};
     }
 
-    // Anchors and bounds, once the best and the scores at the ranks are known.
-    void bound(const Block& block) {
+    // Anchors and bounds, once the best and the scores at the ranks are known; what is to be emptied meanwhile, where that is not null.
+    void bound(const Block& block, const Candidates& picks, int64_t* counts) {
         const Bounds bounds = {r_.anchor == Anchor::score ? r_.anchor_scores + block.first
                                : plan_.own_best           ? w_.best
                                                           : nullptr,
@@ -156,7 +154,7 @@ class Runner : Passes {
                                r_.ranks ? w_.ranks.scores : nullptr,
                                r_.lo,
                                r_.hi};
-        start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(block.batch, 32))), 32, 0, bounds, block.batch);
+        start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(block.batch, 32))), 32, 0, bounds, block.batch, picks, counts);
     }
 
     // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.

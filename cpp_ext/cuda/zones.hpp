@@ -23,7 +23,8 @@ struct Request {
     double lo, hi;
     PickRule rule;
     int64_t first_query;
-    const int64_t* excluded_start;  // (batch + 1) into excluded_ids, or null where nothing is excluded
+    bool excludes;                  // the lists that follow apply
+    const int64_t* excluded_start;  // (batch + 1) into excluded_ids
     const int64_t* excluded_ids;    // ascending per query
 };
 

@@ -124,7 +124,7 @@ class Index:
         stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
             returns. The result's memory is freed behind the work on the streams that took it (`torch.from_dlpack` names the current one).
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
-            the query's own best, or with ranks as bounds, keep the scores of a block of queries in it: up to 1 GiB.
+            the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB.
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """

@@ -53,10 +53,10 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     emulation::machine.error.clear();
     Guarded queries(request.batch * request.width * (request.half_queries ? 2 : 4));
     Guarded items(request.size * request.tokens * request.width * (request.half_items ? 2 : 4));
-    Guarded start(request.excluded_start ? (request.batch + 1) * 8 : 0), ids(excluded * 8);
+    Guarded start(request.excludes ? (request.batch + 1) * 8 : 0), ids(excluded * 8);
     request.queries = copied<void>(queries, request.queries);
     request.items = copied<void>(items, request.items);
-    if (request.excluded_start) {
+    if (request.excludes) {
         request.excluded_start = copied<int64_t>(start, request.excluded_start);
         request.excluded_ids = copied<int64_t>(ids, request.excluded_ids);
     }
