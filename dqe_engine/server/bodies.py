@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -27,8 +28,9 @@ async def read_parts(request: Request, *, texts: Sequence[str], files: Sequence[
     _require(request, "multipart/form-data")
     try:
         form = await request.form(max_files=len(files), max_fields=len(texts), max_part_size=_MOST_FIELD)
-    except HTTPException as error:
-        raise Problem(400, "invalid_multipart", f"the body is no multipart/form-data that can be read: {error.detail}") from error
+    except (HTTPException, FormParserError) as error:  # Starlette passes on the parser's own
+        why = error.detail if isinstance(error, HTTPException) else error
+        raise Problem(400, "invalid_multipart", f"the body is no multipart/form-data that can be read: {why}") from error
     try:
         names = [name for name, _ in form.multi_items()]
         for name, value in form.multi_items():
