@@ -15,7 +15,7 @@ from dqe_engine import Query, RetrievalEngine
 from dqe_engine.bundle import Bundle
 from dqe_engine.files import scratch_directory
 from dqe_engine.zones.arrays import F32
-from dqe_training.checkpoint import load_checkpoint
+from dqe_training.checkpointing.checkpoint import load_checkpoint
 from dqe_training.data.garments.catalog import ALL_GARMENTS
 from dqe_training.data.garments.render import render
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl

@@ -28,7 +28,8 @@ from dqe_engine.contracts.zones import Bounds, ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
 from dqe_training.checkpointing.checkpoint import latest_checkpoint, load_checkpoint
-from dqe_training.config import LossConfig, TrainConfig, load_config
+from dqe_training.config import LossConfig, TrainConfig
+from dqe_training.run.configuration import load_config
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
 from dqe_training.distributed import World, joined_world

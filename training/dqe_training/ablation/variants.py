@@ -13,7 +13,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
 from ..config import BaseQuery, LossConfig, ModelConfig, TrainConfig, TRNSConfig
-from ..start import read_start
+from ..checkpointing.start import read_start
 
 ZONES = {
     "pooled": ZoneSpec(lo=0.002, hi=0.02, bounds="pooled"),
