@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +12,36 @@ from numpy.typing import NDArray
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import select_zones
+from dqe_engine.zones.arrays import F32
 from dqe_engine.zones.bitmaps import unpacked
 
 from .filters import Combination, Filter, compile_filter
 from .metadata import MetadataColumns
-from .milvus_entities import metadata_of, tokens_of
+from .milvus_entities import Origin, metadata_of, tokens_of
 from .milvus_filters import expression_of
 from .pooled_bounds import LEAST_NORM, MOST_NORM, believable, bound_vectors, extended_queries
 from .snapshot import IndexMatches, Match
-
-if TYPE_CHECKING:
-    from .milvus import MilvusIndex
-
-F32 = NDArray[np.float32]
 
 _FACTOR = 4
 """By which the number of candidates grows from one round to the next."""
 _MOST_BYTES = 32 << 20
 """Of tokens in one answer of Milvus, whose messages are bounded."""
+
+
+class Searched(Protocol):
+    """What is asked of a `MilvusIndex`, which says what each means."""
+
+    origin: Origin
+    flat: bool
+    collection: str
+    candidates: int
+    most: int
+
+    @property
+    def target_shape(self) -> tuple[int, int]: ...
+    def nearest(self, vectors: F32, limit: int, expression: str) -> list[list[dict[str, Any]]]: ...
+    def entities(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]: ...
+    def count(self) -> int: ...
 
 
 class MilvusSnapshot:
@@ -38,7 +50,7 @@ class MilvusSnapshot:
     All of one index are equal: what they search is the collection as it is then.
     """
 
-    def __init__(self, index: MilvusIndex) -> None:
+    def __init__(self, index: Searched) -> None:
         self._index = index
         self._rows: dict[str, int] = {}
         self._tokens: dict[int, NDArray[Any]] = {}

@@ -29,11 +29,11 @@ from dqe_engine.errors import InputError
 from dqe_engine.zones import mine_negatives
 from dqe_training.checkpointing.checkpoint import latest_checkpoint, load_checkpoint
 from dqe_training.config import LossConfig, TrainConfig
-from dqe_training.run.configuration import load_config
 from dqe_training.data.triplets import TripletData
 from dqe_training.distributed import Ranks as DistributedRanks
 from dqe_training.distributed import World, joined_world
 from dqe_training.importing import ImportOptions, import_model
+from dqe_training.run.configuration import load_config
 from dqe_training.trns.refreshing import mine_shared
 
 Tiny = tuple[TripletData, np.ndarray]

@@ -12,8 +12,8 @@ import msgspec
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 
-from ..config import BaseQuery, LossConfig, ModelConfig, TrainConfig, TRNSConfig
 from ..checkpointing.start import read_start
+from ..config import BaseQuery, LossConfig, ModelConfig, TrainConfig, TRNSConfig
 
 ZONES = {
     "pooled": ZoneSpec(lo=0.002, hi=0.02, bounds="pooled"),
