@@ -78,7 +78,7 @@ def main() -> None:
     source.add_argument("--data", type=Path, metavar="FASHIONIQ")
     source.add_argument("--stand-in", action="store_true")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="for dqe-train")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # settings may come last
     if args.stand_in:
         dataset, settings = write_stand_in(args.out / "fashioniq"), ["--config", "own-data", *TINY, *args.settings]
     else:
