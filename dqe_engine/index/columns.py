@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 _UNLISTED_SHARE = 8
 """Lists and prefixes are made anew when more than one in so many rows is in none."""
 _CLUSTERED_AFTER = 256
-"""Searches after which lists and prefixes are made. They take the time of some hundreds: a process that asks a few would never save it."""
+"""Searches after which lists and prefixes are made: they take the time of some hundreds, lost on a process that asks few."""
 
 Rows = NDArray[Any]
 
@@ -142,7 +142,7 @@ class ScreenCache:
         return (tuple(pieces), Screen(tuple(codes), *self._current_levels(shards, threads))) if pieces else (shards[:1], Screen(parts[:1]))
 
     def _current_levels(self, shards: Sequence[Rows], threads: int) -> tuple[TokenLists | None, Prefix | None]:
-        """Lists and prefixes of all these rows but the last few; None until a thread of their own has made them, while searches go on."""
+        """Lists and prefixes of all rows but the last few; None until they are made, by a thread of their own, while searches go on."""
         self._searches += 1
         count = sum(map(len, shards))
         due = self._searches > _CLUSTERED_AFTER and count * shards[0].shape[1] >= LEAST_TOKENS

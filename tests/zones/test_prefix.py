@@ -264,3 +264,20 @@ def test_axes_must_be_orthonormal(rng: np.random.Generator) -> None:
 def test_the_width_of_prefixes_is_checked(width: int, rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         _kernels.fill_prefix([decaying(rng, 32, 1, 64)], np.eye(width, 64, dtype=np.float32), np.empty((2, 16 * width + 64), np.uint8), 1)
+
+
+def test_kernels_take_no_prefix_that_does_not_fit(rng: np.random.Generator) -> None:
+    items, queries = decaying(rng, 500, 1, 64), decaying(rng, 1, 64)
+    codes, prefix = Screen.build(items, lists=False), built(items, 16)
+    wrong: tuple[tuple[Prefix, type[Exception]], ...] = (
+        (dataclasses.replace(prefix, blocks=prefix.blocks[:-1]), ValueError),
+        (dataclasses.replace(prefix, blocks=prefix.blocks[:, :-1]), TypeError),
+        (dataclasses.replace(prefix, axes=prefix.axes[:, :-1].copy()), ValueError),
+        (dataclasses.replace(prefix, axes=prefix.axes.astype(np.float64)), TypeError),  # type: ignore[arg-type]
+    )
+    for some, error in wrong:
+        with pytest.raises(error):
+            cpu.select(request_of(queries, items, Screen(codes.shards, prefix=some)))
+    longer = dataclasses.replace(prefix, covered=501)  # of rows that have been removed since: not used
+    plain = cpu.select(request_of(queries, items, codes))
+    assert same(plain, cpu.select(request_of(queries, items, Screen(codes.shards, prefix=longer))))
