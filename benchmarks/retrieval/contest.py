@@ -76,6 +76,7 @@ def compare(label: str, tokens: Tokens, wanted: Sequence[Library], contest: Cont
         build_s = time.perf_counter() - started
         if truth is None:  # ours comes first
             truth = ranked(_first(built.ladders(machine.cores())), queries, K)
+        known: dict[Any, float] = {}
         for threads in contest.threads:
             ladders = built.ladders(threads)
             if ladders is None:
@@ -83,7 +84,8 @@ def compare(label: str, tokens: Tokens, wanted: Sequence[Library], contest: Cont
             asked = len(queries) if not _first(ladders).exact or contender.name in (LISTS, SCREEN) else min(_EXACT_ASKED, len(queries))
             few = (truth[0][:asked], truth[1][:asked])
             contest.step(f"{label}: {contender.name}, settings")
-            found = best(measure(contender, built, build_s, queries[:asked], few, threads=threads, enough=ENOUGH), ENOUGH)
+            tried = measure(contender, built, build_s, queries[:asked], few, threads=threads, enough=ENOUGH, known=known)
+            found = best(tried, ENOUGH)
             if found.setting.exact:
                 _check_exact(label, contender.name, found, queries[:asked], few)
             row = {

@@ -14,6 +14,8 @@ from .contenders import F32, Built, Contender, Found, Setting
 TIE = 5e-6
 """Scores this close are equal but for the order in which products were added, so either item is a right answer."""
 _BATCH, _LOOKS, _TIMED = 64, 5, 32
+_OF_THREADS = ("threads", "split")
+"""Settings that say who does the work, and change no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,16 @@ def seconds(setting: Setting, queries: F32, k: int, *, calls: int = _TIMED) -> f
 
 def measure(
     contender: Contender, built: Built, build_s: float, queries: F32, truth: Found, *, threads: int, enough: float,
-    step: Callable[[str], None] = lambda text: None,
+    known: dict[Any, float] | None = None, step: Callable[[str], None] = lambda text: None,
 ) -> list[Measured]:  # fmt: skip
-    """Every setting of an index, each ladder up to the first that finds `enough`."""
-    k, out = truth[1].shape[1], []
+    """Every setting of an index, each ladder up to the first that finds `enough`. `known`: recalls of this index and these queries, kept
+    from one number of threads to the next, for they do not depend on it."""
+    k, out, known = truth[1].shape[1], [], {} if known is None else known
     for ladder in built.ladders(threads) or ():
         for setting in ladder:
             step(f"{contender.name}: {described(setting.values)}")
-            found = recall(ranked(setting, queries, k), truth)
+            key = tuple(value for value in setting.values.items() if value[0] not in _OF_THREADS)
+            found = known[key] if key in known else known.setdefault(key, recall(ranked(setting, queries, k), truth))
             out.append(Measured(contender.name, setting, found, seconds(setting, queries, k), built.size, build_s))
             if found >= enough:
                 break
