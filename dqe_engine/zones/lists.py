@@ -120,7 +120,9 @@ class _Tree:
 
     @classmethod
     def grown(cls, sample: F32, leaves: int, rng: np.random.Generator, threads: int) -> _Tree:
-        spread = np.atleast_2d(np.cov(sample[:: -(-len(sample) // _SPREAD_SAMPLE)].T.astype(np.float64)))
+        some = sample[:: -(-len(sample) // _SPREAD_SAMPLE)].astype(np.float64)
+        some -= some.mean(axis=0)
+        spread = some.T @ some
         axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors.T[::-1][:_PREFIX], np.float32)
         points: F32 = sample @ axes.T
         roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=_ROUNDS, threads=threads)
