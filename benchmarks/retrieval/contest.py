@@ -45,12 +45,10 @@ class Contest:
 
 
 def exact_contenders() -> list[Library]:
-    how = "the 8-bit copy rules out tokens; what is left is scored in float32."
+    how = "the 8-bit copy rules out tokens; what is left is scored in float32. Exact."
     return [
-        exact(
-            LISTS, f"lists rule out clusters of tokens, then {how}; what is left is scored in float32. Exact.", screened=True, lists=True
-        ),
-        exact(SCREEN, f"{how}; what is left is scored in float32. Exact.", screened=True, lists=False),
+        exact(LISTS, f"lists rule out clusters of tokens, then {how}", screened=True, lists=True),
+        exact(SCREEN, how, screened=True, lists=False),
         rivals.flat(K),
         rivals.panorama(K),
     ]
