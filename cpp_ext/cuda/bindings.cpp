@@ -349,10 +349,15 @@ NB_MODULE(_kernels_cuda, m) {
     nb::class_<DeviceArray>(m, "DeviceArray")
         .def_prop_ro("shape", [](const DeviceArray& self) { return shape_of(self.array); })
         .def("__dlpack_device__", [](const DeviceArray& self) { return nb::make_tuple(self.array.device_type(), self.array.device_id()); })
-        // Nothing to wait for: the result was complete before it was handed out. Other options of DLPack's make no difference.
+        // Nothing to wait for: the result was complete before it was handed out. It is handed out where it lies, and never copied.
         .def(
             "__dlpack__",
-            [](DeviceArray& self, std::optional<int64_t> stream, nb::kwargs) {
+            [](DeviceArray& self, std::optional<int64_t> stream, const nb::kwargs& options) {
+                if (options.contains("copy") && nb::borrow(options["copy"]).is(nb::bool_(true)))
+                    throw nb::buffer_error("a result is handed out where it lies: ask for no copy");
+                if (options.contains("dl_device") && !nb::borrow(options["dl_device"]).is_none() &&
+                    !nb::borrow(options["dl_device"]).equal(nb::make_tuple(self.array.device_type(), self.array.device_id())))
+                    throw nb::buffer_error("a result is handed out where it lies: ask for no other device");
                 self.memory->lend(stream);
                 return nb::cast(self.array);
             },

@@ -18,7 +18,7 @@ constexpr int kItemStageBytes = kColumns * kChunkBytes;
 constexpr int kScorePitch = 136;  // 8 banks on from row to row: the product's 2-float stores then do not collide
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 
-// How operands meet. f16 items use tensor cores; f32 queries are then split into two f16 parts (see prepare.hpp).
+// How operands meet. f16 items use tensor cores; f32 queries are then split into two f16 parts (see query_kernels.hpp).
 enum class Product { half = 0, split_half = 1, single = 2 };
 
 template <Product product>

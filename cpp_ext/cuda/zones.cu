@@ -261,7 +261,7 @@ Status select(const Request& request, const Result& result, void* workspace, siz
     const Plan plan(request);
     const Workspace space(request, plan, workspace);
     if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0};
-    if (request.batch == 0) return {cudaSuccess, Fault::none, 0};
+    if (request.batch == 0) return {cudaStreamSynchronize(stream), Fault::none, 0};
     return Runner(request, result, plan, space, stream).run();
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -104,7 +104,7 @@ class Earlier:
     """Another run's results, to be compared with. Raises InputError where there are none of this dataset."""
 
     def __init__(self, directory: Path, dataset: str) -> None:
-        path = directory / RESULTS
+        self.directory, path = directory, directory / RESULTS
         try:
             self.results = read_document(Results, path, remedy="run dqe-reproduce again", error=InputError)
             with np.load(directory / ROWS_FILE) as stored:
@@ -117,6 +117,13 @@ class Earlier:
             raise InputError(f"{directory}: cannot be read ({' '.join(str(error).split())[:160]}); run dqe-reproduce again") from error
         if self.results.dataset != dataset:
             raise InputError(f"{directory}: these are results of {self.results.dataset}, this run is of {dataset}")
+
+    def check_asks(self, asked: Collection[str]) -> None:
+        """Raises InputError where it asked none of these, as results of an earlier version did."""
+        if not any(name.partition("|")[0] in asked for name in self._rows):
+            raise InputError(
+                f"{self.directory}: no view of it asks what this run asks; run it again with this version, or leave --against out"
+            )
 
     def rows(self, asked: str, row: str) -> Rows | None:
         """None where it did not ask the same, or has no such row."""

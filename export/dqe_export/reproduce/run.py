@@ -124,6 +124,8 @@ def check(wish: Wish, talk: Talk) -> Checked:
         raise InputError(f"--rows {strange[0]}: {wish.weights} has {', '.join(source.rows)}")
     row = published_row(wish.dataset, wish.published, source.layout, source.tower)
     earlier = None if wish.against is None else Earlier(wish.against, wish.dataset)
+    if earlier is not None:
+        earlier.check_asks({asked_of(one) for one in work.seen})
     judged = {one.view.split: sum(map(len, one.sets)) for one in work.seen}
     talk.say(f"{wish.dataset}: {benchmark.directory}; " + ", ".join(f"{n} queries of {split}" for split, n in judged.items())
              + f"; {len(work.ids)} images, {len(work.pairs)} pairs of reference and text to encode")  # fmt: skip
@@ -158,7 +160,7 @@ def reproduce(wish: Wish, talk: Talk) -> Outcome:
         dataset=work.dataset, weights=wish.weights.name, imported=provenance(places.model if "pytorch" in rows else places.bundle(rows[0])),
         texts=texts, command=wish.command, date=date.today().isoformat(), versions=_versions(),
         measures={measure.name: measure.title for measure in measures_of(work.dataset)}, views=tuple(views),
-        published=_published(work.dataset, checked.row), notes=tuple(notes) + tuple(_notes(work, checked)),
+        published=_published(work.dataset, checked.row), notes=tuple(notes) + tuple(_notes(work, checked, shared_concept=wish.shared_concept)),
     )  # fmt: skip
     table = markdown(results)
     write_results(folder, results, by_view, table)
@@ -286,8 +288,10 @@ def _published(dataset: str, row: Published | None) -> PublishedRow | None:
     )
 
 
-def _notes(work: Work, checked: Checked) -> Iterator[str]:
+def _notes(work: Work, checked: Checked, *, shared_concept: bool) -> Iterator[str]:
     wording, dataset = checked.wording, work.dataset
+    if shared_concept:
+        yield "texts begin with the shared concept, which no model's public code reads"
     if told := wording.describe(dataset):
         yield f"texts as {wording.name}'s public code makes them: {told}; --wording plain reads the dataset's own"
     if dataset in wording.unknown:

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory of safetensors and JSON, whole or absent, verified before use. No pickle. Their record: checkpoint_meta.py."""
+"""Checkpoints: a directory of safetensors and JSON, whole or absent, verified before use. No pickle. Their record: meta.py."""
 
 from __future__ import annotations
 
