@@ -120,6 +120,7 @@ __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates lis
                 list.limit_ids[query] = i[list.wanted - 1];
             }
         } else {
+#pragma unroll 1  // unrolled, they take registers that a block of this size lacks on sm_80
             for (int64_t place = threadIdx.x; place < out.width; place += kSortThreads) {
                 out.scores[query * out.width + place] = place < held ? static_cast<float>(s[place]) : lowest;
                 out.ids[query * out.width + place] = place < held ? static_cast<int64_t>(i[place]) : -1;
@@ -141,10 +142,12 @@ __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates lis
     const int64_t kept = gather_best(keys, ids, scores, held, list.wanted, k, i, s, shared_view<unsigned>(shared));
     if (kept > 0 || held == 0) {
         for (size = 1; size < kept;) size *= 2;
+#pragma unroll 1
         for (int64_t at = kept + threadIdx.x; at < size; at += kSortThreads) k[at] = lowest, i[at] = -1, s[at] = lowest;
         sort_entries(k, i, s, size, 0);
         conclude(k, i, s);
     } else {
+#pragma unroll 1
         for (int64_t at = held + threadIdx.x; at < size; at += kSortThreads) keys[at] = lowest, ids[at] = -1, scores[at] = lowest;
         __syncthreads();
         sort_long(keys, ids, scores, size, k, i, s);
