@@ -80,7 +80,7 @@ def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
         assert lists is not None  # `obstacle` asks for enough tokens
 
         def searching(values: dict[str, int]) -> Search:
-            shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100))
+            shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100, always=True), screen.prefix)
 
             def search(queries: F32, references: I64, k: int) -> Found:
                 found = [
