@@ -117,7 +117,7 @@ def _batched(label: str, tokens: Tokens, step: Callable[[str], None]) -> list[di
     items, queries = tokens.items, tokens.queries
     step(f"{label}, {len(items):,} items: batches")
     begun = time.perf_counter()
-    swept = Screen.build(items, lists=False)
+    swept = Screen.build(items, lists=False, prefix=False)
     coded = time.perf_counter()
     listed = Screen(swept.shards, TokenLists.build((items,), threads=available_cpus()))
     built = {"coding_s": coded - begun, "listing_s": time.perf_counter() - coded}

@@ -27,7 +27,7 @@ namespace dqe::cpu {
 constexpr int64_t kMostPrefix = 1024;  // products of so many codes are whole numbers of float32
 constexpr double kSkew = 1e-5;
 // Rows that miss the level's end cost a gathered row of codes each, in rows of codes that are swept in order. Measured.
-constexpr int64_t kGatheredCost = 6;
+constexpr int64_t kGatheredCost = 12;
 
 struct Prefix {
     int64_t covered, width;  // the gallery's first items; P, a multiple of 16

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dqe_engine.tuning import Contender as Library
-from dqe_engine.tuning import early, exact
+from dqe_engine.tuning import LeftOutError, early, exact
 from dqe_engine.tuning.contenders import Found, Setting
 from dqe_engine.tuning.frontier import Measured, best, measure, ranked
 from dqe_engine.tuning.token_indexes import contenders as approximate
@@ -47,8 +47,13 @@ class Contest:
 def exact_contenders() -> list[Library]:
     how = "the 8-bit copy rules out tokens; what is left is scored in float32. Exact."
     return [
-        exact(LISTS, f"lists rule out clusters of tokens, then {how}", screened=True, lists=True),
-        exact(SCREEN, how, screened=True, lists=False),
+        exact(
+            LISTS,
+            f"lists rule out clusters of tokens and, where they do not and it pays, prefixes most tokens; then {how}",
+            screened=True,
+            lists=True,
+        ),
+        exact(SCREEN, how, screened=True, lists=False, prefix=False),
         rivals.flat(K),
         rivals.panorama(K),
     ]
@@ -70,7 +75,11 @@ def compare(label: str, tokens: Tokens, wanted: Sequence[Library], contest: Cont
             continue
         contest.step(f"{label}: building {contender.name}")
         started = time.perf_counter()
-        built = contender.build(items)
+        try:
+            built = contender.build(items)
+        except LeftOutError as error:
+            rows.append({"name": contender.name, "status": str(error)})
+            continue
         build_s = time.perf_counter() - started
         if truth is None:  # ours comes first
             truth = ranked(_first(built.ladders(machine.cores())), queries, K)

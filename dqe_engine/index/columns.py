@@ -156,11 +156,17 @@ class ScreenCache:
         )
 
     def _cluster(self, shards: Sequence[Rows], threads: int) -> None:
+        threads = threads or available_cpus()
         try:
-            self._prefix = Prefix.build(shards, threads=threads or available_cpus())
-            self._lists = TokenLists.build(shards, threads=threads or available_cpus())
-        except MemoryError as error:
-            _LOG.warning("searches stay as they are, for there is no memory for lists or prefixes: %s", error)
+            # A try of its own each: where there is no memory for the larger, there may be for the other.
+            try:
+                self._prefix = Prefix.build(shards, threads=threads)
+            except MemoryError as error:
+                _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
+            try:
+                self._lists = TokenLists.build(shards, threads=threads)
+            except MemoryError as error:
+                _LOG.warning("searches go on without lists of these rows, for there is no memory for them: %s", error)
         finally:
             self._clustering.release()
 

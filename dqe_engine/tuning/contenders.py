@@ -41,7 +41,8 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`build` takes items (N, M, D) float32. `how`: what is stored and searched, for a report. `obstacle`: why it is left out, if it is."""
+    """`build` takes items (N, M, D) float32, and may raise LeftOutError. `how`: what is stored and searched, for a report. `obstacle`: why
+    it is left out, if it is."""
 
     name: str
     how: str
@@ -50,13 +51,22 @@ class Contender:
     obstacle: Callable[[F32], str | None] = lambda items: None
 
 
-def exact(name: str, how: str, *, screened: bool, lists: bool, made: Callable[[F32], Screen] | None = None) -> Contender:
-    """This engine's exact search. `made`: a screen that is there already."""
+class LeftOutError(Exception):
+    """A contender that cannot be built for these items, as only the attempt shows. The message is what `obstacle` would have said."""
+
+
+def exact(
+    name: str, how: str, *, screened: bool, lists: bool, prefix: bool = True, made: Callable[[F32], Screen] | None = None, threads: int = 0
+) -> Contender:
+    """This engine's exact search, by an 8-bit copy with lists and prefixes or without. `made`: makes the screen instead, with what it has.
+
+    threads: to build, 0 for one per processor.
+    """
 
     def build(items: F32) -> Built:
         screen = None
         if screened:
-            screen = Screen.build(items, lists=lists) if made is None else made(items)
+            screen = Screen.build(items, threads=threads, lists=lists, prefix=prefix) if made is None else made(items)
 
         def searching(threads: int) -> Search:
             def search(queries: F32, references: I64, k: int) -> Found:
@@ -77,10 +87,11 @@ def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
     def build(items: F32) -> Built:
         screen = made(items)
         lists = screen.lists
-        assert lists is not None  # `obstacle` asks for enough tokens
+        if lists is None:
+            raise LeftOutError("left out: no lists are made, for most tokens have no direction")
 
         def searching(values: dict[str, int]) -> Search:
-            shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100))
+            shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100, always=True), screen.prefix)
 
             def search(queries: F32, references: I64, k: int) -> Found:
                 found = [

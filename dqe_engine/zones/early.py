@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from .select import select_zones
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the angle of each list's cap, the cheapest first."""
 LEAST_QUERIES = 100
-_ERRORS = 2.0  # standard errors that the measured mean must be above what is asked
+_ERRORS = 2.0  # standard errors that the promise is below the measured mean
 
 
 def stopping_early(
@@ -26,12 +27,14 @@ def stopping_early(
     """A screen with which `select_zones` finds a share of at least `recall` of the k best on average, and the share that was measured.
 
     A query skips a list if no token within a share of the list's widest angle can matter. With the whole angle that is certain, with less
-    it is likely. The least share is taken whose mean recall over `queries` is two standard errors above `recall`. So the promise holds
-    for queries like these, for this k and these items, one query at a time; queries of another kind may lose more. Scores are exact,
-    of whatever is found. The given screen and a recall of 1 come back where no share is enough.
+    it is likely. The least share is taken whose mean recall over `queries` shows that of all such queries to be `recall` or more
+    (`shown`). So the promise holds for queries like these, for this k and these items, one query at a time; queries of another kind may
+    lose more. Scores are exact, of whatever is found. A query that is swept in full, because lists have ruled out too little, finds
+    everything; while recall is measured, no query is swept because others before it were. The given screen and a recall of 1 come back
+    where no share is enough.
 
     items: as `Screen.build` took them. queries: (B, D), at least 100. recall: above 0 and below 1.
-    Raises InputError for other numbers, and for a screen without lists, which has nothing to stop.
+    Raises InputError for other numbers, for a recall that so few queries cannot show, and for a screen without lists.
     """
     if not 0.0 < recall < 1.0:
         raise InputError(f"recall={recall}: expected a number between 0 and 1; without `stopping_early` a search is exact")
@@ -39,12 +42,30 @@ def stopping_early(
         raise InputError("screen: it has no lists, which Screen.build makes from 65,536 tokens on; search exactly")
     if len(queries) < LEAST_QUERIES:
         raise InputError(f"queries: {len(queries)}, at least {LEAST_QUERIES} are needed to measure a recall")
-    truth = select_zones(queries, items, k=k, screen=screen, threads=threads)
+    if (most := shown(1.0, len(queries))) < recall:
+        needed = math.ceil(_ERRORS**2 * recall / (1.0 - recall))
+        raise InputError(f"recall={recall}: {len(queries)} queries can show {most:.4f} at most; pass at least {needed:,} queries")
+
+    def alone(by: Screen) -> F32:
+        """Scores (B, k) of each query asked alone: a batch is swept where that is faster, finds everything, and adds in another order."""
+        return np.concatenate([select_zones(query[None], items, k=k, screen=by, threads=threads).scores for query in queries])
+
+    lowest = alone(screen)[:, -1:]
     for share in SHARES:
-        early = Screen(screen.shards, screen.lists.shrunk(share))
-        # One by one: a batch is swept where that is faster, and then finds everything.
-        found = np.concatenate([select_zones(query[None], items, k=k, screen=early, threads=threads).scores for query in queries])
-        shares = (found >= truth.scores[:, -1:]).mean(axis=1)
-        if shares.mean() - _ERRORS * shares.std(ddof=1) / len(shares) ** 0.5 >= recall:
-            return early, float(shares.mean())
+        found = alone(Screen(screen.shards, screen.lists.shrunk(share, always=True), screen.prefix))
+        measured = float((found >= lowest).mean())
+        if shown(measured, len(queries)) >= recall:
+            return Screen(screen.shards, screen.lists.shrunk(share), screen.prefix), measured
     return screen, 1.0
+
+
+def shown(measured: float, queries: int) -> float:
+    """The mean recall of all queries that a mean over some of them shows: Wilson's lower bound, two standard errors below.
+
+    Each query counts once, whatever its k: its answers are lost together. Its share lies between 0 and 1, so it varies no more than a
+    coin of the same mean, which this bound is for. Where all is found, it is n / (n + 4) and not 1: what 100 queries do not show may
+    befall one in 26.
+    """
+    square = _ERRORS**2 / queries
+    error = math.sqrt(measured * (1.0 - measured) * square + square**2 / 4)
+    return (measured + square / 2 - error) / (1.0 + square)

@@ -50,6 +50,8 @@ class TokenLists:
     rows: NDArray[np.uint32]  # (covered * M,): item * M + token
     cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
     tally: _Tally = field(default_factory=_Tally)
+    always: bool = False
+    """Tried for every query, whatever the tally says: for measurements, which a sweep in full would flatter."""
 
     @classmethod
     def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, least: int = LEAST_TOKENS) -> TokenLists | None:
@@ -86,15 +88,15 @@ class TokenLists:
         """What `_kernels.sweep` takes as `lists`."""
         return (self.covered, *self._arrays())
 
-    def shrunk(self, share: float) -> TokenLists:
+    def shrunk(self, share: float, *, always: bool = False) -> TokenLists:
         """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""
         angles = np.arccos(np.clip(self.widest.astype(np.float64), -1.0, 1.0)) * share
-        return replace(self, widest=np.cos(angles).astype(np.float32), tally=_Tally())
+        return replace(self, widest=np.cos(angles).astype(np.float32), tally=_Tally(), always=always)
 
     def worth_trying(self) -> bool:
         """Whether enough of the queries until now were spared enough; after many that were not, one in 64 is tried."""
         tally = self.tally
-        if tally.tried < 8 or 2 * tally.scattered <= tally.tried:
+        if self.always or tally.tried < 8 or 2 * tally.scattered <= tally.tried:
             return True
         tally.skipped += 1
         return tally.skipped % 64 == 0

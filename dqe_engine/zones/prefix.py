@@ -26,10 +26,13 @@ _HEADER = 64
 _WIDTHS = (16, 32, 48, 64, 96, 128)
 _SAMPLE, _QUERIES, _K = 32_768, 64, 10
 """Tokens and queries that the choice is made by, for searches for so many of the best."""
-_GATHERED_COST = 6
-"""Codes of a token that is left cost so many that are swept; kGatheredCost of cpp_ext/prefix.hpp."""
-_LEAST_GAIN = 0.75
-"""Of the plain sweep's cost; what promises less gain is not worth its memory."""
+_GATHERED_COST = 20
+"""Codes of a token that is left in the end cost so many that are swept: kGatheredCost of cpp_ext/prefix.hpp, and two thirds more for the
+tokens that are left only while the threshold still rises. Measured, as the next, with 150,000 x 256 (AVX-512, spectrum i^-p)."""
+_FIXED_COST = 0.1
+"""What is swept before there is a threshold, and what a search does beside, as a share of the plain sweep."""
+MOST_COST = 0.85
+"""Share of the plain sweep's cost that is worth the memory: a tenth is to be saved, and costs are a twentieth off."""
 _CODE_ERROR = 0.01
 """What rounding adds to a bound, of the product of the lengths."""
 
@@ -41,6 +44,17 @@ class PrefixCost:
     width: int
     left: float  # share of the tokens that these numbers leave
     cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoPrefix:
+    """Why a gallery has none, and what the widths that were weighed would have cost."""
+
+    reason: str
+    costs: tuple[PrefixCost, ...] = ()
+
+    def describe(self) -> str:
+        return f"no prefix: {self.reason}" + (f" ({_listed(self.costs)})" if self.costs else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,30 +77,47 @@ class Prefix:
         least: int = LEAST_TOKENS,
         width: int | None = None,
     ) -> Prefix | None:
-        """Encode the tokens of (n, M, D) shards; None where there are fewer than `least`, too many for 32 bits, or nothing is gained.
+        """What `weighed` makes; None where it keeps none."""
+        found = cls.weighed(shards, queries=queries, threads=threads, least=least, width=width)
+        return found if isinstance(found, cls) else None
 
-        queries: (B, D), finite, like those that will be asked; some of the tokens, where None. A result never depends on them.
+    @classmethod
+    def weighed(
+        cls,
+        shards: Sequence[NDArray[Any]],
+        *,
+        queries: F32 | None = None,
+        threads: int,
+        least: int = LEAST_TOKENS,
+        width: int | None = None,
+    ) -> Prefix | NoPrefix:
+        """Encode the tokens of (n, M, D) shards, unless there are fewer than `least`, too many for 32 bits, or little is gained.
+
+        queries: (B, D), finite, like those that will be asked; some of the tokens, where None or none. A result never depends on them.
         width: instead of the one of least cost.
         """
         covered, tokens, whole = sum(map(len, shards)), *shards[0].shape[1:]
         size = covered * tokens
-        if not max(least, 2) <= size < 2**32 - 1 or whole < _BLOCK:
-            return None
+        if not max(least, 2) <= size < 2**32 - 1:
+            return NoPrefix(f"{size:,} tokens, and it is made for {max(least, 2):,} to 4,294,967,294")
+        if whole < _BLOCK:
+            return NoPrefix(f"tokens of {whole} numbers, and it takes {_BLOCK} or more")
         rng = np.random.default_rng(0)
         rows = sampled(shards, min(size, _SAMPLE + _QUERIES), rng)
         rows = rows[np.isfinite(rows).all(1) & (np.abs(rows).max(1, initial=0) < 1e12)]
         if len(rows) < 2:
-            return None
-        axes = _axes(rows, queries)
-        if queries is None:
+            return NoPrefix("next to no token is finite")
+        known = None if queries is None or not len(queries) else queries
+        axes = _axes(rows, known)
+        if known is None:
             asked, rows = np.split(rng.permutation(rows), [min(_QUERIES, len(rows) // 2)])
         else:
-            asked = queries[1::2][:_QUERIES]  # the axes know the others
+            asked = (known[1::2] if len(known) > 1 else known)[:_QUERIES]  # the axes know the others
         costs = () if width else tuple(_costs(rows, asked, axes, rank=_K * len(rows) // size))
         if width is None:
-            best = min(costs, key=lambda found: found.cost, default=None)
-            if best is None or best.cost > _LEAST_GAIN:
-                return None
+            best = min((found for found in costs if found.cost <= MOST_COST), key=lambda found: found.cost, default=None)
+            if best is None:  # a cost may be no number
+                return NoPrefix(f"none is expected to save {1 - MOST_COST:.0%} of a search", costs)
             width = best.width
         blocks = empty_codes((-(-size // _BLOCK), _BLOCK * width + _HEADER))
         kernels().fill_prefix(list(shards), axes[:width], blocks, threads)
@@ -110,10 +141,13 @@ class Prefix:
         return self.covered, self.axes, self.blocks
 
     def describe(self) -> str:
-        weighed = ", ".join(f"{found.width}: {found.cost:.2f}" for found in self.costs)
         own = next((found for found in self.costs if found.width == self.width), None)
         text = f"first {self.width} of {self.axes.shape[1]} rotated numbers"
-        return f"{text}, expected to leave {own.left:.2%} of the tokens (cost beside the plain sweep by width: {weighed})" if own else text
+        return f"{text}, expected to leave {own.left:.2%} of the tokens ({_listed(self.costs)})" if own else text
+
+
+def _listed(costs: Sequence[PrefixCost]) -> str:
+    return "cost beside the plain sweep by width: " + ", ".join(f"{found.width}: {found.cost:.2f}" for found in costs)
 
 
 def _axes(rows: F32, queries: F32 | None) -> F32:
@@ -150,7 +184,7 @@ def _costs(rows: F32, queries: F32, axes: F32, *, rank: int) -> list[PrefixCost]
         rest_rows = rest_rows - np.einsum("ij,ij->i", turned_rows[:, part], turned_rows[:, part])
         rest_queries = rest_queries - np.einsum("ij,ij->i", turned_queries[:, part], turned_queries[:, part])
         rest = np.sqrt(np.maximum(rest_queries, 0))[:, None] * np.sqrt(np.maximum(rest_rows, 0))
-        left = float((known + rest >= threshold).mean())
-        found.append(PrefixCost(width, left, (width + _HEADER / _BLOCK) / whole + _GATHERED_COST * left))
+        left = 1.0 - float((known + rest < threshold).mean())  # what overflows is left
+        found.append(PrefixCost(width, left, _FIXED_COST + (width + _HEADER / _BLOCK) / whole + _GATHERED_COST * left))
         begin = width
     return found

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from dqe_engine.errors import InputError
 from dqe_engine.processors import available_cpus
 
-from .arrays import F32, shards_of
+from .arrays import F32, check_array, shards_of
 from .compiled import kernels
 from .lists import TokenLists
 from .memory import CODE_ALIGNMENT, empty_codes
-from .prefix import Prefix
+from .prefix import NoPrefix, Prefix
 
 MAX_WIDTH = 65536
 """Of tokens that can be screened; kMostCodedWidth of cpp_ext/screen.hpp."""
@@ -39,7 +39,9 @@ class Screen:
     lists: TokenLists | None = None
     """Clusters of the tokens, by which a query skips what cannot matter without a look at its codes."""
     prefix: Prefix | None = None
-    """A few numbers of each token, by which most of the others' codes need not be read; None where that would save nothing."""
+    """A few numbers of each token, by which most of the others' codes need not be read; None where that would save little."""
+    no_prefix: NoPrefix | None = None
+    """Why there is none, where one was weighed."""
 
     @classmethod
     def build(
@@ -55,13 +57,17 @@ class Screen:
 
         No result depends on the rest, but time does:
 
-        queries: (B, D) float32, like those that will be asked, by which it is judged whether a prefix pays; else some tokens are.
+        queries: (B, D) float32, finite, like those that will be asked, by which it is judged whether a prefix pays; some of the tokens,
+            where there are none.
         lists: also cluster the tokens, where there are enough of them.
         prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
 
-        Raises InputError for items that `select_zones` would refuse, BackendError where the kernels are not built.
+        Raises InputError for items and queries that `select_zones` would refuse and queries that are not finite, BackendError where the
+        kernels are not built.
         """
         coded, shards = [], shards_of(items)
+        if queries is not None:
+            _check_queries(queries, shards[0].shape[2])
         for shard in shards:
             if shard.shape[2] > MAX_WIDTH:
                 raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
@@ -70,11 +76,9 @@ class Screen:
             kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
         threads = threads or available_cpus()
-        return cls(
-            tuple(coded),
-            TokenLists.build(shards, threads=threads) if lists else None,
-            Prefix.build(shards, queries=queries, threads=threads) if prefix else None,
-        )
+        made = TokenLists.build(shards, threads=threads) if lists else None
+        weighed = Prefix.weighed(shards, queries=queries, threads=threads) if prefix else None
+        return cls(tuple(coded), made, no_prefix=weighed) if isinstance(weighed, NoPrefix) else cls(tuple(coded), made, weighed)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +92,8 @@ class Screen:
         parts = [f"8-bit codes of {tokens:,} tokens"]
         if self.lists:
             parts.append(f"{len(self.lists.longest):,} lists of {len(self.lists.rows):,} tokens")
-        parts.append(self.prefix.describe() if self.prefix else "no prefix")
+        level = self.prefix or self.no_prefix
+        parts.append(level.describe() if level else "no prefix")
         return f"{'; '.join(parts)}; {self.nbytes / 2**20:,.0f} MiB"
 
     def check_fits(self, shards: tuple[NDArray[Any], ...]) -> None:
@@ -97,6 +102,15 @@ class Screen:
         found = [shard.codes.shape for shard in self.shards]
         if found != expected:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
+
+
+def _check_queries(queries: F32, width: int) -> None:
+    check_array("queries", queries, (np.float32,), (2,))
+    if queries.shape[1] != width:
+        raise InputError(f"queries have D={queries.shape[1]} and items D={width}; both must be the same")
+    if not np.isfinite(queries).all():
+        at = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+        raise InputError(f"queries: row {at} has numbers that are not finite, by which nothing can be weighed; leave it out")
 
 
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:

@@ -11,8 +11,9 @@ from benchmarks.harness import AnswerMismatchError, Rounds
 from benchmarks.retrieval.contest import LISTS, SCREEN, Contest, all_contenders, compare, exact_contenders
 from benchmarks.retrieval.contest_report import markdown
 from benchmarks.retrieval.tokens import Tokens, grown, power_law, subspace
-from dqe_engine.tuning import Built, Contender, Setting
+from dqe_engine.tuning import Built, Contender, LeftOutError, Setting
 from dqe_engine.tuning.contenders import Found
+from dqe_engine.zones import Screen
 from dqe_engine.zones.arrays import F32, I64
 
 pytest.importorskip("faiss", reason="faiss-cpu, of the extra bench")
@@ -61,6 +62,27 @@ def test_a_wrong_answer_ends_the_contest(name: str, change: float, said: str, to
     ours = exact_contenders()
     with pytest.raises(AnswerMismatchError, match=said):
         compare("tokens", tokens, [ours[0], damaged(ours[1], name, change)], QUICK)
+
+
+def test_the_screen_alone_has_neither_lists_nor_prefixes(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def built(items: F32, *, threads: int, lists: bool, prefix: bool) -> Screen:
+        asked.append((lists, prefix))
+        return Screen(())
+
+    monkeypatch.setattr(Screen, "build", built)
+    for contender in exact_contenders()[:2]:
+        contender.build(tokens.items)
+    assert asked == [(True, True), (False, False)]
+
+
+def test_what_only_building_shows_is_said(tokens: Tokens) -> None:
+    def build(items: F32) -> Built:
+        raise LeftOutError("left out: no luck")
+
+    rows = compare("tokens", tokens, [exact_contenders()[0], Contender("rival", "", build)], QUICK)
+    assert rows[1] == {"name": "rival", "status": "left out: no luck"}
 
 
 def test_made_tokens_are_unit_vectors_of_the_shape_that_was_asked_for() -> None:

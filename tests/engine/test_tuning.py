@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +14,13 @@ from numpy.typing import NDArray
 
 from dqe_engine.cli.index import main
 from dqe_engine.index import GalleryIndex
-from dqe_engine.tuning import Built, Contender, Setting, exact
+from dqe_engine.tuning import Built, Contender, Setting, contenders, exact, gallery
 from dqe_engine.tuning.contenders import F32, Found
 from dqe_engine.tuning.frontier import Measured, best, frontier, measure, ranked, recall
 from dqe_engine.tuning.gallery import measure_all
+from dqe_engine.zones import Screen
+from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.prefix import Prefix
 
 SIZE, TOKENS, WIDTH, K = 1500, 4, 16, 5
 
@@ -72,6 +78,58 @@ def test_a_ladder_is_climbed_until_it_is_enough_and_the_fastest_that_is_wins() -
     assert best([fast, poor], 0.999) is fast
     worse = Measured("", settings[0], 0.98, 1.5, 1, 0.0)
     assert frontier([slow, worse, fast, poor]) == [poor, fast, slow]
+
+
+@pytest.fixture
+def ours_alone(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, bool, Screen]]:
+    """Lists and prefixes for few tokens, no FAISS; and what was built: threads, lists, prefix, and the screen."""
+    made: list[tuple[int, bool, bool, Screen]] = []
+    build = Screen.build
+
+    def built(items: F32, *, threads: int = 0, lists: bool = True, prefix: bool = True) -> Screen:
+        screen = build(items, threads=threads, lists=False, prefix=False)
+        shards = (items,)
+        screen = dataclasses.replace(
+            screen,
+            lists=TokenLists.build(shards, threads=1, least=1) if lists else None,
+            prefix=Prefix.build(shards, threads=1, least=1, width=16) if prefix else None,
+        )
+        time.sleep(0.01)
+        made.append((threads, lists, prefix, screen))
+        return screen
+
+    monkeypatch.setattr(Screen, "build", built)
+    monkeypatch.setattr(gallery, "contenders", lambda **options: ())
+    monkeypatch.setattr(contenders, "LEAST_TOKENS", 1)
+    return made
+
+
+def test_each_way_has_what_it_says_and_pays_for_it(
+    items: F32, ours_alone: list[tuple[int, bool, bool, Screen]], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    select = contenders.select_zones
+
+    def selecting(*args: Any, **options: Any) -> Any:
+        asked.append(options["screen"])
+        return select(*args, **options)
+
+    monkeypatch.setattr(contenders, "select_zones", selecting)
+    measured, left_out = measure_all(items, rng.standard_normal((20, WIDTH)).astype(np.float32), k=K, enough=1.0, threads=1)
+    assert not left_out
+    assert [one[:3] for one in ours_alone] == [(1, False, False), (1, True, True)]
+    build_s = {row.name: row.build_s for row in measured}
+    assert build_s["lists that stop early"] >= 0.01
+    both = ours_alone[1][3]
+    early = [screen for screen in asked if screen is not None and screen.lists is not None and screen is not both]
+    assert early
+    assert all(screen.prefix is both.prefix and screen.lists.always for screen in early)
+
+
+def test_tokens_without_a_direction_have_no_early_stop(items: F32, ours_alone: list[Any]) -> None:
+    measured, left_out = measure_all(np.zeros_like(items), items[:20, 0].copy(), k=K, enough=1.0, threads=1)
+    assert left_out == {"lists that stop early": "left out: no lists are made, for most tokens have no direction"}
+    assert {row.name for row in measured} == {"exact, every token read", "exact, 8-bit copy", "exact, 8-bit copy and lists"}
 
 
 def test_the_reference_is_left_out(items: F32) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.index import columns
 from dqe_engine.zones import Screen, ZoneSelection, cpu
 from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.request import ZoneRequest, validated
 
 NO_LIMIT = 10**12
@@ -146,7 +148,7 @@ def test_a_growing_gallery_keeps_its_lists_until_many_rows_are_in_none(monkeypat
         begun.append(sum(map(len, shards)))
         return build(shards, threads=threads, least=1)
 
-    monkeypatch.setattr(columns.TokenLists, "build", counted)
+    monkeypatch.setattr(TokenLists, "build", counted)
     monkeypatch.setattr(columns, "LEAST_TOKENS", 2000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 4)
     items = clustered(rng, 2000, 2, 32)
@@ -166,6 +168,30 @@ def test_a_growing_gallery_keeps_its_lists_until_many_rows_are_in_none(monkeypat
         assert size - 1 in listed.ids[0]
     assert begun == [1000, 1126, 2000]
     assert cache.nbytes > Screen.build(items, lists=False).nbytes
+
+
+@pytest.mark.parametrize("failing", ["prefixes", "lists"])
+def test_no_memory_for_one_level_leaves_the_other(
+    failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rng: np.random.Generator
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise MemoryError("full")
+
+    lists, prefix = TokenLists.build, Prefix.build
+    monkeypatch.setattr(TokenLists, "build", full if failing == "lists" else partial(lists, least=1))
+    monkeypatch.setattr(Prefix, "build", full if failing == "prefixes" else partial(prefix, least=1, width=16))
+    monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
+    monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
+    items, cache = clustered(rng, 1000, 2, 32), columns.ScreenCache()
+    cache.screen(items)
+    for thread in threading.enumerate():
+        if thread.name == "dqe-lists":
+            thread.join()
+    _, screen = cache.screen(items)
+    assert (screen.lists is None, screen.prefix is None) == (failing == "lists", failing == "prefixes")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"searches go on without {failing} of these rows, for there is no memory for them: full"
+    ]
 
 
 @pytest.mark.parametrize("lengths", [False, True])
