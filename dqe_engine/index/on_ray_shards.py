@@ -42,6 +42,9 @@ class RayTransport:
         asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
         done = set(ready)
+        for one in asked:
+            if one not in done:
+                self._ray.cancel(one)  # where it waits behind others in the actor, nobody works on it any more
         return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
 
     def close(self) -> None:

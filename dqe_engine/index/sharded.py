@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, IndexFormatError, InputError
+from dqe_engine.errors import IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
 from .filters import Combination, Filter, compile_filter
@@ -174,10 +174,10 @@ class ShardedSnapshot:
         if lost and (self.on_loss == "error" or len(lost) == len(self.set.shards)):
             raise self._error(lost, "the search has no answer")
 
-    def _error(self, lost: dict[int, Lost], consequence: str) -> BackendError:
+    def _error(self, lost: dict[int, Lost], consequence: str) -> NoAnswerError:
         first = min(lost)
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        return BackendError(
+        return NoAnswerError(
             f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} ({lost[first].reason})"
         )
 
