@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -385,6 +387,44 @@ def test_a_server_that_starts_anew_answers_as_before(make_index: MakeIndex, tmp_
     state, reason = ShardServer(str(tmp_path), "m" * 32).call("search", "a", str(revision), *arguments)
     assert state == "lost"
     assert "manifest.json is missing" in reason
+
+
+def test_a_server_holds_one_shard(make_index: MakeIndex, tmp_path: Path) -> None:
+    """Old states of a folder are kept for searches that still run; those of a folder that was replaced would be a shard more each time."""
+    revisions = {}
+    for name in ("a", "b", "c"):
+        index = make_index(8)
+        index.save(tmp_path / name)
+        revisions[name] = str(index.snapshot().revision)
+    server = ShardServer(str(tmp_path), "m" * 32)
+    snapshots = []
+    for name in ("a", "b", "c", "a"):  # the first one once more: somebody has not refreshed yet
+        assert server.call("warm", name, revisions[name]) == ("answer", 8)
+        snapshots.append(weakref.ref(server._state(name, revisions[name])))
+        gc.collect()
+        assert [one() is not None for one in snapshots] == [False] * (len(snapshots) - 1) + [True]
+    assert server.call("warm", "a", "other")[0] == "lost"
+    assert server.call("warm", "a", revisions["a"]) == ("answer", 8)
+
+
+def test_shards_that_were_joined_keep_their_order(make_index: MakeIndex, tmp_path: Path) -> None:
+    def add(name: str) -> None:
+        index = make_index()
+        index.add([name], target_rows(1))
+        index.save(tmp_path / name)
+
+    def names() -> list[str]:
+        return [shard.name for shard in join_indexes(tmp_path).shards]
+
+    for name in ("part-10", "part-9", "part-2"):
+        add(name)
+    assert names() == ["part-2", "part-9", "part-10"]
+    for name in ("part-11", "b", "part-1", "part-01"):
+        add(name)
+    order = ["part-2", "part-9", "part-10", "b", "part-01", "part-1", "part-11"]
+    assert names() == order
+    assert [shard.name for shard in join_indexes(tmp_path, order[::-1]).shards] == order[::-1]
+    assert names() == order[::-1]
 
 
 def test_the_engine_searches_shards_as_it_does_one_index(
