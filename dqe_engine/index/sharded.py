@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,11 @@ class HereTransport:
     def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
         for slot, _ in calls:
             self._servers.setdefault(slot, self._make())
-        return list(self._threads.map(lambda call: self._servers[call[0]].call(*call[1]), calls))
+        asked = [self._threads.submit(self._servers[slot].call, *arguments) for slot, arguments in calls]
+        done, late = wait(asked, timeout)
+        for one in late:
+            one.cancel()  # if it has begun, its thread goes on to the end
+        return [one.result() if one in done else Lost(f"nothing came within {timeout:g} s") for one in asked]
 
     def close(self) -> None:
         self._servers.clear()
@@ -178,7 +182,8 @@ class ShardedSnapshot:
         first = min(lost)
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return NoAnswerError(
-            f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} ({lost[first].reason})"
+            f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} "
+            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again"
         )
 
     def _of(self, method: str, row: int, *, many: bool = False) -> Any:

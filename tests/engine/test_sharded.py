@@ -153,7 +153,9 @@ def test_a_lost_shard_is_an_error_or_a_partial_answer_that_says_so(make_index: M
 
     strict, transport = breaking(tmp_path / "cut")
     transport.dead = frozenset({1})
-    with pytest.raises(NoAnswerError, match=rf"^shard {names[1]} of 3 gave no answer, so the search has no answer \(switched off\)$"):
+    with pytest.raises(
+        NoAnswerError, match=rf"^shard {names[1]} of 3 gave no answer, so the search has no answer \(switched off\); look at "
+    ):
         strict.search(queries, 9)
 
     for late in (False, True):  # also one that is lost between the rounds, perhaps with the best hit
@@ -215,10 +217,41 @@ def test_calls_that_came_too_late_are_cancelled(monkeypatch: pytest.MonkeyPatch,
     ray = FakeRay()
     monkeypatch.setattr(on_ray_shards, "connect", lambda asked_by: ray)
     transport = on_ray_shards.RayTransport(tmp_path, "m" * 32, name=None, cpus=1, concurrency=1, threads=1)
-    replies = transport.ask([(0, ("rows", "a", "1")), (1, ("rows", "b", "2"))], 0.5)
+    replies: list[Any] = transport.ask([(0, ("rows", "a", "1")), (1, ("rows", "b", "2"))], 0.5)
     assert replies[0] == ("answer", ("rows", "a", "1"))
     assert isinstance(replies[1], Lost)
     assert ray.cancelled == [("rows", "b", "2")]
+
+
+def test_actors_are_shared_by_those_who_want_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = FakeRay()
+    monkeypatch.setattr(on_ray_shards, "connect", lambda asked_by: ray)
+    same: dict[str, Any] = {"name": "shop", "cpus": 1, "concurrency": 4, "threads": 1, "screened": None, "mapped": True}
+    others = [{}, {}, {"threads": 2}, {"screened": True}, {"mapped": False}, {"concurrency": 5}]
+    for other in others:
+        on_ray_shards.RayTransport(tmp_path, "m" * 32, **(same | other)).actor(0)
+    assert ray.names[0] == ray.names[1]
+    assert len(set(ray.names)) == len(others) - 1
+    assert {name.rsplit("-", 2)[0] for name in ray.names} == {"shop"}, "what `stop` looks for"
+
+
+def test_a_shard_in_this_process_that_hangs_is_not_waited_for(
+    make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = make_index(8)
+    single.save(tmp_path / "whole")
+    cut_index(single, tmp_path / "cut", 2)
+    gate, call = threading.Event(), ShardServer.call
+
+    def hang(self: ShardServer, method: str, *arguments: Any) -> Any:
+        assert method != "search" or gate.wait(30)
+        return call(self, method, *arguments)
+
+    monkeypatch.setattr(ShardServer, "call", hang)
+    with ShardedIndex.open_here(tmp_path / "cut", timeout=0.05) as sharded:
+        with pytest.raises(NoAnswerError, match=r"\(nothing came within 0.05 s\); look at the machine"):
+            sharded.search(query_rows(1), 3)
+        gate.set()
 
 
 def test_a_loop_is_not_kept_by_a_shard(engine: RetrievalEngine, bundle_path: Path, image_folder: Path, tmp_path: Path) -> None:
