@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from .errors import DeadlineError, InputError, OverloadError
+from .errors import DeadlineError, InputError, NoAnswerError, OverloadError
 from .forks import ProcessBound
 
 Q = TypeVar("Q")
@@ -73,7 +73,8 @@ class Batcher(ProcessBound, Generic[Q, R]):
     then hands over to the next that waits. So a caller alone has no thread to wait for, and many share what a batch costs.
 
     `answer`: all answers to some questions, in their order; called by one thread at a time. Where it fails for a batch, it is called for
-    each question alone, so that one caller's mistake is nobody else's; a caller who leaves by an exception of its own (Ctrl-C) leaves
+    each question alone that is not late, so that one caller's mistake is nobody else's, but not after a NoAnswerError, which is
+    everybody's; a caller who leaves by an exception of its own (Ctrl-C) leaves
     the others to the next leader, but for the few instructions in which Python takes its own locks: an exception there keeps them.
     `most`: questions in a batch. `patience`: seconds that a leader waits for others before it begins; 0 for not at all, since others
     queue up while a batch runs anyway. `room`: questions that may wait; one more is an OverloadError at once, which is kinder than a late
@@ -308,11 +309,16 @@ class Batcher(ProcessBound, Generic[Q, R]):
         if failure is None:
             for entry, answer in zip(batch, answers, strict=True):
                 self._settle(entry, answer)
-        elif len(batch) == 1:
-            self._settle(batch[0], error=failure)
+        elif len(batch) == 1 or isinstance(failure, NoAnswerError):
+            for entry in batch:
+                self._settle(entry, error=failure)
         else:
             while batch:
-                self._run([batch.pop(0)])
+                entry = batch.pop(0)
+                if entry.deadline <= time.monotonic():
+                    self._settle(entry, late=True)
+                else:
+                    self._run([entry])
         failure = None  # as in `ask`
         batch.clear()
 

@@ -355,9 +355,9 @@ class RetrievalEngine(ProcessBound):
 class QueryBatcher:
     """An engine behind a `Batcher`. Uploads, texts and filters are read before they queue up, so that what is wrong with one is told at
     once, and big photographs hold up nobody's batch: in the caller's own thread, or for tasks in one of `readers` threads (None: as many
-    as there are processors). What a task asks is read in the event loop's thread only where that takes less than a change of threads;
-    item tokens, which may be on the disk, are read by the batch. Answers are those of `RetrievalEngine.search`; their timings have "wait",
-    for a reader, in the queue and for what a batch's others had still to do, too."""
+    as there are processors). What a task asks is read in the event loop's thread only where that takes less than a change of threads, as it
+    never does where another process is asked for items; item tokens, which may be on the disk, are read by the batch. Answers are those of
+    `RetrievalEngine.search`; their timings have "wait", for a reader, in the queue and for what a batch's others had still to do, too."""
 
     def __init__(
         self,
@@ -387,7 +387,7 @@ class QueryBatcher:
     async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
         """The same for a task. Uploads that wait for a reader count as waiting, and `timeout` covers them, too. A task that is cancelled
         leaves the queue, and what it uploaded is not decoded any more."""
-        if not _is_small(query):
+        if not (_is_small(query) and isinstance(self.engine.searched, GalleryIndex)):
             return await self._batcher.ask_later_async(partial(self._read, query), self._readers, timeout=timeout)
         return await self._batcher.ask_async(self._prepared(query), timeout=timeout)
 

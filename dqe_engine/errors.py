@@ -54,6 +54,10 @@ class BackendError(DQEError):
     """A provider, kernel or library that was asked for and is not usable on this machine."""
 
 
+class NoAnswerError(BackendError):
+    """Shards, or a database, that gave no answer: whoever asks them next would wait as long."""
+
+
 class OverloadError(DQEError):
     """A queue that is full: ask again later, or elsewhere."""
 

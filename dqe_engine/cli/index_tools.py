@@ -167,7 +167,12 @@ def _of_shard(parser: argparse.ArgumentParser) -> None:
 
 def _of_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder that holds the indexes")
-    parser.add_argument("names", nargs="*", metavar="INDEX", help="names of the indexes in it, in order (default: all, by name)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="INDEX",
+        help="names of the indexes in it, in order (default: all, as they were joined before, then new ones by name)",
+    )
 
 
 def _of_index(parser: argparse.ArgumentParser) -> None:

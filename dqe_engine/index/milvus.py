@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, IndexFormatError, InputError
+from dqe_engine.errors import BackendError, IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
 from .filters import Filter, compile_filter
@@ -38,6 +38,10 @@ IndexType = Literal["FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX"]
 _WRITTEN = 256
 """Entities in one request."""
 _READ = 4096
+_REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED")
+"""Statuses of gRPC."""
+_FIRST_REFUSAL, _UNEXPECTED = 100, 65535
+"""Milvus's own codes: below, it is not ready or the client did not reach it."""
 
 
 class MilvusIndex(NotPickled):
@@ -236,14 +240,19 @@ class MilvusIndex(NotPickled):
         return int(found[0]["count(*)"])
 
     def asked(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Milvus's answer. Raises BackendError, one line, for its errors."""
+        """Milvus's answer. Raises BackendError, one line, for its errors, NoAnswerError where it cannot be reached or takes too long."""
+        from grpc import RpcError
         from pymilvus.exceptions import MilvusException
 
         try:
             return question(*arguments, **options)
-        except MilvusException as error:
-            reason = " ".join(str(error.message).split())[:200]
-            raise BackendError(f"Milvus at {self._where} gave no answer ({reason}); look whether it runs, then ask again") from error
+        except (MilvusException, RpcError) as error:
+            reason, refused = _reason_of(error)
+            if refused:
+                raise BackendError(
+                    f"Milvus at {self._where} refused ({reason}); look at the token, its rights and what was asked"
+                ) from error
+            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); look whether it runs, then ask again") from error
 
     def _connect(self, uri: str, token: str) -> Any:
         try:
@@ -294,6 +303,19 @@ def _saved(index: GalleryIndex) -> Snapshot:
     if now.generation is None:
         raise InputError("the index has changes that are not saved; save it first")
     return now
+
+
+def _reason_of(error: Any) -> tuple[str, bool]:
+    """What Milvus or its client says of an error, and whether Milvus was there and refused. The client says "Fail connecting" of a token
+    that is refused, too: there, the cause says why."""
+    from grpc import RpcError
+
+    for one in (error, error.__cause__):
+        if isinstance(one, RpcError) and (one is error or one.code().name in _REFUSALS):
+            return " ".join(f"{one.code().name}: {one.details()}".split())[:200], one.code().name in _REFUSALS
+    code = error.code if isinstance(error.code, int) else 0
+    refused = getattr(error, "is_input_error", False) or _FIRST_REFUSAL <= code < _UNEXPECTED
+    return " ".join(str(error.message).split())[:200], refused
 
 
 def _without_secrets(uri: str) -> str:

@@ -1,8 +1,9 @@
 """Metadata filters as Milvus expressions. An expression passes whatever the filter passes, and perhaps more: the filter itself is applied
 to what comes back. So a condition that Milvus cannot express as we mean it costs time and never an answer.
 
-Left to the filter itself: `!=`, `exists`, `not`, null, numbers beyond 2^53, and keys and strings with quotes, backslashes or control
-characters.
+Left to the filter itself: `!=`, `exists`, `not`, null, numbers from 2^53 on, keys and strings with quotes, backslashes or control
+characters, and values of several kinds (string, number, bool) for one key: servers put such values into one list, and then refuse it or
+lose items (2.6.20). Numbers are written as floats, since `json_contains` of a server does not find 38.0 when it is asked for 38.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any
 from .filters import RANGES, Combination, Condition, Test
 
 _EXACT = 2**53
+"""Below this every whole number is a float, and is told from those beyond."""
 _MOST_LISTED = 1000
+_Kinds = frozenset[tuple[str, str]]
+"""Keys, and the kinds of the values that they are held against."""
 NOTHING = 'id == ""'
 """Passed by no item."""
 
@@ -35,24 +39,30 @@ def expression_of(filter: Combination | None) -> tuple[str, bool]:
     """The expression, "" for one that passes everything, and whether the whole filter is in it."""
     if filter is None:
         return "", True
-    text, whole = _expression(filter)
+    text, whole, _ = _expression(filter)
     return text or "", whole
 
 
-def _expression(test: Test) -> tuple[str | None, bool]:
-    """None: all pass."""
+def _expression(test: Test) -> tuple[str | None, bool, _Kinds]:
+    """None: all pass. With the kinds of the values that are in the text."""
     if isinstance(test, Condition):
         text = _condition(test)
-        return text, text is not None
+        return text, text is not None, _kinds(test) if text else _Kinds()
     if test.operator == "not":
-        return None, False
-    parts = [_expression(part) for part in test.parts]
-    whole = all(complete for _, complete in parts)
-    texts = [text for text, _ in parts if text is not None]
-    if test.operator == "or" and len(texts) < len(parts):
-        return None, False
+        return None, False, _Kinds()
+    texts, whole, kinds = list[str](), True, _Kinds()
+    for part in test.parts:
+        text, complete, own = _expression(part)
+        if mixed := _are_mixed(kinds | own):
+            text = None
+        if text is None and test.operator == "or":
+            return None, False, _Kinds()
+        whole = whole and complete and not mixed
+        if text is not None:
+            texts.append(text)
+            kinds |= own
     joined = f" {test.operator} ".join(f"({text})" for text in texts)
-    return joined or None, whole
+    return joined or None, whole, kinds
 
 
 def _condition(test: Condition) -> str | None:
@@ -61,7 +71,7 @@ def _condition(test: Condition) -> str | None:
     field = f'metadata["{test.key}"]'
     if test.operator == "in":
         values = [_literal(value) for value in test.operand]
-        if len(values) > _MOST_LISTED or None in values:
+        if len(values) > _MOST_LISTED or None in values or _are_mixed(_kinds(test)):
             return None
         return " or ".join(f"{field} == {value}" for value in values) or NOTHING
     if test.operator in RANGES:
@@ -78,11 +88,19 @@ def _literal(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value}"' if _is_plain(value) else None
-    if isinstance(value, int):
-        return str(value) if abs(value) <= _EXACT else None
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) and abs(value) <= _EXACT else None
+    if isinstance(value, int | float):
+        return repr(float(value)) if abs(value) < _EXACT else None
     return None
+
+
+def _kinds(test: Condition) -> _Kinds:
+    """Of the values that the key is held against."""
+    values = test.operand if test.operator == "in" else [test.operand]
+    return _Kinds((test.key, "bool" if isinstance(one, bool) else "string" if isinstance(one, str) else "number") for one in values)
+
+
+def _are_mixed(kinds: _Kinds) -> bool:
+    return len({key for key, _ in kinds}) < len(kinds)
 
 
 def _is_plain(text: str) -> bool:

@@ -129,10 +129,20 @@ class MilvusSnapshot:
                 for b, entities in zip(some, index.nearest(extended[some], limit, expression), strict=True):
                     seen = _Seen(self, queries[b], extended[b], entities, complete=len(entities) < limit)
                     found[b] = seen.answer(k, excluded[b], compiled, zones, picks, threads)
+                    if len(entities) == most and len(found[b].matches) < k:
+                        self._check_room(k, len(excluded[b]), most)
                     if not found[b].exact and index.flat and limit < most:
                         left.append(b)
             waiting, limit = left, min(most, limit * _FACTOR)
         return tuple(found[b] for b in range(len(queries)))
+
+    def _check_room(self, k: int, excluded: int, most: int) -> None:
+        """Raise InputError where no `most` items could hold k beside those that are excluded, and there are more."""
+        if k + excluded > most < self.count:
+            raise InputError(
+                f"k={k:,} and {excluded:,} excluded ids: one search fetches at most {most:,} of {self.count:,} items from Milvus "
+                f"({_MOST_BYTES >> 20} MiB of tokens, and most={self._index.most:,}); ask for fewer, or cut the index in shards"
+            )
 
 
 class _Seen:

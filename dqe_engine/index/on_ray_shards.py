@@ -31,7 +31,10 @@ class RayTransport:
         self._ray = connect("sharded serving")
         self._name, self._arguments = name, (str(root), model_hash)
         self._keywords = options
-        self._digest = hashlib.blake2b(f"{root} {model_hash}".encode(), digest_size=4).hexdigest()  # else another folder's would be found
+        told = repr((str(root), model_hash, cpus, concurrency, sorted(options.items())))
+        self._digest = hashlib.blake2b(
+            told.encode(), digest_size=4
+        ).hexdigest()  # else actors of another folder, or other ones, would be found
         self._class = self._ray.remote(ShardServer)
         self._options = {
             "num_cpus": cpus, "max_concurrency": concurrency, "max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD",
@@ -42,6 +45,9 @@ class RayTransport:
         asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
         done = set(ready)
+        for one in asked:
+            if one not in done:
+                self._ray.cancel(one)  # where it waits behind others in the actor, nobody works on it any more
         return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
 
     def close(self) -> None:
@@ -82,8 +88,9 @@ def open_on_ray(
     """The sharded index `path`, one actor for each shard, on the cluster of RAY_ADDRESS, or one that is started here.
 
     threads: processors of one search, which an actor also asks Ray for. concurrency: searches that an actor runs at the same time. name: of
-    actors that several processes share and that outlive them; `stop` ends them. options: `on_loss` and `timeout`, see `ShardedIndex`;
-    `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError without Ray or without an answer.
+    actors that several processes share, where they give the same options, and that outlive them; `stop` ends them. options: `on_loss` and
+    `timeout`, see `ShardedIndex`; `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError without Ray
+    or without an answer.
     """
     if threads < 1 or concurrency < 1:
         raise InputError(f"threads and concurrency are at least 1, got {threads} and {concurrency}")

@@ -139,13 +139,14 @@ def cut_index(
 
 
 def join_indexes(out: str | os.PathLike[str], names: Sequence[str] | None = None) -> ShardSet:
-    """Make the saved indexes in the folder `out` the shards of one, in the order of `names`, or of their names.
+    """Make the saved indexes in the folder `out` the shards of one, in the order of `names`; without them, in the order that they have in
+    `shards.json`, and then what is new there by its name, part-9 before part-10.
 
     For what is too large for one machine to hold, and for one more shard: each is built and kept up to date by itself; run this after every
     change. Raises InputError for an id that two of them have, and IndexFormatError for indexes that differ in model, shape or precision.
     """
     root = Path(out).absolute()
-    found = sorted(path.parent.name for path in root.glob("*/manifest.json")) if names is None else list(names)
+    found = _in_order(root) if names is None else list(names)
     if not found or len(set(found)) != len(found):
         raise InputError(f"{root}: expected at least one index in this folder, each named once; got {quoted(found)}")
     entries, layouts, codes = list[ShardEntry](), [], list[np.ndarray[tuple[int], np.dtype[np.uint64]]]()
@@ -173,6 +174,18 @@ def join_indexes(out: str | os.PathLike[str], names: Sequence[str] | None = None
     except OSError as error:
         raise IndexFormatError(describe_write_error(error, root)) from error
     return joined
+
+
+def _in_order(root: Path) -> list[str]:
+    """The indexes in the folder. What a shard is called by its number, and who wins a tie, stays as it was when others join."""
+    there = {path.parent.name for path in root.glob("*/manifest.json")}
+    before = [shard.name for shard in read_shards(root).shards if shard.name in there] if (root / SHARDS_FILE).exists() else []
+    return before + sorted(there - set(before), key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], name
 
 
 def _refuse_repeated(root: Path, names: Sequence[str], suspects: set[int]) -> None:

@@ -19,7 +19,8 @@ from .gallery import GalleryIndex
 from .snapshot import IndexMatches, Item, Snapshot
 
 KEPT_STATES = 3
-"""States of a shard that are held for searches which began before a refresh. They share their arrays, so they cost next to nothing."""
+"""States of a shard that are held for searches which began before a refresh. They are of one folder and share their arrays, so they cost
+next to nothing; another folder's would be a second shard in memory."""
 QUERIES_AT_ONCE = 4
 """Queries that the kernels score row by row (their MAX_ROW_QUERIES), screened or not. Larger batches are multiplied in tiles where no
 screen is used, and then the last bits of a score depend on the batch, on k, and on how many items there are. Shards must not differ in
@@ -29,12 +30,13 @@ Reply = tuple[Literal["answer", "refused", "lost"], Any]
 
 
 class ShardServer:
-    """Indexes under `root`, opened when they are first asked for, so that one that was started anew answers as before."""
+    """An index under `root`, the one that was asked for last. It is opened when it is asked for, so that a server that was started anew
+    answers as before."""
 
     def __init__(self, root: str, model_hash: str, screened: bool | None = None, mapped: bool = True, threads: int = 0) -> None:
         """`screened` and `mapped`: see `GalleryIndex.load`. threads: of one search at most, 0 for one per processor."""
         self._root, self._model_hash, self._screened, self._mapped, self._threads = Path(root), model_hash, screened, mapped, threads
-        self._indexes: dict[str, GalleryIndex] = {}
+        self._index: tuple[str, GalleryIndex] | None = None
         self._states: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
         self._lock = Lock()  # of opening and following; searches go on meanwhile
 
@@ -96,20 +98,21 @@ class ShardServer:
         with self._lock:
             if (known := self._states.get((name, revision))) is not None:
                 return known
-            if (index := self._indexes.get(name)) is None:
-                index = GalleryIndex.load(self._root / name, model_hash=self._model_hash, screened=self._screened, mapped=self._mapped)
-                self._indexes[name] = index
-            else:
+            if self._index is not None and self._index[0] == name:
+                index = self._index[1]
                 index.refresh()
+            else:
+                index = GalleryIndex.load(self._root / name, model_hash=self._model_hash, screened=self._screened, mapped=self._mapped)
             now = index.snapshot()
             if now.revision != revision:
                 raise IndexFormatError(
                     f"{self._root / name} has revision {now.revision}, and {revision} is asked for: it was changed since; refresh, and if "
                     "that does not help, run dqe-index shard (or join) to its end"
                 )
+            self._index = name, index
+            if any(other != name for other, _ in self._states):
+                self._states = OrderedDict()  # a new one: others read it without the lock
             self._states[name, revision] = now
             while len(self._states) > KEPT_STATES:
                 self._states.popitem(last=False)
-            held = {name for name, _ in self._states}
-            self._indexes = {name: index for name, index in self._indexes.items() if name in held}
             return now

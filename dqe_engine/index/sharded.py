@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, IndexFormatError, InputError
+from dqe_engine.errors import IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
 from .filters import Combination, Filter, compile_filter
@@ -63,7 +63,11 @@ class HereTransport:
     def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
         for slot, _ in calls:
             self._servers.setdefault(slot, self._make())
-        return list(self._threads.map(lambda call: self._servers[call[0]].call(*call[1]), calls))
+        asked = [self._threads.submit(self._servers[slot].call, *arguments) for slot, arguments in calls]
+        done, late = wait(asked, timeout)
+        for one in late:
+            one.cancel()  # if it has begun, its thread goes on to the end
+        return [one.result() if one in done else Lost(f"nothing came within {timeout:g} s") for one in asked]
 
     def close(self) -> None:
         self._servers.clear()
@@ -174,11 +178,12 @@ class ShardedSnapshot:
         if lost and (self.on_loss == "error" or len(lost) == len(self.set.shards)):
             raise self._error(lost, "the search has no answer")
 
-    def _error(self, lost: dict[int, Lost], consequence: str) -> BackendError:
+    def _error(self, lost: dict[int, Lost], consequence: str) -> NoAnswerError:
         first = min(lost)
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        return BackendError(
-            f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} ({lost[first].reason})"
+        return NoAnswerError(
+            f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} "
+            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again"
         )
 
     def _of(self, method: str, row: int, *, many: bool = False) -> Any:

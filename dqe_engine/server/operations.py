@@ -43,10 +43,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Removal:
-    """An item that the next save removes. `uploaded`: whether its upload goes with it, so that no other image was ever under its id."""
+    """What the next save takes from an id. `uploaded`: an upload that goes with it, so that what lies in a folder was no part of it.
+    `replaced`: whether another image follows under the same id, else it is removed."""
 
     id: str
     uploaded: bool
+    replaced: bool
 
 
 @dataclass(eq=False)

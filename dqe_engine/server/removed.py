@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +21,9 @@ def removed_beside(index: Path) -> Path:
 class Removed:
     """A file of JSON strings, one a line, that only grows. Threads and processes may share it; it is made by the first `add`.
 
-    An id is written before the save that removes its item, under the lock of the index, so whoever sees the item gone finds the id here. It
-    stays when the save fails, or when it is given to a new item: it says nothing of an item that is in the index.
+    An id is written before the save that removes its item, or puts an upload in the place of its photo, under the lock of the index, so
+    whoever sees the item gone finds the id here. It stays when the save fails, or when it is given to a new item: it says nothing of an
+    item that is in the index.
     """
 
     def __init__(self, file: Path) -> None:
@@ -37,7 +39,7 @@ class Removed:
         try:
             written = os.write(descriptor, lines)
             if written != len(lines):
-                raise OSError(f"{self.file}: only {written} of {len(lines)} bytes were written")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(lines)} bytes were written", str(self.file))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from dqe_engine.engine import QueryBatcher, RetrievalEngine
 from dqe_engine.errors import DQEError, OverloadError
+from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
 from dqe_engine.processors import available_cpus
@@ -174,18 +175,24 @@ class Service:
         return await asyncio.wrap_future(operation(*arguments, timeout=self.settings.deadline_s, **options))
 
     def _remember(self, removals: Sequence[Removal]) -> None:
-        """Items whose photo lies in a folder, or may lie there: updates leave it out from now on."""
-        if not (ids := [removal.id for removal in removals if self._may_have_photo(removal)]):
-            return
+        """Items whose photo lies in a folder, or may lie there: updates leave it out from now on. Raises Problem: nothing is saved then."""
+        removals = [removal for removal in removals if self._may_have_photo(removal)]
         try:
-            self.removed.add(ids)
+            known = self.removed.ids() if any(removal.replaced for removal in removals) else frozenset()
+            if ids := [removal.id for removal in removals if not (removal.replaced and removal.id in known)]:
+                self.removed.add(ids)
         except OSError as error:
-            log.error("items are removed, and their photos will be indexed again: %s", error)
+            log.error("nothing is saved: %s", describe_write_error(error, self.removed.file))
+            message = "what is removed cannot be noted beside the index, so nothing was changed; tell who runs the server"
+            raise Problem(507, "disk", message) from error
 
     def _may_have_photo(self, removal: Removal) -> bool:
-        """Whether a photo lies under the name of this item in a folder. A server without folders cannot look: any but an upload may."""
+        """Whether a photo may lie under the name of this item in a folder, also one that is away now. In place of an upload that goes with
+        its item, one lies there only where it is seen, or where the upload replaced it, and then its id is remembered since."""
+        if not removal.uploaded:
+            return True
         if not self.settings.photos:
-            return not removal.uploaded
+            return False
         try:
             self.photos.etag(removal.id, None, SIZES[0])
         except NoPhotoError:

@@ -64,8 +64,8 @@ class Writes(NotPickled):
         decode_threads: int = 2,
     ) -> None:
         """index: the folder of a saved index (see `make_index`). engine: whose model encodes; its own index is left alone. photos: where
-        images are kept; None to keep none. removing: called with the lock, before a save that removes items; should it raise, nothing is
-        saved. saved: called after each save, before anybody is told. most: operations in a save. room,
+        images are kept; None to keep none. removing: called with the lock, before a save that removes or replaces items; should it raise,
+        nothing is saved. saved: called after each save, before anybody is told. most: operations in a save. room,
         room_bytes: operations that may wait, and their images' bytes together; more is an OverloadError. patience: seconds to wait for
         the lock."""
         self._path, self._engine, self._photos = Path(index).absolute(), engine, photos
@@ -248,7 +248,7 @@ class Writes(NotPickled):
         index = self._current()
         failed: dict[Operation, DQEError] = {}
         dropped: set[str] = set()
-        removed: dict[str, str | None] = {}  # ids, and what their items were made from
+        removed: list[tuple[str, bool, str | None]] = []  # id, whether another image follows, what the item was made from
         done: list[Operation] = []
         for operation in operations:
             row = (now := index.snapshot()).row(operation.id)
@@ -261,15 +261,15 @@ class Writes(NotPickled):
                     dropped.add(operation.content)  # stored before it failed
                 continue
             done.append(operation)
-            if operation.kind == "remove":
-                removed[operation.id] = before
+            if operation.kind == "remove" or (operation.kind == "add" and row is not None):
+                removed.append((operation.id, operation.kind == "add", before))
             if operation.kind == "update":
                 operation.content = before
             elif before is not None:
                 dropped.add(before)
         unused = self._unused_uploads(index, dropped)
         if removed:
-            self._removing([Removal(id, content in unused) for id, content in removed.items()])
+            self._removing([Removal(id, content in unused, replaced) for id, replaced, content in removed])
         if done:
             index.save(self._path)
         self._delete_uploads(unused)

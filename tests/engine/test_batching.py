@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from dqe_engine.batching import Batcher
-from dqe_engine.errors import BackendError, DeadlineError, InputError, OverloadError
+from dqe_engine.errors import BackendError, DeadlineError, InputError, NoAnswerError, OverloadError
 
 
 class Answers:
@@ -115,6 +115,43 @@ def test_one_mistake_is_nobody_elses(batcher: Batcher[int, int], answers: Answer
     assert [leader.result(30), asked[0].result(30), asked[2].result(30)] == [0, 2, 6]
     with pytest.raises(InputError, match="2 is not a question"):
         asked[1].result(30)
+
+
+def test_where_nobody_answers_nobody_is_asked_alone(batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor) -> None:
+    """A shard that hangs would be waited for once for each question."""
+
+    def lose(questions: Sequence[int]) -> None:
+        if questions[0]:
+            raise NoAnswerError("shard 1 gave no answer")
+
+    answers.fails = lose
+    leader = hold(batcher, answers, pool)
+    asked = [pool.submit(batcher.ask, 1), batcher.submit(2), pool.submit(batcher.ask, 3)]
+    until(lambda: batcher.waiting == 3)
+    answers.gate.set()
+    assert leader.result(30) == 0
+    for future in asked:
+        with pytest.raises(NoAnswerError, match="shard 1 gave no answer"):
+            future.result(30)
+    assert [sorted(batch) for batch in answers.batches] == [[0], [1, 2, 3]]
+
+
+def test_after_a_failed_batch_what_is_late_is_not_asked_alone(
+    batcher: Batcher[int, int], answers: Answers, pool: ThreadPoolExecutor
+) -> None:
+    def fail(questions: Sequence[int]) -> None:
+        if len(questions) > 1:
+            threading.Event().wait(0.6)  # until the second one's time is over
+            raise InputError("not together")
+
+    answers.fails = fail
+    leader = hold(batcher, answers, pool)
+    first, late = batcher.submit(1), batcher.submit(2, timeout=0.5)
+    answers.gate.set()
+    assert (leader.result(30), first.result(30)) == (0, 2)
+    with pytest.raises(DeadlineError):
+        late.result(30)
+    assert [2] not in answers.batches
 
 
 def test_a_wrong_number_of_answers_is_an_error(pool: ThreadPoolExecutor) -> None:

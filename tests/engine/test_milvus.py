@@ -14,14 +14,15 @@ from support.samples import query_rows, target_rows, unit
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import BackendError, IndexFormatError, InputError
-from dqe_engine.index import GalleryIndex, IndexMatches
+from dqe_engine.errors import BackendError, IndexFormatError, InputError, NoAnswerError
+from dqe_engine.index import GalleryIndex, IndexMatches, milvus_search
 from dqe_engine.index.filters import compile_filter
 from dqe_engine.index.milvus import MilvusIndex
 from dqe_engine.index.milvus_filters import expression_of
 from dqe_engine.query import Query
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'dqe-engine[milvus]'")
+grpc = pytest.importorskip("grpc", reason="grpc is not installed: pip install 'dqe-engine[milvus]'")
 pytest.importorskip("milvus_lite", reason="milvus-lite is not installed: pip install 'dqe-engine[milvus]'")
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -29,7 +30,15 @@ ODD = {"tags": ["sale", 3, True, None], "brand": 'a"b\\', "big": 2**70, "n": 1.0
 FILTERS: tuple[tuple[Any, bool], ...] = (
     ({"n": {">=": 3, "<": 30}}, True),
     ({"brand": "a"}, True),
-    ({"brand": {"in": ["a", "c", 7]}}, True),
+    ({"brand": {"in": ["a", "c"]}}, True),
+    ({"brand": {"in": ["a", "c", 7]}}, False),
+    ({"n": {"in": [1, 2.0, True]}}, False),
+    ({"n": {"in": [1, 2.5]}}, True),
+    ({"or": [{"n": 2}, {"n": True}]}, False),
+    ({"or": [{"n": 2}, {"or": [{"n": 4.0}, {"n": "a"}]}]}, False),
+    ({"or": [{"n": 2}, {"brand": "a"}, {"flag": True}]}, True),
+    ({"and": [{"tags": {"contains": "x"}}, {"tags": {"contains": 4}}]}, False),
+    ({"tags": {"contains": 4}}, True),
     ({"n": 1}, True),
     ({"flag": True}, True),
     ({"tags": {"contains": "sale"}}, True),
@@ -38,7 +47,8 @@ FILTERS: tuple[tuple[Any, bool], ...] = (
     ({"or": [{"brand": "b"}, {"n": {"<": 5}}]}, True),
     ({"brand": "a", "n": {"!=": 4}}, False),
     ({"brand": 'a"b\\'}, False),
-    ({"big": {">": 2**53}}, True),
+    ({"big": {">": 2**53}}, False),
+    ({"big": {">": 2**53 - 1}}, True),
     ({"big": 2**70}, False),
     ({"not": [{"brand": "a"}]}, False),
     ({"n": {"exists": False}}, False),
@@ -198,7 +208,7 @@ def test_an_approximate_index_or_other_vectors_prove_nothing(
 def test_milvus_away_is_one_line(tmp_path: Path, there: MilvusIndex, saved: GalleryIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymilvus.exceptions import MilvusException
 
-    with pytest.raises(BackendError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); look whether it runs"):
+    with pytest.raises(NoAnswerError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); look whether it runs"):
         MilvusIndex("http://name:secret@127.0.0.1:9", "garments", timeout=1)
     with pytest.raises(BackendError, match=r"gave no answer \(Open local milvus failed"):
         MilvusIndex(str(tmp_path / "no" / "folder.db"), "garments")
@@ -211,11 +221,54 @@ def test_milvus_away_is_one_line(tmp_path: Path, there: MilvusIndex, saved: Gall
         raise MilvusException(message="the server\nis down")
 
     monkeypatch.setattr(there._client, "search", gone)
-    with pytest.raises(BackendError, match=r"gave no answer \(the server is down\)"):
+    with pytest.raises(NoAnswerError, match=r"gave no answer \(the server is down\)"):
         there.search(query_rows(1), 3)
+
+    class Refused(grpc.RpcError):  # type: ignore[misc]
+        def __init__(self, status: Any, details: str) -> None:
+            self.code, self.details = lambda: status, lambda: details
+
+    unauthenticated = Refused(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, please check api key is correct")
+    connecting = MilvusException(code=2, message="Fail connecting to server, illegal connection params or server unavailable")
+    connecting.__cause__ = unauthenticated
+    for error, kind, message in (
+        (
+            MilvusException(code=1100, message="failed to create query plan:\ncannot parse"),
+            BackendError,
+            r"refused \(failed to.*: cannot parse",
+        ),
+        (unauthenticated, BackendError, r"refused \(UNAUTHENTICATED: auth check failure, please"),
+        (connecting, BackendError, r"refused \(UNAUTHENTICATED: auth check failure, please"),
+        (Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), NoAnswerError, r"no answer \(DEADLINE_EXCEEDED: Deadline"),
+    ):
+
+        def fail(*arguments: Any, error: Exception = error, **options: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(there._client, "search", fail)
+        with pytest.raises(BackendError, match=message) as caught:
+            there.search(query_rows(1), 3)
+        assert type(caught.value) is kind
     there.close()
     with pytest.raises(InputError, match="closed"):
         there.search(query_rows(1), 3)
+
+
+def test_more_than_one_answer_of_milvus_may_hold_is_refused(
+    there: MilvusIndex, saved: GalleryIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not cut short in silence; but all there is, where a filter passes fewer."""
+    monkeypatch.setattr(milvus_search, "_MOST_BYTES", 50 * 2 * 4 * 4)
+    queries = query_rows(2)
+    assert [len(one.matches) for one in there.search(queries, 50)] == [50, 50]
+    for k, exclude, message in (
+        (51, None, "k=51 and 0 excluded ids: one search fetches at most 50 of 600 items"),
+        (50, [[], list(saved.ids)[:300]], "k=50 and 300 excluded ids"),
+    ):
+        with pytest.raises(InputError, match=message):
+            there.search(queries, k, exclude=exclude)
+    few = {"n": {"<": 20}}
+    assert there.search(queries, 60, filter=few) == saved.search(queries, 60, filter=few)
 
 
 def test_what_is_refused(there: MilvusIndex, make_index: MakeIndex, tmp_path: Path) -> None:
@@ -259,7 +312,7 @@ def test_the_engine_searches_milvus(engine: RetrievalEngine, bundle_path: Path, 
 
 VALUES = st.one_of(
     st.sampled_from(["a", "b", 'q"', 1, 1.0, 2, -3, True, False, None, 2**60, 2**70, 0.5]),
-    st.lists(st.sampled_from(["a", 1, True]), max_size=2),
+    st.lists(st.sampled_from(["a", 1, 1.0, 38.0, 0.5, True]), max_size=2),
 )
 SCALARS = st.sampled_from(["a", "b", 'q"', 1, 1.0, 2, True, False, None, 2**60, 2**70, 0.5])
 CONDITIONS = st.one_of(
@@ -273,6 +326,14 @@ FLAT = st.dictionaries(st.sampled_from(["x", "y"]), CONDITIONS, min_size=1, max_
 NESTED = st.one_of(
     FLAT, st.tuples(st.sampled_from(["and", "or", "not"]), st.lists(FLAT, min_size=1, max_size=3)).map(lambda pair: {pair[0]: pair[1]})
 )
+
+
+@pytest.mark.parametrize("filter", [{"x": {"contains": 38}}, {"x": 38}, {"x": {"in": [38, 7]}}, {"x": {">=": 38}}])
+def test_numbers_are_written_as_floats(filter: dict[str, Any]) -> None:
+    """A server's `json_contains` does not find 38.0 when it is asked for 38; Milvus Lite does."""
+    text, whole = expression_of(compile_filter(filter))
+    assert whole
+    assert "38.0" in text
 
 
 def test_an_expression_passes_whatever_the_filter_passes(make_index: MakeIndex, tmp_path: Path) -> None:

@@ -86,6 +86,57 @@ def test_it_is_left_out_after_compaction(
     assert GONE not in ids(tmp_path / "index")
 
 
+def put(client: TestClient, id: str, image: bytes, *, replace: bool) -> None:
+    words = f'{{"id": "{id}", "replace": {"true" if replace else "false"}}}'
+    assert client.post("/v1/items", headers=WRITE, files={"image": image}, data={"item": words}).status_code == 201
+
+
+def test_it_is_left_out_where_its_folder_was_away(
+    serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], tmp_path: Path
+) -> None:
+    """A folder on another disk may be away when its item is removed; the photo is there again later."""
+    away = tmp_path / "away"
+    away.mkdir()
+    client = serve(keys=keys, photos=(("", away),))
+    away.rmdir()
+    remove(client, GONE)
+    assert Removed(removed_beside(tmp_path / "index")).ids() == {GONE}
+    assert update().skipped == {"removed from the index before (--readd takes them again)": 1}
+    assert GONE not in ids(tmp_path / "index")
+
+
+@pytest.mark.parametrize("folders", [(), (("", "away"),)], ids=["no folders", "its folder is away"])
+def test_a_photo_whose_item_became_an_upload_stays_out(
+    folders: tuple[tuple[str, str], ...], serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...],
+    shop: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Replaced by another image, or by the very same; replaced again; removed then. The id is written once."""
+    (tmp_path / "away").mkdir()
+    client = serve(keys=keys, photos=tuple((prefix, tmp_path / folder) for prefix, folder in folders))
+    (tmp_path / "away").rmdir()
+    put(client, GONE, encoded(noise_image(81), "PNG"), replace=True)
+    put(client, GONE, encoded(noise_image(82), "PNG"), replace=True)
+    for _ in range(2):
+        put(client, KEPT, (shop / "photos" / KEPT).read_bytes(), replace=True)
+    assert update(uploads=tmp_path / "index.uploads").skipped == {}
+    remove(client, GONE)
+    remove(client, KEPT)
+    assert sorted(line for line in removed_beside(tmp_path / "index").read_text().split("\n") if line) == [f'"{KEPT}"', f'"{GONE}"']
+    assert update().skipped == {"removed from the index before (--readd takes them again)": 2}
+    assert ids(tmp_path / "index").isdisjoint({GONE, KEPT})
+
+
+def test_what_cannot_be_remembered_is_not_removed(serve: Callable[..., TestClient], keys: tuple[Key, ...], tmp_path: Path) -> None:
+    removed_beside(tmp_path / "index").mkdir()
+    client = serve(keys=keys)
+    answer = client.delete(f"/v1/items/{GONE}", headers=WRITE)
+    assert answer.status_code == 507
+    assert "nothing was changed" in answer.json()["error"]["message"]
+    assert GONE in ids(tmp_path / "index")
+    removed_beside(tmp_path / "index").rmdir()
+    remove(client, GONE)
+
+
 @pytest.mark.parametrize("asked", ["between the save and its answer", "while photos are read"])
 def test_it_is_left_out_by_an_update_that_runs_meanwhile(
     asked: str, serve: Callable[..., TestClient], update: Callable[..., Progress], keys: tuple[Key, ...], shop: Path, tmp_path: Path,
