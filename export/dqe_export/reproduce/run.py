@@ -160,7 +160,7 @@ def reproduce(wish: Wish, talk: Talk) -> Outcome:
         dataset=work.dataset, weights=wish.weights.name, imported=provenance(places.model if "pytorch" in rows else places.bundle(rows[0])),
         texts=texts, command=wish.command, date=date.today().isoformat(), versions=_versions(),
         measures={measure.name: measure.title for measure in measures_of(work.dataset)}, views=tuple(views),
-        published=_published(work.dataset, checked.row), notes=tuple(notes) + tuple(_notes(work, checked, shared_concept=wish.shared_concept)),
+        published=_published(work.dataset, checked.row), notes=(*notes, *_notes(work, checked, shared_concept=wish.shared_concept)),
     )  # fmt: skip
     table = markdown(results)
     write_results(folder, results, by_view, table)
