@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ from dqe_engine.cli import index as index_command
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BackendError, IndexConflictError, IndexFormatError, InputError, NoAnswerError
-from dqe_engine.index import GalleryIndex, IndexMatches, on_ray_shards
+from dqe_engine.index import GalleryIndex, IndexMatches
 from dqe_engine.index.merging import best_scores, merge_answers, merged
 from dqe_engine.index.shard_files import SHARDS_FILE, cut_index, join_indexes, read_shards
 from dqe_engine.index.shard_server import ShardServer
@@ -176,106 +172,6 @@ def test_a_lost_shard_is_an_error_or_a_partial_answer_that_says_so(make_index: M
         partial.search(queries, 9)
 
 
-class FakeRay:
-    """Actors that never answer."""
-
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
-        self.cancelled: list[Any] = []
-        self.names: list[str] = []
-
-    def remote(self, of: Any) -> FakeRay:
-        return self
-
-    def options(self, **options: Any) -> FakeActor:
-        self.names.append(options.get("name", ""))
-        return FakeActor(self)
-
-    def wait(self, asked: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
-        return asked[:1], asked[1:]
-
-    def get(self, one: Any) -> Any:
-        return "answer", one
-
-    def cancel(self, one: Any) -> None:
-        self.cancelled.append(one)
-
-
-class FakeActor:
-    def __init__(self, ray: FakeRay) -> None:
-        self._ray, self.call = ray, self
-
-    def remote(self, *arguments: Any, **keywords: Any) -> Any:
-        if not keywords:
-            self._ray.asked.append(arguments)
-            return arguments
-        return self
-
-
-def test_calls_that_came_too_late_are_cancelled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Else they would wait in the actor, and the searches of the next callers behind them."""
-    ray = FakeRay()
-    monkeypatch.setattr(on_ray_shards, "connect", lambda asked_by: ray)
-    transport = on_ray_shards.RayTransport(tmp_path, "m" * 32, name=None, cpus=1, concurrency=1, threads=1)
-    replies: list[Any] = transport.ask([(0, ("rows", "a", "1")), (1, ("rows", "b", "2"))], 0.5)
-    assert replies[0] == ("answer", ("rows", "a", "1"))
-    assert isinstance(replies[1], Lost)
-    assert ray.cancelled == [("rows", "b", "2")]
-
-
-def test_actors_are_shared_by_those_who_want_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ray = FakeRay()
-    monkeypatch.setattr(on_ray_shards, "connect", lambda asked_by: ray)
-    same: dict[str, Any] = {"name": "shop", "cpus": 1, "concurrency": 4, "threads": 1, "screened": None, "mapped": True}
-    others = [{}, {}, {"threads": 2}, {"screened": True}, {"mapped": False}, {"concurrency": 5}]
-    for other in others:
-        on_ray_shards.RayTransport(tmp_path, "m" * 32, **(same | other)).actor(0)
-    assert ray.names[0] == ray.names[1]
-    assert len(set(ray.names)) == len(others) - 1
-    assert {name.rsplit("-", 2)[0] for name in ray.names} == {"shop"}, "what `stop` looks for"
-
-
-def test_a_shard_in_this_process_that_hangs_is_not_waited_for(
-    make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    single = make_index(8)
-    single.save(tmp_path / "whole")
-    cut_index(single, tmp_path / "cut", 2)
-    gate, call = threading.Event(), ShardServer.call
-
-    def hang(self: ShardServer, method: str, *arguments: Any) -> Any:
-        assert method != "search" or gate.wait(30)
-        return call(self, method, *arguments)
-
-    monkeypatch.setattr(ShardServer, "call", hang)
-    with ShardedIndex.open_here(tmp_path / "cut", timeout=0.05) as sharded:
-        with pytest.raises(NoAnswerError, match=r"\(nothing came within 0.05 s\); look at the machine"):
-            sharded.search(query_rows(1), 3)
-        gate.set()
-
-
-def test_a_loop_is_not_kept_by_a_shard(engine: RetrievalEngine, bundle_path: Path, image_folder: Path, tmp_path: Path) -> None:
-    """A small query whose items shards have to be asked for is prepared by a reader."""
-    engine.index_images(image_folder)
-    engine.save_index(tmp_path / "whole")
-    cut_index(engine.index, tmp_path / "cut", 2)
-    asking: list[int] = []
-
-    class Watched(HereTransport):
-        def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Any]:
-            asking.append(threading.get_ident())
-            return list(super().ask(calls, timeout))
-
-    with RetrievalEngine.load(bundle_path, provider="cpu", threads=1) as other:
-        other.attach(ShardedIndex(tmp_path / "cut", Watched(tmp_path / "cut", engine.bundle.model_hash)))
-        asking.clear()
-        with other.batcher() as batcher:
-            query = Query(reference_id="02.png", k=3)
-            assert asyncio.run(batcher.search_async(query, timeout=60)).hits == engine.search(query).hits
-    assert asking
-    assert threading.get_ident() not in asking
-
-
 def test_updates_are_followed_and_states_are_never_mixed(make_index: MakeIndex, tmp_path: Path, rng: np.random.Generator) -> None:
     whole, place = tmp_path / "whole", tmp_path / "cut"
     single = filled(make_index, rng, 40, kinds=30, image_storage="f16")
@@ -420,44 +316,6 @@ def test_a_server_that_starts_anew_answers_as_before(make_index: MakeIndex, tmp_
     state, reason = ShardServer(str(tmp_path), "m" * 32).call("search", "a", str(revision), *arguments)
     assert state == "lost"
     assert "manifest.json is missing" in reason
-
-
-def test_a_server_holds_one_shard(make_index: MakeIndex, tmp_path: Path) -> None:
-    """Old states of a folder are kept for searches that still run; those of a folder that was replaced would be a shard more each time."""
-    revisions = {}
-    for name in ("a", "b", "c"):
-        index = make_index(8)
-        index.save(tmp_path / name)
-        revisions[name] = str(index.snapshot().revision)
-    server = ShardServer(str(tmp_path), "m" * 32)
-    snapshots = []
-    for name in ("a", "b", "c", "a"):  # the first one once more: somebody has not refreshed yet
-        assert server.call("warm", name, revisions[name]) == ("answer", 8)
-        snapshots.append(weakref.ref(server._state(name, revisions[name])))
-        gc.collect()
-        assert [one() is not None for one in snapshots] == [False] * (len(snapshots) - 1) + [True]
-    assert server.call("warm", "a", "other")[0] == "lost"
-    assert server.call("warm", "a", revisions["a"]) == ("answer", 8)
-
-
-def test_shards_that_were_joined_keep_their_order(make_index: MakeIndex, tmp_path: Path) -> None:
-    def add(name: str) -> None:
-        index = make_index()
-        index.add([name], target_rows(1))
-        index.save(tmp_path / name)
-
-    def names() -> list[str]:
-        return [shard.name for shard in join_indexes(tmp_path).shards]
-
-    for name in ("part-10", "part-9", "part-2"):
-        add(name)
-    assert names() == ["part-2", "part-9", "part-10"]
-    for name in ("part-11", "b", "part-1", "part-01"):
-        add(name)
-    order = ["part-2", "part-9", "part-10", "b", "part-01", "part-1", "part-11"]
-    assert names() == order
-    assert [shard.name for shard in join_indexes(tmp_path, order[::-1]).shards] == order[::-1]
-    assert names() == order[::-1]
 
 
 def test_the_engine_searches_shards_as_it_does_one_index(
