@@ -25,7 +25,7 @@ NAMES = {
 BROUGHT = {"fastapi": {"starlette"}, "uvicorn": {"httptools", "h11"}, "transformers": {"huggingface_hub"}, "jinja2": {"markupsafe"}}
 """Distributions that bring others of which we import."""
 OPTIONAL = {
-    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray", "huggingface_hub", "pymilvus"},
+    "dqe_engine": {"onnxruntime", "tensorrt", "cuda", "faiss", "ray", "huggingface_hub", "pymilvus", "grpc"},
     "dqe_training": {"peft", "onnxruntime", "pyarrow"},
     "dqe_export": {"onnxruntime", "tensorrt"},
 }
