@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from .errors import DeadlineError, InputError, NoAnswerError, OverloadError
 from .forks import ProcessBound
+from .processors import give_way
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -78,14 +79,17 @@ class Batcher(ProcessBound, Generic[Q, R]):
     the others to the next leader, but for the few instructions in which Python takes its own locks: an exception there keeps them.
     `most`: questions in a batch. `patience`: seconds that a leader waits for others before it begins; 0 for not at all, since others
     queue up while a batch runs anyway. `room`: questions that may wait; one more is an OverloadError at once, which is kinder than a late
-    answer.
+    answer. `niceness`: of the thread that leads where only tasks wait (see `give_way`).
     """
 
-    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], *, most: int = 32, patience: float = 0.0, room: int = 256) -> None:
+    def __init__(
+        self, answer: Callable[[Sequence[Q]], Sequence[R]], *, most: int = 32, patience: float = 0.0, room: int = 256, niceness: int = 0
+    ) -> None:
         """Raises InputError for bounds that are not positive (`patience`: negative)."""
         if most < 1 or room < 1 or not patience >= 0:
             raise InputError(f"expected most >= 1, room >= 1 and patience >= 0, got {most}, {room} and {patience}")
         self.most, self.patience, self.room = most, patience, room
+        self._niceness = niceness
         self._answer = answer
         self._lock = threading.Lock()  # brief: guards what follows
         self._queue: deque[_Entry[Q, R]] = deque()
@@ -367,6 +371,7 @@ class Batcher(ProcessBound, Generic[Q, R]):
         self._taken.clear()
 
     def _work(self) -> None:
+        give_way(self._niceness)
         while True:
             self._called.wait()
             with self._lock:

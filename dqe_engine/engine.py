@@ -30,7 +30,7 @@ from .index.indexer import Indexer, Progress
 from .index.searched import SearchedIndex
 from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, open_image
-from .processors import available_cpus
+from .processors import available_cpus, give_way
 from .query import Query
 from .results import (
     EncodedImages,
@@ -255,11 +255,13 @@ class RetrievalEngine(ProcessBound):
         patience: float = 0.0,
         room: int = 256,
         readers: int | None = None,
+        niceness: int = 0,
         counts: Callable[[int], None] = lambda size: None,
     ) -> QueryBatcher:
-        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. counts:
-        called with the size of each batch."""
-        return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, counts=counts)
+        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. niceness: of
+        the threads that read and answer what tasks ask, so that they give way to the event loop (see `give_way`). counts: called with the
+        size of each batch."""
+        return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, niceness=niceness, counts=counts)
 
     def warm_up(self) -> None:
         """Do what the first search would have to: run every graph once, and make the screen of the index."""
@@ -367,14 +369,17 @@ class QueryBatcher:
         patience: float,
         room: int,
         readers: int | None,
+        niceness: int = 0,
         counts: Callable[[int], None] = lambda size: None,
     ) -> None:
         """Raises InputError for bounds that are not positive (`patience`: negative)."""
         readers = available_cpus() if readers is None else readers
         check_count("readers", readers, 1)
         self.engine, self._counts = engine, counts
-        self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(self._answer, most=most, patience=patience, room=room)
-        self._readers = ThreadPoolExecutor(readers, "dqe-reader")
+        self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(
+            self._answer, most=most, patience=patience, room=room, niceness=niceness
+        )
+        self._readers = ThreadPoolExecutor(readers, "dqe-reader", give_way, (niceness,))
 
     @property
     def waiting(self) -> int:

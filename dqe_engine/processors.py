@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,14 @@ def available_cpus() -> int:
     """
     quota = core_quota()
     return cores() if quota is None else max(1, min(cores(), math.ceil(quota)))
+
+
+def give_way(niceness: int) -> None:
+    """Lower this thread's priority by `niceness` (0 to 19), and so that of the threads it starts from now on. It can't be taken back. Only
+    Linux has priorities of threads; elsewhere nothing happens."""
+    if niceness and sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))
 
 
 def affinity() -> list[int]:

@@ -35,13 +35,17 @@ GC_THRESHOLDS = (20_000, 10, 10)
 """Objects made and not freed before Python looks for garbage, instead of 700: under load, that took a tenth of the event loop's time."""
 
 
+NICENESS = 10
+"""Of the threads that search and decode, beside the event loop: see decision 250."""
+
+
 def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastAPI:
     """The application of one process. The engine is loaded when its lifespan begins, in the process that serves.
 
-    owns_process: nothing but this application runs here, so Python's garbage collector is tuned for it.
+    owns_process: nothing but this application runs here, so Python's garbage collector and the threads' priorities are tuned for it.
     """
     metrics = Metrics(settings)
-    service = Service(settings, metrics)
+    service = Service(settings, metrics, niceness=NICENESS if owns_process else 0)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:

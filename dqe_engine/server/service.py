@@ -20,7 +20,7 @@ from dqe_engine.errors import DQEError, OverloadError
 from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
-from dqe_engine.processors import available_cpus
+from dqe_engine.processors import available_cpus, give_way
 from dqe_engine.query import Query
 from dqe_engine.results import IndexState, SearchResult
 from dqe_engine.sessions import Provider
@@ -53,15 +53,16 @@ that searches after each system call that lets go of the interpreter, as each ne
 MOST_IN_THREADS = 256
 """Pictures, listings and counts that are made or wait for a thread; a page asks for some dozens at a time."""
 MOST_BEGUN = 8
-"""Searches that begin in one turn of the event loop."""
+"""Searches that begin in one turn of the event loop. With two while others are refused, a third fewer were answered."""
 T = TypeVar("T")
 
 
 class Service:
     """Made in the process that serves (see `dqe_engine.forks`), by `open`, before the first request. `close` ends it."""
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: ServerSettings, metrics: Metrics, *, niceness: int = 0) -> None:
+        """`niceness`: of the threads that search and decode (see `give_way`)."""
+        self.settings, self.metrics, self._niceness = settings, metrics, niceness
         self.phase = "starting"
         self.following = True
         self.keyring = Keyring(settings.keys)
@@ -69,7 +70,7 @@ class Service:
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self.turn = Turns(MOST_BEGUN)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures that are kept, counts, refreshes
-        self._renderers = ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), thread_name_prefix="dqe-serve-picture")
+        self._renderers = ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), "dqe-serve-picture", give_way, (niceness,))
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -77,9 +78,12 @@ class Service:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         sys.setswitchinterval(SWITCH_S)
-        self.engine = await asyncio.to_thread(self._load)
+        with ThreadPoolExecutor(1, "dqe-serve-load", give_way, (self._niceness,)) as loader:  # ONNX Runtime's threads begin in it
+            self.engine = await asyncio.get_running_loop().run_in_executor(loader, self._load)
         readers = min(MOST_DECODED, available_cpus())
-        self.batcher: QueryBatcher = self.engine.batcher(most=settings.most, room=settings.room, readers=readers, counts=self.metrics.batch)
+        self.batcher: QueryBatcher = self.engine.batcher(
+            most=settings.most, room=settings.room, readers=readers, niceness=self._niceness, counts=self.metrics.batch
+        )
         self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
         self.removed = Removed(removed_beside(Path(settings.index)))
         self.writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)

@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -516,3 +517,17 @@ def test_everything_at_once(answers: Answers) -> None:
     assert answers.most_inside == 1
     assert {"answered", "refused"} <= set(outcomes)
     assert outcomes.count("answered") > 1500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads")
+def test_what_answers_tasks_gives_way_and_who_asks_for_itself_does_not() -> None:
+    def niceness(questions: Sequence[int]) -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) for _ in questions]
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with Batcher(niceness, niceness=3) as batcher:
+        assert batcher.submit(0).result(30) == min(19, own + 3)
+        until(lambda: batcher._leader is None)
+        assert batcher.ask(0) == own
+    with Batcher(niceness) as batcher:
+        assert batcher.submit(0).result(30) == own

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from support.chaos import Server
+from support.chaos import Server, until
 
 from dqe_engine.bundle import Bundle
+from dqe_engine.server.app import NICENESS
 from dqe_engine.server.settings import ServerSettings
 from dqe_engine.server.starting import starting, take_over
 from dqe_engine.server.writes import make_index
@@ -57,6 +60,15 @@ def test_who_has_seen_it_ready_meets_nobody_who_starts(bundle_path: Path, tmp_pa
             told.add((answer.status_code, answer.json()["error"]["code"]))
         assert told == {(503, "starting")}
         assert {server.send("GET", "/readyz").status_code for _ in range(100)} == {200}
+        def has_given_way(worker: int) -> bool:
+            """The thread that searches has, which the first search starts."""
+            server.send("POST", "/v1/search", json={"text": "red"})
+            tasks = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
+            return min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS) in [os.getpriority(os.PRIO_PROCESS, task) for task in tasks]
+
+        for worker in server.pids():
+            until(partial(has_given_way, worker), "a thread gives way")
+            assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)  # the event loop's does not
     finally:
         server.__exit__()
     assert server.process.returncode == 0
