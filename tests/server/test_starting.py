@@ -60,6 +60,7 @@ def test_who_has_seen_it_ready_meets_nobody_who_starts(bundle_path: Path, tmp_pa
             told.add((answer.status_code, answer.json()["error"]["code"]))
         assert told == {(503, "starting")}
         assert {server.send("GET", "/readyz").status_code for _ in range(100)} == {200}
+
         def has_given_way(worker: int) -> bool:
             """The thread that searches has, which the first search starts."""
             server.send("POST", "/v1/search", json={"text": "red"})
