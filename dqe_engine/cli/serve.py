@@ -98,6 +98,7 @@ def _seconds(text: str) -> float:
 def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
     from dqe_engine.index.metadata_file import read_metadata
+    from dqe_engine.index.storage import MANIFEST_FILE
     from dqe_engine.server.background import command
     from dqe_engine.server.keys import read_keys
     from dqe_engine.server.run import serve
@@ -118,6 +119,8 @@ def _serve(args: argparse.Namespace) -> int:
         if not updating:
             raise InputError("--metadata is for photos that are indexed: add --update, or run dqe-index metadata INDEX FILE")
         read_metadata(metadata)  # what is wrong with it is told now
+    if photos and not updating and not (index / MANIFEST_FILE).exists():
+        raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
     _check(bundle, index, made_here=updating)
     with _state() as state:
         settings = ServerSettings(

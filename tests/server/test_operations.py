@@ -213,3 +213,11 @@ def test_help_needs_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "docs/operations.md" in capsys.readouterr().out
+
+
+def test_an_index_that_is_to_be_made_of_photos_takes_one_option_more(
+    bundle_path: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(bundle_path), str(tmp_path / "new"), "--images", str(shop / "photos")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'new'}: no index here; add --update to make it of the photos in --images\n"
+    assert not (tmp_path / "new").exists()
