@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown {', '.join(unknown)}; expected some of {', '.join(choices)}")
     rows, path = [], options.out / "import.json"
     for model in options.models:
+        layout, tower = model.split(":")
         started, before = datetime.now(UTC), machine.load_average()
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            found = measure(*model.split(":"), Path(folder))
+            found = measure(layout, tower, Path(folder))
         record = report.load(path, "import")
         record["sections"][model] = found | {
             "started": started.isoformat(timespec="seconds"), "load_before": before, "load_after": machine.load_average(),
