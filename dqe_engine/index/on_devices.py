@@ -48,8 +48,9 @@ class CudaSlice:
     def select(self, queries: F32, **options: Any) -> ZoneSelection:
         with CudaMemory.open(self._device) as memory:
             found = self._index.select(memory.upload(queries), **options)
-            arrays = {field.name: getattr(found, field.name) for field in fields(found)}
-            return replace(found, **{name: memory.download(array) for name, array in arrays.items() if hasattr(array, "__dlpack__")})
+            values = {field.name: getattr(found, field.name) for field in fields(found)}
+            arrays: dict[str, Any] = {name: memory.download(value) for name, value in values.items() if hasattr(value, "__dlpack__")}
+            return replace(found, **arrays)
 
 
 OpenSlice = Callable[[Sequence[Rows], int], Slice]
@@ -88,7 +89,12 @@ class DeviceSnapshot(Snapshot):
             return self._answers(rows.select(np.ascontiguousarray(queries), exclude=lists, allowed=words, **options), start)
 
         def ask_all(k: int, zones: ZoneSpec | None, anchors: F32 | None) -> dict[int, tuple[IndexMatches, ...]]:
-            options = {"k": min(k, count), "zones": zones, "counts": zones is not None, "picks": min(picks, count) if zones else 0}
+            options: dict[str, Any] = {
+                "k": min(k, count),
+                "zones": zones,
+                "counts": zones is not None,
+                "picks": min(picks, count) if zones else 0,
+            }
             one = partial(ask, **options, anchor=anchors if zones else None)
             return dict(enumerate(map(one, self.slices) if self.workers is None else self.workers.map(one, self.slices)))
 
