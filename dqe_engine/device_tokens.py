@@ -50,9 +50,11 @@ def stacked(rows: Sequence[Tokens | None], shape: tuple[int, ...]) -> Tokens:
 
 
 def copied(array: Tokens) -> Tokens:
-    """On the same device, in memory of its own: what is given may be a view into a batch."""
+    """On the same device, in memory of its own: what is given may be a view into a batch. A batch of one is its own on a device."""
     if not isinstance(array, ForeignArray):
         return np.array(array)
+    if isinstance(array.owner, ForeignArray) and array.owner.nbytes == array.nbytes:
+        return array
     made = _empty((1, *array.shape), array.dtype, array.device)
     _write(made, [array])
     return made[0]

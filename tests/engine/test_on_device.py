@@ -238,9 +238,10 @@ def test_memory_that_runs_out_is_told_in_one_line(bundle: Bundle, monkeypatch: p
     from onnxruntime import OrtValue
 
     monkeypatch.setattr(OrtValue, "ortvalue_from_shape_and_type", full)
-    tokens = np.zeros((1, 3), np.float32)
+    tokens = np.zeros((2, 3), np.float32)
     with pytest.raises(
         BackendError, match=r"^no memory on cpu:0 for image tokens of shape \(1, 3\): BFCArena: Failed to allocate memory for"
     ):
         copied(ForeignArray(tokens.ctypes.data, tokens.shape, tokens.dtype, HERE)[0])
+    assert copied(one := ForeignArray(tokens.ctypes.data, (1, 3), tokens.dtype, HERE)[0]) is one, "needs no memory"
     assert device_tokens.place_name((CUDA_DEVICE, 3)) == "cuda:3"
