@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contracts.graphs import GraphSizes, GraphSpec
+from .device_tokens import Tokens
 from .errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
@@ -24,7 +25,7 @@ class Binding:
         self._inputs = tuple((tensor.name, np.dtype(tensor.dtype), tensor.sized(sizes)) for tensor in spec.inputs)
         self._outputs = tuple((tensor.name, tensor.sized(sizes)) for tensor in spec.outputs)
 
-    def dynamic_sizes(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    def dynamic_sizes(self, inputs: Mapping[str, Tokens]) -> dict[str, int]:
         """Sizes of the dynamic axes. Raises InputError for inputs that the graph does not take."""
         if inputs.keys() != self._names:
             raise InputError(f"{self._graph} takes {', '.join(sorted(self._names))}; got {', '.join(sorted(inputs)) or 'nothing'}")

@@ -7,13 +7,15 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
-import numpy as np
 from numpy.typing import NDArray
+
+from .device_tokens import Tokens, copied
 
 _ENTRY_BYTES, _ARRAY_BYTES = 512, 128
 """What a short key and its place take, and each array beside its values."""
+T = TypeVar("T", bound=Tokens)
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,20 @@ class CacheStats:
     bytes: int
 
 
-class ArrayCache:
-    """Tuples of arrays by a key of at most some hundred bytes. Threads may share it; arrays are read-only by agreement.
+class ArrayCache(Generic[T]):
+    """Tuples of arrays by a key of at most some hundred bytes, each kept where it lies. Threads may share it; arrays are read-only by
+    agreement.
 
-    `most_bytes` 0: nothing is kept.
+    `most_bytes`: in the process's memory and on a device together; 0 to keep nothing.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, tuple[NDArray[np.float32], ...]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[T, ...]] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
 
-    def get(self, key: Hashable) -> tuple[NDArray[np.float32], ...] | None:
+    def get(self, key: Hashable) -> tuple[T, ...] | None:
         with self._lock:
             found = self._kept.get(key)
             if found is None:
@@ -46,17 +49,17 @@ class ArrayCache:
             self._kept.move_to_end(key)
             return found
 
-    def peek(self, key: Hashable) -> tuple[NDArray[np.float32], ...] | None:
+    def peek(self, key: Hashable) -> tuple[T, ...] | None:
         """`get`, not counted: for who has asked before."""
         with self._lock:
             return self._kept.get(key)
 
-    def put(self, key: Hashable, arrays: tuple[NDArray[np.float32], ...]) -> None:
+    def put(self, key: Hashable, arrays: tuple[T, ...]) -> None:
         """Keep copies, since what is given may be a view into a batch."""
         size = _bytes_of(arrays)
         if size > self._most:
             return
-        copies = tuple(np.array(array) for array in arrays)
+        copies = cast(tuple[T, ...], tuple(copied(array) for array in arrays))
         with self._lock:
             if key in self._kept:
                 return
@@ -112,5 +115,5 @@ class SharedArrays:
                 making.done.set()
 
 
-def _bytes_of(arrays: tuple[NDArray[np.float32], ...]) -> int:
+def _bytes_of(arrays: tuple[Tokens, ...]) -> int:
     return sum(array.nbytes + _ARRAY_BYTES for array in arrays) + _ENTRY_BYTES

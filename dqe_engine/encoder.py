@@ -15,6 +15,7 @@ from .bundle import Bundle
 from .caches import ArrayCache, SharedArrays
 from .compose import apply_overrides, compose_query, unknown_attribute
 from .contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec, graphs_of
+from .device_tokens import Tokens, stacked, to_host
 from .errors import BackendError, InputError
 from .image_policy import ImagePolicy
 from .index.filters import Combination, compile_filter
@@ -22,10 +23,12 @@ from .index.searched import SearchedSnapshot
 from .preprocessing import fit_image, normalise, open_image
 from .query import Query
 from .results import EncodedImages
-from .sessions import GraphSession, text_buckets
+from .sessions import GraphSession, Resident, common_device, text_buckets
 from .zones.arrays import F32
 
 Rows = NDArray[Any]
+PASSED_ON = tuple(tensor.name for tensor in ATTRIBUTE_HEADS.inputs if tensor in QUERY_ENCODER.outputs)
+"""Outputs of the query encoder that only the attribute heads read."""
 Parts = tuple[F32, F32, F32]
 """Of a query: the base query (D,), the sub-queries (A, D) and the predicted weights (A,)."""
 STAGES = ("decode", "preprocess", "tokenise", "vision", "query", "attributes", "compose", "search")
@@ -52,14 +55,15 @@ class Prepared:
 
     key: of the reference image, where it is known by what is in it. image_tokens: (P, Hv), where they are at hand; else pixels, the image
     fitted to (S, S, 3) uint8; neither for a text alone. target_tokens: (M, D) of an item, for an image alone. Tokens of items are views of
-    the index, float32 or float16 and perhaps still on the disk: the batch reads them. ids: of the text's tokens.
+    the index, float32 or float16 and perhaps still on the disk: the batch reads them. Those of an upload may lie on the graphs' device.
+    ids: of the text's tokens.
     """
 
     query: Query
     snapshot: SearchedSnapshot
     filter: Combination | None = None
     key: Hashable | None = None
-    image_tokens: Rows | None = None
+    image_tokens: Tokens | None = None
     pixels: NDArray[np.uint8] | None = None
     target_tokens: Rows | None = None
     ids: tuple[int, ...] = ()
@@ -85,6 +89,8 @@ class QueryEncoder:
 
     `kept_bytes`: of image tokens of uploads, by the hash of their bytes, and again of what the query encoder made of an image and a text,
     so that other weights, filters and pages of the same question cost a search alone.
+
+    Where all graphs run on one CUDA device, what one hands to the next stays there, and so do the image tokens that are kept.
     """
 
     def __init__(self, bundle: Bundle, open_graph: Callable[[GraphSpec], GraphSession], policy: ImagePolicy, kept_bytes: int) -> None:
@@ -95,13 +101,15 @@ class QueryEncoder:
         self._attributes = opened.get(ATTRIBUTE_HEADS.name)
         self.text = bundle.text_encoder()
         self._lengths = text_buckets(*(session for session in (self._query, self._attributes) if session is not None))
-        self.uploads, self.fused = ArrayCache(kept_bytes), ArrayCache(kept_bytes)
+        self._on_device = common_device(*self.sessions) is not None
+        self.uploads, self.fused = ArrayCache[Tokens](kept_bytes), ArrayCache[F32](kept_bytes)
         self._pixels = SharedArrays()  # of uploads that are decoded, and not yet encoded
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> EncodedImages:
         """Images fitted to (S, S, 3) uint8."""
-        image_tokens = self._vision.run(pixel_values=self._normalised(pixels))["image_tokens"]
-        return EncodedImages(self._target.run(image_tokens=image_tokens)["target_tokens"], image_tokens)
+        image_tokens = self._run(self._vision, "image_tokens", pixel_values=self._normalised(pixels))["image_tokens"]
+        targets = self._run(self._target, image_tokens=image_tokens)["target_tokens"]
+        return EncodedImages(to_host(targets), to_host(image_tokens))
 
     def prepare(self, query: Query, snapshot: SearchedSnapshot, clock: Clock) -> Prepared:
         """Read the query's upload, text and filter and check everything. Nothing is read of the index's files. Raises InputError."""
@@ -137,7 +145,7 @@ class QueryEncoder:
 
     def _reference(
         self, query: Query, snapshot: SearchedSnapshot, clock: Clock
-    ) -> tuple[Hashable | None, Rows | None, NDArray[np.uint8] | None, Rows | None]:
+    ) -> tuple[Hashable | None, Tokens | None, NDArray[np.uint8] | None, Rows | None]:
         if query.reference_id is not None:
             if (row := snapshot.row(query.reference_id)) is None:
                 raise InputError(f"{query.reference_id!r} is not an id of the index; pass an image that is not in it as image=...")
@@ -149,7 +157,7 @@ class QueryEncoder:
             return ("no image",), None, None, None
         return *self._upload(query, clock), None
 
-    def _upload(self, query: Query, clock: Clock) -> tuple[Hashable | None, F32 | None, NDArray[np.uint8] | None]:
+    def _upload(self, query: Query, clock: Clock) -> tuple[Hashable | None, Tokens | None, NDArray[np.uint8] | None]:
         image, spec = query.image, self.bundle.manifest.preprocessing
         assert image is not None
 
@@ -178,7 +186,7 @@ class QueryEncoder:
                 found[b] = (kept[0], kept[1], kept[2])
         return found
 
-    def _image_tokens(self, prepared: Mapping[int, Prepared], clock: Clock) -> dict[int, Rows]:
+    def _image_tokens(self, prepared: Mapping[int, Prepared], clock: Clock) -> dict[int, Tokens]:
         """(P, Hv) of each query that has an image, by its place: what is at hand, and the rest through the vision encoder, equal uploads
         once."""
         found = {b: one.image_tokens for b, one in prepared.items() if one.image_tokens is not None}
@@ -193,7 +201,7 @@ class QueryEncoder:
         if same:
             values = self._normalised([pixels for rows in same.values() if (pixels := prepared[rows[0]].pixels) is not None])
             clock.lap("preprocess")
-            encoded = self._vision.run(pixel_values=values)["image_tokens"]
+            encoded = self._run(self._vision, "image_tokens", pixel_values=values)["image_tokens"]
             clock.lap("vision")
             for rows, tokens in zip(same.values(), encoded, strict=True):
                 found |= dict.fromkeys(rows, tokens)
@@ -202,7 +210,7 @@ class QueryEncoder:
         return found
 
     def _fused(
-        self, prepared: Mapping[int, Prepared], keys: Sequence[Hashable | None], image_tokens: Mapping[int, Rows], clock: Clock
+        self, prepared: Mapping[int, Prepared], keys: Sequence[Hashable | None], image_tokens: Mapping[int, Tokens], clock: Clock
     ) -> dict[int, Parts]:
         """Of the queries with a text, by their place; equal questions are encoded once."""
         same: dict[Hashable, list[int]] = {}
@@ -213,13 +221,11 @@ class QueryEncoder:
             return {}
         firsts, sizes = [rows[0] for rows in same.values()], self.bundle.sizes
         encoded = self.text.pad([prepared[b].ids for b in firsts], lengths=self._lengths)
-        tokens = np.zeros((len(firsts), sizes.image_tokens, sizes.vision_width), np.float32)  # a text alone: an image of nothing
-        for row, b in enumerate(firsts):
-            if b in image_tokens:
-                tokens[row] = image_tokens[b]  # from the disk, perhaps
+        # A text alone has an image of nothing.
+        tokens = stacked([image_tokens.get(b) for b in firsts], (sizes.image_tokens, sizes.vision_width))
         clock.lap("decode")
-        fused = self._query.run(image_tokens=tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
-        base = fused.pop("base_query")
+        fused = self._run(self._query, *PASSED_ON, image_tokens=tokens, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask)
+        base = to_host(fused.pop("base_query"))
         clock.lap("query")
         read = self._read_attributes(fused, encoded.attention_mask)
         clock.lap("attributes")
@@ -231,21 +237,27 @@ class QueryEncoder:
                 self.fused.put(key, made)
         return found
 
-    def _read_attributes(self, fused: Mapping[str, F32], attention_mask: NDArray[np.int64]) -> Mapping[str, F32]:
+    def _read_attributes(self, fused: Mapping[str, Tokens], attention_mask: NDArray[np.int64]) -> Mapping[str, F32]:
         """Sub-queries (B, A, D) and weights (B, A), with A = 0 for a model without attribute heads."""
         if self._attributes is not None:
-            return self._attributes.run(**fused, attention_mask=attention_mask)
+            return {name: to_host(value) for name, value in self._run(self._attributes, **fused, attention_mask=attention_mask).items()}
         none = np.zeros((len(attention_mask), 0, self.bundle.sizes.embedding_dim), np.float32)
         return {"sub_queries": none, "attribute_weights": none[:, :, 0]}
 
-    def _similar(self, prepared: Mapping[int, Prepared], image_tokens: Mapping[int, Rows], clock: Clock) -> dict[int, Parts]:
+    def _run(self, session: GraphSession, /, *keep: str, **inputs: Tokens) -> dict[str, Tokens]:
+        """The session's outputs, of which those named in `keep` stay on the device if all graphs run on one. The others are NumPy's."""
+        if self._on_device and isinstance(session, Resident):
+            return session.run_keeping(keep, **inputs)
+        return {**session.run(**{name: to_host(value) for name, value in inputs.items()})}
+
+    def _similar(self, prepared: Mapping[int, Prepared], image_tokens: Mapping[int, Tokens], clock: Clock) -> dict[int, Parts]:
         """The same of images alone: the mean of the tokens by which the gallery is searched, and nothing of the attributes."""
         sizes = self.bundle.sizes
         targets = {b: one.target_tokens.astype(np.float32) for b, one in prepared.items() if one.target_tokens is not None}
         rows = [b for b, one in prepared.items() if one.query.text is None and b not in targets]
         if rows:
-            encoded = self._target.run(image_tokens=np.stack([image_tokens[b] for b in rows]))["target_tokens"]
-            targets |= dict(zip(rows, encoded, strict=True))
+            tokens = stacked([image_tokens[b] for b in rows], (sizes.image_tokens, sizes.vision_width))
+            targets |= dict(zip(rows, to_host(self._run(self._target, image_tokens=tokens)["target_tokens"]), strict=True))
             clock.lap("query")
         none, zeros = np.zeros((sizes.attributes, sizes.embedding_dim), np.float32), np.zeros(sizes.attributes, np.float32)
         return {b: (tokens.mean(axis=0, dtype=np.float64).astype(np.float32), none, zeros) for b, tokens in targets.items()}

@@ -64,3 +64,8 @@ class OverloadError(DQEError):
 
 class DeadlineError(DQEError):
     """An answer that was not there in time; nobody works on it any more, or nobody waits."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's exception says, for a message of ours."""
+    return " ".join(str(error).split())[:300]

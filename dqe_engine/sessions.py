@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .binding import Arrays, Binding
 from .contracts.graphs import GraphSizes, GraphSpec, TensorSpec
-from .errors import BackendError, BundleError, InputError
+from .device_arrays import CUDA_DEVICE, ForeignArray
+from .device_tokens import DEVICE_NAMES, Tokens, place_name
+from .errors import BackendError, BundleError, InputError, one_line
 from .forks import ProcessBound, guard_children
 from .processors import available_cpus, cores
 from .tensorrt.onnx_runtime import without_profiles
@@ -69,6 +71,26 @@ class TextBuckets(Protocol):
         ...
 
 
+@runtime_checkable
+class Resident(Protocol):
+    """What a session has besides whose outputs can stay on its device, for the next graph there."""
+
+    @property
+    def device(self) -> tuple[int, int] | None:
+        """DLPack's type and number of the device; None where arrays are NumPy's."""
+        ...
+
+    def run_keeping(self, keep: Collection[str], /, **inputs: Tokens) -> dict[str, Tokens]:
+        """`GraphSession.run`, of which the outputs named in `keep` stay on the device. Inputs may lie there, too."""
+        ...
+
+
+def common_device(*sessions: GraphSession) -> tuple[int, int] | None:
+    """The device on which all these sessions run and can leave their outputs; None where there is no such device."""
+    devices = {session.device if isinstance(session, Resident) else None for session in sessions}
+    return devices.pop() if len(devices) == 1 else None
+
+
 def text_buckets(*sessions: GraphSession) -> tuple[int, ...]:
     """Lengths to pad texts to that go through all these sessions: the first's that has any, none for ONNX Runtime's."""
     return next((session.text_buckets for session in sessions if isinstance(session, TextBuckets) and session.text_buckets), ())
@@ -82,6 +104,7 @@ class OnnxSession(ProcessBound):
     without them builds its engines anew in every process and at each new shape; with them larger batches run in parts.
     `threads`: CPU threads of a call at most, None for all processors. One where there is little to do (`LITTLE_WORK`); of a larger batch,
     each thread runs a part, and of a graph where one row is not little, the threads share each operator.
+    `device`: where `run_keeping` leaves outputs: on CUDA's provider, with all of a call in one part.
     Raises BundleError when the file is no graph or not the spec's graph.
     """
 
@@ -107,6 +130,7 @@ class OnnxSession(ProcessBound):
         self._session, self.provider = _open_session(path, provider, 1 if self._little else threads, tensorrt or {})
         if self.provider != "cpu":  # "auto" found a GPU
             self._little = 0
+        self.device = (CUDA_DEVICE, 0) if self.provider == "cuda" else None
         self._largest = ANY_BATCH.max if tensorrt else None
         _check_bound(path, "input", spec.inputs, self._session.get_inputs(), sizes)
         _check_bound(path, "output", spec.outputs, self._session.get_outputs(), sizes)
@@ -114,26 +138,63 @@ class OnnxSession(ProcessBound):
         self._helpers = ThreadPoolExecutor(self._threads - 1, "dqe-graph") if self._threads > 1 else None
         self.bind_to_process()
 
-    def run(self, **inputs: NDArray[Any]) -> Arrays:
+    def run(self, **inputs: Tokens) -> Arrays:
         """See `GraphSession.run`. An empty batch gives empty outputs without touching ONNX Runtime.
 
         Raises BackendError when the runtime fails (out of memory, device lost), and in a child of the process that made the session.
         """
+        return cast(Arrays, self.run_keeping((), **inputs))  # nothing is kept
+
+    def run_keeping(self, keep: Collection[str], /, **inputs: Tokens) -> dict[str, Tokens]:
+        """See `Resident.run_keeping`, and `run` for errors."""
         self.check_process()
         dynamic = self._binding.dynamic_sizes(inputs)
         shapes = self._binding.output_shapes(dynamic)
+        for name, value in inputs.items():
+            if isinstance(value, ForeignArray) and value.device != self.device:
+                here = "takes NumPy arrays" if self.device is None else f"runs on {place_name(self.device)}"
+                raise InputError(
+                    f"{self.spec.name}.{name}: on {place_name(value.device)}, and this graph {here}; open all graphs on one provider"
+                )
         if dynamic["batch"] == 0:
             return {tensor.name: np.empty(shapes[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
-        names, arrays = list(shapes), {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        arrays = {name: value if isinstance(value, ForeignArray) else np.ascontiguousarray(value) for name, value in inputs.items()}
         try:
-            values = self._run_parts(names, arrays, self._parts(dynamic["batch"]))
+            values: Sequence[Tokens]
+            if self.device is not None:
+                values = self._run_on_device(keep, shapes, arrays, self.device)
+            else:  # all are NumPy's
+                values = self._run_parts(list(shapes), cast(Arrays, arrays), self._parts(dynamic["batch"]))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-            raise BackendError(f"{self.spec.name} failed on {self.provider}: {_one_line(error)}") from error
+            raise BackendError(f"{self.spec.name} failed on {self.provider}: {one_line(error)}") from error
         outputs = dict(zip(shapes, values, strict=True))
         for name, array in outputs.items():
             if array.shape != shapes[name]:
                 raise BundleError(f"{self.spec.name}.{name}: the graph gave shape {array.shape}, its spec says {shapes[name]}")
         return outputs
+
+    def _run_on_device(
+        self, keep: Collection[str], names: Collection[str], inputs: Mapping[str, Tokens], device: tuple[int, int]
+    ) -> list[Tokens]:
+        """The outputs of these names. ONNX Runtime brings what is not kept to the host, and returns when its stream has done all."""
+        kind, number = DEVICE_NAMES[device[0]], device[1]
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, ForeignArray):
+                binding.bind_input(name, kind, number, value.dtype.type, value.shape, value.address)
+            else:
+                binding.bind_cpu_input(name, value)
+        for name in names:
+            binding.bind_output(name, *((kind, number) if name in keep else ("cpu", 0)))
+        self._session.run_with_iobinding(binding)
+        found: list[Tokens] = []
+        for tensor, value in zip(self.spec.outputs, binding.get_outputs(), strict=True):
+            if tensor.name in keep:
+                owner = self._session, value  # the memory is the session's
+                found.append(ForeignArray(value.data_ptr(), tuple(value.shape()), np.dtype(tensor.dtype), device, owner=owner))
+            else:
+                found.append(value.numpy())
+        return found
 
     def _parts(self, batch: int) -> int:
         """Into how many calls to split a batch: on the CPU among threads, for TensorRT by what an engine takes."""
@@ -205,8 +266,8 @@ def _open_session(
         if wanted != "cpu":
             if provider == "auto":
                 return _open_session(path, "cpu", threads)
-            raise BackendError(f"{path.name} cannot run on {wanted}: {_one_line(error)}") from error
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
+            raise BackendError(f"{path.name} cannot run on {wanted}: {one_line(error)}") from error
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
     first = session.get_providers()[0]
     ran = next((short for short, name in _PROVIDER_NAMES.items() if name == first), first)
     if provider != "auto" and ran != provider:
@@ -231,7 +292,7 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f"onnxruntime cannot be imported ({_one_line(error)}); {remedy}") from error
+        raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); {remedy}") from error
     if not hasattr(onnxruntime, "InferenceSession"):  # what an uninstalled twin leaves behind is an empty namespace package
         raise BackendError(f"onnxruntime is installed but broken; {remedy}")
     return onnxruntime
@@ -251,7 +312,3 @@ def _check_bound(path: Path, kind: str, tensors: tuple[TensorSpec, ...], found: 
         for axis, wanted, size in zip(tensor.axes, tensor.sized(sizes), argument.shape, strict=True):
             if isinstance(size, int) and size != wanted:  # a dynamic axis equals no size: it must be symbolic
                 raise BundleError(f"{path}: {kind} {tensor.name}: axis {axis!r} is fixed at {size}, expected {wanted}; export again")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.zones import select_zones
+from dqe_engine.zones import ZoneSelection, select_zones
 from dqe_engine.zones.arrays import F32, I64
 from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
@@ -202,9 +202,7 @@ class Snapshot:
     ) -> tuple[IndexMatches, ...]:
         """See `GalleryIndex.search`, which checks the arguments; `filter` may also be compiled. anchors: (B,), the scores that Δ starts
         from in the place of each query's best hit here, for an index that is one of several shards."""
-        allowed = self.allowed(filter)
-        count = self.rows if allowed is None else counted(allowed)
-        excluded = [self._excluded(ids) for ids in exclude or ()]
+        allowed, excluded, count = self._candidates(exclude, filter)
         targets, screen = (self.targets, None) if self.screens is None else self.screens.screen(*self.targets, threads=threads)
         found = select_zones(
             np.ascontiguousarray(queries),
@@ -214,16 +212,28 @@ class Snapshot:
             zones=zones,
             picks=min(picks, count) if zones is not None else 0,
             counts=zones is not None,
-            exclude=excluded if any(map(len, excluded)) else None,
+            exclude=excluded,
             allowed=allowed,
             screen=screen,
             threads=threads,
         )
+        return self._answers(found)
+
+    def _candidates(
+        self, exclude: Sequence[Collection[str]] | None, filter: Filter | Combination | None
+    ) -> tuple[U64 | None, list[I64] | None, int]:
+        """The items that a search may find, the rows that each query excludes (None: none does), and how many the first are."""
+        allowed = self.allowed(filter)
+        excluded = [self._excluded(ids) for ids in exclude or ()]
+        return allowed, excluded if any(map(len, excluded)) else None, self.rows if allowed is None else counted(allowed)
+
+    def _answers(self, found: ZoneSelection, first: int = 0) -> tuple[IndexMatches, ...]:
+        """A result per query. found: positions and scores as NumPy arrays; first: the row that position 0 is."""
         results = []
-        for b in range(len(queries)):
+        for b in range(len(found.ids)):
             counts = None if found.counts is None else (int(found.counts[b, 0]), int(found.counts[b, 1]), int(found.counts[b, 2]))
-            picked = () if found.picks is None or found.pick_scores is None else self._matches(found.picks[b], found.pick_scores[b])
-            results.append(IndexMatches(self._matches(found.ids[b], found.scores[b]), counts, picked))
+            picked = () if found.picks is None or found.pick_scores is None else self._matches(found.picks[b], found.pick_scores[b], first)
+            results.append(IndexMatches(self._matches(found.ids[b], found.scores[b], first), counts, picked))
         return tuple(results)
 
     def _rows_in(self, bitmap: U64 | None) -> I64:
@@ -234,10 +244,10 @@ class Snapshot:
         rows = {row for id in ids if (row := self.table.row_of(id, self.rows)) is not None}
         return np.array(sorted(rows), np.int64)
 
-    def _matches(self, rows: I64, scores: F32) -> tuple[Match, ...]:
+    def _matches(self, positions: I64, scores: F32, first: int) -> tuple[Match, ...]:
         ids, metadata = self.table.ids, self.table.metadata
-        pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-        return tuple([Match(ids[row], score, _copied(metadata[row])) for row, score in pairs if row >= 0])
+        pairs = zip(positions.tolist(), scores.tolist(), strict=True)
+        return tuple([Match(ids[first + at], score, _copied(metadata[first + at])) for at, score in pairs if at >= 0])
 
 
 def _row(shards: tuple[Rows, ...], row: int) -> Rows:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from support.tiny_exports import tiny_checkpoint
 
-from benchmarks import gpu_graphs, gpu_graphs_prepare, weightless
+from benchmarks import gpu_chain, gpu_graphs, gpu_graphs_prepare, weightless
 from benchmarks.gpu_graphs_model import SPECS
 from benchmarks.weightless import random_values
 
@@ -67,6 +67,17 @@ def test_graphs_with_their_weights_made_again_answer_as_pytorch(carried: Path, t
     assert {row["contender"] for row in found["parity"]} >= {"ORT CPU f32", "ORT CPU f16", "ORT CUDA f16, fixed shape"}
     assert any(row["contender"] == "ORT CUDA f16, upstream attention" for row in found["latency"])
     assert {row["graph"] for row in found["parity"] if row["contender"] == "ORT CUDA f16, graph for GPUs"} == {*SPECS}
+
+
+@pytest.mark.slow
+def test_graphs_and_search_answer_the_same_whatever_stays_on_the_device(carried: Path, tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--device", "cpu", "--batches", "1", "3", "--seconds", "0"]
+    assert gpu_chain.main([str(carried), *options, "--items", "500"]) == 0
+    found = json.loads((tmp_path / "gpu_graphs.json").read_bytes())["sections"]
+    assert [row["equal"] for row in found["answers"]] == [True] * 4
+    assert {(row["contender"], row["batch"]) for row in found["latency"]} == {(name, batch) for name in gpu_chain.KEPT for batch in (1, 3)}
+    predicted = json.loads(gpu_graphs.PREDICTED.read_bytes())
+    assert all(predicted[f"{model}/chain"][batch].keys() == gpu_chain.KEPT.keys() for model in ("small", "full") for batch in ("1", "16"))
 
 
 @pytest.mark.slow

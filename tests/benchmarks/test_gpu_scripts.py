@@ -18,6 +18,7 @@ PYTHON = r"""#!/usr/bin/env bash
 out() { while (($#)); do if [[ $1 == --out ]]; then echo "$2"; fi; shift; done; }
 case "$*" in
     *gpu_requests*) what=requests ;;
+    *gpu_chain*) what=chain ;;
     *--once*) what=once ;;
     *--faiss*) what=faiss ;;
     *"gpu_zones --out"*) what=measure ;;
@@ -38,7 +39,7 @@ if [[ $what == "${FAULTY:-}" ]]; then
 fi
 case $what in
     measure | faiss) echo "figures of $what"; echo '{}' >"$(out "$@")/gpu_zones.json" ;;
-    small | query | vision | compiled) echo "figures of $what"; echo "$what" >>"$(out "$@")/gpu_graphs.json" ;;
+    small | query | vision | compiled | chain) echo "figures of $what"; echo "$what" >>"$(out "$@")/gpu_graphs.json" ;;
     *) echo "figures of $what" ;;
 esac
 """
@@ -106,6 +107,14 @@ def test_every_step_of_the_zones_leaves_its_results(machine: Path) -> None:
         "gpu_zones.json", "gpu_zones_faiss.json", "ncu.csv", "summary.txt", "logs.tar.gz",
     }  # fmt: skip
     assert "figures of measure" in found[""]
+
+
+def test_graphs_and_search_together_run_for_each_model_that_was_carried(machine: Path) -> None:
+    (machine / ".gpu" / "faiss_1.tar.xz").rename(machine / ".gpu" / "ort_gpu_1.tar.xz")
+    for model in ("full", "small"):
+        (machine / ".gpu" / "graphs" / model).mkdir(parents=True)
+    assert others_ran(rehearse(machine, "gpu_zones.sh"), ("chain", *ZONES[:-1]))
+    assert (machine / "out" / "gpu_graphs.json").read_text().split() == ["chain", "chain"]
 
 
 def test_every_step_of_the_graphs_leaves_its_results(machine: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import types
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.doctor_probes import findings
+from support.host_driver import HostDriver
 
 from dqe_engine import device_arrays
 from dqe_engine.device_arrays import CudaMemory, ForeignArray
@@ -203,34 +203,6 @@ def test_kernels_that_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
         "CPU kernels": "not installed",
         "CUDA kernels": "not installed",
     }
-
-
-class HostDriver:
-    """The CUDA driver's memory calls, on the host."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, Any] = {}
-
-    def cuMemAlloc_v2(self, out: Any, size: Any) -> int:
-        block = ctypes.create_string_buffer(size.value)
-        out._obj.value = ctypes.addressof(block)
-        self.blocks[out._obj.value] = block
-        return 0
-
-    def cuMemFree_v2(self, address: Any) -> int:
-        del self.blocks[address.value]
-        return 0
-
-    def cuMemcpyHtoD_v2(self, to: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(to.value, source.value, size.value)
-        return 0
-
-    def cuMemcpyDtoH_v2(self, to: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(to.value, source.value, size.value)
-        return 0
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: 0
 
 
 @pytest.fixture
