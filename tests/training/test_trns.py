@@ -1,4 +1,4 @@
-"""Target relative negative sampling: draws that depend on epoch and row alone. Mining itself: tests/zones/test_mining.py and test_mined_folder.py."""
+"""Target relative negative sampling: draws that depend on epoch and row alone. Mining itself: tests/zones/test_mining.py."""
 
 from __future__ import annotations
 
