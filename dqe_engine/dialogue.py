@@ -18,7 +18,7 @@ class Searching(Protocol):
 
 
 class Dialogue:
-    """Steps of one search: each is a query and its result, and made from the one before. One caller's, not for several threads.
+    """The steps of one search. Each step is a query with its result, and is made from the step before. Use one dialogue in one thread.
 
     >>> dialogue = engine.dialogue(Query(image=Path("photo.jpg"), text="in red"))
     >>> dialogue.refine("now without dots")       # from the best hit, or chosen="sku-7"
@@ -41,8 +41,10 @@ class Dialogue:
         return self.steps[-1][1]
 
     def refine(self, text: str, *, chosen: str | None = None) -> SearchResult:
-        """What else should differ from a hit, the best one unless `chosen`: it is the reference from now on. Weights start anew, as they
-        were of the other text; filter, examples and the number of hits stay. Raises InputError where there is no hit to go on from."""
+        """Go on from a hit, with a text that says what else should differ. The hit is the best one, or `chosen`, and is the new reference.
+
+        Weights start anew, because they belonged to the old text. Filter, examples and the number of hits stay. Raises InputError if the
+        last step has no hits."""
         if chosen is None:
             if not self.result.hits:
                 raise InputError("the last step has no hits to go on from; go back, or name an item with chosen=...")
@@ -50,11 +52,11 @@ class Dialogue:
         return self._ask(replace(self.query, text=text, image=None, reference_id=chosen, weights={}, absolute_weights={}, offset=0))
 
     def unlike(self, *ids: str) -> SearchResult:
-        """The same question without the like of these items."""
+        """Ask the same question again, with these items as unwanted examples."""
         return self._ask(replace(self.query, unlike=tuple(dict.fromkeys((*self.query.unlike, *ids))), offset=0))
 
     def weigh(self, weights: Mapping[str, float]) -> SearchResult:
-        """The same question with these multipliers of attribute weights, beside those of before."""
+        """Ask the same question again, with these multipliers of attribute weights in addition to the earlier ones."""
         return self._ask(replace(self.query, weights={**self.query.weights, **weights}, offset=0))
 
     def back(self) -> SearchResult:

@@ -74,8 +74,12 @@ class RetrievalEngine(ProcessBound):
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = REMEMBERED_BYTES,
     ) -> None:
-        """Most callers want `load`; this takes sessions of any runtime. Without `index`, an empty one is made. `threads`: of a search
-        at most, 0 for one per processor. `images` and `kept_bytes`: see `load`."""
+        """Most callers want `load`; this takes sessions of any runtime.
+
+        - `index`: the index to search; an empty one is made by default.
+        - `threads`: the most threads of a search, 0 for one per processor.
+        - `images`, `kept_bytes`: see `load`.
+        """
         self.bundle = bundle
         self.image_policy = images
         self._threads = threads
@@ -96,11 +100,18 @@ class RetrievalEngine(ProcessBound):
         images: ImagePolicy = DEFAULT_POLICY,
         kept_bytes: int = REMEMBERED_BYTES,
     ) -> RetrievalEngine:
-        """Verify and open a bundle: a folder, or "hf://OWNER/NAME@REVISION" on the Hugging Face hub (a branch, a tag or a commit; needs
-        the extra `hub`). `engine.bundle.origin` names the commit. `threads`: CPU threads at most of a graph, which takes fewer where there
-        is little to do, and of a search; None for all, with fewer in small searches too. `images`: what this engine accepts as an image and
-        what one may cost, of references and of what is indexed. `kept_bytes`: see `QueryEncoder`; 0 to remember nothing. Raises
-        BundleError, and BackendError when the provider that was asked for cannot run."""
+        """Verify and open a bundle.
+
+        - `bundle_path`: a folder, or "hf://OWNER/NAME@REVISION" on the Hugging Face hub (a branch, a tag or a commit; needs the extra
+          `hub`). `engine.bundle.origin` names the commit.
+        - `provider`: the runtime for the graphs; "auto" takes the first of tensorrt, cuda and cpu that works.
+        - `threads`: the most CPU threads of a graph and of a search; None for all. Small graphs and searches take fewer.
+        - `verify`: check every file's SHA-256.
+        - `images`: the images that this engine accepts, as references and for the index, and what one may cost.
+        - `kept_bytes`: see `QueryEncoder`; 0 to remember nothing.
+
+        Raises BundleError, and BackendError if the provider that was asked for cannot run.
+        """
         folder = bundle_folder(bundle_path)  # once: a branch may move
         while True:
             bundle = Bundle.load(folder, verify=verify)
@@ -130,19 +141,19 @@ class RetrievalEngine(ProcessBound):
 
     @property
     def providers(self) -> dict[str, str]:
-        """What runs each graph."""
+        """The provider that runs each graph, by the graph's name."""
         return {session.spec.name: session.provider for session in self._encoder.sessions}
 
     @property
     def index(self) -> GalleryIndex:
-        """The index of this process. Raises InputError where another kind is attached, which is not changed through an engine."""
+        """The index, if it is a `GalleryIndex`. Raises InputError for other kinds, which cannot be changed through an engine."""
         if not isinstance(self._index, GalleryIndex):
             raise InputError(f"this engine searches {self._index!r}, which is not changed through it; attach a GalleryIndex for that")
         return self._index
 
     @property
     def searched(self) -> SearchedIndex:
-        """What is searched: a `GalleryIndex`, or whatever else was attached."""
+        """The index that is searched: a `GalleryIndex`, or another kind that was attached."""
         return self._index
 
     def attach(self, index: SearchedIndex) -> None:
@@ -178,7 +189,7 @@ class RetrievalEngine(ProcessBound):
         )
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> EncodedImages:
-        """The same of images that `fit_image` has made, in one batch."""
+        """Target tokens and image tokens of images that `fit_image` has prepared, in one batch."""
         self.check_process()
         return self._encoder.encode_pixels(pixels)
 
@@ -211,7 +222,7 @@ class RetrievalEngine(ProcessBound):
         return indexer.embed(plan, batch_size=batch_size, on_error=on_error, progress=progress)
 
     def indexer(self, *, decode_threads: int = 4) -> Indexer:
-        """Of the attached index, for work in steps: see `Indexer`."""
+        """An `Indexer` of the attached index, to update it in steps."""
         return Indexer(
             self.index, self._encoder.encode_pixels, self.bundle.manifest.preprocessing, policy=self.image_policy, threads=decode_threads
         )
@@ -245,7 +256,7 @@ class RetrievalEngine(ProcessBound):
         return self._answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
 
     def dialogue(self, query: Query) -> Dialogue:
-        """A search that goes on from its own hits: refined, turned away from examples, and undone."""
+        """Begin a search that goes on from its own hits: refine it, give unwanted examples, undo a step."""
         return Dialogue(self, query)
 
     def batcher(
@@ -258,13 +269,15 @@ class RetrievalEngine(ProcessBound):
         niceness: int = 0,
         counts: Callable[[int], None] = lambda size: None,
     ) -> QueryBatcher:
-        """For servers: queries of many threads and tasks, answered together. See `Batcher`, and `QueryBatcher` for `readers`. niceness: of
-        the threads that read and answer what tasks ask, so that they give way to the event loop (see `give_way`). counts: called with the
-        size of each batch."""
+        """A batcher, which answers queries of many threads and tasks together, as a server needs it.
+
+        See `Batcher`, and `QueryBatcher` for `readers`. `niceness` lowers the priority of the threads that read and answer what tasks ask, so
+        that they give way to the event loop (see `give_way`). `counts` is called with the size of each batch.
+        """
         return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, niceness=niceness, counts=counts)
 
     def warm_up(self) -> None:
-        """Do what the first search would have to: run every graph once, and make the screen of the index."""
+        """Run every graph once and make the screen of the index, so that the first search is not slower than the next."""
         spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
@@ -273,7 +286,7 @@ class RetrievalEngine(ProcessBound):
 
     @property
     def remembered(self) -> dict[str, CacheStats]:
-        """What is remembered of image tokens of "uploads", and of "queries" as the encoder gave them."""
+        """Entries, bytes, hits and misses of the two caches: image tokens of "uploads", and outputs of the query encoder for "queries"."""
         return {"uploads": self._encoder.uploads.stats(), "queries": self._encoder.fused.stats()}
 
     def _answer(self, prepared: Sequence[Prepared], clock: Clock) -> tuple[SearchResult, ...]:

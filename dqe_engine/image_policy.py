@@ -32,16 +32,18 @@ SNIFFED = 16
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What the engine accepts as an image. It belongs to the process that serves, not to the bundle: a model does not know who uploads.
+    """The images that an engine accepts. A policy belongs to the process that serves, not to the bundle: a model does not know who uploads.
 
     With the defaults, no image takes more than 256 MiB or a second (docs/images.md has the measurements).
 
-    formats: as Pillow names them; a JPEG's further pictures ("MPO") and all frames but the first are never read. AVIF counts only
-    where this Pillow has it. "HEIF" may be listed, too, once a plugin is registered.
-    max_pixels: width times height, as the header says. max_bytes: of the file. max_memory, max_seconds: bytes that reading and
-    decoding an image may need together, and how long that may take a core, by an estimate from its header (`estimate_cost`).
-    to_srgb: convert images whose ICC profile differs from sRGB; else profiles are ignored, as transformers ignores them. A damaged
-    profile is ignored in either case.
+    - `formats`: names of formats as Pillow has them. Only the first frame, or a JPEG's first picture ("MPO"), is read. AVIF counts only
+      if this Pillow decodes it. "HEIF" may be listed once a plugin is registered.
+    - `max_pixels`: the most pixels, width times height, by the header.
+    - `max_bytes`: the largest file.
+    - `max_memory`, `max_seconds`: the most bytes and the longest time on one core that reading and decoding an image may take, by an
+      estimate from its header (`estimate_cost`).
+    - `to_srgb`: convert images whose ICC profile differs from sRGB; otherwise profiles are ignored, as transformers ignores them. A
+      damaged profile is always ignored.
 
     Raises InputError for a format that cannot be listed, and limits that are not positive.
     """

@@ -22,20 +22,25 @@ _MOST_WEIGHT = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query:
-    """A reference image, and how what is wanted differs from it.
+    """A reference image, a modification text, or both: one question to an index.
 
-    image: a `Path`, bytes or a PIL image, within the engine's `ImagePolicy`; or reference_id: an item of the index, whose stored tokens
-    are used (no file is looked at, whatever the id is). text: the modification. Both: a composed query, what the model was trained for.
-    An image alone asks for similar items, by the tokens that the gallery is searched by; a text alone asks the query encoder without an
-    image. Neither was trained: `SearchResult.mode` says which it was (docs/queries.md has what they give on the demo).
+    An image and a text are a composed query, for which models are trained. An image alone finds similar items by its target tokens. A
+    text alone asks the query encoder without an image. Models are not trained for either; `SearchResult.mode` says which kind was asked
+    (docs/queries.md has their figures on the demo).
 
-    weights: multipliers of the predicted attribute weights, by attribute; absolute_weights: values that take their place. Both need a text.
-    unlike: ids of items whose like is not wanted; each takes `UNLIKE` of its best token out of the query.
-    filter: on metadata, see `compile_filter`. exclude: ids to leave out. exclude_reference: leave out the item of `reference_id`.
-    k: how many hits, after the first `offset`; minimum_score: only hits that score as much. zones: also tell near from mid, by the bundle's
-    bounds on Δ to the best hit or by other absolute ones. explain: say of each hit what its score is made of.
+    - `image`: the reference, a `Path`, bytes or a PIL image within the engine's `ImagePolicy`.
+    - `reference_id`: an item of the index as the reference; its stored tokens are used and no file is read.
+    - `text`: what should differ from the reference.
+    - `weights`: multipliers of the predicted attribute weights, by attribute. They need a text.
+    - `absolute_weights`: values that replace the predicted weights. They need a text.
+    - `unlike`: ids of unwanted examples; each takes `UNLIKE` of its best token out of the query.
+    - `filter`: a condition on metadata, see `compile_filter`.
+    - `exclude`: ids to leave out; `exclude_reference`: also leave out the item of `reference_id`.
+    - `k`: the number of hits, after the first `offset`; `minimum_score`: the least score of a hit.
+    - `zones`: also sort hits into near and mid, by the bundle's bounds on Δ to the best hit, or by a `ZoneSpec` with absolute bounds.
+    - `explain`: give each hit the parts of its score.
 
-    Raises InputError where it contradicts itself; what only an index or a model can tell is checked by the search.
+    Raises InputError if fields contradict each other. The search checks whatever needs an index or a model.
     """
 
     text: str | None = None

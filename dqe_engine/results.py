@@ -57,10 +57,11 @@ class ZoneCounts:
 
 @dataclass(frozen=True)
 class ZoneMembers:
-    """near: "equally good", the best of the near zone; mid: "similar but different", the best of the mid zone.
+    """The best items of the near and of the mid zone.
 
-    Both by score descending, at most k each, and with the minimum score; `counts` says how many there are in all. `near` is of the page
-    that was asked for, `mid` is the same on every page.
+    `near` are equally good items, `mid` are similar but different ones. Both are sorted by score descending, hold at most k items, and
+    respect the minimum score. `counts` says how many items each zone has in all. `near` belongs to the page that was asked for; `mid` is
+    the same on every page.
     """
 
     counts: ZoneCounts
@@ -70,7 +71,7 @@ class ZoneMembers:
 
 @dataclass(frozen=True)
 class IndexState:
-    """items: how many can be found; revision: of the save that has them, None where changes are unsaved."""
+    """The number of items that can be found, and the revision of the save that holds them: None while changes are unsaved."""
 
     items: int
     revision: str | None
@@ -80,13 +81,18 @@ class IndexState:
 class SearchResult:
     """One query's answer.
 
-    hits: by score descending, from `offset` on. mode: "composed", "image" or "text" (see `Query`).
-    weights: the attribute weights that were used; predicted_weights: what the model said;
-    overrides: the multipliers between the two. truncated: the text lost words to the model's limit. unknown_words: those that the model
-    does not know, and reads as one and the same. timings_ms: per stage (decode, preprocess, tokenise, vision, query, attributes,
-    compose, search), of the whole batch that the query was in; 0 where what is remembered was enough. index: what was searched.
-    exact: whether the hits are provably the best of all items, as they always are in an index of one process. lost: shards of a sharded
-    index that gave no answer.
+    - `hits`: the items found, by score descending, from `offset` on.
+    - `mode`: "composed", "image" or "text" (see `Query`).
+    - `weights`: the attribute weights that were used; `predicted_weights`: those that the model predicted; `overrides`: the multipliers
+      between the two.
+    - `truncated`: the text was longer than the model reads.
+    - `unknown_words`: words that the model does not know; it reads all of them as one and the same word.
+    - `zones`: the best of each zone, None unless the query asked for zones.
+    - `timings_ms`: milliseconds by stage (decode, preprocess, tokenise, vision, query, attributes, compose, search), of the whole batch
+      that the query was in; 0 for a stage whose result was remembered.
+    - `index`: the state of the index that was searched.
+    - `exact`: whether the hits are provably the best of all items; always true for an index in one process.
+    - `lost`: shards of a sharded index that gave no answer.
     """
 
     hits: tuple[Hit, ...]

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 import dqe_engine
 from docs.site.check import broken_links
 from docs.site.configuration import navigation
-from docs.site.decisions import areas, by_area, paragraphs
+from docs.site.decisions import areas, by_area, paragraphs, with_anchors
 from docs.site.generated import commands
 from docs.site.pages import collect, linked, map_links
 from dqe_engine import client, errors, zones
@@ -130,6 +130,16 @@ def test_what_is_not_sorted_is_shown() -> None:
     page = by_area("# D\n\n| a | b |\n|---|---|\n| Area | 1 |\n\n1. **One.** First.\n   More.\n2. **Two**, and so on.\n")
     assert page.index("## Area") < page.index("### 1. One") < page.index("First.\nMore.") < page.index("## Not sorted yet")
     assert page.endswith("### 2. Two { #d2 }\n\nTwo, and so on.\n")
+    assert "| [Area](#area-1) | 1 |" in page
+
+
+def test_decisions_that_are_named_are_linked() -> None:
+    page = by_area("| Area | 1, 2 |\n\n1. **One.** See decision 2, not decision 9.\n2. **Two.** End.\n")
+    assert "See [decision 2](#d2), not decision 9." in page
+    assert (
+        with_anchors("[decision 7](../decisions.md) and [decisions](decisions.md)")
+        == "[decision 7](../decisions.md#d7) and [decisions](decisions.md)"
+    )
 
 
 def test_links_in_code_stay() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .configuration import configuration
-from .decisions import by_area
+from .decisions import by_area, with_anchors
 from .generated import api_pages, commands_page
 from .pages import ROOT, collect, place
 
@@ -16,6 +16,7 @@ def write(folder: Path) -> None:
     """Everything that the site is made of, in a folder that is made anew. Raises FileNotFoundError for a link to no file."""
     shutil.rmtree(folder, ignore_errors=True)
     pages, files = collect()
+    pages = {name: with_anchors(text) for name, text in pages.items()}
     pages["index.md"] = f"---\nhide: [navigation]\n---\n\n{pages['index.md']}"  # it stands alone in its menu
     pages["decisions.md"] = by_area(pages["decisions.md"])
     pages["options.md"] = commands_page()

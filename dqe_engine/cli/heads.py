@@ -15,9 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Replace a bundle's attribute heads by those that dqe-export --heads-only wrote; whole or not at all. They must have "
         "been trained on the bundle's own encoder. Indexes stay valid; what serves the bundle takes the new heads when it loads it again.",
     )
-    parser.add_argument("bundle", type=Path, help="the exported model")
+    parser.add_argument("bundle", type=Path, help="the exported model whose heads are replaced")
     parser.add_argument("heads", type=Path, help="the folder that dqe-export --heads-only wrote")
-    parser.add_argument("--new-vocabulary", action="store_true", help="let them name other attributes than the bundle does")
+    parser.add_argument("--new-vocabulary", action="store_true", help="allow heads with other attributes than the bundle has")
     return parser
 
 

@@ -32,40 +32,46 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument(
-        "images", type=Path, help="folder, walked recursively for JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, whatever their names"
+        "images",
+        type=Path,
+        help="folder of images, searched at any depth for JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, whatever their names",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index, made or continued")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="INDEX", help="folder of the index; made if it is missing, else brought up to date"
+    )
     parser.add_argument(
         "--prefix", default="", metavar="NAME/", help="put this before the ids, so that several folders can be in one index"
     )
     parser.add_argument("--metadata", type=Path, metavar="FILE", help=METADATA_RULES)
-    parser.add_argument("--ignore-unknown", action="store_true", help="pass over metadata whose id is neither an image's nor in the index")
+    parser.add_argument("--ignore-unknown", action="store_true", help="ignore metadata whose id is neither an image's nor in the index")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images per pass (default: 32)")
-    parser.add_argument("--save-every", type=positive, default=512, metavar="N", help="images between two saves (default: 512)")
+    parser.add_argument("--save-every", type=positive, default=512, metavar="N", help="save after every N images (default: 512)")
     parser.add_argument("--storage", choices=("f32", "f16"), help="precision of the target tokens of a new index (default: f32)")
     parser.add_argument(
         "--image-tokens",
         choices=("f16", "f32", "none"),
-        help="keep image tokens, so that catalogue references need no vision pass (default for a new index: f16)",
+        help="precision of the image tokens, which an item needs to be a reference; none leaves them out (default for a new index: f16)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="go on after images that cannot be read, and list them at the end")
+    parser.add_argument("--skip-bad", action="store_true", help="skip images that cannot be read, and list them at the end")
     parser.add_argument(
         "--ray",
         action="store_true",
-        help="encode on a Ray cluster: that of RAY_ADDRESS, else one on this machine (docs/training-at-scale.md)",
+        help="encode on the Ray cluster of RAY_ADDRESS, or on one that starts on this machine (docs/training-at-scale.md)",
     )
-    parser.add_argument("--ray-workers", type=positive, metavar="N", help="processes that encode, with --ray (default: 2)")
+    parser.add_argument("--ray-workers", type=positive, metavar="N", help="with --ray: number of processes that encode (default: 2)")
     parser.add_argument(
-        "--prune", action="store_true", help="remove items whose image is gone from the folder; with --prefix, of that prefix alone"
+        "--prune", action="store_true", help="remove items whose image is gone from the folder; with --prefix, only items of that prefix"
     )
     parser.add_argument("--yes", action="store_true", help="let --prune remove more than half of the items")
     parser.add_argument("--add-only", action="store_true", help="refuse to change items that are in the index")
-    parser.add_argument("--rehash", action="store_true", help="embed images anew that were indexed before their content was recorded")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done; images are read, nothing is embedded or written")
+    parser.add_argument(
+        "--rehash", action="store_true", help="embed again the images that were indexed before content hashes were recorded"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done; images are read, nothing is embedded or written")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="start anew; the index that is there is replaced when the new one is complete, the metadata of ids that stay is kept",
+        help="make the index anew; it replaces the old one when it is complete, and keeps the metadata of ids that stay",
     )
     add_runtime_options(parser)
     return parser

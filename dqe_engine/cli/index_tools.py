@@ -159,9 +159,9 @@ def _join(args: argparse.Namespace) -> int:
 def _of_shard(parser: argparse.ArgumentParser) -> None:
     _of_index(parser)
     parser.add_argument("out", type=Path, help="folder of the shards, made or brought up to date")
-    parser.add_argument("--shards", type=positive, metavar="N", help="how many (default: as many as there are)")
+    parser.add_argument("--shards", type=positive, metavar="N", help="number of shards (default: as many as exist)")
     parser.add_argument(
-        "--force", action="store_true", help="cut equal shards anew, whatever is there; readers follow at their next refresh"
+        "--force", action="store_true", help="cut equal shards anew, even if shards exist; readers follow at their next refresh"
     )
 
 
@@ -181,8 +181,8 @@ def _of_index(parser: argparse.ArgumentParser) -> None:
 
 def _of_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("new", type=Path, help="the index to publish; it stays as it is")
-    parser.add_argument("served", type=Path, help="where it is served from; made where it is missing")
-    parser.add_argument("--other-model", action="store_true", help="also over an index that was made with another model")
+    parser.add_argument("served", type=Path, help="the served index, which is replaced; made if it is missing")
+    parser.add_argument("--other-model", action="store_true", help="allow to replace an index that was made with another model")
 
 
 def _of_list(parser: argparse.ArgumentParser) -> None:
@@ -193,14 +193,14 @@ def _of_list(parser: argparse.ArgumentParser) -> None:
 def _of_metadata(parser: argparse.ArgumentParser) -> None:
     _of_index(parser)
     parser.add_argument("file", type=Path, help=METADATA_RULES)
-    parser.add_argument("--ignore-unknown", action="store_true", help="pass over ids that the index does not have")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--ignore-unknown", action="store_true", help="ignore ids that the index does not have")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and write nothing")
 
 
 def _of_sweep(parser: argparse.ArgumentParser) -> None:
     _of_index(parser)
-    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="as dqe-serve was given it (default: INDEX.uploads)")
-    parser.add_argument("--yes", action="store_true", help="remove them; without it they are counted")
+    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="folder of uploads, as given to dqe-serve (default: INDEX.uploads)")
+    parser.add_argument("--yes", action="store_true", help="remove the images; without --yes they are only counted")
 
 
 class Tool(NamedTuple):

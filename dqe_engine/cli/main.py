@@ -107,7 +107,12 @@ def json_object(text: str) -> dict[str, Any]:
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """`--provider` and `--threads`, as `RetrievalEngine.load` takes them."""
-    parser.add_argument("--provider", choices=_PROVIDERS, default="auto", help="what runs the graphs (default: auto)")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads of a graph and of a search (default: as many as are worth it)"
+        "--provider",
+        choices=_PROVIDERS,
+        default="auto",
+        help="runtime for the graphs (default: auto, the first of tensorrt, cuda and cpu that works)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads for each graph and each search (default: chosen by the work)"
     )

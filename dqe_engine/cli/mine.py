@@ -40,14 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", type=Path, nargs="?", metavar="INPUTS", help="folder that dqe-data encode wrote")
-    parser.add_argument("--out", type=Path, metavar="OUT", help="folder of the result, made or continued")
-    parser.add_argument("--show", type=Path, metavar="OUT", help="print statistics of a finished folder, and its first rows")
+    parser.add_argument("--out", type=Path, metavar="OUT", help="folder for the result; an interrupted run goes on there")
+    parser.add_argument("--show", type=Path, metavar="OUT", help="print the statistics and the first rows of a finished folder")
     parser.add_argument("--rows", type=positive, default=5, metavar="N", help="rows that --show prints (default: 5)")
     files = parser.add_argument_group("files, where they are not INPUTS' own")
     files.add_argument("--queries", type=Path, metavar="NPY")
-    files.add_argument("--gallery", type=Path, nargs="+", metavar="NPY|DIR", help="the shards in order, or a folder of them")
+    files.add_argument("--gallery", type=Path, nargs="+", metavar="NPY|DIR", help="one file, shards in order, or a folder of shards")
     files.add_argument("--targets", type=Path, metavar="NPY")
-    files.add_argument("--anchor-scores", type=Path, metavar="NPY", help="instead of targets: (T,) float32 scores that Δ starts from")
+    files.add_argument("--anchor-scores", type=Path, metavar="NPY", help="(T,) float32 scores that Δ is measured from, instead of targets")
     files.add_argument("--exclude", type=Path, metavar="NPY")
     zones = parser.add_argument_group("zones (defaults: those of dqe-train)")
     zones.add_argument("--lo", type=float, default=0.002, metavar="X", help="least Δ of the mid zone (default: 0.002)")
@@ -59,9 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="lo and hi are fractions of all Δ >= 0, over all queries; scores; or fractions of each query's own list, which do not "
         "depend on the target (default: pooled)",
     )
-    zones.add_argument("--policy", choices=("uniform", "hardest", "softmax"), default="uniform", help="(default: uniform)")
-    zones.add_argument("--temperature", type=float, default=0.05, metavar="X", help="of softmax (default: 0.05)")
-    zones.add_argument("--seed", type=int, default=0, metavar="N", help="of uniform and softmax (default: 0)")
+    zones.add_argument(
+        "--policy",
+        choices=("uniform", "hardest", "softmax"),
+        default="uniform",
+        help="which items of the mid zone are picked (default: uniform)",
+    )
+    zones.add_argument("--temperature", type=float, default=0.05, metavar="X", help="temperature of the policy softmax (default: 0.05)")
+    zones.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the policies uniform and softmax (default: 0)")
     zones.add_argument("--picks", type=positive, default=16, metavar="P", help="negatives per query (default: 16)")
     work = parser.add_argument_group("work")
     work.add_argument(
@@ -69,12 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         default=1024,
         metavar="N",
-        help="queries per pass over the gallery; take more where it is larger than the memory (default: 1024)",
+        help="queries per pass over the gallery; take more if the gallery is larger than the memory (default: 1024)",
     )
-    work.add_argument("--threads", type=positive, metavar="N", help="(default: one per processor)")
-    work.add_argument("--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto", help="(default: auto)")
-    work.add_argument("--allow-nan", action="store_true", help="go on where inputs hold NaN or infinities; such rows get no picks")
-    work.add_argument("--force", action="store_true", help="replace what OUT holds, when the new result is complete")
+    work.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: one per processor)")
+    work.add_argument(
+        "--backend", choices=("auto", "cpu", "cuda", "reference"), default="auto", help="kernels that score and select (default: auto)"
+    )
+    work.add_argument("--allow-nan", action="store_true", help="accept NaN and infinities in the inputs; such rows get no picks")
+    work.add_argument("--force", action="store_true", help="replace the result in OUT when the new one is complete")
     return parser
 
 

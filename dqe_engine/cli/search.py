@@ -33,13 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
     reference = parser.add_mutually_exclusive_group()
-    reference.add_argument("--image", type=Path, metavar="FILE", help="the reference is this image file")
-    reference.add_argument("--reference", metavar="ID", help="the reference is this item of the index")
+    reference.add_argument("--image", type=Path, metavar="FILE", help="image file that is the reference")
+    reference.add_argument("--reference", metavar="ID", help="item of the index that is the reference")
     parser.add_argument("--text", help="what should differ, such as 'in red, with long sleeves'")
-    parser.add_argument("-k", type=positive, default=10, help="how many hits (default: 10)")
-    parser.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N hits: the next page")
-    parser.add_argument("--min-score", type=float, metavar="X", help="only hits that score as much")
-    parser.add_argument("--unlike", action="append", default=[], metavar="ID", help="nothing like this item; may be repeated")
+    parser.add_argument("-k", type=positive, default=10, help="number of hits (default: 10)")
+    parser.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits, to get the next page")
+    parser.add_argument("--min-score", type=float, metavar="X", help="only hits that score at least X")
+    parser.add_argument("--unlike", action="append", default=[], metavar="ID", help="avoid items that look like this one; may be repeated")
     parser.add_argument("--exclude", action="append", default=[], metavar="ID", help="leave this item out; may be repeated")
     parser.add_argument(
         "--weight",
@@ -50,14 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
     )
     parser.add_argument(
-        "--set-weight", type=_weight, action="append", default=[], metavar="ATTRIBUTE=X", help="a value in place of the predicted weight"
+        "--set-weight",
+        type=_weight,
+        action="append",
+        default=[],
+        metavar="ATTRIBUTE=X",
+        help="use this weight instead of the predicted one; may be repeated",
     )
-    parser.add_argument("--explain", action="store_true", help="say of each hit what its score is made of")
+    parser.add_argument("--explain", action="store_true", help="print the parts of each hit's score")
     parser.add_argument(
         "--filter", type=json_object, metavar="JSON", help="""condition on metadata, such as '{"brand": "x", "price": {"<": 20}}'"""
     )
-    parser.add_argument("--zones", action="store_true", help="tell equally good hits (near) from similar but different ones (mid)")
-    parser.add_argument("--no-verify", action="store_true", help="do not hold the index's tokens against their checksums: faster if large")
+    parser.add_argument("--zones", action="store_true", help="mark each hit as near (equally good) or mid (similar but different)")
+    parser.add_argument("--no-verify", action="store_true", help="do not check the index's checksums; a large index loads faster")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_runtime_options(parser)
     return parser

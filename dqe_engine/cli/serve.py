@@ -34,50 +34,73 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[PREFIX/=]FOLDER",
-        help="folder of the photos, for the pictures on the page; an item's id is the prefix and the path in it. May be repeated",
+        help="folder of the photos that the page shows; an item's id is PREFIX/ and the path in FOLDER; may be repeated",
     )
     parser.add_argument(
         "--update",
         action="store_true",
-        help="bring the index up to date with --images, in the background (done anyway where INDEX is left out)",
+        help="bring the index up to date with --images, in the background (always done if INDEX is left out)",
+    )
+    parser.add_argument("--readd", action="store_true", help="with --update: also index the photos of items that were removed by the API")
+    parser.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="metadata of the photos to index, by id: JSON lines or CSV, as dqe-index takes it"
     )
     parser.add_argument(
-        "--readd", action="store_true", help="with an update: index again what it leaves out, the photos of items that the API removed"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; 0.0.0.0 listens on all (default: 127.0.0.1, this machine alone)",
     )
-    parser.add_argument(
-        "--metadata", type=Path, metavar="FILE", help="of the photos that are indexed now, as dqe-index takes it: JSON lines, or CSV, by id"
-    )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one (default: 8000)")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the port and the index (default: 1)")
     parser.add_argument(
         "--keys",
         type=Path,
         metavar="FILE",
-        help="lines 'read KEY NAME' and 'write KEY NAME'; or DQE_SERVE_KEYS holds them. Without keys, anybody may read and nobody write",
+        help="file of lines 'read KEY NAME' and 'write KEY NAME' (or set DQE_SERVE_KEYS); without keys, anybody reads and nobody writes",
     )
-    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="where images of added items are kept (default: INDEX.uploads)")
+    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="folder for the images of added items (default: INDEX.uploads)")
     parser.add_argument(
-        "--hostname", action="append", default=[], metavar="NAME", help="a name by which clients may call it (Host); repeatable"
-    )
-    parser.add_argument(
-        "--proxy", action="append", default=[], metavar="ADDRESS", help="a proxy whose X-Forwarded-For is believed; repeatable"
-    )
-    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="queries answered together, at most (default: 32)")
-    parser.add_argument(
-        "--room", type=positive, default=256, metavar="N", help="queries that may wait, of each worker; one more is a 429 (default: 256)"
+        "--hostname",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that clients may use; requests with another Host are refused; may be repeated",
     )
     parser.add_argument(
-        "--deadline", type=_seconds, default=10.0, metavar="SECONDS", help="for an answer, unless a client asks for less (default: 10)"
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a proxy whose X-Forwarded-For is believed; may be repeated",
     )
-    parser.add_argument("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="for requests to end after SIGTERM (default: 30)")
-    parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="of a request (default: 12)")
-    parser.add_argument("--rate", type=_seconds, metavar="N", help="requests a second of one client, of each worker (default: unlimited)")
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="most queries that are answered in one batch (default: 32)")
+    parser.add_argument(
+        "--room",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="most queries that wait in each worker; further ones get a 429 (default: 256)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="longest time until an answer; clients may ask for less (default: 10)",
+    )
+    parser.add_argument(
+        "--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest time for open requests to end after SIGTERM (default: 30)"
+    )
+    parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="largest body of a request (default: 12)")
+    parser.add_argument(
+        "--rate", type=_seconds, metavar="N", help="most requests a second that each worker takes from one client (default: unlimited)"
+    )
     parser.add_argument(
         "--log",
         choices=("info", "warning", "error"),
         default="warning" if sys.stderr.isatty() else "info",
-        help="lines of JSON on stderr: info has one for each request (default: info, on a terminal warning)",
+        help="least level of the JSON lines on stderr; info has a line for each request (default: info, on a terminal warning)",
     )
     add_runtime_options(parser)
     return parser

@@ -30,10 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: tokens of the items themselves, which are searches by an image alone)",
     )  # fmt: skip
     parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="the index's model, to encode the queries of JSON lines")
-    parser.add_argument("--sample", type=positive, default=200, metavar="N", help="queries to ask at most (default: 200)")
-    parser.add_argument("--k", type=positive, default=10, help="how many best items of each query (default: 10)")
-    parser.add_argument("--recall", type=float, default=0.998, metavar="R", help="settings that find more are not tried (default: 0.998)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of every search (default: one per processor)")
+    parser.add_argument("--sample", type=positive, default=200, metavar="N", help="most queries to ask (default: 200)")
+    parser.add_argument("--k", type=positive, default=10, help="number of best items of each query (default: 10)")
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.998,
+        metavar="R",
+        help="recall to reach; settings beyond the first that reaches it are not tried (default: 0.998)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of every search (default: one per processor)")
     parser.add_argument("--graphs", action="store_true", help="also make a graph (HNSW) of more than a million tokens, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print every setting that was tried, as JSON")
 

@@ -66,7 +66,7 @@ def test_what_to_loosen_is_not_said_from_facets_of_other_filters(address: str, o
     page.route("**/v1/facets*", problem(500, "internal", "x"))
     page.get_by_role("button", name="Remove colour: red").click()
     expect(page.locator("#facets > .hint")).to_contain_text("cannot be loaded")
-    expect(page.locator("#notice")).to_contain_text("The filters together leave nothing.")
+    expect(page.locator("#notice")).to_contain_text("No item passes all filters together.")
     expect(page.locator("#notice").get_by_role("button")).to_have_text(["Without any filter"])
 
 

@@ -1,4 +1,5 @@
-"""A mining problem whose dot products are exact, and the process whose workers mine it and are killed (tests/zones/test_mining.py)."""
+"""A mining problem whose dot products are exact, and the process whose workers mine it and are killed
+(tests/zones/test_mining.py, test_mined_folder.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from support.dying import die_before_change
 from support.fork_server import serve
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones.mining import MiningJob
+from dqe_engine.zones.mining import ARRAYS, MinedNegatives, MiningJob, mine_negatives
 from dqe_engine.zones.mining_folder import mine_to_folder
 
 GALLERY, QUERIES, TOKENS, WIDTH, PICKS, BLOCK = 40, 23, 2, 8, 5, 7
@@ -30,6 +31,18 @@ def problem(seed: int = 0) -> dict[str, Any]:
 def job(*, lo: float = ZONES.lo) -> MiningJob:
     zones = ZoneSpec(lo=lo, hi=ZONES.hi, bounds=ZONES.bounds, policy=ZONES.policy, seed=ZONES.seed)
     return MiningJob(**problem(), zones=zones, picks=PICKS, block=BLOCK, threads=1)
+
+
+def mine(*, zones: ZoneSpec = ZONES, picks: int = PICKS, **options: Any) -> MinedNegatives:
+    inputs = problem()
+    inputs |= {name: options.pop(name) for name in tuple(inputs) if name in options}
+    return mine_negatives(inputs.pop("queries"), inputs.pop("items"), inputs.pop("targets"), zones=zones, picks=picks, **inputs, **options)
+
+
+def assert_same(a: MinedNegatives, b: MinedNegatives) -> None:
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        assert getattr(a, name).dtype == getattr(b, name).dtype
 
 
 def mine_and_die(out: str, die_before: int, lo: float, force: bool) -> None:

@@ -110,7 +110,7 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new ApiError(0, "unreadable", "The answer is not from the search server: something between it and this page answered in its place.");
+    throw new ApiError(0, "unreadable", "The answer is not from the search server. Something between the server and this page, such as a proxy, answered instead.");
   }
 }
 

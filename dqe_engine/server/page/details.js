@@ -68,7 +68,7 @@ function whyOf(hit, attributes) {
     const bar = el("span", { class: value < 0 ? "part negative" : "part", "aria-hidden": "true", style: { "--c": colour, "--from": `${from.toFixed(2)}%`, "--w": `${((Math.abs(value) / span) * 100).toFixed(2)}%`, "--zero": `${((-least / span) * 100).toFixed(2)}%` } });
     return el("tr", {}, el("th", { scope: "row", text: name }), el("td", { class: "track" }, bar), el("td", { class: "number", text: (value < 0 ? "" : "+") + score(value) }));
   });
-  const table = el("table", {}, el("caption", { text: "What it is made of; the parts add up to the score." }), el("tbody", {}, ...rows));
+  const table = el("table", {}, el("caption", { text: "The parts of the score, which add up to it." }), el("tbody", {}, ...rows));
   return el("section", { class: "why" }, head, table);
 }
 

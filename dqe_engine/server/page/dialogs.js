@@ -51,7 +51,7 @@ export function askForKey(api, done) {
     done();
   };
   const form = el("form", { class: "fields", on: { submit: send } },
-    el("p", { text: "This server is open to those who have a key. Ask whoever runs it for one." }),
+    el("p", { text: "This server asks for a key. Whoever runs it can give you one." }),
     el("label", { for: "key", text: "Key" }), input, wrong,
     el("div", { class: "actions" }, el("button", { type: "submit", class: "strong", text: "Go on" })));
   const dialog = open("session", "A key is needed", [form]);

@@ -324,7 +324,7 @@ class Page {
 
   whyNoWeights(query) {
     if (!this.names.length) return "This model has no attributes to weigh.";
-    return query.text.trim() ? null : "Off: the weights are read from the text, and there is none yet.";
+    return query.text.trim() ? null : "Off until you write a text: the model reads the weights from it.";
   }
 
   dropFilter(key) {

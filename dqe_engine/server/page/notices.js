@@ -51,7 +51,7 @@ export function explained(error, image) {
         ? { title: "No connection", text: `${error.message} Check the connection; this page tries again when it is back.` }
         : { title: "No answer", text: `${error.message} Try again.` };
     case 401:
-      return { title: "A key is needed", text: "This server is open to those who have a key." };
+      return { title: "A key is needed", text: "This server asks for a key. Whoever runs it can give you one." };
     case 403:
       return { title: "Not allowed", text: tidy(error.message) };
     case 404:
@@ -62,7 +62,7 @@ export function explained(error, image) {
     case 413:
       return { title: "The image is too large", text: `The server takes ${most}. Choose a smaller image, or save it with fewer pixels.` };
     case 415:
-      return { title: "This kind of image is not taken", text: `The server takes ${formats}. Save the image as one of these.` };
+      return { title: "This kind of image is not accepted", text: `The server takes ${formats}. Save the image as one of these.` };
     case 422:
       return { title: "The server cannot use this", text: tidy(error.message) };
     case 429:

@@ -32,7 +32,7 @@ export class Sliders {
 
   /** The multipliers that are asked for, and what the last answer predicted. `why`: why they are off, or null. */
   show({ weights, predicted = null, why = null }) {
-    byId("weights-why").textContent = why ?? "How much each attribute counts, as a multiple of what your text was understood to mean.";
+    byId("weights-why").textContent = why ?? "How much each attribute counts. 1 × is the weight that the model read from your text.";
     byId("reset-weights").hidden = why !== null || !Object.values(weights).some((value) => value !== 1);
     for (const [name, row] of this.#rows) {
       row.input.disabled = why !== null;

@@ -9,7 +9,7 @@ import { explained, notice, say } from "./notices.js";
 export function nothing(page, query) {
   const active = Object.entries(query.filters);
   if (!active.length && page.indexing.items === 0) return page.indexing.showEmpty(page.vocabulary);
-  if (!active.length) return notice({ title: "No item answers this", text: "Every item of the index is left out: take back an example that you did not want." });
+  if (!active.length) return notice({ title: "No item answers this", text: "Your unwanted examples leave out every item of the index. Take one back." });
   const loosened = page.filters.loosened.filter(([key, total]) => total > 0 && key in query.filters); // the totals may be those of filters before
   const actions = loosened.slice(0, 4).map(([key, total]) => ({
     label: `Without “${described(key, query.filters[key])}”: ${plural(total, "item")}`,
@@ -17,7 +17,7 @@ export function nothing(page, query) {
   }));
   if (!loosened.length || active.length > 1) actions.push({ label: "Without any filter", run: () => page.change({ filters: {} }, "filter") });
   if (page.shown === "items") byId("results-title").textContent = "No items";
-  const text = loosened.length ? "Loosen one of the filters:" : "The filters together leave nothing.";
+  const text = loosened.length ? "Loosen one of the filters:" : "No item passes all filters together.";
   notice({ title: "No item passes the filters", text, actions });
   say(`No item passes the filters. ${loosened.length ? `Loosen ${loosened[0][0]}.` : ""}`);
 }

@@ -110,6 +110,6 @@ export function listen(take, refuse) {
     event.preventDefault();
     const [file] = event.dataTransfer.files;
     if (file) take(file);
-    else refuse("Nothing was dropped that can be read. Save the image, then drop the file.");
+    else refuse("The page cannot read what you dropped. Save the image as a file, then drop the file.");
   });
 }

@@ -39,18 +39,22 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="directory that dqe-train wrote (RUN/model)")
-    parser.add_argument("out", type=Path, nargs="?", help="the bundle directory")
-    parser.add_argument("--name", default="dqe", help="the bundle's name, for people")
-    parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), help="of weights and arithmetic (default: f32; f16 with --trt)")
+    parser.add_argument("out", type=Path, nargs="?", help="the bundle directory to write")
+    parser.add_argument("--name", default="dqe", help="a name for people, kept in the bundle (default: dqe)")
     parser.add_argument(
-        "--target", choices=("cpu", "cuda"), help="what the graphs' form and --precision auto are for (default: cpu; cuda with --trt)"
+        "--precision", choices=(*PRECISIONS, "auto"), help="precision of weights and arithmetic (default: f32; f16 with --trt)"
+    )
+    parser.add_argument(
+        "--target",
+        choices=("cpu", "cuda"),
+        help="processor that the graphs' form and --precision auto suit (default: cpu; cuda with --trt)",
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="dataset folder whose val queries PyTorch and the bundle must answer alike"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument(
-        "--bundle", type=Path, metavar="BUNDLE", help="one that exists: for --trt or --push, or to replace the attribute heads of"
+        "--bundle", type=Path, metavar="BUNDLE", help="an existing bundle: to build engines for, to publish, or to give new attribute heads"
     )
     add_heads_options(parser)
     add_tensorrt_options(parser)

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("attribute heads", "trained on a bundle's own encoder: dqe-train start=… finetune=attributes")
-    group.add_argument("--heads-only", action="store_true", help="export them alone, for dqe-heads; with --bundle, replace that bundle's")
-    group.add_argument("--new-vocabulary", action="store_true", help="let them name other attributes than the bundle does")
+    group.add_argument(
+        "--heads-only", action="store_true", help="export only the attribute heads, for dqe-heads; with --bundle, put them into that bundle"
+    )
+    group.add_argument("--new-vocabulary", action="store_true", help="allow heads with other attributes than the bundle has")
 
 
 def check_heads_options(args: argparse.Namespace) -> None:

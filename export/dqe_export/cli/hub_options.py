@@ -7,8 +7,10 @@ import argparse
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Hugging Face hub", "publish the bundle, to be loaded as hf://OWNER/NAME (docs/hub.md)")
-    group.add_argument("--push", metavar="OWNER/NAME", help="after the export, or of --bundle: one commit with its files and a model card")
-    group.add_argument("--private", action="store_true", help="with --push: make a repository that is missing private")
+    group.add_argument(
+        "--push", metavar="OWNER/NAME", help="publish the exported bundle, or that of --bundle: one commit with its files and a model card"
+    )
+    group.add_argument("--private", action="store_true", help="with --push: if the repository is missing, make it private")
 
 
 def check_hub_options(args: argparse.Namespace) -> None:

@@ -33,14 +33,20 @@ def add_tensorrt_options(parser: argparse.ArgumentParser) -> None:
         "--trt-profile",
         action="append",
         metavar="batch=MIN:OPT:MAX,text_length=MIN:OPT:MAX",
-        help="sizes to build for; again for a further profile (default: batch=1:1:1 and batch=2:8:32, each with every length of text)",
+        help="sizes of a profile; repeat it for further profiles (default: batch=1:1:1 and batch=2:8:32, with texts of every length)",
     )
     group.add_argument("--traffic", type=Path, metavar="FILE", help='sizes from traffic: JSON lines {"batch": 4, "text_length": 11}')
-    group.add_argument("--workspace", type=_gibibytes, metavar="GB", help="memory that a layer may work in, GiB (default: no limit)")
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write measured kernels here too")
+    group.add_argument(
+        "--workspace", type=_gibibytes, metavar="GB", help="most memory that a layer may use while it runs, GiB (default: no limit)"
+    )
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="also read and write the timings of kernels in this file")
     group.add_argument("--optimization-level", type=int, choices=range(6), metavar="0-5", help="time spent on tuning (default: 3)")
-    group.add_argument("--hardware-compatible", action="store_true", help="engines for every GPU since Ampere, slower than for one")
-    group.add_argument("--version-compatible", action="store_true", help="engines that newer TensorRT versions run, slower than for one")
+    group.add_argument(
+        "--hardware-compatible", action="store_true", help="build engines for every GPU since Ampere; slower than for one GPU"
+    )
+    group.add_argument(
+        "--version-compatible", action="store_true", help="build engines that newer TensorRT versions run, too; slower than for one version"
+    )
     group.add_argument("--tf32", action="store_true", help="let float32 products round to TF32: faster, and may miss the tolerance")
 
 

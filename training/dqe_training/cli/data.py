@@ -41,7 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="The picture is doc/img/fashion-mnist-sprite.png of github.com/zalandoresearch/fashion-mnist.",
     )
     tinted.add_argument("out", type=Path, metavar="DIR")
-    tinted.add_argument("--sprite", type=Path, required=True, metavar="FILE", help="fashion-mnist-sprite.png")
+    tinted.add_argument(
+        "--sprite",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="Fashion-MNIST's picture of all its images, fashion-mnist-sprite.png of its repository",
+    )
     tinted.add_argument("--train-triplets", type=int, default=4_000)
     tinted.add_argument("--val-queries", type=int, default=300, help="and as many test queries")
     tinted.add_argument("--gallery-products", type=positive, default=20, help="of each category's 90, kept out of training")

@@ -33,9 +33,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="own data: folder that the image names are relative to; public data: where its images are",
+        help="folder of the images; for own data, image names are relative to it",
     )
-    parser.add_argument("--allow-missing", action="store_true", help="public data: go on without the triplets whose images are missing")
+    parser.add_argument("--allow-missing", action="store_true", help="public data: leave out the triplets whose images are missing")
 
 
 def check_source_options(args: argparse.Namespace) -> None:

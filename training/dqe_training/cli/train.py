@@ -22,9 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
         "from a model of ours: dqe-train --triplets mine.jsonl --images photos --vocabulary mine.json --out runs/mine "
         "start=runs/garments/model finetune=attributes",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the configuration")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values of the configuration to change")
     parser.add_argument(
-        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: by the data; start with start=, blip2 with backbone=)"
+        "--config", metavar="PRESET|FILE", help="preset or YAML file (default: chosen by the data; start with start=, blip2 with backbone=)"
     )
     add_source_options(parser)
     parser.add_argument("--image-labels", type=Path, metavar="FILE", help='with --triplets: JSON lines {"image", "attributes"}')
@@ -38,14 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-derived-labels",
         action="store_true",
-        help="do not read a target's values off the texts that ask for it; the rules were measured on FashionIQ only (docs/attributes.md)",
+        help="do not read value labels of targets from the texts; the rules for it were measured on FashionIQ only (docs/attributes.md)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory: checkpoints, metrics.jsonl, model/, best/")
-    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; filled with what it lacks")
+    parser.add_argument("--features", type=Path, metavar="CACHE", help="feature cache of the frozen tower; missing images are added to it")
     add_split_options(parser)
-    parser.add_argument("--strict", action="store_true", help="a part that is turned on and would do nothing is an error, not a note")
+    parser.add_argument("--strict", action="store_true", help="make it an error, not a note, if a part is turned on and would do nothing")
     parser.add_argument(
-        "--rank-timeout", type=positive, default=1800, metavar="SECONDS", help="how long a rank waits for the others (default: 1800)"
+        "--rank-timeout",
+        type=positive,
+        default=1800,
+        metavar="SECONDS",
+        help="longest time that a rank waits for the others (default: 1800)",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to RUN/tensorboard")
     return parser
