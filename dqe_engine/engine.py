@@ -271,8 +271,8 @@ class RetrievalEngine(ProcessBound):
     ) -> QueryBatcher:
         """A batcher, which answers queries of many threads and tasks together, as a server needs it.
 
-        See `Batcher`, and `QueryBatcher` for `readers`. `niceness` lowers the priority of the threads that read and answer what tasks ask, so
-        that they give way to the event loop (see `give_way`). `counts` is called with the size of each batch.
+        See `Batcher`, and `QueryBatcher` for `readers`. `niceness` lowers the priority of the threads that read and answer what tasks ask,
+        so that they give way to the event loop (see `give_way`). `counts` is called with the size of each batch.
         """
         return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, niceness=niceness, counts=counts)
 

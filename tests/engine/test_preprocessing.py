@@ -37,6 +37,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("size", [(1, 1), (2, 97), (31, 33), (32, 32), (33, 31), (257, 19), (640, 480)])
 def test_equal_to_the_bit_to_transformers(size: tuple[int, int]) -> None:
     import transformers
