@@ -142,7 +142,7 @@ FAULTS = {
     7: ("another fragment", "Mismatch"),
     8: ("no fence", "no fence"),
     9: ("barriers not published", "before it is published"),
-    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals"),
+    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals|others never come"),
 }
 
 

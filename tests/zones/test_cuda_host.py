@@ -493,6 +493,24 @@ def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    emulate_capability = ctypes.CDLL(built_module.__file__).emulate_capability
+    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None).request()
+    expected, index = reference.select(request), cuda.Index(OnDevice(request.shards[0]))
+    try:
+        for capability, taken in ((80, "sm_80"), (90, "sm_90a"), (100, "sm_80")):
+            emulate_capability(capability)
+            assert index.architecture(3) == index.architecture(300, half_queries=True) == taken
+            assert index.architecture(3, zones=True) == "sm_80"
+            for portable in (False, True):
+                found = index.select(OnDevice(request.queries), k=5, portable=portable)
+                np.testing.assert_array_equal(revealed(found.ids), expected.ids)
+    finally:
+        emulate_capability(80)
+
+
+@pytest.mark.slow
 def test_results_are_freed_behind_the_streams_that_took_them(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     log = ctypes.CDLL(built_module.__file__).emulated_log
