@@ -39,6 +39,9 @@ REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (300, 111, 1, 8, np.float16, 10, EVERYTHING),
     (33, 3001, 2, 64, np.float16, 10, POOLED),
     (33, 3001, 1, 64, np.float32, 10, POOLED),
+    (300, 4097, 1, 256, np.float16, 100, None),
+    (40, 3001, 2, 72, np.float16, 7, None),
+    (64, 501, 32, 256, np.float16, 10, None),
 ]
 
 
@@ -50,14 +53,17 @@ def compare(memory: CudaMemory, number: int) -> list[str]:
     items: NDArray[Any] = rng.integers(-3, 4, (size, tokens, width)).astype(dtype)
     options: dict[str, Any] = {"k": k, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None}
     wanted = select_zones(queries, items, backend="reference", **options)
-    found = cuda.select(memory.upload(queries), memory.upload(items), **options)
+    index = cuda.Index(memory.upload(items))
     wrong = []
-    for name in FIELDS:
-        ours, theirs = getattr(found, name), getattr(wanted, name)
-        if ours is not None:
-            ours = memory.download(ours)
-        if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs, equal_nan=True)):
-            wrong.append(name)
+    for given in (queries,) if zones else (queries, queries.astype(np.float16)):
+        found = index.select(memory.upload(given), **options)
+        how = index.architecture(batch, half_queries=given.dtype == np.float16, zones=zones is not None)
+        for name in FIELDS:
+            ours, theirs = getattr(found, name), getattr(wanted, name)
+            if ours is not None:
+                ours = memory.download(ours)
+            if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs, equal_nan=True)):
+                wrong.append(f"{name} ({given.dtype} queries, {how})")
     return wrong
 
 

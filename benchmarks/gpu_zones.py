@@ -30,7 +30,14 @@ ZONES = ZoneSpec(lo=0.1, hi=0.2, policy="softmax")
 RANKS = ZoneSpec(lo=0.001, hi=0.01, bounds="rank", policy="softmax")
 PREDICTED = Path(__file__).with_name("gpu_zones_predicted.json")
 BATCHES = (1, 16, 64, 256, 1024)
-MODES = ("ours, f32 queries", "ours, f16 queries", "ours, zones and picks", "ours, own best and zones", "ours, own best and ranks")
+MODES = (
+    "ours, f32 queries",
+    "ours, f16 queries",
+    "ours, f16 queries, sm_80",
+    "ours, zones and picks",
+    "ours, own best and zones",
+    "ours, own best and ranks",
+)
 CLOSE = 1.25
 """A time within this factor of the prediction is as predicted."""
 PREDICTED_FOR = ((1_000_000, 1), (100_000, 32))
@@ -136,7 +143,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     index = cuda.Index(items, stream=torch.cuda.current_stream().cuda_stream)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    options: tuple[dict[str, Any], ...] = ({}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
+    options: tuple[dict[str, Any], ...] = ({}, {}, {"portable": True}, {"anchor": anchor, **zoned}, zoned, ranked)
     calls: dict[str, Call] = {
         name: ours(torch, queries.half() if "f16" in name else queries, index, **given) for name, given in zip(MODES, options, strict=True)
     }
@@ -155,7 +162,10 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     times = interleave(torch, calls, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
-    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s", flush=True)
+    print(
+        f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {index.architecture(batch)}",
+        flush=True,
+    )
     nbytes = items.numel() * 2
     expected = predictions().get(f"{label}, {batch}", {}) if (size, tokens) in PREDICTED_FOR else {}
     for name, median in medians.items():
@@ -170,6 +180,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         "k": K,
         "bytes": nbytes,
         "workspace_bytes": needed,
+        "architecture": index.architecture(batch),
         "copy_gb_per_s": copy,
         "agreement": agreements,
         "milliseconds": times,

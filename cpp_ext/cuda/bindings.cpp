@@ -214,7 +214,7 @@ void throw_fault(Fault fault) {
 
 nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
-                        HostIds offsets, HostIds excluded, uintptr_t stream_handle, const Operand* workspace, Room& room) {
+                        HostIds offsets, HostIds excluded, bool portable, uintptr_t stream_handle, const Operand* workspace, Room& room) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
     if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
         t.shape(t.ndim() - 1) != q.shape(1))
@@ -239,6 +239,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
                          static_cast<int64_t>(excluded.shape(0))};
     Request request = request_of(sizes);
     request.queries = q.data(), request.items = t.data();
+    request.portable = portable;
     request.counts = zones && counts;
     request.anchor = by_id ? Anchor::id : anchor ? Anchor::score : Anchor::best;
     request.lo = lo, request.hi = hi;
@@ -385,7 +386,23 @@ NB_MODULE(_kernels_cuda, m) {
         },
         "batch"_a, "size"_a, "tokens"_a, "width"_a, "half_queries"_a, "half_items"_a, "k"_a, "picks"_a, "zones"_a, "own_best"_a, "ranks"_a,
         "excluded"_a);
+    m.def(
+        "architecture",
+        [](const Operand& items, int64_t batch, bool half_queries, bool zones) {
+            const nb::ndarray<nb::ro>& t = items.array;
+            if (t.ndim() != 2 && t.ndim() != 3) throw std::invalid_argument("items: expected 2 or 3 dimensions");
+            Request request = {};
+            request.items = t.data();
+            request.half_queries = half_queries, request.half_items = items.dtype() == "float16";
+            request.batch = batch, request.size = static_cast<int64_t>(t.shape(0));
+            request.tokens = t.ndim() == 2 ? 1 : static_cast<int64_t>(t.shape(1));
+            request.width = static_cast<int64_t>(t.shape(t.ndim() - 1));
+            request.k = !zones, request.zones = zones;
+            const DeviceGuard guard(t.device_id());
+            return takes_hopper(request) ? "sm_90a" : "sm_80";
+        },
+        "items"_a, "batch"_a, "half_queries"_a, "zones"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), "stream"_a, "workspace"_a.none(), "room"_a);
+          "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a);
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "hopper.hpp"
 #include "plan.hpp"
 #include "query_kernels.hpp"
 #include "scan_kernels.hpp"
@@ -13,6 +14,8 @@ namespace dqe::cuda {
 
 class Passes {
   public:
+    bool hopper() const { return hopper_.rows > 0; }
+
     Passes(const Request& request, const Plan& plan, const Workspace& space, cudaStream_t stream)
         : r_(request), plan_(plan), w_(space), stream_(stream) {
         check(flags_.error());
@@ -37,8 +40,11 @@ class Passes {
     }
 
     void describe_device() {
-        int device = 0;
+        int device = 0, major = 0, minor = 0;
         check(cudaGetDevice(&device));
+        if (good()) check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+        if (good()) check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+        sm_90_ = major == 9 && minor == 0;
         if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
@@ -47,6 +53,14 @@ class Passes {
     // Larger query tiles read the items less often: 64 rows unless the batch is small or the device has too little shared memory.
     // Keep the queries there if that leaves at least three stages, then as many stages as fit.
     void choose_tile() {
+        // All passes of a request multiply in the same way, so that limits mean the same in each: products of another instruction may
+        // round otherwise.
+        if (kHopperBuilt && sm_90_ && !r_.portable && !r_.zones && plan_.product != Product::single)
+            hopper_ = hopper_plan(r_.batch, r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), shared_limit_);
+        if (hopper()) {
+            rows_ = hopper_.rows;
+            return;
+        }
         const auto fits = [&](int rows, int stages, bool resident) {
             return SharedPlan::of(rows, plan_.parts(), plan_.chunks, stages, resident).total <= shared_limit_;
         };
@@ -57,9 +71,16 @@ class Passes {
         if (good() && !fits(rows_, stages_, resident_)) status_.fault = Fault::shared_memory_too_small;
     }
 
+    // Bytes that each row begins at a multiple of.
+    int unit() const {
+        const int64_t pitch = r_.width * (r_.half_items ? 2 : 4);
+        int unit = 16;
+        while ((pitch | static_cast<int64_t>(reinterpret_cast<uintptr_t>(r_.items))) % unit) unit /= 2;
+        return unit;
+    }
+
     Scan scan_of(int64_t first, int64_t batch) {
         const auto* items = static_cast<const unsigned char*>(r_.items);
-        const int64_t pitch = r_.width * (r_.half_items ? 2 : 4);
         Scan scan = {};
         scan.queries = w_.queries;
         scan.unscale = w_.unscale;
@@ -69,7 +90,7 @@ class Passes {
         scan.chunks = plan_.chunks;
         scan.items_per_tile = static_cast<int>(std::max(int64_t{1}, kColumns / r_.tokens));
         scan.steps = r_.tokens > kColumns ? quotient_up(r_.tokens, kColumns) : 1;
-        for (scan.unit = 16; (pitch | static_cast<int64_t>(reinterpret_cast<uintptr_t>(items))) % scan.unit;) scan.unit /= 2;
+        scan.unit = unit();
         if (r_.excludes) scan.excluded_start = r_.excluded_start + first, scan.excluded_ids = r_.excluded_ids;
         scan.stages = stages_, scan.resident = resident_;
         cover(scan, r_.size);
@@ -123,6 +144,13 @@ class Passes {
     }
 
     void sieve(const Scan& scan, const Candidates& list, bool sampling) {
+        if constexpr (kHopperBuilt)
+            if (hopper()) {
+                if (!good() || scan.tiles == 0) return;
+                check(launch_hopper(hopper_, scan, list, sampling, processors_, stream_));
+                ++status_.passes;
+                return;
+            }
         start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
             return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
         });
@@ -135,7 +163,8 @@ class Passes {
     }
 
     bool suits(const Scan& scan, bool zones) const {
-        const int span = rows_ == 16 ? Lane<Product::half, 16>::kSpan : Lane<Product::half, 64>::kSpan;
+        if (hopper()) return true;
+        const int span = rows_ == 16 ? Lane<Accumulators<Product::half, 16>>::kSpan : Lane<Accumulators<Product::half, 64>>::kSpan;
         return plan_.product != Product::single && sieve_suits(scan, span) && (!zones || !scan.excluded_start) &&
                sieve_bytes(rows_, plan_.parts(), scan.chunks, zones) <= shared_limit_;
     }
@@ -179,6 +208,7 @@ class Passes {
 
     // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
     int64_t sample_slots() const {
+        if (hopper()) return kHopperAcross;
         return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
     }
 
@@ -209,7 +239,8 @@ class Passes {
   private:
     int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
     int stages_ = 2;  // of the ring
-    bool resident_ = false;
+    bool resident_ = false, sm_90_ = false;
+    HopperPlan hopper_ = {};
 };
 
 }  // namespace dqe::cuda

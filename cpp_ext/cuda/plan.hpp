@@ -13,6 +13,7 @@ namespace dqe::cuda {
 constexpr int64_t kLongestBlock = 1024;           // queries; more are processed block by block
 constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of a block should not exceed
 constexpr int64_t kSmallestList = 4096;           // entries
+constexpr int64_t kLargestQueryTile = 256;
 constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
 
 // What the device tells the host of.
@@ -66,7 +67,7 @@ inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Plan {
     Product product;
     int chunks;
-    int64_t block;  // queries per block: whole query tiles of either size
+    int64_t block;  // queries per block
     bool own_best, list_top, list_picks;
     bool keeps;  // the scores, as they are needed again: see kept.hpp
     int64_t wanted, capacity;
@@ -114,8 +115,9 @@ struct Workspace {
 
     Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept() {
         Carver carver = {static_cast<unsigned char*>(base)};
-        const int64_t block = plan.block, listed = std::min(block, r.batch);  // queries as whole tiles, lists of those asked for
-        queries = carver.take<unsigned char>(block * plan.chunks * plan.parts() * kChunkBytes);
+        const int64_t block = plan.block, listed = std::min(block, r.batch);
+        const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
+        queries = carver.take<unsigned char>(prepared * plan.chunks * plan.parts() * kChunkBytes);
         unscale = carver.take<float>(block);
         best = carver.take<float>(block);
         gather = carver.take<int64_t>(block);

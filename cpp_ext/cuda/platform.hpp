@@ -28,8 +28,9 @@ template <typename T>
 using Shared = T*;
 
 #ifdef __CUDACC__
+// Begins at a multiple of 1,024: the swizzle of TMA and of wgmma goes by address bits.
 __device__ inline Shared<unsigned char> shared_memory() {
-    extern __shared__ __align__(128) unsigned char dqe_shared_memory[];
+    extern __shared__ __align__(1024) unsigned char dqe_shared_memory[];
     return dqe_shared_memory;
 }
 

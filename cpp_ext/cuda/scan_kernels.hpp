@@ -20,7 +20,7 @@ template <Product product, int Rows, bool Sampling>
 __global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidates list) {
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, false);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
-    Sieve<product, Rows> sieve(scan, list, true, shared_memory() + (ring + kStages * kItemStageBytes));
+    Sieve<Accumulators<product, Rows>> sieve(scan, list, true, shared_memory() + (ring + kStages * kItemStageBytes));
     multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
                                                  [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
                                                      if constexpr (Sampling)
@@ -35,8 +35,8 @@ template <Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 2) void keep_kernel(Scan scan, Keeping keeping) {
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, false);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
-    Sieve<product, Rows> sieve(scan, keeping.selection.top, keeping.selection.want_top,
-                               shared_memory() + (ring + kStages * kItemStageBytes));
+    Sieve<Accumulators<product, Rows>> sieve(scan, keeping.selection.top, keeping.selection.want_top,
+                                             shared_memory() + (ring + kStages * kItemStageBytes));
     multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
                                                  [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
                                                      sieve.keep(columns, products, keeping.kept);
@@ -51,7 +51,7 @@ __global__ __launch_bounds__(kThreads, zone_blocks(product, Rows)) void zone_ker
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, true);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
     const int queues = ring + kStages * kItemStageBytes;
-    Sieve<product, Rows> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
+    Sieve<Accumulators<product, Rows>> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
     ZoneSieve<product, Rows> zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes),
                                    shared_memory() + (queues + 2 * kWarps * kQueueBytes));
     multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,

@@ -34,6 +34,8 @@ __device__ float score_of(const Scan& scan, const ColumnTile& columns, float val
 // Tensor cores: 8 warps share the tile of Rows x 128, each computes (16 * kTall) x (8 * kWide).
 template <Product product, int Rows>
 struct Accumulators {
+    static constexpr Product kProduct = product;
+    static constexpr int kRows = Rows;
     static constexpr int kParts = Format<product>::query_parts;
     static constexpr int kAcross = Rows == 16 ? 8 : 4;  // warps side by side
     static constexpr int kTall = Rows / 16 * kAcross / kWarps;
@@ -42,6 +44,7 @@ struct Accumulators {
 
     __device__ static int top(int warp) { return warp / kAcross * kTall * 16; }
     __device__ static int left(int warp) { return warp % kAcross * kWide * 8; }
+    __device__ static int row_of(int warp, int group) { return top(warp) + group * 8; }  // of a group's first lane
 
     // `queries` and `items` say where in shared memory the chunk's operands lie, in bytes; both are multiples of 128. Going 16
     // elements on adds 2 to a row's unit, whose lowest bit is the lane's alone: under the swizzle that flips bits of the address.

@@ -64,14 +64,15 @@ class Queue {
 
 // Whose scores a lane holds: kGroups rows, 8 apart, and kPlaces columns of each. `group` and `place` name registers where they are
 // constants, so what takes them is inlined.
-template <Product product, int Rows>
+template <typename Products>
 struct Lane {
-    using Products = Accumulators<product, Rows>;
+    static constexpr Product product = Products::kProduct;
+    static constexpr int Rows = Products::kRows;
     static constexpr int kGroups = Products::kTall * 2;
     static constexpr int kPlaces = Products::kWide * 2;
     static constexpr int kSpan = Products::kWide * 8;  // columns of a warp
 
-    __device__ static int row_of(int group) { return Products::top(threadIdx.x / 32) + group * 8 + threadIdx.x % 32 / 4; }
+    __device__ static int row_of(int group) { return Products::row_of(threadIdx.x / 32, group) + threadIdx.x % 32 / 4; }
     __device__ static int64_t query_of(int group) { return int64_t{blockIdx.x} * Rows + row_of(group); }
     __device__ static int column_of(int place) {
         return Products::left(threadIdx.x / 32) + place / 2 * 8 + threadIdx.x % 4 * 2 + place % 2;
@@ -136,10 +137,11 @@ inline bool sieve_suits(const Scan& scan, int span) {
     return scan.unit == 16 && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
 }
 
-template <Product product, int Rows>
+template <typename Products>
 class Sieve {
-    using L = Lane<product, Rows>;
-    using Products = typename L::Products;
+    using L = Lane<Products>;
+    static constexpr Product product = Products::kProduct;
+    static constexpr int Rows = Products::kRows;
 
   public:
     __device__ Sieve(const Scan& scan, const Candidates& list, bool wanted, Shared<unsigned char> queues)

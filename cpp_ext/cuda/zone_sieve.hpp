@@ -33,8 +33,8 @@ __device__ inline void pick(const Selection& selection, int64_t query, int64_t i
 // has found 32 items inside, not for each tile that has one.
 template <Product product, int Rows>
 class ZoneSieve {
-    using L = Lane<product, Rows>;
-    using Products = typename L::Products;
+    using Products = Accumulators<product, Rows>;
+    using L = Lane<Products>;
 
   public:
     // `bounds`: 12 bytes for each row. A barrier lies between this and `take`.

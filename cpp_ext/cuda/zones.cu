@@ -24,6 +24,8 @@ class Runner : Passes {
     Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream)
         : Passes(request, plan, space, stream), out_(result) {}
 
+    using Passes::hopper;
+
     Status run() {
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
         if (status_.error != cudaSuccess) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
@@ -256,6 +258,13 @@ class Runner : Passes {
 }  // namespace
 
 size_t workspace_bytes(const Request& request) { return Workspace(request, Plan(request), nullptr).bytes; }
+
+bool takes_hopper(const Request& request) {
+    const Plan plan(request);
+    const Workspace space(request, plan, nullptr);
+    const Result result = {};
+    return Runner(request, result, plan, space, nullptr).hopper();
+}
 
 Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
     const Plan plan(request);

@@ -26,6 +26,7 @@ struct Request {
     bool excludes;                  // the lists that follow apply
     const int64_t* excluded_start;  // (batch + 1) into excluded_ids
     const int64_t* excluded_ids;    // ascending per query
+    bool portable;                  // take the kernels for sm_80 and later, also where those for sm_90a would serve
 };
 
 // Device memory of the caller; null where not asked for.
@@ -47,6 +48,9 @@ struct Status {
     Fault fault;
     int64_t passes;  // over all items, or (fewer) over some of them
 };
+
+// Whether a request takes the kernels for sm_90a on the current device (hopper.hpp says which requests do).
+bool takes_hopper(const Request& request);
 
 // Bytes of device memory that select() needs besides its operands and results; depends on sizes and options only.
 size_t workspace_bytes(const Request& request);

@@ -21,7 +21,7 @@ ITEMS, TOKENS, WIDTH = 1000, 2, 72
 QUERIES = (2, 9)
 """Few queries are scored row by row, more in panels."""
 CUDA_QUERIES = (2, 70)
-"""A device takes up to 16 queries in one tile, and more in tiles of 64."""
+"""A device takes up to 16 queries in one tile, and more in tiles of 64; a Hopper's own kernels take tiles of 128."""
 OPTIONS: dict[str, Any] = {
     "k": 7,
     "zones": ZoneSpec(lo=40, hi=90, policy="softmax", temperature=20.0, seed=3),
@@ -29,6 +29,8 @@ OPTIONS: dict[str, Any] = {
     "counts": True,
 }
 COMPARED = ("ids", "scores", "counts", "picks", "pick_scores")
+TOP_K = {"k": OPTIONS["k"]}
+"""Without zones a device may take other kernels."""
 
 
 def probe(context: Context) -> Steps:
@@ -55,6 +57,8 @@ def difference(found: ZoneSelection, wanted: ZoneSelection) -> str | None:
     """The first thing in which two selections differ, None for none. Arrays are NumPy's."""
     for field in COMPARED:
         ours, theirs = getattr(found, field), getattr(wanted, field)
+        if ours is None:  # not asked for
+            continue
         if ours.shape != theirs.shape:
             return f"{field} have shape {ours.shape}, expected {theirs.shape}"
         if len(rows := np.nonzero((ours != theirs).any(axis=1))[0]):
@@ -123,27 +127,34 @@ def _cuda(devices: int) -> Steps:
                 NO_DEVICE,
             )
         return
-    yield _agreement("CUDA kernels", _cuda_difference())
+    wrong, architectures = _cuda_difference()
+    yield _agreement("CUDA kernels", wrong, f"; top-k by kernels for {' and '.join(sorted(architectures))}" if architectures else "")
 
 
-def _cuda_difference() -> str | None:
+def _cuda_difference() -> tuple[str | None, set[str]]:
+    """What is wrong, and the architectures of the kernels that searched for the best."""
     from dqe_engine.device_arrays import CudaMemory
     from dqe_engine.zones import cuda
 
+    architectures = set[str]()
     with CudaMemory.open() as memory:
         for batch in CUDA_QUERIES:
             wanted = expected(batch)
             queries, halves = problem(batch)
             for items in (halves, halves.astype(np.float32)):
-                on_device = cuda.select(memory.upload(queries), memory.upload(items), **OPTIONS)
-                fields = {name: memory.download(getattr(on_device, name)) for name in COMPARED}
-                others = dict.fromkeys(("lo", "hi", "anchor_scores"))
-                if wrong := difference(ZoneSelection(**fields, **others, backend="cuda"), wanted):  # type: ignore[arg-type]
-                    return f"{items.dtype} items: {wrong}"
-    return None
+                index = cuda.Index(memory.upload(items))
+                for options in (OPTIONS, TOP_K):
+                    on_device = index.select(memory.upload(queries), **options)
+                    arrays = {name: getattr(on_device, name) for name in COMPARED}
+                    fields = {name: None if array is None else memory.download(array) for name, array in arrays.items()}
+                    others = dict.fromkeys(("lo", "hi", "anchor_scores"))
+                    if wrong := difference(ZoneSelection(**fields, **others, backend="cuda"), wanted):  # type: ignore[arg-type]
+                        return f"{items.dtype} items: {wrong}", architectures
+                architectures.add(index.architecture(batch))
+    return None, architectures
 
 
-def _agreement(name: str, wrong: str | None) -> Finding:
+def _agreement(name: str, wrong: str | None, how: str = "") -> Finding:
     if wrong is None:
-        return Finding(name, "ok", "selects exactly what NumPy selects", facts={"agrees": True})
+        return Finding(name, "ok", f"selects exactly what NumPy selects{how}", facts={"agrees": True})
     return Finding(name, "broken", wrong, _WRONG, {"agrees": False})

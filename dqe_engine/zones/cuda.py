@@ -98,6 +98,15 @@ class Index:
     def _taken(self, stream: int) -> Any:
         return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
 
+    def architecture(self, batch: int, *, half_queries: bool = False, zones: bool = False) -> str:
+        """Which kernels a search of `batch` queries takes: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all devices).
+
+        sm_90a serves top-k without zones over float16 items, if rows begin at multiples of 16 bytes, M is a power of two up to 128, and
+        the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones.
+        """
+        result: str = self._module.architecture(self._operand, batch, half_queries, zones)
+        return result
+
     def select(
         self,
         queries: Any,
@@ -110,6 +119,7 @@ class Index:
         exclude: Exclusions | None = None,
         allowed: U64 | None = None,
         first_query: int = 0,
+        portable: bool = False,
         stream: int = 0,
         workspace: Any = None,
     ) -> ZoneSelection:
@@ -121,6 +131,8 @@ class Index:
             calls, resolve them before (`resolve_pooled`).
         exclude, allowed: as in `select_zones`, on the host. The device takes lists alone, so what is not allowed is excluded: 8 bytes for
             each query and item, which filters that pass much can afford.
+        portable: take the kernels for sm_80 also where those for sm_90a would serve (see `architecture`). Scores may differ in their last
+            bits.
         stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
             returns. The result's memory is freed behind the work on the streams that took it (`torch.from_dlpack` names the current one).
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
@@ -172,6 +184,7 @@ class Index:
                     first_query=first_query,
                     offsets=offsets,
                     excluded=excluded,
+                    portable=portable,
                     stream=stream,
                     workspace=workspace,
                     room=self._room,

@@ -221,27 +221,37 @@ def test_cuda_kernels_that_see_no_device(devices: int, status: str, cuda_module:
     assert findings(kernels.probe, devices=devices)["CUDA kernels"].status == status
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_cuda_kernels_are_held_against_numpy(wrong: bool, cuda_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", ["", "zones", "top-k"])
+def test_cuda_kernels_are_held_against_numpy(wrong: str, cuda_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, results, batches = HostDriver(), [], set()
     monkeypatch.setattr(device_arrays, "load_library", lambda name: driver)
 
-    def select(queries: ForeignArray, items: ForeignArray, **options: Any) -> Any:
-        memory = CudaMemory(driver)
-        assert queries.__dlpack_device__() == items.__dlpack_device__() == (2, 0)
-        request = validated(memory.download(queries), memory.download(items), anchor=None, exclude=None, **options)
-        result = reference.select(request)
-        if wrong:
-            result.ids[0, 0] += 1
-        results.append(result)
-        batches.add(len(result.ids))
-        fields = {name: getattr(result, name) for name in kernels.COMPARED}
-        return types.SimpleNamespace(**{name: ForeignArray(a.ctypes.data, a.shape, a.dtype) for name, a in fields.items()})
+    class Index:
+        def __init__(self, items: ForeignArray) -> None:
+            self.items = items
 
-    monkeypatch.setattr(cuda, "select", select)
+        def architecture(self, batch: int) -> str:
+            return "sm_90a" if batch > 2 else "sm_80"
+
+        def select(self, queries: ForeignArray, **options: Any) -> Any:
+            memory = CudaMemory(driver)
+            assert queries.__dlpack_device__() == self.items.__dlpack_device__() == (2, 0)
+            given = {"zones": None, "picks": 0, "counts": False} | options
+            request = validated(memory.download(queries), memory.download(self.items), anchor=None, exclude=None, **given)
+            result = reference.select(request)
+            if wrong == ("zones" if "zones" in options else "top-k"):
+                result.ids[0, 0] += 1
+            results.append(result)
+            batches.add(len(result.ids))
+            fields = {name: getattr(result, name) for name in kernels.COMPARED}
+            arrays = {name: a if a is None else ForeignArray(a.ctypes.data, a.shape, a.dtype) for name, a in fields.items()}
+            return types.SimpleNamespace(**arrays)
+
+    monkeypatch.setattr(cuda, "Index", Index)
     found = findings(kernels.probe, devices=2)["CUDA kernels"]
     assert found.status == ("broken" if wrong else "ok"), found
-    assert len(results) == (1 if wrong else 2 * len(kernels.CUDA_QUERIES))
+    assert len(results) == {"": 4 * len(kernels.CUDA_QUERIES), "zones": 1, "top-k": 2}[wrong]
+    assert wrong or found.found.endswith("; top-k by kernels for sm_80 and sm_90a")
     assert wrong or (min(batches) <= 16 and max(batches) > 64), "kernels for few queries, and more than one tile for many"
     assert driver.blocks == {}, "device memory was not given back"
 

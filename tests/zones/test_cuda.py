@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
+import itertools
 import math
 import types
 from typing import Any
@@ -196,6 +198,27 @@ def test_runs_are_equal_to_the_bit(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("half_queries", [False, True])
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_kernels_for_hopper_select_what_others_select(rng: np.random.Generator, tokens: int, half_queries: bool) -> None:
+    import torch
+
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    for batch, exact in itertools.product((1, 64, 129, 300), (True, False)):
+        draw = functools.partial(rng.integers, -3, 4) if exact else functools.partial(rng.normal, 0, 1)
+        queries = torch.from_numpy(draw(size=(batch, 256)).astype(np.float32)).cuda()
+        items = torch.from_numpy(draw(size=(60_000 // tokens, tokens, 256)).astype(np.float16)).cuda()
+        index = cuda.Index(items)
+        assert index.architecture(batch, half_queries=half_queries) == ("sm_90a" if hopper else "sm_80")
+        found, others = (
+            on_host(index.select(queries.half() if half_queries else queries, k=100, portable=portable)) for portable in (False, True)
+        )
+        np.testing.assert_allclose(found["scores"], others["scores"], rtol=0, atol=0 if exact else 2e-4)
+        if exact:
+            np.testing.assert_array_equal(found["ids"], others["ids"])
+
+
+@pytest.mark.gpu
 def test_the_callers_stream_and_workspace() -> None:
     import torch
 
@@ -353,12 +376,14 @@ def test_options_reach_the_kernels(module: Module) -> None:
     assert seen["offsets"].tolist() == [0, 2, 2]
     assert seen["excluded"].tolist() == [1, 3]
     assert seen["anchor"].dtype == "int64"
+    assert seen["portable"] is False
     cuda.select(queries, ITEMS, k=1, exclude=[[3], []], allowed=np.array([0b01101], np.uint64))  # the device takes lists
     seen = module.options
     assert seen["offsets"].tolist() == [0, 3, 5]
     assert seen["excluded"].tolist() == [1, 3, 4, 1, 4]
-    cuda.select(queries, ITEMS, k=1)
+    cuda.select(queries, ITEMS, k=1, portable=True)
     assert queries.streams == [77, 1, 1]  # DLPack's number of the default stream
+    assert module.options["portable"] is True
 
 
 def test_arrays_are_exported_while_their_device_is_current(module: Module) -> None:

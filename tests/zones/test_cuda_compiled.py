@@ -28,7 +28,19 @@ BUDGETS = {  # product and rows of a query tile: instructions of a chunk, of a t
 }
 """Of the kernels that score from registers, for sm_90 and nvcc 13.0. Each warp of a block issues them: at 16 warps on a multiprocessor,
 four times as many cycles as a chunk has instructions."""
+HOPPER_BUDGETS = {  # product, times 64 rows of a warpgroup, what happens to a tile: as above
+    ("half", 1, "take"): (62, 125),
+    ("half", 2, "take"): (98, 197),
+    ("split", 1, "take"): (104, 132),
+    ("half", 1, "sample"): (65, 490),
+    ("half", 2, "sample"): (97, 850),
+    ("split", 1, "sample"): (90, 570),
+}
+"""For sm_90a. Eight warps of a block multiply, two on each of a multiprocessor's four schedulers."""
 NAME = re.compile(r"(sieve|keep|zone)_kernel<\(dqe::cuda::Product\)(\d), (\d+)(, false)?>")
+
+
+HOPPER = re.compile(r"hopper_kernel<\(dqe::cuda::Product\)(\d), (\d+), (false|true)>")
 
 
 def nvcc() -> str:
@@ -38,20 +50,22 @@ def nvcc() -> str:
     return compiler
 
 
-def built(factory: pytest.TempPathFactory, architecture: int) -> tuple[Path, str]:
+def built(factory: pytest.TempPathFactory, architecture: int | str) -> tuple[Path, str]:
     """The object file, and what the compiler said."""
+    source = "hopper" if architecture == "90a" else "zones"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     flags = ["-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Xcompiler=-Wall", target]
-    return compiled_and_said(factory, [nvcc(), *flags, "-c", CUDA / "zones.cu"], f"zones-{architecture}")
+    return compiled_and_said(factory, [nvcc(), *flags, "-c", CUDA / f"{source}.cu"], f"zones-{architecture}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int) -> None:
+@pytest.mark.parametrize(("architecture", "kernels"), [(80, 20), (90, 20), ("90a", 6)])
+def test_nvcc_compiles_without_warnings_and_spills(tmp_path_factory: pytest.TempPathFactory, architecture: int | str, kernels: int) -> None:
     said = built(tmp_path_factory, architecture)[1]
     assert "warning" not in said
+    assert "(C7" not in said, "products of a warpgroup are serialised"
     spills = [line for line in said.splitlines() if "spill" in line]
-    assert len(spills) > 20
+    assert len(spills) >= kernels
     assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
 
 
@@ -78,6 +92,36 @@ def test_instructions_stay_within_their_budgets(tmp_path_factory: pytest.TempPat
             over.append(f"{name}: {seen[name]} for {BUDGETS[name]}")
     assert not over
     assert seen.keys() == BUDGETS.keys()
+
+
+@pytest.mark.slow
+def test_instructions_for_hopper_stay_within_their_budgets(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One thread brings boxes; the products of a chunk are one group, and one older group at most is waited for."""
+    program = sass.disassembler()
+    if program is None:
+        pytest.skip("no cuobjdump: on PATH, in CUDA_HOME, or in Triton's wheel")
+    seen, over = {}, []
+    for kernel in sass.kernels(sass.dumped(program, built(tmp_path_factory, "90a")[0])):
+        if not (found := HOPPER.search(kernel.name)):
+            continue
+        product, tall, sampling = ("half", "split")[int(found[1])], int(found[2]), found[3] == "true"
+        assert not kernel.where(r"\b(LDL|STL)\b"), f"{kernel.name} uses local memory"
+        assert len(kernel.where(r"\bUTMALDG\.2D\b")) >= 2, "queries and items"
+        assert len(kernel.where(r"\bUSETMAXREG\b")) == 2
+        chunk = kernel.innermost("HGMMA")
+        products = kernel.where(r"\bHGMMA\.64x128x16\.F32\b")
+        assert len(products) == 4 * tall * (2 if product == "split" else 1)
+        assert kernel.where(r"HGMMA.*gsb0") == products[-1:]
+        assert [kernel.text[a].split("gsb0, ")[1] for a in kernel.where(r"WARPGROUP\.DEPBAR", *chunk)] == ["0x1"]
+        tile = kernel.around(chunk)
+        rest = kernel.shortest(chunk[1], tile[1]) + kernel.shortest(tile[0], chunk[0]) - 2
+        name = (product, tall, "sample" if sampling else "take")
+        seen[name] = kernel.shortest(*chunk, through=products), rest
+        print(*name, *seen[name])
+        if any(count > budget for count, budget in zip(seen[name], HOPPER_BUDGETS[name], strict=True)):
+            over.append(f"{name}: {seen[name]} for {HOPPER_BUDGETS[name]}")
+    assert not over
+    assert seen.keys() == HOPPER_BUDGETS.keys()
 
 
 def test_a_path_is_the_shortest_that_the_code_allows() -> None:

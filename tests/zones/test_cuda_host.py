@@ -14,198 +14,26 @@ import math
 import shutil
 import sysconfig
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.compiling import compiled
+from support.emulated_cuda import A100, CUDA, H200, KEPT, SMALL, Anchor, Case, Request, assert_same, emulate, emulation
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
 
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.errors import InputError
-from dqe_engine.zones import ZoneSelection, cuda, reference, resolve_pooled
+from dqe_engine.zones import ZoneSelection, cuda, reference
 from dqe_engine.zones.request import ZoneRequest, validated
-
-CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
-POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
-H200, A100, SMALL = 227 * 1024, 163 * 1024, 99 * 1024
-"""Shared memory per block: how many stages there are, and whether the queries stay, depends on it."""
-KEPT = 1 << 30
-"""Bytes of scores that may be kept; with 0, zones that need another look pass over the items again."""
-
-
-class PickRule(ctypes.Structure):
-    _fields_ = (("policy", ctypes.c_int), ("temperature", ctypes.c_double), ("seed", ctypes.c_uint64))
-
-
-class Request(ctypes.Structure):
-    """dqe::cuda::Request of cpp_ext/cuda/zones.hpp."""
-
-    _fields_ = (
-        ("queries", ctypes.c_void_p),
-        ("items", ctypes.c_void_p),
-        ("half_queries", ctypes.c_bool),
-        ("half_items", ctypes.c_bool),
-        *((name, ctypes.c_int64) for name in ("batch", "size", "tokens", "width", "k", "picks")),
-        ("zones", ctypes.c_bool),
-        ("counts", ctypes.c_bool),
-        ("anchor", ctypes.c_int),
-        ("anchor_ids", ctypes.c_void_p),
-        ("anchor_scores", ctypes.c_void_p),
-        ("ranks", ctypes.c_bool),
-        ("lo", ctypes.c_double),
-        ("hi", ctypes.c_double),
-        ("rule", PickRule),
-        ("first_query", ctypes.c_int64),
-        ("excludes", ctypes.c_bool),
-        ("excluded_start", ctypes.c_void_p),
-        ("excluded_ids", ctypes.c_void_p),
-    )
-
-
-class Result(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores"))
-
-
-class Settings(ctypes.Structure):
-    _fields_ = (
-        ("shared_limit", ctypes.c_int),
-        ("multiprocessors", ctypes.c_int),
-        ("order", ctypes.c_uint64),
-        ("stale_reads", ctypes.c_int),
-        ("wrong_lanes", ctypes.c_int),
-        ("kept_limit", ctypes.c_int64),
-    )
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    command = [compiler, *flags, str(CUDA / "tests" / "host_zones.cpp"), "-I", str(CUDA)]
-    loaded = ctypes.CDLL(str(compiled(tmp_path_factory, command, "host_zones.so")))
-    loaded.emulated_select.restype = ctypes.c_int64
-    loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
-    return loaded
-
-
-def address(array: Any) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
-def emulate(
-    library: ctypes.CDLL,
-    request: ZoneRequest,
-    *,
-    half_queries: bool = False,
-    shared_limit: int = H200,
-    multiprocessors: int = 3,
-    order: int = 0,
-    stale_reads: int = 0,
-    wrong_lanes: int = 0,
-    kept_limit: int = KEPT,
-) -> tuple[ZoneSelection, int]:
-    """What the kernels select, and how many passes over the items it took."""
-    zones, batch = request.zones, request.batch
-    queries = request.queries.astype(np.float16) if half_queries else request.queries
-    items = np.concatenate(request.shards)
-    size, tokens, width = items.shape
-    out: dict[str, Any] = {
-        "scores": np.zeros((batch, request.k), np.float32),
-        "ids": np.zeros((batch, request.k), np.int64),
-        "counts": np.zeros((batch, 3), np.int64) if request.counts else None,
-        "picks": np.zeros((batch, request.picks), np.int64) if request.picks else None,
-        "pick_scores": np.zeros((batch, request.picks), np.float32) if request.picks else None,
-        **{name: np.zeros(batch, np.float32) if zones else None for name in ("lo", "hi", "anchor_scores")},
-    }
-    anchor = 1 if request.anchor_ids is not None else 2 if request.anchor_scores is not None else 0
-    spec = zones or ZoneSpec(lo=0, hi=0)
-    given = Request(
-        *(address(queries), address(items), half_queries, items.dtype == np.float16),
-        *(batch, size, tokens, width, request.k, request.picks, zones is not None, request.counts),
-        *(anchor, address(request.anchor_ids), address(request.anchor_scores)),
-        *(spec.bounds == "rank", spec.lo, spec.hi, PickRule(POLICIES[spec.policy], spec.temperature, spec.seed)),
-        *(request.first_query, len(request.excluded) > 0, address(request.offsets), address(request.excluded)),
-    )
-    message = ctypes.create_string_buffer(500)
-    passes = library.emulated_select(
-        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit)),
-        ctypes.byref(given),
-        ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
-        ctypes.c_int64(len(request.excluded)),
-        message,
-        len(message),
-    )
-    if passes < 0:
-        raise RuntimeError(message.value.decode())
-    return ZoneSelection(**out, backend="cuda"), passes
-
-
-def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
-    for field in dataclasses.fields(ZoneSelection):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name == "backend":
-            continue
-        assert (x is None) == (y is None), field.name
-        if x is not None:
-            assert x.dtype == y.dtype, field.name
-            np.testing.assert_array_equal(x, y, err_msg=field.name)
-
-
-Anchor = Literal["best", "id", "score"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A request whose dot products are exact in float32: coordinates are small integers, so ties abound."""
-
-    seed: int
-    batch: int
-    size: int
-    tokens: int
-    width: int
-    k: int
-    picks: int
-    anchor: Anchor
-    zones: ZoneSpec | None
-    special: tuple[float, ...] = ()
-    half: bool = True
-    excluded: int = 0
-    duplicates: bool = False
-
-    def request(self) -> ZoneRequest:
-        rng = np.random.default_rng(self.seed)
-        queries = rng.integers(-3, 4, (self.batch, self.width)).astype(np.float32)
-        items = rng.integers(-3, 4, (self.size, self.tokens, self.width)).astype(np.float16 if self.half else np.float32)
-        if self.duplicates:
-            items[:] = items[:1]
-        for value in self.special if self.size else ():  # one coordinate of one token of some items
-            where = rng.integers(0, self.size, 1 + self.size // 10)
-            items[where, rng.integers(0, self.tokens), rng.integers(0, self.width)] = value
-        queries[: self.batch // 3] = 0.0
-        anchors: dict[Anchor, Any] = {
-            "best": None,
-            "id": rng.integers(0, max(self.size, 1), self.batch) if self.size else None,
-            "score": rng.integers(-9, 30, self.batch).astype(np.float32),
-        }
-        anchor = anchors[self.anchor] if self.zones else None
-        exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
-        return validated(
-            queries,
-            items,
-            k=self.k,
-            anchor=anchor,
-            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
-            picks=self.picks if self.zones else 0,
-            counts=self.zones is not None,
-            exclude=exclude,
-            first_query=self.seed,
-        )
+    return emulation(tmp_path_factory)
 
 
 @st.composite
@@ -662,6 +490,24 @@ def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.Mon
     assert sizes[0] < sizes[1] == sizes[2] == cuda.workspace_bytes(20, (5, 8), k=3, zones=RANKS)
     del index
     assert allocations() == 0
+
+
+@pytest.mark.slow
+def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: built_module)
+    emulate_capability = ctypes.CDLL(built_module.__file__).emulate_capability
+    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None).request()
+    expected, index = reference.select(request), cuda.Index(OnDevice(request.shards[0]))
+    try:
+        for capability, taken in ((80, "sm_80"), (90, "sm_90a"), (100, "sm_80")):
+            emulate_capability(capability)
+            assert index.architecture(3) == index.architecture(300, half_queries=True) == taken
+            assert index.architecture(3, zones=True) == "sm_80"
+            for portable in (False, True):
+                found = index.select(OnDevice(request.queries), k=5, portable=portable)
+                np.testing.assert_array_equal(revealed(found.ids), expected.ids)
+    finally:
+        emulate_capability(80)
 
 
 @pytest.mark.slow

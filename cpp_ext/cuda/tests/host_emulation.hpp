@@ -5,6 +5,7 @@
 // with a message: threads at different barriers or gone while others wait; warp operations that not all lanes reach; shared
 // memory read before it is written, while an asynchronous copy is under way, or out of bounds; two threads touching a word
 // between two barriers, one of them writing (unless they are of one warp and a warp operation lies between).
+// What is asynchronous on sm_90a is in host_hopper.hpp.
 // Not modelled: the memory system's weaker ordering, launch limits, timing. `order` permutes the threads and blocks: results
 // must not depend on it.
 #pragma once
@@ -28,6 +29,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define DQE_NOINLINE
 
 struct dim3 {
@@ -91,6 +93,7 @@ struct Machine {
     // Settings of the tests.
     int shared_limit = 227 * 1024, multiprocessors = 3;
     int64_t kept_limit = 1 << 30;
+    int capability = 80;
     uint64_t order = 0;
     int stale_reads = 0;  // corruption for the tests of the tests: see host_ptx.hpp
     int wrong_lanes = 0;
@@ -108,6 +111,8 @@ struct Machine {
     bool moved = false;
     int remaining = 0;
     std::function<void()> body;
+    bool (*background)(bool idle) = nullptr;  // what goes on besides the threads; false where there is nothing to do
+    uint64_t rounds = 0;
     std::string error;
     int64_t launches = 0, allocations = 0;
     std::string log;  // of the calls that order streams
@@ -266,13 +271,23 @@ inline void enter(int thread) {
     setcontext(&fiber.start);
 }
 
+// Whether a warp gets no turn in this round, so that warps drift apart: only in kernels that something goes on besides.
+inline bool dawdles(int thread) {
+    return machine.background && machine.order > 1 && scrambled(machine.order + machine.rounds * 131 + thread / kLanes) % 4 == 0;
+}
+
 inline bool run_block(const std::vector<int>& places) {
     Machine& m = machine;
     for (m.remaining = static_cast<int>(places.size()); m.remaining > 0;) {
         m.moved = false;
+        ++m.rounds;
         for (m.turn = 0; m.turn < places.size(); ++m.turn) {
             Fiber& fiber = m.fibers[places[m.turn]];
             if (fiber.done || (fiber.waits && fiber.waits->generation == fiber.seen)) continue;
+            if (dawdles(places[m.turn])) {
+                m.moved = true;
+                continue;
+            }
             fiber.waits = nullptr;
             m.moved = true;
             const int came_back = _setjmp(m.scheduler);
@@ -280,12 +295,14 @@ inline bool run_block(const std::vector<int>& places) {
             if (came_back == 2) return false;
             if (m.fibers[places[m.turn]].done) --m.remaining;
         }
-        if (!m.moved) {
+        const bool more = m.background && m.background(!m.moved);
+        if (!m.moved && !more) {
             m.error = "divergence: some threads wait at line " + std::to_string(m.barrier.line) + ", others never come";
             return false;
         }
     }
-    return true;
+    if (m.background && m.background(true)) m.error = "block ended with copies under way";
+    return m.error.empty();
 }
 
 inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, std::function<void()> body) {
@@ -303,6 +320,7 @@ inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, st
         machine.shared.assign((shared_bytes + 15) / 16 * 16, 0xFF);  // NaN as f16, f32 and f64
         machine.words.assign(machine.shared.size() / 4, {});
         machine.barrier = {};
+        machine.background = nullptr;
         if (!run_block(permuted(static_cast<int>(threads), 2 + index))) {
             machine.fibers.clear();  // abandoned half-way: the next launch starts fresh ones
             return cudaErrorLaunchFailure;
@@ -398,11 +416,17 @@ inline cudaError_t cudaHostAlloc(void** where, size_t bytes, unsigned) {
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor = 76,
     cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::machine.multiprocessors : emulation::machine.shared_limit;
+    const emulation::Machine& m = emulation::machine;
+    *value = attribute == cudaDevAttrMultiProcessorCount      ? m.multiprocessors
+             : attribute == cudaDevAttrComputeCapabilityMajor ? m.capability / 10
+             : attribute == cudaDevAttrComputeCapabilityMinor ? m.capability % 10
+                                                              : m.shared_limit;
     return cudaSuccess;
 }
 // One device, whose memory is the host's. What the adapter allocates is counted, so that tests see that it is freed.

@@ -1,6 +1,9 @@
 // Test only: the kernels' sources on the CPU behind a C interface, for tests/zones/test_cuda_host.py (through ctypes).
 #define DQE_HOST_EMULATION
+#define DQE_HOPPER
 #include "../zones.cu"
+// As a target of its own it is compiled for sm_90a.
+#include "../hopper.cu"
 
 using namespace dqe::cuda;
 
@@ -39,6 +42,7 @@ struct Settings {
     uint64_t order;
     int stale_reads, wrong_lanes;
     int64_t kept_limit;
+    int capability, hopper_fault;
 };
 
 // Returns the passes made, or -1 and a message. Inputs are copied to guarded memory first.
@@ -50,6 +54,8 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     emulation::machine.stale_reads = settings->stale_reads;
     emulation::machine.wrong_lanes = settings->wrong_lanes;
     emulation::machine.kept_limit = settings->kept_limit;
+    emulation::machine.capability = settings->capability;
+    emulation::hopper.fault = settings->hopper_fault;
     emulation::machine.error.clear();
     Guarded queries(request.batch * request.width * (request.half_queries ? 2 : 4));
     Guarded items(request.size * request.tokens * request.width * (request.half_items ? 2 : 4));
@@ -67,6 +73,12 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     std::snprintf(message, room, "error %d, fault %d: %s", static_cast<int>(status.error), static_cast<int>(status.fault),
                   emulation::machine.error.c_str());
     return -1;
+}
+
+bool emulated_takes_hopper(const Request* request, int capability, int shared_limit) {
+    emulation::machine.capability = capability;
+    emulation::machine.shared_limit = shared_limit;
+    return takes_hopper(*request);
 }
 
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }

@@ -1,0 +1,155 @@
+"""The kernels for sm_90a on the CPU: TMA boxes, swizzle, mbarriers, wgmma's descriptors and fragments, as host_hopper.hpp emulates them.
+
+What this shows: that any order of warps and copies ends, with the reference's answer to the bit where dot products are exact, and that
+each planted fault is seen. No device has run these kernels yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from support.emulated_cuda import A100, H200, SMALL, Case, Request, assert_same, emulate, emulation
+from support.thorough import cases as random_cases
+
+from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.zones import reference
+from dqe_engine.zones.request import validated
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return emulation(tmp_path_factory)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    tokens = draw(st.sampled_from((1, 1, 2, 8, 32, 128)))
+    size = draw(st.sampled_from((1, 19, 111) if tokens > 2 else (1, 111, 128, 600)))
+    return Case(
+        seed=draw(st.integers(0, 2**40)),
+        batch=draw(st.sampled_from((1, 3, 20, 128, 130))),
+        size=size if tokens < 32 else min(size, 19),
+        tokens=tokens,
+        width=draw(st.sampled_from((8, 64, 72, 136))),
+        k=draw(st.sampled_from((1, 10, size, size + 3))),
+        picks=0,
+        anchor="best",
+        zones=None,
+        special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
+        excluded=draw(st.sampled_from((0, 2, 30))),
+        duplicates=draw(st.booleans()),
+    )
+
+
+TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None)
+SAMPLED = dataclasses.replace(TOP, size=4500, width=8, excluded=30)  # more than a list holds: limits come from a sample
+STEPS = dataclasses.replace(TOP, size=4500, width=8, k=200)  # no sample is large enough: limits come from rungs
+
+
+@settings(max_examples=random_cases(15, 200), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(), half_queries=st.booleans(), multiprocessors=st.sampled_from((1, 3, 7)), order=st.integers(0, 100))
+@example(TOP, True, 1, 0)
+@example(dataclasses.replace(TOP, batch=300), True, 3, 1)  # tiles of 256 queries
+@example(SAMPLED, False, 3, 2)
+@example(dataclasses.replace(SAMPLED, tokens=2, size=4200, special=(math.nan, math.inf)), True, 7, 3)
+@example(dataclasses.replace(SAMPLED, duplicates=True), True, 3, 4)
+@example(STEPS, False, 3, 5)
+def test_kernels_equal_reference(library: ctypes.CDLL, case: Case, half_queries: bool, multiprocessors: int, order: int) -> None:
+    request = case.request()
+    assert takes_hopper(library, batch=case.batch, size=case.size, tokens=case.tokens, width=case.width, half_queries=half_queries)
+    result, _ = emulate(library, request, half_queries=half_queries, multiprocessors=multiprocessors, order=order, capability=90)
+    assert_same(result, reference.select(request))
+
+
+@pytest.mark.parametrize("half_queries", [False, True])
+def test_queries_that_are_not_finite(library: ctypes.CDLL, half_queries: bool) -> None:
+    request = dataclasses.replace(TOP, batch=5, size=300, tokens=2, width=8).request()
+    request.queries[1, 3], request.queries[2, 0], request.queries[3, 7] = math.nan, math.inf, -math.inf
+    request.queries[4] = 0
+    assert_same(emulate(library, request, half_queries=half_queries, capability=90)[0], reference.select(request))
+
+
+def test_real_vectors_score_as_on_other_devices(library: ctypes.CDLL, rng: np.random.Generator) -> None:
+    """To the bit in the emulation, where both instructions round the sum of 16 products once."""
+    request = validated(
+        rng.standard_normal((20, 72)).astype(np.float32),
+        rng.standard_normal((600, 4, 72)).astype(np.float16),
+        k=50,
+        anchor=None,
+        zones=None,
+        picks=0,
+        counts=False,
+        exclude=None,
+    )
+    ours, others = (emulate(library, request, capability=capability)[0] for capability in (90, 80))
+    assert_same(ours, others)
+    np.testing.assert_allclose(ours.scores, reference.select(request).scores, rtol=0, atol=1e-4)
+
+
+def takes_hopper(
+    library: ctypes.CDLL,
+    *,
+    capability: int = 90,
+    shared_limit: int = H200,
+    half_items: bool = True,
+    half_queries: bool = True,
+    batch: int = 20,
+    size: int = 1000,
+    tokens: int = 1,
+    width: int = 256,
+    zones: bool = False,
+    portable: bool = False,
+    items: int = 1 << 20,
+) -> bool:
+    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10, "zones": zones, "portable": portable}
+    request = Request(items=items, half_items=half_items, half_queries=half_queries, **sizes)
+    taken: bool = library.emulated_takes_hopper(ctypes.byref(request), capability, shared_limit)
+    return taken
+
+
+def test_what_is_not_served_takes_the_other_kernels(library: ctypes.CDLL) -> None:
+    for served in (
+        {}, {"batch": 1}, {"batch": 1024}, {"tokens": 32}, {"tokens": 128}, {"width": 8}, {"width": 640}, {"size": (1 << 31) - 128},
+        {"half_queries": False}, {"half_queries": False, "width": 320},
+    ):  # fmt: skip
+        assert takes_hopper(library, **served), served
+    for refused in (
+        {"capability": 80}, {"capability": 89}, {"capability": 100}, {"capability": 120}, {"shared_limit": A100, "width": 640},
+        {"shared_limit": SMALL}, {"half_items": False}, {"zones": True}, {"portable": True}, {"width": 100}, {"width": 648},
+        {"items": (1 << 20) + 8}, {"tokens": 3}, {"tokens": 256}, {"size": 1 << 31}, {"half_queries": False, "width": 328},
+    ):  # fmt: skip
+        assert not takes_hopper(library, **refused), refused
+
+
+def test_zones_take_the_other_kernels_whole(library: ctypes.CDLL) -> None:
+    request = dataclasses.replace(TOP, zones=ZoneSpec(lo=0, hi=9), picks=4).request()
+    assert_same(emulate(library, request, capability=90, hopper_fault=1)[0], reference.select(request))  # the fault is in code not taken
+
+
+FAULTS = {
+    1: ("wait for the other phase", "have not arrived|others never come"),
+    2: ("a warp that does not arrive", "others never come"),
+    3: ("no swizzle", "Mismatch"),
+    4: ("16 bytes less expected", "others never come"),
+    5: ("a stage released too early", "still reads there|have not arrived|while products are under way"),
+    6: ("rows of a descriptor at another stride", "Mismatch|never written|have not arrived"),
+    7: ("another fragment", "Mismatch"),
+    8: ("no fence", "no fence"),
+    9: ("barriers not published", "before it is published"),
+    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals|others never come"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: FAULTS[fault][0])
+def test_faults_are_seen_in_any_order(library: ctypes.CDLL, fault: int) -> None:
+    request = TOP.request()
+    expected = reference.select(request)
+    for order in (0, 1, 2, 3):
+        with pytest.raises((RuntimeError, AssertionError), match=FAULTS[fault][1]):
+            assert_same(emulate(library, request, half_queries=True, capability=90, order=order, hopper_fault=fault)[0], expected)
