@@ -36,7 +36,7 @@ double skew(const float* axes, int64_t count, int64_t width) {
 }
 
 void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* axes, int64_t count,
-                 uint8_t* blocks, int threads) {
+                 const uint32_t* order, uint8_t* blocks, int threads) {
     const TileKernels* kernels = available_tile_kernels()[0];
     const int lanes = kernels->narrow;
     AlignedVector<float> panels(static_cast<size_t>(count * width));  // [count / lanes][width][lanes]
@@ -50,8 +50,9 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
         const int64_t first = number * kPrefixRows, rows = std::min(kPrefixRows, starts.back() - first);
         AlignedVector<float> items(static_cast<size_t>(rows * width)), rotated(static_cast<size_t>(kPrefixRows * count));
         for (int64_t r = 0; r < rows; ++r) {
-            const auto source = static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), first + r) - starts.begin()) - 1;
-            const int64_t at = (first + r - starts[source]) * width;
+            const int64_t row = order ? order[first + r] : first + r;
+            const auto source = static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), row) - starts.begin()) - 1;
+            const int64_t at = (row - starts[source]) * width;
             float* to = items.data() + r * width;
             if (sources[source].half)
                 kernels->widen(static_cast<const uint16_t*>(sources[source].data) + at, width, to);

@@ -314,6 +314,7 @@ class _Sweeper:
     def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int, most: int = 0) -> int:
         """`most`: with lists, and so many of their tokens at most."""
         request, lists = self.request, self.lists if most else None
+        prefix = self.prefix if lists is None else lists.prefix
         zones = request.zones or ZoneSpec(lo=0, hi=0)
         first, last = int(rows[0]), int(rows[-1]) + 1
         some: slice | I64
@@ -347,6 +348,6 @@ class _Sweeper:
             instruction_set=self.instruction_set,
             lists=None if lists is None else lists.for_kernels(),
             most_listed=most,
-            prefix=None if lists is not None or self.prefix is None else self.prefix.for_kernels(),
+            prefix=None if prefix is None else prefix.for_kernels(),
             **out.arrays(),
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .arrays import F32, I64
 from .compiled import kernels
+from .prefix import Prefix
 from .sampling import sampled, units
 
 LEAST_TOKENS = 1 << 16
@@ -49,6 +50,8 @@ class TokenLists:
     starts: I64  # (L + 1,): into the next two; the tokens before the first list have no bound
     rows: NDArray[np.uint32]  # (covered * M,): item * M + token
     cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
+    prefix: Prefix | None = None
+    """Of the tokens in the order of `rows`."""
     tally: _Tally = field(default_factory=_Tally)
     always: bool = False
     """Tried for every query, whatever the tally says: for measurements, which a sweep in full would flatter."""
@@ -75,11 +78,13 @@ class TokenLists:
         codes = np.empty((count, 1, -(-width // 64) * 64), np.uint8)
         scales, errors, norms = (np.empty((count, 1), np.float32) for _ in range(3))
         kernels().encode(tree.directions[:, None], codes, scales, errors, norms, threads)
-        return cls(covered, codes[:, 0], scales[:, 0], errors[:, 0], norms[:, 0], longest, widest, starts, rows, cosines)
+        weighed = Prefix.weighed(shards, threads=threads, least=least, order=rows)
+        prefix = weighed if isinstance(weighed, Prefix) else None
+        return cls(covered, codes[:, 0], scales[:, 0], errors[:, 0], norms[:, 0], longest, widest, starts, rows, cosines, prefix)
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays())
+        return sum(array.nbytes for array in self._arrays()) + (self.prefix.nbytes if self.prefix else 0)
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)
