@@ -1,5 +1,5 @@
 // One query's way through lists (lists.hpp): the most promising first, then whatever can still reach the threshold that these have raised,
-// and at last the items that no list holds. Tokens that a list cannot rule out are looked at by their prefixes, where there are some
+// in the order of memory, and at last the items that no list holds. Tokens that a list cannot rule out are looked at by their prefixes, where there are some
 // (prefix.hpp), which lie in the order of the lists, and those that are left by their codes.
 #pragma once
 
@@ -43,10 +43,13 @@ class Walk {
         scorer_.bound_directions(b_, lists_, scratch_.list_bounds.data());
         look_at(lists_.rows, lists_.starts[0]);
         visit_best();
-        if (!choose(most)) return false;
-        for (size_t at = 0; at < chosen_.size(); ++at) {
-            if (at + kListsAhead < chosen_.size()) prefetch_list(chosen_[at + kListsAhead].second);
-            const uint32_t list = chosen_[at].second;
+        int64_t count;
+        if (!choose(most, count)) return false;
+        const uint32_t* chosen = scratch_.reached_lists.data();
+        for (int64_t at = 0; at < std::min(kListsAhead, count); ++at) prefetch_list(chosen[at]);
+        for (int64_t at = 0; at < count; ++at) {
+            if (at + kListsAhead < count) prefetch_list(chosen[at + kListsAhead]);
+            const uint32_t list = chosen[at];
             visit_list(list);
             left_ -= lists_.starts[list + 1] - lists_.starts[list];
             if (gallery_.prefix && costs_more_than(most)) return false;
@@ -67,6 +70,7 @@ class Walk {
         std::pair<float, uint32_t> best[kFirstLists + 1];
         int64_t count = 0;
         scorer_.for_each_above(scratch_.list_bounds, -kMost, [&](float& least, uint32_t list) {
+            if (list >= lists_.count) return;  // what fills up the last vector
             int64_t at = count;
             for (const float own = scratch_.list_bounds[list]; at > 0 && own > best[at - 1].first; --at) best[at] = best[at - 1];
             best[at] = {scratch_.list_bounds[list], list};
@@ -82,22 +86,22 @@ class Walk {
         }
     }
 
-    // What can still reach the threshold, the most promising first.
-    bool choose(int64_t most) {
+    // What can still reach the threshold: `chosen` of scratch_.reached_lists.
+    bool choose(int64_t most, int64_t& chosen) {
         const float threshold = threshold_();
         const float* products = scratch_.list_bounds.data();
         std::vector<uint32_t>& reached = scratch_.reached_lists;
         const int64_t found = scorer_.find_lists(lists_, products, reach_, threshold, reached.data());
         int64_t tokens = 0;
+        chosen = 0;
         for (int64_t f = 0; f < found; ++f) {
             const uint32_t list = reached[f];
             const int64_t start = lists_.starts[list], count = lists_.starts[list + 1] - start;
             if (products[list] == kVisited || count == 0) continue;
             left_ += count;
             if (!gallery_.prefix && (tokens += within(list, threshold)) > most) return false;
-            chosen_.emplace_back(products[list], list);
+            reached[static_cast<size_t>(chosen++)] = list;
         }
-        std::sort(chosen_.begin(), chosen_.end(), [](const auto& one, const auto& other) { return one.first > other.first; });
         return true;
     }
 
@@ -115,7 +119,7 @@ class Walk {
     void visit_list(uint32_t list) {
         const float threshold = threshold_();
         const int64_t start = lists_.starts[list], count = within(list, threshold);
-        if (!gallery_.prefix || threshold == kVisited) return look_at(lists_.rows + start, count);
+        if (!gallery_.prefix || threshold == -kMost) return look_at(lists_.rows + start, count);
         const int64_t end = start + count;
         visited_ += count;
         uint32_t positions[kBlocks * kPrefixRows + kPrefixRows];
@@ -201,8 +205,7 @@ class Walk {
     const Threshold& threshold_;
     const Take& take_;
     const Reach reach_;
-    std::vector<std::pair<float, uint32_t>> chosen_;  // products and lists
-    uint32_t some_[Scorer::kGathered];                // tokens that wait
+    uint32_t some_[Scorer::kGathered];  // tokens that wait
     int64_t waiting_ = 0, looked_at_ = 0, visited_ = 0, left_ = 0, scored_ = 0;
 };
 

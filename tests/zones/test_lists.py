@@ -82,14 +82,16 @@ def test_no_token_scores_more_than_its_list_says(width: int, lengths: bool, rng:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("tokens", [1, 8])
 @pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("prefix", [0, 16, 48])
 @pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
-def test_lists_change_nothing(instruction_set: str, lengths: bool, tokens: int, half: bool, rng: np.random.Generator) -> None:
+def test_lists_change_nothing(instruction_set: str, prefix: int, lengths: bool, tokens: int, half: bool, rng: np.random.Generator) -> None:
     items = clustered(rng, 4000, tokens, 48, lengths=lengths).astype(np.float16 if half else np.float32)
     items[17], items[18, 0], items[20:40] = 0, np.nan, items[50]
     queries = items[rng.integers(4000, size=12), 0].astype(np.float32) + rng.standard_normal((12, 48)).astype(np.float32) * np.float32(0.05)
     queries[1], queries[2] = -queries[1], 0
     codes = Screen.build(items, lists=False)
-    screen = Screen(codes.shards, built(items))
+    lists = built(items)
+    screen = Screen(codes.shards, lists.prefixed((items,), threads=2, width=prefix) if prefix else lists)
     anchor = np.arange(100, 112, dtype=np.int64)
     requests: tuple[dict[str, Any], ...] = (
         {},
@@ -177,9 +179,9 @@ def test_no_memory_for_one_level_leaves_the_other(
     def full(*args: Any, **options: Any) -> None:
         raise MemoryError("full")
 
-    lists, prefix = TokenLists.build, Prefix.build
+    lists, weighed = TokenLists.build, Prefix.weighed
     monkeypatch.setattr(TokenLists, "build", full if failing == "lists" else partial(lists, least=1))
-    monkeypatch.setattr(Prefix, "build", full if failing == "prefixes" else partial(prefix, least=1, width=16))
+    monkeypatch.setattr(Prefix, "weighed", full if failing == "prefixes" else partial(weighed, width=16))
     monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
     items, cache = clustered(rng, 1000, 2, 32), columns.ScreenCache()
@@ -188,7 +190,8 @@ def test_no_memory_for_one_level_leaves_the_other(
         if thread.name == "dqe-lists":
             thread.join()
     _, screen = cache.screen(items)
-    assert (screen.lists is None, screen.prefix is None) == (failing == "lists", failing == "prefixes")
+    prefix = screen.lists.prefix if screen.lists else screen.prefix
+    assert (screen.lists is None, prefix is None) == (failing == "lists", failing == "prefixes")
     assert [record.getMessage() for record in caplog.records] == [
         f"searches go on without {failing} of these rows, for there is no memory for them: full"
     ]
