@@ -15,7 +15,7 @@
 namespace dqe::cpu {
 
 // Calls take(id, score) once at least for every allowed item whose score is not below threshold(), NaN included, which may raise it, and
-// never twice for one item. Returns false, with whatever has been taken, where more than `most` tokens would have to be looked at by codes.
+// never twice for one item. Returns false, with whatever has been taken, where this costs more than a look at the codes of `most` tokens.
 template <typename Threshold, typename Take>
 class Walk {
   public:
@@ -52,7 +52,7 @@ class Walk {
             const uint32_t list = chosen[at];
             visit_list(list);
             left_ -= lists_.starts[list + 1] - lists_.starts[list];
-            if (gallery_.prefix && costs_more_than(most)) return false;
+            if (costs_more_than(most)) return false;
         }
         decide();
         const int64_t first = lists_.covered * gallery_.tokens;
@@ -133,10 +133,11 @@ class Walk {
         }
     }
 
-    // More than its share: a query that this helps little has spent no more than a few hundredths of a sweep by then.
+    // More than its share: a query that this helps little has spent no more than a few hundredths of a sweep by then. An item that is scored
+    // counts as a look at all of its tokens: where all score alike, a sweep does that in their order.
     bool costs_more_than(int64_t most) const {
         const double size = static_cast<double>(lists_.covered * gallery_.tokens), done = 1.0 - static_cast<double>(left_) / size;
-        return static_cast<double>(looked_at_ + visited_ / kPrefixesPerCode) > static_cast<double>(most) * (done + 1.0 / 32);
+        return static_cast<double>(looked_at_ + scored_ * tokens_ + visited_ / kPrefixesPerCode) > static_cast<double>(most) * (done + 1.0 / 32);
     }
 
     void look_at(const uint32_t* rows, int64_t count) {

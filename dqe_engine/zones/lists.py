@@ -26,7 +26,7 @@ _SAMPLE_PER_LIST = 12
 _ROUNDS = 4
 _LEFT_SAMPLE, _LEFT_QUERIES, _LEFT_K, _LEFT_LISTS = 16_384, 16, 10, 1024
 """Tokens, queries and lists by which it is judged what lists spare, for searches for so many of the best."""
-MOST_LEFT = 0.25
+MOST_LEFT = 0.1
 """Share of the tokens that lists may leave where they are worth their memory: where they leave more, prefixes alone take less time."""
 _SPREAD_SAMPLE = 1 << 16  # tokens, at most, whose principal components these are
 
