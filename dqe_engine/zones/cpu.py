@@ -89,11 +89,10 @@ class _Rows:
     status: NDArray[np.int8]  # (B,)
 
     @classmethod
-    def empty(cls, request: ZoneRequest) -> _Rows:
+    def empty(cls, batch: int, k: int, picks: int, *, zoned: bool = True) -> _Rows:
         """The kernels write the scores and ids of every query, and the others only where zones are asked for."""
-        batch, k = request.batch, request.k
-        zoned = _zoned(batch, request.picks) if request.zones is not None else _unzoned(batch)
-        return cls(np.empty((batch, k), np.float32), np.empty((batch, k), np.int64), *zoned, np.zeros(batch, np.int8))
+        others = _zoned(batch, picks) if zoned else _unzoned(batch)
+        return cls(np.empty((batch, k), np.float32), np.empty((batch, k), np.int64), *others, np.zeros(batch, np.int8))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -164,7 +163,7 @@ def select(
         request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit, prefix
     )
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
-    out = _Rows.empty(request)
+    out = _Rows.empty(request.batch, request.k, request.picks, zoned=request.zones is not None)
     rescored = 0
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
