@@ -1,4 +1,5 @@
-// The part of scoring by rows that looks at prefixes first (prefix.hpp): which rows of a tile they, and then the codes, leave.
+// The part of scoring by rows that looks at prefixes first (prefix.hpp): which rows of a tile they, and then the codes, leave; and which of
+// some blocks, for lists.
 #include <algorithm>
 #include <limits>
 
@@ -51,6 +52,18 @@ int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, Til
         }
     }
     return left;
+}
+
+int64_t Scorer::find_by_prefix(int64_t b, int64_t block, int64_t blocks, float threshold, uint32_t* positions) const {
+    const Prefix& prefix = *sweep_.gallery.prefix;
+    return kernels_.find_prefixed(prefix.blocks + block * prefix_block_bytes(prefix.width), blocks, prefix.width,
+                                  prefix_queries_[static_cast<size_t>(b)], threshold, positions);
+}
+
+void Scorer::prefetch_prefixes(int64_t block) const {
+    const int64_t bytes = prefix_block_bytes(sweep_.gallery.prefix->width);
+    for (int64_t at = 0; at < std::min<int64_t>(2 * bytes, 1024); at += 64)
+        __builtin_prefetch(sweep_.gallery.prefix->blocks + block * bytes + at);
 }
 
 }  // namespace dqe::cpu

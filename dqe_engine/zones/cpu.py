@@ -91,8 +91,9 @@ class _Rows:
     @classmethod
     def empty(cls, batch: int, k: int, picks: int, *, zoned: bool = True) -> _Rows:
         """The kernels write the scores and ids of every query, and the others only where zones are asked for."""
-        others = _zoned(batch, picks) if zoned else _unzoned(batch)
-        return cls(np.empty((batch, k), np.float32), np.empty((batch, k), np.int64), *others, np.zeros(batch, np.int8))
+        anchor, lo, hi, counts, keys, ids, scores = _unzoned_of_one() if batch == 1 and not zoned else _zoned(batch, picks)
+        top = np.empty((batch, k), np.float32), np.empty((batch, k), np.int64)
+        return cls(*top, anchor, lo, hi, counts, keys, ids, scores, np.zeros(batch, np.int8))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -108,7 +109,7 @@ class _Rows:
             array[rows] = getattr(part, name)
 
 
-def _zoned(batch: int, picks: int) -> tuple[NDArray[Any], ...]:
+def _zoned(batch: int, picks: int) -> tuple[F32, F32, F32, I64, NDArray[np.float64], I64, F32]:
     """What lies between `ids` and `status`."""
     anchor, lo, hi = (np.full(batch, np.nan, np.float32) for _ in range(3))
     keys, scores = np.full((batch, picks), -np.inf), np.full((batch, picks), -np.inf, np.float32)
@@ -116,13 +117,9 @@ def _zoned(batch: int, picks: int) -> tuple[NDArray[Any], ...]:
 
 
 @cache
-def _unzoned_of_one() -> tuple[NDArray[Any], ...]:
+def _unzoned_of_one() -> tuple[F32, F32, F32, I64, NDArray[np.float64], I64, F32]:
+    """The same, never written: for a single query, which takes little time, once and for all."""
     return _zoned(1, 0)
-
-
-def _unzoned(batch: int) -> tuple[NDArray[Any], ...]:
-    """The same, never written: for single queries, which take little time, once and for all."""
-    return _unzoned_of_one() if batch == 1 else _zoned(batch, 0)
 
 
 def select(
@@ -306,7 +303,10 @@ class _Sweeper:
             return None
         most = self.list_limit or most_listed(self.request, self.by_rows)
         rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
-        (again,) = np.nonzero(out.status == Status.SCATTERED) if np.count_nonzero(out.status) else ((),)
+        if not np.count_nonzero(out.status):
+            self.lists.note(len(rows), 0)
+            return rescored
+        (again,) = np.nonzero(out.status == Status.SCATTERED)
         self.lists.note(len(rows), len(again))
         if len(again):
             part = out.take(again)
