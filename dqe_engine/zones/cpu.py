@@ -43,7 +43,7 @@ EPYC (`python -m benchmarks.lists`), and decides nothing but time."""
 SWEPT_PANEL_COST = 0.007
 """Nanoseconds of one thread for a product of two codes, of queries in panels."""
 VISIT_COST = 20.0
-"""Nanoseconds for a token that a query visits in a list, and"""
+"""Nanoseconds for a token of a list whose codes a query looks at, and"""
 VISIT_BYTE_COST = 0.15
 """for each of its codes."""
 LEAST_PANEL_TOKENS = 1 << 22
