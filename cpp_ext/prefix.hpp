@@ -14,8 +14,8 @@
 // Sixteen rows lie together in a block, so that lanes are rows and nothing is added across lanes. To save bytes they share one scale, and
 // the largest error and norm; rests are whole numbers of 16 bits, rounded up, times a unit. Rows with numbers that are not finite, or
 // longer than 2^60, have no bound: their block's error is NaN, and so all of its bounds, which rules out nothing. A block is a header
-// (PrefixHeader) and codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards; or, beside
-// lists, the rows in the order of these, so that what a query visits of a list lies together.
+// (PrefixHeader) and codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards; or,
+// beside lists, the rows in the order of these, so that what a query visits of a list lies together.
 #pragma once
 
 #include <cstdint>

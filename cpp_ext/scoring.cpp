@@ -125,8 +125,7 @@ TileScratch Scorer::scratch() const {
     const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
     const bool gathers = !allowed_.everything();
     const bool copies = sweep_.gallery.half || (gathers && !by_rows_);
-    scratch.widened.resize(
-        static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ * tokens_ : 0) : (copies ? rows * width_ : 0)));
+    scratch.widened.resize(static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ * tokens_ : 0) : (copies ? rows * width_ : 0)));
     if (gathers) scratch.chosen.resize(static_cast<size_t>(tile_items_));
     if (gathers && screened_) {
         scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
@@ -266,7 +265,8 @@ float Scorer::dot_item(const Shard& shard, int64_t item, int64_t b, TileScratch&
     float best = -std::numeric_limits<float>::infinity(), scores[kSome];
     for (int64_t token = 0; token < tokens_; token += kSome) {
         const int64_t some = std::min(kSome, tokens_ - token);
-        kernels_.dot_rows({rows_of(shard, item * tokens_ + token, some, scratch), some, width_}, sweep_.queries + b * width_, 1, scores, some);
+        kernels_.dot_rows({rows_of(shard, item * tokens_ + token, some, scratch), some, width_}, sweep_.queries + b * width_, 1, scores,
+                          some);
         for (int64_t i = 0; i < some; ++i) best = greater_or_nan(best, scores[i]);
     }
     return best;

@@ -151,7 +151,8 @@ Block::Worker Block::make_worker() const {
     for (size_t b = 0; b < batch; ++b) {
         QueryState& state = worker.queries[b];
         const SampledRanks& ranks = sampled(static_cast<int64_t>(b));
-        state.top = Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), ranks.top ? ranks.top : top_, sweep_.gallery.lists != nullptr);
+        state.top =
+            Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), ranks.top ? ranks.top : top_, sweep_.gallery.lists != nullptr);
         state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), ranks.field ? ranks.field : field_);
         state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
                        static_cast<int64_t>(picks)};

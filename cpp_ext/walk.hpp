@@ -1,6 +1,6 @@
 // One query's way through lists (lists.hpp): the most promising first, then whatever can still reach the threshold that these have raised,
-// in the order of memory, and at last the items that no list holds. Tokens that a list cannot rule out are looked at by their prefixes, where there are some
-// (prefix.hpp), which lie in the order of the lists, and those that are left by their codes.
+// in the order of memory, and at last the items that no list holds. Tokens that a list cannot rule out are looked at by their prefixes,
+// where there are some (prefix.hpp), which lie in the order of the lists, and those that are left by their codes.
 #pragma once
 
 #include <algorithm>
@@ -112,7 +112,8 @@ class Walk {
         if (last == 65535) return end - begin;
         const uint16_t* until = begin;  // most lists have few, or none: step by step, and then back
         while (until < end && *until <= last) until += std::min<int64_t>(kPrefixRows, end - until);
-        return std::partition_point(until - std::min<int64_t>(kPrefixRows, until - begin), until, [&](uint16_t code) { return code <= last; }) -
+        return std::partition_point(until - std::min<int64_t>(kPrefixRows, until - begin), until,
+                                    [&](uint16_t code) { return code <= last; }) -
                begin;
     }
 
@@ -133,11 +134,12 @@ class Walk {
         }
     }
 
-    // More than its share: a query that this helps little has spent no more than a few hundredths of a sweep by then. An item that is scored
-    // counts as a look at all of its tokens: where all score alike, a sweep does that in their order.
+    // More than its share: a query that this helps little has spent no more than a few hundredths of a sweep by then. An item that is
+    // scored counts as a look at all of its tokens: where all score alike, a sweep does that in their order.
     bool costs_more_than(int64_t most) const {
         const double size = static_cast<double>(lists_.covered * gallery_.tokens), done = 1.0 - static_cast<double>(left_) / size;
-        return static_cast<double>(looked_at_ + scored_ * tokens_ + visited_ / kPrefixesPerCode) > static_cast<double>(most) * (done + 1.0 / 32);
+        return static_cast<double>(looked_at_ + scored_ * tokens_ + visited_ / kPrefixesPerCode) >
+               static_cast<double>(most) * (done + 1.0 / 32);
     }
 
     void look_at(const uint32_t* rows, int64_t count) {
