@@ -12,8 +12,9 @@ bool Scorer::by_prefix(const Tile& tile, const float* thresholds, const TileScra
     if (!prefix || tile.chosen || tile.id + tile.count > prefix->covered) return false;
     constexpr float kNone = -std::numeric_limits<float>::infinity();
     if (std::find(thresholds, thresholds + sweep_.batch, kNone) != thresholds + sweep_.batch) return false;  // every row would pass
-    // A query whom they help little has them for no more than a few hundredths of the sweep's time.
-    return scratch.prefix_balance <= sweep_.gallery.size * tokens_ / 32 * code_width_;
+    // A query whom they help little has them for no more than an eighth of the time of a sweep, unless they begin to: what has been spent
+    // is spent.
+    return scratch.prefix_trend <= 0 || scratch.prefix_balance <= sweep_.gallery.size * tokens_ / 8 * code_width_;
 }
 
 int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, TileScratch& scratch, float* bounds) const {
@@ -32,8 +33,9 @@ int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, Til
         positions[passed++] = static_cast<uint32_t>(row - begin);
     }
     const int64_t rows = tile.count * tokens_, swept = code_width_ + 12;
-    scratch.prefix_balance += (rows * prefix_block_bytes(prefix.width) / kPrefixRows + (passed * kGatheredCost - rows) * swept) /
-                              static_cast<int64_t>(sweep_.batch);
+    const int64_t cost = (rows * prefix_block_bytes(prefix.width) / kPrefixRows + (passed * kGatheredCost - rows) * swept) / sweep_.batch;
+    scratch.prefix_balance += cost;
+    scratch.prefix_trend = scratch.prefix_trend / 2 + cost;
     int64_t left = 0;
     uint32_t some[kGathered];
     float own[kGathered];
