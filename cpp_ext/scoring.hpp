@@ -39,8 +39,8 @@ struct TileScratch {
     AlignedVector<uint8_t> codes;  // of chosen items that do not lie together
     AlignedVector<float> scales, errors, norms;
 
-    // Bytes that prefixes have cost so far beyond what a sweep of the codes would have, and of late: the latest tile, half of that before it,
-    // and so on.
+    // Bytes that prefixes have cost so far beyond what a sweep of the codes would have, and of late: the latest tile, half of that before
+    // it, and so on.
     int64_t prefix_balance = 0, prefix_trend = 0;
 };
 
