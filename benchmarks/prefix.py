@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.zones import Screen, select_zones
+from dqe_engine.zones.prefix import Prefix
 
 from . import machine, report
 
@@ -50,6 +51,7 @@ def contenders(items: F32, threads: int, levels: int) -> tuple[dict[str, Search]
     faiss.omp_set_num_threads(threads)
     screen = Screen.build(items, threads=threads)
     plain = Screen(screen.shards)
+    prefix = screen.prefix if screen.lists is None else Prefix.build((items[:, None],), threads=threads)
 
     def ours(copy: Screen) -> Search:
         def search(queries: F32) -> tuple[F32, NDArray[np.int64]]:
@@ -71,7 +73,7 @@ def contenders(items: F32, threads: int, levels: int) -> tuple[dict[str, Search]
     return {
         "screen": ours(screen),
         "codes alone": ours(plain),
-        "codes and prefix": ours(Screen(screen.shards, prefix=screen.prefix)),
+        "codes and prefix": ours(Screen(screen.shards, prefix=prefix)),
         "IndexFlatIP": by_faiss(flat),
         "IndexFlatIPPanorama": by_faiss(turned),
     }, screen.describe()

@@ -190,6 +190,7 @@ int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, 
     if (listed) gallery.lists = &found_lists;
     const std::optional<Prefix> prefixes = prefix_of(prefix, gallery);
     if (prefixes) gallery.prefix = &*prefixes;
+    if (listed && prefixes && prefixes->covered != listed->covered) throw std::invalid_argument("prefix: not of the lists' items");
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
                p = static_cast<int64_t>(picks.shape(1));
     expect("queries", queries, {batch, gallery.width});

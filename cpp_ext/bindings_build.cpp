@@ -1,7 +1,9 @@
 // dqe_engine._kernels: what makes codes, prefixes and lists of items. Checked as in bindings.cpp.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "bindings.hpp"
@@ -120,7 +122,8 @@ void assign_tokens_adapter(std::vector<Items> shards, Array<const float, 2> axes
                   threads);
 }
 
-void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<uint8_t, 2> blocks, int threads) {
+void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<uint8_t, 2> blocks, int threads,
+                         std::optional<Array<const uint32_t, 1>> order) {
     const Sources given = sources_of(shards);
     const auto count = static_cast<int64_t>(axes.shape(0));
     check_prefix_width(count, given.width);
@@ -128,9 +131,12 @@ void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, 
     expect("blocks", blocks, {prefix_blocks(given.size), prefix_block_bytes(count)});
     expect_threads(threads);
     if (!(skew(axes.data(), count, given.width) <= kSkew)) throw std::invalid_argument("axes: expected orthonormal rows");
+    if (order) expect("order", *order, {given.size});
+    for (int64_t at = 0; order && at < given.size; ++at)
+        if ((*order)(at) >= given.size) throw std::invalid_argument("order: not a row");
     nb::gil_scoped_release release;
     fill_prefix(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, axes.data(), count,
-                blocks.data(), threads);
+                order ? order->data() : nullptr, blocks.data(), threads);
 }
 
 }  // namespace
@@ -144,7 +150,8 @@ void define_builders(nb::module_& m) {
     m.def("find_nearest", &find_nearest_adapter, "points"_a.noconvert(), "centres"_a.noconvert(), "nearest"_a.noconvert(), "threads"_a);
     m.def("assign_tokens", &assign_tokens_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(),
           "leaves"_a.noconvert(), "offsets"_a.noconvert(), "assigned"_a.noconvert(), "threads"_a);
-    m.def("fill_prefix", &fill_prefix_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "blocks"_a.noconvert(), "threads"_a);
+    m.def("fill_prefix", &fill_prefix_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "blocks"_a.noconvert(), "threads"_a,
+          "order"_a.noconvert() = nb::none());
 }
 
 }  // namespace dqe::cpu

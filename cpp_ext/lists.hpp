@@ -36,41 +36,27 @@ inline uint16_t cosine_code(double cosine) {
     return static_cast<uint16_t>(std::clamp(std::floor((cosine - 1e-12 + 1.0) * 32767.5), 0.0, 65535.0));
 }
 
-// The upper bounds of one query's scores.
+// Which tokens of lists one query can have use for.
 class Reach {
   public:
     // `norm`: at least |q|. NaN: there is no bound, everything is within reach.
     Reach(double norm, int64_t width) : norm_(norm), slack_(norm * (static_cast<double>(width + 32) * 0x1p-24 + 1e-6)) {}
 
-    // Of tokens with norms up to `longest`, at a cosine of at least `code` from a direction whose product with the query is at most x.
-    double bound(float x, uint16_t code, float longest) const {
-        const double along = x + 1e-6 * norm_, cosine = code / 32767.5 - 1.0;
-        if (along < norm_ * cosine) {
-            const double across = std::sqrt(std::max(0.0, norm_ * norm_ - along * along)) * std::sqrt(std::max(0.0, 1.0 - cosine * cosine));
-            return (std::max(0.0, along * cosine + across) + slack_) * longest;
-        }
-        return (norm_ + slack_) * longest;  // NaN, too
+    // Of a list with norms up to `longest`, around a direction whose product with the query is at most x: the largest code of a token that
+    // can score `threshold` or more; -1 where none can. With m = threshold / longest - slack and cos φ = m / |q|, a token at ρ is ruled out
+    // where m > 0 and θ - ρ > φ. That takes θ > φ, or x < m, and is then cos ρ > cos(θ - φ) = (x m + sqrt((|q|² - x²) (|q|² - m²))) / |q|²,
+    // which also implies x < |q| cos ρ; all are, where m > |q|. The roots turn a rounding of 2^-53 into 2^-26 at most: 1e-6 is far above.
+    int64_t last_code(float x, float longest, float threshold) const {
+        const double along = std::max(x + 1e-6 * norm_, -norm_), most = double{threshold} / longest - slack_;
+        if (!(most > 0.0) || !(along < most)) return 65535;  // NaN, too
+        if (most > norm_) return -1;
+        const double across = std::sqrt((norm_ - along) * (norm_ + along)) * std::sqrt((norm_ - most) * (norm_ + most));
+        const double cosine = std::min(1.0, (along * most + across) / (norm_ * norm_) + 1e-6);
+        return static_cast<int64_t>(std::floor((cosine + 1.0) * 32767.5));
     }
 
-    // Whether lists have a token that can score `threshold` or more: `bound` of each list, compared without a root, so that the loop is one
-    // of vectors: (max(0, along cos + across) + slack) longest < threshold. `room` is far above the rounding of the squares.
-    void reached(const TokenLists& lists, const float* x, float threshold, uint8_t* reached) const {
-        const double square = norm_ * norm_, margin = 1e-6 * norm_, room = 1e-10 * square;
-        for (int64_t list = 0; list < lists.count; ++list) {
-            const double along = x[list] + margin, cosine = lists.widest[list], longest = lists.longest[list];
-            const double most = threshold / longest - slack_, gap = most - along * cosine;
-            const double across = (square - along * along) * (1.0 - cosine * cosine);
-            const bool below = (along < norm_ * cosine) & (most > 0.0) & (gap > 0.0) & (across + room < gap * gap);
-            reached[list] = !(below | (longest == 0.0));
-        }
-    }
-
-    // How many of a list's tokens, in its order, can score `threshold` or more.
-    int64_t within(float x, const uint16_t* codes, int64_t count, float longest, float threshold) const {
-        const uint16_t* end =
-            std::partition_point(codes, codes + count, [&](uint16_t code) { return !(bound(x, code, longest) < threshold); });
-        return end - codes;
-    }
+    float norm() const { return static_cast<float>(norm_); }  // a float32 to begin with
+    float slack() const { return std::nextafter(static_cast<float>(slack_), std::numeric_limits<float>::infinity()); }
 
   private:
     double norm_, slack_;

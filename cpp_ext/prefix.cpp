@@ -36,7 +36,7 @@ double skew(const float* axes, int64_t count, int64_t width) {
 }
 
 void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* axes, int64_t count,
-                 uint8_t* blocks, int threads) {
+                 const uint32_t* order, uint8_t* blocks, int threads) {
     const TileKernels* kernels = available_tile_kernels()[0];
     const int lanes = kernels->narrow;
     AlignedVector<float> panels(static_cast<size_t>(count * width));  // [count / lanes][width][lanes]
@@ -46,12 +46,25 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
     for (int64_t s = 0; s < source_count; ++s)
         starts[static_cast<size_t>(s) + 1] = starts[static_cast<size_t>(s)] + sources[s].count * tokens;
     const double off = kSkew + std::sqrt(static_cast<double>(count)) * static_cast<double>(width + 2) * 0x1p-24, room = slack(width);
-    for_each_part(prefix_blocks(starts.back()), threads, [&](int, int64_t number) {
+    const auto source_of = [&](int64_t row) {
+        return static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), row) - starts.begin()) - 1;
+    };
+    // Rows of another order are scattered: those of the next block are on their way while one is encoded.
+    const auto prefetch = [&](int64_t from) {
+        for (int64_t r = from; order && r < std::min(from + kPrefixRows, starts.back()); ++r) {
+            const TokenSource& source = sources[source_of(order[r])];
+            const int64_t bytes = width * (source.half ? 2 : 4);
+            const char* row = static_cast<const char*>(source.data) + (order[r] - starts[source_of(order[r])]) * bytes;
+            for (int64_t d = 0; d < std::min<int64_t>(bytes, 512); d += 64) __builtin_prefetch(row + d);
+        }
+    };
+    const auto encode = [&](int64_t number, AlignedVector<float>& items, AlignedVector<float>& rotated, std::vector<float>& turned) {
         const int64_t first = number * kPrefixRows, rows = std::min(kPrefixRows, starts.back() - first);
-        AlignedVector<float> items(static_cast<size_t>(rows * width)), rotated(static_cast<size_t>(kPrefixRows * count));
+        prefetch(first + kPrefixRows);
         for (int64_t r = 0; r < rows; ++r) {
-            const auto source = static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), first + r) - starts.begin()) - 1;
-            const int64_t at = (first + r - starts[source]) * width;
+            const int64_t row = order ? order[first + r] : first + r;
+            const size_t source = source_of(row);
+            const int64_t at = (row - starts[source]) * width;
             float* to = items.data() + r * width;
             if (sources[source].half)
                 kernels->widen(static_cast<const uint16_t*>(sources[source].data) + at, width, to);
@@ -62,6 +75,8 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
             const Ahead nothing = {reinterpret_cast<const char*>(items.data()), 0, 0, 1};
             kernels->dot_panel({items.data(), rows, width}, panels.data() + panel * width * lanes, lanes, nothing,
                                rotated.data() + panel * kPrefixRows * lanes);
+            for (int64_t r = 0; r < rows; ++r)
+                std::copy_n(rotated.begin() + (panel * kPrefixRows + r) * lanes, lanes, turned.begin() + r * count + panel * lanes);
         }
         double norms[kPrefixRows];
         bool bounded[kPrefixRows];
@@ -70,9 +85,7 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
             norms[r] = std::sqrt(kernels->products(row, row, width).with_itself);
             bounded[r] = norms[r] <= kLargestNorm;
         }
-        const auto at = [&](int64_t r, int64_t p) {
-            return rotated[static_cast<size_t>((p / lanes * kPrefixRows + r) * lanes + p % lanes)];
-        };
+        const auto at = [&](int64_t r, int64_t p) { return turned[static_cast<size_t>(r * count + p)]; };
         float largest = 0.0f;
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t p = 0; p < count && bounded[r]; ++p) largest = std::max(largest, std::abs(at(r, p)));
@@ -106,6 +119,13 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
         for (int64_t r = 0; r < rows; ++r)
             header.rests[r] = static_cast<uint16_t>(std::min(std::ceil(rests[r] / header.rest_unit), 65535.0));
         std::memcpy(codes - sizeof(PrefixHeader), &header, sizeof header);
+    };
+    constexpr int64_t kSome = 64;
+    const int64_t blocks_in_all = prefix_blocks(starts.back());
+    for_each_part((blocks_in_all + kSome - 1) / kSome, threads, [&](int, int64_t part) {
+        AlignedVector<float> items(static_cast<size_t>(kPrefixRows * width)), rotated(static_cast<size_t>(kPrefixRows * count));
+        std::vector<float> turned(rotated.size());
+        for (int64_t b = part * kSome; b < std::min((part + 1) * kSome, blocks_in_all); ++b) encode(b, items, rotated, turned);
     });
 }
 

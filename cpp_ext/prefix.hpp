@@ -14,7 +14,8 @@
 // Sixteen rows lie together in a block, so that lanes are rows and nothing is added across lanes. To save bytes they share one scale, and
 // the largest error and norm; rests are whole numbers of 16 bits, rounded up, times a unit. Rows with numbers that are not finite, or
 // longer than 2^60, have no bound: their block's error is NaN, and so all of its bounds, which rules out nothing. A block is a header
-// (PrefixHeader) and codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards.
+// (PrefixHeader) and codes [P / 4][row][4]. Blocks count the gallery's rows (item * tokens + token) through, whatever its shards; or,
+// beside lists, the rows in the order of these, so that what a query visits of a list lies together.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +42,9 @@ inline int64_t prefix_blocks(int64_t rows) { return (rows + kPrefixRows - 1) / k
 // max of |A Aᵀ - I|, as a Frobenius norm.
 double skew(const float* axes, int64_t count, int64_t width);
 
-// Encodes all rows of the sources. `axes`: skew at most kSkew.
+// Encodes all rows of the sources, in this order, or where it is null in their own. `axes`: skew at most kSkew.
 void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* axes, int64_t count,
-                 uint8_t* blocks, int threads);
+                 const uint32_t* order, uint8_t* blocks, int threads);
 
 // One query: signed codes (P,), and its numbers.
 PrefixQuery encode_prefix_query(const float* query, int64_t width, const float* axes, int64_t count, int8_t* codes);

@@ -30,13 +30,14 @@ class Reservoir {
     static int64_t room(int64_t capacity) { return capacity == 0 ? 0 : capacity + std::max<int64_t>(16, capacity / 2); }
 
     Reservoir() = default;
-    Reservoir(uint64_t* buffer, int64_t capacity) : entries_(buffer), capacity_(capacity) {}
+    // `eager`: the threshold rises with nearly every entry, where each one that is kept out saves more than that costs.
+    Reservoir(uint64_t* buffer, int64_t capacity, bool eager = false) : entries_(buffer), capacity_(capacity), eager_(eager) {}
 
     // The score must not be NaN. Returns whether the threshold has risen, as it does now and then.
     bool offer(float score, int64_t id) {
         if (score < threshold_) return false;
         entries_[size_++] = entry_of(score, id);
-        if (size_ < room(capacity_)) return false;
+        if (size_ < (eager_ ? capacity_ + 1 + capacity_ / 16 : room(capacity_))) return false;
         prune();
         return true;
     }
@@ -95,7 +96,7 @@ class Reservoir {
     uint64_t* entries_ = nullptr;
     int64_t capacity_ = 0, size_ = 0;
     float threshold_ = kNothing;
-    bool dropped_ = false;
+    bool dropped_ = false, eager_ = false;
 };
 
 }  // namespace dqe::cpu

@@ -125,7 +125,7 @@ TileScratch Scorer::scratch() const {
     const int64_t rows = items * tokens_, lanes = by_rows_ ? kernels_.narrow : kernels_.wide;
     const bool gathers = !allowed_.everything();
     const bool copies = sweep_.gallery.half || (gathers && !by_rows_);
-    scratch.widened.resize(static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ : 0) : (copies ? rows * width_ : 0)));
+    scratch.widened.resize(static_cast<size_t>(screened_ ? (sweep_.gallery.half ? width_ * tokens_ : 0) : (copies ? rows * width_ : 0)));
     if (gathers) scratch.chosen.resize(static_cast<size_t>(tile_items_));
     if (gathers && screened_) {
         scratch.codes.resize(static_cast<size_t>((by_rows_ ? std::max(tokens_, kGatheredRows) : rows) * code_width_));
@@ -137,7 +137,7 @@ TileScratch Scorer::scratch() const {
             numbers->resize(std::max<size_t>(numbers->size(), kGathered));
     }
     if (const TokenLists* lists = sweep_.gallery.lists) {
-        scratch.list_bounds.resize(static_cast<size_t>(lists->count));
+        scratch.list_bounds.assign(static_cast<size_t>((lists->count + 15) / 16 * 16), -std::numeric_limits<float>::infinity());
         scratch.reached_lists.resize(static_cast<size_t>(lists->count));
         if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
     }
@@ -261,8 +261,14 @@ float Scorer::dot(const Shard& shard, int64_t row, int64_t b, TileScratch& scrat
 }
 
 float Scorer::dot_item(const Shard& shard, int64_t item, int64_t b, TileScratch& scratch) const {
-    float best = -std::numeric_limits<float>::infinity();
-    for (int64_t row = item * tokens_; row < (item + 1) * tokens_; ++row) best = greater_or_nan(best, dot(shard, row, b, scratch));
+    constexpr int64_t kSome = 32;
+    float best = -std::numeric_limits<float>::infinity(), scores[kSome];
+    for (int64_t token = 0; token < tokens_; token += kSome) {
+        const int64_t some = std::min(kSome, tokens_ - token);
+        kernels_.dot_rows({rows_of(shard, item * tokens_ + token, some, scratch), some, width_}, sweep_.queries + b * width_, 1, scores,
+                          some);
+        for (int64_t i = 0; i < some; ++i) best = greater_or_nan(best, scores[i]);
+    }
     return best;
 }
 
@@ -301,6 +307,12 @@ void Scorer::prefetch_codes(int64_t row) const {
     __builtin_prefetch(shard.norms + at);
 }
 
+void Scorer::prefetch_item(int64_t id) const {
+    const Shard& shard = shard_of(id);
+    const char* data = row_at(shard, id * tokens_);
+    for (int64_t at = 0; at < std::min<int64_t>(row_bytes() * tokens_, 2048); at += 64) __builtin_prefetch(data + at);
+}
+
 float Scorer::score_item(int64_t b, int64_t id, TileScratch& scratch) const {
     const Shard& shard = shard_of(id);
     return dot_item(shard, id, b, scratch);
@@ -308,6 +320,10 @@ float Scorer::score_item(int64_t b, int64_t id, TileScratch& scratch) const {
 
 void Scorer::bound_directions(int64_t b, const TokenLists& lists, float* bounds) const {
     kernels_.bound_rows(lists.directions, coded_queries(b), 1, bounds, lists.count);
+}
+
+int64_t Scorer::find_lists(const TokenLists& lists, const float* products, const Reach& reach, float threshold, uint32_t* found) const {
+    return kernels_.find_lists(products, lists.widest, lists.longest, lists.count, reach.norm(), reach.slack(), threshold, found);
 }
 
 float Scorer::score_of(int64_t b, int64_t id) const {

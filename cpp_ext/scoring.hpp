@@ -27,8 +27,8 @@ struct Tile {
 
 // Reused from tile to tile by one thread.
 struct TileScratch {
-    std::vector<float> list_bounds;
-    std::vector<uint8_t> reached_lists;
+    std::vector<float> list_bounds;  // of whole vectors
+    std::vector<uint32_t> reached_lists;
     std::vector<uint64_t> taken;  // items whose score is known, as bits
     std::vector<uint32_t> taken_items;
 
@@ -39,7 +39,9 @@ struct TileScratch {
     AlignedVector<uint8_t> codes;  // of chosen items that do not lie together
     AlignedVector<float> scales, errors, norms;
 
-    int64_t prefix_balance = 0;  // bytes that prefixes have cost so far beyond what a sweep of the codes would have
+    // Bytes that prefixes have cost so far beyond what a sweep of the codes would have, and of late: the latest tile, half of that before
+    // it, and so on.
+    int64_t prefix_balance = 0, prefix_trend = 0;
 };
 
 class Scorer {
@@ -64,9 +66,17 @@ class Scorer {
     void bound_tokens(int64_t b, const uint32_t* rows, int64_t count, TileScratch& scratch, float* bounds) const;
     float score_item(int64_t b, int64_t id, TileScratch& scratch) const;
     void prefetch_codes(int64_t row) const;
+    void prefetch_item(int64_t id) const;
     // Upper bounds of the query's products with the directions of lists, and of its norm.
     void bound_directions(int64_t b, const TokenLists& lists, float* bounds) const;
     float norm_of(int64_t b) const { return norms_[static_cast<size_t>(b)]; }
+    // Lists that may hold a token that scores `threshold` or more; and rows of some blocks of prefixes, likewise.
+    int64_t find_lists(const TokenLists& lists, const float* products, const Reach& reach, float threshold, uint32_t* found) const;
+    int64_t find_by_prefix(int64_t b, int64_t block, int64_t blocks, float threshold, uint32_t* positions) const;
+    void prefetch_prefixes(int64_t block) const;
+    // Calls visit(least, position) for the numbers that are not below `least` or NaN, which a visit may raise.
+    template <typename Visit>
+    void for_each_above(const std::vector<float>& numbers, float least, const Visit& visit) const;
 
     // Calls take(b, id, score) at least for every pair of the tile that is allowed and whose score is not below thresholds[b], NaN
     // included, and for none that is not allowed; `take` may raise thresholds[b]. Returns how many pairs were scored again in full.
@@ -152,6 +162,20 @@ class Scorer {
 };
 
 inline float greater_or_nan(float a, float b) { return a != a || b <= a ? a : b; }
+
+template <typename Visit>
+void Scorer::for_each_above(const std::vector<float>& numbers, float least, const Visit& visit) const {
+    constexpr int64_t kSome = 256;
+    uint32_t positions[kSome + 16];
+    float thresholds[16];
+    for (int64_t at = 0; at < static_cast<int64_t>(numbers.size()); at += kSome) {
+        const int64_t some = std::min(kSome, static_cast<int64_t>(numbers.size()) - at);
+        std::fill_n(thresholds, kernels_.narrow, least);
+        const int64_t found = kernels_.find(numbers.data() + at, some, kernels_.narrow, thresholds, positions);
+        for (int64_t f = 0; f < found; ++f)
+            if (!(numbers[static_cast<size_t>(at + positions[f])] < least)) visit(least, static_cast<uint32_t>(at + positions[f]));
+    }
+}
 
 template <typename Take>
 int64_t Scorer::score_by_rows(const Tile& tile, const float* thresholds, TileScratch& scratch, const Take& take) const {

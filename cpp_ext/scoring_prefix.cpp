@@ -1,4 +1,5 @@
-// The part of scoring by rows that looks at prefixes first (prefix.hpp): which rows of a tile they, and then the codes, leave.
+// The part of scoring by rows that looks at prefixes first (prefix.hpp): which rows of a tile they, and then the codes, leave; and which of
+// some blocks, for lists.
 #include <algorithm>
 #include <limits>
 
@@ -11,8 +12,9 @@ bool Scorer::by_prefix(const Tile& tile, const float* thresholds, const TileScra
     if (!prefix || tile.chosen || tile.id + tile.count > prefix->covered) return false;
     constexpr float kNone = -std::numeric_limits<float>::infinity();
     if (std::find(thresholds, thresholds + sweep_.batch, kNone) != thresholds + sweep_.batch) return false;  // every row would pass
-    // A query whom they help little has them for no more than a few hundredths of the sweep's time.
-    return scratch.prefix_balance <= sweep_.gallery.size * tokens_ / 32 * code_width_;
+    // A query whom they help little has them for no more than an eighth of the time of a sweep, unless they begin to: what has been spent
+    // is spent.
+    return scratch.prefix_trend <= 0 || scratch.prefix_balance <= sweep_.gallery.size * tokens_ / 8 * code_width_;
 }
 
 int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, TileScratch& scratch, float* bounds) const {
@@ -31,8 +33,9 @@ int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, Til
         positions[passed++] = static_cast<uint32_t>(row - begin);
     }
     const int64_t rows = tile.count * tokens_, swept = code_width_ + 12;
-    scratch.prefix_balance += (rows * prefix_block_bytes(prefix.width) / kPrefixRows + (passed * kGatheredCost - rows) * swept) /
-                              static_cast<int64_t>(sweep_.batch);
+    const int64_t cost = (rows * prefix_block_bytes(prefix.width) / kPrefixRows + (passed * kGatheredCost - rows) * swept) / sweep_.batch;
+    scratch.prefix_balance += cost;
+    scratch.prefix_trend = scratch.prefix_trend / 2 + cost;
     int64_t left = 0;
     uint32_t some[kGathered];
     float own[kGathered];
@@ -51,6 +54,18 @@ int64_t Scorer::find_by_prefix(const Tile& tile, int64_t b, float threshold, Til
         }
     }
     return left;
+}
+
+int64_t Scorer::find_by_prefix(int64_t b, int64_t block, int64_t blocks, float threshold, uint32_t* positions) const {
+    const Prefix& prefix = *sweep_.gallery.prefix;
+    return kernels_.find_prefixed(prefix.blocks + block * prefix_block_bytes(prefix.width), blocks, prefix.width,
+                                  prefix_queries_[static_cast<size_t>(b)], threshold, positions);
+}
+
+void Scorer::prefetch_prefixes(int64_t block) const {
+    const int64_t bytes = prefix_block_bytes(sweep_.gallery.prefix->width);
+    for (int64_t at = 0; at < std::min<int64_t>(2 * bytes, 1024); at += 64)
+        __builtin_prefetch(sweep_.gallery.prefix->blocks + block * bytes + at);
 }
 
 }  // namespace dqe::cpu

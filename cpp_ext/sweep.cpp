@@ -89,12 +89,13 @@ Block::Block(const Sweep& sweep, const Outcome& out)
       bounds_(static_cast<size_t>(sweep.batch)),
       easy_below_(static_cast<size_t>(sweep.batch), -kInfinity),
       guesses_(static_cast<size_t>(sweep.batch)),
-      threads_(useful_threads(sweep.threads, scorer_.work())),
+      threads_(sweep.gallery.lists ? static_cast<int>(std::clamp<int64_t>(sweep.batch, 1, sweep.threads))
+                                   : useful_threads(sweep.threads, scorer_.work())),
       top_(std::min(sweep.k, allowed_.most())),
       field_(zones_at_the_end() ? field_share(sweep, allowed_.most(), sweep.gallery.lists ? 1 : threads_) : 0),
       picks_(zones_as_it_goes() ? std::min(sweep.picks, allowed_.most()) : 0),
-      tiles_(scorer_.tiles()) {
-    if (sweep.sample > 0 && !tiles_.empty() && !sweep.gallery.lists) choose_sample();
+      tiles_(sweep.gallery.lists ? std::vector<Tile>() : scorer_.tiles()) {
+    if (sweep.sample > 0 && !tiles_.empty()) choose_sample();
 }
 
 // Whole tiles, and so perhaps more items than were asked for: ranks are those in what is really sampled. Where that is more than a
@@ -150,7 +151,8 @@ Block::Worker Block::make_worker() const {
     for (size_t b = 0; b < batch; ++b) {
         QueryState& state = worker.queries[b];
         const SampledRanks& ranks = sampled(static_cast<int64_t>(b));
-        state.top = Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), ranks.top ? ranks.top : top_);
+        state.top =
+            Reservoir(worker.top.get() + b * static_cast<size_t>(top_room), ranks.top ? ranks.top : top_, sweep_.gallery.lists != nullptr);
         state.field = Reservoir(worker.field.get() + b * static_cast<size_t>(field_room), ranks.field ? ranks.field : field_);
         state.picks = {worker.pick_keys.get() + b * picks, worker.pick_ids.get() + b * picks, worker.pick_scores.get() + b * picks,
                        static_cast<int64_t>(picks)};
@@ -220,8 +222,7 @@ void Block::walk(Worker& worker, int64_t b) const {
     const auto threshold = [&] { return threshold_now; };
     const auto take_one = [&](int64_t id, float score) { take(worker, b, id, score); };
     Walk way(scorer_, allowed_, sweep_.gallery, b, worker.scratch, threshold, take_one);
-    const int64_t wanted = std::max(sweep_.k > 0 ? top_ : 0, sweep_.zoning == Zoning::rank ? field_ : 0);
-    worker.queries[static_cast<size_t>(b)].scattered = !way.run(wanted, sweep_.most_listed);
+    worker.queries[static_cast<size_t>(b)].scattered = !way.run(sweep_.most_listed);
     worker.rescored += way.scored();
 }
 
@@ -376,7 +377,6 @@ int64_t Block::run() {
     for_each_part(threads_, sweep_.batch < kSome ? 1 : threads_, [&](int, int64_t t) { workers[static_cast<size_t>(t)] = make_worker(); });
     if (sweep_.gallery.lists) {
         for_each_part(sweep_.batch, threads_, [&](int t, int64_t b) { walk(workers[static_cast<size_t>(t)], b); });
-        tiles_.clear();
     }
     // As many threads as the part is worth: a sample for one query is done before a second thread has woken up.
     const auto for_each_tile = [&](int64_t from, int64_t to, const auto& work) {

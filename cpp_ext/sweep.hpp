@@ -29,7 +29,7 @@ struct Gallery {
     int64_t shard_count, size, tokens, width;  // size: items of all shards, below 2^32 - 1
     bool half, screened;
     const TokenLists* lists = nullptr;  // of the first items of the gallery, where they are to be used; it is screened then
-    const Prefix* prefix = nullptr;     // likewise; for sweeps by rows
+    const Prefix* prefix = nullptr;     // likewise; for sweeps by rows. With lists: of their items, in the order of their rows
 };
 
 // Row b excludes ids[offsets[b]] to ids[offsets[b + 1] - 1], ascending and distinct: what few items a query leaves out by itself,

@@ -117,6 +117,11 @@ struct TileKernels {
     int64_t (*find_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold,
                              uint32_t* positions);
 
+    // The lists (lists.hpp), ascending, that may have a token that scores `threshold` or more; returns how many. `products` are upper
+    // bounds of the query's products with their directions, `norm` of its norm; `slack` is Reach's.
+    int64_t (*find_lists)(const float* products, const float* widest, const float* longest, int64_t count, float norm, float slack,
+                          float threshold, uint32_t* lists);
+
     // For each of `count` points of `width` numbers the position among `panels` panels of centres, [panel][width][wide], of the greatest
     // product; the first of equals. No product may be NaN.
     void (*nearest)(const float* points, int64_t count, int64_t width, const float* centres, int64_t panels, uint32_t* nearest);

@@ -195,6 +195,7 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 }
 
 #include "bounds_impl.hpp"
+#include "lists_impl.hpp"
 #include "nearest_impl.hpp"
 #include "prefix_impl.hpp"
 
@@ -339,6 +340,7 @@ const TileKernels DQE_ISA = {
     .quantise = quantise,
     .products = products,
     .find_prefixed = find_prefixed,
+    .find_lists = find_lists,
     .nearest = nearest,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,

@@ -1,9 +1,11 @@
 // One query's way through lists (lists.hpp): the most promising first, then whatever can still reach the threshold that these have raised,
-// and at last the items that no list holds.
+// in the order of memory, and at last the items that no list holds. Tokens that a list cannot rule out are looked at by their prefixes,
+// where there are some (prefix.hpp), which lie in the order of the lists, and those that are left by their codes.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -13,7 +15,7 @@
 namespace dqe::cpu {
 
 // Calls take(id, score) once at least for every allowed item whose score is not below threshold(), NaN included, which may raise it, and
-// never twice for one item. Returns false, with whatever has been taken, where more than `most` tokens would have to be visited.
+// never twice for one item. Returns false, with whatever has been taken, where this costs more than a look at the codes of `most` tokens.
 template <typename Threshold, typename Take>
 class Walk {
   public:
@@ -23,133 +25,191 @@ class Walk {
           allowed_(allowed),
           gallery_(gallery),
           lists_(*gallery.lists),
+          tokens_(static_cast<uint32_t>(gallery.tokens)),
+          end_(static_cast<uint32_t>(gallery.size * gallery.tokens)),
           b_(b),
           scratch_(scratch),
           threshold_(threshold),
           take_(take),
           reach_(scorer.norm_of(b), gallery.width) {}
+    Walk(const Walk&) = delete;
+    Walk& operator=(const Walk&) = delete;
+    ~Walk() {
+        for (const uint32_t item : scratch_.taken_items) scratch_.taken[item / 64] = 0;
+        scratch_.taken_items.clear();
+    }
 
-    // `wanted`: candidates that the threshold is made of; so many tokens, and some more, are visited before lists are ruled out.
-    bool run(int64_t wanted, int64_t most) {
+    bool run(int64_t most) {
         scorer_.bound_directions(b_, lists_, scratch_.list_bounds.data());
-        visit(lists_.rows, lists_.starts[0]);
-        visit_best(wanted * gallery_.tokens);
-        if (!choose(most)) return finish(false);
-        for (const auto& [bound, list] : chosen_) visit_list(list);
-        const int64_t end = gallery_.size * gallery_.tokens;
-        uint32_t rows[Scorer::kGathered];
-        for (int64_t row = lists_.covered * gallery_.tokens; row < end;) {
-            int64_t count = 0;
-            for (; count < Scorer::kGathered && row < end; ++row) rows[count++] = static_cast<uint32_t>(row);
-            visit(rows, count);
+        look_at(lists_.rows, lists_.starts[0]);
+        visit_best();
+        int64_t count;
+        if (!choose(most, count)) return false;
+        const uint32_t* chosen = scratch_.reached_lists.data();
+        for (int64_t at = 0; at < std::min(kListsAhead, count); ++at) prefetch_list(chosen[at]);
+        for (int64_t at = 0; at < count; ++at) {
+            if (at + kListsAhead < count) prefetch_list(chosen[at + kListsAhead]);
+            const uint32_t list = chosen[at];
+            visit_list(list);
+            left_ -= lists_.starts[list + 1] - lists_.starts[list];
+            if (costs_more_than(most)) return false;
         }
-        return finish(true);
+        decide();
+        const int64_t first = lists_.covered * gallery_.tokens;
+        for (int64_t row = first; row < end_; ++row) add(static_cast<uint32_t>(row));
+        decide();
+        return true;
     }
 
     int64_t scored() const { return scored_; }
 
   private:
-    // The lists of highest bound, until they have held so many tokens.
-    void visit_best(int64_t tokens) {
-        const int64_t each = std::max<int64_t>(1, lists_.covered * gallery_.tokens / lists_.count);
-        const int64_t first = std::min(lists_.count, kFirstLists + 2 * tokens / each);
-        std::vector<std::pair<float, uint32_t>> best;
-        // By the product with the direction: it ranks lists of one width as their bounds do, and costs no root.
-        const float* products = scratch_.list_bounds.data();
-        const auto worse = [](const auto& one, const auto& other) { return one.first > other.first; };
-        for (int64_t list = 0; list < lists_.count; ++list) {
-            if (static_cast<int64_t>(best.size()) == first && !(products[list] > best.front().first)) continue;
-            if (static_cast<int64_t>(best.size()) == first) {
-                std::pop_heap(best.begin(), best.end(), worse);
-                best.pop_back();
-            }
-            best.emplace_back(products[list], static_cast<uint32_t>(list));
-            std::push_heap(best.begin(), best.end(), worse);
-        }
-        std::sort_heap(best.begin(), best.end(), worse);
-        for (const auto& [product, list] : best) {
-            visit_list(list);  // all of it, the nearest last, where nothing is ruled out yet
-            scratch_.list_bounds[list] = kVisited;
+    // The lists of highest bound, all of their tokens while there is no threshold. By the product with the direction: it ranks lists of one
+    // width as their bounds do.
+    void visit_best() {
+        std::pair<float, uint32_t> best[kFirstLists + 1];
+        int64_t count = 0;
+        scorer_.for_each_above(scratch_.list_bounds, -kMost, [&](float& least, uint32_t list) {
+            if (list >= lists_.count) return;  // what fills up the last vector
+            int64_t at = count;
+            for (const float own = scratch_.list_bounds[list]; at > 0 && own > best[at - 1].first; --at) best[at] = best[at - 1];
+            best[at] = {scratch_.list_bounds[list], list};
+            if (++count <= kFirstLists) return;
+            count = kFirstLists;
+            least = best[count - 1].first;
+        });
+        for (int64_t at = 0; at < count; ++at) prefetch_list(best[at].second);
+        for (int64_t at = 0; at < count; ++at) {
+            visit_list(best[at].second);
+            decide();
+            scratch_.list_bounds[best[at].second] = kVisited;
         }
     }
 
-    // What can still reach the threshold, the most promising first.
-    bool choose(int64_t most) {
+    // What can still reach the threshold: `chosen` of scratch_.reached_lists.
+    bool choose(int64_t most, int64_t& chosen) {
         const float threshold = threshold_();
         const float* products = scratch_.list_bounds.data();
-        reach_.reached(lists_, products, threshold, scratch_.reached_lists.data());
+        std::vector<uint32_t>& reached = scratch_.reached_lists;
+        const int64_t found = scorer_.find_lists(lists_, products, reach_, threshold, reached.data());
         int64_t tokens = 0;
-        for (int64_t at = 0; at < lists_.count; ++at) {
-            if (!scratch_.reached_lists[at] || products[at] == kVisited) continue;
-            const auto list = static_cast<uint32_t>(at);
-            const int64_t start = lists_.starts[at];
-            const int64_t within =
-                reach_.within(products[at], lists_.cosines + start, lists_.starts[at + 1] - start, lists_.longest[at], threshold);
-            if (within == 0) continue;
-            tokens += within;
-            if (tokens > most) return false;
-            chosen_.emplace_back(reach_.bound(products[at], lists_.cosines[start], lists_.longest[at]), list);
+        chosen = 0;
+        for (int64_t f = 0; f < found; ++f) {
+            const uint32_t list = reached[f];
+            const int64_t start = lists_.starts[list], count = lists_.starts[list + 1] - start;
+            if (products[list] == kVisited || count == 0) continue;
+            left_ += count;
+            if (!gallery_.prefix && (tokens += within(list, threshold)) > most) return false;
+            reached[static_cast<size_t>(chosen++)] = list;
         }
-        std::sort(chosen_.begin(), chosen_.end(), [](const auto& one, const auto& other) { return one.first > other.first; });
         return true;
     }
 
-    void visit_list(uint32_t list) {
-        const int64_t from = lists_.starts[list], count = lists_.starts[list + 1] - from;
-        visit(lists_.rows + from,
-              reach_.within(scratch_.list_bounds[list], lists_.cosines + from, count, lists_.longest[list], threshold_()));
+    // How many of a list's tokens, in its order, can score `threshold` or more.
+    int64_t within(uint32_t list, float threshold) const {
+        const uint16_t *begin = lists_.cosines + lists_.starts[list], *end = lists_.cosines + lists_.starts[list + 1];
+        const int64_t last = reach_.last_code(scratch_.list_bounds[list], lists_.longest[list], threshold);
+        if (last == 65535) return end - begin;
+        const uint16_t* until = begin;  // most lists have few, or none: step by step, and then back
+        while (until < end && *until <= last) until += std::min<int64_t>(kPrefixRows, end - until);
+        return std::partition_point(until - std::min<int64_t>(kPrefixRows, until - begin), until,
+                                    [&](uint16_t code) { return code <= last; }) -
+               begin;
     }
 
-    bool is_taken(int64_t item) const { return gallery_.tokens > 1 && (scratch_.taken[static_cast<size_t>(item / 64)] >> (item % 64) & 1); }
-
-    void visit(const uint32_t* rows, int64_t count) {
-        constexpr int64_t kAhead = 24;
-        const int64_t end = gallery_.size * gallery_.tokens;
-        uint32_t some[Scorer::kGathered];
-        float bounds[Scorer::kGathered];
-        for (int64_t i = 0; i < std::min(kAhead, count); ++i) scorer_.prefetch_codes(std::min<int64_t>(rows[i], end - 1));
-        for (int64_t i = 0; i < count;) {
-            int64_t found = 0;
-            for (; i < count && found < Scorer::kGathered; ++i) {
-                if (i + kAhead < count) scorer_.prefetch_codes(std::min<int64_t>(rows[i + kAhead], end - 1));
-                const int64_t item = rows[i] / gallery_.tokens;
-                if (rows[i] < end && !is_taken(item) && allowed_.allows(b_, item)) some[found++] = rows[i];
-            }
-            if (found > 0) scorer_.bound_tokens(b_, some, found, scratch_, bounds);
+    void visit_list(uint32_t list) {
+        const float threshold = threshold_();
+        const int64_t start = lists_.starts[list], count = within(list, threshold);
+        if (!gallery_.prefix || threshold == -kMost) return look_at(lists_.rows + start, count);
+        const int64_t end = start + count;
+        visited_ += count;
+        uint32_t positions[kBlocks * kPrefixRows + kPrefixRows];
+        for (int64_t block = start / kPrefixRows; block * kPrefixRows < end; block += kBlocks) {
+            const int64_t blocks = std::min(kBlocks, prefix_blocks(end) - block);
+            const int64_t found = scorer_.find_by_prefix(b_, block, blocks, threshold, positions);
             for (int64_t f = 0; f < found; ++f) {
-                const int64_t item = some[f] / gallery_.tokens;
-                if (bounds[f] < threshold_() || is_taken(item)) continue;
-                if (gallery_.tokens > 1) {
-                    scratch_.taken[static_cast<size_t>(item / 64)] |= uint64_t{1} << (item % 64);
-                    scratch_.taken_items.push_back(static_cast<uint32_t>(item));
-                }
-                ++scored_;
-                const float score = scorer_.score_item(b_, item, scratch_);
-                if (!(score < threshold_())) take_(item, score);
+                const int64_t at = block * kPrefixRows + positions[f];
+                if (at >= start && at < end) add(lists_.rows[at]);
             }
         }
     }
 
-    bool finish(bool whole) {
-        for (const uint32_t item : scratch_.taken_items) scratch_.taken[item / 64] = 0;
-        scratch_.taken_items.clear();
-        return whole;
+    // More than its share: a query that this helps little has spent no more than a few hundredths of a sweep by then. An item that is
+    // scored counts as a look at all of its tokens: where all score alike, a sweep does that in their order.
+    bool costs_more_than(int64_t most) const {
+        const double size = static_cast<double>(lists_.covered * gallery_.tokens), done = 1.0 - static_cast<double>(left_) / size;
+        return static_cast<double>(looked_at_ + scored_ * tokens_ + visited_ / kPrefixesPerCode) >
+               static_cast<double>(most) * (done + 1.0 / 32);
     }
 
-    static constexpr int64_t kFirstLists = 8;
-    static constexpr float kVisited = -std::numeric_limits<float>::infinity();
+    void look_at(const uint32_t* rows, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) add(rows[i]);
+        decide();
+    }
+
+    bool is_taken(uint32_t item) const { return tokens_ > 1 && (scratch_.taken[item / 64] >> (item % 64) & 1); }
+
+    // A token whose codes are to be looked at.
+    void add(uint32_t row) {
+        if (row >= end_) return;  // of no item: the lists are the caller's
+        const uint32_t item = row / tokens_;
+        if (is_taken(item) || !allowed_.allows(b_, item)) return;
+        scorer_.prefetch_codes(row);
+        some_[waiting_++] = row;
+        if (waiting_ == Scorer::kGathered) decide();
+    }
+
+    // What the codes say of those that wait. The best first, since they raise the threshold for the others.
+    void decide() {
+        if (waiting_ == 0) return;
+        float bounds[Scorer::kGathered];
+        std::pair<float, uint32_t> left[Scorer::kGathered];
+        scorer_.bound_tokens(b_, some_, waiting_, scratch_, bounds);
+        const float threshold = threshold_();
+        int64_t count = 0;
+        for (int64_t i = 0; i < waiting_; ++i)
+            if (!(bounds[i] < threshold)) left[count++] = {std::isnan(bounds[i]) ? kMost : bounds[i], some_[i] / tokens_};
+        looked_at_ += waiting_;
+        waiting_ = 0;
+        std::sort(left, left + count, [](const auto& one, const auto& other) { return one.first > other.first; });
+        for (int64_t i = 0; i < std::min(kItemsAhead, count); ++i) scorer_.prefetch_item(left[i].second);
+        for (int64_t i = 0; i < count && !(left[i].first < threshold_()); ++i) {
+            if (i + kItemsAhead < count) scorer_.prefetch_item(left[i + kItemsAhead].second);
+            const uint32_t item = left[i].second;
+            if (is_taken(item)) continue;
+            if (tokens_ > 1) {
+                scratch_.taken_items.push_back(item);
+                scratch_.taken[item / 64] |= uint64_t{1} << (item % 64);
+            }
+            ++scored_;
+            const float score = scorer_.score_item(b_, item, scratch_);
+            if (!(score < threshold_())) take_(item, score);
+        }
+    }
+
+    void prefetch_list(uint32_t list) const {
+        const int64_t start = lists_.starts[list];
+        for (int64_t at = 0; at < 2; ++at) __builtin_prefetch(lists_.cosines + start + 32 * at);
+        if (gallery_.prefix) scorer_.prefetch_prefixes(start / kPrefixRows);
+    }
+
+    static constexpr int64_t kFirstLists = 8, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16;
+    // As many prefixes are read, in their order, in the time that the codes of one token take. Measured.
+    static constexpr int64_t kPrefixesPerCode = 16;
+    static constexpr float kMost = std::numeric_limits<float>::infinity(), kVisited = -kMost;
 
     const Scorer& scorer_;
     const Allowed& allowed_;
     const Gallery& gallery_;
     const TokenLists& lists_;
+    const uint32_t tokens_, end_;
     const int64_t b_;
     TileScratch& scratch_;
     const Threshold& threshold_;
     const Take& take_;
     const Reach reach_;
-    std::vector<std::pair<double, uint32_t>> chosen_;  // bounds and lists
-    int64_t scored_ = 0;
+    uint32_t some_[Scorer::kGathered];  // tokens that wait
+    int64_t waiting_ = 0, looked_at_ = 0, visited_ = 0, left_ = 0, scored_ = 0;
 };
 
 }  // namespace dqe::cpu

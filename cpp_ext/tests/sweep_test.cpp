@@ -192,15 +192,17 @@ struct Lists {
     }
 };
 
-// Prefixes in the basis that the vectors have, turned in one plane or not, of the first items or of all; none for short vectors.
+// Prefixes in the basis that the vectors have, turned in one plane or not, of the first items or of all, or in the order of lists; none for
+// short vectors.
 struct Prefixes {
     int64_t covered, width;
     std::vector<float> axes;
     std::vector<uint8_t> blocks;
     Prefix prefix;
 
-    explicit Prefixes(const Request& request)
-        : covered(any_of({0, request.size / 2, request.size})), width(request.width < 64 ? 0 : any_of({16, 32, 64})) {
+    Prefixes(const Request& request, const TokenLists* lists)
+        : covered(lists ? lists->covered : any_of({0, request.size / 2, request.size})),
+          width(request.width < 64 ? 0 : any_of({16, 32, 64})) {
         if (width == 0) return;
         axes.resize(width * request.width);
         for (int64_t p = 0; p < width; ++p) axes[p * request.width + p] = 1.0f;
@@ -208,7 +210,8 @@ struct Prefixes {
         if (turned) axes[0] = 0.6f, axes[1] = 0.8f, axes[request.width] = -0.8f, axes[request.width + 1] = 0.6f;
         blocks.resize(prefix_blocks(covered * request.tokens) * prefix_block_bytes(width));
         const TokenSource source = {request.items.data(), covered, false};
-        fill_prefix(&source, 1, request.tokens, request.width, axes.data(), width, blocks.data(), request.threads);
+        fill_prefix(&source, 1, request.tokens, request.width, axes.data(), width, lists ? lists->rows : nullptr, blocks.data(),
+                    request.threads);
         prefix = {covered, width, axes.data(), blocks.data()};
     }
 };
@@ -233,8 +236,8 @@ void run_once(const TileKernels* kernels) {
     Gallery gallery = {shards, 3, request.size, request.tokens, request.width, false, request.screened};
     Lists lists(request);
     if (request.screened && request.listed && request.zoning != Zoning::rank) gallery.lists = &lists.lists;
-    const Prefixes prefixes(request);
-    if (request.screened && !gallery.lists && prefixes.width && generator() % 4) gallery.prefix = &prefixes.prefix;
+    const Prefixes prefixes(request, gallery.lists);
+    if (request.screened && prefixes.width && generator() % 4) gallery.prefix = &prefixes.prefix;
     Results results(request);
     Sweep sweep = {
         .queries = request.queries.data(),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen
-from dqe_engine.zones.lists import LEAST_TOKENS, TokenLists
+from dqe_engine.zones.lists import LEAST_TOKENS, MOST_LEFT, TokenLists
 from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.screen import CodedShard
 
@@ -159,14 +159,20 @@ class ScreenCache:
         threads = threads or available_cpus()
         try:
             # A try of its own each: where there is no memory for the larger, there may be for the other.
+            lists, prefix = None, None
             try:
-                self._prefix = Prefix.build(shards, threads=threads)
-            except MemoryError as error:
-                _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
-            try:
-                self._lists = TokenLists.build(shards, threads=threads)
+                lists = TokenLists.build(shards, threads=threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without lists of these rows, for there is no memory for them: %s", error)
+            lists = lists if lists is not None and lists.left(shards) <= MOST_LEFT else None
+            try:
+                if lists is None:
+                    prefix = Prefix.build(shards, threads=threads)
+                else:
+                    lists = lists.prefixed(shards, threads=threads)
+            except MemoryError as error:
+                _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
+            self._lists, self._prefix = lists, prefix
         finally:
             self._clustering.release()
 

@@ -43,7 +43,7 @@ EPYC (`python -m benchmarks.lists`), and decides nothing but time."""
 SWEPT_PANEL_COST = 0.007
 """Nanoseconds of one thread for a product of two codes, of queries in panels."""
 VISIT_COST = 20.0
-"""Nanoseconds for a token that a query visits in a list, and"""
+"""Nanoseconds for a token of a list whose codes a query looks at, and"""
 VISIT_BYTE_COST = 0.15
 """for each of its codes."""
 LEAST_PANEL_TOKENS = 1 << 22
@@ -52,6 +52,7 @@ LEAST_PANEL_TOKENS = 1 << 22
 _STATE_BYTES = 384
 """Of a query on a thread beside what it keeps; QueryState of cpp_ext/query_state.hpp and a threshold, rounded up."""
 _POLICIES = {"hardest": 0, "uniform": 1, "softmax": 2}
+_NO_ZONES = ZoneSpec(lo=0, hi=0)
 
 
 class Zoning(IntEnum):
@@ -88,26 +89,11 @@ class _Rows:
     status: NDArray[np.int8]  # (B,)
 
     @classmethod
-    def empty(cls, batch: int, k: int, picks: int) -> _Rows:
-        out = cls(
-            scores=np.empty((batch, k), np.float32),
-            ids=np.empty((batch, k), np.int64),
-            anchor=np.empty(batch, np.float32),
-            lo=np.empty(batch, np.float32),
-            hi=np.empty(batch, np.float32),
-            counts=np.zeros((batch, 3), np.int64),
-            pick_keys=np.empty((batch, picks)),
-            picks=np.empty((batch, picks), np.int64),
-            pick_scores=np.empty((batch, picks), np.float32),
-            status=np.zeros(batch, np.int8),
-        )
-        for array in (out.scores, out.pick_keys, out.pick_scores):
-            array.fill(-np.inf)
-        for array in (out.anchor, out.lo, out.hi):
-            array.fill(np.nan)
-        for ids in (out.ids, out.picks):
-            ids.fill(-1)
-        return out
+    def empty(cls, batch: int, k: int, picks: int, *, zoned: bool = True) -> _Rows:
+        """The kernels write the scores and ids of every query, and the others only where zones are asked for."""
+        anchor, lo, hi, counts, keys, ids, scores = _unzoned_of_one() if batch == 1 and not zoned else _zoned(batch, picks)
+        top = np.empty((batch, k), np.float32), np.empty((batch, k), np.int64)
+        return cls(*top, anchor, lo, hi, counts, keys, ids, scores, np.zeros(batch, np.int8))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -121,6 +107,19 @@ class _Rows:
     def put(self, rows: I64, part: _Rows) -> None:
         for name, array in self.arrays().items():
             array[rows] = getattr(part, name)
+
+
+def _zoned(batch: int, picks: int) -> tuple[F32, F32, F32, I64, NDArray[np.float64], I64, F32]:
+    """What lies between `ids` and `status`."""
+    anchor, lo, hi = (np.full(batch, np.nan, np.float32) for _ in range(3))
+    keys, scores = np.full((batch, picks), -np.inf), np.full((batch, picks), -np.inf, np.float32)
+    return anchor, lo, hi, np.zeros((batch, 3), np.int64), keys, np.full((batch, picks), -1, np.int64), scores
+
+
+@cache
+def _unzoned_of_one() -> tuple[F32, F32, F32, I64, NDArray[np.float64], I64, F32]:
+    """The same, never written: for a single query, which takes little time, once and for all."""
+    return _zoned(1, 0)
 
 
 def select(
@@ -161,7 +160,7 @@ def select(
         request, candidates, field, min(sample, candidates // 8), by_rows, screened, threads, instruction_set, lists, list_limit, prefix
     )
     step = max(1, min(block_queries, kept_bytes // sweeper.bytes_per_query(threads if sweeper.sample else 1)))
-    out = _Rows.empty(request.batch, request.k, request.picks)
+    out = _Rows.empty(request.batch, request.k, request.picks, zoned=request.zones is not None)
     rescored = 0
     for start in range(0, request.batch, step):
         stop = min(start + step, request.batch)
@@ -194,7 +193,7 @@ def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, share: float =
 def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenLists | None:
     """The screen's lists where the request can use them; `gainful`: only where they may also save time."""
     lists = None if request.screen is None else request.screen.lists
-    if lists is None or lists.covered > request.size or _zoning(request) is Zoning.RANK:
+    if lists is None or lists.covered > request.size or (request.zones is not None and request.zones.bounds == "rank"):
         return None
     if request.size * request.shards[0].shape[1] >= 1 << 32:  # tokens are counted in 32 bits
         return None
@@ -238,11 +237,12 @@ def _zoning(request: ZoneRequest) -> Zoning:
 
 def _field(request: ZoneRequest, candidates: int, least: int) -> int:
     """Candidates of interest to keep per query: those that decide a rank and some with equal Δ, or a guess."""
+    if request.zones is None:
+        return 0
     match _zoning(request):
         case Zoning.FROM_BEST:
             return max(least, candidates // 32)
         case Zoning.RANK:
-            assert request.zones is not None
             return rank_field(request.zones.hi, candidates)
         case _:
             return 0
@@ -281,7 +281,7 @@ class _Sweeper:
         rescored = self._by_lists(rows, out, zoning)
         if rescored is None:
             rescored = self._call(rows, out, zoning, request.anchor_ids, self.sample)
-        if not out.status.any():
+        if not np.count_nonzero(out.status):
             return rescored
         (again,) = np.nonzero(out.status == Status.MISJUDGED)
         step = max(1, kept_bytes // self.bytes_per_query(1))  # without a sample, each thread may have to hold the whole field
@@ -303,6 +303,9 @@ class _Sweeper:
             return None
         most = self.list_limit or most_listed(self.request, self.by_rows)
         rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
+        if not np.count_nonzero(out.status):
+            self.lists.note(len(rows), 0)
+            return rescored
         (again,) = np.nonzero(out.status == Status.SCATTERED)
         self.lists.note(len(rows), len(again))
         if len(again):
@@ -314,12 +317,14 @@ class _Sweeper:
     def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int, most: int = 0) -> int:
         """`most`: with lists, and so many of their tokens at most."""
         request, lists = self.request, self.lists if most else None
-        zones = request.zones or ZoneSpec(lo=0, hi=0)
+        prefix = self.prefix if lists is None else lists.prefix
+        zones = request.zones or _NO_ZONES
         first, last = int(rows[0]), int(rows[-1]) + 1
         some: slice | I64
         if len(rows) == last - first:
             queries, offsets, some = request.queries[first:last], request.offsets[first : last + 1], slice(first, last)
-            excluded, offsets = request.excluded[offsets[0] : offsets[-1]], offsets - offsets[0]
+            begin = int(offsets[0])
+            excluded, offsets = request.excluded[begin : offsets[-1]], offsets - begin if begin else offsets
         else:
             queries, offsets = request.queries[rows], np.concatenate(([0], np.cumsum(np.diff(request.offsets)[rows])))
             excluded = np.concatenate([request.excluded[request.offsets[b] : request.offsets[b + 1]] for b in rows.tolist()])
@@ -347,6 +352,6 @@ class _Sweeper:
             instruction_set=self.instruction_set,
             lists=None if lists is None else lists.for_kernels(),
             most_listed=most,
-            prefix=None if lists is not None or self.prefix is None else self.prefix.for_kernels(),
+            prefix=None if prefix is None else prefix.for_kernels(),
             **out.arrays(),
         )

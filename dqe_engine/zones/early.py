@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dqe_engine.errors import InputError
 
 from .arrays import F32
+from .lists import LEAST_TOKENS
 from .screen import Screen
 from .select import select_zones
 
@@ -39,7 +40,9 @@ def stopping_early(
     if not 0.0 < recall < 1.0:
         raise InputError(f"recall={recall}: expected a number between 0 and 1; without `stopping_early` a search is exact")
     if screen.lists is None:
-        raise InputError("screen: it has no lists, which Screen.build makes from 65,536 tokens on; search exactly")
+        raise InputError(
+            f"screen: it has no lists, which Screen.build makes from {LEAST_TOKENS:,} tokens on where they pay; search exactly"
+        )
     if len(queries) < LEAST_QUERIES:
         raise InputError(f"queries: {len(queries)}, at least {LEAST_QUERIES} are needed to measure a recall")
     if (most := shown(1.0, len(queries))) < recall:

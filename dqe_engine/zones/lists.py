@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from .arrays import F32, I64
 from .compiled import kernels
+from .prefix import NoPrefix, Prefix
 from .sampling import sampled, units
 
-LEAST_TOKENS = 1 << 16
+LEAST_TOKENS = 1 << 15
 """Fewer tokens are swept in less time than lists would take."""
 _PREFIX = 16
 """Principal components by which tokens are clustered; the certificates are those of all D numbers."""
@@ -23,6 +24,10 @@ _LISTS_PER_ROOT = 8
 _LEAST_PER_LIST = 16
 _SAMPLE_PER_LIST = 12
 _ROUNDS = 4
+_LEFT_SAMPLE, _LEFT_QUERIES, _LEFT_K, _LEFT_LISTS = 16_384, 16, 10, 1024
+"""Tokens, queries and lists by which it is judged what lists spare, for searches for so many of the best."""
+MOST_LEFT = 0.1
+"""Share of the tokens that lists may leave where they are worth their memory: where they leave more, prefixes alone take less time."""
 _SPREAD_SAMPLE = 1 << 16  # tokens, at most, whose principal components these are
 
 
@@ -49,6 +54,8 @@ class TokenLists:
     starts: I64  # (L + 1,): into the next two; the tokens before the first list have no bound
     rows: NDArray[np.uint32]  # (covered * M,): item * M + token
     cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
+    level: Prefix | NoPrefix | None = None
+    """Prefixes of the tokens in the order of `rows`, or why there are none; None where none were weighed."""
     tally: _Tally = field(default_factory=_Tally)
     always: bool = False
     """Tried for every query, whatever the tally says: for measurements, which a sweep in full would flatter."""
@@ -77,9 +84,38 @@ class TokenLists:
         kernels().encode(tree.directions[:, None], codes, scales, errors, norms, threads)
         return cls(covered, codes[:, 0], scales[:, 0], errors[:, 0], norms[:, 0], longest, widest, starts, rows, cosines)
 
+    def prefixed(self, shards: Sequence[NDArray[Any]], *, threads: int, queries: F32 | None = None, width: int | None = None) -> TokenLists:
+        """The same lists, with prefixes of their tokens where these pay; the arguments are those of `Prefix.weighed`."""
+        return replace(self, level=Prefix.weighed(shards, queries=queries, threads=threads, least=1, width=width, order=self.rows))
+
+    @property
+    def prefix(self) -> Prefix | None:
+        return self.level if isinstance(self.level, Prefix) else None
+
+    def left(self, shards: Sequence[NDArray[Any]], queries: F32 | None = None) -> float:
+        """The share of the tokens that a query cannot skip, as some tokens tell, or queries that are like those that will be asked."""
+        rng = np.random.default_rng(0)
+        rows = units(sampled(shards, min(len(self.rows), _LEFT_SAMPLE + _LEFT_QUERIES), rng))
+        if len(rows) < 2:
+            return 1.0
+        asked, rows = np.split(rng.permutation(rows), [min(_LEFT_QUERIES, len(rows) // 2)])
+        if queries is not None and len(queries):
+            asked = units(queries[:: -(-len(queries) // _LEFT_QUERIES)])
+        rank = min(max(1, _LEFT_K * len(rows) // len(self.rows)), len(rows)) - 1
+        best = -np.partition(-(asked @ rows.T), rank, axis=1)[:, rank, None]
+        lists = slice(None, None, -(-len(self.longest) // _LEFT_LISTS))
+        width = shards[0].shape[2]
+        along = np.clip(asked @ ((self.codes[lists, :width] - np.float32(128)) * self.scales[lists, None]).T, -1.0, 1.0)
+        within = np.cos(np.maximum(np.arccos(along) - np.arccos(np.clip(best, -1.0, 1.0)), 0.0))  # of the list's direction
+        begins, sizes = self.starts[:-1][lists], np.diff(self.starts)[lists]
+        which = np.repeat(np.arange(len(sizes)), sizes)
+        at = np.arange(len(which)) + np.repeat(begins - np.cumsum(sizes) + sizes, sizes)
+        cosines = self.cosines[at] / np.float32(32767.5) - 1
+        return float((cosines <= within[:, which]).mean()) if len(which) else 1.0
+
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays())
+        return sum(array.nbytes for array in self._arrays()) + (self.prefix.nbytes if self.prefix else 0)
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)

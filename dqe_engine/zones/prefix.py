@@ -90,6 +90,7 @@ class Prefix:
         threads: int,
         least: int = LEAST_TOKENS,
         width: int | None = None,
+        order: NDArray[np.uint32] | None = None,
     ) -> Prefix | NoPrefix:
         """Encode the tokens of (n, M, D) shards, unless there are fewer than `least`, too many for 32 bits, or little is gained.
 
@@ -120,7 +121,7 @@ class Prefix:
                 return NoPrefix(f"none is expected to save {1 - MOST_COST:.0%} of a search", costs)
             width = best.width
         blocks = empty_codes((-(-size // _BLOCK), _BLOCK * width + _HEADER))
-        kernels().fill_prefix(list(shards), axes[:width], blocks, threads)
+        kernels().fill_prefix(list(shards), axes[:width], blocks, threads, order)
         return cls(covered, axes[:width], blocks, costs)
 
     @property

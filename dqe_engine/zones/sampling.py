@@ -20,7 +20,8 @@ def sampled(shards: Sequence[NDArray[Any]], size: int, rng: np.random.Generator)
         rows = shard.reshape(-1, shard.shape[2])
         own = min(len(rows), math.ceil(size * len(rows) / max(total, 1)))
         few = 8 * own < len(rows)  # then those that are drawn twice are no loss, and a permutation of all would be
-        at = np.unique(rng.integers(len(rows), size=own)) if few else np.sort(rng.choice(len(rows), own, replace=False))
+        at = np.sort(rng.integers(len(rows), size=own) if few else rng.choice(len(rows), own, replace=False))
+        at = at[np.diff(at, prepend=-1) > 0]
         parts.append(rows[at].astype(np.float32, copy=False))
     return np.concatenate(parts)
 

@@ -14,7 +14,7 @@ from dqe_engine.processors import available_cpus
 
 from .arrays import F32, check_array, shards_of
 from .compiled import kernels
-from .lists import TokenLists
+from .lists import MOST_LEFT, TokenLists
 from .memory import CODE_ALIGNMENT, empty_codes
 from .prefix import NoPrefix, Prefix
 
@@ -39,9 +39,12 @@ class Screen:
     lists: TokenLists | None = None
     """Clusters of the tokens, by which a query skips what cannot matter without a look at its codes."""
     prefix: Prefix | None = None
-    """A few numbers of each token, by which most of the others' codes need not be read; None where that would save little."""
+    """A few numbers of each token, by which most of the others' codes need not be read; None where that would save little, and where there
+    are lists, which then have them in an order of their own."""
     no_prefix: NoPrefix | None = None
     """Why there is none, where one was weighed."""
+    left: float | None = None
+    """What lists would leave of the tokens, where that was too much to keep them."""
 
     @classmethod
     def build(
@@ -59,7 +62,7 @@ class Screen:
 
         queries: (B, D) float32, finite, like those that will be asked, by which it is judged whether a prefix pays; some of the tokens,
             where there are none.
-        lists: also cluster the tokens, where there are enough of them.
+        lists: also cluster the tokens, where there are enough of them and queries can skip most.
         prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
 
         Raises InputError for items and queries that `select_zones` would refuse and queries that are not finite, BackendError where the
@@ -76,9 +79,12 @@ class Screen:
             kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
         threads = threads or available_cpus()
-        made = TokenLists.build(shards, threads=threads) if lists else None
+        made, left = TokenLists.build(shards, threads=threads) if lists else None, None
+        if made is not None and (left := made.left(shards, queries)) <= MOST_LEFT:
+            return cls(tuple(coded), made.prefixed(shards, queries=queries, threads=threads) if prefix else made)
         weighed = Prefix.weighed(shards, queries=queries, threads=threads) if prefix else None
-        return cls(tuple(coded), made, no_prefix=weighed) if isinstance(weighed, NoPrefix) else cls(tuple(coded), made, weighed)
+        kept, reason = (None, weighed) if isinstance(weighed, NoPrefix) else (weighed, None)
+        return cls(tuple(coded), None, kept, reason, left)
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +98,9 @@ class Screen:
         parts = [f"8-bit codes of {tokens:,} tokens"]
         if self.lists:
             parts.append(f"{len(self.lists.longest):,} lists of {len(self.lists.rows):,} tokens")
-        level = self.prefix or self.no_prefix
+        elif self.left is not None:
+            parts.append(f"no lists: they would leave {self.left:.0%} of the tokens")
+        level = self.lists.level if self.lists else self.prefix or self.no_prefix
         parts.append(level.describe() if level else "no prefix")
         return f"{'; '.join(parts)}; {self.nbytes / 2**20:,.0f} MiB"
 

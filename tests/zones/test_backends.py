@@ -215,6 +215,8 @@ def test_kernel_equals_reference(
     if screened:
         lists = TokenLists.build(first(request.shards, listed), threads=threads, least=1)
         width = 16 * min(4, case.width // 16)
+        if lists is not None and prefixed and width:
+            lists = lists.prefixed(first(request.shards, listed), threads=threads, width=width)
         prefix = Prefix.build(first(request.shards, prefixed), threads=threads, least=1, width=width) if prefixed and width else None
         request = dataclasses.replace(request, screen=Screen(Screen.build(request.shards).shards, lists, prefix))
     sizes = {"block_queries": block_queries, "least_field": least_field, "sample": sample, "rescore_cost": rescore_cost}

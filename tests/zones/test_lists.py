@@ -82,14 +82,16 @@ def test_no_token_scores_more_than_its_list_says(width: int, lengths: bool, rng:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("tokens", [1, 8])
 @pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("prefix", [0, 16, 48])
 @pytest.mark.parametrize("instruction_set", _kernels.instruction_sets())
-def test_lists_change_nothing(instruction_set: str, lengths: bool, tokens: int, half: bool, rng: np.random.Generator) -> None:
+def test_lists_change_nothing(instruction_set: str, prefix: int, lengths: bool, tokens: int, half: bool, rng: np.random.Generator) -> None:
     items = clustered(rng, 4000, tokens, 48, lengths=lengths).astype(np.float16 if half else np.float32)
     items[17], items[18, 0], items[20:40] = 0, np.nan, items[50]
     queries = items[rng.integers(4000, size=12), 0].astype(np.float32) + rng.standard_normal((12, 48)).astype(np.float32) * np.float32(0.05)
     queries[1], queries[2] = -queries[1], 0
     codes = Screen.build(items, lists=False)
-    screen = Screen(codes.shards, built(items))
+    lists = built(items)
+    screen = Screen(codes.shards, lists.prefixed((items,), threads=2, width=prefix) if prefix else lists)
     anchor = np.arange(100, 112, dtype=np.int64)
     requests: tuple[dict[str, Any], ...] = (
         {},
@@ -112,7 +114,7 @@ def test_lists_change_nothing(instruction_set: str, lengths: bool, tokens: int, 
 def test_a_query_near_a_cluster_reads_little_of_the_rest(rng: np.random.Generator) -> None:
     items = clustered(rng, 20_000, 4, 64)
     screen = Screen(Screen.build(items, lists=False).shards, built(items))
-    result = cpu.select(request_of(items[5, :1], items, screen), list_limit=4000)  # of 80,000 tokens; beyond, it would be scattered
+    result = cpu.select(request_of(items[5, :1], items, screen), list_limit=12_000)  # of 80,000 tokens; beyond, it would be scattered
     assert screen.lists is not None
     assert screen.lists.tally.scattered == 0
     assert result.rescored is not None
@@ -130,6 +132,34 @@ def test_where_nothing_clusters_lists_are_given_up(rng: np.random.Generator) -> 
     tally = screen.lists.tally
     assert tally.scattered == tally.tried
     assert 8 <= tally.tried <= 8 + 192 // 64 + 1
+
+
+def test_lists_are_kept_where_they_spare_most_tokens(rng: np.random.Generator) -> None:
+    decay = np.arange(1, 65, dtype=np.float32) ** -1
+    near, far = clustered(rng, 10_000, 4, 64) * decay, rng.standard_normal((10_000, 4, 64)).astype(np.float32)
+    kept, dropped = Screen.build(near), Screen.build(far)
+    assert kept.lists is not None
+    assert kept.lists.prefix is not None
+    assert kept.prefix is None, "prefixes are kept twice"
+    assert "lists of 40,000 tokens; first" in kept.describe()
+    assert dropped.lists is None
+    assert dropped.left is not None
+    assert f"no lists: they would leave {dropped.left:.0%} of the tokens" in dropped.describe()
+    # By queries that are like no token, these lists spare too little as well.
+    assert Screen.build(near, rng.standard_normal((50, 64)).astype(np.float32)).lists is None
+
+
+def test_what_lists_leave_is_what_queries_visit(rng: np.random.Generator) -> None:
+    items = clustered(rng, 4000, 2, 32, spread=0.6)
+    lists, queries = built(items), items[::250, 0]
+    scores = queries @ items.reshape(-1, 32).T
+    best = np.sort(scores, axis=1)[:, -10]
+    directions = (lists.codes[:, :32].astype(np.float64) - 128) * lists.scales[:, None]
+    angles = np.arccos(np.clip(queries @ directions.T, -1, 1)) - np.arccos(best)[:, None]
+    of_token = np.repeat(angles, np.diff(lists.starts), axis=1)
+    visited = (np.arccos(lists.cosines / 32767.5 - 1) >= of_token).mean()
+    assert 0.01 < visited < 0.9
+    assert lists.left((items,), queries) == pytest.approx(visited, abs=0.1)
 
 
 def test_few_tokens_get_no_lists(rng: np.random.Generator) -> None:
@@ -177,9 +207,13 @@ def test_no_memory_for_one_level_leaves_the_other(
     def full(*args: Any, **options: Any) -> None:
         raise MemoryError("full")
 
-    lists, prefix = TokenLists.build, Prefix.build
+    lists, weighed = TokenLists.build, Prefix.weighed
+
+    def small(shards: Any, **options: Any) -> Any:
+        return weighed(shards, **(options | {"least": 1, "width": 16}))
+
     monkeypatch.setattr(TokenLists, "build", full if failing == "lists" else partial(lists, least=1))
-    monkeypatch.setattr(Prefix, "build", full if failing == "prefixes" else partial(prefix, least=1, width=16))
+    monkeypatch.setattr(Prefix, "weighed", full if failing == "prefixes" else small)
     monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
     items, cache = clustered(rng, 1000, 2, 32), columns.ScreenCache()
@@ -188,7 +222,8 @@ def test_no_memory_for_one_level_leaves_the_other(
         if thread.name == "dqe-lists":
             thread.join()
     _, screen = cache.screen(items)
-    assert (screen.lists is None, screen.prefix is None) == (failing == "lists", failing == "prefixes")
+    prefix = screen.lists.prefix if screen.lists else screen.prefix
+    assert (screen.lists is None, prefix is None) == (failing == "lists", failing == "prefixes")
     assert [record.getMessage() for record in caplog.records] == [
         f"searches go on without {failing} of these rows, for there is no memory for them: full"
     ]
