@@ -21,8 +21,9 @@ pytestmark = pytest.mark.skipif(not SETS, reason="this processor bounds panels o
 
 
 def query_of(shape: Shape, rng: np.random.Generator, width: int) -> NDArray[np.float32]:
-    """A vector of small whole numbers, so that products are exact, whose sum in some 16 numbers is as large as it can be, or unlike others."""
+    """Small whole numbers, so that products are exact; their sum over some 16 is as large as possible, or unlike that of others."""
     at = np.arange(width)
+    query: NDArray[Any]
     match shape:
         case "ones":
             query = np.ones(width)
@@ -38,7 +39,8 @@ def query_of(shape: Shape, rng: np.random.Generator, width: int) -> NDArray[np.f
             query = rng.integers(-3, 4, width)
         case "ascending":
             query = at % 23 - 11
-    return (rng.choice((-1, 1)) * query).astype(np.float32)
+    signed: NDArray[np.float32] = (rng.choice((-1, 1)) * query).astype(np.float32)
+    return signed
 
 
 def request_of(rng: np.random.Generator, width: int, tokens: int, scale: float = 1.0) -> ZoneRequest:
@@ -52,19 +54,22 @@ def request_of(rng: np.random.Generator, width: int, tokens: int, scale: float =
     return validated(queries * np.float32(scale), items, k=9, **none)
 
 
+def assert_screened_alike(request: ZoneRequest, instruction_set: str) -> None:
+    with_screen = dataclasses.replace(request, screen=Screen.build(request.shards))
+    plain = cpu.select(request, instruction_set=instruction_set)
+    screened = cpu.select(with_screen, instruction_set=instruction_set, rescore_cost=0)
+    assert screened.rescored is not None
+    np.testing.assert_array_equal(screened.ids, plain.ids)
+    np.testing.assert_array_equal(screened.scores, plain.scores)
+
+
 @pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 200])
 def test_no_query_makes_a_sum_overflow(instruction_set: str, width: int) -> None:
     for seed in range(cases(6, 300)):
         rng = np.random.default_rng((seed, width))
         request = request_of(rng, width, int(rng.choice((1, 3))))
-        plain = cpu.select(request, instruction_set=instruction_set)
-        screened = cpu.select(
-            dataclasses.replace(request, screen=Screen.build(request.shards)), instruction_set=instruction_set, rescore_cost=0
-        )
-        assert screened.rescored is not None
-        np.testing.assert_array_equal(screened.ids, plain.ids)
-        np.testing.assert_array_equal(screened.scores, plain.scores)
+        assert_screened_alike(request, instruction_set)
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
@@ -89,4 +94,5 @@ def test_short_sums_still_rule_out_most(instruction_set: str) -> None:
     none: dict[str, Any] = {"anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
     request = validated(queries, items, k=10, screen=Screen.build(items), **none)
     found = cpu.select(request, instruction_set=instruction_set, rescore_cost=0)
-    assert found.rescored is not None and found.rescored < 0.02 * len(items) * len(queries)
+    assert found.rescored is not None
+    assert found.rescored < 0.02 * len(items) * len(queries)
