@@ -111,7 +111,8 @@ struct TileKernels {
     // IEEE half precision to single precision, exact.
     void (*widen)(const uint16_t* half, int64_t size, float* single);
 
-    // Codes of a vector, of which the largest is `most_code`, at most 127, up to rounding; all norms NaN and codes zero where an entry is not finite, or the norm above kLargestNorm.
+    // Codes of a vector, the largest of them `most_code`, at most 127, before rounding; all norms NaN and codes zero where an entry is not
+    // finite, or the norm above kLargestNorm.
     Quantised (*quantise)(const float* vector, int64_t width, float most_code, int8_t* codes);
 
     // <vector, other> and <vector, vector> in double precision.

@@ -26,10 +26,10 @@ NOTHING = 'id == ""'
 def one_of(ids: Sequence[str]) -> str:
     """The expression for items of these ids. The client's own `get` and `delete(ids=…)` write an id as it is between quotes (pymilvus 2.6),
     so that one with a quote or a backslash is refused, or taken for another."""
-    return f"id in [{', '.join(map(_literal, ids))}]"
+    return f"id in [{', '.join(map(_quoted, ids))}]"
 
 
-def _literal(text: str) -> str:
+def _quoted(text: str) -> str:
     """In double quotes. Only what the grammar does not take as it is has an escape: Milvus Lite knows no other."""
     for written, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(written, escaped)
