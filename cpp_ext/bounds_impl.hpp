@@ -7,7 +7,7 @@ inline Number bound_of(Number dot, Number scale, Number norm, Number error, cons
     return dot * scale * rows.scales[r] + norm * rows.errors[r] + error * rows.norms[r];
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
 constexpr int kScreenedQueries = 0x7FFFFFFF;
 
 // What a panel's queries bring to their bounds, in registers.
@@ -81,6 +81,9 @@ struct Estimator {
     }
 };
 
+#if defined(__AVX512VNNI__)
+constexpr bool kShortSums = false;
+
 // _mm512_dpbusd_epi32 in place: GCC 12 copies the sums to other registers before each.
 inline void add_products(__m512i& sums, __m512i codes, __m512i query) {
     asm("vpdpbusd\t{%2, %1, %0|%0, %1, %2}" : "+v"(sums) : "v"(codes), "v"(query));
@@ -145,6 +148,11 @@ void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visi
     visit_groups<VECTORS>(rows, 0, queries, visit);
 }
 #endif
+#else
+constexpr bool kShortSums = true;
+
+#include "bounds_avx2_impl.hpp"
+#endif
 
 template <int VECTORS>
 int64_t find_in_panel(const CodedRows& rows, const CodedQueries& queries, const float* thresholds, Bounded* reached) {
@@ -170,8 +178,9 @@ void estimate_panel(const CodedRows& rows, const CodedQueries& queries, int lane
         estimate_in_panel<2>(rows, queries, scores);
 }
 #else
-// Products of bytes are no faster here than of floats: what is gained is memory traffic, of a few queries.
-constexpr int kScreenedQueries = kVector == 8 ? kRowQueries : 1;
+// Products of bytes are no faster here than of floats: what is gained is memory traffic, of one query.
+constexpr int kScreenedQueries = 1;
+constexpr bool kShortSums = false;
 
 constexpr int64_t (*find_bounded)(const CodedRows&, const CodedQueries&, int, const float*, Bounded*) = nullptr;
 constexpr void (*estimate_panel)(const CodedRows&, const CodedQueries&, int, float*) = nullptr;
@@ -288,7 +297,7 @@ inline double total(const Doubles& lanes) {
     return sum;
 }
 
-Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
+Quantised quantise(const float* vector, int64_t width, float most_code, int8_t* codes) {
     Floats largest = {};
     Doubles squares = {};
     in_eights(vector, width, [&](const Floats& value, int64_t, size_t) {
@@ -305,7 +314,7 @@ Quantised quantise(const float* vector, int64_t width, int8_t* codes) {
     }
     float most = 0.0f;
     for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
-    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float scale = most / most_code, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     Doubles coded_norms = {}, errors = {};
     in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
         // Any code is valid: the error norm is taken of what it really leaves. An infinite inverse times 0 is NaN: code 127.

@@ -135,7 +135,7 @@ PrefixQuery encode_prefix_query(const float* query, int64_t width, const float* 
     for (int64_t p = 0; p < count; ++p)
         rotated[static_cast<size_t>(p)] = static_cast<float>(kernels->products(axes + p * width, query, width).with_other);
     const double norm = std::sqrt(kernels->products(query, query, width).with_itself), off = 2.0 * kSkew * norm;
-    Quantised q = kernels->quantise(rotated.data(), count, codes);
+    Quantised q = kernels->quantise(rotated.data(), count, kMostCode, codes);
     if (!(norm <= kLargestNorm)) {
         std::fill_n(codes, count, int8_t{0});
         q = {0.0f, norm, 0.0, std::numeric_limits<double>::quiet_NaN()};

@@ -85,7 +85,8 @@ Scorer::Scorer(const Sweep& sweep, const Allowed& allowed)
     std::vector<int8_t> own(static_cast<size_t>(code_width_));
     const auto encode = [&](int64_t b, int8_t* codes) {
         const auto at = static_cast<size_t>(b);
-        encode_query(sweep.queries + b * width_, width_, codes, offsets_[at], scales_[at], norms_[at], errors_[at]);
+        encode_query(sweep.queries + b * width_, width_, kernels_.short_sums && !by_rows_, codes, offsets_[at], scales_[at], norms_[at],
+                     errors_[at]);
     };
     if (by_rows_)
         for (int64_t b = 0; b < sweep.batch; ++b) encode(b, codes_.data() + b * code_width_);

@@ -20,6 +20,11 @@ namespace dqe::cpu {
 // Wider rows could overflow the 32-bit sums of products of codes.
 constexpr int64_t kMostCodedWidth = 65536;
 
+constexpr float kMostCode = 127.0f;
+
+// What the positive codes of a query that enter one sum of 16 bits may add up to, and the negative ones: times 255, it still fits.
+constexpr int32_t kMostSum = 128;
+
 // A product of two of these is a normal number, far above what underflow can take from a score.
 constexpr double kLeastNorm = 1e-18;
 
@@ -34,7 +39,9 @@ inline int64_t code_width(int64_t width) { return (width + kCodeAlignment - 1) /
 // Encode `count` rows of `width` numbers: codes + 128 into (count, code_width) and three numbers a row.
 void encode_rows(const float* rows, int64_t count, int64_t width, uint8_t* codes, float* scales, float* errors, float* norms) noexcept;
 
-// One query: signed codes (code_width,), and what CodedQueries holds of it.
-void encode_query(const float* query, int64_t width, int8_t* codes, int32_t& offset, float& scale, float& norm, float& error) noexcept;
+// One query: signed codes (code_width,), and what CodedQueries holds of it. `short_sums`: codes that kernels may add up in 16 bits
+// (kMostSum); they are coarser, by a factor of some two for vectors without structure, and so is the bound.
+void encode_query(const float* query, int64_t width, bool short_sums, int8_t* codes, int32_t& offset, float& scale, float& norm,
+                  float& error) noexcept;
 
 }  // namespace dqe::cpu

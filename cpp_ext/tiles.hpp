@@ -26,6 +26,9 @@ struct CodedRows {
 
 constexpr int64_t kCodeAlignment = 64;
 
+// Products of so many codes go into two sums of 16 bits where kernels have `short_sums`: numbers 0, 1, 4, 5 and so on, and the others.
+constexpr int64_t kSumCodes = 16;
+
 // What the bound of a score needs to know of a quantised query (screen.hpp).
 struct CodedQueries {
     const int8_t* codes;     // panel: [width / 4][lanes][4]; rows: [query][width]
@@ -82,6 +85,7 @@ struct TileKernels {
     int wide, narrow;      // lanes of a panel; narrow is for what is left over
     int max_row_queries;   // dot_rows and bound_rows take up to so many queries
     int screened_queries;  // up to so many, bounds first are faster than scores at once
+    bool short_sums;       // panels of queries are to be coded for sums of 16 bits (encode_panel_query in screen.hpp)
 
     // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
     void (*dot_panel)(const Rows& rows, const float* panel, int lanes, const Ahead& ahead, float* scores);
@@ -107,8 +111,9 @@ struct TileKernels {
     // IEEE half precision to single precision, exact.
     void (*widen)(const uint16_t* half, int64_t size, float* single);
 
-    // Codes of a vector, each in -127..127; all norms NaN and codes zero where an entry is not finite, or the norm above kLargestNorm.
-    Quantised (*quantise)(const float* vector, int64_t width, int8_t* codes);
+    // Codes of a vector, the largest of them `most_code`, at most 127, before rounding; all norms NaN and codes zero where an entry is not
+    // finite, or the norm above kLargestNorm.
+    Quantised (*quantise)(const float* vector, int64_t width, float most_code, int8_t* codes);
 
     // <vector, other> and <vector, vector> in double precision.
     Products (*products)(const float* vector, const float* other, int64_t width);

@@ -329,6 +329,7 @@ const TileKernels DQE_ISA = {
     .narrow = kVector,
     .max_row_queries = kRowQueries,
     .screened_queries = kScreenedQueries,
+    .short_sums = kShortSums,
     .dot_panel = dot_panel,
     .dot_rows = dot_rows,
     .find_bounded = find_bounded,

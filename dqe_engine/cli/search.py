@@ -13,6 +13,7 @@ from .main import add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.contracts.manifest import BundleManifest
+    from dqe_engine.query import Query
     from dqe_engine.results import Explanation, Hit, SearchResult
 
 _MODES = {
@@ -31,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Search an index by a reference image and what should differ; or by an image, or a text, alone.",
     )
     parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
-    parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model")
+    parser.add_argument("index", type=Path, help="an index made by dqe-index with the same model; or a sharded one, or a "
+                        "file that says where one is (docs/scaling.md)")  # fmt: skip
     reference = parser.add_mutually_exclusive_group()
     reference.add_argument("--image", type=Path, metavar="FILE", help="image file that is the reference")
     reference.add_argument("--reference", metavar="ID", help="item of the index that is the reference")
@@ -76,29 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _search(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import InputError
-    from dqe_engine.query import Query
+    from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
 
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
-    engine.load_index(args.index, verify=not args.no_verify)
-    if not len(engine.index):
+    if is_elsewhere(args.index):
+        engine.attach(open_elsewhere(args.index, threads=args.threads or 0))
+    else:
+        engine.load_index(args.index, verify=not args.no_verify)
+    if not engine.searched.snapshot().count:
         raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
-    result = engine.search(
-        Query(
-            image=args.image,
-            reference_id=args.reference,
-            text=args.text,
-            k=args.k,
-            weights=dict(args.weight),
-            absolute_weights=dict(args.set_weight),
-            unlike=args.unlike,
-            exclude=args.exclude,
-            offset=args.offset,
-            minimum_score=args.min_score,
-            zones=args.zones,
-            filter=args.filter,
-            explain=args.explain,
-        )
-    )
+    with engine:
+        result = engine.search(_query(args))
     if args.json:
         from dqe_engine.contracts.parsing import to_json
 
@@ -106,6 +96,26 @@ def _search(args: argparse.Namespace) -> int:
     else:
         _print_tables(result, engine.bundle.manifest)
     return 0
+
+
+def _query(args: argparse.Namespace) -> Query:
+    from dqe_engine.query import Query
+
+    return Query(
+        image=args.image,
+        reference_id=args.reference,
+        text=args.text,
+        k=args.k,
+        weights=dict(args.weight),
+        absolute_weights=dict(args.set_weight),
+        unlike=args.unlike,
+        exclude=args.exclude,
+        offset=args.offset,
+        minimum_score=args.min_score,
+        zones=args.zones,
+        filter=args.filter,
+        explain=args.explain,
+    )
 
 
 def _print_tables(result: SearchResult, model: BundleManifest) -> None:
@@ -125,6 +135,10 @@ def _print_tables(result: SearchResult, model: BundleManifest) -> None:
         console.print("this model has no attributes to weigh")
     if said := _MODES[model.composition].get(result.mode):
         console.print(said)
+    if result.lost:
+        console.print(f"without the items of shards that gave no answer: {', '.join(result.lost)}", markup=False, highlight=False)
+    elif not result.exact:
+        console.print("not proved to be the best of all items")
     if result.truncated:
         console.print("the text was longer than the model reads; its end was ignored")
     if result.unknown_words:

@@ -218,11 +218,17 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path
 
 
 def _check(bundle: Path, index: Path, *, made_here: bool) -> None:
-    """Fail now, in one line, where every worker would; make the index that is to be filled. Raises BundleError and IndexFormatError."""
+    """Fail now, in one line, where every worker would; make the index that is to be filled. Raises InputError, BundleError and
+    IndexFormatError."""
     from dqe_engine.bundle import Bundle
+    from dqe_engine.errors import InputError
     from dqe_engine.index import GalleryIndex
+    from dqe_engine.index.elsewhere import is_elsewhere
     from dqe_engine.server.writes import make_index
 
+    if is_elsewhere(index):
+        says = "dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search, or from a program"
+        raise InputError(f"{index}: {says} (docs/scaling.md)")
     loaded = Bundle.load(bundle)
     if made_here:
         make_index(loaded, index)

@@ -21,6 +21,7 @@ MOST_BYTES = 64 << 20
 _NAMES: Mapping[str, str] = {
     "gallery-index": "an index",
     "sharded-index": "a sharded index",
+    "index-elsewhere": "a file that says where an index is",
     "bundle": "a bundle",
     "attribute-heads": "attribute heads",
     "tensorrt-engines": "a folder of TensorRT engines",

@@ -26,7 +26,7 @@ from dqe_engine.forks import NotPickled
 from .filters import Filter, compile_filter
 from .gallery import GalleryIndex
 from .milvus_entities import Origin, check_entity, entities, schema_of
-from .milvus_filters import expression_of
+from .milvus_filters import expression_of, one_of
 from .milvus_search import MilvusSnapshot
 from .snapshot import IndexMatches, Snapshot
 from .validation import check_count, check_search
@@ -193,7 +193,7 @@ class MilvusIndex(NotPickled):
         check_entity(now, list(rows.values()))
         self._write(index, now, list(rows.values()))
         for start in range(0, len(gone), _READ):
-            self.asked(self._client.delete, self.collection, ids=gone[start : start + _READ], timeout=self._timeout)
+            self.asked(self._client.delete, self.collection, filter=one_of(gone[start : start + _READ]), timeout=self._timeout)
         return len(rows), len(gone)
 
     def close(self) -> None:
@@ -224,7 +224,14 @@ class MilvusIndex(NotPickled):
         """Those that are there, in any order."""
         if not ids:
             return []
-        found = self.asked(self._client.get, self.collection, ids=list(ids), output_fields=list(fields), timeout=self._timeout)
+        found = self.asked(
+            self._client.query,
+            self.collection,
+            filter=one_of(ids),
+            output_fields=list(fields),
+            consistency_level=self.consistency,
+            timeout=self._timeout,
+        )
         return [dict(one) for one in found]
 
     def count(self) -> int:

@@ -111,6 +111,24 @@ def test_answers_are_the_single_indexs_and_proved(there: MilvusIndex, saved: Gal
         assert there.search(queries, 10, **options) == saved.search(queries, 10, **options)
 
 
+def test_ids_may_hold_what_expressions_are_made_of(make_index: MakeIndex, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Each id is found as itself, and removed as itself, whatever it looks like to Milvus's grammar."""
+    ids = ["it's.jpg", 'a"b', "back\\slash", "\\", '\\"', "two\nlines", "tab\t", "{x}", "%", "é/ü", '"] or id != ["', "both'\"\\", "\x01"]
+    index = make_index()
+    index.add(ids, clustered(rng, len(ids), 0.05))
+    index.save(tmp_path / "index")
+    with MilvusIndex.create(str(tmp_path / "milvus.db"), "garments", index) as there:
+        for id in ids:
+            row = there.snapshot().existing(id)
+            assert row == index.snapshot().row(id), id
+        assert [len(there.entities([id], ["id"])) for id in ids] == [1] * len(ids)
+        assert "it" not in there
+        index.remove(ids[:-2])
+        index.save(tmp_path / "index")
+        assert there.sync(index)[1] == len(ids) - 2
+        assert [id in there for id in ids] == [False] * (len(ids) - 2) + [True] * 2
+
+
 def test_what_cannot_be_proved_is_not_called_exact(make_index: MakeIndex, tmp_path: Path, rng: np.random.Generator) -> None:
     """Items whose tokens lie far apart have bounds that say little; few candidates then leave answers open, and some of them wrong."""
     index = filled(make_index, target_rows(500))

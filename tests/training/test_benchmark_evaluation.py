@@ -84,6 +84,17 @@ def test_fashioniq(model: Path, folders: Path, gallery: str, capsys: pytest.Capt
     assert f"{report['summary']['mean']:.4f}" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["cirr", "pinpoint"])
+def test_a_wording_that_a_dataset_does_not_have_is_refused(
+    name: str, model: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folders / name if name == "cirr" else write_pinpoint(tmp_path / name)
+    assert evaluate.main([str(model), "--data", str(folder), "--dataset", name, "--wording", "qure"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"--wording qure: every model reads a caption of {name} as it is; leave it out" in told
+
+
 def test_cirr_and_its_submission(model: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark, checkpoint = opened(folders, "cirr"), load_checkpoint(model)
     arguments = [str(model), "--data", str(folders / "cirr"), "--dataset", "cirr", "--json"]

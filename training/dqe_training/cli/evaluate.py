@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqe_engine.errors import InputError
 
-from ..data.public.wording import WORDINGS
+from ..data.public.wording import WORDED, WORDINGS
 from .evaluation_text import benchmark_text, folder_text
 from .runner import run_torch
 from .sources import DATASET_HELP
@@ -170,6 +170,8 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     split = args.split or benchmark.splits[0]
     if args.gallery not in (None, "original", "val"):
         raise InputError(f"--gallery {args.gallery}: expected original or val for a public dataset")
+    if args.wording is not None and benchmark.name not in WORDED:
+        raise InputError(f"--wording {args.wording}: every model reads a caption of {benchmark.name} as it is; leave it out")
     if args.submission is not None:
         if args.probes:
             raise InputError("--probes needs targets, which are secret where --submission is for; ask for them on val")

@@ -29,6 +29,8 @@ class Wording:
         return ""
 
 
+WORDED = ("fashioniq", "circo")
+"""Datasets whose texts a wording may change. The others have one caption a query, which every model reads as it is."""
 PLAIN = Wording("plain")
 WORDINGS: Mapping[str, Wording] = {
     wording.name: wording
