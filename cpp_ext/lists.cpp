@@ -5,6 +5,7 @@
 
 #include "aligned.hpp"
 #include "parallel.hpp"
+#include "screen.hpp"
 
 namespace dqe::cpu {
 namespace {
@@ -138,7 +139,8 @@ void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens
                 const bool bounded = norm <= kLargestNorm;  // not NaN either
                 list[at] = bounded ? assigned[at] : static_cast<uint32_t>(count);
                 codes[at] = cosine_code(bounded && norm > 0.0 ? found.with_other / norm - 2e-6 : 1.0);  // |u| is 1 to 1e-6
-                norms[at] = std::nextafter(static_cast<float>(norm * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
+                const double least = std::max(norm, kLeastNorm);  // with less, sums that underflow could exceed Reach's slack
+                norms[at] = std::nextafter(static_cast<float>(least * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
             }
         });
         first += source.count * tokens;

@@ -40,7 +40,7 @@ inline int64_t code_width(int64_t width) { return (width + kCodeAlignment - 1) /
 void encode_rows(const float* rows, int64_t count, int64_t width, uint8_t* codes, float* scales, float* errors, float* norms) noexcept;
 
 // One query: signed codes (code_width,), and what CodedQueries holds of it. `short_sums`: codes that kernels may add up in 16 bits
-// (kMostSum); they are coarser, by a factor of some two for vectors without structure, and so is the bound.
+// (kMostSum); they are coarser, 2.6 times for Gaussian vectors, and so is the bound.
 void encode_query(const float* query, int64_t width, bool short_sums, int8_t* codes, int32_t& offset, float& scale, float& norm,
                   float& error) noexcept;
 

@@ -85,7 +85,7 @@ struct TileKernels {
     int wide, narrow;      // lanes of a panel; narrow is for what is left over
     int max_row_queries;   // dot_rows and bound_rows take up to so many queries
     int screened_queries;  // up to so many, bounds first are faster than scores at once
-    bool short_sums;       // panels of queries are to be coded for sums of 16 bits (encode_panel_query in screen.hpp)
+    bool short_sums;       // panels of queries are to be coded for sums of 16 bits (encode_query in screen.hpp)
 
     // scores[row * lanes + lane] = <row, query>. `panel` is [width][lanes]; lanes is wide or narrow.
     void (*dot_panel)(const Rows& rows, const float* panel, int lanes, const Ahead& ahead, float* scores);

@@ -161,10 +161,10 @@ class ScreenCache:
             # A try of its own each: where there is no memory for the larger, there may be for the other.
             lists, prefix = None, None
             try:
-                lists = TokenLists.build(shards, threads=threads)
+                made = TokenLists.build(shards, threads=threads)
+                lists = made if made is not None and made.left(shards) <= MOST_LEFT else None
             except MemoryError as error:
                 _LOG.warning("searches go on without lists of these rows, for there is no memory for them: %s", error)
-            lists = lists if lists is not None and lists.left(shards) <= MOST_LEFT else None
             try:
                 if lists is None:
                     prefix = Prefix.build(shards, threads=threads)

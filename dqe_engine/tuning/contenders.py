@@ -82,10 +82,13 @@ def exact(
 
 
 def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
-    """This engine's search by lists that stop early: the cheapest setting first. `made`: a screen with lists that is there already."""
+    """This engine's search by lists that stop early: the cheapest setting first. `made`: a screen that is there already; lists that it
+    left out, as exact searches gain nothing by them, are made."""
 
     def build(items: F32) -> Built:
         screen = made(items)
+        if screen.lists is None and screen.left is not None:
+            screen = Screen.build(items, lists="always")
         lists = screen.lists
         if lists is None:
             raise LeftOutError("left out: no lists are made, for most tokens have no direction")

@@ -133,12 +133,10 @@ def select(
     rescore_cost: int = RESCORE_COST,
     instruction_set: str = "",
     list_limit: int | None = None,
-    prefixed: bool = True,
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
     list_limit: tokens that a query may visit by lists before it is swept; 0: none, no lists; None: as many as save time.
-    prefixed: whether a few queries look at the screen's prefixes first, where it has them.
     `threads`, the sizes, the limit and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
@@ -153,7 +151,7 @@ def select(
         kept = field + min(request.k, candidates)
         screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
     lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
-    prefix = _prefix(request) if screened and by_rows and prefixed else None
+    prefix = _prefix(request) if screened and by_rows else None
     if sample is None:
         sample = ESTIMATED_SAMPLE if screened and not by_rows else SAMPLE
     sweeper = _Sweeper(

@@ -41,7 +41,7 @@ def stopping_early(
         raise InputError(f"recall={recall}: expected a number between 0 and 1; without `stopping_early` a search is exact")
     if screen.lists is None:
         raise InputError(
-            f"screen: it has no lists, which Screen.build makes from {LEAST_TOKENS:,} tokens on where they pay; search exactly"
+            f'screen: it has no lists; Screen.build(items, lists="always") makes them from {LEAST_TOKENS:,} tokens on; or search exactly'
         )
     if len(queries) < LEAST_QUERIES:
         raise InputError(f"queries: {len(queries)}, at least {LEAST_QUERIES} are needed to measure a recall")

@@ -99,8 +99,8 @@ class TokenLists:
         if len(rows) < 2:
             return 1.0
         asked, rows = np.split(rng.permutation(rows), [min(_LEFT_QUERIES, len(rows) // 2)])
-        if queries is not None and len(queries):
-            asked = units(queries[:: -(-len(queries) // _LEFT_QUERIES)])
+        if queries is not None and len(given := units(queries)):
+            asked = given[:: -(-len(given) // _LEFT_QUERIES)]
         rank = min(max(1, _LEFT_K * len(rows) // len(self.rows)), len(rows)) - 1
         best = -np.partition(-(asked @ rows.T), rank, axis=1)[:, rank, None]
         lists = slice(None, None, -(-len(self.longest) // _LEFT_LISTS))

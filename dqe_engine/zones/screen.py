@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Screen:
         queries: F32 | None = None,
         *,
         threads: int = 0,
-        lists: bool = True,
+        lists: bool | Literal["always"] = True,
         prefix: bool = True,
     ) -> Screen:
         """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
@@ -62,7 +62,8 @@ class Screen:
 
         queries: (B, D) float32, finite, like those that will be asked, by which it is judged whether a prefix pays; some of the tokens,
             where there are none.
-        lists: also cluster the tokens, where there are enough of them and queries can skip most.
+        lists: also cluster the tokens, where there are enough of them and queries can skip most; "always", where they cannot, too, for
+            searches that stop early.
         prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
 
         Raises InputError for items and queries that `select_zones` would refuse and queries that are not finite, BackendError where the
@@ -80,7 +81,7 @@ class Screen:
             coded.append(CodedShard(codes, scales, errors, norms))
         threads = threads or available_cpus()
         made, left = TokenLists.build(shards, threads=threads) if lists else None, None
-        if made is not None and (left := made.left(shards, queries)) <= MOST_LEFT:
+        if made is not None and (lists == "always" or (left := made.left(shards, queries)) <= MOST_LEFT):
             return cls(tuple(coded), made.prefixed(shards, queries=queries, threads=threads) if prefix else made)
         weighed = Prefix.weighed(shards, queries=queries, threads=threads) if prefix else None
         kept, reason = (None, weighed) if isinstance(weighed, NoPrefix) else (weighed, None)

@@ -145,6 +145,9 @@ def test_lists_are_kept_where_they_spare_most_tokens(rng: np.random.Generator) -
     assert dropped.lists is None
     assert dropped.left is not None
     assert f"no lists: they would leave {dropped.left:.0%} of the tokens" in dropped.describe()
+    assert Screen.build(far, lists="always").lists is not None, "for searches that stop early"
+    # Queries without a direction tell nothing.
+    assert Screen.build(near, np.zeros((50, 64), np.float32)).lists is not None
     # By queries that are like no token, these lists spare too little as well.
     assert Screen.build(near, rng.standard_normal((50, 64)).astype(np.float32)).lists is None
 
