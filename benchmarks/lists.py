@@ -119,7 +119,8 @@ def _batched(label: str, tokens: Tokens, step: Callable[[str], None]) -> list[di
     begun = time.perf_counter()
     swept = Screen.build(items, lists=False, prefix=False)
     coded = time.perf_counter()
-    listed = Screen(swept.shards, TokenLists.build((items,), threads=available_cpus()))
+    lists = TokenLists.build((items,), threads=available_cpus())
+    listed = Screen(swept.shards, lists and lists.prefixed((items,), threads=available_cpus()))
     built = {"coding_s": coded - begun, "listing_s": time.perf_counter() - coded}
     rows = []
     for batch in BATCHES:
