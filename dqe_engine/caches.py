@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from numpy.typing import NDArray
 
 from .device_tokens import Tokens, copied
+from .errors import BackendError
 
 _ENTRY_BYTES, _ARRAY_BYTES = 512, 128
 """What a short key and its place take, and each array beside its values."""
@@ -55,11 +57,15 @@ class ArrayCache(Generic[T]):
             return self._kept.get(key)
 
     def put(self, key: Hashable, arrays: tuple[T, ...]) -> None:
-        """Keep copies, since what is given may be a view into a batch."""
+        """Keep copies, since what is given may be a view into a batch; nothing where a device has no memory for them."""
         size = _bytes_of(arrays)
-        if size > self._most:
+        if size > self._most or self.peek(key) is not None:
             return
-        copies = cast(tuple[T, ...], tuple(copied(array) for array in arrays))
+        try:
+            copies = cast(tuple[T, ...], tuple(copied(array) for array in arrays))
+        except BackendError as error:
+            logging.getLogger(__name__).warning("%s; answers go on without a copy for the next question", error)
+            return
         with self._lock:
             if key in self._kept:
                 return

@@ -81,13 +81,16 @@ def _search(args: argparse.Namespace) -> int:
     from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
 
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
-    if is_elsewhere(args.index):
+    elsewhere = is_elsewhere(args.index)
+    if elsewhere and args.no_verify:
+        raise InputError(f"--no-verify: {args.index} is no single index, and only such a one is checked; leave the option out")
+    if elsewhere:
         engine.attach(open_elsewhere(args.index, threads=args.threads or 0))
     else:
         engine.load_index(args.index, verify=not args.no_verify)
-    if not engine.searched.snapshot().count:
-        raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
     with engine:
+        if not engine.searched.snapshot().count:
+            raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
         result = engine.search(_query(args))
     if args.json:
         from dqe_engine.contracts.parsing import to_json

@@ -120,6 +120,7 @@ def _seconds(text: str) -> float:
 
 def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
+    from dqe_engine.index.elsewhere import is_elsewhere
     from dqe_engine.index.metadata_file import read_metadata
     from dqe_engine.index.storage import MANIFEST_FILE
     from dqe_engine.server.background import command
@@ -142,7 +143,7 @@ def _serve(args: argparse.Namespace) -> int:
         if not updating:
             raise InputError("--metadata is for photos that are indexed: add --update, or run dqe-index metadata INDEX FILE")
         read_metadata(metadata)  # what is wrong with it is told now
-    if photos and not updating and not (index / MANIFEST_FILE).exists():
+    if photos and not updating and not (index / MANIFEST_FILE).exists() and not is_elsewhere(index):
         raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
     _check(bundle, index, made_here=updating)
     with _state() as state:

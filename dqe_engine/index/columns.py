@@ -161,10 +161,11 @@ class ScreenCache:
             # A try of its own each: where there is no memory for the larger, there may be for the other.
             lists, prefix = None, None
             try:
-                made = TokenLists.build(shards, threads=threads)
-                lists = made if made is not None and made.left(shards) <= MOST_LEFT else None
+                lists = _worthwhile(shards, threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without lists of these rows, for there is no memory for them: %s", error)
+                if self._lists is not None:
+                    return  # those of fewer rows serve on
             try:
                 if lists is None:
                     prefix = Prefix.build(shards, threads=threads)
@@ -172,6 +173,7 @@ class ScreenCache:
                     lists = lists.prefixed(shards, threads=threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
+                prefix = self._prefix
             self._lists, self._prefix = lists, prefix
         finally:
             self._clustering.release()
@@ -221,3 +223,9 @@ def _rows_from(shards: Sequence[Rows], start: int) -> list[Rows]:
             found.append(rows)
         begin += len(shard)
     return found
+
+
+def _worthwhile(shards: Sequence[Rows], threads: int) -> TokenLists | None:
+    """Lists that spare enough to be kept."""
+    lists = TokenLists.build(shards, threads=threads)
+    return lists if lists is not None and lists.left(shards) <= MOST_LEFT else None

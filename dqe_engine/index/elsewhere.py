@@ -77,5 +77,8 @@ def open_elsewhere(index: Path, *, threads: int = 0) -> SearchedIndex:
 
     milvus = msgspec.structs.asdict(place.milvus)
     if "://" not in milvus["uri"]:
-        milvus["uri"] = str(index.parent / milvus["uri"])
+        path = index.parent / milvus["uri"]
+        if not path.exists():  # else Milvus Lite would make it
+            raise IndexFormatError(f"{index}: milvus.uri: {path} is not there; name Milvus Lite's file, or a server as http://HOST:PORT")
+        milvus["uri"] = str(path)
     return MilvusIndex(milvus.pop("uri"), milvus.pop("collection"), **milvus)

@@ -25,6 +25,7 @@ from .filters import Combination, Filter
 from .gallery import GalleryIndex
 from .merging import best_scores, merge_answers
 from .snapshot import IndexMatches, Snapshot
+from .validation import check_search
 
 
 class Slice(Protocol):
@@ -77,7 +78,8 @@ class DeviceSnapshot(Snapshot):
         threads: int = 0,
     ) -> tuple[IndexMatches, ...]:
         """See `Snapshot.search`. `threads`: without effect. Raises InputError for picks by a draw from several slices, since a draw belongs
-        to a position in one array."""
+        to a position in one array, and for what `GalleryIndex.search` refuses."""
+        check_search(queries, k, self.targets[0].shape[2], exclude=exclude, zones=zones, picks=picks)
         if zones is not None and picks and zones.policy != "hardest" and len(self.slices) > 1:
             raise InputError(f"picks by policy {zones.policy!r} from {len(self.slices)} devices; take policy 'hardest', or one device")
         allowed, excluded, count = self._candidates(exclude, filter)
@@ -148,9 +150,7 @@ class DeviceIndex(ProcessBound):
 
     def close(self) -> None:
         """Let go of the devices' memory, once no search uses it. The index that it was made from stays open. May be called twice."""
-        self._now = None
-        if self._workers is not None:
-            self._workers.shutdown(wait=False)
+        self._now = self._workers = None  # the threads end with the last snapshot
 
 
 def _bound(rows: int, at: int, of: int) -> int:

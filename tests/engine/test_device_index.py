@@ -65,9 +65,10 @@ def test_every_answer_is_the_single_indexs(rows: int, devices: list[int], make_i
             for options in ({}, {"exclude": exclude}, {"zones": ABSOLUTE, "picks": 7}, {"zones": ABSOLUTE, "exclude": exclude}):
                 wanted = single.snapshot().search(QUERIES, k, filter=filter, **options)  # type: ignore[arg-type]
                 assert index.snapshot().search(QUERIES, k, filter=filter, **options) == wanted  # type: ignore[arg-type]
-    assert index.snapshot().count == len(single)
+    assert (held := index.snapshot()).count == len(single)
     index.close()
     index.close()
+    assert held.search(QUERIES, 3) == single.snapshot().search(QUERIES, 3), "who holds a snapshot goes on"
     with pytest.raises(InputError, match="closed"):
         index.snapshot()
     assert len(single.snapshot().ids()) == len(single), "the index that it was made from stays open"
@@ -86,6 +87,8 @@ def test_rows_are_shared_out_and_zones_take_a_second_round(make_index: MakeIndex
     assert len(HostSlice.asked) == 1
     drawn = ZoneSpec(lo=2, hi=9, policy="uniform", seed=1)
     assert alone.snapshot().search(QUERIES, 5, zones=drawn, picks=3)[0].picks
+    with pytest.raises(InputError, match="give absolute bounds"):
+        index.snapshot().search(QUERIES, 5, zones=ZoneSpec(lo=0.1, hi=0.5, bounds="rank"))
     with pytest.raises(InputError, match=r"^picks by policy 'uniform' from 3 devices; take policy 'hardest', or one device$"):
         index.snapshot().search(QUERIES, 5, zones=drawn, picks=3)
 

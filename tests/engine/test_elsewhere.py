@@ -109,6 +109,7 @@ def test_milvus_is_searched_as_the_index(
         ({"shards": {"path": "a", "replicas": 2}}, "valid keys of ShardsPlace: path, on_loss"),
         ({"shards": {"path": "a", "on_loss": "ignore"}}, "valid values: error, partial"),
         ({"shards": {"path": "nowhere"}}, "no sharded index here (shards.json is missing)"),
+        ({"milvus": {"uri": "nowhere.db", "collection": "c"}}, "nowhere.db is not there; name Milvus Lite's file, or a server as http://"),
         ({"kind": "gallery-index"}, "this is an index, not a file that says where an index is"),
     ],
 )
@@ -120,10 +121,19 @@ def test_what_a_file_gets_wrong_is_one_line(
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+    assert list(tmp_path.glob("*.db")) == [], "a search writes nothing"
 
 
-def test_the_server_says_that_it_takes_one_index(bundle_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve_command.main([str(bundle_path), str(shards)]) == 2
+def test_what_is_checked_is_a_single_index(bundle_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search_command.main([str(bundle_path), str(shards), "--text", "in red", "--provider", "cpu", "--no-verify"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is no single index")
+
+
+@pytest.mark.parametrize("photos", [False, True])
+def test_the_server_says_that_it_takes_one_index(
+    photos: bool, bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve_command.main([str(bundle_path), str(shards), *(["--images", str(tmp_path)] if photos else [])]) == 2
     error = capsys.readouterr().err
     assert f"{shards}: dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search" in error
     assert error.count("\n") == 1

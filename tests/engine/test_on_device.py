@@ -15,6 +15,7 @@ from support.tiny_bundle import query_inputs
 
 from dqe_engine import device_arrays, device_tokens, encoder
 from dqe_engine.bundle import Bundle
+from dqe_engine.caches import ArrayCache
 from dqe_engine.contracts.graphs import QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec
 from dqe_engine.device_arrays import CPU_DEVICE, CUDA_DEVICE, ForeignArray
 from dqe_engine.device_tokens import copied, stacked, to_host
@@ -243,5 +244,8 @@ def test_memory_that_runs_out_is_told_in_one_line(bundle: Bundle, monkeypatch: p
         BackendError, match=r"^no memory on cpu:0 for image tokens of shape \(1, 3\): BFCArena: Failed to allocate memory for"
     ):
         copied(ForeignArray(tokens.ctypes.data, tokens.shape, tokens.dtype, HERE)[0])
+    kept: ArrayCache[ForeignArray] = ArrayCache(1 << 20)
+    kept.put("question", (ForeignArray(tokens.ctypes.data, tokens.shape, tokens.dtype, HERE)[0],))
+    assert kept.get("question") is None, "a question whose tokens can't be kept is answered all the same"
     assert copied(one := ForeignArray(tokens.ctypes.data, (1, 3), tokens.dtype, HERE)[0]) is one, "needs no memory"
     assert device_tokens.place_name((CUDA_DEVICE, 3)) == "cuda:3"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,6 +22,11 @@ from dqe_engine.server.writes import make_index
 def settings(make_settings: Callable[..., ServerSettings], tmp_path: Path) -> ServerSettings:
     (tmp_path / "state").mkdir()
     return make_settings(state=tmp_path / "state")
+
+
+def tasks(process: int) -> set[int]:
+    """Its threads."""
+    return {int(task.name) for task in Path(f"/proc/{process}/task").iterdir()}
 
 
 def test_it_answers_until_a_worker_takes_over(settings: ServerSettings) -> None:
@@ -61,15 +65,16 @@ def test_who_has_seen_it_ready_meets_nobody_who_starts(bundle_path: Path, tmp_pa
         assert told == {(503, "starting")}
         assert {server.send("GET", "/readyz").status_code for _ in range(100)} == {200}
 
-        def has_given_way(worker: int) -> bool:
-            """The thread that searches has, which the first search starts."""
-            server.send("POST", "/v1/search", json={"text": "red"})
-            tasks = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
-            return min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS) in [os.getpriority(os.PRIO_PROCESS, task) for task in tasks]
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        for worker, before in {worker: tasks(worker) for worker in server.pids()}.items():
 
-        for worker in server.pids():
-            until(partial(has_given_way, worker), "a thread gives way")
-            assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)  # the event loop's does not
+            def begun(worker: int = worker, before: set[int] = before) -> set[int]:
+                server.send("POST", "/v1/search", json={"text": "red"})
+                return tasks(worker) - before
+
+            until(begun, "its first search starts a thread")
+            assert {os.getpriority(os.PRIO_PROCESS, task) for task in begun()} == {min(19, own + NICENESS)}
+            assert os.getpriority(os.PRIO_PROCESS, worker) == own, "the event loop does not give way"
     finally:
         server.__exit__()
     assert server.process.returncode == 0

@@ -251,3 +251,29 @@ def test_in_the_plane_where_bounds_are_met(lengths: bool, rng: np.random.Generat
         for options in ({"k": k}, zone):
             listed = cpu.select(request_of(query, items, screen, **options), list_limit=NO_LIMIT)
             equal(listed, cpu.select(request_of(query, items, codes, **options)))
+
+
+def test_lists_of_fewer_rows_serve_on_where_there_is_no_memory_for_new_ones(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(TokenLists, "build", partial(TokenLists.build, least=1))
+    monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
+    monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
+    items, cache = clustered(rng, 2000, 2, 32), columns.ScreenCache()
+
+    def lists_of(count: int) -> TokenLists | None:
+        for _ in range(2):
+            _, screen = cache.screen(items[:count])
+            for thread in threading.enumerate():
+                if thread.name == "dqe-lists":
+                    thread.join()
+        return screen.lists
+
+    first = lists_of(1000)
+    assert first is not None
+
+    def full(*args: Any, **options: Any) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(TokenLists, "build", full)
+    assert lists_of(2000) is first
