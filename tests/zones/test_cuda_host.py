@@ -63,6 +63,8 @@ class Request(ctypes.Structure):
         ("excludes", ctypes.c_bool),
         ("excluded_start", ctypes.c_void_p),
         ("excluded_ids", ctypes.c_void_p),
+        ("screened", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "errors", "norms")),  # filled in by the library
     )
 
 
@@ -78,6 +80,7 @@ class Settings(ctypes.Structure):
         ("stale_reads", ctypes.c_int),
         ("wrong_lanes", ctypes.c_int),
         ("kept_limit", ctypes.c_int64),
+        ("error_scale", ctypes.c_float),
     )
 
 
@@ -109,6 +112,8 @@ def emulate(
     stale_reads: int = 0,
     wrong_lanes: int = 0,
     kept_limit: int = KEPT,
+    screened: bool = False,
+    error_scale: float = 1.0,
 ) -> tuple[ZoneSelection, int]:
     """What the kernels select, and how many passes over the items it took."""
     zones, batch = request.zones, request.batch
@@ -131,25 +136,28 @@ def emulate(
         *(anchor, address(request.anchor_ids), address(request.anchor_scores)),
         *(spec.bounds == "rank", spec.lo, spec.hi, PickRule(POLICIES[spec.policy], spec.temperature, spec.seed)),
         *(request.first_query, len(request.excluded) > 0, address(request.offsets), address(request.excluded)),
+        screened,
     )
+    rescored = ctypes.c_int64()
     message = ctypes.create_string_buffer(500)
     passes = library.emulated_select(
-        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit)),
+        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit, error_scale)),
         ctypes.byref(given),
         ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
         ctypes.c_int64(len(request.excluded)),
+        ctypes.byref(rescored),
         message,
         len(message),
     )
     if passes < 0:
         raise RuntimeError(message.value.decode())
-    return ZoneSelection(**out, backend="cuda"), passes
+    return ZoneSelection(**out, backend="cuda", rescored=rescored.value if screened else None), passes
 
 
 def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
     for field in dataclasses.fields(ZoneSelection):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name == "backend":
+        if field.name in ("backend", "rescored"):
             continue
         assert (x is None) == (y is None), field.name
         if x is not None:
@@ -254,20 +262,29 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
     multiprocessors=st.sampled_from((1, 3, 7)),
     order=st.integers(0, 100),
     kept_limit=st.sampled_from((KEPT, 0)),
+    screened=st.booleans(),
 )
-@example(EMPTIED, False, H200, 3, 0, 0)
-@example(LONG, False, A100, 3, 1, 0)
-@example(LONG, False, A100, 3, 1, KEPT)
-@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, 0)
-@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, KEPT)
-@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3, KEPT)
-@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3, KEPT)
+@example(EMPTIED, False, H200, 3, 0, 0, False)
+@example(LONG, False, A100, 3, 1, 0, False)
+@example(LONG, False, A100, 3, 1, KEPT, True)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, 0, False)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, KEPT, False)
+@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3, KEPT, False)
+@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3, KEPT, False)
+@example(dataclasses.replace(LONG, zones=None), True, SMALL, 7, 3, KEPT, True)
 def test_kernels_equal_reference(
-    library: ctypes.CDLL, case: Case, half_queries: bool, shared_limit: int, multiprocessors: int, order: int, kept_limit: int
+    library: ctypes.CDLL,
+    case: Case,
+    half_queries: bool,
+    shared_limit: int,
+    multiprocessors: int,
+    order: int,
+    kept_limit: int,
+    screened: bool,
 ) -> None:
     request = case.request()
     where: dict[str, Any] = {"shared_limit": shared_limit, "multiprocessors": multiprocessors, "order": order, "kept_limit": kept_limit}
-    result, _ = emulate(library, request, half_queries=half_queries, **where)
+    result, _ = emulate(library, request, half_queries=half_queries, screened=screened, **where)
     assert_same(result, reference.select(request))
 
 
