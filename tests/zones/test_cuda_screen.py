@@ -58,8 +58,9 @@ def strange(rng: np.random.Generator, items: np.ndarray) -> np.ndarray:
         (17, 1, 136, True, True, False, SMALL, 9),
         (2, 2, 16, False, False, True, H200, 0),
         (18, 4, 8, False, True, True, H200, 3),
-        (1, 16, 8, True, True, False, H200, 0),
-        (1, 32, 8, False, False, False, H200, 0),  # with the large query tile, as a warp of the small one has 16 columns
+        pytest.param(1, 16, 8, True, True, False, H200, 0, marks=pytest.mark.slow),
+        # With the large query tile, as a warp of the small one has 16 columns.
+        pytest.param(1, 32, 8, False, False, False, H200, 0, marks=pytest.mark.slow),
     ],
 )
 def test_screened_results_are_those_of_a_pass_over_the_items(
