@@ -169,10 +169,8 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     times = interleave(torch, calls, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
-    print(
-        f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {index.architecture(batch, half_queries=True)}",
-        flush=True,
-    )
+    kernels = index.architecture(batch, half_queries=True)
+    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {kernels}", flush=True)
     nbytes = items.numel() * 2
     expected = predictions().get(f"{label}, {batch}", {}) if (size, tokens) in PREDICTED_FOR else {}
     for name, median in medians.items():
@@ -187,7 +185,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         "k": K,
         "bytes": nbytes,
         "workspace_bytes": needed,
-        "architecture": index.architecture(batch, half_queries=True),
+        "architecture": kernels,
         "copy_gb_per_s": copy,
         "agreement": agreements,
         "milliseconds": times,
