@@ -431,7 +431,7 @@ NB_MODULE(_kernels_cuda, m) {
             request.width = static_cast<int64_t>(t.shape(t.ndim() - 1));
             request.k = !zones, request.zones = zones, request.screened = screened;
             const DeviceGuard guard(t.device_id());
-            return std::pair(takes_hopper(request) ? "sm_90a" : "sm_80", queries_a_pass(request));
+            return nb::make_tuple(takes_hopper(request) ? "sm_90a" : "sm_80", queries_a_pass(request));
         },
         "items"_a, "batch"_a, "half_queries"_a, "zones"_a, "screened"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.util
 import shutil
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +88,17 @@ def emulation(factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
     loaded.emulated_takes_hopper.restype = ctypes.c_bool
     return loaded
+
+
+@cache
+def loaded(path: Path) -> ModuleType:
+    """Once in a process, for all files that use it: nanobind registers types by their names."""
+    spec = importlib.util.spec_from_file_location("_kernels_cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def address(array: Any) -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib.util
 import itertools
 import math
 import shutil
@@ -21,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.compiling import compiled
-from support.emulated_cuda import A100, CUDA, H200, KEPT, SMALL, Anchor, Case, Request, assert_same, emulate, emulation
+from support.emulated_cuda import A100, CUDA, H200, KEPT, SMALL, Anchor, Case, Request, assert_same, emulate, emulation, loaded
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
 
@@ -435,13 +434,7 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"),
     ]  # fmt: skip
     name = f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    built = compiled(tmp_path_factory, command, name)
-    spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(compiled(tmp_path_factory, command, name))
 
 
 @pytest.mark.slow
