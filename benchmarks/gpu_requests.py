@@ -23,6 +23,8 @@ ABSOLUTE = ZoneSpec(lo=0, hi=7, policy="hardest")
 RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 POOLED = ZoneSpec(lo=0.01, hi=0.3, bounds="pooled", policy="uniform")
 FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
+LISTED = 4096
+"""Items that fit a list of candidates whole: then bounds have no limit to reach, and may leave more than there is room for."""
 # (batch, items, tokens, width, dtype of the items, k, zones)
 REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (1, 4097, 1, 256, np.float16, 10, None),
@@ -42,28 +44,37 @@ REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (300, 4097, 1, 256, np.float16, 100, None),
     (40, 3001, 2, 72, np.float16, 7, None),
     (64, 501, 32, 256, np.float16, 10, None),
+    (65, 5001, 4, 72, np.float16, 10, None),
+    (3, 4500, 32, 64, np.float16, 10, None),
+    (17, 4500, 1, 136, np.float32, 10, None),
 ]
 
 
 def compare(memory: CudaMemory, number: int) -> list[str]:
-    """Names of the fields in which the device differs from the reference."""
+    """Names of the fields in which the device differs from the reference; top-k without zones is also screened."""
     batch, size, tokens, width, dtype, k, zones = REQUESTS[number]
     rng = np.random.default_rng(number)
     queries = rng.integers(-3, 4, (batch, width)).astype(np.float32)
     items: NDArray[Any] = rng.integers(-3, 4, (size, tokens, width)).astype(dtype)
     options: dict[str, Any] = {"k": k, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None}
     wanted = select_zones(queries, items, backend="reference", **options)
-    index = cuda.Index(memory.upload(items))
-    wrong = []
-    for given in (queries,) if zones else (queries, queries.astype(np.float16)):
-        found = index.select(memory.upload(given), **options)
-        how = index.architecture(batch, half_queries=given.dtype == np.float16, zones=zones is not None)
+    on_device, wrong = memory.upload(items), []
+    index = cuda.Index(on_device)
+    ways = [(queries, index, "")]
+    if zones is None:
+        screened = cuda.Index(on_device, screen=True)
+        ways += [(queries.astype(np.float16), index, ""), (queries, screened, ", screened")]
+    for given, searched, screening in ways:
+        found = searched.select(memory.upload(given), **options)
+        how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, zones=zones is not None) + screening
         for name in FIELDS:
             ours, theirs = getattr(found, name), getattr(wanted, name)
             if ours is not None:
                 ours = memory.download(ours)
             if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs, equal_nan=True)):
                 wrong.append(f"{name} ({given.dtype} queries, {how})")
+        if screening and size > LISTED and found.rescored is None:
+            wrong.append("rescored (bounds decided nothing)")
     return wrong
 
 

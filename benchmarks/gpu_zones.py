@@ -30,10 +30,12 @@ ZONES = ZoneSpec(lo=0.1, hi=0.2, policy="softmax")
 RANKS = ZoneSpec(lo=0.001, hi=0.01, bounds="rank", policy="softmax")
 PREDICTED = Path(__file__).with_name("gpu_zones_predicted.json")
 BATCHES = (1, 16, 64, 256, 1024)
+SCREENED = "ours, f16 queries, screened"
 MODES = (
     "ours, f32 queries",
     "ours, f16 queries",
     "ours, f16 queries, sm_80",
+    SCREENED,
     "ours, zones and picks",
     "ours, own best and zones",
     "ours, own best and ranks",
@@ -140,12 +142,14 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     ranked: dict[str, Any] = {**zoned, "zones": RANKS}
     modes = ((half, zones) for half in (False, True) for zones in (ZONES, RANKS))
     needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=zones, picks=16) for half, zones in modes)
-    index = cuda.Index(items, stream=torch.cuda.current_stream().cuda_stream)
+    stream = torch.cuda.current_stream().cuda_stream
+    index, screened = cuda.Index(items, stream=stream), cuda.Index(items, stream=stream, screen=True)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    options: tuple[dict[str, Any], ...] = ({}, {}, {"portable": True}, {"anchor": anchor, **zoned}, zoned, ranked)
+    options: tuple[dict[str, Any], ...] = ({}, {}, {"portable": True}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
     calls: dict[str, Call] = {
-        name: ours(torch, queries.half() if "f16" in name else queries, index, **given) for name, given in zip(MODES, options, strict=True)
+        name: ours(torch, queries.half() if "f16" in name else queries, screened if name == SCREENED else index, **given)
+        for name, given in zip(MODES, options, strict=True)
     }
     calls["PyTorch"] = (torch_flat if tokens == 1 else torch_maxsim)(torch, queries, items)
     if with_faiss:
@@ -158,21 +162,22 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         tolerance = 5e-6 if name.startswith("ours") and "f16" not in name else 5e-3
         if not (agreements[name]["score_error"] < tolerance and agreements[name]["loss"] < tolerance):
             print(f"WRONG ANSWER: {label}, B = {batch}, {name}: {agreements[name]}", flush=True)
+    print(
+        f"{label}, B = {batch}: {screened.describe(batch, K, half_queries=True)}", flush=True
+    )  # after one search, which has told how much bounds leave
     calls["copy"] = lambda: target.copy_(source)
     times = interleave(torch, calls, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
-    print(
-        f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {index.architecture(batch)}",
-        flush=True,
-    )
+    kernels = index.architecture(batch, half_queries=True)
+    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {kernels}", flush=True)
     nbytes = items.numel() * 2
     expected = predictions().get(f"{label}, {batch}", {}) if (size, tokens) in PREDICTED_FOR else {}
     for name, median in medians.items():
         if name != "copy":
             rate, ratio = nbytes / median / 1e6, medians["PyTorch"] / median
             beside = f"   predicted {expected[name]['ms']:.3f}" if name in expected else ""
-            print(f"  {name:26s} {median:8.3f} ms   {rate:6.0f} GB/s ({rate / copy:4.0%})   {ratio:5.2f} x PyTorch{beside}")
+            print(f"  {name:27s} {median:8.3f} ms   {rate:6.0f} GB/s ({rate / copy:4.0%})   {ratio:5.2f} x PyTorch{beside}")
     return {
         "label": label,
         "batch": batch,
@@ -180,7 +185,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         "k": K,
         "bytes": nbytes,
         "workspace_bytes": needed,
-        "architecture": index.architecture(batch),
+        "architecture": kernels,
         "copy_gb_per_s": copy,
         "agreement": agreements,
         "milliseconds": times,
@@ -246,6 +251,8 @@ def main() -> int:
         index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream)
         for batch in (1, 64, 256):
             ours(torch, unit(torch, batch, WIDTH, seed=1064).half(), index)()
+        index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream, screen=True)
+        ours(torch, unit(torch, 64, WIDTH, seed=1064).half(), index)()
         torch.cuda.synchronize()
         return 0
     options.out.mkdir(parents=True, exist_ok=True)

@@ -185,6 +185,28 @@ struct Sizes {
     int64_t batch, size, tokens, width, k, picks;
     bool half_queries, half_items, zones, own_best, ranks;
     int64_t excluded;
+    bool screened;
+};
+
+// Codes of items, complete when they are made.
+struct Codes {
+    int64_t size, tokens, width;
+    int device;
+    Memory memory;
+    size_t bytes;
+
+    Codes(const Operand& items, uintptr_t stream_handle)
+        : size(static_cast<int64_t>(items.array.shape(0))),
+          tokens(items.array.ndim() == 2 ? 1 : static_cast<int64_t>(items.array.shape(1))),
+          width(static_cast<int64_t>(items.array.shape(items.array.ndim() - 1))),
+          device(items.array.device_id()),
+          memory(coded_bytes(size, tokens, width), device, reinterpret_cast<cudaStream_t>(stream_handle)),
+          bytes(coded_bytes(size, tokens, width)) {
+        const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
+        check(encode(items.array.data(), items.dtype() == "float16", size, tokens, width, at(), stream), "encode");
+        check(cudaStreamSynchronize(stream), "encode");
+    }
+    CodedItems at() const { return coded_at(memory.data(), size, tokens, width); }
 };
 
 Request request_of(const Sizes& s) {
@@ -195,6 +217,7 @@ Request request_of(const Sizes& s) {
     r.zones = s.zones, r.ranks = s.ranks;
     r.anchor = s.own_best ? Anchor::best : Anchor::score;
     r.excludes = s.excluded > 0;
+    r.screened = s.screened;
     return r;
 }
 
@@ -214,7 +237,8 @@ void throw_fault(Fault fault) {
 
 nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
-                        HostIds offsets, HostIds excluded, bool portable, uintptr_t stream_handle, const Operand* workspace, Room& room) {
+                        HostIds offsets, HostIds excluded, bool portable, uintptr_t stream_handle, const Operand* workspace, Room& room,
+                        const Codes* codes) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
     if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
         t.shape(t.ndim() - 1) != q.shape(1))
@@ -236,7 +260,11 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
                          zones,
                          !anchor,
                          ranks,
-                         static_cast<int64_t>(excluded.shape(0))};
+                         static_cast<int64_t>(excluded.shape(0)),
+                         codes != nullptr};
+    if (codes &&
+        (codes->size != sizes.size || codes->tokens != sizes.tokens || codes->width != sizes.width || codes->device != q.device_id()))
+        throw std::invalid_argument("codes: of other items");
     Request request = request_of(sizes);
     request.queries = q.data(), request.items = t.data();
     request.portable = portable;
@@ -245,6 +273,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     request.lo = lo, request.hi = hi;
     request.rule = {static_cast<dqe::Policy>(policy), temperature, seed};
     request.first_query = first_query;
+    if (codes) request.coded = codes->at();
 
     const int device = q.device_id();
     const DeviceGuard guard(device);
@@ -331,6 +360,7 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     check(status.error, "zone selection");
     throw_fault(status.fault);
     out["passes"] = status.passes;
+    out["rescored"] = codes ? nb::cast(status.rescored) : nb::none();
     return out;
 }
 
@@ -363,6 +393,7 @@ NB_MODULE(_kernels_cuda, m) {
                 return nb::cast(self.array);
             },
             nb::kw_only(), "stream"_a.none() = nb::none(), "options"_a);
+    nb::class_<Codes>(m, "Codes").def(nb::init<const Operand&, uintptr_t>(), "items"_a, "stream"_a).def_ro("bytes", &Codes::bytes);
     // So that what exports an array finds its device current.
     m.def("current_device", [] {
         int device = 0;
@@ -381,14 +412,15 @@ NB_MODULE(_kernels_cuda, m) {
     m.def(
         "workspace_bytes",
         [](int64_t batch, int64_t size, int64_t tokens, int64_t width, bool half_queries, bool half_items, int64_t k, int64_t picks,
-           bool zones, bool own_best, bool ranks, int64_t excluded) {
-            return workspace_bytes_of({batch, size, tokens, width, k, picks, half_queries, half_items, zones, own_best, ranks, excluded});
+           bool zones, bool own_best, bool ranks, int64_t excluded, bool screened) {
+            return workspace_bytes_of(
+                {batch, size, tokens, width, k, picks, half_queries, half_items, zones, own_best, ranks, excluded, screened});
         },
         "batch"_a, "size"_a, "tokens"_a, "width"_a, "half_queries"_a, "half_items"_a, "k"_a, "picks"_a, "zones"_a, "own_best"_a, "ranks"_a,
-        "excluded"_a);
+        "excluded"_a, "screened"_a = false);
     m.def(
-        "architecture",
-        [](const Operand& items, int64_t batch, bool half_queries, bool zones) {
+        "architecture",  // and how many queries read the items together
+        [](const Operand& items, int64_t batch, bool half_queries, bool zones, bool screened) {
             const nb::ndarray<nb::ro>& t = items.array;
             if (t.ndim() != 2 && t.ndim() != 3) throw std::invalid_argument("items: expected 2 or 3 dimensions");
             Request request = {};
@@ -397,12 +429,12 @@ NB_MODULE(_kernels_cuda, m) {
             request.batch = batch, request.size = static_cast<int64_t>(t.shape(0));
             request.tokens = t.ndim() == 2 ? 1 : static_cast<int64_t>(t.shape(1));
             request.width = static_cast<int64_t>(t.shape(t.ndim() - 1));
-            request.k = !zones, request.zones = zones;
+            request.k = !zones, request.zones = zones, request.screened = screened;
             const DeviceGuard guard(t.device_id());
-            return takes_hopper(request) ? "sm_90a" : "sm_80";
+            return nb::make_tuple(takes_hopper(request) ? "sm_90a" : "sm_80", queries_a_pass(request));
         },
-        "items"_a, "batch"_a, "half_queries"_a, "zones"_a);
+        "items"_a, "batch"_a, "half_queries"_a, "zones"_a, "screened"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a);
+          "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a, "codes"_a.none() = nb::none());
 }

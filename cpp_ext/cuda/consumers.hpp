@@ -257,15 +257,39 @@ struct Histogram {
     __device__ void end() {}
 };
 
-// The scores of gathered items, one per query: item j of the query tile's own list belongs to row j.
+// Whose score each gathered item is, and where it goes. For anchors both are simple: item j of a query tile's list is row j's, and the
+// scores are (batch).
+struct Gathering {
+    float* anchors;  // or null, and then:
+    const int* rows;
+    float* scores;                     // both (query tiles, gather_pitch)
+    const unsigned long long* counts;  // (query tiles): how many there are of `gathered` at most; the grid is as large as if all were
+};
+
 template <int Rows>
 struct Gather {
-    float* anchors;  // (batch)
+    const Scan& scan;
+    const Gathering& to;
 
-    __device__ Gather(const Scan&, float* anchors, Shared<unsigned char>) : anchors(anchors) {}
+    __device__ Gather(const Scan& scan, const Gathering& to, Shared<unsigned char>) : scan(scan), to(to) {}
+
+    // Leave out of the scan what the list does not have.
+    __device__ static void shorten(Scan& scan, const Gathering& to) {
+        if (!to.counts) return;
+        const int64_t count = static_cast<int64_t>(to.counts[blockIdx.x]);
+        if (count < scan.gathered) scan.gathered = count;
+        scan.tiles = (scan.gathered + scan.items_per_tile - 1) / scan.items_per_tile;
+    }
 
     __device__ void take(int row, int64_t query, Shared<float> scores, int stride, int64_t first_item, int items) {
-        if (row >= first_item && row < first_item + items && threadIdx.x % 32 == 0) anchors[query] = scores[(row - first_item) * stride];
+        const int lane = threadIdx.x % 32;
+        if (to.anchors) {
+            if (row >= first_item && row < first_item + items && lane == 0) to.anchors[query] = scores[(row - first_item) * stride];
+            return;
+        }
+        const int64_t first = int64_t{blockIdx.x} * scan.gather_pitch + first_item;
+        for (int place = lane; place < items; place += 32)
+            if (to.rows[first + place] == row) to.scores[first + place] = scores[place * stride];
     }
 
     __device__ void end() {}

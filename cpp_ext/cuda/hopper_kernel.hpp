@@ -113,7 +113,7 @@ __device__ void multiply(const HopperPlan& plan, const HopperBarriers& barriers,
         wgmma_wait<0>();
         release(unfinished);
         products.settle();
-        visit(ColumnTile(scan, tile, 0, Products::kRows), products);
+        visit(ColumnTile(scan, tile, 0), products);
     }
 }
 

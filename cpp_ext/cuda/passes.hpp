@@ -54,8 +54,9 @@ class Passes {
     // Keep the queries there if that leaves at least three stages, then as many stages as fit.
     void choose_tile() {
         // All passes of a request multiply in the same way, so that limits mean the same in each: products of another instruction may
-        // round otherwise.
-        if (kHopperBuilt && sm_90_ && !r_.portable && !r_.zones && plan_.product != Product::single)
+        // round otherwise. What bounds leave is scored by the kernels for sm_80, so these take the sample, too, and the pass over the items
+        // where bounds decide nothing.
+        if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && !r_.zones && plan_.product != Product::single)
             hopper_ = hopper_plan(r_.batch, r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), shared_limit_);
         if (hopper()) {
             rows_ = hopper_.rows;
@@ -64,7 +65,8 @@ class Passes {
         const auto fits = [&](int rows, int stages, bool resident) {
             return SharedPlan::of(rows, plan_.parts(), plan_.chunks, stages, resident).total <= shared_limit_;
         };
-        rows_ = r_.batch > 16 && (fits(64, 2, false) || fits(64, 3, true)) ? 64 : 16;
+        const bool wide = r_.batch > 16 || (plan_.screens && r_.tokens == 32);  // a warp of the small tile screens 16 columns
+        rows_ = wide && (fits(64, 2, false) || fits(64, 3, true)) ? 64 : 16;
         resident_ = fits(rows_, 3, true);
         stages_ = kMostStages;
         while (stages_ > 2 && !fits(rows_, stages_, resident_)) --stages_;
@@ -131,6 +133,8 @@ class Passes {
             case Product::single:
                 return few ? start_scan<Consumer, Argument, Product::single, 16>(scan, argument)
                            : start_scan<Consumer, Argument, Product::single, 64>(scan, argument);
+            case Product::codes:  // no scores come of them
+                return;
         }
     }
 
@@ -162,6 +166,41 @@ class Passes {
         start_sieve(scan, false, 2, Keeping{kept, selection}, [](auto product, auto rows) { return keep_kernel<product(), rows()>; });
     }
 
+    // The scan of the codes, for `screen`.
+    Scan coded_scan(const Scan& scan) const {
+        Scan coded = scan;
+        coded.queries = w_.coded.codes;
+        coded.items = reinterpret_cast<const unsigned char*>(r_.coded.codes);
+        coded.width = CodedItems::pitch(r_.width);
+        coded.chunks = plan_.code_chunks;
+        coded.unit = 16;
+        return coded;
+    }
+
+    bool screen_suits(const Scan& coded) const {
+        const int span = rows_ == 16 ? Lane<Accumulators<Product::codes, 16>>::kSpan : Lane<Accumulators<Product::codes, 64>>::kSpan;
+        return sieve_suits(coded, span) && screen_bytes(rows_, coded.chunks) <= shared_limit_;
+    }
+
+    // Pairs whose bound reaches the limits of the list, and lower bounds in the list.
+    void screen(const Scan& coded, const Screening& screening) {
+        start_lanes(rows_ == 16 ? screen_kernel<16> : screen_kernel<64>, coded, screen_bytes(rows_, coded.chunks), 2, screening);
+    }
+
+    // The scores of the pairs that reach the limits which the list has now, in the list.
+    void rescore(const Scan& scan, const Pairs& pairs, const Columns& columns, const Candidates& list) {
+        const unsigned query_tiles = static_cast<unsigned>(quotient_up(scan.batch, rows_));
+        const dim3 grid(query_tiles, static_cast<unsigned>(quotient_up(4 * processors_, query_tiles)));
+        start(spread_pairs, grid, kThreads, 0, pairs, columns, list, rows_, scan.tokens, flags_.word(kScreenFailed));
+        Scan gathered = scan;
+        gathered.size *= scan.tokens, gathered.tokens = gathered.steps = gathered.stride = 1, gathered.items_per_tile = kColumns;
+        gathered.gather = columns.tokens, gathered.gather_pitch = gathered.gathered = columns.capacity;
+        gathered.tiles = quotient_up(columns.capacity, kColumns);
+        gathered.excluded_start = nullptr;
+        scan_with<Gather>(gathered, Gathering{nullptr, columns.rows, columns.scores, columns.counts});
+        start(collect_scores, grid, kThreads, 0, pairs, columns, list, rows_, flags_.word(kRescored));
+    }
+
     bool suits(const Scan& scan, bool zones) const {
         if (hopper()) return true;
         const int span = rows_ == 16 ? Lane<Accumulators<Product::half, 16>>::kSpan : Lane<Accumulators<Product::half, 64>>::kSpan;
@@ -178,7 +217,12 @@ class Passes {
                                                   : kernel_of(std::integral_constant<Product, Product::split_half>(), rows);
         };
         const auto kernel = rows_ == 16 ? of_rows(std::integral_constant<int, 16>()) : of_rows(std::integral_constant<int, 64>());
-        const int64_t shared = sieve_bytes(rows_, plan_.parts(), scan.chunks, zones);
+        start_lanes(kernel, scan, sieve_bytes(rows_, plan_.parts(), scan.chunks, zones), blocks, argument);
+    }
+
+    // A grid that fills the device, `blocks` on a multiprocessor where shared memory allows.
+    template <typename Kernel, typename Argument>
+    void start_lanes(const Kernel& kernel, const Scan& scan, int64_t shared, int64_t blocks, const Argument& argument) {
         const int64_t query_tiles = quotient_up(scan.batch, rows_);
         const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
@@ -232,7 +276,7 @@ class Passes {
     const Plan& plan_;
     const Workspace& w_;
     cudaStream_t stream_;
-    Status status_ = {cudaSuccess, Fault::none, 0};
+    Status status_ = {cudaSuccess, Fault::none, 0, 0};
     int rows_ = 16;  // of a query tile
     Flags flags_;
 

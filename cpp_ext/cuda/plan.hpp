@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "query_kernels.hpp"
+#include "screen_sieve.hpp"
 #include "zones.hpp"
 
 namespace dqe::cuda {
@@ -15,9 +16,12 @@ constexpr int64_t kCandidateBytes = 256ll << 20;  // what the candidate lists of
 constexpr int64_t kSmallestList = 4096;           // entries
 constexpr int64_t kLargestQueryTile = 256;
 constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float);
+constexpr int64_t kPairs = 2;  // of the screen, for each entry of a candidate list; as many columns as entries
+constexpr int64_t kPairBytes = sizeof(int64_t) + sizeof(unsigned) + 2 * sizeof(int) + sizeof(float);
+constexpr int64_t kColumnBytes = sizeof(int64_t) + sizeof(int) + sizeof(float);
 
 // What the device tells the host of.
-enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kFlags };
+enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kScreenFailed, kRescored, kFlags };
 
 // Words that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
 // never given back to the system, since a process may end after its driver did.
@@ -69,7 +73,9 @@ struct Plan {
     int chunks;
     int64_t block;  // queries per block
     bool own_best, list_top, list_picks;
-    bool keeps;  // the scores, as they are needed again: see kept.hpp
+    bool keeps;    // the scores, as they are needed again: see kept.hpp
+    bool screens;  // items by their codes: see screen_sieve.hpp
+    int code_chunks;
     int64_t wanted, capacity;
 
     explicit Plan(const Request& r) {
@@ -80,8 +86,12 @@ struct Plan {
         list_picks = r.zones && r.picks > 0;
         wanted = std::min(std::max({r.k, r.zones ? r.picks : 0, int64_t{1}}), r.size);
         capacity = power_of_two_from(std::min(std::max(kSmallestList, 8 * wanted), std::max(r.size, int64_t{1})));
-        const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes);
-        block = std::clamp(kCandidateBytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
+        screens = r.screened && !r.zones && r.k > 0 && r.tokens <= 32 && 32 % r.tokens == 0 && r.width <= kMostCodedWidth;
+        code_chunks = static_cast<int>(quotient_up(CodedItems::pitch(r.width), kChunkBytes));
+        const int64_t screen_row = screens ? capacity * (kPairs * kPairBytes + kColumnBytes) : 0;
+        const int64_t row_bytes = std::max(int64_t{1}, (list_top + list_picks) * capacity * kEntryBytes + screen_row);
+        const int64_t block_bytes = screens ? 2 * kCandidateBytes : kCandidateBytes;
+        block = std::clamp(block_bytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
         keeps = r.zones && (own_best || r.ranks || r.excludes) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
@@ -111,9 +121,12 @@ struct Workspace {
     Candidates top, picks;
     RankState ranks;
     Kept kept;
+    CodedQueries coded;
+    Pairs pairs;  // the capacities of both are those of all query tiles together
+    Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
@@ -146,6 +159,24 @@ struct Workspace {
         }
         kept.pitch = Kept::pitch_of(r.size);
         kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);
+        if (plan.screens) {
+            coded.codes = carver.take<unsigned char>(block * plan.code_chunks * kChunkBytes);
+            coded.scales = carver.take<float>(block);
+            coded.norms = carver.take<float>(block);
+            coded.errors = carver.take<float>(block);
+            pairs.capacity = listed * plan.capacity * kPairs;
+            pairs.items = carver.take<int64_t>(pairs.capacity);
+            pairs.tokens = carver.take<unsigned>(pairs.capacity);
+            pairs.rows = carver.take<int>(pairs.capacity);
+            pairs.bounds = carver.take<float>(pairs.capacity);
+            pairs.places = carver.take<int>(pairs.capacity);
+            columns.capacity = listed * plan.capacity;
+            columns.tokens = carver.take<int64_t>(columns.capacity);
+            columns.rows = carver.take<int>(columns.capacity);
+            columns.scores = carver.take<float>(columns.capacity);
+            pairs.counts = carver.take<unsigned long long>(quotient_up(block, 16));
+            columns.counts = carver.take<unsigned long long>(quotient_up(block, 16));
+        }
         bytes = carver.used;
     }
 };

@@ -20,9 +20,9 @@ struct ColumnTile {
     int64_t first_token;  // of the item, where an item takes several steps
     int columns;
 
-    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step, int query_rows) : tile(tile) {
+    __device__ ColumnTile(const Scan& scan, int64_t tile, int64_t step) : tile(tile) {
         first_item = tile * scan.stride * scan.items_per_tile;
-        const int64_t end = scan.gather ? query_rows : scan.size;
+        const int64_t end = scan.gather ? scan.gathered : scan.size;
         items = static_cast<int>(end - first_item < scan.items_per_tile ? end - first_item : scan.items_per_tile);
         first_token = step * kColumns;
         const int64_t tokens = scan.tokens - first_token;
@@ -30,11 +30,11 @@ struct ColumnTile {
     }
 
     // Where the D coordinates of column c begin.
-    __device__ const unsigned char* column(const Scan& scan, int c, int element_bytes, int query_rows) const {
+    __device__ const unsigned char* column(const Scan& scan, int c, int element_bytes) const {
         int64_t token = first_item * scan.tokens + first_token + c;
         if (scan.gather) {
             const int item = scan.tokens > kColumns ? 0 : c / static_cast<int>(scan.tokens);
-            const int64_t id = scan.gather[int64_t{blockIdx.x} * query_rows + first_item + item];
+            const int64_t id = scan.gather[int64_t{blockIdx.x} * scan.gather_pitch + first_item + item];
             token = id * scan.tokens + first_token + (c - item * scan.tokens);
         }
         return scan.items + token * scan.width * element_bytes;
@@ -75,7 +75,7 @@ __device__ inline uint4 load_halves(const unsigned char* from, int bytes, const 
 // column tile costs an address calculation, unless rows are gathered or not aligned.
 //
 // Plain: rows are aligned and not gathered, and an item takes one step. The code for anything else is then not there.
-template <int ElementBytes, int Rows, bool Plain>
+template <int ElementBytes, bool Plain>
 class Producer {
   public:
     __device__ explicit Producer(const Scan& scan) : scan_(scan), at_{int64_t{blockIdx.y}, 0, 0} {
@@ -117,7 +117,7 @@ class Producer {
 
     __device__ void seek() {
         if (!contiguous() || !more()) return;
-        const ColumnTile tile(scan_, at_.tile, at_.step, Rows);
+        const ColumnTile tile(scan_, at_.tile, at_.step);
         const int64_t token = tile.first_item * scan_.tokens + tile.first_token + threadIdx.x / 8;
         columns_ = tile.columns - static_cast<int>(threadIdx.x / 8);
         left_ = static_cast<int>(scan_.width) * ElementBytes - static_cast<int>(threadIdx.x % 8 * 16);
@@ -125,7 +125,7 @@ class Producer {
     }
 
     __device__ void load_elsewhere(int to) const {
-        const ColumnTile tile(scan_, at_.tile, at_.step, Rows);
+        const ColumnTile tile(scan_, at_.tile, at_.step);
         const int64_t offset = int64_t{at_.chunk} * kChunkBytes + threadIdx.x % 8 * 16;
         const int64_t left = scan_.width * ElementBytes - offset;
         const int inside = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
@@ -133,7 +133,7 @@ class Producer {
         const uint32_t shared = shared_address(shared_memory());
         for (int row = threadIdx.x / 8; row < kColumns; row += kHop, to += kHop * kChunkBytes) {
             const int bytes = row < tile.columns ? inside : 0;
-            const unsigned char* from = bytes ? tile.column(scan_, row, ElementBytes, Rows) + offset : scan_.items;
+            const unsigned char* from = bytes ? tile.column(scan_, row, ElementBytes) + offset : scan_.items;
             switch (scan_.unit) {
                 case 16:
                     cp_async_16(shared + to, from, bytes);

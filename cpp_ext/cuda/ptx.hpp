@@ -1,8 +1,8 @@
-// The instructions that CUDA C++ has no name for, one thin wrapper each: asynchronous copies, ldmatrix, the f16 matrix product.
+// The instructions that CUDA C++ has no name for, one thin wrapper each: asynchronous copies, ldmatrix, the matrix products.
 //
 // Under DQE_HOST_EMULATION each has a host version that follows the lane layouts documented in the PTX ISA manual ("Matrix
-// Fragments for mma.m16n8k16 with floating point type", "ldmatrix", "cp.async"), written from the manual and not from the
-// kernels, so that a kernel that gets a layout wrong computes a wrong product on the CPU as well.
+// Fragments for mma.m16n8k16 with floating point type", "for mma.m16n8k32", "ldmatrix", "cp.async"), written from the manual and not from
+// the kernels, so that a kernel that gets a layout wrong computes a wrong product on the CPU as well.
 #pragma once
 
 #include "platform.hpp"
@@ -66,6 +66,13 @@ __device__ inline float nan_max(float a, float b) {
 __device__ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same for 8-bit integers, 32 at a time: c += a * b for a 16x32, b 32x8, c 16x8 in 32 bits.
+__device__ inline void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 

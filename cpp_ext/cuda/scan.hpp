@@ -18,12 +18,13 @@ constexpr int kItemStageBytes = kColumns * kChunkBytes;
 constexpr int kScorePitch = 136;  // 8 banks on from row to row: the product's 2-float stores then do not collide
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 
-// How operands meet. f16 items use tensor cores; f32 queries are then split into two f16 parts (see query_kernels.hpp).
-enum class Product { half = 0, split_half = 1, single = 2 };
+// How operands meet. f16 items use tensor cores; f32 queries are then split into two f16 parts (see query_kernels.hpp). Codes are 8-bit
+// integers, whose products give bounds of scores (see screen.hpp).
+enum class Product { half = 0, split_half = 1, single = 2, codes = 3 };
 
 template <Product product>
 struct Format {
-    static constexpr int element_bytes = product == Product::single ? 4 : 2;
+    static constexpr int element_bytes = product == Product::single ? 4 : product == Product::codes ? 1 : 2;
     static constexpr int query_parts = product == Product::split_half ? 2 : 1;
     static constexpr int chunk_elements = kChunkBytes / element_bytes;
 };
@@ -43,7 +44,8 @@ struct Scan {
     int64_t steps;       // column tiles per item tile: more than one where tokens > 128
     int64_t tiles;       // item tiles to score; tile t starts at item t * stride * items_per_tile
     int64_t stride;
-    const int64_t* gather;  // null, or (query tiles * rows): score the items of these ids instead, per query tile
+    const int64_t* gather;  // null, or (query tiles, gather_pitch): score the items of these ids instead, `gathered` of them per query tile
+    int64_t gather_pitch, gathered;
     int stages;
     bool resident;
     int unit;                       // bytes that each row begins at a multiple of: 16, 8, 4 or 2

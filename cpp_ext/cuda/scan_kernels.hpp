@@ -3,6 +3,7 @@
 
 #include "kept.hpp"
 #include "score_tile.hpp"
+#include "screen_sieve.hpp"
 #include "zone_sieve.hpp"
 
 namespace dqe::cuda {
@@ -10,6 +11,7 @@ namespace dqe::cuda {
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
     const SharedPlan plan = SharedPlan::of(Rows, Format<product>::query_parts, scan.chunks, scan.stages, scan.resident);
+    if constexpr (std::is_same_v<Argument, Gathering>) Consumer<Rows>::shorten(scan, argument);
     Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
     scan_items<product, Rows>(scan, plan, consumer);
     consumer.end();

@@ -2,6 +2,8 @@
 // item's token columns, and a consumer takes the scores row by row. The consumers are in consumers.hpp.
 #pragma once
 
+#include <type_traits>
+
 #include "producer.hpp"
 #include "ptx.hpp"
 #include "scan.hpp"
@@ -26,7 +28,7 @@ __device__ float score_of(const Scan& scan, const ColumnTile& columns, float val
     if constexpr (product != Product::split_half) return value;
     value *= unscale;
     if (value != value && unscale == unscale && query < scan.batch && column < columns.columns)
-        value = exact_dot(scan.exact_queries + query * scan.width, reinterpret_cast<const uint16_t*>(columns.column(scan, column, 2, Rows)),
+        value = exact_dot(scan.exact_queries + query * scan.width, reinterpret_cast<const uint16_t*>(columns.column(scan, column, 2)),
                           scan.width);
     return value;
 }
@@ -40,7 +42,8 @@ struct Accumulators {
     static constexpr int kAcross = Rows == 16 ? 8 : 4;  // warps side by side
     static constexpr int kTall = Rows / 16 * kAcross / kWarps;
     static constexpr int kWide = kColumns / 8 / kAcross;
-    float value[kTall][kWide][4] = {};
+    using Value = std::conditional_t<product == Product::codes, int, float>;
+    Value value[kTall][kWide][4] = {};
 
     __device__ static int top(int warp) { return warp / kAcross * kTall * 16; }
     __device__ static int left(int warp) { return warp % kAcross * kWide * 8; }
@@ -54,7 +57,7 @@ struct Accumulators {
         const uint32_t query = base + queries + chunk_offset(top(warp) + lane % 16, lane / 16);
         const uint32_t item = base + items + chunk_offset(left(warp) + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {  // 16 of the chunk's 64 elements
+        for (int k = 0; k < 4; ++k) {  // 32 bytes: 16 of the chunk's 64 elements, or 32 codes
             uint32_t b[kWide / 2][4];
 #pragma unroll
             for (int n = 0; n < kWide / 2; ++n)  // 16 columns: matrices (columns 0-7, k 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15)
@@ -66,7 +69,13 @@ struct Accumulators {
                     uint32_t a[4];
                     ldmatrix_x4(a, (query ^ k << 5) + (part * Rows + m * 16) * kChunkBytes);
 #pragma unroll
-                    for (int n = 0; n < kWide; ++n) mma_16x8x16(value[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                    for (int n = 0; n < kWide; ++n) {
+                        const uint32_t b0 = b[n / 2][n % 2 * 2], b1 = b[n / 2][n % 2 * 2 + 1];
+                        if constexpr (product == Product::codes)  // bytes lie in fragments as pairs of them do
+                            mma_16x8x32(value[m][n], a, b0, b1);
+                        else
+                            mma_16x8x16(value[m][n], a, b0, b1);
+                    }
                 }
         }
     }
@@ -174,7 +183,7 @@ __device__ void multiply_items(const Scan& scan, int ring, int stage_bytes, cons
     const unsigned char* queries = scan.queries + int64_t{blockIdx.x} * scan.chunks * kQueryChunk;
     const bool resident = Plain || scan.resident;
     const int stages = Stages ? Stages : scan.stages, past = ring + stages * stage_bytes;
-    Producer<Format<product>::element_bytes, Rows, Plain> producer(scan);
+    Producer<Format<product>::element_bytes, Plain> producer(scan);
 
     const auto load = [&](int stage) {
         if (producer.more()) {
@@ -209,7 +218,7 @@ __device__ void multiply_items(const Scan& scan, int ring, int stage_bytes, cons
                 products.add(resident ? chunk * kQueryChunk : next + kItemStageBytes, next);
                 next = behind(next);
             }
-            visit(ColumnTile(scan, tile, step, Rows), step, products);
+            visit(ColumnTile(scan, tile, step), step, products);
         }
     cp_async_wait<0>();
 }

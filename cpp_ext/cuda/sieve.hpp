@@ -137,6 +137,20 @@ inline bool sieve_suits(const Scan& scan, int span) {
     return scan.unit == 16 && !scan.gather && scan.tokens <= span && span % scan.tokens == 0;
 }
 
+__device__ inline bool is_excluded(const Scan& scan, int64_t query, int64_t id) {
+    if (!scan.excluded_start) return false;
+    int64_t at = scan.excluded_start[query], above = scan.excluded_start[query + 1];
+    const int64_t end = above;
+    while (at < above) {
+        const int64_t middle = at + (above - at) / 2;
+        if (scan.excluded_ids[middle] < id)
+            at = middle + 1;
+        else
+            above = middle;
+    }
+    return at < end && scan.excluded_ids[at] == id;
+}
+
 template <typename Products>
 class Sieve {
     using L = Lane<Products>;
@@ -220,7 +234,7 @@ class Sieve {
             }
             if (threadIdx.x % 4 || query >= scan_.batch) continue;
             int64_t id = column < 0 ? -1 : columns.first_item + column / tokens;
-            if (id >= 0 && excluded(query, id)) best = -__uint_as_float(0x7F800000), id = -1;
+            if (id >= 0 && is_excluded(scan_, query, id)) best = -__uint_as_float(0x7F800000), id = -1;
             const int64_t at = query * list_.capacity + columns.tile * Products::kAcross + threadIdx.x / 32 % Products::kAcross;
             list_.keys[at] = best;
             list_.ids[at] = id;
@@ -250,22 +264,10 @@ class Sieve {
         }
         L::push(
             queue_, reaching, columns, tokens, group, score,
-            [&](int64_t id, float mine) { return within_limit<float>(mine, id, limit, list_.limit_ids[query]) && !excluded(query, id); },
+            [&](int64_t id, float mine) {
+                return within_limit<float>(mine, id, limit, list_.limit_ids[query]) && !is_excluded(scan_, query, id);
+            },
             [&](int row, int64_t id, float mine) { append_one(list_, row_query(row), mine, id, mine); });
-    }
-
-    __device__ bool excluded(int64_t query, int64_t id) const {
-        if (!scan_.excluded_start) return false;
-        int64_t at = scan_.excluded_start[query], above = scan_.excluded_start[query + 1];
-        const int64_t end = above;
-        while (at < above) {
-            const int64_t middle = at + (above - at) / 2;
-            if (scan_.excluded_ids[middle] < id)
-                at = middle + 1;
-            else
-                above = middle;
-        }
-        return at < end && scan_.excluded_ids[at] == id;
     }
 
     const Scan& scan_;

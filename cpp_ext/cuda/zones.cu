@@ -25,6 +25,7 @@ class Runner : Passes {
         : Passes(request, plan, space, stream), out_(result) {}
 
     using Passes::hopper;
+    int rows() const { return rows_; }
 
     Status run() {
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
@@ -51,6 +52,8 @@ class Runner : Passes {
         selection.first_query = r_.first_query + first;
         selection.want_top = plan_.list_top;
         block.top = {out_.scores + (r_.k ? first * r_.k : 0), out_.ids + (r_.k ? first * r_.k : 0), r_.k, w_.best};
+        if (plan_.screens && screen_suits(coded_scan(scan))) return list_screened(scan, selection, block);
+        if (r_.screened) status_.rescored = -1;
         if (!r_.zones) return list(scan, selection, block);
         selection.anchor = out_.anchor + first, selection.lo = out_.lo + first, selection.hi = out_.hi + first;
         if (r_.counts) selection.counts = out_.counts + first * 3;
@@ -69,6 +72,33 @@ class Runner : Passes {
         selection.want_picks = plan_.list_picks;
         selection.want_counts = r_.counts;
         list(scan, selection, block);
+    }
+
+    // Top-k from the codes, and from scores of what their bounds do not decide. Where bounds leave too much, or a query has none, the items
+    // are passed over after all.
+    void list_screened(const Scan& scan, const Selection& selection, const Block& block) {
+        const int64_t query_tiles = quotient_up(block.batch, rows_);
+        Pairs pairs = w_.pairs;
+        Columns columns = w_.columns;
+        pairs.capacity /= query_tiles, columns.capacity /= query_tiles;
+        lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
+        const auto* queries = static_cast<const unsigned char*>(r_.queries) + block.first * r_.width * (r_.half_queries ? 2 : 4);
+        start(encode_queries, dim3(static_cast<unsigned>(query_tiles * rows_)), 32, 0, queries, r_.half_queries, block.batch, r_.width,
+              rows_, plan_.code_chunks, w_.coded, flags_.word(kScreenFailed));
+        fill(pairs.counts, 0, query_tiles * sizeof(unsigned long long));
+        fill(columns.counts, 0, query_tiles * sizeof(unsigned long long));
+        climb(scan, selection, block);
+        screen(coded_scan(scan), Screening{r_.coded, w_.coded, selection.top, pairs});
+        finish(scan, selection, block, false);
+        rescore(scan, pairs, columns, selection.top);
+        finish(scan, selection, block, true);
+        synchronize();
+        const bool failed = raised(kScreenFailed) || raised(kTopOverflowed);
+        if (failed) list(scan, selection, block);
+        if (failed || status_.rescored < 0)
+            status_.rescored = -1;
+        else
+            status_.rescored += *flags_.word(kRescored);
     }
 
     // One pass over the items, and the host waits once, unless a list overflows. Only then is the best not known when zones are made
@@ -170,10 +200,11 @@ class Runner : Passes {
         start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + block.first, block.batch, r_.size,
               w_.gather, rows, flags_.word(kAnchorOutside));
         scan.gather = w_.gather;
+        scan.gather_pitch = scan.gathered = rows_;
         scan.excluded_start = nullptr;  // an excluded item may be the anchor
         scan.tiles = quotient_up(rows_, scan.items_per_tile);
         scan.stride = 1;
-        scan_with<Gather>(scan, out_.anchor + block.first);
+        scan_with<Gather>(scan, Gathering{out_.anchor + block.first, nullptr, nullptr, nullptr});
     }
 
     // The scores at both ranks, by radix selection; `count` makes the histogram of a level.
@@ -257,20 +288,59 @@ class Runner : Passes {
 
 }  // namespace
 
+CodedItems coded_at(void* memory, int64_t size, int64_t tokens, int64_t width) {
+    Carver carver = {static_cast<unsigned char*>(memory)};
+    CodedItems coded;
+    coded.codes = carver.take<int8_t>(size * tokens * CodedItems::pitch(width));
+    coded.scales = carver.take<float>(size * tokens + 1);
+    coded.errors = carver.take<float>(size * tokens + 1);
+    coded.norms = carver.take<float>(size * tokens + 1);
+    return coded;
+}
+
+size_t coded_bytes(int64_t size, int64_t tokens, int64_t width) {
+    Carver carver = {nullptr};
+    carver.take<int8_t>(size * tokens * CodedItems::pitch(width));
+    for (int number = 0; number < 3; ++number) carver.take<float>(size * tokens + 1);
+    return carver.used;
+}
+
+cudaError_t encode(const void* items, bool half_items, int64_t size, int64_t tokens, int64_t width, const CodedItems& coded,
+                   cudaStream_t stream) {
+    const int64_t rows = size * tokens;
+    if (rows == 0) return cudaSuccess;
+    return launch(encode_items, dim3(static_cast<unsigned>(quotient_up(rows, kWarps))), kThreads, 0, stream, items, half_items, rows, width,
+                  CodedItems::pitch(width), coded);
+}
+
 size_t workspace_bytes(const Request& request) { return Workspace(request, Plan(request), nullptr).bytes; }
 
-bool takes_hopper(const Request& request) {
+namespace {
+
+// What `ask` learns from the runner of a request, which nothing is started of.
+template <typename Ask>
+auto of_runner(const Request& request, const Ask& ask) {
     const Plan plan(request);
     const Workspace space(request, plan, nullptr);
     const Result result = {};
-    return Runner(request, result, plan, space, nullptr).hopper();
+    return ask(Runner(request, result, plan, space, nullptr));
+}
+
+}  // namespace
+
+bool takes_hopper(const Request& request) {
+    return of_runner(request, [](const Runner& runner) { return runner.hopper(); });
+}
+
+int queries_a_pass(const Request& request) {
+    return of_runner(request, [](const Runner& runner) { return runner.rows(); });
 }
 
 Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
     const Plan plan(request);
     const Workspace space(request, plan, workspace);
-    if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0};
-    if (request.batch == 0) return {cudaStreamSynchronize(stream), Fault::none, 0};
+    if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0, 0};
+    if (request.batch == 0) return {cudaStreamSynchronize(stream), Fault::none, 0, 0};
     return Runner(request, result, plan, space, stream).run();
 }
 

@@ -8,6 +8,14 @@ namespace dqe::cuda {
 
 enum class Anchor : int { best = 0, id = 1, score = 2 };
 
+// Items as 8-bit codes: (size, tokens, pitch) and three numbers for each token.
+struct CodedItems {
+    int8_t* codes;
+    float *scales, *errors, *norms;  // (size, tokens)
+
+    static constexpr int64_t pitch(int64_t width) { return (width + 15) / 16 * 16; }
+};
+
 // All pointers are device memory, row-major. Sizes may be 0; a pointer to nothing may be null.
 struct Request {
     const void* queries;  // (batch, width) f32, or f16 if half_queries
@@ -27,6 +35,8 @@ struct Request {
     const int64_t* excluded_start;  // (batch + 1) into excluded_ids
     const int64_t* excluded_ids;    // ascending per query
     bool portable;                  // take the kernels for sm_80 and later, also where those for sm_90a would serve
+    bool screened;                  // top-k without zones is found from `coded`, if its shape suits that
+    CodedItems coded;               // of `items`, by encode()
 };
 
 // Device memory of the caller; null where not asked for.
@@ -46,11 +56,23 @@ enum class Fault : int { none = 0, anchor_outside = 1, workspace_too_small = 2, 
 struct Status {
     cudaError_t error;
     Fault fault;
-    int64_t passes;  // over all items, or (fewer) over some of them
+    int64_t passes;    // over all items, or (fewer) over some of them
+    int64_t rescored;  // tokens that were scored after screening; -1 where some queries could not be screened
 };
+
+// Bytes of device memory that the codes of items take, and what lies where; `memory` is 256-byte aligned.
+size_t coded_bytes(int64_t size, int64_t tokens, int64_t width);
+CodedItems coded_at(void* memory, int64_t size, int64_t tokens, int64_t width);
+
+// Codes of (size, tokens, width) items, on `stream`; does not wait.
+cudaError_t encode(const void* items, bool half_items, int64_t size, int64_t tokens, int64_t width, const CodedItems& coded,
+                   cudaStream_t stream);
 
 // Whether a request takes the kernels for sm_90a on the current device (hopper.hpp says which requests do).
 bool takes_hopper(const Request& request);
+
+// How many queries of a request read the items together.
+int queries_a_pass(const Request& request);
 
 // Bytes of device memory that select() needs besides its operands and results; depends on sizes and options only.
 size_t workspace_bytes(const Request& request);

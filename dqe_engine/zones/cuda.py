@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from dqe_engine.errors import BackendError, InputError
 
 from .arrays import I64, Exclusions, check_counts, check_ids, checked_bitmap, excluding_others, exclusions
 from .bitmaps import U64
+from .device_screen import QUERIES_A_PASS, DeviceScreen
 from .pooled import Pool, resolve
 from .request import ZoneSelection
 
@@ -50,17 +51,19 @@ def workspace_bytes(
     own_best: bool = True,
     picks: int = 0,
     excluded: int = 0,
+    screened: bool = False,
 ) -> int:
     """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D).
 
-    own_best: no `anchor` is given. excluded: ids in all lists together.
+    own_best: no `anchor` is given. excluded: ids in all lists together. screened: the index has a screen.
     """
     if len(items) not in (2, 3):
         raise InputError(f"items: shape {items}, expected (N, D) or (N, M, D)")
     size, tokens, width = _with_tokens(items)
     ranks = zones is not None and zones.bounds == "rank"
+    picks = picks if zones else 0
     result: int = kernels().workspace_bytes(
-        batch, size, tokens, width, half_queries, half_items, k, picks if zones else 0, zones is not None, own_best, ranks, excluded
+        batch, size, tokens, width, half_queries, half_items, k, picks, zones is not None, own_best, ranks, excluded, screened
     )
     return result
 
@@ -77,6 +80,10 @@ class Index:
         float16 parts, which keeps about 22 bits of each coordinate. They stay where they are, and alive as long as the index is; after
         writing to them make a new one.
     stream: handle of the CUDA stream that the first searches work on.
+    screen: keep an 8-bit copy of the items too (half the memory of float16 items again, a quarter of float32), by whose certified bounds a
+        top-k without zones reads only what can be among the best; results stay equal to the bit. "auto" uses it where that reads less
+        (`describe`), True wherever it can. Such a search takes the kernels for sm_80 (see `architecture`), whose results it has. Not run on
+        a device yet.
 
     It keeps a workspace as large as the largest that a search has needed. Threads may search at the same time, and those that find the
     workspace taken allocate memory for the time of the call.
@@ -84,7 +91,7 @@ class Index:
     Raises InputError for arrays that do not fit, BackendError where kernels or device are missing.
     """
 
-    def __init__(self, items: Any, *, stream: int = 0) -> None:
+    def __init__(self, items: Any, *, stream: int = 0, screen: bool | Literal["auto"] = False) -> None:
         self._module = kernels()
         self._items = items
         self._operand = self._taken(stream)
@@ -94,18 +101,44 @@ class Index:
         self.size, self.tokens, self.width = _with_tokens(self._operand.shape)
         if self.tokens == 0:
             raise InputError(f"items of shape {self._operand.shape} have no tokens; the middle axis (M) must be at least 1")
+        self._screen = None
+        if screen:
+            rule = DeviceScreen(self.size, self.tokens, self.width, 2 if self._operand.dtype == "float16" else 4, always=screen is True)
+            try:
+                self._codes = self._module.Codes(self._operand, stream) if rule.suits else None
+            except RuntimeError as e:
+                raise BackendError(f"backend='cuda': {e}") from e
+            self._screen = rule
+
+    def describe(self, batch: int = 1, k: int = 10, *, half_queries: bool = False) -> str:
+        """What a search of `batch` queries for the `k` best would read, why, and which kernels it takes."""
+        kernels = self.architecture(batch, k=k, half_queries=half_queries)
+        if self._screen is None:
+            return f"no screen was asked for: every search reads the items (screen='auto' keeps 8-bit codes too); {kernels} kernels"
+        a_pass = self._unscreened(batch, half_queries, zones=False)[1]
+        return f"{self._screen.describe(batch, k, a_pass)}; {kernels} kernels"
 
     def _taken(self, stream: int) -> Any:
         return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
 
-    def architecture(self, batch: int, *, half_queries: bool = False, zones: bool = False) -> str:
-        """Which kernels a search of `batch` queries takes: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all devices).
+    def _unscreened(self, batch: int, half_queries: bool, *, zones: bool) -> tuple[str, int]:
+        """Which kernels a search takes that uses no screen, and how many of its queries read the items together."""
+        architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, zones, False)
+        return architecture, a_pass
+
+    def architecture(self, batch: int, *, k: int = 10, half_queries: bool = False, zones: bool = False) -> str:
+        """Which kernels a search of `batch` queries for the `k` best takes: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all
+        devices).
 
         sm_90a serves top-k without zones over float16 items, if rows begin at multiples of 16 bytes, M is a power of two up to 128, and
-        the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones.
+        the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes
+        sm_80 for all that it scores.
         """
-        result: str = self._module.architecture(self._operand, batch, half_queries, zones)
-        return result
+        architecture, a_pass = self._unscreened(batch, half_queries, zones=zones)
+        screened = self._screen is not None and not zones and self._screen.would_pay(batch, k, a_pass)
+        if screened:
+            architecture = self._module.architecture(self._operand, batch, half_queries, zones, True)[0]
+        return architecture
 
     def select(
         self,
@@ -164,6 +197,11 @@ class Index:
         offsets, excluded = exclusions(exclude, batch, size)
         excluded = np.ascontiguousarray(excluded, np.int64)
 
+        screen = self._screen if zones is None else None
+        if screen is not None:
+            a_pass = QUERIES_A_PASS if portable else self._unscreened(batch, q.dtype == "float16", zones=False)[1]
+            screen = screen if screen.pays(batch, k, a_pass) else None
+
         def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any) -> dict[str, Any]:
             given = spec or _NO_ZONES
             try:
@@ -188,12 +226,15 @@ class Index:
                     stream=stream,
                     workspace=workspace,
                     room=self._room,
+                    codes=self._codes if screen else None,
                 )
             except ValueError as e:
                 raise InputError(str(e)) from e
             except RuntimeError as e:
                 raise BackendError(f"backend='cuda': {e}") from e
             fields.pop("passes")
+            if screen:
+                fields["rescored"] = screen.learn(batch, k, fields["rescored"])
             return fields
 
         if zones is not None and zones.bounds == "pooled":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.util
 import shutil
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +54,8 @@ class Request(ctypes.Structure):
         ("excluded_start", ctypes.c_void_p),
         ("excluded_ids", ctypes.c_void_p),
         ("portable", ctypes.c_bool),
+        ("screened", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "errors", "norms")),  # filled in by the library
     )
 
 
@@ -68,6 +73,7 @@ class Settings(ctypes.Structure):
         ("kept_limit", ctypes.c_int64),
         ("capability", ctypes.c_int),
         ("hopper_fault", ctypes.c_int),
+        ("error_scale", ctypes.c_float),
     )
 
 
@@ -82,6 +88,17 @@ def emulation(factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded.emulated_workspace_bytes.restype = ctypes.c_uint64
     loaded.emulated_takes_hopper.restype = ctypes.c_bool
     return loaded
+
+
+@cache
+def loaded(path: Path) -> ModuleType:
+    """Once in a process, for all files that use it: nanobind registers types by their names."""
+    spec = importlib.util.spec_from_file_location("_kernels_cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def address(array: Any) -> int | None:
@@ -101,6 +118,9 @@ def emulate(
     kept_limit: int = KEPT,
     capability: int = 80,
     hopper_fault: int = 0,
+    portable: bool = False,
+    screened: bool = False,
+    error_scale: float = 1.0,
 ) -> tuple[ZoneSelection, int]:
     """What the kernels select, and how many passes over the items it took."""
     zones, batch = request.zones, request.batch
@@ -123,25 +143,29 @@ def emulate(
         *(anchor, address(request.anchor_ids), address(request.anchor_scores)),
         *(spec.bounds == "rank", spec.lo, spec.hi, PickRule(POLICIES[spec.policy], spec.temperature, spec.seed)),
         *(request.first_query, len(request.excluded) > 0, address(request.offsets), address(request.excluded)),
+        *(portable, screened),
     )
+    machine = shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit, capability, hopper_fault
+    rescored = ctypes.c_int64()
     message = ctypes.create_string_buffer(500)
     passes = library.emulated_select(
-        ctypes.byref(Settings(shared_limit, multiprocessors, order, stale_reads, wrong_lanes, kept_limit, capability, hopper_fault)),
+        ctypes.byref(Settings(*machine, error_scale)),
         ctypes.byref(given),
         ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
         ctypes.c_int64(len(request.excluded)),
+        ctypes.byref(rescored),
         message,
         len(message),
     )
     if passes < 0:
         raise RuntimeError(message.value.decode())
-    return ZoneSelection(**out, backend="cuda"), passes
+    return ZoneSelection(**out, backend="cuda", rescored=rescored.value if screened else None), passes
 
 
 def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
     for field in dataclasses.fields(ZoneSelection):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name == "backend":
+        if field.name in ("backend", "rescored"):
             continue
         assert (x is None) == (y is None), field.name
         if x is not None:

@@ -25,6 +25,8 @@ BUDGETS = {  # product and rows of a query tile: instructions of a chunk, of a t
     ("zone", "half", 64): (116, 425),
     ("zone", "split", 16): (102, 230),
     ("zone", "split", 64): (158, 500),
+    ("screen", "codes", 16): (82, 160),
+    ("screen", "codes", 64): (115, 280),
 }
 """Of the kernels that score from registers, for sm_90 and nvcc 13.0. Each warp of a block issues them: at 16 warps on a multiprocessor,
 four times as many cycles as a chunk has instructions."""
@@ -37,7 +39,7 @@ HOPPER_BUDGETS = {  # product, times 64 rows of a warpgroup, what happens to a t
     ("split", 1, "sample"): (90, 570),
 }
 """For sm_90a. Eight warps of a block multiply, two on each of a multiprocessor's four schedulers."""
-NAME = re.compile(r"(sieve|keep|zone)_kernel<\(dqe::cuda::Product\)(\d), (\d+)(, false)?>")
+NAME = re.compile(r"(sieve|keep|zone)_kernel<\(dqe::cuda::Product\)(\d), (\d+)(, false)?>|(screen)_kernel<(\d+)>")
 
 
 HOPPER = re.compile(r"hopper_kernel<\(dqe::cuda::Product\)(\d), (\d+), (false|true)>")
@@ -79,13 +81,13 @@ def test_instructions_stay_within_their_budgets(tmp_path_factory: pytest.TempPat
         assert not kernel.where(r"\b(LDL|STL)\b"), f"{kernel.name} uses local memory"
         if not (found := NAME.search(kernel.name)):
             continue
-        chunk = kernel.innermost("HMMA")
+        chunk = kernel.innermost("IMMA" if found[5] else "HMMA")
         tile = kernel.around(chunk)
         assert len(kernel.where(r"\bBAR\.SYNC", *chunk)) == 1, "one barrier a chunk"
         copies = kernel.where("LDGSTS", *chunk)
         assert len(copies) == 4
         rest = kernel.shortest(chunk[1], tile[1]) + kernel.shortest(tile[0], chunk[0]) - 2
-        name = (found[1], ("half", "split")[int(found[2])], int(found[3]))
+        name = ("screen", "codes", int(found[6])) if found[5] else (found[1], ("half", "split")[int(found[2])], int(found[3]))
         seen[name] = kernel.shortest(*chunk, through=copies), rest
         print(*name, *seen[name])
         if any(count > budget for count, budget in zip(seen[name], BUDGETS[name], strict=True)):
@@ -154,7 +156,8 @@ def test_the_compiled_code_is_what_was_meant(tmp_path_factory: pytest.TempPathFa
     compiler = nvcc()
     flags = ["-std=c++17", "-O3", "--fmad=false", "-ptx", "-arch=compute_80"]
     code = compiled(tmp_path_factory, [compiler, *flags, CUDA / "zones.cu"], "zones.ptx").read_text()
-    meant = ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global")
+    integers = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
+    meant = ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", integers, "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg.shared.global")
     for instruction in (*meant, "cp.async.ca.shared.global"):
         assert instruction in code
     assert "div.rn.f64" in code  # the softmax policy's keys

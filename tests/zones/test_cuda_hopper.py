@@ -105,10 +105,11 @@ def takes_hopper(
     width: int = 256,
     zones: bool = False,
     portable: bool = False,
+    screened: bool = False,
     items: int = 1 << 20,
 ) -> bool:
-    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10, "zones": zones, "portable": portable}
-    request = Request(items=items, half_items=half_items, half_queries=half_queries, **sizes)
+    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10, "zones": zones}
+    request = Request(items=items, half_items=half_items, half_queries=half_queries, portable=portable, screened=screened, **sizes)
     taken: bool = library.emulated_takes_hopper(ctypes.byref(request), capability, shared_limit)
     return taken
 
@@ -116,12 +117,13 @@ def takes_hopper(
 def test_what_is_not_served_takes_the_other_kernels(library: ctypes.CDLL) -> None:
     for served in (
         {}, {"batch": 1}, {"batch": 1024}, {"tokens": 32}, {"tokens": 128}, {"width": 8}, {"width": 640}, {"size": (1 << 31) - 128},
-        {"half_queries": False}, {"half_queries": False, "width": 320},
+        {"half_queries": False}, {"half_queries": False, "width": 320}, {"screened": True, "tokens": 64},
     ):  # fmt: skip
         assert takes_hopper(library, **served), served
     for refused in (
         {"capability": 80}, {"capability": 89}, {"capability": 100}, {"capability": 120}, {"shared_limit": A100, "width": 640},
-        {"shared_limit": SMALL}, {"half_items": False}, {"zones": True}, {"portable": True}, {"width": 100}, {"width": 648},
+        {"shared_limit": SMALL}, {"half_items": False}, {"zones": True}, {"portable": True}, {"screened": True},
+        {"width": 100}, {"width": 648},
         {"items": (1 << 20) + 8}, {"tokens": 3}, {"tokens": 256}, {"size": 1 << 31}, {"half_queries": False, "width": 328},
     ):  # fmt: skip
         assert not takes_hopper(library, **refused), refused

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib.util
 import itertools
 import math
 import shutil
@@ -21,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.compiling import compiled
-from support.emulated_cuda import A100, CUDA, H200, KEPT, SMALL, Anchor, Case, Request, assert_same, emulate, emulation
+from support.emulated_cuda import A100, CUDA, H200, KEPT, SMALL, Anchor, Case, Request, assert_same, emulate, emulation, loaded
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
 
@@ -82,20 +81,29 @@ LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, ancho
     multiprocessors=st.sampled_from((1, 3, 7)),
     order=st.integers(0, 100),
     kept_limit=st.sampled_from((KEPT, 0)),
+    screened=st.booleans(),
 )
-@example(EMPTIED, False, H200, 3, 0, 0)
-@example(LONG, False, A100, 3, 1, 0)
-@example(LONG, False, A100, 3, 1, KEPT)
-@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, 0)
-@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, KEPT)
-@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3, KEPT)
-@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3, KEPT)
+@example(EMPTIED, False, H200, 3, 0, 0, False)
+@example(LONG, False, A100, 3, 1, 0, False)
+@example(LONG, False, A100, 3, 1, KEPT, True)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, 0, False)
+@example(dataclasses.replace(LONG, anchor="id", zones=RANKS), False, H200, 7, 2, KEPT, False)
+@example(dataclasses.replace(LONG, duplicates=True, zones=NOTHING), True, H200, 7, 3, KEPT, False)
+@example(dataclasses.replace(LONG, duplicates=True, k=4097, picks=5000), True, SMALL, 7, 3, KEPT, False)
+@example(dataclasses.replace(LONG, zones=None), True, SMALL, 7, 3, KEPT, True)
 def test_kernels_equal_reference(
-    library: ctypes.CDLL, case: Case, half_queries: bool, shared_limit: int, multiprocessors: int, order: int, kept_limit: int
+    library: ctypes.CDLL,
+    case: Case,
+    half_queries: bool,
+    shared_limit: int,
+    multiprocessors: int,
+    order: int,
+    kept_limit: int,
+    screened: bool,
 ) -> None:
     request = case.request()
     where: dict[str, Any] = {"shared_limit": shared_limit, "multiprocessors": multiprocessors, "order": order, "kept_limit": kept_limit}
-    result, _ = emulate(library, request, half_queries=half_queries, **where)
+    result, _ = emulate(library, request, half_queries=half_queries, screened=screened, **where)
     assert_same(result, reference.select(request))
 
 
@@ -426,13 +434,7 @@ def built_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *(f"-I{include}" for include in includes), str(CUDA / "tests" / "host_module.cpp"), str(root / "src" / "nb_combined.cpp"),
     ]  # fmt: skip
     name = f"_kernels_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    built = compiled(tmp_path_factory, command, name)
-    spec = importlib.util.spec_from_file_location("_kernels_cuda", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(compiled(tmp_path_factory, command, name))
 
 
 @pytest.mark.slow
@@ -497,12 +499,20 @@ def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: py
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     emulate_capability = ctypes.CDLL(built_module.__file__).emulate_capability
     request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None).request()
-    expected, index = reference.select(request), cuda.Index(OnDevice(request.shards[0]))
+    items = OnDevice(request.shards[0])
+    expected, index = reference.select(request), cuda.Index(items)
+    screened, auto = cuda.Index(items, screen=True), cuda.Index(items, screen="auto")
     try:
         for capability, taken in ((80, "sm_80"), (90, "sm_90a"), (100, "sm_80")):
             emulate_capability(capability)
             assert index.architecture(3) == index.architecture(300, half_queries=True) == taken
-            assert index.architecture(3, zones=True) == "sm_80"
+            assert index.architecture(3, zones=True) == screened.architecture(3) == "sm_80"
+            assert auto.architecture(3) == taken  # so few items do not pay
+            assert screened.describe(3).endswith("always the screen; sm_80 kernels")
+            assert index.describe(3).endswith(f"; {taken} kernels")
+            found = screened.select(OnDevice(request.queries), k=5)
+            np.testing.assert_array_equal(revealed(found.ids), expected.ids)
+            assert found.rescored is not None
             for portable in (False, True):
                 found = index.select(OnDevice(request.queries), k=5, portable=portable)
                 np.testing.assert_array_equal(revealed(found.ids), expected.ids)

@@ -118,4 +118,29 @@ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
     });
 }
 
+// m16n8k32, .s8: A byte i of 16: row g + 8 * (i / 4 is odd), column 4t + i % 4 + 16 * (i >= 8); B byte i of 8: row 4t + i % 4 + 16 * (i >=
+// 4), column g; C as above.
+inline void mma_16x8x32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    using namespace emulation;
+    struct Lane {
+        int* c;
+        const uint32_t* a;
+        uint32_t b[2];
+    } mine = {c, a, {b0, b1}};
+    collective<Lane>(1000003, mine, [](Lane*(&lanes)[kLanes]) {
+        static int8_t left[16][32], right[8][32];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 16; ++i)
+                left[g + 8 * (i / 4 % 2)][4 * t + i % 4 + 16 * (i / 8)] = static_cast<int8_t>(lanes[lane]->a[i / 4] >> 8 * (i % 4));
+            for (int i = 0; i < 8; ++i) right[g][4 * t + i % 4 + 16 * (i / 4)] = static_cast<int8_t>(lanes[lane]->b[i / 4] >> 8 * (i % 4));
+        }
+        for (int lane = 0; lane < kLanes; ++lane)
+            for (int i = 0; i < 4; ++i) {
+                const int row = lane / 4 + 8 * (i / 2), column = (2 * (lane % 4) + i % 2 + machine.wrong_lanes) % 8;
+                for (int k = 0; k < 32; ++k) lanes[lane]->c[i] += left[row][k] * right[column][k];
+            }
+    });
+}
+
 }  // namespace dqe::cuda

@@ -43,10 +43,12 @@ struct Settings {
     int stale_reads, wrong_lanes;
     int64_t kept_limit;
     int capability, hopper_fault;
+    float error_scale;  // corruption for the tests of the tests: of the norms that bounds are made of
 };
 
 // Returns the passes made, or -1 and a message. Inputs are copied to guarded memory first.
-int64_t emulated_select(const Settings* settings, const Request* given, const Result* result, int64_t excluded, char* message, int room) {
+int64_t emulated_select(const Settings* settings, const Request* given, const Result* result, int64_t excluded, int64_t* rescored,
+                        char* message, int room) {
     Request request = *given;
     emulation::machine.shared_limit = settings->shared_limit;
     emulation::machine.multiprocessors = settings->multiprocessors;
@@ -66,9 +68,17 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
         request.excluded_start = copied<int64_t>(start, request.excluded_start);
         request.excluded_ids = copied<int64_t>(ids, request.excluded_ids);
     }
+    Guarded codes(request.screened ? coded_bytes(request.size, request.tokens, request.width) : 0, 256);
+    if (request.screened) {
+        request.coded = coded_at(codes.data, request.size, request.tokens, request.width);
+        if (encode(request.items, request.half_items, request.size, request.tokens, request.width, request.coded, nullptr) != cudaSuccess)
+            return -1;
+        for (int64_t token = 0; token < request.size * request.tokens; ++token) request.coded.errors[token] *= settings->error_scale;
+    }
     const size_t bytes = workspace_bytes(request);
     Guarded workspace(bytes, 256);
     const Status status = select(request, *result, workspace.data, bytes, nullptr);
+    *rescored = status.rescored;
     if (status.error == cudaSuccess && status.fault == Fault::none) return status.passes;
     std::snprintf(message, room, "error %d, fault %d: %s", static_cast<int>(status.error), static_cast<int>(status.fault),
                   emulation::machine.error.c_str());
@@ -79,6 +89,12 @@ bool emulated_takes_hopper(const Request* request, int capability, int shared_li
     emulation::machine.capability = capability;
     emulation::machine.shared_limit = shared_limit;
     return takes_hopper(*request);
+}
+
+// Codes as int8 (rows, pitch), and scales, errors, norms (rows).
+void emulated_encode(const void* items, bool half, int64_t rows, int64_t width, int8_t* codes, float* scales, float* errors, float* norms) {
+    emulation::machine.order = 0;
+    if (encode(items, half, rows, 1, width, {codes, scales, errors, norms}, nullptr) != cudaSuccess) std::abort();
 }
 
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
