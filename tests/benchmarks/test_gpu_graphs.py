@@ -105,9 +105,10 @@ def test_a_contender_that_cannot_run_leaves_the_others_figures(carried: Path, tm
 
 def test_every_prediction_is_of_a_contender_that_is_measured() -> None:
     timed = {name for phase, _ in gpu_graphs.PHASES for name in phase} | {gpu_graphs.LAYERS, gpu_graphs.COMPILED}
+    timed |= gpu_chain.KEPT.keys()
     for graph, batches in json.loads(gpu_graphs.PREDICTED.read_bytes()).items():
         assert graph.split("/")[0] in ("small", "full")
         for batch, cases in batches.items():
-            assert batch in ("1", "8", "64")
+            assert batch in ("1", "8", "16", "64")
             assert cases.keys() <= timed
             assert all(case["ms"] > 0 and case["why"] for case in cases.values())
