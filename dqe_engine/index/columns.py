@@ -173,7 +173,7 @@ class ScreenCache:
                     lists = lists.prefixed(shards, threads=threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
-                prefix = self._prefix
+                prefix = self._prefix if lists is None else None
             self._lists, self._prefix = lists, prefix
         finally:
             self._clustering.release()

@@ -10,8 +10,9 @@ import onnx
 import pytest
 import torch
 from support.corruptions import TRACED
+from support.full_disk import files_of_at_most
 from support.replayed_export import replay
-from support.tiny_training import files_of_at_most, flip_byte, make_model, model_config, write_tiny_garments
+from support.tiny_training import flip_byte, make_model, model_config, write_tiny_garments
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, DYNAMIC_AXES, GRAPHS, QUERY_ENCODER, GraphSpec

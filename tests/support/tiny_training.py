@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,17 +154,6 @@ def one_cpu_thread() -> Iterator[None]:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
     torch.set_num_threads(threads)
-
-
-@contextmanager
-def files_of_at_most(limit: int) -> Iterator[None]:
-    """As on a full disk: writing more than `limit` bytes to a file is an OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def flip_byte(path: Path, position: int = -1) -> None:

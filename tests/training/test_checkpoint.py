@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from support.tiny_training import files_of_at_most, flip_byte, make_model, train_config
+from support.full_disk import files_of_at_most
+from support.tiny_training import flip_byte, make_model, train_config
 
 from dqe_engine.errors import CheckpointError
 from dqe_training.checkpointing.checkpoint import (

@@ -18,10 +18,11 @@ import pytest
 import torch
 from support.feature_workers import BATCH, SHARD_ROWS
 from support.fork_server import ForkServer
+from support.full_disk import files_of_at_most
 from support.refused import refused as refused_as
 from support.samples import noise_image
 from support.tiny_blip2 import write_blip2
-from support.tiny_training import files_of_at_most, flip_byte, make_model, model_config
+from support.tiny_training import flip_byte, make_model, model_config
 
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError, InputError

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
 import os
-import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from support import mining_workers
 from support.fork_server import ForkServer
+from support.full_disk import files_of_at_most
 from support.mining_workers import BLOCK, PICKS, QUERIES, ZONES, assert_same, job, mine, problem
 
 from dqe_engine.contracts.zones import ZoneSpec
@@ -299,17 +298,6 @@ def test_infinite_bounds_are_refused(tmp_path: Path) -> None:
     """JSON has no infinity."""
     with pytest.raises(InputError, match="finite bounds"):
         mine_to_folder(tmp_path / "mined", changed(zones=ZoneSpec(lo=0, hi=math.inf)))
-
-
-@contextlib.contextmanager
-def files_of_at_most(limit: int) -> Iterator[None]:
-    """As on a full disk: writing more than `limit` bytes to a file is an OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit", [100, 900, 1100])
