@@ -137,7 +137,7 @@ class _Kept(NamedTuple):
     words: U64
 
 
-class _Array:
+class Growing:
     """A growing array of numbers; what it gave out never changes."""
 
     def __init__(self, dtype: Any) -> None:
@@ -159,11 +159,11 @@ class _Array:
         return self._buffer[:size]
 
 
-class _Part:
+class Values:
     """The items of a column that have a value of one kind, ascending; subclasses say what is kept of each value."""
 
     def __init__(self) -> None:
-        self._rows = _Array(np.uint32)
+        self._rows = Growing(np.uint32)
 
     def append(self, rows: Sequence[int], values: Sequence[Any]) -> None:
         self._store(values)
@@ -204,15 +204,15 @@ class _Part:
         return np.zeros(last - first, np.bool_)
 
 
-class _Strings(_Part):
+class Strings(Values):
     """Strings as codes into a table; the first 16 bytes of each, as two numbers, decide most comparisons of their order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._codes = _Array(np.int32)
+        self._codes = Growing(np.int32)
         self._table: list[str] = []
         self._code_of: dict[str, int] = {}
-        self._heads, self._seconds = _Array(np.uint64), _Array(np.uint64)
+        self._heads, self._seconds = Growing(np.uint64), Growing(np.uint64)
 
     def _store(self, values: Sequence[Any]) -> None:
         new = [value for value in dict.fromkeys(values) if value not in self._code_of]
@@ -257,10 +257,10 @@ class _Strings(_Part):
         return passes
 
 
-class _Numbers(_Part):
+class Numbers(Values):
     def __init__(self) -> None:
         super().__init__()
-        self._floats = _Array(np.float64)
+        self._floats = Growing(np.float64)
 
     def _store(self, values: Sequence[Any]) -> None:
         self._floats.append(values)
@@ -289,7 +289,7 @@ class _Numbers(_Part):
         return [Tally("number", False, values, counts)] if len(values) else []
 
 
-class _LargeNumbers(_Part):
+class LargeNumbers(Values):
     """Whole numbers that float64 would round."""
 
     def __init__(self) -> None:
@@ -314,10 +314,10 @@ class _LargeNumbers(_Part):
         return [Tally("number", False, list(counts), np.array(list(counts.values())))] if counts else []
 
 
-class _Bools(_Part):
+class Bools(Values):
     def __init__(self) -> None:
         super().__init__()
-        self._bools = _Array(np.bool_)
+        self._bools = Growing(np.bool_)
 
     def _store(self, values: Sequence[Any]) -> None:
         self._bools.append(values)
@@ -332,20 +332,20 @@ class _Bools(_Part):
         return [Tally("boolean", False, (False, True), np.bincount(values, minlength=2))] if len(values) else []
 
 
-class _Nulls(_Part):
+class Nulls(Values):
     def _test(self, test: Condition, first: int, last: int) -> Flags:
         return np.full(last - first, test.operator not in RANGES and any(value is None for value in _operands(test)))
 
 
-class _Lists(_Part):
+class Lists(Values):
     """Lists as codes of their elements; an element that is itself a list or an object equals nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._ends = _Array(np.int64)  # where the elements of each list end
-        self._elements = _Array(np.int32)
+        self._ends = Growing(np.int64)  # where the elements of each list end
+        self._elements = Growing(np.int32)
         self._table: list[Scalar] = []
-        self._kinds = _Array(np.int8)  # of the elements in the table, as in `_LISTED`
+        self._kinds = Growing(np.int8)  # of the elements in the table, as in `_LISTED`
         self._code_of: dict[tuple[bool, Scalar], int] = {}
 
     def _store(self, values: Sequence[Any]) -> None:
@@ -437,20 +437,20 @@ class _Column:
     """All values of one key, by kind."""
 
     def __init__(self) -> None:
-        self._parts: dict[type[_Part], _Part] = {}
+        self._parts: dict[type[Values], Values] = {}
 
     def append(self, rows: Sequence[int], values: Sequence[Any]) -> None:
         types = set(map(type, values))
         extremes = (min(values), max(values)) if types == {int} else values[:1]
-        if len(types) == 1 and len(set(map(_kind, extremes))) == 1:  # as mostly: no value has to be looked at alone
-            self._append(_kind(values[0]), rows, values)
+        if len(types) == 1 and len(set(map(kind_of, extremes))) == 1:  # as mostly: no value has to be looked at alone
+            self._append(kind_of(values[0]), rows, values)
             return
-        kinds = [_kind(value) for value in values]
+        kinds = [kind_of(value) for value in values]
         for kind in dict.fromkeys(kinds):
             at = [i for i, other in enumerate(kinds) if other is kind]
             self._append(kind, [rows[i] for i in at], [values[i] for i in at])
 
-    def _append(self, kind: type[_Part], rows: Sequence[int], values: Sequence[Any]) -> None:
+    def _append(self, kind: type[Values], rows: Sequence[int], values: Sequence[Any]) -> None:
         part = self._parts.get(kind) or kind()
         part.append(rows, values)
         self._parts = self._parts | {kind: part}  # another dict: a reader may be going through this one
@@ -481,15 +481,15 @@ class _Column:
         return ~flags if test.operator == "exists" and not test.operand else flags
 
 
-def _kind(value: Any) -> type[_Part]:
+def kind_of(value: Any) -> type[Values]:
     if isinstance(value, str):
-        return _Strings
+        return Strings
     if isinstance(value, bool):
-        return _Bools
+        return Bools
     if isinstance(value, float) or (isinstance(value, int) and -_EXACT <= value <= _EXACT):
-        return _Numbers
+        return Numbers
     if isinstance(value, int):
-        return _LargeNumbers
+        return LargeNumbers
     if isinstance(value, list):
-        return _Lists
-    return _Nulls if value is None else _Part
+        return Lists
+    return Nulls if value is None else Values
