@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dqe_engine.engine import QueryBatcher, RetrievalEngine
+from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import DQEError, OverloadError
 from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.storage import MANIFEST_FILE
 from dqe_engine.processors import available_cpus, give_way
 from dqe_engine.query import Query
+from dqe_engine.query_batcher import QueryBatcher
 from dqe_engine.results import IndexState, SearchResult
 from dqe_engine.sessions import Provider
 

@@ -60,8 +60,8 @@ def test_tasks_through_the_batcher(engine: RetrievalEngine, image_folder: Path) 
 
 def test_a_full_batcher_and_a_late_one(engine: RetrievalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, began = threading.Event(), threading.Event()
-    answer = engine._answer
-    monkeypatch.setattr(engine, "_answer", lambda *arguments: (began.set(), gate.wait(30), answer(*arguments))[-1])
+    answer = engine._answerer.answer
+    monkeypatch.setattr(engine._answerer, "answer", lambda *arguments: (began.set(), gate.wait(30), answer(*arguments))[-1])
     with engine.batcher(room=1) as batcher, ThreadPoolExecutor(4) as pool:
         leader = pool.submit(batcher.search, RED)
         assert began.wait(30)
