@@ -49,6 +49,11 @@ class Combination:
 Test: TypeAlias = Condition | Combination
 
 
+def compiled_filter(filter: Filter | Combination | None) -> Combination | None:
+    """`compile_filter` of what may be compiled already, or no filter at all."""
+    return filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+
+
 def compile_filter(filter: Filter) -> Combination:
     """The tests of a filter, all of which must hold; an empty filter passes everything.
 

@@ -29,7 +29,7 @@ from .milvus_entities import Origin, check_entity, entities, schema_of
 from .milvus_filters import expression_of, one_of
 from .milvus_search import MilvusSnapshot
 from .snapshot import IndexMatches, Snapshot
-from .validation import check_count, check_search
+from .validation import check_count, check_model, check_search
 
 F32 = NDArray[np.float32]
 Consistency = Literal["Strong", "Bounded", "Eventually"]
@@ -150,9 +150,7 @@ class MilvusIndex(NotPickled):
 
     def require_model(self, model_hash: str, *, where: object = "the collection") -> None:
         """Raise IndexFormatError unless the items were made with the model of that hash."""
-        if self.origin.model_hash != model_hash:
-            found = self.origin.model_hash[:12]
-            raise IndexFormatError(f"{where} was made with model {found}, this bundle is {model_hash[:12]}; index the images again with it")
+        check_model(self.origin.model_hash, model_hash, where=where)
 
     def search(
         self,

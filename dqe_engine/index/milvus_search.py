@@ -15,7 +15,7 @@ from dqe_engine.zones import select_zones
 from dqe_engine.zones.arrays import F32
 from dqe_engine.zones.bitmaps import unpacked
 
-from .filters import Combination, Filter, compile_filter
+from .filters import Combination, Filter, compiled_filter
 from .metadata import MetadataColumns
 from .milvus_entities import Origin, metadata_of, tokens_of
 from .milvus_filters import expression_of
@@ -114,7 +114,7 @@ class MilvusSnapshot:
             raise InputError("zones with a filter: Milvus cannot count what passes as we mean it; leave one of them out")
         if zones is not None and picks and zones.policy != "hardest":
             raise InputError(f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest'")
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+        compiled = compiled_filter(filter)
         expression, _ = expression_of(compiled)
         excluded = [set(ids) for ids in exclude] if exclude is not None else [set[str]()] * len(queries)
         index, queries = self._index, np.ascontiguousarray(queries)

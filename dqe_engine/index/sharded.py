@@ -21,12 +21,12 @@ from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
-from .filters import Combination, Filter, compile_filter
+from .filters import Combination, Filter, compiled_filter
 from .merging import best_scores, merge_answers
 from .shard_files import ShardSet, read_shards
 from .shard_server import Reply, ShardServer
 from .snapshot import IndexMatches, Item
-from .validation import check_no_single_str, check_search, quoted
+from .validation import check_known, check_model, check_no_single_str, check_search
 
 F32 = NDArray[np.float32]
 OnLoss = Literal["error", "partial"]
@@ -132,7 +132,7 @@ class ShardedSnapshot:
 
     def count_of(self, filter: Filter | Combination | None) -> int:
         """How many items pass. Raises BackendError for a lost shard whatever `on_loss` says: a number cannot say what it lacks."""
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+        compiled = compiled_filter(filter)
         answers, lost = self._ask_all("count", compiled)
         if lost:
             raise self._error(lost, "the items that pass cannot be counted")
@@ -154,7 +154,7 @@ class ShardedSnapshot:
             raise InputError(
                 f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest', or search one index"
             )
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+        compiled = compiled_filter(filter)
         excluded = None if exclude is None else [tuple(ids) for ids in exclude]
         queries = np.ascontiguousarray(queries)
         found, lost = self._ask_all("search", queries, k, excluded, compiled, None, 0, None)
@@ -263,10 +263,7 @@ class ShardedIndex(NotPickled):
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
-        if (found := self._now.set.model_hash) != model_hash:
-            raise IndexFormatError(
-                f"{where} was made with model {found[:12]}, this bundle is {model_hash[:12]}; index the images again with it"
-            )
+        check_model(self._now.set.model_hash, model_hash, where=where)
 
     def search(
         self,
@@ -290,10 +287,7 @@ class ShardedIndex(NotPickled):
         """These items, in this order. Raises InputError that names up to five ids that are not in the index, and BackendError."""
         check_no_single_str("ids", ids)
         now = self.snapshot()
-        rows = now.rows(ids)
-        if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
-        return tuple([now.item(row) for row in rows if row is not None])
+        return tuple(map(now.item, check_known(ids, now.rows(ids))))
 
     def refresh(self) -> bool:
         """Follow what `dqe-index shard` or `join` did since; whether there was anything. Searches see the old state or the new one, never a

@@ -17,7 +17,7 @@ from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
 from .columns import Rows, ScreenCache
 from .facets import Facets, collect_facets
-from .filters import Combination, Filter, compile_filter, described
+from .filters import Combination, Filter, compiled_filter, described
 from .table import Table
 from .validation import check_count
 
@@ -171,9 +171,9 @@ class Snapshot:
 
     def allowed(self, filter: Filter | Combination | None) -> U64 | None:
         """Which items are live and pass the filter, compiled or not; None for all. Raises InputError for one that says nothing sensible."""
-        if filter is None:
+        compiled = compiled_filter(filter)
+        if compiled is None:
             return self.live
-        compiled = filter if isinstance(filter, Combination) else compile_filter(filter)
         passing = self.table.columns.mask(compiled, self.rows)
         return passing if self.live is None else passing & self.live
 
