@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from support.answers import Answers
 from support.samples import image_rows, noise_image, target_rows
 from support.tiny_bundle import build_tiny_bundle
 
+from dqe_engine.batching import Batcher
+from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
+
+if TYPE_CHECKING:
+    from support.fake_tensorrt import FakeTensorRT
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +75,39 @@ def make_index() -> Callable[..., GalleryIndex]:
         return index
 
     return make
+
+
+@pytest.fixture
+def indexed(bundle_path: Path, image_folder: Path, tmp_path: Path) -> list[str]:
+    """An index by dqe-index of the image folder: the first two arguments of dqe-search."""
+    arguments = [str(bundle_path), str(tmp_path / "index")]
+    assert index_command.main([arguments[0], str(image_folder), "--out", arguments[1], "--provider", "cpu", "--threads", "1"]) == 0
+    return arguments
+
+
+@pytest.fixture
+def answers() -> Answers:
+    """What `batcher` asks."""
+    return Answers()
+
+
+@pytest.fixture
+def batcher(answers: Answers) -> Iterator[Batcher[int, int]]:
+    """Batches of four, and room for six questions that wait."""
+    with Batcher(answers, most=4, room=6) as made:
+        yield made
+        answers.gate.set()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as made:
+        yield made
+
+
+@pytest.fixture
+def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes TensorRT engines into a copy of the bundle, whose path it gives."""
+    from support.tiny_engines import engine_writer
+
+    return engine_writer(trt, bundle_path, tmp_path / "bundle")

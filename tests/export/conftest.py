@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.shared import shared
+from support.tiny_bundle import build_tiny_bundle
 from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
 from support.tiny_training import model_config, one_cpu_thread, write_checkpoint
 
@@ -66,3 +67,9 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_thread() -> Iterator[None]:
     with one_cpu_thread():
         yield
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A tiny bundle that the test may change."""
+    return build_tiny_bundle(tmp_path / "bundle")
