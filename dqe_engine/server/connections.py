@@ -169,7 +169,6 @@ class Connection:
 
     transport: Any
     cycle: Any
-    flow: Any
 
     def begin(self, watch: Watch) -> None:
         """Called once, before the connection is made."""
