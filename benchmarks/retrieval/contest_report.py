@@ -21,6 +21,8 @@ _LOOKS = {
     "FAISS IndexFlatIPPanorama, PCA": ("#1f9e9e", "^"),
     "FAISS IVF-Flat": ("#2f7d4f", "v"),
     "FAISS IVF-PQ, re-scored": ("#8fbf9f", "P"),
+    "FAISS IVF-Flat, 8 cells a root": ("#1d5c38", "1"),
+    "FAISS IVF-PQ, re-scored, 8 cells a root": ("#a9c7b4", "2"),
     "FAISS HNSW": ("#7c6aa8", "X"),
     "FAISS HNSW, pooled, re-scored": ("#b06a9a", "h"),
     "numkong dots_packed": ("#8a5a2b", "<"),
