@@ -13,11 +13,12 @@ from support.samples import noise_image
 from support.tiny_bundle import write_manifest
 
 from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.graphs import GRAPHS
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BundleError
 from dqe_engine.hub_paths import Snapshot
 
-FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json", "vision_encoder.onnx"]
+FILES = sorted(["manifest.json", "tokenizer.json", *(spec.file for spec in GRAPHS)])
 NAME = "me/tiny"
 
 
