@@ -182,7 +182,7 @@ def test_hp_fashioniq(model: Path, folders: Path, capsys: pytest.CaptureFixture[
     assert report["sets"][0]["figures"] == pytest.approx({"preference_accuracy": agreed / 12, "preference_ratio": np.mean(first)})
 
 
-@pytest.mark.parametrize("write", [*WRITERS.values(), write_pinpoint])
+@pytest.mark.parametrize("write", WRITERS.values())
 def test_every_dataset_has_the_figure_that_it_is_compared_by(write: Callable[[Path], Path], model: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark(write(tmp_path))
     assert benchmark is not None
