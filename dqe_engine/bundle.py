@@ -190,7 +190,8 @@ def _check_contents(where: Path, manifest: BundleManifest) -> None:
     graphs = {graph.name: graph for graph in manifest.graphs}
     for known in graphs_of(manifest.sizes):
         if graphs.get(known.name) != known:
-            raise BundleError(f"{where}: graph {known.name} is {'not as this version binds it' if known.name in graphs else 'missing'}")
+            wrong = "not as this version binds it" if known.name in graphs else "missing"
+            raise BundleError(f"{where}: graph {known.name} is {wrong}; export the bundle again")
     paths = [entry.path for entry in manifest.files]
     if len(set(paths)) != len(paths):
         raise BundleError(f"{where}: a file is listed twice")

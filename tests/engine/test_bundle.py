@@ -13,7 +13,7 @@ import pytest
 from support.tiny_bundle import SIZES, build_tiny_bundle, build_tiny_heads
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.manifest import REPORT_FILES
+from dqe_engine.contracts.manifest import OLDEST_SCHEMA, REPORT_FILES, SCHEMA_VERSION
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.errors import BundleError, IndexFormatError
@@ -116,7 +116,7 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 7")
+    refused(bundle, f"schema_version must be {OLDEST_SCHEMA} to {SCHEMA_VERSION}")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
@@ -187,8 +187,8 @@ def test_a_manifest_that_is_a_pipe_or_no_path(bundle: Path) -> None:
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=8, novelty=1))
-    refused(bundle, "schema version 8 is newer than the supported 7; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, novelty=1))
+    refused(bundle, f"schema version {SCHEMA_VERSION + 1} is newer than the supported {SCHEMA_VERSION}; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:
@@ -212,8 +212,11 @@ def test_paths_that_leave_the_bundle(bundle: Path, path: str) -> None:
     [
         (lambda m: m["files"].append(m["files"][0]), "listed twice"),
         (lambda m: m["files"].pop(0), "not in the list of files"),
-        (lambda m: m["graphs"].pop(0), "graph vision_encoder is missing"),
-        (lambda m: m["graphs"][0]["inputs"][0].update(name="pixels"), "graph vision_encoder is not as this version binds it"),
+        (lambda m: m["graphs"].pop(0), "graph vision_encoder is missing; export the bundle again"),
+        (
+            lambda m: m["graphs"][0]["inputs"][0].update(name="pixels"),
+            "graph vision_encoder is not as this version binds it; export the bundle again",
+        ),
         (lambda m: m["sizes"].update(attributes=3), "3 attribute heads, but 2 attributes"),
         (lambda m: m["sizes"].update(image_size=64), "graphs take 64 pixels"),
         (lambda m: m["sizes"].update(embedding_dim=0), "sizes must be positive"),

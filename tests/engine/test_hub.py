@@ -18,6 +18,7 @@ from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.cli import doctor, index, search
+from dqe_engine.contracts.graphs import GRAPHS
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.engine import RetrievalEngine
@@ -26,7 +27,7 @@ from dqe_engine.heads import replace_heads
 from dqe_engine.hub_paths import HubReference
 from dqe_engine.query import Query
 
-FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json", "vision_encoder.onnx"]
+FILES = sorted(["manifest.json", "tokenizer.json", *(spec.file for spec in GRAPHS)])
 NAME = "me/tiny"
 
 

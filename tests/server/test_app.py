@@ -23,6 +23,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.server import messages
+from dqe_engine.server.policies import template_of
 from dqe_engine.server.service import Service
 from dqe_engine.server.settings import Key, ServerSettings
 
@@ -338,6 +339,12 @@ def test_openapi_describes_every_route_and_type(serve: Serve) -> None:
     assert names <= described["components"]["schemas"].keys()
     assert "HTTPValidationError" not in text
     assert "multipart/form-data" in described["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+
+
+def test_every_route_is_counted_under_its_own_path(serve: Serve) -> None:
+    """Also what is refused before it reaches its route."""
+    paths = serve().get("/openapi.json").json()["paths"]
+    assert {path: template_of(path) for path in paths} == {path: path for path in paths}
 
 
 def test_metrics_count_what_was_asked(serve: Serve) -> None:

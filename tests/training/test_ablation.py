@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dqe_training.ablation.results import CellResult, Ratio, cell_path, others_c
 from dqe_training.ablation.source_hash import hash_source, source_hash
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
+from dqe_training.cli.ablate import build_parser
 from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.evaluation.metrics import PerQuery
 
@@ -93,6 +95,13 @@ def test_a_variant_has_its_parts_and_no_others() -> None:
             assert (made.loss.filter != "off") == ("gist" in parts)
             assert made.optim == config.optim
     assert apply_variant(config, parse_variant("full"), name="full") == config
+
+
+def test_the_commands_help_names_every_part_and_option() -> None:
+    told = build_parser().format_help()
+    for part, options in PARTS.items():
+        assert re.search(rf"^  ([a-z]+, )*{part}[, ]", told, re.MULTILINE), part
+        assert [option for option in options if not re.search(rf":{option}\b", told)] == [], part
 
 
 def config_of_sprc() -> TrainConfig:

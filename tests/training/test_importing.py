@@ -27,7 +27,7 @@ from dqe_training.cli import import_
 from dqe_training.config.schema import VisionConfig
 from dqe_training.features.identity import feature_key
 from dqe_training.importing import LAYOUTS, ImportOptions, import_model
-from dqe_training.importing.formats import QUERIES, base_query
+from dqe_training.importing.formats import base_query
 from dqe_training.importing.importer import plan_file
 from dqe_training.importing.reading import Stored, WeightFile
 from dqe_training.model import DQEModel
@@ -205,7 +205,7 @@ def test_preprocessing_is_the_authors(tmp_path: Path) -> None:
         assert model.preprocessing == (PreprocessingSpec(image_size=12) if layout == "lavis" else crop)
         assert (tokenizer.max_length, tokenizer.captions) == (32, "blip")
         assert checkpoint.tokenizer.token_to_id("[DEC]") == TINY[kind].words - 1
-        assert (model.attribute_weights, model.base_query) == (False, base_query(layout)[0])
+        assert (model.attribute_weights, model.base_query) == (False, base_query(LAYOUTS[layout])[0])
         assert checkpoint.vocabulary == NO_ATTRIBUTES
 
 
@@ -220,12 +220,16 @@ def test_where_it_comes_from_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_query_that_this_version_cannot_compose_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(QUERIES, "sprc", "of a later version")  # type: ignore[arg-type]
+    later = replace(LAYOUTS["sprc"], queries="of a later version")
+    monkeypatch.setitem(LAYOUTS, "sprc", later)  # type: ignore[arg-type]
     checkpoint, _ = imported(tmp_path, "sprc", TINY["eva"])
     assert checkpoint.meta.imported is not None
     (sentence,) = checkpoint.meta.imported.deviations
     assert "'of a later version'" in sentence
-    assert set(QUERIES) == set(LAYOUTS)
+
+
+def test_the_command_offers_every_layout() -> None:
+    assert set(import_.FORMATS) == set(LAYOUTS)
 
 
 def test_values_and_their_precision_are_the_files(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqe_engine.errors import InputError
 
+from ..data.public.names import TITLES
 from ..data.public.wording import WORDED, WORDINGS
 from .evaluation_text import benchmark_text, folder_text
 from .runner import run_torch
@@ -34,8 +35,8 @@ _PUBLIC = ("--shared-concept", "--wording", "--allow-missing", "--submission", "
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-eval",
-        description="A dataset's figures by its own protocol: FashionIQ, CIRR, CIRCO, HP-FashionIQ, PinPoint, a folder of dqe-data "
-        "garments, or triplets of your own.",
+        description=f"A dataset's figures by its own protocol: {', '.join(TITLES.values())}, a folder of dqe-data garments, or triplets "
+        "of your own.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
