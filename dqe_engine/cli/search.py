@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ATTRIBUTE=X",
-        help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
+        help="multiply the predicted weight of an attribute, such as colour=0.5; may be repeated",
     )
     parser.add_argument(
         "--set-weight",
@@ -188,4 +188,4 @@ def _weight(text: str) -> tuple[str, float]:
             raise ValueError
         return name, float(value)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=2.0, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=0.5, got {text!r}") from error

@@ -23,7 +23,7 @@ _EXAMPLES = {
     "an item, changed": {"value": {"reference_id": "gallery/000001.jpg", "text": "is red and has stripes", "k": 10}},
     "similar items": {"value": {"reference_id": "gallery/000001.jpg"}},
     "weights and a filter": {
-        "value": {"reference_id": "gallery/000001.jpg", "text": "is red", "weights": {"colour": 2.0}, "filter": {"price": {"<": 20}}}
+        "value": {"reference_id": "gallery/000001.jpg", "text": "is red", "weights": {"colour": 0.5}, "filter": {"price": {"<": 20}}}
     },
 }
 
