@@ -1,7 +1,5 @@
 """Screening on an emulated CUDA device: equal to what a pass over the items finds, whatever the vectors."""
 
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import ctypes
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.emulated_cuda import H200, SMALL, assert_same, emulate
-from zones.test_cuda_host import OnDevice, built_module, library, revealed  # noqa: F401
+from support.emulated_module import OnDevice, revealed
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError

@@ -1,4 +1,4 @@
-// Test only: the kernels' sources on the CPU behind a C interface, for tests/zones/test_cuda_host.py (through ctypes).
+// Test only: the kernels' sources on the CPU behind a C interface, for tests/support/emulated_cuda.py (through ctypes).
 #define DQE_HOST_EMULATION
 #define DQE_HOPPER
 #include "../zones.cu"
