@@ -34,10 +34,10 @@ class DeviceGuard {
 };
 
 // A pool of our own per device. The device's default pool gives everything back at each synchronisation, and then every call pays
-// for new memory; changing its threshold would change it for all who share the process. `freeing` orders what frees results.
+// for new memory; changing its threshold would change it for all who share the process. `own`: a stream that outlives those of callers.
 struct Pool {
     cudaMemPool_t memory = nullptr;
-    cudaStream_t freeing = nullptr;
+    cudaStream_t own = nullptr;
 };
 
 inline Pool pool_of(int device) {
@@ -55,7 +55,7 @@ inline Pool pool_of(int device) {
     check(cudaMemPoolCreate(&made.memory, &properties), "cudaMemPoolCreate");
     uint64_t kept = kKept;
     check(cudaMemPoolSetAttribute(made.memory, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
-    check(cudaStreamCreateWithFlags(&made.freeing, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    check(cudaStreamCreateWithFlags(&made.own, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     return pool = made;
 }
 
@@ -78,7 +78,7 @@ class Scratch {
 // of it while work on them is under way: it is freed behind that work, whatever became of the stream of the call.
 class Memory {
   public:
-    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), freeing_(pool_of(device).freeing) {
+    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), freeing_(pool_of(device).own) {
         check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device).memory, stream), "cudaMallocFromPoolAsync");
     }
     ~Memory() {
@@ -118,20 +118,45 @@ class Memory {
 };
 
 // A workspace that calls over the same items share: as large as the largest needed. One call at a time has it; others take memory of
-// their own meanwhile.
-struct Room {
+// their own meanwhile. Work of a call that does not wait goes on in it, and what comes next is put behind that.
+class Room {
+  public:
     std::mutex mutex;
-    std::unique_ptr<Memory> memory;
     size_t bytes = 0;
 
+    Room() = default;
+    Room(const Room&) = delete;
+    ~Room() {
+        if (!used_) return;
+        free_behind_use();
+        memory_.reset();
+        cudaEventDestroy(used_);
+    }
+
     unsigned char* of(size_t needed, int device, cudaStream_t stream) {
+        if (used_) check(cudaStreamWaitEvent(stream, used_, 0), "cudaStreamWaitEvent");
         if (needed > bytes) {
-            bytes = 0, memory.reset();  // before there is more
-            memory = std::make_unique<Memory>(needed, device, stream);
+            if (used_) free_behind_use();
+            bytes = 0, memory_.reset();  // before there is more
+            own_ = pool_of(device).own;
+            memory_ = std::make_unique<Memory>(needed, device, stream);
             bytes = needed;
         }
-        return memory->data();
+        return memory_->data();
     }
+
+    // What was started on the stream still uses it.
+    void leave(cudaStream_t stream) {
+        if (!used_) check(cudaEventCreateWithFlags(&used_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+        check(cudaEventRecord(used_, stream), "cudaEventRecord");
+    }
+
+  private:
+    void free_behind_use() { cudaStreamWaitEvent(own_, used_, 0); }
+
+    std::unique_ptr<Memory> memory_;
+    cudaStream_t own_ = nullptr;
+    cudaEvent_t used_ = nullptr;
 };
 
 }  // namespace dqe::cuda

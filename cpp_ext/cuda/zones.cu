@@ -21,15 +21,16 @@ namespace {
 
 class Runner : Passes {
   public:
-    Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream)
-        : Passes(request, plan, space, stream), out_(result) {}
+    Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream, const Flags& flags,
+           bool waits)
+        : Passes(request, plan, space, stream, flags, waits), out_(result) {}
 
     using Passes::hopper;
     int rows() const { return rows_; }
 
     Status run() {
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
-        if (status_.error != cudaSuccess) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
+        if (!good()) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
         return status_;
     }
 
@@ -97,7 +98,7 @@ class Runner : Passes {
         if (failed) list(scan, selection, block);
         if (failed || status_.rescored < 0)
             status_.rescored = -1;
-        else
+        else if (waits_)
             status_.rescored += *flags_.word(kRescored);
     }
 
@@ -227,11 +228,11 @@ class Runner : Passes {
 
     // Whoever started what raises a flag has waited for it before: there is nothing under way that still could.
     void lower(Raised flag) {
-        if (good()) *flags_.word(flag) = 0;
+        if (waits_ && good()) *flags_.word(flag) = 0;
     }
 
-    // To be asked once the host has waited.
-    bool raised(Raised flag) const { return good() && *flags_.word(flag) != 0; }
+    // To be asked once the host has waited. A host that does not wait has not seen anything yet.
+    bool raised(Raised flag) const { return waits_ && good() && flags_.raised(flag); }
 
     // Fill the lists that are wanted, and count the zones if that is wanted, from the items.
     void list(Scan scan, Selection selection, const Block& block) {
@@ -323,7 +324,8 @@ auto of_runner(const Request& request, const Ask& ask) {
     const Plan plan(request);
     const Workspace space(request, plan, nullptr);
     const Result result = {};
-    return ask(Runner(request, result, plan, space, nullptr));
+    const Flags flags;
+    return ask(Runner(request, result, plan, space, nullptr, flags, true));
 }
 
 }  // namespace
@@ -336,12 +338,37 @@ int queries_a_pass(const Request& request) {
     return of_runner(request, [](const Runner& runner) { return runner.rows(); });
 }
 
-Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
+namespace {
+
+Status run(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream, const Flags& flags,
+           bool waits) {
     const Plan plan(request);
     const Workspace space(request, plan, workspace);
     if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0, 0};
-    if (request.batch == 0) return {cudaStreamSynchronize(stream), Fault::none, 0, 0};
-    return Runner(request, result, plan, space, stream).run();
+    if (request.batch == 0) return {waits ? cudaStreamSynchronize(stream) : cudaSuccess, Fault::none, 0, 0};
+    return Runner(request, result, plan, space, stream, flags, waits).run();
+}
+
+}  // namespace
+
+Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
+    const Flags flags;
+    return run(request, result, workspace, bytes, stream, flags, true);
+}
+
+Status start(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream, const Flags& flags) {
+    if (flags.error() != cudaSuccess) return {flags.error(), Fault::none, 0, 0};
+    flags.lower_all();
+    return run(request, result, workspace, bytes, stream, flags, false);
+}
+
+std::optional<Status> ended(const Status& started, const Flags& flags) {
+    Status status = started;
+    if (flags.raised(kAnchorOutside)) status.fault = Fault::anchor_outside;
+    if (status.fault != Fault::none) return status;
+    if (flags.raised(kTopOverflowed) || flags.raised(kPicksOverflowed) || flags.raised(kScreenFailed)) return std::nullopt;
+    if (status.rescored >= 0) status.rescored = *flags.word(kRescored);
+    return status;
 }
 
 }  // namespace dqe::cuda

@@ -70,7 +70,7 @@ class Module:
         self.options = options
         if self.failure:
             raise self.failure
-        return dict.fromkeys(FIELDS) | {"passes": 1}
+        return dict.fromkeys(FIELDS) | {"search": None}
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ class DeviceMemory:
             )
         )  # fmt: skip
         fields = {name: getattr(found, name) for name in FIELDS}
-        return {name: None if value is None else self.put(value) for name, value in fields.items()} | {"passes": 1}
+        return {name: None if value is None else self.put(value) for name, value in fields.items()} | {"search": None}
 
     def operand(self, module: Any, name: str, array: Any, *_: Any, **__: Any) -> Any:
         host = array if isinstance(array, np.ndarray) else next(a for a in self.arrays if a.ctypes.data == array.address)
