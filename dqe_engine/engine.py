@@ -140,7 +140,7 @@ class RetrievalEngine(ProcessBound):
         self.close()
 
     def close(self) -> None:
-        """Close the index (see `GalleryIndex.close`), and what `search_on` made of it. The graphs go with the last reference to the engine."""
+        """Close the index (see `GalleryIndex.close`) and its copy on devices. The graphs go with the last reference to the engine."""
         if self._on_devices is not None:
             self._on_devices.close()
         self._index.close()

@@ -9,7 +9,7 @@
 namespace dqe::cuda {
 
 // What the device tells the host of.
-enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kScreenFailed, kRescored, kFlags };
+enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kScreenFailed, kRanksMissed, kRescored, kFlags };
 
 // Words that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
 // never given back to the system, since a process may end after its driver did.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "brackets.hpp"
 #include "query_kernels.hpp"
 #include "screen_sieve.hpp"
 #include "zones.hpp"
@@ -79,13 +80,14 @@ struct Workspace {
     int64_t* gather;
     Candidates top, picks;
     RankState ranks;
+    Brackets brackets;  // of the ranks, if scores are kept
     Kept kept;
     CodedQueries coded;
     Pairs pairs;  // the capacities of both are those of all query tiles together
     Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept(), coded(), pairs(), columns() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
@@ -115,6 +117,12 @@ struct Workspace {
             ranks.left = carver.take<int64_t>(listed * 2);
             ranks.scores = carver.take<float>(listed * 2);
             ranks.lo = r.lo, ranks.hi = r.hi;
+            const int64_t bracketed = plan.keeps ? listed : 0;
+            brackets.capacity = Brackets::capacity_of(r.size);
+            brackets.ends = carver.take<uint32_t>(bracketed * 4);
+            brackets.counts = carver.take<unsigned long long>(bracketed * 4);
+            brackets.totals = carver.take<unsigned long long>(bracketed);
+            brackets.images = carver.take<uint32_t>(bracketed * 2 * brackets.capacity);
         }
         kept.pitch = Kept::pitch_of(r.size);
         kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);

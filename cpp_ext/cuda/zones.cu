@@ -10,7 +10,8 @@
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
 // query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
-// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks.
+// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept scores
+// are bracketed by a sample of these (brackets.hpp).
 #include "zones.hpp"
 
 #include "passes.hpp"
@@ -102,24 +103,29 @@ class Runner : Passes {
             status_.rescored += *flags_.word(kRescored);
     }
 
-    // One pass over the items, and the host waits once, unless a list overflows. Only then is the best not known when zones are made
-    // from it, and they are made again.
+    // One pass over the items, and the host waits once, unless a list overflows or a rank lies outside its bracket. Only then are zones
+    // made again: the best, or a bound, was not known.
     void run_kept(const Scan& scan, const Block& block) {
         Selection top = block.selection;
-        lower(kTopOverflowed), lower(kPicksOverflowed), lower(kAnchorOutside);
+        lower(kTopOverflowed), lower(kPicksOverflowed), lower(kAnchorOutside), lower(kRanksMissed);
         if (top.want_top) climb(scan, top, block);
         keep(scan, w_.kept, top);
         finish(scan, top, block, true);
-        find_zones(scan, block);
+        hide(scan, block);
+        find_zones(scan, block, true);
         synchronize();
         if (raised(kAnchorOutside)) status_.fault = Fault::anchor_outside;
-        if (raised(kTopOverflowed)) {
+        const bool missed = raised(kRanksMissed), overflowed = raised(kTopOverflowed);
+        if (overflowed) {
             for (bool again = true; again; synchronize(), again = raised(kTopOverflowed)) {
                 offer(scan, top);
                 lower(kTopOverflowed);
                 finish(scan, top, block, true);
             }
-            if (plan_.own_best) find_zones(scan, block);
+        }
+        if (missed || (overflowed && plan_.own_best)) {
+            lower(kPicksOverflowed);
+            find_zones(scan, block, !missed);
             synchronize();
         }
         Selection picks = block.selection;
@@ -132,15 +138,29 @@ class Runner : Passes {
         }
     }
 
-    // From kept scores: anchors, bounds, counts, picks.
-    void find_zones(const Scan& scan, const Block& block) {
+    // The anchors' scores, and then none of what is excluded: one may be an anchor.
+    void hide(const Scan& scan, const Block& block) {
         const auto few = [&](int64_t threads) { return dim3(static_cast<unsigned>(quotient_up(threads, 32))); };
         if (r_.anchor == Anchor::id)
             start(kept_anchors, few(block.batch), 32, 0, kept_items(r_.size), r_.anchor_ids + block.first, block.batch,
                   out_.anchor + block.first, flags_.word(kAnchorOutside));
         if (scan.excluded_start)
             start(hide_excluded, dim3(static_cast<unsigned>(block.batch)), 32, 0, w_.kept, scan.excluded_start, scan.excluded_ids);
-        if (r_.ranks)
+    }
+
+    // The scores at both ranks, unless a bracket misses one.
+    void bracket(int64_t batch) {
+        const unsigned queries = static_cast<unsigned>(batch);
+        start(sample_brackets, dim3(queries), kSortThreads, kBracketBytes, kept_items(r_.size), w_.brackets, r_.lo, r_.hi);
+        start_over(collect_brackets, kept_items(r_.size), batch, 0, w_.brackets);
+        start(select_in_brackets, dim3(queries, 2), kSortThreads, (kBins + 2) * sizeof(unsigned), w_.brackets, w_.ranks,
+              flags_.word(kRanksMissed));
+    }
+
+    // From kept scores: bounds, counts, picks.
+    void find_zones(const Scan& scan, const Block& block, bool bracketed) {
+        if (r_.ranks && bracketed) bracket(block.batch);
+        if (r_.ranks && !bracketed)
             rank(block.batch, [&](const Ranks& ranks) {
                 start_over(kept_histogram, kept_items(r_.size), block.batch, 2 * kBins * sizeof(unsigned), ranks);
             });
@@ -366,7 +386,8 @@ std::optional<Status> ended(const Status& started, const Flags& flags) {
     Status status = started;
     if (flags.raised(kAnchorOutside)) status.fault = Fault::anchor_outside;
     if (status.fault != Fault::none) return status;
-    if (flags.raised(kTopOverflowed) || flags.raised(kPicksOverflowed) || flags.raised(kScreenFailed)) return std::nullopt;
+    if (flags.raised(kTopOverflowed) || flags.raised(kPicksOverflowed) || flags.raised(kScreenFailed) || flags.raised(kRanksMissed))
+        return std::nullopt;
     if (status.rescored >= 0) status.rescored = *flags.word(kRescored);
     return status;
 }

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Anchor, Case, assert_same
+from support.emulated_cuda import Anchor, Case, assert_same, one_score_per_item
 from support.emulated_module import OnDevice, revealed
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import ZoneSelection, cuda, reference
-from dqe_engine.zones.request import ZoneRequest, validated
+from dqe_engine.zones.request import validated
 
 pytestmark = pytest.mark.slow
 
@@ -56,14 +56,6 @@ def device(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def on_host(found: ZoneSelection, stream: int = 1) -> ZoneSelection:
     return ZoneSelection(**{name: revealed(getattr(found, name), stream) for name in FIELDS}, backend="cuda")
-
-
-def scored(scores: np.ndarray, **options: Any) -> ZoneRequest:
-    """Two queries for which item i scores `scores[i]`, to the bit."""
-    items = np.zeros((len(scores), 8), np.float16)
-    items[:, 0], items[:, 1] = scores // 256, scores % 256
-    defaults: dict[str, Any] = {"k": 10, "anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
-    return validated(np.array([[256, 1, 0, 0, 0, 0, 0, 0]] * 2, np.float32), items, **{**defaults, **options})
 
 
 @pytest.mark.parametrize(
@@ -113,7 +105,7 @@ def test_what_is_taken_is_complete(device: Any, zones: ZoneSpec | None, anchor: 
 )
 def test_a_list_that_overflowed_is_found_and_the_search_repeated(device: Any, options: dict[str, Any]) -> None:
     """From copies of the queries, which are overwritten behind the search. The sample misses the best."""
-    request = scored(np.where(SAMPLED, 0, 1), **options)
+    request = one_score_per_item(np.where(SAMPLED, 0, 1), **options)
     queries = request.queries.copy()
     found = cuda.Index(OnDevice(request.shards[0][:, 0])).select(OnDevice(queries), **{"k": 10, **options}, sync=False)
     device.fill(0, queries)
@@ -122,7 +114,7 @@ def test_a_list_that_overflowed_is_found_and_the_search_repeated(device: Any, op
 
 
 def test_screened_searches_teach_once_they_have_ended(device: Any) -> None:
-    request = scored(np.random.default_rng(0).permutation(SIZE))
+    request = one_score_per_item(np.random.default_rng(0).permutation(SIZE))
     index = cuda.Index(OnDevice(request.shards[0]), screen=True)
     found = index.select(OnDevice(request.queries), k=10, sync=False)
     assert index._screen is not None
@@ -138,7 +130,7 @@ def test_screened_searches_teach_once_they_have_ended(device: Any) -> None:
 
 def test_searches_of_an_index_are_under_way_together(device: Any) -> None:
     """Of growing size, so that the workspace is replaced while it is used; on one stream and on two; taken in any order."""
-    requests = [scored(np.random.default_rng(n).permutation(SIZE), k=k) for n, k in enumerate((3, 10, 2000, 5))]
+    requests = [one_score_per_item(np.random.default_rng(n).permutation(SIZE), k=k) for n, k in enumerate((3, 10, 2000, 5))]
     items = OnDevice(requests[0].shards[0])
     expected = [reference.select(validated(r.queries, items.array, k=r.k, anchor=None, zones=None, picks=0, counts=False, exclude=None))
                 for r in requests]  # fmt: skip
@@ -152,7 +144,7 @@ def test_searches_of_an_index_are_under_way_together(device: Any) -> None:
 
 
 def test_a_result_that_nobody_takes_is_waited_for(device: Any) -> None:
-    request = scored(np.random.default_rng(0).permutation(SIZE))
+    request = one_score_per_item(np.random.default_rng(0).permutation(SIZE))
     before, held = device.waits(), device.allocations()
     found = cuda.Index(OnDevice(request.shards[0])).select(OnDevice(request.queries), k=10, sync=False)
     scores = found.scores

@@ -97,6 +97,8 @@ void emulated_encode(const void* items, bool half, int64_t rows, int64_t width, 
     if (encode(items, half, rows, 1, width, {codes, scales, errors, norms}, nullptr) != cudaSuccess) std::abort();
 }
 
+int64_t emulated_launches() { return emulation::machine.launches; }
+
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
 }
 
