@@ -1,6 +1,6 @@
 // Scores at ranks, from kept scores: a sample says between which scores a rank must nearly always lie, one pass counts what lies before and
-// collects what lies between, and the rank is selected among these. Where a bracket missed, or holds too much, the histograms of a radix
-// selection decide (three passes).
+// at either end and collects what lies between, and the rank is selected among these. Ties longer than a bracket are at one of its ends.
+// Where a bracket missed, or holds too much, the histograms of a radix selection decide (three passes).
 #pragma once
 
 #include "kept.hpp"
@@ -16,7 +16,7 @@ constexpr uint32_t kNoImage = 0xFFFFFFFF;    // of NaN
 
 struct Brackets {
     uint32_t* ends;              // (batch, 2, 2): the first and the last image (descending_image) of each rank's bracket
-    unsigned long long* counts;  // (batch, 2, 2): scores before it, and inside
+    unsigned long long* counts;  // (batch, 2, 4): scores before it, at its first image, inside, and at its last
     unsigned long long* totals;  // (batch): scores that are not NaN
     uint32_t* images;            // (batch, 2, capacity): of the scores inside
     int64_t capacity;
@@ -69,7 +69,7 @@ __global__ __launch_bounds__(kSortThreads) void sample_brackets(KeptItems items,
     const int64_t last = static_cast<int64_t>(ceilf(place + margin));
     to.ends[at * 2] = first > 0 ? static_cast<uint32_t>(images[first]) : 0;
     to.ends[at * 2 + 1] = last < seen ? static_cast<uint32_t>(images[last]) : kLastImage;
-    to.counts[at * 2] = to.counts[at * 2 + 1] = 0;
+    for (int part = 0; part < 4; ++part) to.counts[at * 4 + part] = 0;
     if (thread == 0) to.totals[query] = 0;
 }
 
@@ -84,7 +84,7 @@ __global__ __launch_bounds__(kThreads) void collect_brackets(KeptItems items, Br
     const int lane = threadIdx.x % 32;
     uint32_t first[2], last[2];
     for (int rank = 0; rank < 2; ++rank) first[rank] = to.ends[(query * 2 + rank) * 2], last[rank] = to.ends[(query * 2 + rank) * 2 + 1];
-    unsigned total = 0, before[2] = {};
+    unsigned total = 0, before[2] = {}, at_first[2] = {}, at_last[2] = {};
     each_kept(items, [&](int64_t, const float (&score)[4]) {
         uint32_t image[4];
 #pragma unroll
@@ -98,7 +98,9 @@ __global__ __launch_bounds__(kThreads) void collect_brackets(KeptItems items, Br
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 before[rank] += image[j] < first[rank];
-                mine += image[j] >= first[rank] && image[j] <= last[rank];
+                at_first[rank] += image[j] == first[rank];
+                at_last[rank] += image[j] == last[rank];
+                mine += image[j] > first[rank] && image[j] < last[rank];
             }
             if (__ballot_sync(kAllLanes, mine != 0) == 0) continue;
             unsigned ahead = 0, all = 0;
@@ -108,12 +110,11 @@ __global__ __launch_bounds__(kThreads) void collect_brackets(KeptItems items, Br
             }
             const int64_t at = query * 2 + rank;
             unsigned long long place = 0;
-            if (lane == 0) place = atomicAdd(&to.counts[at * 2 + 1], static_cast<unsigned long long>(all));
+            if (lane == 0) place = atomicAdd(&to.counts[at * 4 + 2], static_cast<unsigned long long>(all));
             place = __shfl_sync(kAllLanes, place, 0) + ahead;
-            if (first[rank] == last[rank]) continue;  // their number is enough
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (image[j] >= first[rank] && image[j] <= last[rank]) {
+                if (image[j] > first[rank] && image[j] < last[rank]) {
                     if (place < static_cast<unsigned long long>(to.capacity)) to.images[at * to.capacity + place] = image[j];
                     ++place;
                 }
@@ -122,8 +123,9 @@ __global__ __launch_bounds__(kThreads) void collect_brackets(KeptItems items, Br
     const unsigned long long scores = warp_sum(total);
     if (lane == 0 && scores) atomicAdd(&to.totals[query], scores);
     for (int rank = 0; rank < 2; ++rank) {
-        const unsigned long long sum = warp_sum(before[rank]);
-        if (lane == 0 && sum) atomicAdd(&to.counts[(query * 2 + rank) * 2], sum);
+        const unsigned long long sums[3] = {warp_sum(before[rank]), warp_sum(at_first[rank]), warp_sum(at_last[rank])};
+        for (int part = 0; part < 3; ++part)
+            if (lane == 0 && sums[part]) atomicAdd(&to.counts[(query * 2 + rank) * 4 + (part == 2 ? 3 : part)], sums[part]);
     }
 }
 
@@ -136,15 +138,19 @@ __global__ __launch_bounds__(kSortThreads) void select_in_brackets(Brackets from
         if (thread == 0) state.scores[at] = __uint_as_float(0x7FC00000);
         return;
     }
-    const int64_t before = static_cast<int64_t>(from.counts[at * 2]), inside = static_cast<int64_t>(from.counts[at * 2 + 1]);
-    int64_t left = static_cast<int64_t>(floor((blockIdx.y ? state.hi : state.lo) * static_cast<double>(total - 1))) - before;
-    const bool one = from.ends[at * 2] == from.ends[at * 2 + 1];
-    if (left < 0 || left >= inside || (!one && inside > from.capacity)) {
-        if (thread == 0) *missed = 1;
-        return;
-    }
-    if (one) {
-        if (thread == 0) state.scores[at] = score_of_image(from.ends[at * 2]);
+    const auto count = [&](int part) { return static_cast<int64_t>(from.counts[at * 4 + part]); };
+    const int64_t inside = count(2);
+    int64_t left = static_cast<int64_t>(floor((blockIdx.y ? state.hi : state.lo) * static_cast<double>(total - 1))) - count(0);
+    const uint32_t first = from.ends[at * 2], last = from.ends[at * 2 + 1];
+    const bool at_first = left >= 0 && left < count(1);
+    left -= count(1);
+    const bool within = !at_first && left >= 0 && left < inside, at_last = left >= inside && left - inside < count(3);
+    if (!(within && inside <= from.capacity)) {
+        if (thread != 0) return;
+        if (at_first || at_last)
+            state.scores[at] = score_of_image(at_first ? first : last);
+        else
+            *missed = 1;
         return;
     }
     const Shared<unsigned> bins = shared_view<unsigned>(shared_memory()), found = bins + kBins;

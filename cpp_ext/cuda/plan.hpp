@@ -120,7 +120,7 @@ struct Workspace {
             const int64_t bracketed = plan.keeps ? listed : 0;
             brackets.capacity = Brackets::capacity_of(r.size);
             brackets.ends = carver.take<uint32_t>(bracketed * 4);
-            brackets.counts = carver.take<unsigned long long>(bracketed * 4);
+            brackets.counts = carver.take<unsigned long long>(bracketed * 8);
             brackets.totals = carver.take<unsigned long long>(bracketed);
             brackets.images = carver.take<uint32_t>(bracketed * 2 * brackets.capacity);
         }

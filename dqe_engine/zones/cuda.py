@@ -95,6 +95,7 @@ class Index:
 
     def __init__(self, items: Any, *, stream: int = 0, screen: bool | Literal["auto"] = False) -> None:
         self._module = kernels()
+        self._operand: Any = None  # before `_items`, and let go before it: the array must outlive what was taken from it
         self._items = items
         self._operand = self._taken(stream)
         self._ready = {stream}
@@ -238,7 +239,7 @@ class Index:
                 )
             started = fields.pop("search")
             if started is not None:
-                pending = Pending(started, partial(screen.learn, batch, k) if screen else None)
+                pending = Pending(started, partial(screen.learn, batch, k) if screen else None, self, queries, a, anchor, workspace)
                 return {name: None if value is None else PendingArray(value, pending) for name, value in fields.items()}
             if screen:
                 fields["rescored"] = screen.learn(batch, k, fields["rescored"])

@@ -23,16 +23,18 @@ def device_errors() -> Iterator[None]:
 class Pending:
     """A search that was started with `sync=False`."""
 
-    def __init__(self, search: Any, learn: Callable[[int], Any] | None) -> None:
-        """search: of the compiled module. learn: gets how many tokens a screened search scored, once that is known."""
+    def __init__(self, search: Any, learn: Callable[[int], Any] | None, *given: Any) -> None:
+        """search: of the compiled module. learn: gets how many tokens a screened search scored, once that is known. given: what the search
+        was asked with."""
         self._search, self._learn = search, learn
+        self._given = given  # after `_search`, and let go after it: an array's producer must outlive what was taken from it
 
     def settle(self) -> None:
         """Wait for the search, and repeat it where a list of candidates overflowed. Raises InputError for anchors outside the items,
         BackendError where the device failed; again each time."""
         with device_errors():
             self._search.settle()
-        learn, self._learn = self._learn, None
+        learn, self._learn, self._given = self._learn, None, ()
         if learn is not None:
             learn(self._search.rescored)
 

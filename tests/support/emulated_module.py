@@ -40,10 +40,6 @@ open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
 open_capsule.restype, open_capsule.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
-EXPORTED: list[Any] = []
-"""What has to outlive the arrays, since a consumer asks a tensor for its deleter in the end."""
-
-
 class OnDevice:
     """A NumPy array that DLPack says lies on CUDA device 0."""
 
@@ -55,7 +51,6 @@ class OnDevice:
         self.tensor = Tensor(
             *(array.ctypes.data, 2, 0, array.ndim, code, array.itemsize * 8, 1, self.sizes, self.steps, 0, None, None),
         )
-        EXPORTED.append((self.tensor, self.sizes, self.steps))
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, 0
