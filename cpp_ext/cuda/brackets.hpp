@@ -144,7 +144,7 @@ __global__ __launch_bounds__(kSortThreads) void select_in_brackets(Brackets from
     const uint32_t first = from.ends[at * 2], last = from.ends[at * 2 + 1];
     const bool at_first = left >= 0 && left < count(1);
     left -= count(1);
-    const bool within = !at_first && left >= 0 && left < inside, at_last = left >= inside && left - inside < count(3);
+    const bool within = !at_first && left >= 0 && left < inside, at_last = first != last && left >= inside && left - inside < count(3);
     if (!(within && inside <= from.capacity)) {
         if (thread != 0) return;
         if (at_first || at_last)

@@ -244,6 +244,32 @@ def test_waits_for_what_the_producer_still_computes() -> None:
 
 
 @pytest.mark.gpu
+def test_searches_that_are_under_way_together(rng: np.random.Generator) -> None:
+    """On two streams, of growing size, the queries written over behind them, one list that overflows among them."""
+    import torch
+
+    items = torch.from_numpy(rng.standard_normal((200_000, 64)).astype(np.float16)).cuda()
+    unlucky = torch.zeros(50_000, 64, device="cuda", dtype=torch.float16)
+    unlucky[:, 0] = torch.from_numpy(np.where((np.arange(50_000) // 128 % 16 == 0) & (np.arange(50_000) < 24 * 16 * 128), 0.0, 1.0))
+    queries = torch.from_numpy(rng.standard_normal((70, 64)).astype(np.float32)).cuda()
+    queries[:, 0] = 1
+    torch.cuda.synchronize()
+    asked: list[dict[str, Any]] = [{"k": 5}, {"k": 100}, {"k": 5000}, {"k": 5, "zones": RANKS, "picks": 9, "counts": True}]
+    for given in (items, unlucky):
+        index, streams = cuda.Index(given), [torch.cuda.Stream() for _ in range(2)]
+        expected = [on_host(index.select(queries, **options)) for options in asked]
+        found = []
+        for n, options in enumerate(asked):
+            with torch.cuda.stream(streams[n % 2]):
+                own = queries.clone()
+                found.append(index.select(own, **options, stream=streams[n % 2].cuda_stream, sync=False))
+                own.fill_(7)
+        for result, wanted in zip(reversed(found), reversed(expected), strict=True):
+            for name, value in on_host(result).items():
+                np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+
+
+@pytest.mark.gpu
 def test_what_does_not_fit_is_refused() -> None:
     import torch
 

@@ -66,13 +66,16 @@ def test_sizes_about_the_samples(library: ctypes.CDLL, size: int) -> None:
         launched(library, ranked(np.random.default_rng(size).permutation(size), lo, hi, picks=3, k=2, anchor=None))
 
 
-@pytest.mark.parametrize("name", ["what is not sampled is better", "what is not sampled is worse", "what is not sampled is close"])
+@pytest.mark.parametrize(
+    "name", ["what is not sampled is better", "what is not sampled is worse", "what is not sampled is close", "one score is sampled"]
+)
 def test_where_a_bracket_misses_histograms_decide(library: ctypes.CDLL, name: str) -> None:
     seen = np.isin(np.arange(SIZE), sampled(SIZE))
     assert seen.sum() > 0.9 * SAMPLE
     scores = {
         "what is not sampled is better": np.where(seen, np.arange(SIZE), np.arange(SIZE) + SIZE),
         "what is not sampled is worse": np.where(seen, np.arange(SIZE) + SIZE, np.arange(SIZE)),
+        "one score is sampled": np.where(seen, SIZE, np.arange(SIZE)),
         "what is not sampled is close": np.where(seen, np.arange(SIZE), int(0.7 * SIZE) + np.arange(SIZE) % 2),  # so too much is inside
     }[name]
     plain = launched(library, ranked(np.arange(SIZE), 0.3, 0.6))

@@ -1,6 +1,6 @@
 """Searches that nobody waits for (`sync=False`), on streams that are emulated to run as late as they may.
 
-What is put on a stream runs when the host waits for it, from the memory that it then finds; what was freed is filled and watched. So a call
+What is put on a stream runs when the host next waits for anything, all streams in turns; what was freed is filled and watched. So a call
 that reads too early, or lets go of what is still needed, gives a wrong answer here.
 """
 

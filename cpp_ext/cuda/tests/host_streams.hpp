@@ -1,5 +1,6 @@
 // Test only: streams on the emulation. A call that CUDA only puts on a stream is carried out at once, or, if `late` is set, when the host
-// waits for it: then whatever the host has written over, given back or read too early by that time is found.
+// next waits for anything: all streams then run to their ends, in turns. Whatever was read too early, or written over, lent twice or given
+// back too early, is found.
 #pragma once
 
 // What host_emulation.hpp carries out at once, under other names.
@@ -73,6 +74,25 @@ inline cudaError_t reach(void* stream, uint64_t place) {
     return first;
 }
 
+// One call of each stream in turns, until all is done; the first error of the one that is waited for, up to the place.
+inline cudaError_t advance(void* awaited, uint64_t place) {
+    std::vector<void*> order;
+    for (const auto& [stream, state] : streams.all) order.push_back(stream);
+    cudaError_t first = cudaSuccess;
+    for (bool more = true; more;) {
+        more = false;
+        for (void* stream : order) {
+            const Stream& s = streams.all[stream];
+            if (s.done == s.queued) continue;
+            const bool counts = stream == awaited && s.done < place;
+            const cudaError_t error = reach(stream, s.done + 1);
+            if (counts && first == cudaSuccess) first = error;
+            more = true;
+        }
+    }
+    return first;
+}
+
 // Bytes that were written to after they were freed; forgets what was freed.
 inline int64_t written_after_free() {
     int64_t count = 0;
@@ -109,10 +129,10 @@ inline cudaError_t cudaFreeAsync(void* where, cudaStream_t stream) {
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     ++emulation::streams.waits;
-    return emulation::reach(stream, emulation::streams.all[stream].queued);
+    return emulation::advance(stream, emulation::streams.all[stream].queued);
 }
 inline cudaError_t cudaDeviceSynchronize() {
-    for (auto& [stream, state] : emulation::streams.all) emulation::reach(stream, state.queued);
+    emulation::advance(nullptr, 0);
     return device_synchronize_at_once();
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -131,7 +151,7 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     ++emulation::streams.waits;
     const emulation::Event reached = *static_cast<emulation::Event*>(event);
-    return emulation::reach(reached.stream, reached.place);
+    return emulation::advance(reached.stream, reached.place);
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete static_cast<emulation::Event*>(event);
