@@ -175,7 +175,8 @@ class Index:
             result that nobody takes is waited for when it is dropped. `rescored` is None. While the stream is captured into a graph,
             such a search is refused.
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
-            the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB.
+            the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB, and a
+            quarter of that for ranks.
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """

@@ -23,6 +23,8 @@ from dqe_engine.errors import BackendError, IndexFormatError, InputError
 from dqe_engine.index import GalleryIndex
 from dqe_engine.index.on_devices import CudaSlice, DeviceIndex
 from dqe_engine.query import Query
+from dqe_engine.server.service import Service
+from dqe_engine.server.settings import ServerSettings
 from dqe_engine.zones import ZoneSelection, cuda, select_zones
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -234,3 +236,27 @@ def test_a_server_says_that_no_device_is_there_before_it_starts(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "dqe_engine._kernels_cuda is not built" in said
+
+
+def test_a_servers_copy_is_made_again_until_a_device_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    looked: list[int] = []
+
+    def search_on(devices: tuple[int, ...]) -> None:
+        asked.append(devices)
+        if len(asked) == 1:
+            raise BackendError("CUDA device 0 has no room")
+
+    news = iter((True, False, False))
+    service = object.__new__(Service)
+    service.settings = ServerSettings(Path("bundle"), Path("index"), devices=(0, 1))
+    service.engine = types.SimpleNamespace(index=types.SimpleNamespace(refresh=lambda: next(news)), search_on=search_on)  # type: ignore[assignment]
+    service._behind = False
+    monkeypatch.setattr(service, "_look", lambda: looked.append(1))
+    with pytest.raises(BackendError):
+        service._refresh()
+    assert looked == []
+    service._refresh()
+    service._refresh()
+    assert asked == [(0, 1)] * 2
+    assert looked == [1]
