@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from .query import Query
 from .query_batcher import QueryBatcher
 from .results import EncodedImages, EncodedQueries, IndexingReport, SearchResult
 from .sessions import GraphSession, Provider
+
+if TYPE_CHECKING:
+    from .index.on_devices import DeviceIndex
 
 REMEMBERED_BYTES = 64 << 20
 """Maximum bytes that an engine remembers of the image tokens of uploads, and as many of composed queries."""
@@ -59,6 +62,7 @@ class RetrievalEngine(ProcessBound):
         self._encoder = QueryEncoder(bundle, open_graph, images, kept_bytes)
         self._answerer = Answerer(bundle, self._encoder, threads)
         self._index: SearchedIndex = GalleryIndex.for_bundle(bundle)
+        self._on_devices: DeviceIndex | None = None  # a copy of the index, which is searched
         if index is not None:
             self.attach(index)
         self.bind_to_process()
@@ -110,7 +114,9 @@ class RetrievalEngine(ProcessBound):
         self.close()
 
     def close(self) -> None:
-        """Close the index (see `GalleryIndex.close`). The graphs go with the last reference to the engine."""
+        """Close the index (see `GalleryIndex.close`) and its copy on devices. The graphs go with the last reference to the engine."""
+        if self._on_devices is not None:
+            self._on_devices.close()
         self._index.close()
 
     @property
@@ -127,24 +133,35 @@ class RetrievalEngine(ProcessBound):
 
     @property
     def searched(self) -> SearchedIndex:
-        """The index that is searched: a `GalleryIndex`, or another kind that was attached."""
-        return self._index
+        """The index that is searched: a `GalleryIndex`, its copy on devices (`search_on`), or another kind that was attached."""
+        return self._index if self._on_devices is None else self._on_devices
+
+    def search_on(self, devices: Sequence[int]) -> None:
+        """Search a copy of the `GalleryIndex`, as it is now, on these CUDA devices (see `DeviceIndex`); on the host again where none is
+        given. The index stays what is changed and saved; call this again to search what was changed. While the copy is made the one before
+        is searched, so a device needs room for both. Raises InputError for devices that are not there, BackendError where one has no room
+        or the CUDA kernels are missing."""
+        from dqe_engine.index.on_devices import DeviceIndex
+
+        # The one before is not closed: a search may be about to ask it. Its memory goes with the last of them.
+        self._on_devices = DeviceIndex(self.index, devices) if devices else None
 
     def attach(self, index: SearchedIndex) -> None:
         """Search this index from now on: a `GalleryIndex`, a `ShardedIndex` or a `MilvusIndex`. Raises IndexFormatError when it was made
         with another model."""
         index.require_model(self.bundle.model_hash)
-        self._index = index
+        self._index, self._on_devices = index, None
 
     def new_index(self, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
         """Attach an empty index with these storage options (see `GalleryIndex`) and return it."""
         index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
-        self._index = index
+        self._index, self._on_devices = index, None
         return index
 
     def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None, mapped: bool = True) -> None:
         """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
         self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened, mapped=mapped)
+        self._on_devices = None
 
     def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """See `GalleryIndex.save`."""
@@ -204,7 +221,7 @@ class RetrievalEngine(ProcessBound):
     def encode_queries(self, queries: Sequence[Query]) -> EncodedQueries:
         """The vectors that `search_batch` searches by. Raises InputError."""
         self.check_process()
-        snapshot, clock = self._index.snapshot(), Clock(STAGES[:-1])
+        snapshot, clock = self.searched.snapshot(), Clock(STAGES[:-1])
         prepared = [self._encoder.prepare(query, snapshot, clock) for query in queries]
         composed = self._encoder.compose(prepared, clock)
         attributes, width = self.bundle.sizes.attributes, self.bundle.sizes.embedding_dim
@@ -226,7 +243,7 @@ class RetrievalEngine(ProcessBound):
         The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
         """
         self.check_process()
-        snapshot, clock = self._index.snapshot(), Clock(STAGES)
+        snapshot, clock = self.searched.snapshot(), Clock(STAGES)
         return self._answerer.answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
 
     def dialogue(self, query: Query) -> Dialogue:
@@ -255,7 +272,7 @@ class RetrievalEngine(ProcessBound):
 
     def warm_up(self) -> None:
         """Run every graph once and make the screen of the index, so that the first search is not slower than the next."""
-        spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
+        spec, snapshot = self.bundle.manifest.preprocessing, self.searched.snapshot()
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
         ids = self._encoder.text.tokenise(["red"])[0].ids

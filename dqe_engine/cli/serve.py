@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
+from .main import EXIT_INTERRUPTED, add_device_option, add_runtime_options, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.server.settings import ServerSettings
@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="warning" if sys.stderr.isatty() else "info",
         help="least level of the JSON lines on stderr; info has a line for each request (default: info, on a terminal warning)",
     )
+    add_device_option(parser)
     add_runtime_options(parser)
     return parser
 
@@ -122,6 +123,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
     from dqe_engine.index.elsewhere import is_elsewhere
     from dqe_engine.index.metadata_file import read_metadata
+    from dqe_engine.index.on_devices import check_devices
     from dqe_engine.index.storage import MANIFEST_FILE
     from dqe_engine.server.background import command
     from dqe_engine.server.keys import read_keys
@@ -146,13 +148,14 @@ def _serve(args: argparse.Namespace) -> int:
     if photos and not updating and not (index / MANIFEST_FILE).exists() and not is_elsewhere(index):
         raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
     _check(bundle, index, made_here=updating)
+    check_devices(args.search_on)
     with _state() as state:
         settings = ServerSettings(
             bundle=bundle, index=index, photos=photos, uploads=args.uploads,
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
             hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
-            log=args.log,
+            log=args.log, devices=args.search_on,
         )  # fmt: skip
         _warn_of_strangers(settings)
 

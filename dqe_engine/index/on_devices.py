@@ -39,9 +39,7 @@ class CudaSlice:
     """Rows on the CUDA device of that number. Raises InputError where there is no such device, BackendError where it has no room."""
 
     def __init__(self, parts: Sequence[Rows], device: int) -> None:
-        count = cuda.kernels().device_count()
-        if device >= count:
-            raise InputError(f"device {device}: this machine has {count} CUDA devices, numbered from 0; choose among them")
+        check_devices([device])
         self._device = device
         with CudaMemory.open(device) as memory:
             self._index = cuda.Index(memory.placed([np.ascontiguousarray(part) for part in parts]))
@@ -52,6 +50,16 @@ class CudaSlice:
             values = {field.name: getattr(found, field.name) for field in fields(found)}
             arrays: dict[str, Any] = {name: memory.download(value) for name, value in values.items() if hasattr(value, "__dlpack__")}
             return replace(found, **arrays)
+
+
+def check_devices(devices: Sequence[int]) -> None:
+    """Raises InputError for a CUDA device that is not there, BackendError where there is none at all or the kernels are not built."""
+    if not devices:
+        return
+    count = cuda.kernels().device_count()
+    for device in devices:
+        if device >= count:
+            raise InputError(f"device {device}: this machine has {count} CUDA devices, numbered from 0; choose among them")
 
 
 OpenSlice = Callable[[Sequence[Rows], int], Slice]

@@ -65,7 +65,7 @@ class Service:
         """`niceness`: of the threads that search and decode (see `give_way`)."""
         self.settings, self.metrics, self._niceness = settings, metrics, niceness
         self.phase = "starting"
-        self.following = True
+        self.following, self._behind = True, False
         self.keyring = Keyring(settings.keys)
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
@@ -119,13 +119,17 @@ class Service:
 
     def _refresh(self) -> None:
         """Take up what was saved, so that whoever wrote it finds it from now on."""
-        if self.engine.index.refresh():
+        self._behind |= self.engine.index.refresh()
+        if self._behind:
+            self.engine.search_on(self.settings.devices)  # fails where a device has no room for both; the next turn tries again
+            self._behind = False
             self._look()
 
     def _load(self) -> RetrievalEngine:
         settings = self.settings
         engine = RetrievalEngine.load(settings.bundle, provider=cast(Provider, settings.provider), threads=_threads(settings))
         engine.load_index(settings.index)
+        engine.search_on(settings.devices)
         engine.warm_up()
         return engine
 
