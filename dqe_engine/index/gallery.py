@@ -213,7 +213,7 @@ class GalleryIndex(NotPickled):
         targets = checked_rows("target_tokens", target_tokens, (len(ids), *self.target_shape), DTYPES[self.storage])
         if (image_tokens is None) != (self.image_storage == "none"):
             kept = "keeps no image tokens" if self.image_storage == "none" else "keeps image tokens, and none were given"
-            raise InputError(f"this index {kept}; image_storage is chosen when an index is made")
+            raise InputError(f"this index {kept}; what an index keeps is chosen by image_storage when it is made")
         images = None
         if image_tokens is not None:
             images = checked_rows("image_tokens", image_tokens, (len(ids), *self.image_shape), DTYPES[self.image_storage])
@@ -333,14 +333,17 @@ class GalleryIndex(NotPickled):
             self._check_open()
             root, writer = self._path, self._writer
             if root is None or writer.saved is None:
-                raise InputError("this index was never saved or loaded, so there is nothing to follow")
+                raise InputError("this index was never saved or loaded, so there is nothing to follow; save it first")
             ours = (writer.saved.revision, writer.attempted)
 
             def follow(manifest: IndexManifest) -> bool:
                 if manifest.revision in ours:
                     return False
                 if writer.unsaved:
-                    raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
+                    raise IndexConflictError(
+                        f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved; load it again, "
+                        "and make them again"
+                    )
                 _require_model(manifest.model_hash, self.model_hash, where=root)
                 writer.follow(root, manifest)
                 self._publish()
@@ -355,7 +358,7 @@ class GalleryIndex(NotPickled):
         """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
         that was never saved."""
         if self._path is None:
-            raise InputError("this index was never saved or loaded, so there are no files to verify")
+            raise InputError("this index was never saved or loaded, so there are no files to verify; save it first")
         type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
 
     @staticmethod
@@ -377,7 +380,7 @@ class GalleryIndex(NotPickled):
     def _check_known(self, ids: Collection[str]) -> None:
         now = self.snapshot()
         if unknown := [id for id in ids if now.row(id) is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
+            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}; leave them out")
 
     def _check_open(self) -> None:
         if self._closed:

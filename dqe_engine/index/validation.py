@@ -35,7 +35,7 @@ def check_search(
         raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
     if zones is not None and zones.bounds != "absolute":
         raise InputError(
-            f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
+            f"zones with {zones.bounds} bounds need a target, which a search has not; give absolute bounds, for Δ to its own best hit"
         )
     if exclude is not None and not isinstance(exclude, Sequence):
         raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")

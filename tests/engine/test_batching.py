@@ -164,7 +164,7 @@ def test_one_more_than_there_is_room_for_is_refused_at_once(batcher: Batcher[int
     leader = hold(batcher, answers, pool)
     waiting = [batcher.submit(n) for n in range(1, 7)]
     for ask in (batcher.ask, batcher.submit):
-        with pytest.raises(OverloadError, match="6 questions wait already"):
+        with pytest.raises(OverloadError, match="6 questions are waiting"):
             ask(7)
     assert waiting[2].cancel()
     assert batcher.waiting == 5
@@ -425,7 +425,7 @@ def test_what_is_still_to_be_made_has_its_room(batcher: Batcher[int, int]) -> No
         futures = [batcher.submit_later(lambda n=n: made.append(n) or n, executor) for n in range(6)]
         assert batcher.waiting == 6
         for ask in (lambda: batcher.submit_later(lambda: 9, executor), lambda: batcher.ask(9)):
-            with pytest.raises(OverloadError, match="6 questions wait already"):
+            with pytest.raises(OverloadError, match="6 questions are waiting"):
                 ask()
         assert futures[2].cancel()
         assert batcher.waiting == 5

@@ -182,7 +182,7 @@ def test_png_where_pillow_has_no_webp(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_policy_holds(folder: Path) -> None:
     photos = Photos([("", folder)], policy=ImagePolicy(formats=("JPEG",), max_pixels=100))
-    with pytest.raises(NoPhotoError, match=r"^'b.png': <\d+ bytes>: not an image that is read here; save it as JPEG$"):
+    with pytest.raises(NoPhotoError, match=r"^'b.png': <\d+ bytes>: not an image of an accepted format; save it as JPEG$"):
         photos.thumbnail("b.png", None, 160)
     noise_image(1).save(folder / "c.jpg")
     with pytest.raises(NoPhotoError, match="more than the limit of 100; scale it down first"):
