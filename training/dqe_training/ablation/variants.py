@@ -176,7 +176,7 @@ def parse_sweep(axes: Sequence[str]) -> tuple[Point, ...]:
             raise InputError(f"--sweep {axis!r}: expected section.key=value,value,..., for example trns.zones.hi=0.01,0.02,0.05")
         lines.append([f"{key}={value}" for value in values.split(",")])
     if len(lines) == 2 and axes[0].partition("=")[0] == axes[1].partition("=")[0]:
-        raise InputError(f"--sweep: {axes[0].partition('=')[0]} is there twice")
+        raise InputError(f"--sweep: {axes[0].partition('=')[0]} is given twice; name it once")
     return tuple(itertools.product(*lines))
 
 
