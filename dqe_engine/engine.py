@@ -128,7 +128,7 @@ class RetrievalEngine(ProcessBound):
     def index(self) -> GalleryIndex:
         """The index, if it is a `GalleryIndex`. Raises InputError for other kinds, which cannot be changed through an engine."""
         if not isinstance(self._index, GalleryIndex):
-            raise InputError(f"this engine searches {self._index!r}, which is not changed through it; attach a GalleryIndex for that")
+            raise InputError(f"this engine searches {self._index!r}, which an engine cannot change; attach a GalleryIndex for that")
         return self._index
 
     @property

@@ -86,9 +86,11 @@ def _search(args: argparse.Namespace) -> int:
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     elsewhere = is_elsewhere(args.index)
     if elsewhere and args.no_verify:
-        raise InputError(f"--no-verify: {args.index} is no single index, and only such a one is checked; leave the option out")
+        raise InputError(f"--no-verify: {args.index} is sharded or in Milvus, where no checksums are checked; leave the option out")
     if elsewhere and args.search_on:
-        raise InputError(f"--search-on: {args.index} is no single index, and only such a one is copied to devices; leave the option out")
+        raise InputError(
+            f"--search-on: {args.index} is sharded or in Milvus, and only a single index is copied to devices; leave the option out"
+        )
     if elsewhere:
         engine.attach(open_elsewhere(args.index, threads=args.threads or 0))
     else:

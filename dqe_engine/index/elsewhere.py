@@ -54,7 +54,7 @@ class IndexElsewhere(Versioned, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.milvus is None):
-            raise ValueError("expected either shards or milvus")
+            raise ValueError(f"expected either shards or milvus, got {'both' if self.shards else 'neither'}")
 
 
 def is_elsewhere(index: Path) -> bool:
@@ -79,6 +79,6 @@ def open_elsewhere(index: Path, *, threads: int = 0) -> SearchedIndex:
     if "://" not in milvus["uri"]:
         path = index.parent / milvus["uri"]
         if not path.exists():  # else Milvus Lite would make it
-            raise IndexFormatError(f"{index}: milvus.uri: {path} is not there; name Milvus Lite's file, or a server as http://HOST:PORT")
+            raise IndexFormatError(f"{index}: milvus.uri: no such file {path}; name Milvus Lite's file, or a server as http://HOST:PORT")
         milvus["uri"] = str(path)
     return MilvusIndex(milvus.pop("uri"), milvus.pop("collection"), **milvus)

@@ -124,7 +124,7 @@ class _Compiler:
                 tests.append(self.combination(key, condition, level + 1))  # type: ignore[arg-type]  # one of the three
             elif isinstance(condition, Mapping):
                 if not condition:
-                    raise InputError(f"filter {described(key)}: no operator in {{}}; use {', '.join(_OPERATORS)}, or leave the key out")
+                    raise InputError(f"filter {described(key)}: {{}} holds no operator; use {', '.join(_OPERATORS)}, or leave the key out")
                 tests += [self._condition(key, name, operand) for name, operand in condition.items()]
             else:
                 tests.append(self._condition(key, "==", condition))
@@ -163,7 +163,7 @@ class _Compiler:
         """`value`; raises where the filter has grown too large with it."""
         self._values += 1 + (len(value) if isinstance(value, str) else 0)
         if self._values > MOST_VALUES:
-            raise InputError(f"a filter of more than {MOST_VALUES:,} values and characters; ask in parts")
+            raise InputError(f"a filter of more than {MOST_VALUES:,} values and characters; split it into several searches")
         return value
 
 

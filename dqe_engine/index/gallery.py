@@ -323,14 +323,17 @@ class GalleryIndex(NotPickled):
             self._check_open()
             root, writer = self._path, self._writer
             if root is None or writer.saved is None:
-                raise InputError("this index was never saved or loaded, so there is nothing to follow")
+                raise InputError("this index was never saved or loaded, so there is nothing to follow; save it first")
             ours = (writer.saved.revision, writer.attempted)
 
             def follow(manifest: IndexManifest) -> bool:
                 if manifest.revision in ours:
                     return False
                 if writer.unsaved:
-                    raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
+                    raise IndexConflictError(
+                        f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved; load it again, "
+                        "and make them again"
+                    )
                 check_model(manifest.model_hash, self.model_hash, where=root)
                 writer.follow(root, manifest)
                 self._publish()
@@ -345,7 +348,7 @@ class GalleryIndex(NotPickled):
         """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
         that was never saved."""
         if self._path is None:
-            raise InputError("this index was never saved or loaded, so there are no files to verify")
+            raise InputError("this index was never saved or loaded, so there are no files to verify; save it first")
         type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
 
     @staticmethod

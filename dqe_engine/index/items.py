@@ -40,7 +40,7 @@ def checked_items(
     targets = checked_rows("target_tokens", target_tokens, (len(ids), *layout.target_shape), DTYPES[layout.storage])
     if (image_tokens is None) != (layout.image_storage == "none"):
         kept = "keeps no image tokens" if layout.image_storage == "none" else "keeps image tokens, and none were given"
-        raise InputError(f"this index {kept}; image_storage is chosen when an index is made")
+        raise InputError(f"this index {kept}; what an index keeps is chosen by image_storage when it is made")
     images = None
     if image_tokens is not None:
         images = checked_rows("image_tokens", image_tokens, (len(ids), *layout.image_shape), DTYPES[layout.image_storage])

@@ -178,7 +178,9 @@ class MilvusIndex(NotPickled):
         now = _saved(index)
         if (index.storage, index.target_shape) != (self.origin.storage, self.target_shape):
             raise IndexFormatError(
-                f"{self!r} has {self.origin.storage} tokens of shape {self.target_shape}, the index others; create another"
+                f"{self!r} has {self.origin.storage} tokens of shape {self.target_shape}, the index {index.storage} of "
+                f"{index.target_shape}; "
+                "create another collection"
             )
         origin = Origin.of(index, now).text()
         rows = dict(zip(now.ids(), now.live_rows().tolist(), strict=True))
@@ -254,10 +256,8 @@ class MilvusIndex(NotPickled):
         except (MilvusException, RpcError) as error:
             reason, refused = _reason_of(error)
             if refused:
-                raise BackendError(
-                    f"Milvus at {self._where} refused ({reason}); look at the token, its rights and what was asked"
-                ) from error
-            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); look whether it runs, then ask again") from error
+                raise BackendError(f"Milvus at {self._where} refused ({reason}); check the token, its rights and the request") from error
+            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); check that it runs, then ask again") from error
 
     def _connect(self, uri: str, token: str) -> Any:
         try:
@@ -273,7 +273,8 @@ class MilvusIndex(NotPickled):
             return Origin.parse(found[0]["origin"])
         except (IndexError, KeyError, ValueError, msgspec.DecodeError) as error:
             raise IndexFormatError(
-                f"the collection {self.collection!r} at {self._where} is empty or not ours; make one with MilvusIndex.create"
+                f"the collection {self.collection!r} at {self._where} is empty or was not made by dqe-engine; make one with "
+                "MilvusIndex.create"
             ) from error
 
     def _is_flat(self) -> bool:

@@ -111,9 +111,9 @@ class MilvusSnapshot:
     ) -> tuple[IndexMatches, ...]:
         """See `MilvusIndex.search`."""
         if zones is not None and filter is not None:
-            raise InputError("zones with a filter: Milvus cannot count what passes as we mean it; leave one of them out")
+            raise InputError("zones with a filter: Milvus cannot count the zones of the items that pass; leave one of the two out")
         if zones is not None and picks and zones.policy != "hardest":
-            raise InputError(f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest'")
+            raise InputError(f"picks by policy {zones.policy!r}: random draws depend on rows, which Milvus has not; take policy 'hardest'")
         compiled = compiled_filter(filter)
         expression, _ = expression_of(compiled)
         excluded = [set(ids) for ids in exclude] if exclude is not None else [set[str]()] * len(queries)

@@ -89,7 +89,10 @@ class DeviceSnapshot(Snapshot):
         to a position in one array, and for what `GalleryIndex.search` refuses."""
         check_search(queries, k, self.targets[0].shape[2], exclude=exclude, zones=zones, picks=picks)
         if zones is not None and picks and zones.policy != "hardest" and len(self.slices) > 1:
-            raise InputError(f"picks by policy {zones.policy!r} from {len(self.slices)} devices; take policy 'hardest', or one device")
+            raise InputError(
+                f"picks by policy {zones.policy!r}: random draws need the rows of one device, not of {len(self.slices)}; take policy "
+                "'hardest'"
+            )
         allowed, excluded, count = self._candidates(exclude, filter)
 
         def ask(part: tuple[int, int, Slice], **options: Any) -> tuple[IndexMatches, ...]:

@@ -106,7 +106,8 @@ class ShardServer:
             now = index.snapshot()
             if now.revision != revision:
                 raise IndexFormatError(
-                    f"{self._root / name} has revision {now.revision}, and {revision} is asked for: it was changed since; refresh, and if "
+                    f"{self._root / name} has revision {now.revision}, but {revision} was asked for, so it was changed meanwhile; "
+                    "refresh, and if "
                     "that does not help, run dqe-index shard (or join) to its end"
                 )
             self._index = name, index

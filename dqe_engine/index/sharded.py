@@ -152,7 +152,8 @@ class ShardedSnapshot:
         """See `ShardedIndex.search`. `threads`: without effect, since the shards have their own."""
         if zones is not None and picks and zones.policy != "hardest":
             raise InputError(
-                f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest', or search one index"
+                f"picks by policy {zones.policy!r}: random draws need the rows of one index; take policy 'hardest', or search an "
+                "unsharded index"
             )
         compiled = compiled_filter(filter)
         excluded = None if exclude is None else [tuple(ids) for ids in exclude]

@@ -35,7 +35,7 @@ def check_search(
         raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
     if zones is not None and zones.bounds != "absolute":
         raise InputError(
-            f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
+            f"zones with {zones.bounds} bounds need a target, which a search has not; give absolute bounds, for Δ to its own best hit"
         )
     if exclude is not None and not isinstance(exclude, Sequence):
         raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
@@ -64,7 +64,7 @@ def check_known(ids: Collection[str], rows: Iterable[int | None]) -> list[int]:
     """The rows of these ids, all of which must have one. The error names up to five that have none."""
     found = list(rows)
     if unknown := [id for id, row in zip(ids, found, strict=True) if row is None]:
-        raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
+        raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}; leave them out")
     return [row for row in found if row is not None]
 
 

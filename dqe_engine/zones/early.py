@@ -47,7 +47,9 @@ def stopping_early(
         raise InputError(f"queries: {len(queries)}, at least {LEAST_QUERIES} are needed to measure a recall")
     if (most := shown(1.0, len(queries))) < recall:
         needed = math.ceil(_ERRORS**2 * recall / (1.0 - recall))
-        raise InputError(f"recall={recall}: {len(queries)} queries can show {most:.4f} at most; pass at least {needed:,} queries")
+        raise InputError(
+            f"recall={recall}: {len(queries)} queries can prove a recall of {most:.4f} at most; pass at least {needed:,} queries"
+        )
 
     def alone(by: Screen) -> F32:
         """Scores (B, k) of each query asked alone: a batch is swept where that is faster, finds everything, and adds in another order."""

@@ -119,7 +119,7 @@ def _check_queries(queries: F32, width: int) -> None:
         raise InputError(f"queries have D={queries.shape[1]} and items D={width}; both must be the same")
     if not np.isfinite(queries).all():
         at = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-        raise InputError(f"queries: row {at} has numbers that are not finite, by which nothing can be weighed; leave it out")
+        raise InputError(f"queries: row {at} holds NaN or infinity; leave it out")
 
 
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:

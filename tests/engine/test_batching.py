@@ -41,7 +41,7 @@ def test_one_more_than_there_is_room_for_is_refused_at_once(batcher: Batcher[int
     leader = hold(batcher, answers, pool)
     waiting = [batcher.submit(n) for n in range(1, 7)]
     for ask in (batcher.ask, batcher.submit):
-        with pytest.raises(OverloadError, match="6 questions wait already"):
+        with pytest.raises(OverloadError, match="6 questions are waiting"):
             ask(7)
     assert waiting[2].cancel()
     assert batcher.waiting == 5

@@ -178,7 +178,7 @@ def test_force_keeps_the_old_index_until_the_new_one_is_complete(
     for image in image_folder.rglob("*.png"):
         image.write_bytes(b"broken")
     assert index(bundle_path, image_folder, out, "--force", "--skip-bad") == 2
-    assert f"none of the images can be read; {out} is as it was" in capsys.readouterr().err
+    assert f"none of the images can be read, and {out} was not changed" in capsys.readouterr().err
     assert contents(out) == before
     assert sorted(os.listdir(out.parent)) == entries, "something was left beside the index"
     (image_folder / "sub" / "05.png").write_bytes(good)

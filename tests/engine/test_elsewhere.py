@@ -109,7 +109,7 @@ def test_milvus_is_searched_as_the_index(
         ({"shards": {"path": "a", "replicas": 2}}, "valid keys of ShardsPlace: path, on_loss"),
         ({"shards": {"path": "a", "on_loss": "ignore"}}, "valid values: error, partial"),
         ({"shards": {"path": "nowhere"}}, "no sharded index here (shards.json is missing)"),
-        ({"milvus": {"uri": "nowhere.db", "collection": "c"}}, "nowhere.db is not there; name Milvus Lite's file, or a server as http://"),
+        ({"milvus": {"uri": "nowhere.db", "collection": "c"}}, "nowhere.db; name Milvus Lite's file, or a server as http://"),
         ({"kind": "gallery-index"}, "this is an index, not a file that says where an index is"),
     ],
 )
@@ -126,7 +126,7 @@ def test_what_a_file_gets_wrong_is_one_line(
 
 def test_what_is_checked_is_a_single_index(bundle_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search_command.main([str(bundle_path), str(shards), "--text", "in red", "--provider", "cpu", "--no-verify"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is no single index")
+    assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is sharded or in Milvus")
 
 
 @pytest.mark.parametrize("photos", [False, True])

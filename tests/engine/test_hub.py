@@ -183,7 +183,7 @@ def test_a_manifest_that_names_what_no_bundle_loads(hub: FakeHub, bundle_path: P
     manifest = json.loads((bundle_path / "manifest.json").read_text())
     manifest["files"].append({"path": listed, "size": 2, "sha256": "0" * 64})
     hub.repositories[NAME].commit({"manifest.json": json.dumps(manifest).encode()})
-    refused(load, f"lists '{listed}', which no bundle loads; do not use this bundle")
+    refused(load, f"lists '{listed}', which is no file of a bundle; do not use this bundle")
     assert hub.downloads() == ["manifest.json"]
 
 
@@ -200,7 +200,7 @@ def test_engines_in_the_cache_are_never_opened(hub: FakeHub, monkeypatch: pytest
     assert loaded.session(graph, provider="auto", threads=1).provider == "cpu"
     refused(lambda: loaded.session(graph, provider="tensorrt"), "cp -rL", kind=InputError)
     refused(lambda: replace_heads(loaded.path, loaded.path), kind=DQEError)
-    refused(loaded.require_own, f"hf://{NAME}@", "a copy in the hub's cache is not changed", kind=InputError)
+    refused(loaded.require_own, f"hf://{NAME}@", "a bundle in the hub's cache must not be changed", kind=InputError)
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

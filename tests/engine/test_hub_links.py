@@ -100,7 +100,10 @@ def test_an_onnxruntime_that_follows_no_links(cached: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("dqe_engine.bundle.OnnxSession", refuse)
     refused(
-        lambda: loaded.session(loaded.manifest.graphs[0]), f"{loaded.origin}: this onnxruntime reads no weights", "upgrade it", "cp -rL"
+        lambda: loaded.session(loaded.manifest.graphs[0]),
+        f"{loaded.origin}: the installed onnxruntime cannot read weights",
+        "upgrade it",
+        "cp -rL",
     )
 
 

@@ -226,7 +226,7 @@ def test_an_approximate_index_or_other_vectors_prove_nothing(
 def test_milvus_away_is_one_line(tmp_path: Path, there: MilvusIndex, saved: GalleryIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymilvus.exceptions import MilvusException
 
-    with pytest.raises(NoAnswerError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); look whether it runs"):
+    with pytest.raises(NoAnswerError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); check that it runs"):
         MilvusIndex("http://name:secret@127.0.0.1:9", "garments", timeout=1)
     with pytest.raises(BackendError, match=r"gave no answer \(Open local milvus failed"):
         MilvusIndex(str(tmp_path / "no" / "folder.db"), "garments")
@@ -292,7 +292,7 @@ def test_more_than_one_answer_of_milvus_may_hold_is_refused(
 def test_what_is_refused(there: MilvusIndex, make_index: MakeIndex, tmp_path: Path) -> None:
     for options, message in (
         ({"zones": ZoneSpec(lo=0, hi=1), "filter": {"n": 1}}, "zones with a filter"),
-        ({"zones": ZoneSpec(lo=0, hi=1, policy="softmax"), "picks": 1}, "a draw belongs to a row"),
+        ({"zones": ZoneSpec(lo=0, hi=1, policy="softmax"), "picks": 1}, "random draws depend on rows"),
         ({"filter": {"n": {"like": 1}}}, "unknown operator"),
     ):
         with pytest.raises(InputError, match=message):

@@ -81,7 +81,7 @@ def test_large_and_unreadable_files_are_no_images(photo_folder: Path) -> None:
 
 def test_the_policy_holds(photo_folder: Path) -> None:
     photos = Photos([("", photo_folder)], policy=ImagePolicy(formats=("JPEG",), max_pixels=100))
-    with pytest.raises(NoPhotoError, match=r"^'b.png': <\d+ bytes>: not an image that is read here; save it as JPEG$"):
+    with pytest.raises(NoPhotoError, match=r"^'b.png': <\d+ bytes>: not an image of an accepted format; save it as JPEG$"):
         photos.thumbnail("b.png", None, 160)
     noise_image(1).save(photo_folder / "c.jpg")
     with pytest.raises(NoPhotoError, match="more than the limit of 100; scale it down first"):

@@ -212,7 +212,7 @@ def test_what_is_ambiguous_or_not_there_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "file", "content", "said"),
     [
-        (write_fashioniq, "captions/cap.dress.val.json", "[{", "not the official format"),
+        (write_fashioniq, "captions/cap.dress.val.json", "[{", "not in the official format"),
         (write_fashioniq, "captions/cap.dress.val.json", '[{"candidate": "a"}]', "missing required field `captions`"),
         (write_fashioniq, "captions/cap.dress.val.json", '[{"candidate": "a", "target": "b", "captions": ["x"]}]', "record 1: 1 captions"),
         (write_fashioniq, "image_splits/split.dress.val.json", "[]", "query images are not in the gallery, for example D"),

@@ -118,7 +118,7 @@ def test_exact_search_comes_back_where_nothing_less_is_enough(
         (1.0, 100, True, "expected a number between 0 and 1"),
         (float("nan"), 100, True, "expected a number between 0 and 1"),
         (0.9, 99, True, "at least 100"),
-        (0.99, 200, True, r"200 queries can show 0.9804 at most; pass at least 396 queries"),
+        (0.99, 200, True, r"200 queries can prove a recall of 0.9804 at most; pass at least 396 queries"),
         (0.9, 100, False, "no lists"),
     ],
 )

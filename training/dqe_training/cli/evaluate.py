@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--triplets", type=Path, metavar="FILE", help='JSON lines {"reference", "target", "text"[, "attributes", "allowed", '
                      '"wordings"]}; the gallery is every image that they or --image-labels name')  # fmt: skip
     own.add_argument("--image-labels", type=Path, metavar="FILE", help='JSON lines {"image", "attributes"}')
-    parser.add_argument("--split", metavar="SPLIT", help="default: val; also test of a folder of JSON lines; with --submission, test1 of "
-                        "CIRR and test of CIRCO")  # fmt: skip
+    parser.add_argument("--split", metavar="SPLIT", help="queries to ask: val (default), or test of a folder of JSON lines; "
+                        "with --submission, test1 of CIRR and test of CIRCO")  # fmt: skip
     public = parser.add_argument_group("public datasets")
     public.add_argument("--shared-concept", action="store_true", help="CIRCO: put the shared concept before the relative caption")
     public.add_argument("--wording", choices=tuple(WORDINGS), help="make the texts as these models' own code does (FashionIQ, CIRCO; "

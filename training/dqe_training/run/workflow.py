@@ -161,14 +161,16 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
     if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
         raise CheckpointError(
             f"{directory}: the tower is {made.vision} at {made.preprocessing.image_size} px, "
-            f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px"
+            f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px; make them equal"
         )
     with reading_weights(weights):
         tensors = load_file(weights)
     try:
         model.vision_model.load_state_dict({name: p.float() for name, p in tensors.items()})
     except RuntimeError as error:
-        raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"{weights}: damaged, or of another architecture ({' '.join(str(error).split())[:200]}); copy it again, or run dqe-pretrain"
+        ) from error
 
 
 def _physical_memory() -> int:
@@ -216,7 +218,7 @@ def train_run(
     if not world.main:
         listener = silent
     if features is not None and config.optim.vision_learning_rate > 0:
-        raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
+        raise InputError(f"{features}: a feature cache needs a frozen tower; set optim.vision_learning_rate to 0, or leave out --features")
     vocabulary = source.read_vocabulary()
     require_attributes(config.model, vocabulary)
     data = source.read(vocabulary)
