@@ -320,7 +320,9 @@ class RetrievalEngine(ProcessBound):
     def _result(self, prepared: Prepared, composed: Composed, found: _Found, clock: Clock) -> SearchResult:
         hits, query, names = found.hits, prepared.query, self.bundle.vocabulary.names
         if query.explain:
-            hits = tuple([replace(hit, explanation=self._explanation(prepared, composed, hit.id)) for hit in hits])
+            stored = prepared.snapshot.tokens_of([hit.id for hit in hits])
+            made = [self._explanation(prepared, composed, tokens) for tokens in stored]
+            hits = tuple([replace(hit, explanation=one) for hit, one in zip(hits, made, strict=True)])
         weights = {} if query.text is None else dict(zip(names, composed.weights.tolist(), strict=True))
         predicted = {} if query.text is None else dict(zip(names, composed.predicted.tolist(), strict=True))
         return SearchResult(
@@ -338,9 +340,8 @@ class RetrievalEngine(ProcessBound):
             lost=found.lost,
         )
 
-    def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
-        snapshot = prepared.snapshot
-        tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float64)  # (M, D)
+    def _explanation(self, prepared: Prepared, composed: Composed, stored: NDArray[Any]) -> Explanation:
+        tokens = stored.astype(np.float64)  # (M, D)
         best = int((tokens @ composed.vector).argmax())
         token, base = tokens[best], composed.base.astype(np.float64)
         names = self.bundle.vocabulary.names if prepared.query.text is not None else ()
@@ -405,7 +406,7 @@ class QueryBatcher:
     async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
         """The same for a task. Uploads that wait for a reader count as waiting, and `timeout` covers them, too. A task that is cancelled
         leaves the queue, and what it uploaded is not decoded any more."""
-        if not (_is_small(query) and isinstance(self.engine.searched, GalleryIndex)):
+        if not (_is_small(query) and self.engine.searched.at_hand):
             return await self._batcher.ask_later_async(partial(self._read, query), self._readers, timeout=timeout)
         return await self._batcher.ask_async(self._prepared(query), timeout=timeout)
 

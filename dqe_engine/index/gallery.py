@@ -22,6 +22,7 @@ from dqe_engine.zones.arrays import F32
 from . import storage as disk
 from .filters import Filter
 from .repair import RepairReport, repair
+from .searched import InProcess
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
 from .validation import check_ids, check_no_single_str, check_search, checked_contents, checked_metadata, checked_rows, quoted
@@ -44,7 +45,7 @@ class IndexStats(msgspec.Struct, frozen=True):
     revision: str | None
 
 
-class GalleryIndex(NotPickled):
+class GalleryIndex(NotPickled, InProcess):
     """Items under string ids, each with target tokens (M, D) and, where `image_storage` says so, image tokens (P, Hv).
 
     `storage`: precision of the target tokens; "f16" halves memory and moves scores by about 5e-4. `image_storage`: cached

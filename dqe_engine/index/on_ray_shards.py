@@ -19,7 +19,8 @@ from dqe_engine.errors import InputError
 from .ray_cluster import connect
 from .shard_files import read_shards
 from .shard_server import Reply, ShardServer
-from .sharded import Lost, ShardedIndex
+from .sharded import ShardedIndex
+from .transports import Call, Lost, too_late
 
 NAMESPACE = "dqe"
 
@@ -41,7 +42,7 @@ class RayTransport:
         }  # fmt: skip
         self._actors: dict[int, Any] = {}
 
-    def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
+    def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
         asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
         done = set(ready)
@@ -65,7 +66,7 @@ class RayTransport:
 
     def _reply(self, slot: int, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
         if not answered:
-            return Lost(f"nothing came within {timeout:g} s")
+            return too_late(timeout)
         try:
             reply: Reply = self._ray.get(one)
         except self._ray.exceptions.RayError as error:
@@ -88,9 +89,9 @@ def open_on_ray(
     """The sharded index `path`, one actor for each shard, on the cluster of RAY_ADDRESS, or one that is started here.
 
     threads: processors of one search, which an actor also asks Ray for. concurrency: searches that an actor runs at the same time. name: of
-    actors that several processes share, where they give the same options, and that outlive them; `stop` ends them. options: `on_loss` and
-    `timeout`, see `ShardedIndex`; `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError without Ray
-    or without an answer.
+    actors that several processes share, where they give the same options, and that outlive them; `stop` ends them. options: `on_loss`,
+    `timeout` and `spare`, see `ShardedIndex`; `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError
+    without Ray or without an answer.
     """
     if threads < 1 or concurrency < 1:
         raise InputError(f"threads and concurrency are at least 1, got {threads} and {concurrency}")

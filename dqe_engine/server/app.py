@@ -16,13 +16,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dqe_engine import __version__
-from dqe_engine.errors import DQEError
+from dqe_engine.errors import DQEError, UnknownItemError
 
 from . import items, search, status
 from .guards import Guards
 from .metrics import Metrics
+from .offers import offered
 from .openapi import schemas
-from .operations import BusyError, ItemExistsError, UnknownItemError
+from .operations import BusyError, ItemExistsError
 from .overload import Refusals
 from .photos import NoPhotoError
 from .policies import template_of
@@ -73,7 +74,7 @@ def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastA
     app.mount("/page", _PageFiles(directory=status.PAGE, check_dir=False))
     for kind in (DQEError, HTTPException, RequestValidationError, OSError):
         app.add_exception_handler(kind, _told)
-    _describe(app)
+    _describe(app, service)
     app.add_middleware(ItemPaths)
     app.add_middleware(Guards, settings=settings, metrics=metrics, state=service)
     return app
@@ -110,9 +111,10 @@ class ItemPaths:
 async def _told(request: Request, error: Exception) -> Response:
     """The answer to an error that has a status of its own. Any other is our bug, and the guards' to tell and to log."""
     problem = _of_ours(error) or problem_of(error)
-    if problem.status == 405:  # Starlette names the methods of one route of this path, which has several
+    if problem.code == "method":  # Starlette names the methods of one route of this path, which has several
         taken = request.app.openapi()["paths"].get(template_of(request.url.path), {})
-        problem.headers["Allow"] = ", ".join(sorted({method.upper() for method in taken} or {"GET"}))
+        read = set[str]() if request.app.state.service.not_offered("GET", request.url.path) else {"GET"}
+        problem.headers["Allow"] = ", ".join(sorted({method.upper() for method in taken} or read))
     if problem.status == 500:
         raise error
     if problem.status > 500:
@@ -137,8 +139,8 @@ def _of_ours(error: BaseException) -> Problem | None:
     return None
 
 
-def _describe(app: FastAPI) -> None:
-    """OpenAPI with the schemas of `messages` in place of FastAPI's own of errors."""
+def _describe(app: FastAPI, service: Service) -> None:
+    """OpenAPI with the schemas of `messages` in place of FastAPI's own of errors, and the operations that the index offers."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -151,6 +153,7 @@ def _describe(app: FastAPI) -> None:
             components = described.setdefault("components", {})
             components["schemas"] = schemas()
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        return app.openapi_schema or {}
+        schema: dict[str, Any] = app.openapi_schema or {}
+        return {**schema, "paths": offered(schema["paths"], service.lacks)} if service.lacks else schema
 
     app.openapi = openapi  # type: ignore[method-assign]

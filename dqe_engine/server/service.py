@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dqe_engine.engine import QueryBatcher, RetrievalEngine
-from dqe_engine.errors import DQEError, OverloadError
+from dqe_engine.errors import DQEError, NoAnswerError, OverloadError
 from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
-from dqe_engine.index.storage import MANIFEST_FILE
+from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
+from dqe_engine.index.searched import Ability, Health
 from dqe_engine.processors import available_cpus, give_way
 from dqe_engine.query import Query
 from dqe_engine.results import IndexState, SearchResult
@@ -27,6 +28,7 @@ from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
+from .offers import not_offered, problem_of_lack
 from .operations import Removal, Written
 from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
@@ -38,6 +40,8 @@ from .writes import Writes
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
+WATCHED_EVERY = 3.0
+"""Seconds between two looks at the parts of an index that lies elsewhere: each is a search of nothing in particular."""
 MEASURED_EVERY = 5
 """Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
 MOST_UPLOADS = 32
@@ -65,6 +69,11 @@ class Service:
         self.settings, self.metrics, self._niceness = settings, metrics, niceness
         self.phase = "starting"
         self.following = True
+        self.lacks: Mapping[Ability, str] = {}
+        self.health = Health()
+        self.index = IndexState(0, None)
+        """What a search would search now."""
+        self._writes: Writes | None = None
         self.keyring = Keyring(settings.keys)
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
@@ -84,11 +93,17 @@ class Service:
         self.batcher: QueryBatcher = self.engine.batcher(
             most=settings.most, room=settings.room, readers=readers, niceness=self._niceness, counts=self.metrics.batch
         )
-        self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
+        self.lacks = self.engine.searched.lacks
+        changes = "write" not in self.lacks
+        self.photos = Photos(settings.photos, settings.uploads_folder if changes else settings.uploads, policy=self.engine.image_policy)
         self.removed = Removed(removed_beside(Path(settings.index)))
-        self.writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
+        if changes:
+            self._writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
+        await asyncio.to_thread(self._look)
+        await asyncio.to_thread(self._look_at_parts)
         self._tasks.append(asyncio.create_task(self._follow()))
-        self._look()
+        if not self.engine.searched.at_hand:
+            self._tasks.append(asyncio.create_task(self._watch()))
         self.phase = "ready"
 
     async def close(self) -> None:
@@ -98,7 +113,8 @@ class Service:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await asyncio.to_thread(self.writes.close)
+        if self._writes is not None:
+            await asyncio.to_thread(self._writes.close)
         await asyncio.to_thread(self.batcher.close)
         for pool in (self._pool, self._renderers):
             pool.shutdown(cancel_futures=True)  # nobody waits for what has not begun
@@ -106,25 +122,44 @@ class Service:
         self.metrics.close()
 
     @property
-    def index(self) -> IndexState:
-        """What a search would search now."""
-        now = self.engine.index.snapshot()
-        return IndexState(now.count, now.revision)
+    def writes(self) -> Writes:
+        """Raises Problem for an index that takes none."""
+        if self._writes is None:
+            raise problem_of_lack(self.lacks, "write", "/v1/items/{id}")
+        return self._writes
+
+    def not_offered(self, method: str, path: str) -> Problem | None:
+        """The answer to a request that needs what the index cannot do."""
+        return not_offered(self.lacks, method, path)
 
     def _look(self) -> None:
-        now = self.index
+        now = self.engine.searched.snapshot()
+        self.index = IndexState(now.count, now.revision)
         self._followed += 1
-        self.metrics.index(now.items, self._followed, now.revision or "")
+        self.metrics.index(now.count, self._followed, now.revision or "")
+
+    def _look_at_parts(self) -> None:
+        before, self.health = self.health, self.engine.searched.look()
+        self.metrics.parts(self.health.parts, len(self.health.lost))
+        if gone := sorted({*self.health.lost} - {*before.lost}):
+            log.error("no answer from these parts of the index: %s", ", ".join(gone))
+        if back := sorted({*before.lost} - {*self.health.lost}):
+            log.warning("these parts of the index answer again: %s", ", ".join(back))
 
     def _refresh(self) -> None:
         """Take up what was saved, so that whoever wrote it finds it from now on."""
-        if self.engine.index.refresh():
+        if self.engine.searched.refresh():
             self._look()
 
     def _load(self) -> RetrievalEngine:
         settings = self.settings
         engine = RetrievalEngine.load(settings.bundle, provider=cast(Provider, settings.provider), threads=_threads(settings))
-        engine.load_index(settings.index)
+        if is_elsewhere(settings.index):
+            threads = _threads(settings) or 0
+            shared = open_elsewhere(settings.index, threads=threads, at_most=settings.deadline_s / 2, spare=True, niceness=self._niceness)
+            engine.attach(shared)
+        else:
+            engine.load_index(settings.index)
         engine.warm_up()
         return engine
 
@@ -234,11 +269,13 @@ class Service:
         finally:
             self._searching -= 1
         self.metrics.stages(result.timings_ms)
+        if not result.exact:
+            self.metrics.incomplete("lost" if result.lost else "unproved")
         return result
 
     async def _follow(self) -> None:
         """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
-        manifest, parent, seen = Path(self.settings.index) / MANIFEST_FILE, os.getppid(), None
+        watched, parent, seen = self.engine.searched.watched, os.getppid(), None
         for turn in itertools.count():
             await asyncio.sleep(FOLLOWED_EVERY)
             if turn % MEASURED_EVERY == 0:
@@ -247,8 +284,10 @@ class Service:
                 log.error("the parent process is gone; this worker ends")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            if watched is None:
+                continue
             try:
-                status = manifest.stat()
+                status = watched.stat()
                 state = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if state != seen:
                     await asyncio.to_thread(self._refresh)
@@ -258,6 +297,15 @@ class Service:
                     log.error("the index cannot be followed: %s", error)
                 self.following = False
                 await asyncio.sleep(1.0)
+
+    async def _watch(self) -> None:
+        """Ask the parts of the index, which lie elsewhere, whether they answer; and how much there is, where no file tells of changes."""
+        while True:
+            await asyncio.sleep(WATCHED_EVERY)
+            await asyncio.to_thread(self._look_at_parts)
+            if self.engine.searched.watched is None and self.health.answers:
+                with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
+                    await asyncio.to_thread(self._look)
 
 
 def _threads(settings: ServerSettings) -> int | None:

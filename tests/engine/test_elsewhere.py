@@ -71,7 +71,7 @@ def test_shards_on_ray_are_opened_as_the_file_says(
     place = described(tmp_path / "shop.json", shards={"path": "shards", "on_loss": "partial", "timeout": 7.5, "name": "shop"})
     single = found(bundle_path, tmp_path / "index", capsys)
     assert found(bundle_path, place, capsys) == single
-    assert asked == [(shards, {"on_loss": "partial", "timeout": 7.5, "threads": 1, "name": "shop"})]
+    assert asked == [(shards, {"on_loss": "partial", "timeout": 7.5, "threads": 1, "name": "shop", "spare": False})]
     lost = sorted(folder for folder in shards.iterdir() if folder.is_dir())[1]
     shutil.rmtree(lost)
     with pytest.raises(DQEError, match=lost.name):

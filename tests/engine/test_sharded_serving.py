@@ -18,7 +18,8 @@ from dqe_engine.errors import NoAnswerError
 from dqe_engine.index import GalleryIndex, on_ray_shards
 from dqe_engine.index.shard_files import cut_index, join_indexes
 from dqe_engine.index.shard_server import ShardServer
-from dqe_engine.index.sharded import HereTransport, Lost, ShardedIndex
+from dqe_engine.index.sharded import ShardedIndex
+from dqe_engine.index.transports import HereTransport, Lost
 from dqe_engine.query import Query
 
 MakeIndex = Callable[..., GalleryIndex]
