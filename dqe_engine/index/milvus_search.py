@@ -145,7 +145,7 @@ class MilvusSnapshot:
     ) -> tuple[IndexMatches, ...]:
         """See `MilvusIndex.search`."""
         if zones is not None and filter is not None:
-            raise InputError(f"Milvus: {LACKS['filtered_zones']}")
+            raise InputError(f"zones with a filter: {LACKS['filtered_zones']}")
         if zones is not None and picks and zones.policy != "hardest":
             raise InputError(f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest'")
         compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)

@@ -1,4 +1,4 @@
-"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by the INDEX argument alone; and what `dqe-serve` says of them."""
+"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by the INDEX argument alone. `dqe-serve`: server/test_elsewhere_served.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from dqe_engine.cli import index as index_command
 from dqe_engine.cli import search as search_command
-from dqe_engine.cli import serve as serve_command
 from dqe_engine.errors import DQEError
 from dqe_engine.index import GalleryIndex, on_ray_shards
 from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
@@ -127,16 +126,6 @@ def test_what_a_file_gets_wrong_is_one_line(
 def test_what_is_checked_is_a_single_index(bundle_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search_command.main([str(bundle_path), str(shards), "--text", "in red", "--provider", "cpu", "--no-verify"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is no single index")
-
-
-@pytest.mark.parametrize("photos", [False, True])
-def test_the_server_says_that_it_takes_one_index(
-    photos: bool, bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert serve_command.main([str(bundle_path), str(shards), *(["--images", str(tmp_path)] if photos else [])]) == 2
-    error = capsys.readouterr().err
-    assert f"{shards}: dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search" in error
-    assert error.count("\n") == 1
 
 
 def test_the_folder_of_an_index_is_none_of_these(indexed: GalleryIndex, tmp_path: Path) -> None:
