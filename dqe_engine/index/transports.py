@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from dqe_engine.processors import give_way
+from dqe_engine.processors import be_as_nice_as, niceness_here
 
 from .shard_server import Reply, ShardServer
 
@@ -47,11 +47,11 @@ class HereTransport:
     """Shard servers in this process, in threads: for tests, and for an index that was cut and fits one machine after all."""
 
     def __init__(self, root: Path, model_hash: str, *, niceness: int = 0, **options: Any) -> None:
-        """niceness: of the threads (see `give_way`). options: of `ShardServer`."""
+        """niceness: of the threads, whoever starts them, above that of this one. options: of `ShardServer`."""
         self._make = partial(ShardServer, str(root), model_hash, **options)
         self._servers: dict[int, ShardServer] = {}
         self._late: dict[int, list[Future[Reply]]] = {}
-        self._threads = ThreadPoolExecutor(64, "dqe-shard", give_way, (niceness,))
+        self._threads = ThreadPoolExecutor(64, "dqe-shard", be_as_nice_as, (niceness_here() + niceness,))
 
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
         asked = [self._begun(slot, arguments) for slot, arguments in calls]

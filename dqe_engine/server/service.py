@@ -20,7 +20,7 @@ from dqe_engine.errors import DQEError, NoAnswerError, OverloadError
 from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
 from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
-from dqe_engine.index.searched import Ability, Health
+from dqe_engine.index.searched import Ability, Health, SearchedIndex
 from dqe_engine.processors import available_cpus, give_way
 from dqe_engine.query import Query
 from dqe_engine.results import IndexState, SearchResult
@@ -87,8 +87,9 @@ class Service:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         sys.setswitchinterval(SWITCH_S)
+        shared = await asyncio.to_thread(self._open_elsewhere)  # what it starts, such as Ray, gives way to nobody
         with ThreadPoolExecutor(1, "dqe-serve-load", give_way, (self._niceness,)) as loader:  # ONNX Runtime's threads begin in it
-            self.engine = await asyncio.get_running_loop().run_in_executor(loader, self._load)
+            self.engine = await asyncio.get_running_loop().run_in_executor(loader, self._load, shared)
         readers = min(MOST_DECODED, available_cpus())
         self.batcher: QueryBatcher = self.engine.batcher(
             most=settings.most, room=settings.room, readers=readers, niceness=self._niceness, counts=self.metrics.batch
@@ -151,17 +152,24 @@ class Service:
         if self.engine.searched.refresh():
             self._look()
 
-    def _load(self) -> RetrievalEngine:
+    def _load(self, shared: SearchedIndex | None) -> RetrievalEngine:
         settings = self.settings
         engine = RetrievalEngine.load(settings.bundle, provider=cast(Provider, settings.provider), threads=_threads(settings))
-        if is_elsewhere(settings.index):
-            threads = _threads(settings) or 0
-            shared = open_elsewhere(settings.index, threads=threads, at_most=settings.deadline_s / 2, spare=True, niceness=self._niceness)
-            engine.attach(shared)
-        else:
+        if shared is None:
             engine.load_index(settings.index)
+        else:
+            engine.attach(shared)
         engine.warm_up()
         return engine
+
+    def _open_elsewhere(self) -> SearchedIndex | None:
+        """None for an index of this process. Shards and databases may be silent for half of what a search may take, so that there is time
+        left for an answer without them."""
+        settings = self.settings
+        if not is_elsewhere(settings.index):
+            return None
+        threads, at_most = _threads(settings) or 0, settings.deadline_s / 2
+        return open_elsewhere(settings.index, threads=threads, at_most=at_most, spare=True, niceness=self._niceness)
 
     def ready(self) -> bool:
         return self.phase == "ready"

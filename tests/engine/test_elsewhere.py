@@ -1,4 +1,4 @@
-"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by the INDEX argument alone. `dqe-serve`: server/test_elsewhere_served.py."""
+"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by INDEX alone. `dqe-serve`: server/test_elsewhere_served.py."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ export class Composer {
     this.#drawn = key;
     const fixed = !this.refines && query.reference?.id !== undefined && !query.text.trim(); // a text that an address came with can be taken away
     byId("lead").textContent = fixed ? "Like this" : query.reference ? "Like this, but" : "Show me";
-    this.text.placeholder = fixed ? "remove the item to describe another, or add its image to change it" : query.reference ? "what should differ?" : "what you look for";
+    this.text.placeholder = fixed ? "" : query.reference ? "what should differ?" : "what you look for";
     this.text.disabled = byId("go").disabled = fixed;
     if (this.#text !== query.text) this.text.value = query.text; // else what is being typed stays
     this.#text = query.text;
@@ -119,6 +119,10 @@ const MODES = {
     image: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ.",
     text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one.",
   },
+  unrefined: {
+    image: "Items of this index cannot be changed by a text here. Add the picture of this one as an image to say what should differ.",
+    text: "A text alone works, but it is not what the model was trained for: add an image to change that one.",
+  },
   added: {
     image: "An image alone finds items that look like it overall.",
     composed: "This model was not trained to change an image by a text: it adds up what each of them means, so hits may follow one and forget the other.",
@@ -126,8 +130,10 @@ const MODES = {
 };
 
 /** Notes for an answer of a model: its mode, words that are not known, a text that was cut. */
-export function notesOf(answer, model) {
-  const said = MODES[model?.composition ?? "trained"]?.[answer.mode];
+export function notesOf(answer, model, { refines = true, uploaded = false } = {}) {
+  const composition = model?.composition ?? "trained";
+  const kind = refines || uploaded || (composition === "added" && answer.mode === "text") ? composition : "unrefined";
+  const said = MODES[kind]?.[answer.mode];
   const notes = said ? [{ kind: "plain", text: said }] : [];
   if (answer.unknown_words?.length) {
     const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", ");

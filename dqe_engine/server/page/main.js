@@ -227,7 +227,7 @@ class Page {
     const candidates = counts ? counts.near + counts.mid + counts.easy : null;
     this.exhausted = answer.hits.length < wanted || answer.hits.length === candidates || wanted >= (this.vocabulary.limits?.k ?? 10_000);
     this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
-    this.composer.tell([...leftOut(this.unknown, this.names), ...notesOf(answer, this.vocabulary.model)]);
+    this.composer.tell([...leftOut(this.unknown, this.names), ...notesOf(answer, this.vocabulary.model, { refines: this.offers("refine"), uploaded: query.reference?.upload !== undefined })]);
     this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
     byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
     const best = answer.hits[0]?.score;
