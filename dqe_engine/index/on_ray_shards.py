@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class RayTransport:
             if one not in done:
                 self._ray.cancel(one)  # where it waits behind others in the actor, nobody works on it any more
         return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
+
+    def keep(self, names: Collection[str]) -> None:
+        """Nothing: an actor lets go of a shard when it is asked for another."""
 
     def close(self) -> None:
         """Actors without a name end with the last handle; those with one stay, for others: see `stop`."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -256,6 +257,7 @@ class ShardedIndex(NotPickled):
             raise InputError(f"timeout: expected seconds above 0, got {timeout!r}")
         self._root, self._transport, self._closed = Path(path).absolute(), transport, False
         self._sparing = Sparing(transport) if spare else None
+        self._following = Lock()
         self._now = ShardedSnapshot(read_shards(self._root), self._sparing or transport, on_loss, timeout)
         self._now.warm()
 
@@ -348,6 +350,7 @@ class ShardedIndex(NotPickled):
             lost = dict.fromkeys(range(len(shards)), Lost(str(error)))
         if self._sparing is not None:
             self._sparing.found(lost)
+        self._let_go()  # by now, nobody searches what was refreshed before the last look
         answers = not lost or (now.on_loss == "partial" and len(lost) < len(shards))
         return Health(len(shards), tuple([shards[n].name for n in sorted(lost)]), answers)
 
@@ -361,9 +364,20 @@ class ShardedIndex(NotPickled):
         if found.model_hash != before.set.model_hash:
             raise IndexFormatError(f"{self._root} was cut anew from an index of another model; open it again, with that model's bundle")
         new = replace(before, set=found)
-        new.warm()
-        self._now = new
+        with self._following:
+            new.warm()
+            self._now = new
+        if self._sparing is None:
+            self._let_go()
         return True
+
+    def _let_go(self) -> None:
+        """Of shards that a refresh replaced; not while one opens others."""
+        if self._following.acquire(blocking=False):
+            try:
+                self._transport.keep([shard.name for shard in self._now.set.shards])
+            finally:
+                self._following.release()
 
     def close(self) -> None:
         """Let go of the shards. May be called twice."""

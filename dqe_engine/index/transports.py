@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,16 +40,20 @@ class Transport(Protocol):
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
         """`ShardServer.call` with these arguments at these slots, all at the same time; the answers in the order of `calls`."""
 
+    def keep(self, names: Collection[str]) -> None:
+        """No shards of other names are asked for any more."""
+
     def close(self) -> None: ...
 
 
 class HereTransport:
-    """Shard servers in this process, in threads: for tests, and for an index that was cut and fits one machine after all."""
+    """Shard servers in this process, in threads: for tests, and for an index that was cut and fits one machine after all. Shards that were
+    cut anew are opened beside those of before, which answer until `keep`."""
 
     def __init__(self, root: Path, model_hash: str, *, niceness: int = 0, **options: Any) -> None:
         """niceness: of the threads, whoever starts them, above that of this one. options: of `ShardServer`."""
         self._make = partial(ShardServer, str(root), model_hash, **options)
-        self._servers: dict[int, ShardServer] = {}
+        self._servers: dict[str, ShardServer] = {}  # by the shard's name
         self._late: dict[int, list[Future[Reply]]] = {}
         self._threads = ThreadPoolExecutor(64, "dqe-shard", be_as_nice_as, (niceness_here() + niceness,))
 
@@ -61,6 +65,10 @@ class HereTransport:
                 self._late.setdefault(slot, []).append(one)
         return [one.result() if one in done and one is not None else too_late(timeout) for one in asked]
 
+    def keep(self, names: Collection[str]) -> None:
+        for name in {*self._servers} - {*names}:
+            self._servers.pop(name, None)
+
     def close(self) -> None:
         self._servers.clear()
         self._threads.shutdown(wait=False)
@@ -71,7 +79,7 @@ class HereTransport:
             self._late[slot] = [one for one in self._late[slot] if not one.done()]
             if len(self._late[slot]) >= MOST_LATE:
                 return None
-        return self._threads.submit(self._servers.setdefault(slot, self._make()).call, *arguments)
+        return self._threads.submit(self._servers.setdefault(arguments[1], self._make()).call, *arguments)
 
 
 class Sparing:
@@ -96,6 +104,9 @@ class Sparing:
         """What a look at all shards found: these give no answer."""
         with self._lock:
             self._late = _spared({slot: one for slot, one in lost.items() if one.late})
+
+    def keep(self, names: Collection[str]) -> None:
+        self.transport.keep(names)
 
     def close(self) -> None:
         self.transport.close()

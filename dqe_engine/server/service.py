@@ -102,7 +102,7 @@ class Service:
             self._writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
         await asyncio.to_thread(self._look)
         await asyncio.to_thread(self._look_at_parts)
-        self._tasks.append(asyncio.create_task(self._follow()))
+        self._tasks += [asyncio.create_task(self._keep()), asyncio.create_task(self._follow())]
         if not self.engine.searched.at_hand:
             self._tasks.append(asyncio.create_task(self._watch()))
         self.phase = "ready"
@@ -283,17 +283,9 @@ class Service:
 
     async def _follow(self) -> None:
         """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
-        watched, parent, seen = self.engine.searched.watched, os.getppid(), None
-        for turn in itertools.count():
+        watched, seen = self.engine.searched.watched, None
+        while watched is not None:
             await asyncio.sleep(FOLLOWED_EVERY)
-            if turn % MEASURED_EVERY == 0:
-                self.measure()
-            if os.getppid() != parent and self.settings.workers > 1:
-                log.error("the parent process is gone; this worker ends")
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            if watched is None:
-                continue
             try:
                 status = watched.stat()
                 state = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -305,6 +297,18 @@ class Service:
                     log.error("the index cannot be followed: %s", error)
                 self.following = False
                 await asyncio.sleep(1.0)
+
+    async def _keep(self) -> None:
+        """Measure, and end where the parent process is gone; also while shards are being opened, which takes minutes."""
+        parent = os.getppid()
+        for turn in itertools.count():
+            await asyncio.sleep(FOLLOWED_EVERY)
+            if turn % MEASURED_EVERY == 0:
+                self.measure()
+            if os.getppid() != parent and self.settings.workers > 1:
+                log.error("the parent process is gone; this worker ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     async def _watch(self) -> None:
         """Ask the parts of the index, which lie elsewhere, whether they answer; and how much there is, where no file tells of changes."""

@@ -319,3 +319,35 @@ def test_shards_that_differ_in_metadata_and_share_an_id(bundle_path: Path, serve
     assert client.get("/v1/items/two").json()["metadata"] == {"brand": "x"}
     assert [item["id"] for item in client.get("/v1/items?limit=4").json()["items"]] == ["one", "two", "two", "three"]
     assert told(client, {"reference_id": "two"})["hits"][0]["id"] in ("one", "three")
+
+
+def test_while_new_shards_are_opened_the_old_ones_answer(serve: Serve, shards: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, state, asked = threading.Event(), ShardServer._state, threading.Event()
+    client = serve(index=shards)
+    before = told(client, {"text": "in red", "k": 24})
+    old = {shard.name for shard in read_shards(shards).shards}
+
+    def slow(self: ShardServer, name: str, revision: str) -> Any:
+        if name not in old:
+            asked.set()
+            assert gate.wait(60)
+        return state(self, name, revision)
+
+    monkeypatch.setattr(ShardServer, "_state", slow)
+    with GalleryIndex.load(shop / "index") as index:
+        index.remove(["00.png"])
+        index.save(shards.with_name("whole"))
+        cut_index(index, shards, 2, anew=True)
+    assert asked.wait(60)
+    transport = service_of(client).engine.searched._transport  # type: ignore[attr-defined]
+    assert told(client, {"text": "in red", "k": 24, "zones": False}) == before
+    service_of(client)._look_at_parts()
+    assert old < {*transport._servers}, "both, and a look lets go of neither"
+    gate.set()
+    until = time.monotonic() + 60
+    while client.get("/readyz").json()["items"] != 23:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert len(told(client, {"text": "in red", "k": 24})["hits"]) == 23
+    service_of(client)._look_at_parts()
+    assert {*transport._servers} == {shard.name for shard in read_shards(shards).shards}
