@@ -11,9 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dqe_engine import __version__
 from dqe_engine.errors import DQEError, UnknownItemError
@@ -50,7 +51,11 @@ def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastA
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await service.open()
+        try:
+            await service.open()
+        except DQEError as error:
+            app.state.failure = str(error)
+            raise
         if owns_process:
             _collect_less()
         await asyncio.to_thread(take_over, settings.state)
@@ -77,6 +82,7 @@ def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastA
     _describe(app, service)
     app.add_middleware(ItemPaths)
     app.add_middleware(Guards, settings=settings, metrics=metrics, state=service)
+    app.add_middleware(FailedStart, state=app.state)
     return app
 
 
@@ -94,6 +100,21 @@ class _PageFiles(StaticFiles):
         answer = super().file_response(*arguments, **options)
         answer.headers["Cache-Control"] = "no-cache"
         return answer
+
+
+class FailedStart:
+    """Has the server say in one line why it cannot start, where that is not our bug; Starlette would give the traceback."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and hasattr(self._state, "failure"):
+                message = {**message, "message": self._state.failure}
+            await send(message)
+
+        await self._app(scope, receive, told if scope["type"] == "lifespan" else send)
 
 
 class ItemPaths:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,6 +154,27 @@ def test_the_command_serves_a_sharded_folder(bundle_path: Path, shop: Path, tmp_
             assert len(client.search(text="in red", k=24).hits) == 23
             assert server.end() == 0
         assert "Traceback" not in server.said
+
+
+def test_a_start_without_a_shard_is_one_line(bundle_path: Path, shop: Path, tmp_path: Path) -> None:
+    with GalleryIndex.load(shop / "index") as index:
+        gone = cut_index(index, tmp_path / "shards", 2).shards[1].name
+    shutil.rmtree(tmp_path / "shards" / gone)
+    command = [
+        str(Path(sys.executable).with_name("dqe-serve")),
+        str(bundle_path),
+        str(tmp_path / "shards"),
+        "--port",
+        "0",
+        "--log",
+        "error",
+    ]
+    for workers in ("1", "2"):
+        ended = subprocess.run([*command, "--workers", workers], capture_output=True, text=True, timeout=120)
+        said = [json.loads(line)["message"] for line in ended.stderr.splitlines() if line.startswith("{")]
+        assert ended.returncode == 2
+        assert said[0].startswith(f"shard {gone} of 2 gave no answer, so the search has no answer (")
+        assert "Traceback" not in ended.stderr
 
 
 def test_what_the_command_refuses(
