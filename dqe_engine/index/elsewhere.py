@@ -118,7 +118,7 @@ def check_elsewhere(index: Path, model_hash: str, *, workers: int) -> None:
 def _place(index: Path) -> ShardsPlace | MilvusPlace:
     """A sharded folder that is given itself is opened in the process."""
     if not index.is_file():
-        return ShardsPlace(str(index), actors=False)
+        return ShardsPlace(str(index.absolute()), actors=False)
     found = read_document(IndexElsewhere, index, remedy="docs/scaling.md shows what it holds", error=IndexFormatError)
     place = found.shards or found.milvus
     assert place is not None

@@ -43,8 +43,11 @@ class RayTransport:
         self._actors: dict[int, Any] = {}
 
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
-        asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
-        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        try:
+            asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
+            ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        except self._ray.exceptions.RayError as error:  # of the cluster, not of an actor
+            return [Lost(_one_line(error)) for _ in calls]
         done = set(ready)
         for one in asked:
             if one not in done:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -314,7 +315,11 @@ class Service:
         """Ask the parts of the index, which lie elsewhere, whether they answer; and how much there is, where no file tells of changes."""
         while True:
             await asyncio.sleep(WATCHED_EVERY)
-            await asyncio.to_thread(self._look_at_parts)
+            try:
+                await asyncio.to_thread(self._look_at_parts)
+            except Exception:  # a bug, or a client's that has none of its errors for it: the next look may fare better
+                log.exception("the parts of the index cannot be looked at")
+                self.health = replace(self.health, answers=False)
             if self.engine.searched.watched is None and self.health.answers:
                 with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
                     await asyncio.to_thread(self._look)

@@ -47,11 +47,13 @@ def described(path: Path, **places: Any) -> Path:
 
 
 def test_a_sharded_folder_is_searched_as_the_index(
-    bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = found(bundle_path, tmp_path / "index", capsys)
     assert len(single["hits"]) > 2
     assert found(bundle_path, shards, capsys) == single
+    monkeypatch.chdir(tmp_path)
+    assert found(bundle_path, Path("shards"), capsys) == single
     first, second = (hit["id"] for hit in single["hits"][:2])
     assert found(bundle_path, shards, capsys, "--exclude", first)["hits"][0]["id"] == second
 

@@ -20,6 +20,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
 from dqe_engine.index.shard_files import SHARDS_FILE, cut_index, read_shards
 from dqe_engine.index.shard_server import ShardServer
+from dqe_engine.index.sharded import ShardedIndex
 from dqe_engine.index.transports import Call, HereTransport, Lost
 from dqe_engine.server import service as serving
 from dqe_engine.server.service import Service
@@ -223,6 +224,14 @@ def test_without_a_choice_a_lost_shard_is_an_error(serve: Serve, shards: Path, l
         assert time.monotonic() < until
         time.sleep(0.01)
     assert told(client, {"text": "in red"})["exact"]
+    with monkeypatch.context() as broken:
+        broken.setattr(ShardedIndex, "look", lambda self: 1 / 0)
+        while client.get("/readyz").status_code != 503:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    while client.get("/readyz").status_code != 200:  # the server looks on
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_shard_that_hangs_costs_one_timeout(serve: Serve, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
