@@ -83,7 +83,7 @@ def named(asked: Asked, name: str, names: Sequence[str]) -> dict[str, Any]:
     """Multipliers of an attribute that the text names."""
     records = [record for record in asked.records if name in record["attributes"]]
     hits = {factor: asked.ask(records, weights={} if factor == 1 else {name: factor}) for factor in sorted(MULTIPLIERS)}
-    judged = {
+    judged: dict[str, Callable[[Sequence[Record], Hits], NDArray[np.float64]]] = {
         "shown": partial(asked.share, right=partial(asked.shows, name)),
         "kept": partial(asked.share, right=partial(asked.keeps, names)),
         "recall_at_10": asked.found,
@@ -104,7 +104,7 @@ def unnamed(asked: Asked, name: str) -> dict[str, Any]:
     same = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(plain, tripled, strict=True)]))
     judge = partial(asked.share, records, right=lambda record, id: asked.shown[id][name] == asked.shown[record["reference"]][name])
     base = judge(hits=plain)
-    rows = [{"value": None, "kept": mean(base)}]
+    rows: list[dict[str, Any]] = [{"value": None, "kept": mean(base)}]
     rows += [{"value": value, "kept": mean(judge(hits=asked.ask(records, absolute_weights={name: value})), base)} for value in VALUES]
     return {"attribute": name, "queries": len(records), "same_hits_at_3": same, "rows": rows}
 

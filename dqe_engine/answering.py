@@ -65,7 +65,9 @@ class Answerer:
     def _result(self, prepared: Prepared, composed: Composed, found: _Found, clock: Clock) -> SearchResult:
         hits, query, names = found.hits, prepared.query, self.bundle.vocabulary.names
         if query.explain:
-            hits = tuple([replace(hit, explanation=self._explanation(prepared, composed, hit.id)) for hit in hits])
+            stored = prepared.snapshot.tokens_of([hit.id for hit in hits])
+            made = [self._explanation(prepared, composed, tokens) for tokens in stored]
+            hits = tuple([replace(hit, explanation=one) for hit, one in zip(hits, made, strict=True)])
         weights = {} if query.text is None else dict(zip(names, composed.weights.tolist(), strict=True))
         predicted = {} if query.text is None else dict(zip(names, composed.predicted.tolist(), strict=True))
         return SearchResult(
@@ -83,9 +85,8 @@ class Answerer:
             lost=found.lost,
         )
 
-    def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
-        snapshot = prepared.snapshot
-        tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float64)  # (M, D)
+    def _explanation(self, prepared: Prepared, composed: Composed, stored: NDArray[Any]) -> Explanation:
+        tokens = stored.astype(np.float64)  # (M, D)
         best = int((tokens @ composed.vector).argmax())
         token, base = tokens[best], composed.base.astype(np.float64)
         names = self.bundle.vocabulary.names if prepared.query.text is not None else ()

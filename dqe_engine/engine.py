@@ -132,6 +132,11 @@ class RetrievalEngine(ProcessBound):
         return self._index
 
     @property
+    def attached(self) -> SearchedIndex:
+        """The index, of any kind; what `searched` is a copy of where there is one."""
+        return self._index
+
+    @property
     def searched(self) -> SearchedIndex:
         """The index that is searched: a `GalleryIndex`, its copy on devices (`search_on`), or another kind that was attached."""
         return self._index if self._on_devices is None else self._on_devices

@@ -11,7 +11,6 @@ from typing import Protocol
 from .answering import Answerer
 from .batching import Batcher
 from .encoder import STAGES, Clock, Prepared, QueryEncoder
-from .index import GalleryIndex
 from .index.filters import is_small
 from .index.searched import SearchedIndex
 from .index.validation import check_count
@@ -70,7 +69,7 @@ class QueryBatcher:
     async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
         """The same for a task. Uploads that wait for a reader count as waiting, and `timeout` covers them, too. A task that is cancelled
         leaves the queue, and what it uploaded is not decoded any more."""
-        if not (_is_small(query) and isinstance(self._engine.searched, GalleryIndex)):
+        if not (_is_small(query) and self._engine.searched.at_hand):
             return await self._batcher.ask_later_async(partial(self._read, query), self._readers, timeout=timeout)
         return await self._batcher.ask_async(self._prepared(query), timeout=timeout)
 

@@ -76,6 +76,25 @@ def torch_workers() -> Iterator[ForkServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray with four places for workers on this machine; started once, since that takes longer than what the tests do."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for attempt in range(3):
+            try:
+                ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
+                break
+            except Exception as error:  # what Ray raises where a busy machine takes more than 30 s
+                ray.shutdown()
+                if "timed out" not in str(error) or attempt == 2:
+                    raise
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """A device beneath NVIDIA's bindings that is none."""

@@ -27,7 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="docs/serving.md has the API, docs/operations.md how to run it for others.",
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
-    parser.add_argument("index", type=Path, nargs="?", help="folder of the index (default: FOLDER.index, beside the folder of --images)")
+    parser.add_argument(
+        "index",
+        type=Path,
+        nargs="?",
+        help="folder of an index, sharded folder, or file that says where an index is (default: FOLDER.index, beside --images FOLDER)",
+    )
     parser.add_argument("--sample", action="store_true", help="serve the model and the photos that come with this package")
     parser.add_argument(
         "--images",
@@ -147,8 +152,10 @@ def _serve(args: argparse.Namespace) -> int:
         read_metadata(metadata)  # what is wrong with it is told now
     if photos and not updating and not (index / MANIFEST_FILE).exists() and not is_elsewhere(index):
         raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
-    _check(bundle, index, made_here=updating)
+    _check(bundle, index, made_here=updating, workers=args.workers)
     check_devices(args.search_on)
+    if args.search_on and is_elsewhere(index):
+        raise InputError(f"--search-on: {index} is sharded or in Milvus; only a single index is copied to devices, so leave the option out")
     with _state() as state:
         settings = ServerSettings(
             bundle=bundle, index=index, photos=photos, uploads=args.uploads,
@@ -160,7 +167,7 @@ def _serve(args: argparse.Namespace) -> int:
         _warn_of_strangers(settings)
 
         def again() -> ServerSettings:
-            _check(bundle, index, made_here=False)
+            _check(bundle, index, made_here=False, workers=args.workers)
             return replace(settings, keys=read_keys(args.keys, os.environ))
 
         indexing = None
@@ -221,19 +228,21 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path
     return bundle_folder(bundle).absolute(), index.absolute(), tuple(photos)
 
 
-def _check(bundle: Path, index: Path, *, made_here: bool) -> None:
+def _check(bundle: Path, index: Path, *, made_here: bool, workers: int) -> None:
     """Fail now, in one line, where every worker would; make the index that is to be filled. Raises InputError, BundleError and
     IndexFormatError."""
     from dqe_engine.bundle import Bundle
     from dqe_engine.errors import InputError
     from dqe_engine.index import GalleryIndex
-    from dqe_engine.index.elsewhere import is_elsewhere
+    from dqe_engine.index.elsewhere import check_elsewhere, is_elsewhere
     from dqe_engine.server.writes import make_index
 
-    if is_elsewhere(index):
-        says = "dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search, or from a program"
-        raise InputError(f"{index}: {says} (docs/scaling.md)")
     loaded = Bundle.load(bundle)
+    if is_elsewhere(index):
+        if made_here:
+            raise InputError(f"--update: {index} is only read here; change the index that it was made from (docs/scaling.md)")
+        check_elsewhere(index, loaded.model_hash, workers=workers)
+        return
     if made_here:
         make_index(loaded, index)
     GalleryIndex.load(index, model_hash=loaded.model_hash).close()

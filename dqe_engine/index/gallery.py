@@ -23,6 +23,7 @@ from .filters import Filter
 from .items import checked_items
 from .repair import RepairReport, repair
 from .saving import save
+from .searched import InProcess
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
 from .validation import (
@@ -52,7 +53,7 @@ class IndexStats(msgspec.Struct, frozen=True):
     revision: str | None
 
 
-class GalleryIndex(NotPickled):
+class GalleryIndex(NotPickled, InProcess):
     """Items under string ids, each with target tokens (M, D) and, where `image_storage` says so, image tokens (P, Hv).
 
     `storage`: precision of the target tokens; "f16" halves memory and moves scores by about 5e-4. `image_storage`: cached

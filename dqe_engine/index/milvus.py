@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, IndexFormatError, InputError, NoAnswerError
+from dqe_engine.errors import BackendError, DQEError, IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
 from .filters import Filter, compile_filter
 from .gallery import GalleryIndex
 from .milvus_entities import Origin, check_entity, entities, schema_of
 from .milvus_filters import expression_of, one_of
-from .milvus_search import MilvusSnapshot
+from .milvus_search import LACKS, MilvusSnapshot
+from .searched import Health
 from .snapshot import IndexMatches, Snapshot
 from .validation import check_count, check_model, check_search
 
@@ -141,6 +142,20 @@ class MilvusIndex(NotPickled):
     @property
     def target_shape(self) -> tuple[int, int]:
         return self.origin.target_shape
+
+    at_hand, watched, lacks = False, None, LACKS
+
+    def refresh(self) -> bool:
+        """Every search asks the collection as it is then."""
+        return False
+
+    def look(self) -> Health:
+        """Whether Milvus answers; the collection is the one part."""
+        try:
+            self.count()
+        except DQEError:
+            return Health(lost=(self.collection,), answers=False)
+        return Health()
 
     def snapshot(self) -> MilvusSnapshot:
         """For one search: what Milvus says is remembered in it, and read at the time when it is first asked."""

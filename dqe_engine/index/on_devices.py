@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -24,6 +24,7 @@ from .columns import Rows
 from .filters import Combination, Filter
 from .gallery import GalleryIndex
 from .merging import best_scores, merge_answers
+from .searched import Ability, Health
 from .snapshot import IndexMatches, Snapshot
 from .validation import check_search
 
@@ -141,6 +142,7 @@ class DeviceIndex(ProcessBound):
             if start < end:
                 slices.append((start, end, open_slice(_cut(snapshot.targets, start, end), device)))
         self._require_model, self._devices = index.require_model, given
+        self._lacks: Mapping[Ability, str] = {**index.lacks, "write": "change the index that it was made from, and make it again"}
         self._workers = ThreadPoolExecutor(len(slices), "dqe-device") if len(slices) > 1 else None
         held = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
         self._now: DeviceSnapshot | None = DeviceSnapshot(**held, slices=tuple(slices), workers=self._workers)
@@ -154,6 +156,19 @@ class DeviceIndex(ProcessBound):
         if self._now is None:
             raise InputError("this index is closed; make it again")
         return self._now
+
+    at_hand, watched = True, None
+
+    @property
+    def lacks(self) -> Mapping[Ability, str]:
+        return self._lacks
+
+    def refresh(self) -> bool:
+        """There is nothing to follow."""
+        return False
+
+    def look(self) -> Health:
+        return Health()
 
     def require_model(self, model_hash: str, /) -> None:
         """See `GalleryIndex.require_model`."""

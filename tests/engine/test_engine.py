@@ -179,7 +179,7 @@ def test_an_id_is_no_file(indexed: RetrievalEngine, image_folder: Path, monkeypa
     for id in ("00.png", "./00.png", str(image_folder / "02.png"), "/etc/passwd", "a\0b", ""):
         with pytest.raises(InputError) as caught:
             indexed.search(Query(reference_id=id, text="in red"))
-        assert str(caught.value) == f"{id!r} is not an id of the index; pass an image that is not in it as image=..."
+        assert str(caught.value) == f"{id!r} is not an id of the index; pass the image of what is not in it"
 
 
 def test_the_reference_is_left_out_unless_wanted(indexed: RetrievalEngine) -> None:

@@ -119,7 +119,8 @@ def test_ids_may_hold_what_expressions_are_made_of(make_index: MakeIndex, tmp_pa
     index.save(tmp_path / "index")
     with MilvusIndex.create(str(tmp_path / "milvus.db"), "garments", index) as there:
         for id in ids:
-            row = there.snapshot().existing(id)
+            row = there.snapshot().row(id)
+            assert row is not None
             assert row == index.snapshot().row(id), id
         assert [len(there.entities([id], ["id"])) for id in ids] == [1] * len(ids)
         assert "it" not in there

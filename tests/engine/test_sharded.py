@@ -21,8 +21,9 @@ from dqe_engine.index import GalleryIndex, IndexMatches
 from dqe_engine.index.merging import best_scores, merge_answers, merged
 from dqe_engine.index.shard_files import SHARDS_FILE, cut_index, join_indexes, read_shards
 from dqe_engine.index.shard_server import ShardServer
-from dqe_engine.index.sharded import HereTransport, Lost, ShardedIndex
+from dqe_engine.index.sharded import ShardedIndex
 from dqe_engine.index.snapshot import Match
+from dqe_engine.index.transports import HereTransport, Lost
 from dqe_engine.query import Query
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -196,7 +197,8 @@ def test_updates_are_followed_and_states_are_never_mixed(make_index: MakeIndex, 
     assert before.search(queries, 50) == old
     assert sharded.get(["new", "i20", "i5", "i7"]) == single.get(["new", "i20", "i5", "i7"]), "metadata and content hashes too"
     for id in ("new", "i20", "i5", "i7"):
-        row = sharded.snapshot().existing(id)
+        row = sharded.snapshot().row(id)
+        assert row is not None
         np.testing.assert_array_equal(sharded.snapshot().target_tokens(row), single.target_tokens(id))
         np.testing.assert_array_equal(sharded.snapshot().image_tokens(row), single.image_tokens(id))
     fresh = ShardedIndex.open_here(place)  # a restarted process: it has the new revisions alone

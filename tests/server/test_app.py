@@ -260,7 +260,7 @@ def test_a_write_is_found_at_once_and_outlives_the_server(serve: Serve, keys: tu
     assert problem(add(b"GIF89a")) == (422, "invalid")
     assert problem(add(b"no image")) == (415, "image_format")
     assert problem(client.post("/v1/items", data={"item": json.dumps(item)}, files={"image": (None, b"x")}))[0] in (400, 422)
-    assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True}
+    assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True, "lost": []}
 
 
 def test_a_write_asks_the_newest_index_not_what_this_process_has_seen(serve: Serve, keys: tuple[Key, ...]) -> None:
