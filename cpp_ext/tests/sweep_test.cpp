@@ -174,19 +174,17 @@ struct Lists {
         codes.resize(count * code_width(request.width));
         encode_rows(directions.data(), count, request.width, codes.data(), scales.data(), errors.data(), norms.data());
         starts.resize(count + 1);
-        for (int64_t row = 0; row < covered * request.tokens; ++row) assigned.push_back(generator() % count);
-        if (generator() % 2 && covered > 0) {  // or to the nearest leaf of a tree over all coordinates
-            const std::vector<int64_t> offsets = {0, count};
-            std::vector<float> axes(request.width * request.width);
-            for (int64_t d = 0; d < request.width; ++d) axes[d * request.width + d] = 1.0f;
-            const TokenTree tree = {request.width, 1, axes.data(), directions.data(), directions.data(), offsets.data()};
-            const TokenSource source = {request.items.data(), covered, false};
-            assign_tokens(&source, 1, request.tokens, request.width, tree, assigned.data(), request.threads);
-        }
-        rows.resize(assigned.size()), cosines.resize(assigned.size());
+        // The tree looks at all coordinates, or at one that says little of where a token belongs.
+        const int64_t axis_count = any_of({1, request.width});
+        const std::vector<int64_t> offsets = {0, count};
+        std::vector<float> axes(axis_count * request.width), roots(axis_count), leaves(count * axis_count);
+        for (int64_t d = 0; d < axis_count; ++d) axes[d * request.width + d] = 1.0f;
+        for (int64_t c = 0; c < count; ++c) std::copy_n(&directions[c * request.width], axis_count, &leaves[c * axis_count]);
+        const TokenTree tree = {axis_count, 1, axes.data(), roots.data(), leaves.data(), offsets.data()};
+        rows.resize(covered * request.tokens), cosines.resize(rows.size());
         const TokenSource source = {request.items.data(), covered, false};
-        fill_lists(&source, 1, request.tokens, request.width, directions.data(), count, assigned.data(), longest.data(), widest.data(),
-                   starts.data(), rows.data(), cosines.data(), request.threads);
+        fill_lists(&source, 1, request.tokens, request.width, tree, directions.data(), longest.data(), widest.data(), starts.data(),
+                   rows.data(), cosines.data(), request.threads);
         const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
         lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
     }

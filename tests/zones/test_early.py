@@ -67,7 +67,7 @@ def test_queries_that_lists_do_not_help_do_not_flatter_those_that_follow(
     asked = np.concatenate([scattered, queries[:200]])
     early, measured = stopping_early(screen, items, asked, recall=0.9, k=K)
     assert early.lists is not None
-    assert early.lists.tally.tried == 0
+    assert early.lists.tally_of(1).tried == 0
     assert measured == pytest.approx(shares(items, screen, early, asked).mean())
     assert measured < 1.0
 

@@ -46,6 +46,7 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path, tmp_path_factory: p
         "scoring_prefix.cpp",
         "screen.cpp",
         "prefix.cpp",
+        "cluster.cpp",
         "lists.cpp",
         "tests/sweep_test.cpp",
     )
@@ -74,6 +75,7 @@ def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[st
         "scoring_prefix.cpp",
         "screen.cpp",
         "prefix.cpp",
+        "cluster.cpp",
         "lists.cpp",
     )
     bindings = ("bindings.cpp", "bindings_build.cpp", nanobind_root / "src/nb_combined.cpp")
