@@ -216,7 +216,7 @@ def _expected_s(request: ZoneRequest, by_rows: bool) -> float:
     cost = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width * request.batch
     if by_rows and request.screen is not None and request.screen.prefix is not None:
         cost *= request.screen.prefix.cost
-    return 1e-9 * request.size * tokens * cost
+    return float(1e-9 * request.size * tokens * cost)
 
 
 def most_listed(request: ZoneRequest, by_rows: bool) -> int:
