@@ -357,9 +357,11 @@ const TileKernels DQE_ISA = {
     .widen = widen,
     .quantise = quantise,
     .products = products,
+    .encode_prefix = encode_prefix,
     .find_prefixed = find_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
+    .squares = squares,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,
 };

@@ -91,13 +91,14 @@ def _data(section: dict[str, Any]) -> list[str]:
 def _batches(section: dict[str, Any]) -> list[str]:
     rows = [
         [
-            row["label"], f"{row['items']:,}", str(row["batch"]), milliseconds(row["swept_s"]), milliseconds(row["listed_s"]),
+            row["label"], row.get("levels", "lists, wanted or not") or "neither", f"{row['items']:,}", str(row["batch"]),
+            milliseconds(row["swept_s"]), milliseconds(row["listed_s"]),
             f"{row['swept_s'] / row['listed_s']:.2f}", f"{row['coding_s']:.2f} + {row['listing_s']:.2f}",
         ]
         for row in section["rows"]
     ]  # fmt: skip
-    head = f"Batches: the {K} best of each query, with lists and without them, in milliseconds a batch (medians)."
-    return [head, table(["tokens", "items", "queries", "without lists", "with lists", "ratio", "build: codes + lists, s"], rows)]
+    head = f"Batches: the {K} best of each query, by codes alone and by what `Screen.build` keeps, in milliseconds a batch (medians)."
+    return [head, table(["tokens", "kept", "items", "queries", "codes alone", "as built", "ratio", "build: codes + rest, s"], rows)]
 
 
 def _by_gallery(galleries: Sequence[dict[str, Any]], threads: int, heads: Sequence[str]) -> str:
