@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{'chance':52}  {texts_by_way['chance']:8.2f}")
     if options.out is not None:
         manifest = engine.bundle.manifest
-        found = {
+        figures = {
             "what": f"shares of the first {K} hits; own: that have the item's own value; named: that show all that the text names",
             "gallery": len(engine.index), "items": ITEMS, "texts": len(asked), "precision": manifest.precision,
             "processor": processor_name(), "own": shares_by_way, "named": texts_by_way,
         }  # fmt: skip
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
