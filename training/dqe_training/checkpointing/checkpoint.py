@@ -223,11 +223,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
         if key.startswith("optimizer."):
             _, position, name = key.split(".")
             entries.setdefault(int(position), {})[name] = value
-    for position, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
-        found = entries.get(position, {}).get("exp_avg")
-        if found is not None and found.shape != parameter.shape:
+    for at, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        found = entries[at].get("exp_avg", parameter) if at in entries else parameter
+        if found.shape != parameter.shape:
             raise CheckpointError(
-                f"the optimiser's state of parameter {position} has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}: another "
+                f"the optimiser's state of parameter {at} has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}: another "
                 "version grouped the parameters differently, so finish the training with that version, or begin a new run"
             )
     plain["state"] = entries
