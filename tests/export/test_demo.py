@@ -77,6 +77,8 @@ def test_differences_are_paired_by_query(finished: tuple[DemoRun, list[str]], fi
     found = figures["differences"]["R@10"]
     assert found["value"] == pytest.approx(np.mean(ours - theirs), abs=1e-12)
     assert found["margin"] == pytest.approx(1.959964 * np.std(ours - theirs, ddof=1) / math.sqrt(len(ours)), abs=1e-9)
+    own = collect(run, command="").models[0]
+    assert own.halves["recall_at_10"] == pytest.approx(1.959964 * np.std(ours, ddof=1) / math.sqrt(len(ours)), abs=1e-9)
     assert set(figures["differences"]) == {"R@1", "R@5", "R@10", "R@50", "held-out R@10", "attribute precision@10", "mAP@10", "mAP@50"}
 
 

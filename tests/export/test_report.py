@@ -14,7 +14,7 @@ from PIL import Image
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
-from dqe_export.demo.comparison import FIGURES, compare, verdict
+from dqe_export.demo.comparison import FIGURES, compare, figure, verdict
 from dqe_export.demo.picture import write_picture
 from dqe_export.demo.report import duration, outcome, percent, render_report, report_html, scientific, sentence
 from dqe_export.demo.report_data import (
@@ -291,6 +291,16 @@ def test_difference_needs_more_than_its_margin() -> None:
     unknown = {d.outcome for d in compare(model("a", 0.9), model("b", 0.5, margin=None))}
     assert unknown == {"unclear"}
     assert "±" not in verdict(model("a", 0.9), model("b", 0.5, margin=None))[1]
+
+
+def test_an_interval_by_query_is_taken_where_it_is_known() -> None:
+    """Wilson's takes each query's average precision for yes or no, and is too wide."""
+    plain = model("a", 0.5, map_at_10=0.69)
+    known = msgspec.structs.replace(plain, halves={"map_at_10": 0.0201})
+    wide, narrow = (figure(one, "map_at_10") for one in (plain, known))
+    assert wide is not None
+    assert narrow is not None
+    assert (round(wide.half, 4), narrow.half) == (0.0286, 0.0201)
 
 
 def test_models_without_common_figures_are_not_compared() -> None:

@@ -56,7 +56,7 @@ def collect(run: DemoRun, *, command: str) -> ReportData:
     zones = load_config(run.options.config, run.options.overrides).trns.zones
     dataset = run.options.dataset
     return ReportData(
-        models=(_result(run.dqe), msgspec.structs.replace(_result(run.baseline), margins=_margins(run))),
+        models=(_result(run, run.dqe), msgspec.structs.replace(_result(run, run.baseline), margins=_margins(run))),
         dataset=DatasetSizes(
             name="garments", train_images=dataset.train_images, train_triplets=dataset.train_triplets,
             gallery_images=dataset.gallery_images, val_queries=dataset.val_queries,
@@ -119,13 +119,15 @@ def _mean_dict(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
 
 
-def _result(model: TrainedModel) -> ModelResult:
+def _result(run: DemoRun, model: TrainedModel) -> ModelResult:
+    figures = [folder_figures(run.evaluation, found.ranked) for _, found in model.evaluations]
     return ModelResult(
         name=model.name,
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
         steps=round(float(np.mean(model.steps))),
         mining_seconds=sum(model.mining) / len(model.seconds) if model.mining else None,
+        halves={key: float(np.mean([by_seed[key].half for by_seed in figures])) for key in figures[0]},
         note="a nameless attention pool; no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
 

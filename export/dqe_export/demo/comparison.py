@@ -52,7 +52,7 @@ def figure(model: ModelResult, key: str) -> Figure | None:
     values = [value for r in model.reports if (value := getattr(r, key)) is not None and not math.isnan(value)]
     if not values:
         return None
-    halves = [_half_width(r, key) for r in model.reports]
+    halves = [model.halves[key]] if key in model.halves else [_half_width(r, key) for r in model.reports]
     return Figure(sum(values) / len(values), sum(halves) / len(halves), min(values), max(values))
 
 
