@@ -173,7 +173,8 @@ def test_answers_are_compared_with_pytorchs(exported: dict[str, Path], garments:
     exact, rounded = found["f32"], found["int8"]
     assert exact is not None
     assert rounded is not None
-    assert (exact.difference, exact.top10_overlap, exact.interval) == (0, 1, (0, 0))
+    assert (exact.difference, exact.top10_overlap) == (0, 1)
+    assert exact.interval == pytest.approx((-7.54, 7.54), abs=0.01)  # what 24 queries can show, though none changed
     assert 0.8 < rounded.top10_overlap <= 1
 
 
