@@ -206,7 +206,8 @@ class OptimConfig(Contract, frozen=True):
 
     `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
     objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
-    backbone brings, 0: `learning_rate`. `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
+    backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
+    `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
     on CUDA, float32 elsewhere.
 
     `batch_size` is the whole batch, whatever the number of ranks that share it. For batches beyond memory (docs/training-at-scale.md):
@@ -221,6 +222,8 @@ class OptimConfig(Contract, frozen=True):
     vision_learning_rate: float = 0.0
     heads_learning_rate: float = 0.0
     weight_decay: float = 0.05
+    decay_vectors: bool = False
+    betas: tuple[float, float] = (0.9, 0.98)
     warmup_share: float = 0.05
     final_share: float = 0.01
     clip_norm: float = 1.0
@@ -240,6 +243,8 @@ class OptimConfig(Contract, frozen=True):
         _check(self, 1, "checkpoint_every", "log_every")
         _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
         _check(self, 0, "warmup_share", "clip_norm", "cached_chunk")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if self.vision_learning_rate > 0 and self.vision_precision in ("float16", "bfloat16"):
             raise ValueError(f"a vision tower that trains is kept in float32, got vision_precision {self.vision_precision}")
 
