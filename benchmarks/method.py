@@ -57,7 +57,7 @@ GRIDS: dict[str, tuple[str, list[Assignments]]] = {
 }
 """Part -> the variant that it is tuned in, and its points."""
 FIXED: dict[str, Assignments] = {"weight of the zones": ("loss.rank_weight=0.5",)}
-"""Points that nothing chooses: `rank_weight` of the arms whose zones were tuned, which random and filtered negatives are compared at, too."""
+"""Points that nothing chooses: the `rank_weight` at which zones were tuned, and random and filtered negatives are compared as well."""
 
 
 @dataclass(frozen=True)

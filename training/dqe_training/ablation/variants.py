@@ -89,11 +89,12 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
 
     pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query; twopass: that of a
     second pass (SPRC). kl: the KL relevance loss, else InfoNCE; `kl:uniform` spreads its share evenly over the batch (label smoothing).
-    law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its
-    losses read no label (a tower of `vision_weights` may have been trained on some); `law:constant` the same with weights that are
-    equal for every text; `law:image` and `law:text` by what the weights see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. pairwise: no in-batch loss, the ranking
-    loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary losses, or one of them; gist: GISTEmbed's filter of
-    the in-batch negatives. Weights, margin and guide of these are the configuration's, and 1 where a weight is 0 there. Raises InputError
+    law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its losses read no
+    label (a tower of `vision_weights` may have been trained on some); `law:constant` the same with weights that are equal for every text;
+    `law:image` and `law:text` by what the weights see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two
+    drops. pairwise: no in-batch loss, the ranking loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary
+    losses, or one of them; gist: GISTEmbed's filter of the in-batch negatives. Weights, margin and guide of these are the configuration's,
+    and 1 where a weight is 0 there. Raises InputError
     where a part would change nothing, or cannot be; CheckpointError where `config.start` cannot be read.
     """
     if config.encoder_frozen and "law" not in parts:
