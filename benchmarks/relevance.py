@@ -93,7 +93,7 @@ def main() -> int:
     print("| batch | temperature | rows with another answer | shared mass on answers | if even | distance from even | targets that share |")
     print("|---|---|---|---|---|---|---|")
     for cell in found["cells"]:
-        shares = [f"{100 * cell[name]:.1f} %" for name in ("rows_with_another_answer", "mass_on_answers", "mass_on_answers_if_even")]
+        shares = [f"{100 * cell[name]:.2f} %" for name in ("rows_with_another_answer", "mass_on_answers", "mass_on_answers_if_even")]
         print(
             f"| {cell['batch']} | {cell['temperature']} | {' | '.join(shares)} | {cell['distance_from_even']:.2f} | "
             f"{cell['targets_that_share']:.0f} of {cell['batch'] - 1} |"
