@@ -6,7 +6,9 @@
 A committed table has every training's figures, but not its answers query by query. So the share of the seeds in a difference between
 an old arm and a new one is exact (they are paired), and that of the queries comes from the seeds of which both have answers in `--out`,
 or else from the committed interval of a similar arm (`LIKE`). Old arms and their differences stay to the digit. Trainings in `--out` of
-arms that the table has already are not added: they check that the code of today still gives the committed figures.
+old arms check that the code of today still gives the committed figures. It does for arms without the nameless pool. That pool's first
+weights are drawn in another order since, so new arms with it (`+pool…`) are compared, by seed and query, with old arms trained again, which
+join the table under a name of their own, and not at all without these.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -32,24 +33,18 @@ from dqe_training.evaluation.metrics import PerQuery
 from .method import REGIMES, SEEDS, final_arms, read_tuned, subject
 from .report import table
 
-if TYPE_CHECKING:
-    from dqe_training.ablation.comparison import ArmResult
-
-LIKE = {
-    "+law:constant": "+law:unlabelled",
-    "+pool+kl:uniform": "+pool+kl",
-    "+pool+trns:random, weight 0.5": "+pool+trns:random",
-    "+pool+trns:filtered, weight 0.5": "+pool+trns:filtered",
-}
+ADDED = ("+law:constant", "+pool+kl:uniform", "+pool+trns:random, weight 0.5", "+pool+trns:filtered, weight 0.5")
+AGAIN = ", drawn as today"
+LIKE = {"+law:constant": "+law:unlabelled"}
 """New arm -> the old one whose interval over queries stands in for its own."""
 PAIRS = (
     ("+law:unlabelled", "+law:constant"),
     ("+law", "+law:constant"),
     ("full", "+law:constant"),
-    ("+pool+kl", "+pool+kl:uniform"),
-    ("+pool+trns:pooled", "+pool+trns:random, weight 0.5"),
+    (f"+pool+kl{AGAIN}", f"+pool{AGAIN}"),
+    (f"+pool+kl{AGAIN}", "+pool+kl:uniform"),
+    (f"+pool+trns:pooled{AGAIN}", "+pool+trns:random, weight 0.5"),
     ("+pool+trns:filtered, weight 0.5", "+pool+trns:random, weight 0.5"),
-    ("+pool+trns:filtered, weight 0.5", "+pool+trns:pooled"),
 )
 SHOWN = ("recall_at_10", "map_at_10")
 
@@ -81,32 +76,46 @@ def difference(ours: Values, other: Values, our_answers: Answers, other_answers:
     )  # fmt: skip
 
 
+def label_of(arm: str) -> str:
+    """What the table calls an arm that was trained now."""
+    return arm + AGAIN if arm.startswith("+pool") and arm not in ADDED else arm
+
+
 class Arms:
     """The arms of a committed table and of new trainings, by label: figures by seed, and the answers that are there."""
 
     def __init__(self, committed: Comparison, plan: Plan, results: Mapping[str, CellResult]) -> None:
-        anew = {cell.arm for cell in plan.cells if cell.key in results} & set(LIKE)
-        self.old = {arm.label: arm for arm in committed.arms if arm.label not in anew}
+        trained = {label_of(cell.arm) for cell in plan.cells if cell.key in results}
+        self.new = {label for label in trained if label in ADDED or label.endswith(AGAIN)}
+        self.old = {arm.label: arm for arm in committed.arms if arm.label not in self.new}
+        self.cells = {key: cell for key, cell in committed.cells.items() if cell.arm in self.old}
+        self.against = committed.against
         self.values: dict[tuple[str, str], dict[int, float]] = {}
         self.answers: dict[tuple[str, str], dict[int, PerQuery]] = {}
         for cell in plan.cells:
-            if (result := results.get(cell.key)) is None:
-                continue
-            for name, ratio in result.scores.items():
-                self.answers.setdefault((cell.arm, name), {})[cell.seed] = ratio.figure
-                if cell.arm not in self.old and not math.isnan(ratio.figure.value):
-                    self.values.setdefault((cell.arm, name), {})[cell.seed] = ratio.figure.value
-        self.cells = {key: cell for key, cell in committed.cells.items() if cell.arm in self.old}
+            label = label_of(cell.arm)
+            for name, ratio in results[cell.key].scores.items() if cell.key in results else ():
+                if math.isnan(value := ratio.figure.value):
+                    continue
+                self.answers.setdefault((label, name), {})[cell.seed] = ratio.figure
+                if label in self.new:
+                    self.values.setdefault((label, name), {})[cell.seed] = value
         for figures in self.cells.values():
-            for name, value in figures.figures.items():
-                if value is not None:
-                    self.values.setdefault((figures.arm, name), {})[figures.seed] = value
+            for name, known in figures.figures.items():
+                if known is not None:
+                    self.values.setdefault((figures.arm, name), {})[figures.seed] = known
 
     def compare(self, ours: str, other: str, name: str) -> Difference | None:
+        values, answers = ([found.get((label, name), {}) for label in (ours, other)] for found in (self.values, self.answers))
         like = next((self.old[LIKE[label]] for label in (ours, other) if label in LIKE), None)
-        known = like.differences.get(name) if like else None
-        values, answers = (({label: found.get((label, name), {}) for label in (ours, other)}) for found in (self.values, self.answers))
-        return difference(values[ours], values[other], answers[ours], answers[other], None if known is None else known.half_queries)
+        known = None if like is None else like.differences.get(name)
+        return difference(values[0], values[1], answers[0], answers[1], None if known is None else known.half_queries)
+
+    def from_first(self, label: str, name: str) -> Difference | None:
+        """A new arm's difference from the first arm: as it is drawn today, for one that has its pool."""
+        if label == self.against + AGAIN:
+            return None
+        return self.compare(label, self.against + AGAIN if label.startswith("+pool") else self.against, name)
 
     def repeated(self) -> list[tuple[str, int, float]]:
         """Trainings of the committed arms that were made again: arm, seed, the largest distance from a committed figure."""
@@ -123,18 +132,20 @@ class Arms:
 
 
 def merge(committed: Comparison, made: Comparison, arms: Arms, sets: Mapping[str, tuple[str, ...]]) -> Comparison:
-    """`committed` with the arms that only `made` has, in the order of `sets`, which says what each arm sets."""
-    fresh: dict[str, ArmResult] = {}
+    """`committed` with the new arms of `made`, in the order of `sets`, which says what each arm sets."""
+    every = dict(arms.old)
     for arm in made.arms:
-        if arm.label not in arms.old:
-            found = {name: arms.compare(arm.label, committed.against, name) for name in arm.figures}
-            fresh[arm.label] = msgspec.structs.replace(arm, differences={name: each for name, each in found.items() if each is not None})
-    every = arms.old | fresh
+        if (label := label_of(arm.label)) in arms.new:
+            found = {name: arms.from_first(label, name) for name in arm.figures}
+            differences = {name: each for name, each in found.items() if each is not None}
+            every[label] = msgspec.structs.replace(arm, label=label, differences=differences)
+    order = [(label, sets[arm]) for arm in sets for label in dict.fromkeys((arm, label_of(arm))) if label in every]
+    cells = {key: msgspec.structs.replace(cell, arm=label_of(cell.arm)) for key, cell in made.cells.items()}
     return msgspec.structs.replace(
         committed,
         machines=tuple(sorted({*committed.machines, *made.machines})),
-        arms=tuple(msgspec.structs.replace(every[label], settings=sets[label]) for label in sets if label in every),
-        cells=arms.cells | {key: cell for key, cell in made.cells.items() if cell.arm in fresh},
+        arms=tuple(msgspec.structs.replace(every[label], settings=told) for label, told in order),
+        cells=arms.cells | {key: cell for key, cell in cells.items() if cell.arm in arms.new},
     )
 
 

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.method_controls import Arms, difference, merge
+from benchmarks.method_controls import AGAIN, Arms, difference, merge
 from dqe_training.ablation.comparison import ArmResult, CellFigures, Comparison
 from dqe_training.ablation.statistics import Difference, Summary, compare
 from dqe_training.evaluation.metrics import PerQuery
 
 SEEDS, QUERIES = (0, 1, 2), 40
-UNIFORM, KL = "+pool+kl:uniform", "+pool+kl"
+UNIFORM, CONSTANT = "+pool+kl:uniform", "+law:constant"
 
 
 def drawn(*arms: str) -> dict[tuple[str, int], PerQuery]:
@@ -66,37 +66,52 @@ def trained(hits: dict[tuple[str, int], PerQuery]) -> tuple[Any, Any]:
 
 
 def test_a_new_arm_joins_and_the_old_ones_stay() -> None:
-    hits = drawn("+pool", KL, UNIFORM)
-    known = difference(*({seed: hits[name, seed].value for seed in SEEDS} for name in (KL, "+pool")), {}, {}, 0.125)
+    hits = drawn("+pool", "+law:unlabelled", CONSTANT)
+    known = difference(*({seed: hits[name, seed].value for seed in SEEDS} for name in ("+law:unlabelled", "+pool")), {}, {}, 0.125)
     assert known is not None
-    old = table_of({at: hits[at] for at in hits if at[0] != UNIFORM}, arm("+pool"), arm(KL, recall_at_10=known))
-    again = {(KL, 0): hits[KL, 0]}
-    arms = Arms(old, *trained({at: hits[at] for at in hits if at[0] == UNIFORM} | again))
-    assert arms.repeated() == [(KL, 0, 0)]
-    made = table_of({at: hits[at] for at in hits if at[0] == UNIFORM}, arm(UNIFORM), arm(KL))
-    sets = {"+pool": (), UNIFORM: ("loss.relevance_spread=uniform",), "never trained": (), KL: ("loss.objective=kl",)}
+    new = {at: hits[at] for at in hits if at[0] == CONSTANT}
+    old = table_of({at: hits[at] for at in hits if at not in new}, arm("+pool"), arm("+law:unlabelled", recall_at_10=known))
+    results = trained(new | {("+law:unlabelled", 0): hits["+law:unlabelled", 0]})
+    arms = Arms(old, *results)
+    assert arms.repeated() == [("+law:unlabelled", 0, 0)]
+    made = table_of(new, arm(CONSTANT), arm("+law:unlabelled"))
+    sets = {"+pool": (), CONSTANT: ("model.weights_from=constant",), "never trained": (), "+law:unlabelled": ("some=other",)}
     merged = merge(old, made, arms, sets)
-    assert [each.label for each in merged.arms] == ["+pool", UNIFORM, KL]
-    assert [each.settings for each in merged.arms] == [sets["+pool"], sets[UNIFORM], sets[KL]]
+    assert [each.label for each in merged.arms] == ["+pool", CONSTANT, "+law:unlabelled"]
+    assert [each.settings for each in merged.arms] == [sets["+pool"], sets[CONSTANT], sets["+law:unlabelled"]]
     assert msgspec.structs.replace(merged.arms[2], settings=()) == old.arms[1]
     found = merged.arms[1].differences["recall_at_10"]
-    assert found.value == pytest.approx(np.mean([hits[UNIFORM, seed].value - hits["+pool", seed].value for seed in SEEDS]))
-    assert found.half_queries == 0.125  # no answers of +pool: the interval of +pool+kl stands in
-    measured = arms.compare(KL, UNIFORM, "recall_at_10")
-    alone = compare([hits[KL, 0]], [hits[UNIFORM, 0]])
+    assert found.value == pytest.approx(np.mean([hits[CONSTANT, seed].value - hits["+pool", seed].value for seed in SEEDS]))
+    assert found.half_queries == 0.125  # no answers of +pool: the interval of +law:unlabelled stands in
+    measured = arms.compare("+law:unlabelled", CONSTANT, "recall_at_10")
+    alone = compare([hits["+law:unlabelled", 0]], [hits[CONSTANT, 0]])
     assert measured is not None
     assert alone is not None
     assert measured.half_queries == alone.half_queries  # seed 0 has the answers of both
     assert len(merged.cells) == 9
-    # Once more from what was written: nothing comes twice.
-    later = Arms(merged, *trained({at: hits[at] for at in hits if at[0] == UNIFORM} | again))
-    assert merge(merged, made, later, sets) == merged
+    assert merge(merged, made, Arms(merged, *results), sets) == merged  # once more from what was written: nothing comes twice
+
+
+def test_an_arm_with_the_pool_is_compared_with_todays_draw_alone() -> None:
+    hits = drawn("+pool", "today", UNIFORM)
+    old = table_of({at: hits[at] for at in hits if at[0] == "+pool"}, arm("+pool"))
+    new = {at: hits[at] for at in hits if at[0] == UNIFORM}
+    made = table_of(new, arm("+pool"), arm(UNIFORM))
+    sets: dict[str, tuple[str, ...]] = {"+pool": (), UNIFORM: ()}
+    assert Arms(old, *trained(new)).from_first(UNIFORM, "recall_at_10") is None
+    arms = Arms(old, *trained(new | {("+pool", seed): hits["today", seed] for seed in SEEDS}))
+    merged = merge(old, made, arms, sets)
+    assert [each.label for each in merged.arms] == ["+pool", f"+pool{AGAIN}", UNIFORM]
+    assert (merged.arms[0], merged.arms[1].differences) == (old.arms[0], {})
+    wanted = compare(*([hits[name, seed] for seed in SEEDS] for name in (UNIFORM, "today")))
+    assert merged.arms[2].differences["recall_at_10"] == wanted
+    assert arms.repeated() == []
 
 
 def test_another_figure_is_seen() -> None:
-    hits = drawn("+pool", KL)
-    old = table_of(hits, arm("+pool"), arm(KL))
-    other = PerQuery.of((1 - np.asarray(hits[KL, 1].numerator)).tolist())
-    ((name, seed, distance),) = Arms(old, *trained({(KL, 1): other})).repeated()
-    assert (name, seed) == (KL, 1)
-    assert distance == pytest.approx(abs(other.value - hits[KL, 1].value))
+    hits = drawn("+pool", "+law")
+    old = table_of(hits, arm("+pool"), arm("+law"))
+    other = PerQuery.of((1 - np.asarray(hits["+law", 1].numerator)).tolist())
+    ((name, seed, distance),) = Arms(old, *trained({("+law", 1): other})).repeated()
+    assert (name, seed) == ("+law", 1)
+    assert distance == pytest.approx(abs(other.value - hits["+law", 1].value))
