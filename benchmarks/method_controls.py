@@ -35,13 +35,21 @@ from .report import table
 
 ADDED = ("+law:constant", "+pool+kl:uniform", "+pool+trns:random, weight 0.5", "+pool+trns:filtered, weight 0.5")
 AGAIN = ", drawn as today"
-LIKE = {"+law:constant": "+law:unlabelled"}
+LIKE = {"+law:constant": "+law:unlabelled", f"+pool{AGAIN}": "baseline"}
 """New arm -> the old one whose interval over queries stands in for its own."""
 PAIRS = (
     ("+law:unlabelled", "+law:constant"),
     ("+law", "+law:constant"),
     ("full", "+law:constant"),
+    (f"+pool{AGAIN}", "baseline"),
+    ("+law:constant", f"+pool{AGAIN}"),
+    ("+law:unlabelled", f"+pool{AGAIN}"),
+    ("+law", f"+pool{AGAIN}"),
+    ("full", f"+pool{AGAIN}"),
     (f"+pool+kl{AGAIN}", f"+pool{AGAIN}"),
+    ("+pool+kl:uniform", f"+pool{AGAIN}"),
+    ("+pool+trns:random, weight 0.5", f"+pool{AGAIN}"),
+    (f"+pool+trns:pooled{AGAIN}", f"+pool{AGAIN}"),
     (f"+pool+kl{AGAIN}", "+pool+kl:uniform"),
     (f"+pool+trns:pooled{AGAIN}", "+pool+trns:random, weight 0.5"),
     ("+pool+trns:filtered, weight 0.5", "+pool+trns:random, weight 0.5"),
@@ -106,7 +114,8 @@ class Arms:
                     self.values.setdefault((figures.arm, name), {})[figures.seed] = known
 
     def compare(self, ours: str, other: str, name: str) -> Difference | None:
-        values, answers = ([found.get((label, name), {}) for label in (ours, other)] for found in (self.values, self.answers))
+        values = [self.values.get((label, name), {}) for label in (ours, other)]
+        answers = [self.answers.get((label, name), {}) for label in (ours, other)]
         like = next((self.old[LIKE[label]] for label in (ours, other) if label in LIKE), None)
         known = None if like is None else like.differences.get(name)
         return difference(values[0], values[1], answers[0], answers[1], None if known is None else known.half_queries)

@@ -43,8 +43,9 @@ def target_means(bundle: Path, folder: Path, names: list[str]) -> NDArray[np.flo
 
     engine = RetrievalEngine.load(bundle, provider="cpu")
     engine.index_images({name: folder / name for name in names})
-    means = np.stack([engine.index.target_tokens(name).astype(np.float64).mean(axis=0) for name in names])
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    means: NDArray[np.float64] = np.stack([engine.index.target_tokens(name).astype(np.float64).mean(axis=0) for name in names])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return means
 
 
 def measure(data: Path, bundle: Path, triplets: int) -> dict[str, Any]:
