@@ -116,7 +116,7 @@ class Arms:
     def compare(self, ours: str, other: str, name: str) -> Difference | None:
         values = [self.values.get((label, name), {}) for label in (ours, other)]
         answers = [self.answers.get((label, name), {}) for label in (ours, other)]
-        like = next((self.old[LIKE[label]] for label in (ours, other) if label in LIKE), None)
+        like = next((self.old[LIKE[label]] for label in (ours, other) if LIKE.get(label) in self.old), None)
         known = None if like is None else like.differences.get(name)
         return difference(values[0], values[1], answers[0], answers[1], None if known is None else known.half_queries)
 
