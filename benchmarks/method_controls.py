@@ -189,8 +189,8 @@ def main() -> int:
         committed, compare_cells(plan, results, data=asked.name), arms, {arm.label: settings(arm.config, first) for arm in planned}
     )
     again = "; ".join(f"{arm}, seed {seed}: within {distance:.1e}" for arm, seed, distance in arms.repeated())
-    text = f"{page(merged)}\nArms that were added later; benchmarks/method_controls.py says what their intervals are. Differences of those with the "
-    text += f"pool are from {planned[0].label}{AGAIN}, above, too.\n\n"
+    text = f"{page(merged)}\nArms that were added later; benchmarks/method_controls.py says what their intervals are. "
+    text += f"Differences of those with the pool are from {planned[0].label}{AGAIN}, above, too.\n\n"
     text += (
         f"{pairs_table(arms)}\n\nTrained again with the code of the added arms, distance from the committed figures: {again or 'none'}.\n"
     )
