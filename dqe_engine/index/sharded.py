@@ -346,7 +346,7 @@ class ShardedIndex(NotPickled):
         except DQEError as error:  # a refusal, which no shard should give
             lost = dict.fromkeys(range(len(shards)), Lost(str(error)))
         if self._sparing is not None:
-            self._sparing.found(lost)
+            self._sparing.found({shards[n].name: one for n, one in lost.items()})
         self._let_go()  # by now, nobody searches what was refreshed before the last look
         answers = not lost or (now.on_loss == "partial" and len(lost) < len(shards))
         return Health(len(shards), tuple([shards[n].name for n in sorted(lost)]), answers)

@@ -55,6 +55,7 @@ class HereTransport:
         self._make = partial(ShardServer, str(root), model_hash, **options)
         self._servers: dict[str, ShardServer] = {}  # by the shard's name
         self._late: dict[int, list[Future[Reply]]] = {}
+        self._counting = Lock()
         self._threads = ThreadPoolExecutor(64, "dqe-shard", be_as_nice_as, (niceness_here() + niceness,))
 
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
@@ -62,7 +63,8 @@ class HereTransport:
         done, late = wait([one for one in asked if one is not None], timeout)
         for (slot, _), one in zip(calls, asked, strict=True):
             if one in late and one is not None and not one.cancel():  # it has begun, so its thread goes on to the end
-                self._late.setdefault(slot, []).append(one)
+                with self._counting:
+                    self._late.setdefault(slot, []).append(one)
         return [one.result() if one in done and one is not None else too_late(timeout) for one in asked]
 
     def keep(self, names: Collection[str]) -> None:
@@ -75,11 +77,12 @@ class HereTransport:
 
     def _begun(self, slot: int, arguments: tuple[Any, ...]) -> Future[Reply] | None:
         """None for a shard whose earlier calls hang."""
-        if slot in self._late:
-            self._late[slot] = [one for one in self._late[slot] if not one.done()]
+        with self._counting:
+            self._late[slot] = [one for one in self._late.get(slot, ()) if not one.done()]
             if len(self._late[slot]) >= MOST_LATE:
                 return None
-        return self._threads.submit(self._servers.setdefault(arguments[1], self._make()).call, *arguments)
+            server = self._servers.setdefault(arguments[1], self._make())
+        return self._threads.submit(server.call, *arguments)
 
 
 class Sparing:
@@ -89,21 +92,21 @@ class Sparing:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self._lock = Lock()
-        self._late: dict[int, Lost] = {}  # by slot; replaced with the lock, never changed, so it is read without
+        self._late: dict[str, Lost] = {}  # by the shard's name; replaced with the lock, never changed, so it is read without
 
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
         late = self._late
-        asked = [call for call in calls if call[0] not in late]
-        replies = dict(zip([slot for slot, _ in asked], self.transport.ask(asked, timeout), strict=True)) if asked else {}
-        if new := {slot: reply for slot, reply in replies.items() if isinstance(reply, Lost) and reply.late}:
+        asked = [call for call in calls if call[1][1] not in late]
+        replies = dict(zip([name for _, (_, name, *_) in asked], self.transport.ask(asked, timeout), strict=True)) if asked else {}
+        if new := {name: reply for name, reply in replies.items() if isinstance(reply, Lost) and reply.late}:
             with self._lock:
                 self._late = {**self._late, **_spared(new)}
-        return [replies[slot] if slot in replies else late[slot] for slot, _ in calls]
+        return [replies[name] if name in replies else late[name] for _, (_, name, *_) in calls]
 
-    def found(self, lost: dict[int, Lost]) -> None:
-        """What a look at all shards found: these give no answer."""
+    def found(self, lost: dict[str, Lost]) -> None:
+        """What a look at all shards found: those of these names give no answer."""
         with self._lock:
-            self._late = _spared({slot: one for slot, one in lost.items() if one.late})
+            self._late = _spared({name: one for name, one in lost.items() if one.late})
 
     def keep(self, names: Collection[str]) -> None:
         self.transport.keep(names)
@@ -112,5 +115,5 @@ class Sparing:
         self.transport.close()
 
 
-def _spared(late: dict[int, Lost]) -> dict[int, Lost]:
-    return {slot: replace(one, reason=f"{one.reason}, and it is not waited for since") for slot, one in late.items()}
+def _spared(late: dict[str, Lost]) -> dict[str, Lost]:
+    return {name: replace(one, reason=f"{one.reason}, and it is not waited for since") for name, one in late.items()}

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -71,6 +72,7 @@ class Service:
         self.settings, self.metrics, self._niceness = settings, metrics, niceness
         self.phase = "starting"
         self.following, self._behind = True, False
+        self._refreshing = threading.Lock()
         self.lacks: Mapping[Ability, str] = {}
         self.health = Health()
         self.index = IndexState(0, None)
@@ -114,8 +116,7 @@ class Service:
         self.phase = "draining"
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._writes is not None:
             await asyncio.to_thread(self._writes.close)
         await asyncio.to_thread(self.batcher.close)
@@ -150,13 +151,16 @@ class Service:
             log.warning("these parts of the index answer again: %s", ", ".join(back))
 
     def _refresh(self) -> None:
-        """Take up what was saved, so that whoever wrote it finds it from now on."""
-        self._behind |= self.engine.attached.refresh()
-        if self._behind:
-            if self.settings.devices:
-                self.engine.search_on(self.settings.devices)  # fails where a device has no room for both; the next turn tries again
-            self._behind = False
-            self._look()
+        """Take up what was saved, so that whoever wrote it finds it from now on. One at a time: of two copies that are made for devices at
+        once, the older might be the last that is done."""
+        with self._refreshing:
+            if self.engine.attached.refresh():
+                self._behind = True
+            if self._behind:
+                if self.settings.devices:
+                    self.engine.search_on(self.settings.devices)  # fails where a device has no room for both; the next turn tries again
+                self._behind = False
+                self._look()
 
     def _load(self, shared: SearchedIndex | None) -> RetrievalEngine:
         settings = self.settings
@@ -299,9 +303,10 @@ class Service:
                 if state != seen:
                     await asyncio.to_thread(self._refresh)
                 seen, self.following = state, True
-            except (DQEError, OSError) as error:
+            except Exception as error:
                 if self.following:
-                    log.error("the index cannot be followed: %s", error)
+                    expected = isinstance(error, DQEError | OSError)  # else a bug, or an error of a client's own
+                    log.error("the index cannot be followed: %s", error, exc_info=None if expected else error)
                 self.following = False
                 await asyncio.sleep(1.0)
 
@@ -323,12 +328,12 @@ class Service:
             await asyncio.sleep(WATCHED_EVERY)
             try:
                 await asyncio.to_thread(self._look_at_parts)
+                if self.engine.attached.watched is None and self.health.answers:
+                    with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
+                        await asyncio.to_thread(self._look)
             except Exception:  # a bug, or a client's that has none of its errors for it: the next look may fare better
                 log.exception("the parts of the index cannot be looked at")
                 self.health = replace(self.health, answers=False)
-            if self.engine.attached.watched is None and self.health.answers:
-                with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
-                    await asyncio.to_thread(self._look)
 
 
 def _threads(settings: ServerSettings) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -252,8 +253,8 @@ def test_a_servers_copy_is_made_again_until_a_device_has_room(monkeypatch: pytes
     news = iter((True, False, False))
     service = object.__new__(Service)
     service.settings = ServerSettings(Path("bundle"), Path("index"), devices=(0, 1))
-    service.engine = types.SimpleNamespace(index=types.SimpleNamespace(refresh=lambda: next(news)), search_on=search_on)  # type: ignore[assignment]
-    service._behind = False
+    service.engine = types.SimpleNamespace(attached=types.SimpleNamespace(refresh=lambda: next(news)), search_on=search_on)  # type: ignore[assignment]
+    service._behind, service._refreshing = False, threading.Lock()
     monkeypatch.setattr(service, "_look", lambda: looked.append(1))
     with pytest.raises(BackendError):
         service._refresh()
@@ -262,3 +263,27 @@ def test_a_servers_copy_is_made_again_until_a_device_has_room(monkeypatch: pytes
     service._refresh()
     assert asked == [(0, 1)] * 2
     assert looked == [1]
+
+
+def test_a_server_makes_one_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older of two that are made at once might be done last, and hide what was written since."""
+    inside, together = threading.Semaphore(1), []
+
+    def search_on(devices: tuple[int, ...]) -> None:
+        alone = inside.acquire(timeout=0)
+        together.append(alone)
+        threading.Event().wait(0.2)
+        if alone:
+            inside.release()
+
+    service = object.__new__(Service)
+    service.settings = ServerSettings(Path("bundle"), Path("index"), devices=(0,))
+    service.engine = types.SimpleNamespace(attached=types.SimpleNamespace(refresh=lambda: True), search_on=search_on)  # type: ignore[assignment]
+    service._behind, service._refreshing = False, threading.Lock()
+    monkeypatch.setattr(service, "_look", lambda: None)
+    threads = [threading.Thread(target=service._refresh) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [True] * 3

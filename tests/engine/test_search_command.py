@@ -104,7 +104,7 @@ def test_search_options(indexed: list[str], capsys: pytest.CaptureFixture[str]) 
         (["--reference", "00.png", "--text", "red", "--weight", "size=1"], "error: unknown attribute 'size'"),
         (["--reference", "00.png", "--text", "red", "--weight", "colour=-1"], "error: weight of 'colour'"),
         (["--reference", "00.png", "--text", "red", "--filter", '{"a": {"~": 1}}'], "error: filter 'a': unknown operator"),
-        (["--reference", "00.png", "--text", "red", "--filter", '{"a": {}}'], "error: filter 'a': no operator in {}"),
+        (["--reference", "00.png", "--text", "red", "--filter", '{"a": {}}'], "error: filter 'a': {} holds no operator"),
         (
             ["--reference", "00.png", "--text", "red", "--filter", '{"not": [' * 50 + "{}" + "]}" * 50],
             "error: a filter of more than 32 levels",

@@ -194,7 +194,7 @@ def test_what_the_command_refuses(
         ([lite, "--workers", "2"], "Milvus Lite's file serves one process; leave --workers out"),
         ([here], 'name and threads are of actors; leave them out beside "actors": false'),
         ([described(tmp_path / "none.json", shards={"path": "none"})], "no sharded index here"),
-        ([described(tmp_path / "no.json", milvus={"uri": "no.db", "collection": "c"})], "no.db is not there"),
+        ([described(tmp_path / "no.json", milvus={"uri": "no.db", "collection": "c"})], "milvus.uri: no such file"),
     ):
         assert serve_command.main([str(bundle_path), *map(str, arguments)]) == 2, arguments
         error = capsys.readouterr().err

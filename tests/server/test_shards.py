@@ -92,9 +92,9 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     slots, ask = set[int](), HereTransport.ask
 
     def asked(self: HereTransport, calls: Sequence[Call], timeout: float) -> list[Any]:
-        replies = ask(self, [call for call in calls if call[0] not in slots], timeout)
-        given = iter(replies)
-        return [Lost("switched off") if slot in slots else next(given) for slot, _ in calls]
+        gone = set(slots)  # of this moment: another thread may change it
+        given = iter(ask(self, [call for call in calls if call[0] not in gone], timeout))
+        return [Lost("switched off") if slot in gone else next(given) for slot, _ in calls]
 
     monkeypatch.setattr(HereTransport, "ask", asked)
     return slots
