@@ -5,8 +5,8 @@
 #include <mutex>
 #include <vector>
 
+#include "codes.hpp"
 #include "query_kernels.hpp"
-#include "screen_sieve.hpp"
 #include "zones.hpp"
 
 namespace dqe::cuda {
