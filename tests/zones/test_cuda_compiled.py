@@ -39,7 +39,7 @@ HOPPER_BUDGETS = {  # product, times 64 rows of a warpgroup, what happens to a t
     ("split", 1, "sample"): (90, 570),
 }
 """For sm_90a. Eight warps of a block multiply, two on each of a multiprocessor's four schedulers."""
-HOPPER_SCREEN_BUDGET = (70, 300)
+HOPPER_SCREEN_BUDGET = (57, 300)
 """The same for codes, whatever reaches a limit. Two blocks: four warps on each scheduler."""
 NAME = re.compile(r"(sieve|keep|zone)_kernel<\(dqe::cuda::Product\)(\d), (\d+)(, false)?>|(screen)_kernel<(\d+)>")
 
