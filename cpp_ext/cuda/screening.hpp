@@ -1,5 +1,5 @@
 // Screening: which items may be among the best is told from bounds of their scores, at half or a quarter of the bytes, and only those are
-// scored. A pass over the codes (screen_kernel) writes down two things:
+// scored. A pass over the codes (screen_kernel, on Hopper hopper_screen_kernel) writes down two things:
 //  - pairs of a query and an item with a token whose upper bound reaches the limit, and which tokens these are;
 //  - items whose lower bound reaches it, in the list of the best. The wanted-th best of these bounds the wanted-th best score from below,
 //    so that a limit which a small sample left becomes a sharp one, before anything is scored.
