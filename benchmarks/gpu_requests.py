@@ -65,12 +65,16 @@ def compare(memory: CudaMemory, number: int) -> list[str]:
         screened = cuda.Index(on_device, screen=True)
         ways += [(queries.astype(np.float16), index, ""), (queries, screened, ", screened")]
     for given, searched, screening in ways:
-        found = searched.select(memory.upload(given), **options)
+        uploaded = memory.upload(given)
+        started = [searched.select(uploaded, **options, sync=False) for _ in range(2)]
+        found = searched.select(uploaded, **options)
         how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, zones=zones is not None) + screening
         for name in FIELDS:
             ours, theirs = getattr(found, name), getattr(wanted, name)
             if ours is not None:
                 ours = memory.download(ours)
+            if ours is not None and any(not np.array_equal(memory.download(getattr(s, name)), ours, equal_nan=True) for s in started):
+                wrong.append(f"{name} of searches that were under way together ({given.dtype} queries, {how})")
             if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs, equal_nan=True)):
                 wrong.append(f"{name} ({given.dtype} queries, {how})")
         if screening and size > LISTED and found.rescored is None:

@@ -31,9 +31,12 @@ RANKS = ZoneSpec(lo=0.001, hi=0.01, bounds="rank", policy="softmax")
 PREDICTED = Path(__file__).with_name("gpu_zones_predicted.json")
 BATCHES = (1, 16, 64, 256, 1024)
 SCREENED = "ours, f16 queries, screened"
+UNDER_WAY, TOGETHER = "ours, f16 queries, four under way", 4
+"""A call of this one starts several searches before it takes what they found; its time is divided by their number."""
 MODES = (
     "ours, f32 queries",
     "ours, f16 queries",
+    UNDER_WAY,
     "ours, f16 queries, sm_80",
     SCREENED,
     "ours, zones and picks",
@@ -71,8 +74,10 @@ def ours(torch: Any, queries: Any, index: cuda.Index, **options: Any) -> Call:
     stream = torch.cuda.current_stream().cuda_stream
 
     def call() -> tuple[Any, Any]:
-        result = index.select(queries, k=K, stream=stream, **options)
-        return torch.from_dlpack(result.scores), torch.from_dlpack(result.ids)
+        searches = 1 if options.get("sync", True) else TOGETHER
+        for result in [index.select(queries, k=K, stream=stream, **options) for _ in range(searches)]:
+            found = torch.from_dlpack(result.scores), torch.from_dlpack(result.ids)
+        return found
 
     return call
 
@@ -129,7 +134,7 @@ def interleave(torch: Any, calls: dict[str, Call], rounds: int) -> dict[str, lis
             stop.record()
             torch.cuda.synchronize()
             if round_ >= 3:
-                times[name].append(start.elapsed_time(stop))
+                times[name].append(start.elapsed_time(stop) / (TOGETHER if name == UNDER_WAY else 1))
     return times
 
 
@@ -146,7 +151,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     index, screened = cuda.Index(items, stream=stream), cuda.Index(items, stream=stream, screen=True)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    options: tuple[dict[str, Any], ...] = ({}, {}, {"portable": True}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
+    options: tuple[dict[str, Any], ...] = ({}, {}, {"sync": False}, {"portable": True}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
     calls: dict[str, Call] = {
         name: ours(torch, queries.half() if "f16" in name else queries, screened if name == SCREENED else index, **given)
         for name, given in zip(MODES, options, strict=True)

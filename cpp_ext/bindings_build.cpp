@@ -63,63 +63,72 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     });
 }
 
-void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> directions, Array<const uint32_t, 1> assigned,
-                        Array<float, 1> longest, Array<float, 1> widest, Array<int64_t, 1> starts, Array<uint32_t, 1> rows,
-                        Array<uint16_t, 1> cosines, int threads) {
+TokenTree tree_of(const Array<const float, 2>& axes, const Array<const float, 2>& roots, const Array<const float, 2>& leaves,
+                  const Array<const int64_t, 1>& offsets, int64_t width) {
+    const auto axis_count = static_cast<int64_t>(axes.shape(0)), root_count = static_cast<int64_t>(roots.shape(0));
+    const auto leaf_count = static_cast<int64_t>(leaves.shape(0));
+    if (axis_count == 0 || root_count == 0) throw std::invalid_argument("roots: expected at least one, in at least one axis");
+    expect("axes", axes, {axis_count, width});
+    expect("roots", roots, {root_count, axis_count});
+    expect("leaves", leaves, {leaf_count, axis_count});
+    expect("offsets", offsets, {root_count + 1});
+    for (int64_t r = 0; r < root_count; ++r)
+        if (offsets(r + 1) <= offsets(r)) throw std::invalid_argument("offsets: expected a leaf at least for each root");
+    if (offsets(0) != 0 || offsets(root_count) != leaf_count) throw std::invalid_argument("offsets: expected to cover all leaves");
+    return {axis_count, root_count, axes.data(), roots.data(), leaves.data(), offsets.data()};
+}
+
+void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<const float, 2> roots, Array<const float, 2> leaves,
+                        Array<const int64_t, 1> offsets, Array<const float, 2> directions, Array<float, 1> longest, Array<float, 1> widest,
+                        Array<int64_t, 1> starts, Array<uint32_t, 1> rows, Array<uint16_t, 1> cosines, int threads) {
     const Sources given = sources_of(shards);
     const auto [sources, tokens, width, size] = given;
     if (size >= 0xFFFFFFFF) throw std::invalid_argument("items: expected fewer than 2^32 - 1 tokens");
-    const auto count = static_cast<int64_t>(directions.shape(0));
+    const TokenTree tree = tree_of(axes, roots, leaves, offsets, width);
+    const auto count = static_cast<int64_t>(leaves.shape(0));
     expect("directions", directions, {count, width});
-    expect("assigned", assigned, {size});
     expect("longest", longest, {count});
     expect("widest", widest, {count});
     expect("starts", starts, {count + 1});
     expect("rows", rows, {size});
     expect("cosines", cosines, {size});
     expect_threads(threads);
-    for (int64_t at = 0; at < size; ++at)
-        if (assigned(at) >= count) throw std::invalid_argument("assigned: not a list");
     for (int64_t c = 0; c < count; ++c) {
         double square = 0.0;
         for (int64_t d = 0; d < width; ++d) square += double{directions(c, d)} * directions(c, d);
         if (!(std::abs(std::sqrt(square) - 1.0) <= 1e-6)) throw std::invalid_argument("directions: expected unit vectors");
     }
     nb::gil_scoped_release release;
-    fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, directions.data(), count, assigned.data(),
-               longest.data(), widest.data(), starts.data(), rows.data(), cosines.data(), threads);
+    fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, tree, directions.data(), longest.data(), widest.data(),
+               starts.data(), rows.data(), cosines.data(), threads);
 }
 
-void find_nearest_adapter(Array<const float, 2> points, Array<const float, 2> centres, Array<uint32_t, 1> nearest, int threads) {
+void cluster_adapter(Array<const float, 2> points, Array<const int64_t, 1> begins, Array<const int64_t, 1> offsets, int64_t most,
+                     int rounds, Array<float, 2> centres, Array<uint32_t, 1> nearest, int threads) {
     const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
-    const auto centre_count = static_cast<int64_t>(centres.shape(0));
-    if (centre_count == 0) throw std::invalid_argument("centres: expected at least one");
+    const auto groups = static_cast<int64_t>(begins.shape(0)) - 1, centre_count = static_cast<int64_t>(centres.shape(0));
+    if (groups < 0 || begins(0) != 0 || begins(groups) != count) throw std::invalid_argument("begins: expected to cover all points");
+    expect("offsets", offsets, {groups + 1});
+    if (offsets(0) != 0 || offsets(groups) != centre_count) throw std::invalid_argument("offsets: expected to cover all centres");
+    for (int64_t g = 0; g < groups; ++g)
+        if (begins(g + 1) < begins(g) || offsets(g + 1) <= offsets(g))
+            throw std::invalid_argument("offsets: expected a centre at least for each group");
     expect("centres", centres, {centre_count, width});
     expect("nearest", nearest, {count});
+    if (most < 1) throw std::invalid_argument("most: expected at least 1");
     expect_threads(threads);
     nb::gil_scoped_release release;
-    find_nearest(points.data(), count, width, centres.data(), centre_count, nearest.data(), threads);
+    cluster(points.data(), width, begins.data(), groups, offsets.data(), most, rounds, centres.data(), nearest.data(), threads);
 }
 
-void assign_tokens_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<const float, 2> roots, Array<const float, 2> leaves,
-                           Array<const int64_t, 1> offsets, Array<uint32_t, 1> assigned, int threads) {
-    const Sources given = sources_of(shards);
-    const auto axis_count = static_cast<int64_t>(axes.shape(0)), root_count = static_cast<int64_t>(roots.shape(0));
-    const auto leaf_count = static_cast<int64_t>(leaves.shape(0));
-    if (axis_count == 0 || root_count == 0) throw std::invalid_argument("roots: expected at least one, in at least one axis");
-    expect("axes", axes, {axis_count, given.width});
-    expect("roots", roots, {root_count, axis_count});
-    expect("leaves", leaves, {leaf_count, axis_count});
-    expect("offsets", offsets, {root_count + 1});
-    expect("assigned", assigned, {given.size});
+void assign_tokens_adapter(Array<const float, 2> tokens, Array<const float, 2> axes, Array<const float, 2> roots,
+                           Array<const float, 2> leaves, Array<const int64_t, 1> offsets, Array<uint32_t, 1> assigned, int threads) {
+    const auto count = static_cast<int64_t>(tokens.shape(0)), width = static_cast<int64_t>(tokens.shape(1));
+    const TokenTree tree = tree_of(axes, roots, leaves, offsets, width);
+    expect("assigned", assigned, {count});
     expect_threads(threads);
-    for (int64_t r = 0; r < root_count; ++r)
-        if (offsets(r + 1) <= offsets(r)) throw std::invalid_argument("offsets: expected a leaf at least for each root");
-    if (offsets(0) != 0 || offsets(root_count) != leaf_count) throw std::invalid_argument("offsets: expected to cover all leaves");
     nb::gil_scoped_release release;
-    const TokenTree tree = {axis_count, root_count, axes.data(), roots.data(), leaves.data(), offsets.data()};
-    assign_tokens(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, tree, assigned.data(),
-                  threads);
+    assign_tokens(tokens.data(), count, width, tree, assigned.data(), threads);
 }
 
 void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, Array<uint8_t, 2> blocks, int threads,
@@ -144,12 +153,13 @@ void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, 
 void define_builders(nb::module_& m) {
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
-    m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "directions"_a.noconvert(), "assigned"_a.noconvert(),
-          "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert(),
-          "threads"_a);
-    m.def("find_nearest", &find_nearest_adapter, "points"_a.noconvert(), "centres"_a.noconvert(), "nearest"_a.noconvert(), "threads"_a);
-    m.def("assign_tokens", &assign_tokens_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(),
+    m.def("cluster", &cluster_adapter, "points"_a.noconvert(), "begins"_a.noconvert(), "offsets"_a.noconvert(), "most"_a, "rounds"_a,
+          "centres"_a.noconvert(), "nearest"_a.noconvert(), "threads"_a);
+    m.def("assign_tokens", &assign_tokens_adapter, "tokens"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(),
           "leaves"_a.noconvert(), "offsets"_a.noconvert(), "assigned"_a.noconvert(), "threads"_a);
+    m.def("fill_lists", &fill_lists_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(), "leaves"_a.noconvert(),
+          "offsets"_a.noconvert(), "directions"_a.noconvert(), "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(),
+          "rows"_a.noconvert(), "cosines"_a.noconvert(), "threads"_a);
     m.def("fill_prefix", &fill_prefix_adapter, "shards"_a.noconvert(), "axes"_a.noconvert(), "blocks"_a.noconvert(), "threads"_a,
           "order"_a.noconvert() = nb::none());
 }

@@ -292,9 +292,11 @@ inline void in_eights(const float* vector, int64_t width, const Step& step) {
 }
 
 inline double total(const Doubles& lanes) {
-    double sum = 0.0;
-    for (int lane = 0; lane < 8; ++lane) sum += lanes[lane];
-    return sum;
+    typedef double Half __attribute__((vector_size(32)));
+    Half halves[2];
+    memcpy(halves, &lanes, sizeof lanes);
+    const Half sum = halves[0] + halves[1];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 Quantised quantise(const float* vector, int64_t width, float most_code, int8_t* codes) {

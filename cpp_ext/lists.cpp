@@ -1,172 +1,153 @@
 #include "lists.hpp"
 
-#include <numeric>
+#include <algorithm>
+#include <memory>
+#include <utility>
 #include <vector>
 
-#include "aligned.hpp"
 #include "parallel.hpp"
 #include "screen.hpp"
 
 namespace dqe::cpu {
 namespace {
 
-// Panels of centres, [panel][width + 1][wide]: the last number of a centre is what its product with a point of last number n is less by,
-// half its square, so that the greatest product is that of the nearest centre to point / n.
-struct Centres {
-    AlignedVector<float> packed;
-    int64_t panels;
+// Tokens that lie together, some thousand at a time.
+struct Piece {
+    const TokenSource* source;
+    int64_t item, row, count;  // its first item in the source, and its first token and how many
+};
 
-    Centres(const TileKernels& kernels, const float* centres, int64_t count, int64_t width)
-        : panels((count + kernels.wide - 1) / kernels.wide) {
-        const int64_t lanes = kernels.wide, size = (width + 1) * lanes;
-        packed.assign(static_cast<size_t>(panels * size), 0.0f);
-        for (int64_t c = 0; c < panels * lanes; ++c) {
-            float* to = packed.data() + c / lanes * size + c % lanes;
-            double square = 0.0;
-            for (int64_t d = 0; d < width && c < count; ++d) {
-                to[d * lanes] = centres[c * width + d];
-                square += double{to[d * lanes]} * to[d * lanes];
-            }
-            to[width * lanes] = c < count ? static_cast<float>(-0.5 * square) : -0x1p100f;  // those that fill up are never nearest
+std::vector<Piece> pieces_of(const TokenSource* sources, int64_t source_count, int64_t tokens) {
+    const int64_t most = std::max<int64_t>(1, Assigner::kSome / tokens);
+    std::vector<Piece> pieces;
+    int64_t row = 0;
+    for (int64_t s = 0; s < source_count; ++s)
+        for (int64_t item = 0; item < sources[s].count; item += most) {
+            const int64_t count = std::min(most, sources[s].count - item) * tokens;
+            pieces.push_back({sources + s, item, row, count});
+            row += count;
+        }
+    return pieces;
+}
+
+// Consecutive pieces, and what is known of each list by them alone.
+struct Run {
+    size_t begin, end;
+    std::vector<int64_t> places;  // how many tokens, and then where the next of them goes; the last: those without a bound
+    std::vector<double> longest;
+};
+
+// Ascending by code, and by row where codes are equal: as the rows come.
+void sort_by_code(uint32_t* rows, uint16_t* codes, int64_t count, std::vector<uint64_t>& scratch) {
+    constexpr int64_t kFew = 96;
+    scratch.resize(static_cast<size_t>(2 * count));
+    uint64_t *from = scratch.data(), *to = from + count;
+    for (int64_t i = 0; i < count; ++i) from[i] = uint64_t{codes[i]} << 32 | rows[i];
+    if (count <= kFew) {
+        std::sort(from, from + count);
+    } else {
+        int64_t places[2][256] = {};
+        for (int64_t i = 0; i < count; ++i) ++places[0][codes[i] & 255], ++places[1][codes[i] >> 8];
+        for (auto& own : places) {
+            int64_t place = 0;
+            for (int64_t& value : own) place += std::exchange(value, place);
+        }
+        for (int byte = 0; byte < 2; ++byte) {
+            for (int64_t i = 0; i < count; ++i) to[places[byte][from[i] >> (32 + 8 * byte) & 255]++] = from[i];
+            std::swap(from, to);
         }
     }
-};
+    for (int64_t i = 0; i < count; ++i) {
+        rows[i] = static_cast<uint32_t>(from[i]);
+        codes[i] = static_cast<uint16_t>(from[i] >> 32);
+    }
+}
 
 }  // namespace
 
-void find_nearest(const float* points, int64_t count, int64_t width, const float* centres, int64_t centre_count, uint32_t* nearest,
-                  int threads) {
-    constexpr int64_t kSome = 2048;
+void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
+                const float* directions, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads) {
+    constexpr int64_t kAhead = 6;
     const TileKernels* kernels = available_tile_kernels()[0];
-    const Centres packed(*kernels, centres, centre_count, width);
-    for_each_part((count + kSome - 1) / kSome, useful_threads(threads, count * centre_count * width), [&](int, int64_t part) {
-        const int64_t first = part * kSome, some = std::min(kSome, count - first);
-        std::vector<float> own(static_cast<size_t>(some * (width + 1)), 1.0f);
-        for (int64_t i = 0; i < some; ++i) std::copy_n(points + (first + i) * width, width, own.begin() + i * (width + 1));
-        kernels->nearest(own.data(), some, width + 1, packed.packed.data(), packed.panels, nearest + first);
-    });
-}
-
-void assign_tokens(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
-                   uint32_t* assigned, int threads) {
-    const TileKernels* kernels = available_tile_kernels()[0];
-    const int64_t lanes = kernels->wide, axis_panels = (tree.axis_count + lanes - 1) / lanes, size = tree.axis_count + 1;
-    AlignedVector<float> axes(static_cast<size_t>(axis_panels * width * lanes), 0.0f);
-    for (int64_t a = 0; a < tree.axis_count; ++a)
-        for (int64_t d = 0; d < width; ++d)
-            axes[static_cast<size_t>((a / lanes * width + d) * lanes + a % lanes)] = tree.axes[a * width + d];
-    const Centres roots(*kernels, tree.roots, tree.root_count, tree.axis_count);
-    std::vector<Centres> leaves;
-    for (int64_t r = 0; r < tree.root_count; ++r)
-        leaves.emplace_back(*kernels, tree.leaves + tree.offsets[r] * tree.axis_count, tree.offsets[r + 1] - tree.offsets[r],
-                            tree.axis_count);
-    // Many at a time, so that a root's leaves stay in the first-level cache for some points.
-    const int64_t most = std::max<int64_t>(1, 8192 / tokens);
-    for (int64_t s = 0; s < source_count; ++s) {
-        const TokenSource& source = sources[s];
-        uint32_t* const to = assigned;
-        assigned += source.count * tokens;
-        for_each_part((source.count + most - 1) / most, threads, [&](int, int64_t part) {
-            const int64_t first = part * most * tokens, count = std::min(most, source.count - part * most) * tokens;
-            std::vector<float> widened(static_cast<size_t>(source.half ? count * width : 0));
-            const float* values = static_cast<const float*>(source.data) + first * width;
-            if (source.half) {
-                kernels->widen(static_cast<const uint16_t*>(source.data) + first * width, count * width, widened.data());
-                values = widened.data();
-            }
-            AlignedVector<float> along(static_cast<size_t>(count * lanes));
-            std::vector<float> points(static_cast<size_t>(count * size)), sorted(points.size());
-            for (int64_t panel = 0; panel < axis_panels; ++panel) {
-                const Ahead nothing = {reinterpret_cast<const char*>(values), 0, 0, 1};
-                kernels->dot_panel({values, count, width}, axes.data() + panel * width * lanes, static_cast<int>(lanes), nothing,
-                                   along.data());
-                const int64_t from = panel * lanes, some = std::min(lanes, tree.axis_count - from);
-                for (int64_t i = 0; i < count; ++i) std::copy_n(along.begin() + i * lanes, some, points.begin() + i * size + from);
-            }
-            for (int64_t i = 0; i < count; ++i) {
-                const float norm =
-                    static_cast<float>(std::sqrt(kernels->products(values + i * width, values + i * width, width).with_itself));
-                if (norm <= kLargestNorm)
-                    points[static_cast<size_t>((i + 1) * size - 1)] = norm;
-                else
-                    std::fill_n(points.begin() + i * size, size, 0.0f);  // no direction: any list
-            }
-            std::vector<uint32_t> root(static_cast<size_t>(count)), order(root.size()), leaf(root.size());
-            kernels->nearest(points.data(), count, size, roots.packed.data(), roots.panels, root.data());
-            std::vector<int64_t> ends(static_cast<size_t>(tree.root_count) + 1, 0);
-            for (const uint32_t own : root) ++ends[own + 1];
-            std::partial_sum(ends.begin(), ends.end(), ends.begin());
-            std::vector<int64_t> next(ends.begin(), ends.end() - 1);
-            for (int64_t i = 0; i < count; ++i) {
-                const int64_t at = next[root[static_cast<size_t>(i)]]++;
-                order[static_cast<size_t>(at)] = static_cast<uint32_t>(i);
-                std::copy_n(points.begin() + i * size, size, sorted.begin() + at * size);
-            }
-            for (int64_t r = 0; r < tree.root_count; ++r) {
-                const int64_t begin = ends[static_cast<size_t>(r)], end = ends[static_cast<size_t>(r) + 1];
-                const Centres& own = leaves[static_cast<size_t>(r)];
-                kernels->nearest(sorted.data() + begin * size, end - begin, size, own.packed.data(), own.panels, leaf.data() + begin);
-                for (int64_t at = begin; at < end; ++at)
-                    to[first + order[static_cast<size_t>(at)]] = static_cast<uint32_t>(tree.offsets[r]) + leaf[static_cast<size_t>(at)];
-            }
-        });
-    }
-}
-
-void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,
-                const uint32_t* assigned, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads) {
-    const TileKernels* kernels = available_tile_kernels()[0];
-    int64_t size = 0;
-    for (int64_t s = 0; s < source_count; ++s) size += sources[s].count * tokens;
-    std::vector<uint16_t> codes(static_cast<size_t>(size));
-    std::vector<float> norms(static_cast<size_t>(size));
-    std::vector<uint32_t> list(static_cast<size_t>(size));
-    int64_t first = 0;
-    for (int64_t s = 0; s < source_count; ++s) {
-        const TokenSource& source = sources[s];
-        for_each_part(source.count, threads, [&](int, int64_t item) {
-            std::vector<float> widened(static_cast<size_t>(source.half ? tokens * width : 0));
-            const float* values = static_cast<const float*>(source.data) + item * tokens * width;
-            if (source.half) {
-                kernels->widen(static_cast<const uint16_t*>(source.data) + item * tokens * width, tokens * width, widened.data());
-                values = widened.data();
-            }
-            for (int64_t token = 0; token < tokens; ++token) {
-                const auto at = static_cast<size_t>(first + item * tokens + token);
-                const float* direction = directions + int64_t{assigned[at]} * width;
-                const Products found = kernels->products(values + token * width, direction, width);
-                const double norm = std::sqrt(found.with_itself);
-                const bool bounded = norm <= kLargestNorm;  // not NaN either
-                list[at] = bounded ? assigned[at] : static_cast<uint32_t>(count);
-                codes[at] = cosine_code(bounded && norm > 0.0 ? found.with_other / norm - 2e-6 : 1.0);  // |u| is 1 to 1e-6
-                const double least = std::max(norm, kLeastNorm);  // with less, sums that underflow could exceed Reach's slack
-                norms[at] = std::nextafter(static_cast<float>(least * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
-            }
-        });
-        first += source.count * tokens;
-    }
-    std::vector<int64_t> sizes(static_cast<size_t>(count) + 1, 0);
-    for (const uint32_t own : list) ++sizes[own];
-    starts[0] = sizes[static_cast<size_t>(count)];
-    for (int64_t c = 0; c < count; ++c) starts[c + 1] = starts[c] + sizes[static_cast<size_t>(c)];
-    std::vector<int64_t> next(starts, starts + count);
-    next.push_back(0);
-    std::vector<uint64_t> sorted(static_cast<size_t>(size));  // code above row
-    for (size_t at = 0; at < list.size(); ++at)
-        sorted[static_cast<size_t>(next[list[at]]++)] = uint64_t{codes[at]} << 32 | static_cast<uint32_t>(at);
-    for_each_part(count + 1, threads, [&](int, int64_t part) {
-        const int64_t from = part == count ? 0 : starts[part], to = part == count ? starts[0] : starts[part + 1];
-        std::sort(sorted.begin() + from, sorted.begin() + to);
-        float most = 0.0f;
-        for (int64_t at = from; at < to; ++at) {
-            rows[at] = static_cast<uint32_t>(sorted[static_cast<size_t>(at)]);
-            cosines[at] = static_cast<uint16_t>(sorted[static_cast<size_t>(at)] >> 32);
-            most = std::max(most, norms[rows[at]]);
+    const int64_t count = tree.offsets[tree.root_count];
+    const Assigner assigner(tree, width);
+    const std::vector<Piece> pieces = pieces_of(sources, source_count, tokens);
+    const int64_t size = pieces.empty() ? 0 : pieces.back().row + pieces.back().count;
+    // Runs are written side by side, each to places of its own. A few for each thread, some of which others may slow.
+    std::vector<Run> runs(std::min<size_t>(pieces.size(), threads == 1 ? 1 : static_cast<size_t>(4 * threads)));
+    const std::unique_ptr<uint32_t[]> list(new uint32_t[static_cast<size_t>(size)]);  // `count`: without a bound
+    const std::unique_ptr<uint16_t[]> codes(new uint16_t[static_cast<size_t>(size)]);
+    struct Scratch {
+        Assigner::Scratch own;
+        std::vector<float> widened;
+    };
+    std::vector<Scratch> scratches(static_cast<size_t>(threads));
+    const auto look_at = [&](const Piece& piece, Run& run, Scratch& scratch) {
+        const float* values = static_cast<const float*>(piece.source->data) + piece.item * tokens * width;
+        if (piece.source->half) {
+            scratch.widened.resize(static_cast<size_t>(piece.count * width));
+            kernels->widen(static_cast<const uint16_t*>(piece.source->data) + piece.item * tokens * width, piece.count * width,
+                           scratch.widened.data());
+            values = scratch.widened.data();
         }
-        if (part == count) return;
-        longest[part] = most;
-        const double cosine = from < to ? cosines[from] / 32767.5 - 1.0 : 1.0;
-        widest[part] = std::nextafter(static_cast<float>(cosine), -2.0f);
+        assigner.assign(values, piece.count, scratch.own);
+        const std::vector<uint32_t>&leaves = scratch.own.leaves, &order = scratch.own.order;
+        for (int64_t at = 0; at < piece.count; ++at) {
+            if (at + kAhead < piece.count) {
+                const float* next = directions + int64_t{leaves[static_cast<size_t>(at + kAhead)]} * width;
+                for (int64_t d = 0; d < std::min<int64_t>(width, 128); d += 16) __builtin_prefetch(next + d);
+            }
+            const uint32_t leaf = leaves[static_cast<size_t>(at)];
+            const int64_t token = order[static_cast<size_t>(at)], row = piece.row + token;
+            const Products found = kernels->products(values + token * width, directions + int64_t{leaf} * width, width);
+            const double norm = std::sqrt(found.with_itself);
+            const bool bounded = norm <= kLargestNorm;  // not NaN either
+            const uint32_t own = bounded ? leaf : static_cast<uint32_t>(count);
+            list[static_cast<size_t>(row)] = own;
+            codes[static_cast<size_t>(row)] =
+                cosine_code(bounded && norm > 0.0 ? found.with_other / norm - 2e-6 : 1.0);  // |u| is 1 to 1e-6
+            ++run.places[own];
+            if (bounded) run.longest[own] = std::max(run.longest[own], norm);
+        }
+    };
+    for_each_part(static_cast<int64_t>(runs.size()), threads, [&](int thread, int64_t r) {
+        Run& run = runs[static_cast<size_t>(r)];
+        run.begin = pieces.size() * static_cast<size_t>(r) / runs.size(),
+        run.end = pieces.size() * static_cast<size_t>(r + 1) / runs.size();
+        run.places.assign(static_cast<size_t>(count) + 1, 0);
+        run.longest.assign(static_cast<size_t>(count), 0.0);
+        for (size_t p = run.begin; p < run.end; ++p) look_at(pieces[p], run, scratches[static_cast<size_t>(thread)]);
+    });
+    int64_t place = 0;
+    const auto begin_at_place = [&](size_t c) {
+        for (Run& run : runs) place += std::exchange(run.places[c], place);
+    };
+    begin_at_place(static_cast<size_t>(count));
+    for (int64_t c = 0; c <= count; ++c) {
+        starts[c] = place;
+        if (c < count) begin_at_place(static_cast<size_t>(c));
+    }
+    for_each_part(static_cast<int64_t>(runs.size()), threads, [&](int, int64_t r) {
+        Run& run = runs[static_cast<size_t>(r)];
+        const Piece &first = pieces[run.begin], &last = pieces[run.end - 1];
+        for (int64_t row = first.row; row < last.row + last.count; ++row) {
+            const int64_t at = run.places[list[static_cast<size_t>(row)]]++;
+            rows[at] = static_cast<uint32_t>(row);
+            cosines[at] = codes[static_cast<size_t>(row)];
+        }
+    });
+    constexpr int64_t kLists = 64;
+    for_each_part((count + kLists - 1) / kLists, threads, [&](int, int64_t part) {
+        std::vector<uint64_t> scratch;
+        for (int64_t c = part * kLists; c < std::min(count, (part + 1) * kLists); ++c) {
+            const int64_t from = starts[c], to = starts[c + 1];
+            sort_by_code(rows + from, cosines + from, to - from, scratch);
+            double most = kLeastNorm;  // with less, sums that underflow could exceed Reach's slack
+            for (const Run& run : runs) most = std::max(most, run.longest[static_cast<size_t>(c)]);
+            longest[c] = from < to ? at_least(most) : 0.0f;
+            const double cosine = from < to ? cosines[from] / 32767.5 - 1.0 : 1.0;
+            widest[c] = std::nextafter(static_cast<float>(cosine), -2.0f);
+        }
     });
 }
 

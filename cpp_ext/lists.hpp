@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cluster.hpp"
 #include "tiles.hpp"
 
 namespace dqe::cpu {
@@ -32,9 +33,7 @@ struct TokenLists {
 };
 
 // The largest code that stands for no more than `cosine`.
-inline uint16_t cosine_code(double cosine) {
-    return static_cast<uint16_t>(std::clamp(std::floor((cosine - 1e-12 + 1.0) * 32767.5), 0.0, 65535.0));
-}
+inline uint16_t cosine_code(double cosine) { return static_cast<uint16_t>(std::clamp((cosine - 1e-12 + 1.0) * 32767.5, 0.0, 65535.0)); }
 
 // Which tokens of lists one query can have use for.
 class Reach {
@@ -62,33 +61,9 @@ class Reach {
     double norm_, slack_;
 };
 
-// Consecutive items: (count, tokens, width) float32, or float16 where `half`.
-struct TokenSource {
-    const void* data;
-    int64_t count;
-    bool half;
-};
-
-// The nearest of `centre_count` centres, at least one, to each point, both of `width` numbers, all finite; the first of equals.
-void find_nearest(const float* points, int64_t count, int64_t width, const float* centres, int64_t centre_count, uint32_t* nearest,
-                  int threads);
-
-// Centres in two levels, at least one leaf for each root, in the first components of directions.
-struct TokenTree {
-    int64_t axis_count, root_count;
-    const float* axes;       // (axis_count, width)
-    const float* roots;      // (root_count, axis_count)
-    const float* leaves;     // (offsets[root_count], axis_count)
-    const int64_t* offsets;  // (root_count + 1,): the first leaf of each root
-};
-
-// The leaf nearest to the direction of each token, among those of the nearest root; any for a token that has no direction.
-void assign_tokens(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
-                   uint32_t* assigned, int threads);
-
-// Sorts the tokens of `sources` into lists. `directions` is (count, width), unit vectors; `assigned` names the list of each token. Writes
+// Sorts the tokens of `sources` into lists, that of each its leaf in the tree. `directions` is (leaves, width), unit vectors. Writes
 // longest, widest, starts (whose first entry counts the tokens without a bound), rows and cosines.
-void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const float* directions, int64_t count,
-                const uint32_t* assigned, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads);
+void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
+                const float* directions, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads);
 
 }  // namespace dqe::cpu

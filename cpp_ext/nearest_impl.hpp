@@ -7,19 +7,18 @@ constexpr int kNearestRows = 2;  // of sixteen registers
 #endif
 
 // The first lane-wise maximum: `at` counts vectors, and lane l of vector a is the centre a * kVector + l.
-inline uint32_t first_greatest(Vector best, Integers at) {
-    float scores[kVector];
-    int32_t vectors[kVector];
-    store(scores, best);
+inline uint32_t first_greatest(Integers best, Integers at) {
+    int32_t scores[kVector], vectors[kVector];
+    memcpy(scores, &best, sizeof scores);
     memcpy(vectors, &at, sizeof vectors);
 #if defined(__AVX512F__)
-    const float most = _mm512_reduce_max_ps(best);
+    const int32_t most = _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(best));
 #else
-    float most = scores[0];
+    int32_t most = scores[0];
     for (int lane = 1; lane < kVector; ++lane) most = scores[lane] > most ? scores[lane] : most;
 #endif
     uint32_t first = 0xFFFFFFFF;
-    for (uint32_t bits = not_below(best, broadcast(most)); bits; bits &= bits - 1) {
+    for (uint32_t bits = bits_of(best == most); bits; bits &= bits - 1) {
         const int lane = __builtin_ctz(bits);
         const uint32_t centre = static_cast<uint32_t>(vectors[lane] * kVector + lane);
         first = centre < first ? centre : first;
@@ -27,17 +26,47 @@ inline uint32_t first_greatest(Vector best, Integers at) {
     return first;
 }
 
+// sums[lane] += the products of a point's next four codes with those of centre `lane`.
+inline void add_point_products(Integers& sums, const uint8_t* point, const int8_t* centres) {
+    int32_t four;
+    memcpy(&four, point, sizeof four);
+#if defined(__AVX512VNNI__)
+    __m512i all = reinterpret_cast<__m512i>(sums);
+    add_products(all, _mm512_set1_epi32(four), _mm512_loadu_si512(centres));
+    sums = reinterpret_cast<Integers>(all);
+#elif defined(__AVX2__)
+    // Codes of points are below 128: two products fit 16 bits.
+    const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centres));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(four), own);
+    sums += reinterpret_cast<Integers>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+    for (int i = 0; i < 4; ++i)
+        for (int lane = 0; lane < kVector; ++lane) sums[lane] += int32_t{point[i]} * centres[4 * lane + i];
+#endif
+}
+
 template <int ROWS>
-inline void nearest_group(const float* points, int64_t width, const float* centres, int64_t panels, uint32_t* nearest) {
-    Vector best[ROWS];
-    Integers at[ROWS];
+inline void nearest_group(const uint8_t* points, int64_t width, const CodedCentres& centres, uint32_t* nearest) {
+    Integers best[ROWS], at[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-        best[r] = broadcast(-__builtin_inff());
+        best[r] = INT32_MIN - Integers{};
         at[r] = Integers{};
     }
-    for (int64_t panel = 0; panel < panels; ++panel, centres += width * 2 * kVector) {
-        Vector sums[ROWS][2] = {};
-        for (int64_t d = 0; d < width; ++d) dot_steps<ROWS, 2, 1>(points + d, width, centres + d * 2 * kVector, sums);
+    const int8_t* codes = centres.codes;
+    for (int64_t panel = 0; panel < centres.panels; ++panel) {
+        Integers sums[ROWS][2];
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+            Integers offsets;
+            memcpy(&offsets, centres.offsets + (2 * panel + v) * kVector, sizeof offsets);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) sums[r][v] = offsets;
+        }
+        for (int64_t d = 0; d < width; d += 4, codes += 8 * kVector)
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                for (int v = 0; v < 2; ++v) add_point_products(sums[r][v], points + r * width + d, codes + 4 * v * kVector);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
@@ -50,9 +79,27 @@ inline void nearest_group(const float* points, int64_t width, const float* centr
     for (int r = 0; r < ROWS; ++r) nearest[r] = first_greatest(best[r], at[r]);
 }
 
-void nearest(const float* points, int64_t count, int64_t width, const float* centres, int64_t panels, uint32_t* nearest) {
+void nearest(const uint8_t* points, int64_t count, int64_t width, const CodedCentres& centres, uint32_t* nearest) {
     int64_t r = 0;
-    for (; r + kNearestRows <= count; r += kNearestRows)
-        nearest_group<kNearestRows>(points + r * width, width, centres, panels, nearest + r);
-    for (; r < count; ++r) nearest_group<1>(points + r * width, width, centres, panels, nearest + r);
+    for (; r + kNearestRows <= count; r += kNearestRows) nearest_group<kNearestRows>(points + r * width, width, centres, nearest + r);
+    if (r < count && count > kNearestRows) r = count - kNearestRows;  // some once more: one at a time would take longer
+    for (; r + kNearestRows <= count; r += kNearestRows) nearest_group<kNearestRows>(points + r * width, width, centres, nearest + r);
+    for (; r < count; ++r) nearest_group<1>(points + r * width, width, centres, nearest + r);
+}
+
+void squares(const Rows& rows, float* squares) {
+    const float* row = rows.data;
+    for (int64_t r = 0; r < rows.count; ++r, row += rows.width) {
+        Vector sums = {};
+        int64_t d = 0;
+        for (; d + kVector <= rows.width; d += kVector) {
+            const Vector value = load(row + d);
+            sums += value * value;
+        }
+        if (d < rows.width) {
+            const Vector value = load_part(row + d, rows.width - d);
+            sums += value * value;
+        }
+        squares[r] = sum_lanes(sums);
+    }
 }

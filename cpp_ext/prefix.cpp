@@ -22,6 +22,11 @@ double rest_of(double norm, double prefix, double off) {
     return std::sqrt(std::max(0.0, norm * norm - least * least));
 }
 
+uint16_t rounded_up(double value) {
+    const auto whole = static_cast<int64_t>(std::min(value, 65535.0));
+    return static_cast<uint16_t>(whole + (whole < value && whole < 65535));
+}
+
 }  // namespace
 
 double skew(const float* axes, int64_t count, int64_t width) {
@@ -46,86 +51,80 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
     for (int64_t s = 0; s < source_count; ++s)
         starts[static_cast<size_t>(s) + 1] = starts[static_cast<size_t>(s)] + sources[s].count * tokens;
     const double off = kSkew + std::sqrt(static_cast<double>(count)) * static_cast<double>(width + 2) * 0x1p-24, room = slack(width);
+    const double square_at_most = 1.0 + static_cast<double>(width + 2) * 0x1p-23;  // times what was added up in float32
     const auto source_of = [&](int64_t row) {
-        return static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), row) - starts.begin()) - 1;
+        return static_cast<size_t>(std::upper_bound(starts.begin() + 1, starts.end() - 1, row) - starts.begin()) - 1;
+    };
+    struct Scratch {
+        AlignedVector<float> items, rotated, turned, squares;
     };
     // Rows of another order are scattered: those of the next block are on their way while one is encoded.
     const auto prefetch = [&](int64_t from) {
         for (int64_t r = from; order && r < std::min(from + kPrefixRows, starts.back()); ++r) {
-            const TokenSource& source = sources[source_of(order[r])];
-            const int64_t bytes = width * (source.half ? 2 : 4);
-            const char* row = static_cast<const char*>(source.data) + (order[r] - starts[source_of(order[r])]) * bytes;
+            const size_t at = source_of(order[r]);
+            const int64_t bytes = width * (sources[at].half ? 2 : 4);
+            const char* row = static_cast<const char*>(sources[at].data) + (order[r] - starts[at]) * bytes;
             for (int64_t d = 0; d < std::min<int64_t>(bytes, 512); d += 64) __builtin_prefetch(row + d);
         }
     };
-    const auto encode = [&](int64_t number, AlignedVector<float>& items, AlignedVector<float>& rotated, std::vector<float>& turned) {
+    const auto encode = [&](int64_t number, Scratch& scratch) {
         const int64_t first = number * kPrefixRows, rows = std::min(kPrefixRows, starts.back() - first);
         prefetch(first + kPrefixRows);
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t row = order ? order[first + r] : first + r;
             const size_t source = source_of(row);
             const int64_t at = (row - starts[source]) * width;
-            float* to = items.data() + r * width;
+            float* to = scratch.items.data() + r * width;
             if (sources[source].half)
                 kernels->widen(static_cast<const uint16_t*>(sources[source].data) + at, width, to);
             else
                 std::memcpy(to, static_cast<const float*>(sources[source].data) + at, static_cast<size_t>(width) * sizeof(float));
         }
+        const Rows own = {scratch.items.data(), rows, width};
+        kernels->squares(own, scratch.squares.data());
+        double squares[kPrefixRows] = {}, most = 0.0;
+        bool bounded[kPrefixRows] = {}, all = true;
+        for (int64_t r = 0; r < rows; ++r) {
+            // More than rounding and underflow take.
+            squares[r] = square_at_most * scratch.squares[static_cast<size_t>(r)] + kLeastNorm * kLeastNorm;
+            bounded[r] = squares[r] <= kLargestNorm * kLargestNorm;
+            all = all && bounded[r];
+            if (bounded[r]) most = std::max(most, squares[r]);
+        }
         for (int64_t panel = 0; panel < count / lanes; ++panel) {
-            const Ahead nothing = {reinterpret_cast<const char*>(items.data()), 0, 0, 1};
-            kernels->dot_panel({items.data(), rows, width}, panels.data() + panel * width * lanes, lanes, nothing,
-                               rotated.data() + panel * kPrefixRows * lanes);
-            for (int64_t r = 0; r < rows; ++r)
-                std::copy_n(rotated.begin() + (panel * kPrefixRows + r) * lanes, lanes, turned.begin() + r * count + panel * lanes);
+            const Ahead nothing = {reinterpret_cast<const char*>(scratch.items.data()), 0, 0, 1};
+            float* rotated = (count == lanes ? scratch.turned : scratch.rotated).data();
+            kernels->dot_panel(own, panels.data() + panel * width * lanes, lanes, nothing, rotated);
+            for (int64_t r = 0; r < rows && count > lanes; ++r)
+                std::copy_n(rotated + r * lanes, lanes, scratch.turned.begin() + r * count + panel * lanes);
         }
-        double norms[kPrefixRows];
-        bool bounded[kPrefixRows];
+        for (int64_t r = 0; r < kPrefixRows; ++r)
+            if (!bounded[r]) std::fill_n(scratch.turned.begin() + r * count, count, 0.0f);
+        uint8_t* to = blocks + number * prefix_block_bytes(count);
+        PrefixSums sums;
+        kernels->encode_prefix(scratch.turned.data(), count, to + sizeof(PrefixHeader), &sums);
+        // With |c'| <= (1 + ω) |c|, |c|² - max(0, |c'| - ω |c|)² is at most (1 + 2 ω (1 + ω)) |c|² - |c'|².
+        double rests[kPrefixRows] = {}, largest = 0.0;
         for (int64_t r = 0; r < rows; ++r) {
-            const float* row = items.data() + r * width;
-            norms[r] = std::sqrt(kernels->products(row, row, width).with_itself);
-            bounded[r] = norms[r] <= kLargestNorm;
+            if (!bounded[r]) continue;
+            rests[r] = std::sqrt(std::max(0.0, (1.0 + 3.0 * off) * squares[r] - sums.whole[r])) + room * std::sqrt(squares[r]);
+            largest = std::max(largest, rests[r]);
         }
-        const auto at = [&](int64_t r, int64_t p) { return turned[static_cast<size_t>(r * count + p)]; };
-        float largest = 0.0f;
-        for (int64_t r = 0; r < rows; ++r)
-            for (int64_t p = 0; p < count && bounded[r]; ++p) largest = std::max(largest, std::abs(at(r, p)));
-        uint8_t* codes = blocks + number * prefix_block_bytes(count) + sizeof(PrefixHeader);
-        std::memset(codes, 0x80, static_cast<size_t>(kPrefixRows * count));
-        const float scale = largest / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        double rests[kPrefixRows] = {}, error = kLeastNorm, coded_norm = 0.0;
-        for (int64_t r = 0; r < rows; ++r) {
-            if (!bounded[r]) {
-                error = std::numeric_limits<double>::quiet_NaN();
-                continue;
-            }
-            double square = 0.0, coded_square = 0.0, left_square = 0.0;
-            for (int64_t p = 0; p < count; ++p) {
-                // Any code is valid: the error is that of the code which is stored. An infinite inverse times 0 is NaN: code 127.
-                float scaled = at(r, p) * inverse;
-                scaled = scaled < 127.0f ? scaled : 127.0f;
-                scaled = scaled > -127.0f ? scaled : -127.0f;
-                const float rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;
-                codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] = static_cast<uint8_t>(static_cast<int>(rounded) + 128);
-                const double value = at(r, p), coded = double{rounded} * scale, left = value - coded;
-                square += value * value, coded_square += coded * coded, left_square += left * left;
-            }
-            const double own = std::sqrt(coded_square);
-            error = std::isnan(error) ? error : std::max(error, std::sqrt(left_square) + off * norms[r] + room * (norms[r] + own));
-            coded_norm = std::max(coded_norm, own);
-            rests[r] = rest_of(norms[r], std::sqrt(square), off * norms[r]) + room * norms[r];
-        }
-        PrefixHeader header = {scale, at_least(error), at_least(coded_norm), 0.0f, {}, {}};
-        header.rest_unit = at_least(*std::max_element(rests, rests + kPrefixRows) / 65535.0);
-        for (int64_t r = 0; r < rows; ++r)
-            header.rests[r] = static_cast<uint16_t>(std::min(std::ceil(rests[r] / header.rest_unit), 65535.0));
-        std::memcpy(codes - sizeof(PrefixHeader), &header, sizeof header);
+        const double norm = std::sqrt(most), coded = std::sqrt(*std::max_element(sums.coded, sums.coded + kPrefixRows));
+        const double left = std::sqrt(*std::max_element(sums.left, sums.left + kPrefixRows)) + off * norm + room * (norm + coded);
+        const double error = all ? std::max(left, kLeastNorm) : std::numeric_limits<double>::quiet_NaN();
+        PrefixHeader header = {sums.scale, at_least(error), at_least(coded), 0.0f, {}, {}};
+        header.rest_unit = at_least(largest / 65535.0);
+        const double inverse = (1.0 + 0x1p-50) / header.rest_unit;  // rounds up
+        for (int64_t r = 0; r < rows; ++r) header.rests[r] = rounded_up(rests[r] * inverse);
+        std::memcpy(to, &header, sizeof header);
     };
     constexpr int64_t kSome = 64;
     const int64_t blocks_in_all = prefix_blocks(starts.back());
     for_each_part((blocks_in_all + kSome - 1) / kSome, threads, [&](int, int64_t part) {
-        AlignedVector<float> items(static_cast<size_t>(kPrefixRows * width)), rotated(static_cast<size_t>(kPrefixRows * count));
-        std::vector<float> turned(rotated.size());
-        for (int64_t b = part * kSome; b < std::min((part + 1) * kSome, blocks_in_all); ++b) encode(b, items, rotated, turned);
+        const auto numbers = [](int64_t size) { return AlignedVector<float>(static_cast<size_t>(kPrefixRows * size)); };
+        Scratch scratch = {numbers(width), numbers(lanes), numbers(count), numbers(1)};
+        for (int64_t b = part * kSome; b < std::min((part + 1) * kSome, blocks_in_all); ++b) encode(b, scratch);
     });
 }
 

@@ -70,3 +70,59 @@ int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const
     }
     return found;
 }
+
+// Rows to columns: each round puts the numbers of the first four vectors and of the others one beside the other.
+inline void transpose(Floats (&numbers)[8]) {
+    for (int round = 0; round < 3; ++round) {
+        Floats next[8];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            next[2 * i] = __builtin_shufflevector(numbers[i], numbers[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            next[2 * i + 1] = __builtin_shufflevector(numbers[i], numbers[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        memcpy(numbers, next, sizeof next);
+    }
+}
+
+void encode_prefix(const float* rows, int64_t width, uint8_t* codes, PrefixSums* sums) {
+    constexpr int kHalves = kPrefixRows / 8;
+    Floats largest = {};
+    for (int64_t at = 0; at < width * kPrefixRows; at += 8) {
+        Floats value;
+        memcpy(&value, rows + at, sizeof value);
+        const Floats magnitude = value < 0.0f ? -value : value;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float most = 0.0f;
+    for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
+    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    for (int half = 0; half < kHalves; ++half) {
+        Doubles whole = {}, coded = {}, left = {};
+        for (int64_t p = 0; p < width; p += 8) {
+            Floats columns[8];
+            for (int r = 0; r < 8; ++r) memcpy(&columns[r], rows + (half * 8 + r) * width + p, sizeof columns[r]);
+            transpose(columns);
+            Codes fours[2] = {};
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                const Floats value = columns[i];
+                Floats scaled = value * inverse;  // as in quantise
+                scaled = scaled < 127.0f ? scaled : 127.0f - Floats{};
+                scaled = scaled > -127.0f ? scaled : -127.0f - Floats{};
+                const Floats rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;
+                fours[i / 4] |= (__builtin_convertvector(rounded, Codes) + 128) << (8 * (i % 4));
+                const Doubles wide = __builtin_convertvector(value, Doubles);
+                const Doubles stored = __builtin_convertvector(rounded, Doubles) * double{scale}, rest = wide - stored;
+                whole += wide * wide;
+                coded += stored * stored;
+                left += rest * rest;
+            }
+            for (int four = 0; four < 2; ++four)
+                memcpy(codes + (p + 4 * four) * kPrefixRows + half * sizeof(Codes), &fours[four], sizeof(Codes));
+        }
+        memcpy(sums->whole + 8 * half, &whole, sizeof whole);
+        memcpy(sums->coded + 8 * half, &coded, sizeof coded);
+        memcpy(sums->left + 8 * half, &left, sizeof left);
+    }
+    sums->scale = scale;
+}

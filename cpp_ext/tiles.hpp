@@ -61,6 +61,13 @@ struct Products {
     double with_other, with_itself;
 };
 
+// Centres in panels of `wide`: codes [panel][width / 4][wide][4] and offsets [panel][wide]; cluster.hpp says of what.
+struct CodedCentres {
+    const int8_t* codes;
+    const int32_t* offsets;
+    int64_t panels;
+};
+
 constexpr int64_t kPrefixRows = 16;  // of a block of prefixes (prefix.hpp)
 
 struct PrefixHeader {
@@ -69,6 +76,12 @@ struct PrefixHeader {
     float unused[4];
 };
 static_assert(sizeof(PrefixHeader) == 64);
+
+// What was coded in one scale: sums of squares of each row's numbers, of what its codes stand for, and of what they leave.
+struct PrefixSums {
+    float scale;
+    double whole[kPrefixRows], coded[kPrefixRows], left[kPrefixRows];
+};
 
 // A query's codes in the rotated basis, -128 times their sum, and its numbers (prefix.hpp).
 struct PrefixQuery {
@@ -118,6 +131,9 @@ struct TileKernels {
     // <vector, other> and <vector, vector> in double precision.
     Products (*products)(const float* vector, const float* other, int64_t width);
 
+    // Codes of a block of prefixes, (kPrefixRows, width) numbers, in one scale; zeros get the code 128.
+    void (*encode_prefix)(const float* rows, int64_t width, uint8_t* codes, PrefixSums* sums);
+
     // Rows of `count` blocks of prefixes whose upper bound is not below the threshold, NaN included, ascending; returns how many.
     int64_t (*find_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold,
                              uint32_t* positions);
@@ -127,9 +143,12 @@ struct TileKernels {
     int64_t (*find_lists)(const float* products, const float* widest, const float* longest, int64_t count, float norm, float slack,
                           float threshold, uint32_t* lists);
 
-    // For each of `count` points of `width` numbers the position among `panels` panels of centres, [panel][width][wide], of the greatest
-    // product; the first of equals. No product may be NaN.
-    void (*nearest)(const float* points, int64_t count, int64_t width, const float* centres, int64_t panels, uint32_t* nearest);
+    // For each of `count` points, `width` codes below 128 each, the position of the centre of the greatest product plus offset; the first
+    // of equals.
+    void (*nearest)(const uint8_t* points, int64_t count, int64_t width, const CodedCentres& centres, uint32_t* nearest);
+
+    // <row, row> of each row, added up in float32.
+    void (*squares)(const Rows& rows, float* squares);
 
     // u(seed, query, item) of philox.hpp for `count` items, at most kUniforms.
     void (*uniforms)(uint64_t seed, uint64_t query, const uint32_t* items, int count, double* u);

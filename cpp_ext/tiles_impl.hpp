@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "tiles.hpp"
@@ -40,6 +42,20 @@ inline Vector load(const float* from) {
 inline void store(float* to, Vector value) { memcpy(to, &value, sizeof value); }
 
 inline Vector broadcast(float value) { return value - Vector{}; }
+
+// a * b + c, rounded once where the set can. Left to contraction, GCC 13 and newer round some twice (tuning `avoid_fma_chains`), and a score
+// would depend on how many rows were taken beside its own.
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
 
 // One bit per lane, set where `lanes` is -1.
 inline uint32_t bits_of(Integers lanes) {
@@ -80,7 +96,7 @@ inline void dot_steps(const float* row, int64_t width, const float* panel, Vecto
 #pragma GCC unroll 4
         for (int step = 0; step < STEPS; ++step)
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] += row[step] * query[step][v];
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] = multiply_add(broadcast(row[step]), query[step][v], sums[r][v]);
         row += width;
         asm("" : "+r"(row));  // one moving pointer: the compiler would keep one a row, and has no registers for them
     }
@@ -166,11 +182,12 @@ void dot_each_row(const Rows& rows, const float* queries, float* scores, int64_t
 #pragma GCC unroll 4
             for (int c = 0; c < kChains; ++c)
 #pragma GCC unroll 4
-                for (int q = 0; q < QUERIES; ++q) sums[q][c] += load(row + d + c * kVector) * load(queries + q * width + d + c * kVector);
+                for (int q = 0; q < QUERIES; ++q)
+                    sums[q][c] = multiply_add(load(row + d + c * kVector), load(queries + q * width + d + c * kVector), sums[q][c]);
         for (; d < width; d += kVector) {
             const int64_t part = width - d < kVector ? width - d : kVector;
 #pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q][0] += load_part(row + d, part) * load_part(queries + q * width + d, part);
+            for (int q = 0; q < QUERIES; ++q) sums[q][0] = multiply_add(load_part(row + d, part), load_part(queries + q * width + d, part), sums[q][0]);
         }
 #pragma GCC unroll 4
         for (int q = 0; q < QUERIES; ++q) {
@@ -340,9 +357,11 @@ const TileKernels DQE_ISA = {
     .widen = widen,
     .quantise = quantise,
     .products = products,
+    .encode_prefix = encode_prefix,
     .find_prefixed = find_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
+    .squares = squares,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,
 };

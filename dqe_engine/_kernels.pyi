@@ -50,20 +50,23 @@ def sweep(
     most_listed: int = 0,
     prefix: tuple | None = None,  # type: ignore[type-arg]
 ) -> int: ...
+def cluster(
+    points: F32, begins: I64, offsets: I64, most: int, rounds: int, centres: F32, nearest: NDArray[np.uint32], threads: int
+) -> None: ...
+def assign_tokens(tokens: F32, axes: F32, roots: F32, leaves: F32, offsets: I64, assigned: NDArray[np.uint32], threads: int) -> None: ...
 def fill_lists(
     shards: Sequence[NDArray[Any]],
+    axes: F32,
+    roots: F32,
+    leaves: F32,
+    offsets: I64,
     directions: F32,
-    assigned: NDArray[np.uint32],
     longest: F32,
     widest: F32,
     starts: I64,
     rows: NDArray[np.uint32],
     cosines: NDArray[np.uint16],
     threads: int,
-) -> None: ...
-def find_nearest(points: F32, centres: F32, nearest: NDArray[np.uint32], threads: int) -> None: ...
-def assign_tokens(
-    shards: Sequence[NDArray[Any]], axes: F32, roots: F32, leaves: F32, offsets: I64, assigned: NDArray[np.uint32], threads: int
 ) -> None: ...
 def fill_prefix(
     shards: Sequence[NDArray[Any]], axes: F32, blocks: NDArray[np.uint8], threads: int, order: NDArray[np.uint32] | None = None

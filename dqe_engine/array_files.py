@@ -23,5 +23,5 @@ def open_array(path: Path, remedy: str = "save it again with np.save") -> NDArra
         raise InputError(f"{path}: not a whole .npy file of numbers ({str(error)[:200]}); {remedy}") from error
     if not isinstance(array, np.ndarray):
         array.close()
-        raise InputError(f"{path}: an .npz archive, expected a .npy file, which can be mapped")
+        raise InputError(f"{path}: an .npz archive, expected a .npy file of one array; save the array with np.save")
     return array

@@ -197,12 +197,12 @@ class Batcher(ProcessBound, Generic[Q, R]):
         self.check_process()
         with self._lock:
             if self._closed:
-                raise OverloadError("this batcher is closed and takes no more questions")
+                raise OverloadError("this batcher is closed and takes no more questions; make a new one")
             if len(self._queue) + len(self._unmade) >= self.room:
                 self._queue = deque(entry for entry in self._queue if not entry.future.cancelled())
                 self._unmade = {entry: None for entry in self._unmade if not entry.future.cancelled()}
             if (waiting := len(self._queue) + len(self._unmade)) >= self.room:
-                raise OverloadError(f"{waiting} questions wait already, and there is room for no more; ask again later")
+                raise OverloadError(f"{waiting} questions are waiting, and no more may wait; ask again later")
             if entry.wake is None and self._worker is None:
                 worker = threading.Thread(target=self._work, name="dqe-batcher", daemon=True)
                 worker.start()  # which the system may refuse, so nothing has changed yet

@@ -58,7 +58,8 @@ class Bundle:
             recover_directory(root)
         except OSError as error:
             raise BundleError(
-                f"{root}: a killed replacement left the old bundle at {error.filename} ({error.strerror}); rename that to {root.name}"
+                f"{root}: its replacement was interrupted, and the old bundle is at {error.filename} ({error.strerror}); rename that "
+                f"to {root.name}"
             ) from error
         manifest = _read_manifest(root)
         _check_contents(root / MANIFEST_FILE, manifest)
@@ -79,7 +80,7 @@ class Bundle:
     def require_own(self) -> None:
         """Raises InputError for a bundle in the hub's cache, where nothing of ours is written."""
         if self.origin is not None:
-            raise InputError(f"{self.origin}: a copy in the hub's cache is not changed; copy it first: cp -rL {self.path} BUNDLE")
+            raise InputError(f"{self.origin}: a bundle in the hub's cache must not be changed; change a copy: cp -rL {self.path} BUNDLE")
 
     @property
     def model_hash(self) -> str:
@@ -118,7 +119,8 @@ class Bundle:
                 raise
             # 1.24 to 1.27 at least; github.com/microsoft/onnxruntime/issues/27353
             raise BundleError(
-                f"{self.origin}: this onnxruntime reads no weights through the links of the hub's cache; upgrade it, or load a copy: "
+                f"{self.origin}: the installed onnxruntime cannot read weights through the links of the hub's cache; upgrade it, or "
+                "load a copy: "
                 f"cp -rL {self.path} BUNDLE"
             ) from error
 
@@ -144,7 +146,7 @@ def _files_to_load(root: Path) -> tuple[FileEntry, ...]:
     for entry in manifest.files:
         plain = "/" not in entry.path and entry.path.endswith((".onnx", ".onnx.data", ".json"))
         if entry.path not in loaded or not plain:
-            raise BundleError(f"{root / MANIFEST_FILE}: lists {entry.path!r}, which no bundle loads; do not use this bundle")
+            raise BundleError(f"{root / MANIFEST_FILE}: lists {entry.path!r}, which is no file of a bundle; do not use this bundle")
     return manifest.files
 
 
@@ -157,7 +159,7 @@ def build_file_entries(directory: str | os.PathLike[str]) -> tuple[FileEntry, ..
     entries = []
     for file in sorted(root.rglob("*")):
         if file.is_symlink():
-            raise BundleError(f"{file}: a bundle cannot hold links; copy the file instead")
+            raise BundleError(f"{file}: a symbolic link, which a bundle cannot hold; put a copy of its file there")
         name = file.relative_to(root).as_posix()
         if file.is_file() and name not in (MANIFEST_FILE, *REPORT_FILES):
             entries.append(FileEntry(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
@@ -190,22 +192,24 @@ def _check_contents(where: Path, manifest: BundleManifest) -> None:
     graphs = {graph.name: graph for graph in manifest.graphs}
     for known in graphs_of(manifest.sizes):
         if graphs.get(known.name) != known:
-            raise BundleError(f"{where}: graph {known.name} is {'not as this version binds it' if known.name in graphs else 'missing'}")
+            problem = "has other inputs or outputs than this version expects" if known.name in graphs else "is missing"
+            raise BundleError(f"{where}: graph {known.name} {problem}; export the bundle again")
     paths = [entry.path for entry in manifest.files]
     if len(set(paths)) != len(paths):
-        raise BundleError(f"{where}: a file is listed twice")
+        raise BundleError(f"{where}: lists a file twice; export the bundle again")
     for needed in (*(graph.file for graph in manifest.graphs), manifest.tokenizer.file):
         if needed not in paths:
             raise BundleError(f"{where}: {needed} is not in the list of files, so it cannot be verified; export the bundle again")
     sizes, heads = manifest.sizes, len(manifest.vocabulary.attributes)
     if sizes.attributes != heads:
-        raise BundleError(f"{where}: {sizes.attributes} attribute heads, but {heads} attributes in the vocabulary")
+        raise BundleError(f"{where}: {sizes.attributes} attribute heads, but {heads} attributes in the vocabulary; export the bundle again")
     if sizes.image_size != manifest.preprocessing.image_size:
-        raise BundleError(f"{where}: graphs take {sizes.image_size} pixels, preprocessing gives {manifest.preprocessing.image_size}")
+        given = manifest.preprocessing.image_size
+        raise BundleError(f"{where}: graphs take images of {sizes.image_size} px, preprocessing makes {given} px; export the bundle again")
     if ATTRIBUTE_HEADS.name in graphs and not heads:
         raise BundleError(f"{where}: lists a graph of attribute heads, but no attributes; export the bundle again")
     if min(msgspec.structs.astuple(msgspec.structs.replace(sizes, attributes=1))) < 1:
-        raise BundleError(f"{where}: sizes must be positive, but for the number of attributes, got {sizes}")
+        raise BundleError(f"{where}: sizes must be at least 1 (attributes may be 0), got {sizes}; export the bundle again")
 
 
 def check_file(root: Path, entry: FileEntry, *, hashed: bool, listed_in: str = MANIFEST_FILE) -> None:

@@ -183,7 +183,7 @@ class Client(_Methods):
 
     >>> with Client("http://127.0.0.1:8000", key="...") as client:
     ...     result = client.search(reference_id="gallery/000001.jpg", text="is red", k=5)
-    ...     result = client.search(image=Path("photo.jpg").read_bytes(), text="is red", weights={"colour": 2.0})
+    ...     result = client.search(image=Path("photo.jpg").read_bytes(), text="is red", weights={"colour": 0.5})
     ...     client.add("shoes/7.jpg", Path("7.jpg").read_bytes(), {"price": 12.5})
 
     `retries`: how often a search or a read that was answered by 429 or 503 is sent again, after as long as the server said. `options`: of

@@ -19,7 +19,10 @@ def compose_query(base_query: NDArray[np.float32], sub_queries: NDArray[np.float
     """
     batch, dim = base_query.shape if base_query.ndim == 2 else (-1, -1)
     if batch < 0 or sub_queries.ndim != 3 or sub_queries.shape != (*weights.shape, dim) or weights.shape[0] != batch:
-        raise InputError(f"expected (B, D), (B, A, D) and (B, A), got {base_query.shape}, {sub_queries.shape} and {weights.shape}")
+        raise InputError(
+            f"expected base_query (B, D), sub_queries (B, A, D) and weights (B, A), got "
+            f"{base_query.shape}, {sub_queries.shape} and {weights.shape}"
+        )
     total = base_query + np.einsum("ba,bad->bd", weights, sub_queries, dtype=np.float64)  # (B, D)
     norm = np.sqrt(np.einsum("bd,bd->b", total, total))
     norm[norm == 0] = 1  # zero stays zero
@@ -49,7 +52,7 @@ def apply_overrides(weights: NDArray[np.float32], names: Sequence[str], override
         if name not in names:
             raise unknown_attribute(name, names)
         if isinstance(factor, bool) or not isinstance(factor, int | float | np.number) or not math.isfinite(factor) or factor < 0:
-            raise InputError(f"weight of {name!r} multiplies the predicted one: a finite number of at least 0, got {factor!r}")
+            raise InputError(f"weight of {name!r}: expected a finite multiplier of at least 0, got {factor!r}")
         factors[names.index(name)] = factor
     scaled = weights.astype(np.float64) * factors
     if scaled.size and scaled.max() > np.finfo(np.float32).max:

@@ -106,7 +106,7 @@ class CudaMemory:
         """On the device of that number, until the end of the `with` block. Raises BackendError where there is none."""
         driver = load_library(CUDA_DRIVER)
         if driver is None:
-            raise BackendError(f"{CUDA_DRIVER} is not there; install the NVIDIA driver")
+            raise BackendError(f"{CUDA_DRIVER} cannot be loaded; install the NVIDIA driver")
         memory = cls(driver, number)
         device, context, before = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         memory._call("cuInit", 0)
@@ -139,7 +139,9 @@ class CudaMemory:
         try:
             address = self._allocate(size)
         except BackendError as error:
-            raise BackendError(f"CUDA device {self._number} has no room for {size / 2**20:,.0f} MiB ({error})") from error
+            raise BackendError(
+                f"CUDA device {self._number} has no room for {size / 2**20:,.0f} MiB ({error}); free memory there, or choose another device"
+            ) from error
         array = ForeignArray(address.value, (sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype, (CUDA_DEVICE, self._number))
         weakref.finalize(array, _free, self._number, address).atexit = False  # the end of the process frees it
         starts = accumulate((part.nbytes for part in parts), initial=address.value)

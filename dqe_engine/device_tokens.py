@@ -72,7 +72,9 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], device: tuple[int, int]
     try:
         value = OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE_NAMES[device[0]], device[1])
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise BackendError(f"no memory on {place_name(device)} for image tokens of shape {shape}: {one_line(error)}") from error
+        raise BackendError(
+            f"no memory on {place_name(device)} for image tokens of shape {shape}, pass fewer images at a time: {one_line(error)}"
+        ) from error
     return ForeignArray(value.data_ptr(), shape, dtype, device, owner=value)
 
 

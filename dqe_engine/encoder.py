@@ -16,9 +16,9 @@ from .caches import ArrayCache, SharedArrays
 from .compose import apply_overrides, compose_query, unknown_attribute
 from .contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER, GraphSpec, graphs_of
 from .device_tokens import Tokens, stacked, to_host
-from .errors import BackendError, InputError
+from .errors import BackendError, InputError, UnknownItemError
 from .image_policy import ImagePolicy
-from .index.filters import Combination, compile_filter
+from .index.filters import Combination, compile_filter, described
 from .index.searched import SearchedSnapshot
 from .preprocessing import fit_image, normalise, open_image
 from .query import Query
@@ -117,8 +117,7 @@ class QueryEncoder:
             raise InputError(f"expected a Query, got {type(query).__name__}; such as Query(image=Path('photo.jpg'), text='in red')")
         filter = None if query.filter is None else compile_filter(query.filter)
         key, tokens, pixels, targets = self._reference(query, snapshot, clock)
-        for id in query.unlike:
-            snapshot.existing(id)
+        snapshot.require(tuple(query.unlike))
         names = self.bundle.vocabulary.names
         for name in (*query.weights, *query.absolute_weights):
             if name not in names:
@@ -148,7 +147,7 @@ class QueryEncoder:
     ) -> tuple[Hashable | None, Tokens | None, NDArray[np.uint8] | None, Rows | None]:
         if query.reference_id is not None:
             if (row := snapshot.row(query.reference_id)) is None:
-                raise InputError(f"{query.reference_id!r} is not an id of the index; pass an image that is not in it as image=...")
+                raise UnknownItemError(f"{described(query.reference_id)} is not an id of the index; pass the image of what is not in it")
             key = snapshot.key(row)
             if query.text is None:
                 return key, None, None, snapshot.target_tokens(row)
@@ -287,8 +286,8 @@ class QueryEncoder:
         if not prepared.query.unlike:
             return one
         snapshot, unlike = prepared.snapshot, np.zeros_like(one.vector)
-        for id in prepared.query.unlike:
-            tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float32)
+        for stored in snapshot.tokens_of(tuple(prepared.query.unlike)):
+            tokens = stored.astype(np.float32)
             unlike += UNLIKE * tokens[(tokens @ one.vector).argmax()]
         vector = compose_query((one.vector - unlike)[None], one.sub_queries[None], np.zeros_like(one.weights)[None])[0]
         return replace(one, vector=vector, unlike=unlike)

@@ -4,61 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from .batching import Batcher
+from .answering import Answerer
 from .bundle import Bundle, bundle_folder
 from .caches import CacheStats
 from .contracts.graphs import GraphSpec
-from .contracts.zones import ZoneSpec
 from .dialogue import Dialogue
-from .encoder import STAGES, Clock, Composed, Prepared, QueryEncoder
+from .encoder import STAGES, Clock, Prepared, QueryEncoder
 from .errors import DQEError, InputError
 from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
-from .index.filters import is_small
 from .index.indexer import Indexer, Progress
 from .index.searched import SearchedIndex
 from .index.validation import check_count
 from .preprocessing import ImageLike, fit_image, open_image
-from .processors import available_cpus, give_way
 from .query import Query
-from .results import (
-    EncodedImages,
-    EncodedQueries,
-    Explanation,
-    Hit,
-    IndexingReport,
-    IndexState,
-    SearchResult,
-    ZoneMembers,
-    build_result_parts,
-)
+from .query_batcher import QueryBatcher
+from .results import EncodedImages, EncodedQueries, IndexingReport, SearchResult
 from .sessions import GraphSession, Provider
+
+if TYPE_CHECKING:
+    from .index.on_devices import DeviceIndex
 
 REMEMBERED_BYTES = 64 << 20
 """Maximum bytes that an engine remembers of the image tokens of uploads, and as many of composed queries."""
 
-_SMALL = 500
-"""Characters of a text, and values and characters of a filter, that an event loop's thread reads itself."""
-
 __all__ = ["STAGES", "RetrievalEngine"]
-
-
-class _Found(NamedTuple):
-    hits: tuple[Hit, ...]
-    zones: ZoneMembers | None
-    exact: bool
-    lost: tuple[str, ...]
 
 
 class RetrievalEngine(ProcessBound):
@@ -82,9 +59,10 @@ class RetrievalEngine(ProcessBound):
         """
         self.bundle = bundle
         self.image_policy = images
-        self._threads = threads
         self._encoder = QueryEncoder(bundle, open_graph, images, kept_bytes)
+        self._answerer = Answerer(bundle, self._encoder, threads)
         self._index: SearchedIndex = GalleryIndex.for_bundle(bundle)
+        self._on_devices: DeviceIndex | None = None  # a copy of the index, which is searched
         if index is not None:
             self.attach(index)
         self.bind_to_process()
@@ -136,7 +114,9 @@ class RetrievalEngine(ProcessBound):
         self.close()
 
     def close(self) -> None:
-        """Close the index (see `GalleryIndex.close`). The graphs go with the last reference to the engine."""
+        """Close the index (see `GalleryIndex.close`) and its copy on devices. The graphs go with the last reference to the engine."""
+        if self._on_devices is not None:
+            self._on_devices.close()
         self._index.close()
 
     @property
@@ -148,29 +128,45 @@ class RetrievalEngine(ProcessBound):
     def index(self) -> GalleryIndex:
         """The index, if it is a `GalleryIndex`. Raises InputError for other kinds, which cannot be changed through an engine."""
         if not isinstance(self._index, GalleryIndex):
-            raise InputError(f"this engine searches {self._index!r}, which is not changed through it; attach a GalleryIndex for that")
+            raise InputError(f"this engine searches {self._index!r}, which an engine cannot change; attach a GalleryIndex for that")
+        return self._index
+
+    @property
+    def attached(self) -> SearchedIndex:
+        """The index, of any kind; what `searched` is a copy of where there is one."""
         return self._index
 
     @property
     def searched(self) -> SearchedIndex:
-        """The index that is searched: a `GalleryIndex`, or another kind that was attached."""
-        return self._index
+        """The index that is searched: a `GalleryIndex`, its copy on devices (`search_on`), or another kind that was attached."""
+        return self._index if self._on_devices is None else self._on_devices
+
+    def search_on(self, devices: Sequence[int]) -> None:
+        """Search a copy of the `GalleryIndex`, as it is now, on these CUDA devices (see `DeviceIndex`); on the host again where none is
+        given. The index stays what is changed and saved; call this again to search what was changed. While the copy is made the one before
+        is searched, so a device needs room for both. Raises InputError for devices that are not there, BackendError where one has no room
+        or the CUDA kernels are missing."""
+        from dqe_engine.index.on_devices import DeviceIndex
+
+        # The one before is not closed: a search may be about to ask it. Its memory goes with the last of them.
+        self._on_devices = DeviceIndex(self.index, devices) if devices else None
 
     def attach(self, index: SearchedIndex) -> None:
         """Search this index from now on: a `GalleryIndex`, a `ShardedIndex` or a `MilvusIndex`. Raises IndexFormatError when it was made
         with another model."""
         index.require_model(self.bundle.model_hash)
-        self._index = index
+        self._index, self._on_devices = index, None
 
     def new_index(self, *, storage: Storage = "f32", image_storage: ImageStorage = "f16") -> GalleryIndex:
         """Attach an empty index with these storage options (see `GalleryIndex`) and return it."""
         index = GalleryIndex.for_bundle(self.bundle, storage=storage, image_storage=image_storage)
-        self._index = index
+        self._index, self._on_devices = index, None
         return index
 
     def load_index(self, path: str | os.PathLike[str], *, verify: bool = False, screened: bool | None = None, mapped: bool = True) -> None:
         """Attach a saved index; options and errors are those of `GalleryIndex.load`, also for another model's."""
         self._index = GalleryIndex.load(path, model_hash=self.bundle.model_hash, verify=verify, screened=screened, mapped=mapped)
+        self._on_devices = None
 
     def save_index(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """See `GalleryIndex.save`."""
@@ -230,7 +226,7 @@ class RetrievalEngine(ProcessBound):
     def encode_queries(self, queries: Sequence[Query]) -> EncodedQueries:
         """The vectors that `search_batch` searches by. Raises InputError."""
         self.check_process()
-        snapshot, clock = self._index.snapshot(), Clock(STAGES[:-1])
+        snapshot, clock = self.searched.snapshot(), Clock(STAGES[:-1])
         prepared = [self._encoder.prepare(query, snapshot, clock) for query in queries]
         composed = self._encoder.compose(prepared, clock)
         attributes, width = self.bundle.sizes.attributes, self.bundle.sizes.embedding_dim
@@ -252,8 +248,8 @@ class RetrievalEngine(ProcessBound):
         The batch is encoded at once: memory grows with it, so evaluations pass some tens to hundreds at a time.
         """
         self.check_process()
-        snapshot, clock = self._index.snapshot(), Clock(STAGES)
-        return self._answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
+        snapshot, clock = self.searched.snapshot(), Clock(STAGES)
+        return self._answerer.answer([self._encoder.prepare(query, snapshot, clock) for query in queries], clock)
 
     def dialogue(self, query: Query) -> Dialogue:
         """Begin a search that goes on from its own hits: refine it, give unwanted examples, undo a step."""
@@ -274,186 +270,20 @@ class RetrievalEngine(ProcessBound):
         See `Batcher`, and `QueryBatcher` for `readers`. `niceness` lowers the priority of the threads that read and answer what tasks ask,
         so that they give way to the event loop (see `give_way`). `counts` is called with the size of each batch.
         """
-        return QueryBatcher(self, most=most, patience=patience, room=room, readers=readers, niceness=niceness, counts=counts)
+        return QueryBatcher(
+            self, self._encoder, self._answerer,
+            most=most, patience=patience, room=room, readers=readers, niceness=niceness, counts=counts,
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         """Run every graph once and make the screen of the index, so that the first search is not slower than the next."""
-        spec, snapshot = self.bundle.manifest.preprocessing, self._index.snapshot()
+        spec, snapshot = self.bundle.manifest.preprocessing, self.searched.snapshot()
         pixels = np.full((spec.image_size, spec.image_size, 3), 255, np.uint8)
         tokens = self._encoder.encode_pixels([pixels]).image_tokens[0]
         ids = self._encoder.text.tokenise(["red"])[0].ids
-        self._answer([Prepared(Query(text="", k=1), snapshot, image_tokens=tokens, ids=ids)], Clock())
+        self._answerer.answer([Prepared(Query(text="", k=1), snapshot, image_tokens=tokens, ids=ids)], Clock())
 
     @property
     def remembered(self) -> dict[str, CacheStats]:
         """Entries, bytes, hits and misses of the two caches: image tokens of "uploads", and outputs of the query encoder for "queries"."""
         return {"uploads": self._encoder.uploads.stats(), "queries": self._encoder.fused.stats()}
-
-    def _answer(self, prepared: Sequence[Prepared], clock: Clock) -> tuple[SearchResult, ...]:
-        composed = self._encoder.compose(prepared, clock)
-        found = self._search(prepared, composed)
-        clock.lap("search")
-        return tuple(self._result(one, made, found[b], clock) for b, (one, made) in enumerate(zip(prepared, composed, strict=True)))
-
-    def _search(self, prepared: Sequence[Prepared], composed: Sequence[Composed]) -> dict[int, _Found]:
-        """What the index says, by place: one search for queries of the same snapshot, filter and zones."""
-        groups: dict[Any, list[int]] = {}
-        for b, one in enumerate(prepared):
-            query = one.query
-            spec = self._zone_spec(query.zones)
-            digest = None if one.filter is None else one.filter.digest
-            groups.setdefault((one.snapshot, digest, spec), []).append(b)
-        found: dict[int, _Found] = {}
-        for (_, _, spec), rows in groups.items():
-            queries = [prepared[b].query for b in rows]
-            most = max(query.k + query.offset for query in queries)
-            matches = prepared[rows[0]].snapshot.search(
-                np.stack([composed[b].vector for b in rows]), most, exclude=[query.excluded() for query in queries],
-                filter=prepared[rows[0]].filter, zones=spec, picks=max(query.k for query in queries) if spec else 0, threads=self._threads,
-            )  # fmt: skip
-            for b, query, ranking in zip(rows, queries, matches, strict=True):
-                kept = replace(ranking, matches=ranking.matches[: query.k + query.offset], picks=ranking.picks[: query.k])
-                parts = build_result_parts(kept, offset=query.offset, minimum_score=query.minimum_score)
-                found[b] = _Found(*parts, ranking.exact, ranking.lost)
-        return found
-
-    def _result(self, prepared: Prepared, composed: Composed, found: _Found, clock: Clock) -> SearchResult:
-        hits, query, names = found.hits, prepared.query, self.bundle.vocabulary.names
-        if query.explain:
-            hits = tuple([replace(hit, explanation=self._explanation(prepared, composed, hit.id)) for hit in hits])
-        weights = {} if query.text is None else dict(zip(names, composed.weights.tolist(), strict=True))
-        predicted = {} if query.text is None else dict(zip(names, composed.predicted.tolist(), strict=True))
-        return SearchResult(
-            hits=hits,
-            mode=query.mode,
-            weights=weights,
-            predicted_weights=predicted,
-            overrides={name: float(value) for name, value in query.weights.items()},
-            truncated=prepared.truncated,
-            unknown_words=prepared.unknown_words,
-            zones=found.zones,
-            timings_ms=dict(clock.timings_ms),
-            index=IndexState(prepared.snapshot.count, prepared.snapshot.revision),
-            exact=found.exact,
-            lost=found.lost,
-        )
-
-    def _explanation(self, prepared: Prepared, composed: Composed, id: str) -> Explanation:
-        snapshot = prepared.snapshot
-        tokens = snapshot.target_tokens(snapshot.existing(id)).astype(np.float64)  # (M, D)
-        best = int((tokens @ composed.vector).argmax())
-        token, base = tokens[best], composed.base.astype(np.float64)
-        names = self.bundle.vocabulary.names if prepared.query.text is not None else ()
-        sub_queries = dict(zip(names, composed.sub_queries.astype(np.float64), strict=False))
-        parts = {name: float(weight) * part for (name, part), weight in zip(sub_queries.items(), composed.weights, strict=False)}
-        total = base + sum(parts.values(), np.zeros_like(token))
-        length = float(np.linalg.norm(total)) or 1.0
-        if prepared.query.unlike:
-            length *= float(np.linalg.norm(total / length - composed.unlike)) or 1.0
-        first = float(np.linalg.norm(total)) or 1.0
-        return Explanation(
-            token=best,
-            base=float(base @ token) / length,
-            attributes={name: float(part @ token) / length for name, part in parts.items()},
-            unlike=-float(composed.unlike @ token) * first / length,
-            base_similarity=_cosine(base, token),
-            similarities={name: _cosine(part, token) for name, part in sub_queries.items()},
-        )
-
-    def _zone_spec(self, zones: bool | ZoneSpec) -> ZoneSpec | None:
-        if zones is False:
-            return None
-        spec = self.bundle.manifest.zones if zones is True else zones
-        return msgspec.structs.replace(spec, policy="hardest")  # for people: the best of the mid zone, not a sample of it
-
-
-class QueryBatcher:
-    """An engine behind a `Batcher`. Uploads, texts and filters are read before they queue up, so that what is wrong with one is told at
-    once, and big photographs hold up nobody's batch: in the caller's own thread, or for tasks in one of `readers` threads (None: as many
-    as there are processors). What a task asks is read in the event loop's thread only where that takes less than a change of threads, as it
-    never does where another process is asked for items; item tokens, which may be on the disk, are read by the batch. Answers are those of
-    `RetrievalEngine.search`; their timings have "wait", for a reader, in the queue and for what a batch's others had still to do, too."""
-
-    def __init__(
-        self,
-        engine: RetrievalEngine,
-        *,
-        most: int,
-        patience: float,
-        room: int,
-        readers: int | None,
-        niceness: int = 0,
-        counts: Callable[[int], None] = lambda size: None,
-    ) -> None:
-        """Raises InputError for bounds that are not positive (`patience`: negative)."""
-        readers = available_cpus() if readers is None else readers
-        check_count("readers", readers, 1)
-        self.engine, self._counts = engine, counts
-        self._batcher: Batcher[tuple[Prepared, Clock], SearchResult] = Batcher(
-            self._answer, most=most, patience=patience, room=room, niceness=niceness
-        )
-        self._readers = ThreadPoolExecutor(readers, "dqe-reader", give_way, (niceness,))
-
-    @property
-    def waiting(self) -> int:
-        return self._batcher.waiting
-
-    def search(self, query: Query, *, timeout: float | None = None) -> SearchResult:
-        """Raises InputError, OverloadError where too many wait, and DeadlineError after `timeout` seconds in the queue and the batch."""
-        return self._batcher.ask(self._prepared(query), timeout=timeout)
-
-    async def search_async(self, query: Query, *, timeout: float | None = None) -> SearchResult:
-        """The same for a task. Uploads that wait for a reader count as waiting, and `timeout` covers them, too. A task that is cancelled
-        leaves the queue, and what it uploaded is not decoded any more."""
-        if not (_is_small(query) and isinstance(self.engine.searched, GalleryIndex)):
-            return await self._batcher.ask_later_async(partial(self._read, query), self._readers, timeout=timeout)
-        return await self._batcher.ask_async(self._prepared(query), timeout=timeout)
-
-    def close(self) -> None:
-        """Answer what waits and take no more."""
-        self._batcher.close()
-        if self._batcher.is_at_home:
-            self._readers.shutdown(wait=False)
-
-    def __enter__(self) -> QueryBatcher:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _read(self, query: Query) -> tuple[Prepared, Clock]:
-        """`_prepared` in a reader's thread, which also makes the bitmap of a large filter."""
-        prepared, clock = self._prepared(query)
-        if prepared.filter is not None:
-            prepared.snapshot.prepare(prepared.filter)  # kept, so the batch finds it
-        return prepared, clock
-
-    def _prepared(self, query: Query) -> tuple[Prepared, Clock]:
-        clock = Clock((*STAGES, "wait"))
-        prepared = self.engine._encoder.prepare(query, self.engine.searched.snapshot(), clock)
-        clock.lap("decode")
-        return prepared, clock
-
-    def _answer(self, questions: Sequence[tuple[Prepared, Clock]]) -> list[SearchResult]:
-        self._counts(len(questions))
-        for _, clock in questions:
-            clock.lap("wait")
-        shared = Clock(STAGES)
-        results = self.engine._answer([prepared for prepared, _ in questions], shared)
-        return [
-            replace(result, timings_ms={stage: own.timings_ms[stage] + shared.timings_ms.get(stage, 0.0) for stage in own.timings_ms})
-            for result, (_, own) in zip(results, questions, strict=True)
-        ]
-
-
-def _is_small(query: Query) -> bool:
-    """Whether it is checked within some ten microseconds, or is no query at all, which is told as fast."""
-    if not isinstance(query, Query):
-        return True
-    sizes = len(query.text or ""), len(query.unlike), len(query.weights), len(query.absolute_weights)
-    return query.image is None and max(sizes) <= _SMALL and (query.filter is None or is_small(query.filter, _SMALL))
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / lengths if lengths else 0.0

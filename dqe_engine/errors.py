@@ -24,6 +24,10 @@ class InputError(DQEError, ValueError):
     """An image, text, id or option that cannot be used."""
 
 
+class UnknownItemError(InputError):
+    """An id that no item of the index has."""
+
+
 class BundleError(DQEError):
     """A bundle that is missing, damaged, of a newer schema, or another model's."""
 

@@ -29,7 +29,9 @@ def load_heads(path: str | os.PathLike[str]) -> HeadsManifest:
     if not manifest.vocabulary.attributes:
         raise BundleError(f"{where}: names no attributes, so there is nothing to give to a bundle; export heads of a model that has some")
     if manifest.sizes.attributes != (named := len(manifest.vocabulary.attributes)):
-        raise BundleError(f"{where}: {manifest.sizes.attributes} attribute heads, but {named} attributes in the vocabulary")
+        raise BundleError(
+            f"{where}: {manifest.sizes.attributes} attribute heads, but {named} attributes in the vocabulary; export the heads again"
+        )
     listed = [entry.path for entry in manifest.files]
     if ATTRIBUTE_HEADS.file not in listed or not set(listed) <= set(graph_files(ATTRIBUTE_HEADS)):
         raise BundleError(f"{where}: lists {', '.join(listed) or 'no files'}, expected {ATTRIBUTE_HEADS.file}; export the heads again")
@@ -96,7 +98,7 @@ def _check_fit(bundle: Path, old: BundleManifest, heads: Path, new: HeadsManifes
     if new.precision != old.precision:
         raise InputError(f"{heads}: in {new.precision}, {bundle} is in {old.precision}; export the heads with the bundle's --precision")
     if msgspec.structs.replace(new.sizes, attributes=old.sizes.attributes) != old.sizes:
-        raise InputError(f"{heads}: of a model of other sizes ({new.sizes}) than {bundle} ({old.sizes})")
+        raise InputError(f"{heads}: the model has other sizes ({new.sizes}) than {bundle} ({old.sizes}); export the whole bundle")
     if new.vocabulary.names != old.vocabulary.names and old.vocabulary.names and not new_vocabulary:
         raise InputError(
             f"{heads}: its attributes are {', '.join(new.vocabulary.names)}, those of {bundle} {', '.join(old.vocabulary.names)}; callers "

@@ -62,7 +62,7 @@ def fetch(source: str | os.PathLike[str], files_of: Callable[[Path], Sequence[Fi
         _log.warning("%s; took commit %s, which is here", error, folder.name)
         return folder
     if not isinstance(commit, str):
-        raise BundleError(f"{reference}: the hub names no commit of it; check HF_ENDPOINT")
+        raise BundleError(f"{reference}: the hub's answer names no commit; check that HF_ENDPOINT is a hub")
     return _download(api, HubReference(reference.repository, commit), reference, files_of)
 
 

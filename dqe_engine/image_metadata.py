@@ -218,7 +218,7 @@ def _skip_blocks(data: bytes, at: int) -> int:
 def _plain_bmp(data: bytes) -> BareImage:
     """Pillow decodes run lengths in Python, 100 times slower than a copy."""
     if data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
-        raise InputError("a BMP with run-length compression is not read; save it as PNG")
+        raise InputError("BMP with run-length compression is not supported; save it as PNG")
     return BareImage(data, data_is_copy=False)
 
 
@@ -233,7 +233,7 @@ def _avif_without_exif(data: bytes) -> BareImage:
         if size < 8:  # to the end, or of 64 bits
             break
         at += size
-    raise InputError("damaged or truncated image (no description of its items where AVIF has it)")
+    raise InputError("damaged or truncated image (an AVIF file without its meta box); save it again")
 
 
 _STRIPPED: dict[str, Callable[[bytes], BareImage]] = {

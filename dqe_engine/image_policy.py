@@ -77,7 +77,7 @@ class ImagePolicy:
         if width * height > self.max_pixels:
             raise InputError(f"{width} x {height} pixels, more than the limit of {self.max_pixels}; scale it down first")
         if width == 0 or height == 0:
-            raise InputError(f"an image of {width} x {height} pixels has no content")
+            raise InputError(f"an empty image of {width} x {height} pixels; expected at least 1 x 1")
 
     def check_cost(self, memory: int, seconds: float, description: str) -> None:
         """The same for what would cost more than `max_memory` or `max_seconds`. `description`: what would."""
@@ -108,7 +108,7 @@ class ImagePolicy:
     def _require_format(self, start: bytes) -> str:
         kind = self.recognise(start)
         if kind is None:
-            raise InputError(f"not an image that is read here; save it as {', '.join(self.usable_formats)}")
+            raise InputError(f"not an image of an accepted format; save it as {', '.join(self.usable_formats)}")
         return kind
 
     def _check_bytes(self, size: int) -> None:

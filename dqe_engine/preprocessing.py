@@ -119,7 +119,9 @@ def _errors_told(name: str, policy: ImagePolicy) -> Iterator[None]:
     except _TOO_LARGE as error:  # Pillow's own limits, where lower than ours
         raise InputError(f"{name}: more pixels than the limit of {policy.max_pixels}; scale it down first") from error
     except MemoryError as error:
-        raise InputError(f"{name}: not enough memory to decode it; lower the policy's max_memory") from error
+        raise InputError(
+            f"{name}: not enough memory to decode it; scale it down, or lower the policy's max_memory, which refuses such images"
+        ) from error
     except Exception as error:  # hostile bytes make Pillow's plugins raise struct.error, IndexError, zlib.error and others
         if isinstance(error, OSError) and error.errno:
             raise InputError(describe_os_error(error, name)) from error

@@ -26,9 +26,19 @@ def available_cpus() -> int:
 def give_way(niceness: int) -> None:
     """Lower this thread's priority by `niceness` (0 to 19), and so that of the threads it starts from now on. It can't be taken back. Only
     Linux has priorities of threads; elsewhere nothing happens."""
-    if niceness and sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))
+    if niceness:
+        be_as_nice_as(niceness_here() + niceness)
+
+
+def niceness_here() -> int:
+    """Of this thread; 0 where threads have none."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) if sys.platform == "linux" else 0
+
+
+def be_as_nice_as(niceness: int) -> None:
+    """Lower this thread's priority to that of this niceness, unless the thread that started it has one as low."""
+    if sys.platform == "linux" and niceness_here() < niceness:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, niceness))
 
 
 def affinity() -> list[int]:

@@ -83,12 +83,16 @@ class Query:
             object.__setattr__(self, name, int(value))  # NumPy's would wrap around in the sum
         if self.k + self.offset > MOST_RESULTS:
             raise InputError(
-                f"k and offset come to {described(self.k + self.offset)}, at most {MOST_RESULTS} can be asked for; narrow it by a filter"
+                f"k and offset come to {described(self.k + self.offset)}, at most {MOST_RESULTS} can be asked for; narrow the search "
+                "by a filter"
             )
         if not isinstance(self.zones, bool | ZoneSpec):
             raise InputError(f"zones is True, False or a ZoneSpec, got {type(self.zones).__name__}")
         if isinstance(self.zones, ZoneSpec) and self.zones.bounds != "absolute":
-            raise InputError(f"zones with {self.zones.bounds} bounds: a query counts them by Δ to its own best hit; give absolute bounds")
+            raise InputError(
+                f"zones with {self.zones.bounds} bounds need a target, which a query has not; give absolute bounds, for Δ to its own "
+                "best hit"
+            )
         if self.minimum_score is not None and not _is_number(self.minimum_score):
             raise InputError(f"minimum_score is a finite number, got {described(self.minimum_score)}")
         for name in ("weights", "absolute_weights"):

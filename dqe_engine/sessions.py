@@ -170,7 +170,7 @@ class OnnxSession(ProcessBound):
         outputs = dict(zip(shapes, values, strict=True))
         for name, array in outputs.items():
             if array.shape != shapes[name]:
-                raise BundleError(f"{self.spec.name}.{name}: the graph gave shape {array.shape}, its spec says {shapes[name]}")
+                raise BundleError(f"{self.spec.name}.{name}: the graph gave shape {array.shape}, expected {shapes[name]}; export again")
         return outputs
 
     def _run_on_device(
@@ -241,7 +241,9 @@ def _open_session(
     best = "cuda" if _PROVIDER_NAMES["cuda"] in available else "cpu"
     wanted = best if provider == "auto" else provider
     if _PROVIDER_NAMES[wanted] not in available:
-        raise BackendError(f"provider {wanted!r}: this onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead")
+        raise BackendError(
+            f"provider {wanted!r}: the installed onnxruntime has only {', '.join(available)}; install onnxruntime-gpu instead"
+        )
     if wanted == "cpu":
         # Graphs with fixed 8-bit scales, which are TensorRT's, multiply in float32: the fused kernels overflow on processors without VNNI.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -266,8 +268,10 @@ def _open_session(
         if wanted != "cpu":
             if provider == "auto":
                 return _open_session(path, "cpu", threads)
-            raise BackendError(f"{path.name} cannot run on {wanted}: {one_line(error)}") from error
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
+            raise BackendError(
+                f"{path.name} cannot run on {wanted}, choose another provider or mend its libraries: {one_line(error)}"
+            ) from error
+        raise BundleError(f"{path}: ONNX Runtime cannot load it, so export it again: {one_line(error)}") from error
     first = session.get_providers()[0]
     ran = next((short for short, name in _PROVIDER_NAMES.items() if name == first), first)
     if provider != "auto" and ran != provider:
@@ -302,13 +306,15 @@ def _check_bound(path: Path, kind: str, tensors: tuple[TensorSpec, ...], found: 
     by_name = {argument.name: argument for argument in found}
     expected = [tensor.name for tensor in tensors]
     if by_name.keys() != set(expected):
-        raise BundleError(f"{path}: {kind}s are {', '.join(by_name)}, the manifest says {', '.join(expected)}")
+        raise BundleError(f"{path}: {kind}s are {', '.join(by_name)}, the manifest says {', '.join(expected)}; export again")
     for tensor in tensors:
         argument = by_name[tensor.name]
         if argument.type != _ORT_TYPES[tensor.dtype]:
-            raise BundleError(f"{path}: {kind} {tensor.name} is {argument.type}, the manifest says {tensor.dtype}")
+            raise BundleError(f"{path}: {kind} {tensor.name} is {argument.type}, the manifest says {tensor.dtype}; export again")
         if len(argument.shape) != len(tensor.axes):
-            raise BundleError(f"{path}: {kind} {tensor.name} has {len(argument.shape)} axes, the manifest says {len(tensor.axes)}")
+            raise BundleError(
+                f"{path}: {kind} {tensor.name} has {len(argument.shape)} axes, the manifest says {len(tensor.axes)}; export again"
+            )
         for axis, wanted, size in zip(tensor.axes, tensor.sized(sizes), argument.shape, strict=True):
             if isinstance(size, int) and size != wanted:  # a dynamic axis equals no size: it must be symbolic
                 raise BundleError(f"{path}: {kind} {tensor.name}: axis {axis!r} is fixed at {size}, expected {wanted}; export again")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from support.fork_server import ForkServer
 from benchmarks.machine import cuda_devices
 from dqe_engine.doctor import describe, first_lines
 from dqe_engine.processors import available_cpus
+
+if TYPE_CHECKING:
+    from support.fake_cuda import FakeCuda
+    from support.fake_tensorrt import FakeTensorRT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -69,6 +74,41 @@ def torch_workers() -> Iterator[ForkServer]:
     """Forks workers of support/torch_workers.py. It starts when the first test asks for it."""
     with ForkServer(Path(__file__).parent / "support" / "torch_workers.py") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray with four places for workers on this machine; started once, since that takes longer than what the tests do."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for attempt in range(3):
+            try:
+                ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
+                break
+            except Exception as error:  # what Ray raises where a busy machine takes more than 30 s
+                ray.shutdown()
+                if "timed out" not in str(error) or attempt == 2:
+                    raise
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A device beneath NVIDIA's bindings that is none."""
+    from support.fake_cuda import FakeCuda
+
+    return FakeCuda().install(monkeypatch)
+
+
+@pytest.fixture
+def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    """TensorRT for that device."""
+    from support.fake_tensorrt import FakeTensorRT
+
+    return FakeTensorRT(cuda).install(monkeypatch)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ _LOOKS = {
     "FAISS IndexFlatIPPanorama, PCA": ("#1f9e9e", "^"),
     "FAISS IVF-Flat": ("#2f7d4f", "v"),
     "FAISS IVF-PQ, re-scored": ("#8fbf9f", "P"),
+    "FAISS IVF-Flat, 8 cells a root": ("#1d5c38", "1"),
+    "FAISS IVF-PQ, re-scored, 8 cells a root": ("#a9c7b4", "2"),
     "FAISS HNSW": ("#7c6aa8", "X"),
     "FAISS HNSW, pooled, re-scored": ("#b06a9a", "h"),
     "numkong dots_packed": ("#8a5a2b", "<"),
@@ -89,13 +91,14 @@ def _data(section: dict[str, Any]) -> list[str]:
 def _batches(section: dict[str, Any]) -> list[str]:
     rows = [
         [
-            row["label"], f"{row['items']:,}", str(row["batch"]), milliseconds(row["swept_s"]), milliseconds(row["listed_s"]),
+            row["label"], row.get("levels", "lists, wanted or not") or "neither", f"{row['items']:,}", str(row["batch"]),
+            milliseconds(row["swept_s"]), milliseconds(row["listed_s"]),
             f"{row['swept_s'] / row['listed_s']:.2f}", f"{row['coding_s']:.2f} + {row['listing_s']:.2f}",
         ]
         for row in section["rows"]
     ]  # fmt: skip
-    head = f"Batches: the {K} best of each query, with lists and without them, in milliseconds a batch (medians)."
-    return [head, table(["tokens", "items", "queries", "without lists", "with lists", "ratio", "build: codes + lists, s"], rows)]
+    head = f"Batches: the {K} best of each query, by codes alone and by what `Screen.build` keeps, in milliseconds a batch (medians)."
+    return [head, table(["tokens", "kept", "items", "queries", "codes alone", "as built", "ratio", "build: codes + rest, s"], rows)]
 
 
 def _by_gallery(galleries: Sequence[dict[str, Any]], threads: int, heads: Sequence[str]) -> str:

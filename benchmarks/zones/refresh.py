@@ -197,8 +197,3 @@ class _RefreshCheck:
     def _verdict(error: float, detail: str) -> Agreement:
         detail = detail or ("" if error <= 2 * ATOL else f"bounds or target scores off by {error:.2g}, above {2 * ATOL:g}")
         return Agreement(not detail, error, 1.0 if not detail else 0.0, detail)
-
-
-def extrapolated(value: float, case: RefreshCase, queries: int) -> float:
-    """From the slice of queries to all of them."""
-    return value * queries / case.spec.queries

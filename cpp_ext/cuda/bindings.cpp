@@ -5,15 +5,14 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 
+#include "device_memory.hpp"
+#include "search.hpp"
 #include "zones.hpp"
 
 namespace nb = nanobind;
@@ -21,127 +20,6 @@ using namespace nb::literals;
 using namespace dqe::cuda;
 
 namespace {
-
-void check(cudaError_t error, const char* doing) {
-    if (error == cudaSuccess) return;
-    cudaGetLastError();  // what is not sticky is dealt with: leave nothing behind for the next caller's check
-    throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
-}
-
-// Makes a device current, and on leaving the one that was.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) {
-        check(cudaGetDevice(&before_), "cudaGetDevice");
-        if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    }
-    ~DeviceGuard() { cudaSetDevice(before_); }
-    DeviceGuard(const DeviceGuard&) = delete;
-
-  private:
-    int before_ = 0;
-};
-
-// A pool of our own per device. The device's default pool gives everything back at each synchronisation, and then every call pays
-// for new memory; changing its threshold would change it for all who share the process. `freeing` orders what frees results.
-struct Pool {
-    cudaMemPool_t memory = nullptr;
-    cudaStream_t freeing = nullptr;
-};
-
-Pool pool_of(int device) {
-    constexpr uint64_t kKept = 256ull << 20;
-    static std::mutex mutex;
-    static auto* pools = new std::map<int, Pool>;  // never destroyed: results may outlive everything else
-    const std::lock_guard lock(mutex);
-    Pool& pool = (*pools)[device];
-    if (pool.memory) return pool;
-    cudaMemPoolProps properties = {};
-    properties.allocType = cudaMemAllocationTypePinned;
-    properties.location.type = cudaMemLocationTypeDevice;
-    properties.location.id = device;
-    Pool made;
-    check(cudaMemPoolCreate(&made.memory, &properties), "cudaMemPoolCreate");
-    uint64_t kept = kKept;
-    check(cudaMemPoolSetAttribute(made.memory, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
-    check(cudaStreamCreateWithFlags(&made.freeing, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    return pool = made;
-}
-
-// Device memory for the time of a call, in the order of its stream.
-class Scratch {
-  public:
-    Scratch(size_t bytes, int device, cudaStream_t stream) : stream_(stream) {
-        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device).memory, stream), "cudaMallocFromPoolAsync");
-    }
-    ~Scratch() { cudaFreeAsync(data_, stream_); }
-    Scratch(const Scratch&) = delete;
-    unsigned char* data() const { return static_cast<unsigned char*>(data_); }
-
-  private:
-    void* data_ = nullptr;
-    cudaStream_t stream_;
-};
-
-// Device memory of results, which is complete when the call returns. Its consumers name the streams that they work on, and may let go
-// of it while work on them is under way: it is freed behind that work, whatever became of the stream of the call.
-class Memory {
-  public:
-    Memory(size_t bytes, int device, cudaStream_t stream) : device_(device), freeing_(pool_of(device).freeing) {
-        check(cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, pool_of(device).memory, stream), "cudaMallocFromPoolAsync");
-    }
-    ~Memory() {
-        int before = 0;
-        if (cudaGetDevice(&before) != cudaSuccess) return;  // the process is ending
-        cudaSetDevice(device_);
-        if (unnamed_) cudaDeviceSynchronize();
-        for (const cudaStream_t stream : streams_) {
-            cudaEvent_t reached = nullptr;
-            if (cudaEventCreateWithFlags(&reached, cudaEventDisableTiming) != cudaSuccess) continue;
-            if (cudaEventRecord(reached, stream) == cudaSuccess) cudaStreamWaitEvent(freeing_, reached, 0);
-            cudaEventDestroy(reached);
-        }
-        cudaFreeAsync(data_, freeing_);
-        cudaGetLastError();  // leave nothing behind for the next caller's check
-        cudaSetDevice(before);
-    }
-    Memory(const Memory&) = delete;
-    unsigned char* data() const { return static_cast<unsigned char*>(data_); }
-
-    // `stream` as DLPack has it: None is the default stream, -1 one that the consumer keeps to itself.
-    void lend(std::optional<int64_t> stream) {
-        constexpr int64_t kLegacyDefault = 1, kUnnamed = -1;
-        const int64_t handle = stream.value_or(kLegacyDefault);
-        if (handle == kUnnamed)
-            unnamed_ = true;
-        else
-            streams_.insert(reinterpret_cast<cudaStream_t>(handle));  // 1 and 2 are the runtime's own names of its default streams
-    }
-
-  private:
-    void* data_ = nullptr;
-    int device_;
-    cudaStream_t freeing_;
-    std::set<cudaStream_t> streams_;  // guarded by the interpreter's lock
-    bool unnamed_ = false;
-};
-
-// A workspace that calls over the same items share: as large as the largest needed. One call at a time has it; others take memory of
-// their own meanwhile.
-struct Room {
-    std::mutex mutex;
-    std::unique_ptr<Memory> memory;
-    size_t bytes = 0;
-
-    unsigned char* of(size_t needed, int device, cudaStream_t stream) {
-        if (needed > bytes) {
-            bytes = 0, memory.reset();  // before there is more
-            memory = std::make_unique<Memory>(needed, device, stream);
-            bytes = needed;
-        }
-        return memory->data();
-    }
-};
 
 template <typename Array>
 nb::tuple shape_of(const Array& array) {
@@ -178,8 +56,6 @@ struct DeviceArray {
     nb::ndarray<> array;
     Memory* memory;  // the array's owner
 };
-
-using HostIds = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
 struct Sizes {
     int64_t batch, size, tokens, width, k, picks;
@@ -228,17 +104,10 @@ size_t extra_bytes(int64_t batch, int64_t excluded) { return padded((batch + 1) 
 
 size_t workspace_bytes_of(const Sizes& s) { return workspace_bytes(request_of(s)) + extra_bytes(s.batch, s.excluded); }
 
-void throw_fault(Fault fault) {
-    if (fault == Fault::anchor_outside) throw std::invalid_argument("anchor: an id is not a position in items");
-    if (fault == Fault::workspace_too_small) throw std::invalid_argument("workspace: too small, or not aligned to 256 bytes");
-    if (fault == Fault::shared_memory_too_small)
-        throw std::runtime_error("this device has too little shared memory per block for these kernels");
-}
-
 nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k, int64_t picks, bool counts, bool zones, bool ranks,
                         double lo, double hi, int policy, double temperature, uint64_t seed, const Operand* anchor, int64_t first_query,
                         HostIds offsets, HostIds excluded, bool portable, uintptr_t stream_handle, const Operand* workspace, Room& room,
-                        const Codes* codes) {
+                        const Codes* codes, bool sync) {
     const nb::ndarray<nb::ro>&q = queries.array, &t = items.array;
     if (q.ndim() != 2 || (t.ndim() != 2 && t.ndim() != 3) || !queries.on_device() || !items.on_device() ||
         t.shape(t.ndim() - 1) != q.shape(1))
@@ -278,7 +147,15 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     const int device = q.device_id();
     const DeviceGuard guard(device);
     const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
-    const size_t needed = workspace_bytes_of(sizes);
+    const size_t needed = workspace_bytes_of(sizes), query_bytes = q.nbytes();
+    std::unique_ptr<Search> search;
+    if (!sync) {
+        cudaStreamCaptureStatus captured = cudaStreamCaptureStatusNone;
+        check(cudaStreamIsCapturing(stream, &captured), "cudaStreamIsCapturing");
+        if (captured != cudaStreamCaptureStatusNone)
+            throw std::invalid_argument("stream: is being captured into a graph, whose replays nobody would check; search outside of it");
+        search = std::make_unique<Search>(device, stream, padded(query_bytes) + extra_bytes(batch, sizes.excluded));
+    }
     std::unique_ptr<Scratch> own;
     std::unique_lock lock(room.mutex, std::defer_lock);
     unsigned char* space = nullptr;
@@ -295,18 +172,25 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
         own = std::make_unique<Scratch>(most, device, stream);
         space = own->data();
     }
-    const auto upload = [&](const void* from, size_t bytes) {
-        unsigned char* to = space;
-        space += padded(bytes);
-        if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+    unsigned char* const inputs = search ? search->inputs.data() : space;
+    size_t taken = 0;
+    const auto copy = [&](const void* from, size_t bytes, cudaMemcpyKind kind) {
+        unsigned char* to = inputs + taken;
+        taken += padded(bytes);
+        if (bytes) check(cudaMemcpyAsync(to, from, bytes, kind, stream), "cudaMemcpyAsync");
         return to;
     };
     if (sizes.excluded) {
-        request.excluded_start = reinterpret_cast<const int64_t*>(upload(offsets.data(), (batch + 1) * sizeof(int64_t)));
-        request.excluded_ids = reinterpret_cast<const int64_t*>(upload(excluded.data(), sizes.excluded * sizeof(int64_t)));
+        request.excluded_start =
+            reinterpret_cast<const int64_t*>(copy(offsets.data(), (batch + 1) * sizeof(int64_t), cudaMemcpyHostToDevice));
+        request.excluded_ids =
+            reinterpret_cast<const int64_t*>(copy(excluded.data(), sizes.excluded * sizeof(int64_t), cudaMemcpyHostToDevice));
     }
+    if (search) request.queries = copy(q.data(), query_bytes, cudaMemcpyDeviceToDevice);
     if (anchor) {
-        const void* values = anchor->on_device() ? anchor->array.data() : upload(anchor->array.data(), anchor->array.nbytes());
+        const auto kind = anchor->on_device() ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice;
+        const void* values =
+            search || !anchor->on_device() ? copy(anchor->array.data(), anchor->array.nbytes(), kind) : anchor->array.data();
         if (by_id) request.anchor_ids = static_cast<const int64_t*>(values);
         if (!by_id) request.anchor_scores = static_cast<const float*>(values);
     }
@@ -352,15 +236,32 @@ nb::dict select_adapter(const Operand& queries, const Operand& items, int64_t k,
     const auto i64 = [&](int i) { return static_cast<int64_t*>(places[i]); };
     const Result result = {f32(0), i64(1), i64(2), i64(3), f32(4), f32(5), f32(6), f32(7)};
 
+    if (search) {
+        search->request = request, search->result = result;
+        search->held = {nb::find(queries), nb::find(items), nb::find(room), nb::borrow(owner)};
+        if (anchor) search->held.push_back(nb::find(*anchor));
+        if (workspace) search->held.push_back(nb::find(*workspace));
+        if (codes) search->held.push_back(nb::find(*codes));
+        search->host = {offsets, excluded};
+        {
+            nb::gil_scoped_release release;
+            search->begin(space, workspace_bytes(request));
+        }
+        if (lock) room.leave(stream);
+        search->check_status();
+        out["rescored"] = nb::none();
+        out["search"] = nb::cast(search.release(), nb::rv_policy::take_ownership);
+        return out;
+    }
     Status status;
     {
         nb::gil_scoped_release release;
-        status = select(request, result, space, workspace_bytes(request), stream);
+        status = select(request, result, space + taken, workspace_bytes(request), stream);
     }
     check(status.error, "zone selection");
     throw_fault(status.fault);
-    out["passes"] = status.passes;
     out["rescored"] = codes ? nb::cast(status.rescored) : nb::none();
+    out["search"] = nb::none();
     return out;
 }
 
@@ -376,6 +277,10 @@ NB_MODULE(_kernels_cuda, m) {
         .def_prop_ro("contiguous", &Operand::contiguous)
         .def_prop_ro("on_device", &Operand::on_device)
         .def_prop_ro("device", [](const Operand& self) { return self.array.device_id(); });
+    nb::class_<Search>(m, "Search")
+        .def("settle", &Search::settle)
+        .def_prop_ro("rescored", &Search::rescored)
+        .def_prop_ro("repeated", &Search::repeated);
     nb::class_<Room>(m, "Room").def(nb::init<>()).def_ro("bytes", &Room::bytes);
     nb::class_<DeviceArray>(m, "DeviceArray")
         .def_prop_ro("shape", [](const DeviceArray& self) { return shape_of(self.array); })
@@ -436,5 +341,6 @@ NB_MODULE(_kernels_cuda, m) {
         "items"_a, "batch"_a, "half_queries"_a, "zones"_a, "screened"_a);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
-          "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a, "codes"_a.none() = nb::none());
+          "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a, "codes"_a.none() = nb::none(),
+          "sync"_a = true);
 }

@@ -70,7 +70,7 @@ inline HopperPlan hopper_plan(int64_t batch, int64_t size, int64_t tokens, int p
 inline HopperPlan hopper_screen_plan(int64_t size, int64_t tokens, int chunks, const CodedItems& items, int shared_limit,
                                      int shared_total) {
     if (!hopper_reads(size, tokens, 1, chunks, 16) || items.numbers_pitch() == 0) return {};
-    HopperPlan plan = {64, 1, chunks, kNumberBytes, kPairQueueBytes, 2, 0};
+    HopperPlan plan = {64, 1, chunks, kNumberBytes, kBoundQueueBytes, 2, 0};
     if (plan.fit(std::min(shared_limit, shared_total / 2 - 1024))) return plan;
     plan.blocks = 1;
     return plan.fit(shared_limit) ? plan : HopperPlan{};

@@ -124,7 +124,7 @@ class HopperScreen {
 
     const Scan& scan_;
     int above_;  // rows of the query tile that pairs are written down for, before this lane's first
-    PairQueue queue_;
+    PairQueue<true> queue_;
     unsigned asked_ = 0;
     bool idle_;
     float scale_[2], norm_[2], error_[2], limit_[2];

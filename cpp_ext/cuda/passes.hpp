@@ -17,8 +17,9 @@ class Passes {
   public:
     bool hopper() const { return hopper_.rows > 0; }
 
-    Passes(const Request& request, const Plan& plan, const Workspace& space, cudaStream_t stream)
-        : r_(request), plan_(plan), w_(space), stream_(stream) {
+    // waits: for the device, to find what overflowed; otherwise whoever holds the flags does.
+    Passes(const Request& request, const Plan& plan, const Workspace& space, cudaStream_t stream, const Flags& flags, bool waits)
+        : r_(request), plan_(plan), w_(space), stream_(stream), flags_(flags), waits_(waits) {
         check(flags_.error());
         describe_device();
         choose_tile();
@@ -283,7 +284,7 @@ class Passes {
     }
 
     void synchronize() {
-        if (good()) check(cudaStreamSynchronize(stream_));
+        if (waits_ && good()) check(cudaStreamSynchronize(stream_));
     }
 
     const Request& r_;
@@ -292,7 +293,8 @@ class Passes {
     cudaStream_t stream_;
     Status status_ = {cudaSuccess, Fault::none, 0, 0};
     int rows_ = 16;  // of a query tile
-    Flags flags_;
+    const Flags& flags_;
+    const bool waits_;
 
   private:
     int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;

@@ -1,10 +1,9 @@
-// What a selection needs from the host before a kernel starts: sizes, the pieces of its workspace, a word to be answered in.
+// What a selection needs from the host before a kernel starts: sizes, and the pieces of its workspace.
 #pragma once
 
 #include <algorithm>
-#include <mutex>
-#include <vector>
 
+#include "brackets.hpp"
 #include "codes.hpp"
 #include "query_kernels.hpp"
 #include "zones.hpp"
@@ -19,45 +18,6 @@ constexpr int64_t kEntryBytes = sizeof(double) + sizeof(int64_t) + sizeof(float)
 constexpr int64_t kPairs = 2;  // of the screen, for each entry of a candidate list; as many columns as entries
 constexpr int64_t kPairBytes = sizeof(int64_t) + sizeof(unsigned) + 2 * sizeof(int) + sizeof(float);
 constexpr int64_t kColumnBytes = sizeof(int64_t) + sizeof(int) + sizeof(float);
-
-// What the device tells the host of.
-enum Raised { kTopOverflowed, kPicksOverflowed, kAnchorOutside, kScreenFailed, kRescored, kFlags };
-
-// Words that the device writes and the host reads once it has waited: pinned memory, which is mapped. Lent to one call at a time and
-// never given back to the system, since a process may end after its driver did.
-class Flags {
-  public:
-    Flags() {
-        const std::lock_guard lock(mutex());
-        if (!spare().empty()) {
-            words_ = spare().back();
-            spare().pop_back();
-        } else {
-            void* made = nullptr;
-            error_ = cudaHostAlloc(&made, kFlags * sizeof(unsigned), cudaHostAllocPortable);
-            words_ = static_cast<volatile unsigned*>(made);
-        }
-    }
-    ~Flags() {
-        const std::lock_guard lock(mutex());
-        if (words_) spare().push_back(words_);
-    }
-    Flags(const Flags&) = delete;
-    cudaError_t error() const { return error_; }
-    volatile unsigned* word(Raised flag) const { return words_ + flag; }
-
-  private:
-    static std::mutex& mutex() {
-        static std::mutex made;
-        return made;
-    }
-    static std::vector<volatile unsigned*>& spare() {
-        static auto* made = new std::vector<volatile unsigned*>;
-        return *made;
-    }
-    volatile unsigned* words_ = nullptr;
-    cudaError_t error_ = cudaSuccess;
-};
 
 inline int64_t power_of_two_from(int64_t size) {
     int64_t power = 1;
@@ -120,13 +80,14 @@ struct Workspace {
     int64_t* gather;
     Candidates top, picks;
     RankState ranks;
+    Brackets brackets;  // of the ranks, if scores are kept
     Kept kept;
     CodedQueries coded;
     Pairs pairs;  // the capacities of both are those of all query tiles together
     Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), kept(), coded(), pairs(), columns() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
@@ -156,6 +117,12 @@ struct Workspace {
             ranks.left = carver.take<int64_t>(listed * 2);
             ranks.scores = carver.take<float>(listed * 2);
             ranks.lo = r.lo, ranks.hi = r.hi;
+            const int64_t bracketed = plan.keeps ? listed : 0;
+            brackets.capacity = Brackets::capacity_of(r.size);
+            brackets.ends = carver.take<uint32_t>(bracketed * 4);
+            brackets.counts = carver.take<unsigned long long>(bracketed * 8);
+            brackets.totals = carver.take<unsigned long long>(bracketed);
+            brackets.images = carver.take<uint32_t>(bracketed * 2 * brackets.capacity);
         }
         kept.pitch = Kept::pitch_of(r.size);
         kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);

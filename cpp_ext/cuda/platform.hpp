@@ -12,7 +12,7 @@
 #include <utility>
 
 #ifdef DQE_HOST_EMULATION
-#include "tests/host_emulation.hpp"
+#include "tests/host_streams.hpp"
 #else
 #include <cuda_runtime.h>
 

@@ -51,7 +51,7 @@ __global__ __launch_bounds__(kThreads) void collect_scores(Pairs pairs, Columns 
     if (tile || blockIdx.y || threadIdx.x) return;
     unsigned total = 0;
     for (unsigned other = 0; other < gridDim.x; ++other) total += static_cast<unsigned>(columns.counts[other]);
-    *rescored = total;
+    *rescored = *rescored + total;  // of all blocks of queries since it was lowered
 }
 
 }  // namespace dqe::cuda

@@ -7,20 +7,22 @@
 
 namespace dqe::cuda {
 
-constexpr int kPairQueueBytes = kQueued * 24;
+constexpr int kPairQueueBytes = kQueued * 20, kBoundQueueBytes = kQueued * 24;
 
 __host__ __device__ constexpr int64_t screen_bytes(int query_rows, int chunks) {
     return sieve_ring(query_rows, 1, chunks) + sieve_stages(query_rows, 1, false) * kItemStageBytes + kWarps * kPairQueueBytes;
 }
 
-// What a warp has found. It goes to memory 32 at a time: pairs with one atomic operation, and their lower bounds to the list of the best if
-// they reach its limit, so that a warp seldom waits for memory.
+// What a warp has found. Pairs go to memory many at a time, with one atomic operation, and lower bounds that reach the limit to the list of
+// the best. `Deferred`: bounds wait in the queue, too, so that a warp seldom waits for memory. Otherwise they go at once, which takes fewer
+// registers.
+template <bool Deferred>
 class PairQueue {
   public:
     // Pairs are of query tile `tile`, of `rows` rows.
     __device__ PairQueue(const Screening& screening, int tile, int rows, Shared<unsigned char> queues)
         : screening_(screening), tile_(tile), rows_a_tile_(rows) {
-        const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * kPairQueueBytes;
+        const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * (Deferred ? kBoundQueueBytes : kPairQueueBytes);
         items_ = shared_view<int64_t>(mine), tokens_ = shared_view<unsigned>(mine + kQueued * 8);
         rows_ = shared_view<int>(mine + kQueued * 12), upper_ = shared_view<float>(mine + kQueued * 16);
         lower_ = shared_view<float>(mine + kQueued * 20);
@@ -32,34 +34,40 @@ class PairQueue {
         if (queued_ + __popc(mask) > kQueued) flush();
         if (wanted) {
             const int at = queued_ + __popc(mask & ((1u << threadIdx.x % 32) - 1));
-            items_[at] = item, tokens_[at] = tokens, rows_[at] = row, upper_[at] = upper, lower_[at] = lower;
+            items_[at] = item, tokens_[at] = tokens, rows_[at] = row, upper_[at] = upper;
+            if constexpr (Deferred)
+                lower_[at] = lower;
+            else
+                add(row, item, lower);
         }
         queued_ += __popc(mask);
     }
 
     __device__ void flush() {
         const Pairs& pairs = screening_.pairs;
-        const Candidates& list = screening_.list;
         __syncwarp();
         unsigned long long first = 0;
         if (queued_ > 0 && threadIdx.x % 32 == 0) first = atomicAdd(&pairs.counts[tile_], static_cast<unsigned long long>(queued_));
         first = __shfl_sync(kAllLanes, first, 0);
 #pragma unroll 1
         for (int at = threadIdx.x % 32; at < queued_; at += 32) {
-            const int64_t item = items_[at], query = int64_t{tile_} * rows_a_tile_ + rows_[at];
-            const float lower = lower_[at];
-            if (within_limit<double>(lower, item, list.limit_keys[query], list.limit_ids[query]))
-                append_one(list, query, lower, item, lower);
+            if constexpr (Deferred) add(rows_[at], items_[at], lower_[at]);
             const int64_t place = static_cast<int64_t>(first) + at;
             if (place >= pairs.capacity) continue;
             const int64_t to = int64_t{tile_} * pairs.capacity + place;
-            pairs.items[to] = item, pairs.tokens[to] = tokens_[at], pairs.rows[to] = rows_[at], pairs.bounds[to] = upper_[at];
+            pairs.items[to] = items_[at], pairs.tokens[to] = tokens_[at], pairs.rows[to] = rows_[at], pairs.bounds[to] = upper_[at];
         }
         __syncwarp();
         queued_ = 0;
     }
 
   private:
+    __device__ void add(int row, int64_t item, float lower) const {
+        const Candidates& list = screening_.list;
+        const int64_t query = int64_t{tile_} * rows_a_tile_ + row;
+        if (within_limit<double>(lower, item, list.limit_keys[query], list.limit_ids[query])) append_one(list, query, lower, item, lower);
+    }
+
     const Screening& screening_;
     int tile_;
     int rows_a_tile_;
@@ -182,7 +190,7 @@ class ScreenSieve {
 
     const Scan& scan_;
     const Screening& screening_;
-    PairQueue queue_;
+    PairQueue<false> queue_;
     bool asked_[L::kGroups];
     float scale_[L::kGroups], norm_[L::kGroups], error_[L::kGroups], limit_[L::kGroups];
     float item_scales_[L::kPlaces], item_errors_[L::kPlaces], item_norms_[L::kPlaces];  // of this lane's columns

@@ -143,7 +143,6 @@ __device__ inline bool is_excluded(const Scan& scan, int64_t query, int64_t id) 
     if (!scan.excluded_start) return false;
     int64_t at = scan.excluded_start[query], above = scan.excluded_start[query + 1];
     const int64_t end = above;
-#pragma unroll 1
     while (at < above) {
         const int64_t middle = at + (above - at) / 2;
         if (scan.excluded_ids[middle] < id)

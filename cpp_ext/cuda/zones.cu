@@ -10,7 +10,8 @@
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
 // query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
-// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks.
+// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept scores
+// are bracketed by a sample of these (brackets.hpp).
 #include "zones.hpp"
 
 #include "passes.hpp"
@@ -21,15 +22,16 @@ namespace {
 
 class Runner : Passes {
   public:
-    Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream)
-        : Passes(request, plan, space, stream), out_(result) {}
+    Runner(const Request& request, const Result& result, const Plan& plan, const Workspace& space, cudaStream_t stream, const Flags& flags,
+           bool waits)
+        : Passes(request, plan, space, stream, flags, waits), out_(result) {}
 
     using Passes::hopper;
     int rows() const { return rows_; }
 
     Status run() {
         for (int64_t first = 0; first < r_.batch && good(); first += plan_.block) run_block(first, std::min(plan_.block, r_.batch - first));
-        if (status_.error != cudaSuccess) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
+        if (!good()) cudaStreamSynchronize(stream_);  // what was started may still write to memory that is lent
         return status_;
     }
 
@@ -98,28 +100,33 @@ class Runner : Passes {
         if (failed) list(scan, selection, block);
         if (failed || status_.rescored < 0)
             status_.rescored = -1;
-        else
+        else if (waits_)
             status_.rescored += *flags_.word(kRescored);
     }
 
-    // One pass over the items, and the host waits once, unless a list overflows. Only then is the best not known when zones are made
-    // from it, and they are made again.
+    // One pass over the items, and the host waits once, unless a list overflows or a rank lies outside its bracket. Only then are zones
+    // made again: the best, or a bound, was not known.
     void run_kept(const Scan& scan, const Block& block) {
         Selection top = block.selection;
-        lower(kTopOverflowed), lower(kPicksOverflowed), lower(kAnchorOutside);
+        lower(kTopOverflowed), lower(kPicksOverflowed), lower(kAnchorOutside), lower(kRanksMissed);
         if (top.want_top) climb(scan, top, block);
         keep(scan, w_.kept, top);
         finish(scan, top, block, true);
-        find_zones(scan, block);
+        hide(scan, block);
+        find_zones(scan, block, true);
         synchronize();
         if (raised(kAnchorOutside)) status_.fault = Fault::anchor_outside;
-        if (raised(kTopOverflowed)) {
+        const bool missed = raised(kRanksMissed), overflowed = raised(kTopOverflowed);
+        if (overflowed) {
             for (bool again = true; again; synchronize(), again = raised(kTopOverflowed)) {
                 offer(scan, top);
                 lower(kTopOverflowed);
                 finish(scan, top, block, true);
             }
-            if (plan_.own_best) find_zones(scan, block);
+        }
+        if (missed || (overflowed && plan_.own_best)) {
+            lower(kPicksOverflowed);
+            find_zones(scan, block, !missed);
             synchronize();
         }
         Selection picks = block.selection;
@@ -132,15 +139,29 @@ class Runner : Passes {
         }
     }
 
-    // From kept scores: anchors, bounds, counts, picks.
-    void find_zones(const Scan& scan, const Block& block) {
+    // The anchors' scores, and then none of what is excluded: one may be an anchor.
+    void hide(const Scan& scan, const Block& block) {
         const auto few = [&](int64_t threads) { return dim3(static_cast<unsigned>(quotient_up(threads, 32))); };
         if (r_.anchor == Anchor::id)
             start(kept_anchors, few(block.batch), 32, 0, kept_items(r_.size), r_.anchor_ids + block.first, block.batch,
                   out_.anchor + block.first, flags_.word(kAnchorOutside));
         if (scan.excluded_start)
             start(hide_excluded, dim3(static_cast<unsigned>(block.batch)), 32, 0, w_.kept, scan.excluded_start, scan.excluded_ids);
-        if (r_.ranks)
+    }
+
+    // The scores at both ranks, unless a bracket misses one.
+    void bracket(int64_t batch) {
+        const unsigned queries = static_cast<unsigned>(batch);
+        start(sample_brackets, dim3(queries), kSortThreads, kBracketBytes, kept_items(r_.size), w_.brackets, r_.lo, r_.hi);
+        start_over(collect_brackets, kept_items(r_.size), batch, 0, w_.brackets);
+        start(select_in_brackets, dim3(queries, 2), kSortThreads, (kBins + 2) * sizeof(unsigned), w_.brackets, w_.ranks,
+              flags_.word(kRanksMissed));
+    }
+
+    // From kept scores: bounds, counts, picks.
+    void find_zones(const Scan& scan, const Block& block, bool bracketed) {
+        if (r_.ranks && bracketed) bracket(block.batch);
+        if (r_.ranks && !bracketed)
             rank(block.batch, [&](const Ranks& ranks) {
                 start_over(kept_histogram, kept_items(r_.size), block.batch, 2 * kBins * sizeof(unsigned), ranks);
             });
@@ -228,11 +249,11 @@ class Runner : Passes {
 
     // Whoever started what raises a flag has waited for it before: there is nothing under way that still could.
     void lower(Raised flag) {
-        if (good()) *flags_.word(flag) = 0;
+        if (waits_ && good()) *flags_.word(flag) = 0;
     }
 
-    // To be asked once the host has waited.
-    bool raised(Raised flag) const { return good() && *flags_.word(flag) != 0; }
+    // To be asked once the host has waited. A host that does not wait has not seen anything yet.
+    bool raised(Raised flag) const { return waits_ && good() && flags_.raised(flag); }
 
     // Fill the lists that are wanted, and count the zones if that is wanted, from the items.
     void list(Scan scan, Selection selection, const Block& block) {
@@ -324,7 +345,8 @@ auto of_runner(const Request& request, const Ask& ask) {
     const Plan plan(request);
     const Workspace space(request, plan, nullptr);
     const Result result = {};
-    return ask(Runner(request, result, plan, space, nullptr));
+    const Flags flags;
+    return ask(Runner(request, result, plan, space, nullptr, flags, true));
 }
 
 }  // namespace
@@ -337,12 +359,38 @@ int queries_a_pass(const Request& request) {
     return of_runner(request, [](const Runner& runner) { return runner.rows(); });
 }
 
-Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
+namespace {
+
+Status run(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream, const Flags& flags,
+           bool waits) {
     const Plan plan(request);
     const Workspace space(request, plan, workspace);
     if (space.bytes > bytes || reinterpret_cast<uintptr_t>(workspace) % 256) return {cudaSuccess, Fault::workspace_too_small, 0, 0};
-    if (request.batch == 0) return {cudaStreamSynchronize(stream), Fault::none, 0, 0};
-    return Runner(request, result, plan, space, stream).run();
+    if (request.batch == 0) return {waits ? cudaStreamSynchronize(stream) : cudaSuccess, Fault::none, 0, 0};
+    return Runner(request, result, plan, space, stream, flags, waits).run();
+}
+
+}  // namespace
+
+Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream) {
+    const Flags flags;
+    return run(request, result, workspace, bytes, stream, flags, true);
+}
+
+Status start(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream, const Flags& flags) {
+    if (flags.error() != cudaSuccess) return {flags.error(), Fault::none, 0, 0};
+    flags.lower_all();
+    return run(request, result, workspace, bytes, stream, flags, false);
+}
+
+std::optional<Status> ended(const Status& started, const Flags& flags) {
+    Status status = started;
+    if (flags.raised(kAnchorOutside)) status.fault = Fault::anchor_outside;
+    if (status.fault != Fault::none) return status;
+    if (flags.raised(kTopOverflowed) || flags.raised(kPicksOverflowed) || flags.raised(kScreenFailed) || flags.raised(kRanksMissed))
+        return std::nullopt;
+    if (status.rescored >= 0) status.rescored = *flags.word(kRescored);
+    return status;
 }
 
 }  // namespace dqe::cuda

@@ -1,7 +1,10 @@
 // Zone selection on a CUDA device: raw pointers, sizes, a stream, a status. dqe_engine/zones/reference.py is the definition.
 #pragma once
 
+#include <optional>
+
 #include "../zone_select.hpp"
+#include "flags.hpp"
 #include "platform.hpp"
 
 namespace dqe::cuda {
@@ -86,5 +89,12 @@ size_t workspace_bytes(const Request& request);
 // Runs on `stream` and waits for it (a list of candidates that overflowed needs another pass, which the host must start), so the
 // results are complete on return. The current device must be the one that holds everything. `workspace` is 256-byte aligned.
 Status select(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream);
+
+// The same without a wait. Once the stream has come to the end of what was started, `ended` says of its flags whether the results hold;
+// until then everything that was given must stay. A status with an error or a fault: nothing is under way.
+Status start(const Request& request, const Result& result, void* workspace, size_t bytes, cudaStream_t stream, const Flags& flags);
+
+// `started`: what start() returned. Nothing where a list overflowed or bounds left too much, so that select() must search once more.
+std::optional<Status> ended(const Status& started, const Flags& flags);
 
 }  // namespace dqe::cuda

@@ -163,7 +163,7 @@ struct Lists {
     std::vector<float> directions, scales, errors, norms, longest, widest;
     std::vector<uint8_t> codes;
     std::vector<int64_t> starts;
-    std::vector<uint32_t> assigned, rows;
+    std::vector<uint32_t> rows;
     std::vector<uint16_t> cosines;
     TokenLists lists;
 
@@ -174,19 +174,17 @@ struct Lists {
         codes.resize(count * code_width(request.width));
         encode_rows(directions.data(), count, request.width, codes.data(), scales.data(), errors.data(), norms.data());
         starts.resize(count + 1);
-        for (int64_t row = 0; row < covered * request.tokens; ++row) assigned.push_back(generator() % count);
-        if (generator() % 2 && covered > 0) {  // or to the nearest leaf of a tree over all coordinates
-            const std::vector<int64_t> offsets = {0, count};
-            std::vector<float> axes(request.width * request.width);
-            for (int64_t d = 0; d < request.width; ++d) axes[d * request.width + d] = 1.0f;
-            const TokenTree tree = {request.width, 1, axes.data(), directions.data(), directions.data(), offsets.data()};
-            const TokenSource source = {request.items.data(), covered, false};
-            assign_tokens(&source, 1, request.tokens, request.width, tree, assigned.data(), request.threads);
-        }
-        rows.resize(assigned.size()), cosines.resize(assigned.size());
+        // The tree looks at all coordinates, or at one that says little of where a token belongs.
+        const int64_t axis_count = any_of({1, request.width});
+        const std::vector<int64_t> offsets = {0, count};
+        std::vector<float> axes(axis_count * request.width), roots(axis_count), leaves(count * axis_count);
+        for (int64_t d = 0; d < axis_count; ++d) axes[d * request.width + d] = 1.0f;
+        for (int64_t c = 0; c < count; ++c) std::copy_n(&directions[c * request.width], axis_count, &leaves[c * axis_count]);
+        const TokenTree tree = {axis_count, 1, axes.data(), roots.data(), leaves.data(), offsets.data()};
+        rows.resize(covered * request.tokens), cosines.resize(rows.size());
         const TokenSource source = {request.items.data(), covered, false};
-        fill_lists(&source, 1, request.tokens, request.width, directions.data(), count, assigned.data(), longest.data(), widest.data(),
-                   starts.data(), rows.data(), cosines.data(), request.threads);
+        fill_lists(&source, 1, request.tokens, request.width, tree, directions.data(), longest.data(), widest.data(), starts.data(),
+                   rows.data(), cosines.data(), request.threads);
         const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
         lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
     }
@@ -273,12 +271,69 @@ void run_once(const TileKernels* kernels) {
     check(request, again);
 }
 
+void expect(bool holds, const TileKernels* kernels, const char* what) {
+    if (holds) return;
+    std::printf("%s: %s\n", kernels->name, what);
+    std::exit(1);
+}
+
+// Whole numbers, so that every instruction set must find the same centre, the first of equals.
+void check_nearest(const TileKernels* kernels) {
+    const int64_t width = any_of({4, 8, 16}), count = any_of({1, 5, 6, 7, 40}), panels = any_of({1, 3}), lanes = kernels->wide;
+    std::vector<uint8_t> points(count * width);
+    std::vector<int8_t> codes(panels * width * lanes);
+    std::vector<int32_t> offsets(panels * lanes);
+    for (auto& code : points) code = any_of({1, 2, 64, 127});
+    for (auto& code : codes) code = any_of({-127, -1, 0, 127});
+    for (auto& offset : offsets) offset = any_of({-1000, 0, 0, 5});
+    std::vector<uint32_t> found(count);
+    kernels->nearest(points.data(), count, width, {codes.data(), offsets.data(), panels}, found.data());
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t best = std::numeric_limits<int64_t>::min(), nearest = 0;
+        for (int64_t c = 0; c < panels * lanes; ++c) {
+            int64_t product = offsets[c];
+            for (int64_t d = 0; d < width; ++d)
+                product += points[i * width + d] * codes[c / lanes * width * lanes + d / 4 * 4 * lanes + c % lanes * 4 + d % 4];
+            if (product > best) best = product, nearest = c;
+        }
+        expect(found[i] == nearest, kernels, "nearest: another centre");
+    }
+}
+
+void check_prefix_codes(const TileKernels* kernels) {
+    const int64_t width = any_of({16, 48});
+    std::vector<float> rows(kPrefixRows * width);
+    std::normal_distribution<float> normal;
+    for (float& number : rows) number = generator() % 8 ? normal(generator) : 0.0f;
+    std::vector<uint8_t> codes(rows.size());
+    PrefixSums sums;
+    kernels->encode_prefix(rows.data(), width, codes.data(), &sums);
+    for (int64_t r = 0; r < kPrefixRows; ++r) {
+        double whole = 0.0, coded = 0.0, left = 0.0;
+        for (int64_t p = 0; p < width; ++p) {
+            const double number = rows[r * width + p], stored = (codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] - 128.0) * sums.scale;
+            expect(std::abs(number - stored) <= 0.501 * sums.scale, kernels, "encode_prefix: not the nearest code");
+            whole += number * number, coded += stored * stored, left += (number - stored) * (number - stored);
+        }
+        const auto equal = [](double one, double other) { return std::abs(one - other) <= 1e-9 * (one + other); };
+        expect(equal(whole, sums.whole[r]) && equal(coded, sums.coded[r]) && equal(left, sums.left[r]), kernels, "encode_prefix: sums");
+    }
+    std::vector<float> squares(kPrefixRows);
+    kernels->squares({rows.data(), kPrefixRows, width}, squares.data());
+    for (int64_t r = 0; r < kPrefixRows; ++r)
+        expect(std::abs(squares[r] - sums.whole[r]) <= static_cast<double>(width) * 0x1p-24 * sums.whole[r], kernels, "squares");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
     for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) {
-        for (int round = 0; round < rounds; ++round) run_once(*kernels);
+        for (int round = 0; round < rounds; ++round) {
+            run_once(*kernels);
+            check_nearest(*kernels);
+            check_prefix_codes(*kernels);
+        }
         std::printf("%s: %d requests\n", (*kernels)->name, rounds);
     }
     return 0;

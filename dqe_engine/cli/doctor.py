@@ -53,7 +53,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
         bundle = bundle_folder(bundle)
     if bundle is not None and not bundle.is_dir():
-        raise InputError(f"{bundle}: not a directory, expected a bundle, which is one; check the path")
+        raise InputError(f"{bundle}: not a directory; give a bundle's folder, or hf://OWNER/NAME@REVISION")
     examination = examine(str(bundle) if bundle else None)
     description = describe(examination)
     broken = [finding for finding in all_findings(examination) if finding.status == "broken"]

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
             "Bring an index up to date with a folder of images: new ones are added, those whose content changed are embedded anew and "
             "keep their metadata. An item's id is its path relative to the folder."
         ),
-        epilog=f"On an index alone: dqe-index {{{','.join(TOOLS)}}} --help. A bundle of such a name is ./{next(iter(TOOLS))}.",
+        epilog=f"Commands for an existing index: dqe-index {{{','.join(TOOLS)}}} --help. A bundle of such a name is ./NAME.",
     )
     parser.add_argument("bundle", type=Path, help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
     parser.add_argument(
@@ -100,10 +100,10 @@ def _index(args: argparse.Namespace) -> int:
     from dqe_engine.index.metadata_file import read_metadata
 
     if args.ray_workers is not None and not args.ray:
-        raise InputError(f"--ray-workers {args.ray_workers} goes with --ray")
+        raise InputError(f"--ray-workers {args.ray_workers} has no effect without --ray; add --ray, or leave it out")
     if args.force and args.prefix:
         raise InputError(
-            f"--force replaces the whole index, --prefix {args.prefix} is a part of it; leave one of them out, or name a new --out"
+            f"--force replaces the whole index, --prefix {args.prefix} stands for a part of it; leave one of them out, or name a new --out"
         )
     metadata = {} if args.metadata is None else read_metadata(args.metadata)
     found = find_images(args.images)
@@ -160,7 +160,9 @@ def _replace_index(engine: RetrievalEngine, wanted: _Wanted, args: argparse.Name
             print(f"interrupted: {args.out} is as it was; run the same command to start again", file=sys.stderr)
             return None
         if not len(engine.index):
-            raise InputError(f"{args.images}: none of the images can be read; {args.out} is as it was")
+            raise InputError(
+                f"{args.images}: none of the images can be read, and {args.out} was not changed; leave out --skip-bad to see why"
+            )
         engine.save_index(args.out, overwrite=True)
     return replace(report, pruned=pruned)
 

@@ -80,12 +80,12 @@ def _publish(args: argparse.Namespace) -> int:
         raise InputError(f"{args.new} and {args.served} are the same folder; name the new index and the one that is served")
     with GalleryIndex.load(args.new, verify=True) as index:
         if not len(index):
-            raise InputError(f"{args.new}: there are no images in this index; nothing was published")
+            raise InputError(f"{args.new}: there are no images in this index, so it was not published; add some with dqe-index")
         served = read_manifest_to_replace(args.served)
         if served is not None and served.model_hash != index.model_hash and not args.other_model:
             raise IndexFormatError(
-                f"{args.served} was made with model {served.model_hash[:12]}, {args.new} with {index.model_hash[:12]}: processes that "
-                "serve it could not follow; restart them with the other bundle afterwards and say --other-model"
+                f"{args.served} was made with model {served.model_hash[:12]}, {args.new} with {index.model_hash[:12]}, so "
+                "running servers could not take it over; publish with --other-model, then restart them with the new bundle"
             )
         index.save(args.served, overwrite=True)
         print(f"{args.served}: {len(index)} items of {args.new}")

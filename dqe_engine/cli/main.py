@@ -105,6 +105,30 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def cuda_devices(text: str) -> tuple[int, ...]:
+    """Numbers of CUDA devices, for argparse: "cuda" or "cuda:0,cuda:2"."""
+    numbers = []
+    for part in text.split(","):
+        name, colon, number = part.strip().partition(":")
+        if name != "cuda" or (colon and not number.isdecimal()):
+            raise argparse.ArgumentTypeError(f"expected cuda, or devices by number such as cuda:0,cuda:1, got {text!r}")
+        numbers.append(int(number or 0))
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"expected each device once, got {text!r}")
+    return tuple(numbers)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """`--search-on`, as `RetrievalEngine.search_on` takes it."""
+    parser.add_argument(
+        "--search-on",
+        type=cuda_devices,
+        default=(),
+        metavar="DEVICES",
+        help="search a copy of the index on these CUDA devices, such as cuda:0,cuda:1; needs the CUDA kernels (default: on the CPU)",
+    )
+
+
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """`--provider` and `--threads`, as `RetrievalEngine.load` takes them."""
     parser.add_argument(

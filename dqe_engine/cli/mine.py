@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--bounds",
         choices=("pooled", "absolute", "rank"),
         default="pooled",
-        help="lo and hi are fractions of all Δ >= 0, over all queries; scores; or fractions of each query's own list, which do not "
-        "depend on the target (default: pooled)",
+        help="what --lo and --hi are. pooled: fractions of all Δ >= 0 of all queries together; absolute: values of Δ; rank: fractions of "
+        "each query's own ranking, whatever its target (default: pooled)",
     )
     zones.add_argument(
         "--policy",

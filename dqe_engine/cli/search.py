@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .main import add_runtime_options, json_object, positive, run
+from .main import add_device_option, add_runtime_options, json_object, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.contracts.manifest import BundleManifest
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ATTRIBUTE=X",
-        help="multiply the predicted weight of an attribute, such as colour=2.0; may be repeated",
+        help="multiply the predicted weight of an attribute, such as colour=0.5; may be repeated",
     )
     parser.add_argument(
         "--set-weight",
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--zones", action="store_true", help="mark each hit as near (equally good) or mid (similar but different)")
     parser.add_argument("--no-verify", action="store_true", help="do not check the index's checksums; a large index loads faster")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_device_option(parser)
     add_runtime_options(parser)
     return parser
 
@@ -79,11 +80,17 @@ def _search(args: argparse.Namespace) -> int:
     from dqe_engine.engine import RetrievalEngine
     from dqe_engine.errors import InputError
     from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
+    from dqe_engine.index.on_devices import check_devices
 
+    check_devices(args.search_on)
     engine = RetrievalEngine.load(args.bundle, provider=args.provider, threads=args.threads)
     elsewhere = is_elsewhere(args.index)
     if elsewhere and args.no_verify:
-        raise InputError(f"--no-verify: {args.index} is no single index, and only such a one is checked; leave the option out")
+        raise InputError(f"--no-verify: {args.index} is sharded or in Milvus, where no checksums are checked; leave the option out")
+    if elsewhere and args.search_on:
+        raise InputError(
+            f"--search-on: {args.index} is sharded or in Milvus, and only a single index is copied to devices; leave the option out"
+        )
     if elsewhere:
         engine.attach(open_elsewhere(args.index, threads=args.threads or 0))
     else:
@@ -91,6 +98,7 @@ def _search(args: argparse.Namespace) -> int:
     with engine:
         if not engine.searched.snapshot().count:
             raise InputError(f"{args.index}: there are no images in this index; add some with dqe-index")
+        engine.search_on(args.search_on)
         result = engine.search(_query(args))
     if args.json:
         from dqe_engine.contracts.parsing import to_json
@@ -188,4 +196,4 @@ def _weight(text: str) -> tuple[str, float]:
             raise ValueError
         return name, float(value)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=2.0, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=NUMBER, such as colour=0.5, got {text!r}") from error

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
+from .main import EXIT_INTERRUPTED, add_device_option, add_runtime_options, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.server.settings import ServerSettings
@@ -27,7 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="docs/serving.md has the API, docs/operations.md how to run it for others.",
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="the exported model: a folder, or hf://OWNER/NAME@REVISION")
-    parser.add_argument("index", type=Path, nargs="?", help="folder of the index (default: FOLDER.index, beside the folder of --images)")
+    parser.add_argument(
+        "index",
+        type=Path,
+        nargs="?",
+        help="folder of an index, sharded folder, or file that says where an index is (default: FOLDER.index, beside --images FOLDER)",
+    )
     parser.add_argument("--sample", action="store_true", help="serve the model and the photos that come with this package")
     parser.add_argument(
         "--images",
@@ -102,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="warning" if sys.stderr.isatty() else "info",
         help="least level of the JSON lines on stderr; info has a line for each request (default: info, on a terminal warning)",
     )
+    add_device_option(parser)
     add_runtime_options(parser)
     return parser
 
@@ -122,6 +128,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.errors import InputError
     from dqe_engine.index.elsewhere import is_elsewhere
     from dqe_engine.index.metadata_file import read_metadata
+    from dqe_engine.index.on_devices import check_devices
     from dqe_engine.index.storage import MANIFEST_FILE
     from dqe_engine.server.background import command
     from dqe_engine.server.keys import read_keys
@@ -145,19 +152,22 @@ def _serve(args: argparse.Namespace) -> int:
         read_metadata(metadata)  # what is wrong with it is told now
     if photos and not updating and not (index / MANIFEST_FILE).exists() and not is_elsewhere(index):
         raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
-    _check(bundle, index, made_here=updating)
+    _check(bundle, index, made_here=updating, workers=args.workers)
+    check_devices(args.search_on)
+    if args.search_on and is_elsewhere(index):
+        raise InputError(f"--search-on: {index} is sharded or in Milvus; only a single index is copied to devices, so leave the option out")
     with _state() as state:
         settings = ServerSettings(
             bundle=bundle, index=index, photos=photos, uploads=args.uploads,
             keys=read_keys(args.keys, os.environ), provider=args.provider, threads=args.threads, most=args.batch, room=args.room,
             max_body_bytes=args.max_body * MIB, rate=args.rate, deadline_s=args.deadline, drain_s=args.drain,
             hosts=tuple(args.hostname), proxies=tuple(args.proxy), workers=args.workers, state=state, host=args.host, port=args.port,
-            log=args.log,
+            log=args.log, devices=args.search_on,
         )  # fmt: skip
         _warn_of_strangers(settings)
 
         def again() -> ServerSettings:
-            _check(bundle, index, made_here=False)
+            _check(bundle, index, made_here=False, workers=args.workers)
             return replace(settings, keys=read_keys(args.keys, os.environ))
 
         indexing = None
@@ -218,19 +228,21 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path
     return bundle_folder(bundle).absolute(), index.absolute(), tuple(photos)
 
 
-def _check(bundle: Path, index: Path, *, made_here: bool) -> None:
+def _check(bundle: Path, index: Path, *, made_here: bool, workers: int) -> None:
     """Fail now, in one line, where every worker would; make the index that is to be filled. Raises InputError, BundleError and
     IndexFormatError."""
     from dqe_engine.bundle import Bundle
     from dqe_engine.errors import InputError
     from dqe_engine.index import GalleryIndex
-    from dqe_engine.index.elsewhere import is_elsewhere
+    from dqe_engine.index.elsewhere import check_elsewhere, is_elsewhere
     from dqe_engine.server.writes import make_index
 
-    if is_elsewhere(index):
-        says = "dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search, or from a program"
-        raise InputError(f"{index}: {says} (docs/scaling.md)")
     loaded = Bundle.load(bundle)
+    if is_elsewhere(index):
+        if made_here:
+            raise InputError(f"--update: {index} is only read here; change the index that it was made from (docs/scaling.md)")
+        check_elsewhere(index, loaded.model_hash, workers=workers)
+        return
     if made_here:
         make_index(loaded, index)
     GalleryIndex.load(index, model_hash=loaded.model_hash).close()

@@ -55,7 +55,7 @@ def tune(args: argparse.Namespace) -> int:
         raise InputError(f"--recall {args.recall:g}: expected a number above 0 and up to 1")
     with GalleryIndex.load(args.index) as index:
         if len(index) < args.k:
-            raise InputError(f"{args.index}: {len(index)} items, fewer than the {args.k} that --k asks for")
+            raise InputError(f"{args.index}: {len(index)} items, but --k asks for the best {args.k}; give a smaller --k")
         items = _tokens(index)
         queries, what = _queries(args, index, items)
         console = Console(stderr=True)
@@ -96,7 +96,7 @@ def _queries(args: argparse.Namespace, index: GalleryIndex, items: F32) -> tuple
     rng = np.random.default_rng(0)
     if args.queries is None:
         if args.bundle is not None:
-            raise InputError("--bundle: it encodes what --queries asks; name a file of queries, or leave it out")
+            raise InputError("--bundle encodes the queries of --queries FILE, which is missing; add it, or leave --bundle out")
         chosen = rng.choice(len(items), min(len(items), args.sample), replace=False)
         found, what = items[chosen, rng.integers(items.shape[1], size=len(chosen))], "tokens of items: an image alone"
     elif args.queries.suffix == ".npy":

@@ -84,7 +84,7 @@ def read_document(document: type[V], where: Path, *, remedy: str, error: type[DQ
     try:
         status = require_regular(where)
         if status.st_size > MOST_BYTES:
-            raise error(f"{where}: {status.st_size} bytes, more than the {MOST_BYTES} that any document of ours takes; {remedy}")
+            raise error(f"{where}: {status.st_size} bytes, expected at most {MOST_BYTES}; {remedy}")
         data = msgspec.json.decode(where.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise

@@ -37,11 +37,11 @@ class Attribute(Contract, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if foreign := set(self.synonyms.values()) - set(self.values):
-            raise ValueError(f"synonyms of {self.name} stand for {sorted(foreign)[0]!r}, which is not among its values")
+            raise ValueError(f"synonyms of {self.name} stand for {sorted(foreign)[0]!r}, which is not among its values; add it to them")
         said: dict[tuple[str, ...], str] = {}
         for phrase, value in (*((value, value) for value in self.values), *self.synonyms.items()):
             if (other := said.setdefault(tuple(tokens_of(phrase)), value)) != value:
-                raise ValueError(f"{phrase!r} of {self.name} stands for {other!r} and for {value!r}")
+                raise ValueError(f"{phrase!r} of {self.name} stands for {other!r} and for {value!r}; keep one")
 
     @property
     def meanings(self) -> dict[tuple[str, ...], int]:
@@ -81,7 +81,7 @@ class AttributeVocabulary(Contract, frozen=True, dict=True, omit_defaults=True):
     def __post_init__(self) -> None:
         names = self.names
         if len(set(names)) != len(names):
-            raise ValueError(f"attribute names repeat: {', '.join(names)}")
+            raise ValueError(f"attribute names repeat: {', '.join(names)}; name each attribute once")
         if odd := [word for word in (*self.subjects, *self.parts) if tokens_of(word) != [word]]:
             raise ValueError(f"subjects and parts are single words in lower case, not {odd[0]!r}")
 

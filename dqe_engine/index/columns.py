@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dqe_engine.processors import available_cpus
 from dqe_engine.zones import Screen
-from dqe_engine.zones.lists import LEAST_TOKENS, MOST_LEFT, TokenLists
+from dqe_engine.zones.lists import LEAST_TOKENS, NoLists, TokenLists
 from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.screen import CodedShard
 
@@ -159,22 +159,23 @@ class ScreenCache:
         threads = threads or available_cpus()
         try:
             # A try of its own each: where there is no memory for the larger, there may be for the other.
-            lists, prefix = None, None
+            lists: TokenLists | NoLists = NoLists()
+            prefix = None
             try:
-                lists = _worthwhile(shards, threads)
+                lists = TokenLists.weighed(shards, threads=threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without lists of these rows, for there is no memory for them: %s", error)
                 if self._lists is not None:
                     return  # those of fewer rows serve on
             try:
-                if lists is None:
-                    prefix = Prefix.build(shards, threads=threads)
-                else:
+                if isinstance(lists, TokenLists):
                     lists = lists.prefixed(shards, threads=threads)
+                else:
+                    prefix = Prefix.build(shards, threads=threads)
             except MemoryError as error:
                 _LOG.warning("searches go on without prefixes of these rows, for there is no memory for them: %s", error)
-                prefix = self._prefix if lists is None else None
-            self._lists, self._prefix = lists, prefix
+                prefix = None if isinstance(lists, TokenLists) else self._prefix
+            self._lists, self._prefix = lists if isinstance(lists, TokenLists) else None, prefix
         finally:
             self._clustering.release()
 
@@ -223,9 +224,3 @@ def _rows_from(shards: Sequence[Rows], start: int) -> list[Rows]:
             found.append(rows)
         begin += len(shard)
     return found
-
-
-def _worthwhile(shards: Sequence[Rows], threads: int) -> TokenLists | None:
-    """Lists that spare enough to be kept."""
-    lists = TokenLists.build(shards, threads=threads)
-    return lists if lists is not None and lists.left(shards) <= MOST_LEFT else None

@@ -3,34 +3,42 @@
     {"kind": "index-elsewhere", "schema_version": 1, "shards": {"path": "/shared/shards", "on_loss": "partial", "name": "shop"}}
     {"kind": "index-elsewhere", "schema_version": 1, "milvus": {"uri": "http://milvus:19530", "collection": "garments"}}
 
-Shards of such a file are actors on Ray; those of a sharded folder that is given itself are opened in this process.
+Shards of such a file are actors on Ray, unless it says `"actors": false`; those of a sharded folder that is given itself are opened in this
+process.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
-from typing import Literal
-
-import msgspec
+from typing import Any, Literal
 
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.contracts.versioned import Versioned, read_document
-from dqe_engine.errors import IndexFormatError
+from dqe_engine.errors import IndexFormatError, InputError
+from dqe_engine.processors import available_cpus
 
 from .searched import SearchedIndex
-from .shard_files import SHARDS_FILE
+from .shard_files import SHARDS_FILE, read_shards
 from .sharded import OnLoss, ShardedIndex
 from .storage import MANIFEST_FILE
 
 
 class ShardsPlace(Contract, frozen=True):
-    """A folder that `dqe-index shard` or `join` made, and how its actors are to be; `open_on_ray` says what the fields mean."""
+    """A folder that `dqe-index shard` or `join` made, and how its actors are to be; `open_on_ray` says what the fields mean. actors: false
+    to open the shards in the process that reads this, without Ray."""
 
     path: str
     on_loss: OnLoss = "error"
     timeout: float = 30.0
     threads: int = 1
     name: str | None = None
+    actors: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.actors and (self.name is not None or self.threads != 1):
+            raise ValueError('name and threads are of actors; leave them out beside "actors": false')
 
 
 class MilvusPlace(Contract, frozen=True):
@@ -54,7 +62,7 @@ class IndexElsewhere(Versioned, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.milvus is None):
-            raise ValueError("expected either shards or milvus")
+            raise ValueError(f"expected either shards or milvus, got {'both' if self.shards else 'neither'}")
 
 
 def is_elsewhere(index: Path) -> bool:
@@ -62,23 +70,70 @@ def is_elsewhere(index: Path) -> bool:
     return index.is_file() or ((index / SHARDS_FILE).is_file() and not (index / MANIFEST_FILE).is_file())
 
 
-def open_elsewhere(index: Path, *, threads: int = 0) -> SearchedIndex:
-    """Open what `is_elsewhere`. `threads`: of a search in this process, 0 for all. Raises IndexFormatError, InputError and BackendError."""
-    if not index.is_file():
-        return ShardedIndex.open_here(index, threads=threads)
-    place = read_document(IndexElsewhere, index, remedy="docs/scaling.md shows what it holds", error=IndexFormatError)
-    if place.shards is not None:
+def open_elsewhere(index: Path, *, threads: int = 0, at_most: float = math.inf, spare: bool = False, niceness: int = 0) -> SearchedIndex:
+    """Open what `is_elsewhere`.
+
+    threads: of a search in this process, 0 for all. For servers: at_most, in seconds, bounds how long the file says to wait for an answer;
+    spare and niceness: see `ShardedIndex`. Raises IndexFormatError, InputError and BackendError.
+    """
+    place = _place(index)
+    if isinstance(place, MilvusPlace):
+        from .milvus import MilvusIndex
+
+        kept: dict[str, Any] = {name: getattr(place, name) for name in ("token", "consistency", "exhaustive")}
+        return MilvusIndex(_uri(index, place), place.collection, timeout=min(place.timeout, at_most), **kept)
+    root = _root(index, place)
+    options: dict[str, Any] = {"on_loss": place.on_loss, "timeout": min(place.timeout, at_most), "spare": spare}
+    if place.actors:
         from .on_ray_shards import open_on_ray
 
-        shards = msgspec.structs.asdict(place.shards)
-        return open_on_ray(index.parent / shards.pop("path"), **shards)
-    assert place.milvus is not None
-    from .milvus import MilvusIndex
+        return open_on_ray(root, threads=place.threads, name=place.name, **options)
+    shards = len(read_shards(root).shards)
+    share = max(1, (threads or available_cpus()) // max(1, shards))  # all shards are searched at the same time
+    return ShardedIndex.open_here(root, threads=share, niceness=niceness, **options)
 
-    milvus = msgspec.structs.asdict(place.milvus)
-    if "://" not in milvus["uri"]:
-        path = index.parent / milvus["uri"]
-        if not path.exists():  # else Milvus Lite would make it
-            raise IndexFormatError(f"{index}: milvus.uri: {path} is not there; name Milvus Lite's file, or a server as http://HOST:PORT")
-        milvus["uri"] = str(path)
-    return MilvusIndex(milvus.pop("uri"), milvus.pop("collection"), **milvus)
+
+def check_elsewhere(index: Path, model_hash: str, *, workers: int) -> None:
+    """Raise, in one line, for what is wrong before anything is opened, and for what several processes cannot share. Neither shards nor
+    Milvus are asked."""
+    place = _place(index)
+    if isinstance(place, MilvusPlace):
+        uri = _uri(index, place)
+        if "://" not in uri and workers > 1:
+            raise InputError(f"{index}: Milvus Lite's file serves one process; leave --workers out, or run a Milvus server")
+        return
+    root = _root(index, place)
+    shards = read_shards(root)
+    if shards.model_hash != model_hash:
+        raise IndexFormatError(
+            f"{root} was made with model {shards.model_hash[:12]}, this bundle is {model_hash[:12]}; index the images again with it"
+        )
+    if place.actors and workers > 1 and not (place.name and os.environ.get("RAY_ADDRESS")):
+        raise InputError(
+            f"{index}: each of {workers} workers would start actors of its own; give the file a name for those that they share, and set "
+            "RAY_ADDRESS"
+        )
+
+
+def _place(index: Path) -> ShardsPlace | MilvusPlace:
+    """A sharded folder that is given itself is opened in the process."""
+    if not index.is_file():
+        return ShardsPlace(str(index.absolute()), actors=False)
+    found = read_document(IndexElsewhere, index, remedy="docs/scaling.md shows what it holds", error=IndexFormatError)
+    place = found.shards or found.milvus
+    assert place is not None
+    return place
+
+
+def _root(index: Path, place: ShardsPlace) -> Path:
+    return index.parent / place.path
+
+
+def _uri(index: Path, place: MilvusPlace) -> str:
+    """Of a server, or the path of Milvus Lite's file, which would be made if it were not there."""
+    if "://" in place.uri:
+        return place.uri
+    path = index.parent / place.uri
+    if not path.exists():
+        raise IndexFormatError(f"{index}: milvus.uri: no such file {path}; name Milvus Lite's file, or a server as http://HOST:PORT")
+    return str(path)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metadata import Kind, MetadataColumns, Tally
+from .metadata import MetadataColumns
+from .metadata_values import Kind, Tally
 
 MOST_KEYS = 200
 """Keys that facets are given of; of more, those that most items have."""

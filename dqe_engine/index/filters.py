@@ -49,6 +49,11 @@ class Combination:
 Test: TypeAlias = Condition | Combination
 
 
+def compiled_filter(filter: Filter | Combination | None) -> Combination | None:
+    """`compile_filter` of what may be compiled already, or no filter at all."""
+    return filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+
+
 def compile_filter(filter: Filter) -> Combination:
     """The tests of a filter, all of which must hold; an empty filter passes everything.
 
@@ -119,7 +124,7 @@ class _Compiler:
                 tests.append(self.combination(key, condition, level + 1))  # type: ignore[arg-type]  # one of the three
             elif isinstance(condition, Mapping):
                 if not condition:
-                    raise InputError(f"filter {described(key)}: no operator in {{}}; use {', '.join(_OPERATORS)}, or leave the key out")
+                    raise InputError(f"filter {described(key)}: {{}} holds no operator; use {', '.join(_OPERATORS)}, or leave the key out")
                 tests += [self._condition(key, name, operand) for name, operand in condition.items()]
             else:
                 tests.append(self._condition(key, "==", condition))
@@ -158,7 +163,7 @@ class _Compiler:
         """`value`; raises where the filter has grown too large with it."""
         self._values += 1 + (len(value) if isinstance(value, str) else 0)
         if self._values > MOST_VALUES:
-            raise InputError(f"a filter of more than {MOST_VALUES:,} values and characters; ask in parts")
+            raise InputError(f"a filter of more than {MOST_VALUES:,} values and characters; split it into several searches")
         return value
 
 

@@ -15,16 +15,25 @@ from numpy.typing import NDArray
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import IndexConflictError, IndexFormatError, InputError
-from dqe_engine.files import fsync_path
 from dqe_engine.forks import NotPickled
 from dqe_engine.zones.arrays import F32
 
 from . import storage as disk
 from .filters import Filter
+from .items import checked_items
 from .repair import RepairReport, repair
+from .saving import save
+from .searched import InProcess
 from .snapshot import IndexMatches, Item, Snapshot
 from .storage import DTYPES, ImageStorage, IndexManifest, Storage
-from .validation import check_ids, check_no_single_str, check_search, checked_contents, checked_metadata, checked_rows, quoted
+from .validation import (
+    check_known,
+    check_model,
+    check_no_single_str,
+    check_search,
+    checked_metadata,
+    quoted,
+)
 from .writer import Layout, Writer
 
 Metadata = Mapping[str, Any]
@@ -44,7 +53,7 @@ class IndexStats(msgspec.Struct, frozen=True):
     revision: str | None
 
 
-class GalleryIndex(NotPickled):
+class GalleryIndex(NotPickled, InProcess):
     """Items under string ids, each with target tokens (M, D) and, where `image_storage` says so, image tokens (P, Hv).
 
     `storage`: precision of the target tokens; "f16" halves memory and moves scores by about 5e-4. `image_storage`: cached
@@ -149,10 +158,7 @@ class GalleryIndex(NotPickled):
         """These items, in this order. Raises InputError that names up to five ids that are not in the index."""
         check_no_single_str("ids", ids)
         now = self.snapshot()
-        rows = [now.row(id) for id in ids]
-        if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
-        return tuple([now.item(row) for row in rows if row is not None])
+        return tuple(map(now.item, check_known(ids, map(now.row, ids))))
 
     def count(self, filter: Filter | None = None) -> int:
         """How many items pass the filter (see `compile_filter`). Raises InputError."""
@@ -207,28 +213,13 @@ class GalleryIndex(NotPickled):
         Raises InputError for arrays that do not fit or are not finite in the index's precision, metadata that JSON cannot
         hold, ids that repeat, and ids that exist unless `replace`, by which all that is known of them is replaced.
         """
-        check_no_single_str("ids", ids)
-        ids = [str.__str__(id) if isinstance(id, str) else id for id in ids]  # of `np.str_` too, which JSON would not take
-        check_ids(ids)
-        targets = checked_rows("target_tokens", target_tokens, (len(ids), *self.target_shape), DTYPES[self.storage])
-        if (image_tokens is None) != (self.image_storage == "none"):
-            kept = "keeps no image tokens" if self.image_storage == "none" else "keeps image tokens, and none were given"
-            raise InputError(f"this index {kept}; image_storage is chosen when an index is made")
-        images = None
-        if image_tokens is not None:
-            images = checked_rows("image_tokens", image_tokens, (len(ids), *self.image_shape), DTYPES[self.image_storage])
-        if metadata is not None and not isinstance(metadata, Sequence):
-            raise InputError(f"metadata: expected a sequence with an object or None per id, got {type(metadata).__name__}")
-        if metadata is not None and len(metadata) != len(ids):
-            raise InputError(f"{len(metadata)} metadata entries for {len(ids)} ids")
-        hashes = checked_contents(contents, len(ids))
-        entries = [checked_metadata(id, entry) for id, entry in zip(ids, metadata or [None] * len(ids), strict=True)]
+        new = checked_items(self._writer.layout, ids, target_tokens, image_tokens, metadata, contents)
         with self._lock:
-            existing = [id for id in ids if id in self]
+            existing = [id for id in new.ids if id in self]
             if existing and not replace:
                 raise InputError(f"{len(existing)} ids are in the index already: {quoted(existing)}; remove them or pass replace=True")
             self._check_open()
-            self._writer.put(ids, targets, images, entries, hashes)
+            self._writer.put(*new)
             self._publish()
 
     def remove(self, ids: Collection[str]) -> None:
@@ -314,7 +305,7 @@ class GalleryIndex(NotPickled):
 
         def open_(manifest: IndexManifest) -> Writer:
             if model_hash is not None:
-                _require_model(manifest.model_hash, model_hash, where=root)
+                check_model(manifest.model_hash, model_hash, where=root)
             return Writer.open(root, manifest, verify=verify, mapped=mapped)
 
         writer = disk.read_with_manifest(root, open_)
@@ -333,15 +324,18 @@ class GalleryIndex(NotPickled):
             self._check_open()
             root, writer = self._path, self._writer
             if root is None or writer.saved is None:
-                raise InputError("this index was never saved or loaded, so there is nothing to follow")
+                raise InputError("this index was never saved or loaded, so there is nothing to follow; save it first")
             ours = (writer.saved.revision, writer.attempted)
 
             def follow(manifest: IndexManifest) -> bool:
                 if manifest.revision in ours:
                     return False
                 if writer.unsaved:
-                    raise IndexConflictError(f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved")
-                _require_model(manifest.model_hash, self.model_hash, where=root)
+                    raise IndexConflictError(
+                        f"{root} was changed by another writer, and {len(writer.unsaved)} changes here are unsaved; load it again, "
+                        "and make them again"
+                    )
+                check_model(manifest.model_hash, self.model_hash, where=root)
                 writer.follow(root, manifest)
                 self._publish()
                 return True
@@ -355,7 +349,7 @@ class GalleryIndex(NotPickled):
         """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
         that was never saved."""
         if self._path is None:
-            raise InputError("this index was never saved or loaded, so there are no files to verify")
+            raise InputError("this index was never saved or loaded, so there are no files to verify; save it first")
         type(self).load(self._path, model_hash=self.model_hash, verify=True).close()
 
     @staticmethod
@@ -370,14 +364,12 @@ class GalleryIndex(NotPickled):
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
-        _require_model(self.model_hash, model_hash, where=where)
+        check_model(self.model_hash, model_hash, where=where)
 
     # -- by the one who holds `_lock` --------------------------------------------------------------------------------------------
 
     def _check_known(self, ids: Collection[str]) -> None:
-        now = self.snapshot()
-        if unknown := [id for id in ids if now.row(id) is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
+        check_known(ids, map(self.snapshot().row, ids))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -388,28 +380,6 @@ class GalleryIndex(NotPickled):
         self._now = self._writer.snapshot(self._screened)
 
     def _save(self, root: Path, *, overwrite: bool, compact: bool = False) -> None:
-        writer = self._writer
-        with disk.writing(root):
-            current = disk.read_manifest_to_replace(root) if overwrite else disk.read_manifest(root)
-            ours = writer.saved if self._path == root else None
-            known = current is not None and ours is not None and current.revision == ours.revision
-            # One that failed after its manifest had landed: what it wrote may not be on the disk, so all is written again.
-            landed = current is not None and current.revision == writer.attempted
-            if current is not None and not known and not landed and not overwrite:
-                reason = "was changed by another writer: load it again" if ours else "holds another index: choose another path"
-                raise IndexConflictError(f"{root} {reason}, or pass overwrite=True")
-            if known and not writer.unsaved and not compact:
-                fsync_path(root)  # whoever wrote what was loaded may have been killed before that
-                return
-            disk.remove_orphans(root, keep=current)
-            if known and not compact and not writer.is_sparse:
-                writer.append(root)
-            else:
-                writer.write_generation(root)
+        if save(self._writer, root, here=self._path == root, overwrite=overwrite, compact=compact):
             self._path = root
             self._publish()
-
-
-def _require_model(found: str, wanted: str, *, where: object) -> None:
-    if found != wanted:
-        raise IndexFormatError(f"{where} was made with model {found[:12]}, this bundle is {wanted[:12]}; index the images again with it")

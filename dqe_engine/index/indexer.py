@@ -273,7 +273,8 @@ def _known(metadata: Mapping[str, Entry], ids: set[str], *, ignore_unknown: bool
     """The metadata of these ids, checked."""
     if (unknown := [id for id in metadata if id not in ids]) and not ignore_unknown:
         raise InputError(
-            f"metadata for {len(unknown)} ids that neither the images nor the index have: {quoted(unknown)}; mend them, or ignore_unknown"
+            f"metadata for {len(unknown)} ids that neither the images nor the index have: {quoted(unknown)}; correct them, or pass "
+            "ignore_unknown"
         )
     return {id: checked_metadata(id, entry) for id, entry in metadata.items() if id in ids}
 

@@ -74,7 +74,7 @@ def _table(text: str, path: Path) -> list[tuple[int, str, dict[str, Any]]]:
     if "id" not in names or "" in names or len(set(names)) != len(names):
         said = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
         raise InputError(
-            f"{path}, line 1: expected JSON lines, or names of columns, parted by commas, one of them id, none twice; got {said}"
+            f"{path}, line 1: expected a JSON object, or column names of a CSV file: no name empty or repeated, one of them id; got {said}"
         )
     lines, cells = [], []
     for line, row in rows:

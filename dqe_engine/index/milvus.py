@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, IndexFormatError, InputError, NoAnswerError
+from dqe_engine.errors import BackendError, DQEError, IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
 from .filters import Filter, compile_filter
 from .gallery import GalleryIndex
 from .milvus_entities import Origin, check_entity, entities, schema_of
 from .milvus_filters import expression_of, one_of
-from .milvus_search import MilvusSnapshot
+from .milvus_search import LACKS, MilvusSnapshot
+from .searched import Health
 from .snapshot import IndexMatches, Snapshot
-from .validation import check_count, check_search
+from .validation import check_count, check_model, check_search
 
 F32 = NDArray[np.float32]
 Consistency = Literal["Strong", "Bounded", "Eventually"]
@@ -142,6 +143,20 @@ class MilvusIndex(NotPickled):
     def target_shape(self) -> tuple[int, int]:
         return self.origin.target_shape
 
+    at_hand, watched, lacks = False, None, LACKS
+
+    def refresh(self) -> bool:
+        """Every search asks the collection as it is then."""
+        return False
+
+    def look(self) -> Health:
+        """Whether Milvus answers; the collection is the one part."""
+        try:
+            self.count()
+        except DQEError:
+            return Health(lost=(self.collection,), answers=False)
+        return Health()
+
     def snapshot(self) -> MilvusSnapshot:
         """For one search: what Milvus says is remembered in it, and read at the time when it is first asked."""
         if self._closed:
@@ -150,9 +165,7 @@ class MilvusIndex(NotPickled):
 
     def require_model(self, model_hash: str, *, where: object = "the collection") -> None:
         """Raise IndexFormatError unless the items were made with the model of that hash."""
-        if self.origin.model_hash != model_hash:
-            found = self.origin.model_hash[:12]
-            raise IndexFormatError(f"{where} was made with model {found}, this bundle is {model_hash[:12]}; index the images again with it")
+        check_model(self.origin.model_hash, model_hash, where=where)
 
     def search(
         self,
@@ -180,7 +193,9 @@ class MilvusIndex(NotPickled):
         now = _saved(index)
         if (index.storage, index.target_shape) != (self.origin.storage, self.target_shape):
             raise IndexFormatError(
-                f"{self!r} has {self.origin.storage} tokens of shape {self.target_shape}, the index others; create another"
+                f"{self!r} has {self.origin.storage} tokens of shape {self.target_shape}, the index {index.storage} of "
+                f"{index.target_shape}; "
+                "create another collection"
             )
         origin = Origin.of(index, now).text()
         rows = dict(zip(now.ids(), now.live_rows().tolist(), strict=True))
@@ -256,10 +271,8 @@ class MilvusIndex(NotPickled):
         except (MilvusException, RpcError) as error:
             reason, refused = _reason_of(error)
             if refused:
-                raise BackendError(
-                    f"Milvus at {self._where} refused ({reason}); look at the token, its rights and what was asked"
-                ) from error
-            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); look whether it runs, then ask again") from error
+                raise BackendError(f"Milvus at {self._where} refused ({reason}); check the token, its rights and the request") from error
+            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); check that it runs, then ask again") from error
 
     def _connect(self, uri: str, token: str) -> Any:
         try:
@@ -275,7 +288,8 @@ class MilvusIndex(NotPickled):
             return Origin.parse(found[0]["origin"])
         except (IndexError, KeyError, ValueError, msgspec.DecodeError) as error:
             raise IndexFormatError(
-                f"the collection {self.collection!r} at {self._where} is empty or not ours; make one with MilvusIndex.create"
+                f"the collection {self.collection!r} at {self._where} is empty or was not made by dqe-engine; make one with "
+                "MilvusIndex.create"
             ) from error
 
     def _is_flat(self) -> bool:

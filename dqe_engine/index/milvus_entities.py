@@ -78,7 +78,7 @@ def entities(now: Snapshot, rows: Sequence[int], origin: str) -> list[dict[str, 
     """Of these rows. Raises InputError for tokens of a length beyond `MOST_NORM`."""
     tokens = np.stack([now.target_tokens(row) for row in rows])
     if not np.linalg.norm(tokens.astype(np.float64), axis=2).max() <= MOST_NORM:
-        raise InputError(f"tokens longer than {MOST_NORM:g}; embeddings have about unit norm")
+        raise InputError(f"tokens of a norm above {MOST_NORM:g}; expected embeddings, whose norm is about 1")
     made = []
     for row, own, bound in zip(rows, tokens, bound_vectors(tokens), strict=True):
         item = now.item(row)

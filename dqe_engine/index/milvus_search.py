@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,27 @@ from dqe_engine.zones import select_zones
 from dqe_engine.zones.arrays import F32
 from dqe_engine.zones.bitmaps import unpacked
 
-from .filters import Combination, Filter, compile_filter
+from .filters import Combination, Filter, compiled_filter
 from .metadata import MetadataColumns
 from .milvus_entities import Origin, metadata_of, tokens_of
 from .milvus_filters import expression_of
 from .pooled_bounds import LEAST_NORM, MOST_NORM, believable, bound_vectors, extended_queries
-from .snapshot import IndexMatches, Match
+from .searched import NO_IMAGE_TOKENS, Ability
+from .snapshot import IndexMatches, Item, Match, unknown_item
 
 _FACTOR = 4
 """By which the number of candidates grows from one round to the next."""
 _MOST_BYTES = 32 << 20
 """Of tokens in one answer of Milvus, whose messages are bounded."""
+
+LACKS: Mapping[Ability, str] = {
+    "list": "a collection has no order of items that Milvus could list them by; search, or ask for an item by its id",
+    "facets": "Milvus does not count the values of a collection; ask it with a query of your own",
+    "write": "a collection is only read; change the index that it was made from, and bring it here with MilvusIndex.sync",
+    "refine": NO_IMAGE_TOKENS,
+    "filtered_zones": "zones are not counted among the items that pass a filter; leave the zones out, or the filter",
+}
+"""What a collection cannot do, and what to do instead."""
 
 
 class Searched(Protocol):
@@ -70,20 +80,38 @@ class MilvusSnapshot:
         """None: a collection has no states that could be named."""
         return None
 
+    generation = revision
+
     def row(self, id: object) -> int | None:
         """Its position."""
         if not isinstance(id, str) or not id:
             return None
-        if id not in self._rows:
-            for entity in self._index.entities([id], ["position", "tokens"]):
-                self._rows[id] = entity["position"]
-                self._tokens[entity["position"]] = tokens_of(entity, self._index.origin)
+        self._read([id])
         return self._rows.get(id)
 
-    def existing(self, id: str) -> int:
-        if (row := self.row(id)) is None:
-            raise InputError(f"{id!r} is not in the index")
-        return row
+    def _read(self, ids: Sequence[str]) -> None:
+        """Remember those of the items that are there, as many at once as an answer of Milvus holds."""
+        unread = [id for id in dict.fromkeys(ids) if id not in self._rows]
+        step = max(1, _MOST_BYTES // max(1, 4 * int(np.prod(self._index.target_shape))))
+        for start in range(0, len(unread), step):
+            for entity in self._index.entities(unread[start : start + step], ["id", "position", "tokens"]):
+                self._rows[entity["id"]] = entity["position"]
+                self._tokens[entity["position"]] = tokens_of(entity, self._index.origin)
+
+    def require(self, ids: Sequence[str]) -> None:
+        self._read(ids)
+        for id in ids:
+            if id not in self._rows:
+                raise unknown_item(id)
+
+    def find(self, ids: Sequence[str]) -> list[Item | None]:
+        """Without the hash of the image, which Milvus does not have."""
+        found = {one["id"]: Item(one["id"], metadata_of(one), None) for one in self._index.entities(ids, ["id", "document"])}
+        return [found.get(id) for id in ids]
+
+    def tokens_of(self, ids: Sequence[str]) -> list[NDArray[Any]]:
+        self.require(ids)
+        return [self._tokens[self._rows[id]] for id in ids]
 
     def key(self, row: int) -> Hashable:
         return "milvus", self._index.collection, self._index.origin.generation, self._tokens[row].tobytes()
@@ -93,7 +121,13 @@ class MilvusSnapshot:
         return self._tokens[row]
 
     def image_tokens(self, row: int) -> NDArray[Any]:
-        raise InputError("Milvus keeps no image tokens, so an item cannot be the reference of a text by its id; pass its image instead")
+        raise InputError(f"Milvus: {LACKS['refine']}")
+
+    def page(self, filter: Filter | None = None, *, after: int | None = None, limit: int = 50) -> NoReturn:
+        raise InputError(f"Milvus: {LACKS['list']}")
+
+    def facets(self, filter: Filter | None = None) -> NoReturn:
+        raise InputError(f"Milvus: {LACKS['facets']}")
 
     def prepare(self, filter: Combination) -> None:
         """Nothing: a filter is Milvus's to evaluate."""
@@ -111,10 +145,10 @@ class MilvusSnapshot:
     ) -> tuple[IndexMatches, ...]:
         """See `MilvusIndex.search`."""
         if zones is not None and filter is not None:
-            raise InputError("zones with a filter: Milvus cannot count what passes as we mean it; leave one of them out")
+            raise InputError(f"zones with a filter: {LACKS['filtered_zones']}")
         if zones is not None and picks and zones.policy != "hardest":
-            raise InputError(f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest'")
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+            raise InputError(f"picks by policy {zones.policy!r}: random draws depend on rows, which Milvus has not; take policy 'hardest'")
+        compiled = compiled_filter(filter)
         expression, _ = expression_of(compiled)
         excluded = [set(ids) for ids in exclude] if exclude is not None else [set[str]()] * len(queries)
         index, queries = self._index, np.ascontiguousarray(queries)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -24,6 +24,7 @@ from .columns import Rows
 from .filters import Combination, Filter
 from .gallery import GalleryIndex
 from .merging import best_scores, merge_answers
+from .searched import Ability, Health
 from .snapshot import IndexMatches, Snapshot
 from .validation import check_search
 
@@ -39,9 +40,7 @@ class CudaSlice:
     """Rows on the CUDA device of that number. Raises InputError where there is no such device, BackendError where it has no room."""
 
     def __init__(self, parts: Sequence[Rows], device: int) -> None:
-        count = cuda.kernels().device_count()
-        if device >= count:
-            raise InputError(f"device {device}: this machine has {count} CUDA devices, numbered from 0; choose among them")
+        check_devices([device])
         self._device = device
         with CudaMemory.open(device) as memory:
             self._index = cuda.Index(memory.placed([np.ascontiguousarray(part) for part in parts]))
@@ -52,6 +51,16 @@ class CudaSlice:
             values = {field.name: getattr(found, field.name) for field in fields(found)}
             arrays: dict[str, Any] = {name: memory.download(value) for name, value in values.items() if hasattr(value, "__dlpack__")}
             return replace(found, **arrays)
+
+
+def check_devices(devices: Sequence[int]) -> None:
+    """Raises InputError for a CUDA device that is not there, BackendError where there is none at all or the kernels are not built."""
+    if not devices:
+        return
+    count = cuda.kernels().device_count()
+    for device in devices:
+        if device >= count:
+            raise InputError(f"device {device}: this machine has {count} CUDA devices, numbered from 0; choose among them")
 
 
 OpenSlice = Callable[[Sequence[Rows], int], Slice]
@@ -81,7 +90,10 @@ class DeviceSnapshot(Snapshot):
         to a position in one array, and for what `GalleryIndex.search` refuses."""
         check_search(queries, k, self.targets[0].shape[2], exclude=exclude, zones=zones, picks=picks)
         if zones is not None and picks and zones.policy != "hardest" and len(self.slices) > 1:
-            raise InputError(f"picks by policy {zones.policy!r} from {len(self.slices)} devices; take policy 'hardest', or one device")
+            raise InputError(
+                f"picks by policy {zones.policy!r}: random draws need the rows of one device, not of {len(self.slices)}; take policy "
+                "'hardest'"
+            )
         allowed, excluded, count = self._candidates(exclude, filter)
 
         def ask(part: tuple[int, int, Slice], **options: Any) -> tuple[IndexMatches, ...]:
@@ -130,6 +142,7 @@ class DeviceIndex(ProcessBound):
             if start < end:
                 slices.append((start, end, open_slice(_cut(snapshot.targets, start, end), device)))
         self._require_model, self._devices = index.require_model, given
+        self._lacks: Mapping[Ability, str] = {**index.lacks, "write": "change the index that it was made from, and make it again"}
         self._workers = ThreadPoolExecutor(len(slices), "dqe-device") if len(slices) > 1 else None
         held = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
         self._now: DeviceSnapshot | None = DeviceSnapshot(**held, slices=tuple(slices), workers=self._workers)
@@ -143,6 +156,19 @@ class DeviceIndex(ProcessBound):
         if self._now is None:
             raise InputError("this index is closed; make it again")
         return self._now
+
+    at_hand, watched = True, None
+
+    @property
+    def lacks(self) -> Mapping[Ability, str]:
+        return self._lacks
+
+    def refresh(self) -> bool:
+        """There is nothing to follow."""
+        return False
+
+    def look(self) -> Health:
+        return Health()
 
     def require_model(self, model_hash: str, /) -> None:
         """See `GalleryIndex.require_model`."""

@@ -135,7 +135,9 @@ def merge_shards(
     for job in jobs:
         path = shards / job.name(index.model_hash)
         if not (path / RECORD_FILE).is_file():
-            raise IndexFormatError(f"{path}: not seen here; images, bundle and --out must be where all workers see them, by the same paths")
+            raise IndexFormatError(
+                f"{path}: no such file on this machine; put images, bundle and --out where all workers reach them by the same paths"
+            )
         shard = GalleryIndex.load(path, model_hash=index.model_hash, verify=True)
         record = parse_json(ShardRecord, (path / RECORD_FILE).read_bytes(), where=str(path / RECORD_FILE), error=IndexFormatError)
         skipped += [SkippedImage(id, reason) for id, reason in record.skipped]

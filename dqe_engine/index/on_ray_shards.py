@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from dqe_engine.errors import InputError
 from .ray_cluster import connect
 from .shard_files import read_shards
 from .shard_server import Reply, ShardServer
-from .sharded import Lost, ShardedIndex
+from .sharded import ShardedIndex
+from .transports import Call, Lost, too_late
 
 NAMESPACE = "dqe"
 
@@ -41,14 +42,20 @@ class RayTransport:
         }  # fmt: skip
         self._actors: dict[int, Any] = {}
 
-    def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
-        asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
-        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
+    def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
+        try:
+            asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
+            ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        except self._ray.exceptions.RayError as error:  # of the cluster, not of an actor
+            return [Lost(_one_line(error)) for _ in calls]
         done = set(ready)
         for one in asked:
             if one not in done:
                 self._ray.cancel(one)  # where it waits behind others in the actor, nobody works on it any more
         return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
+
+    def keep(self, names: Collection[str]) -> None:
+        """Nothing: an actor lets go of a shard when it is asked for another."""
 
     def close(self) -> None:
         """Actors without a name end with the last handle; those with one stay, for others: see `stop`."""
@@ -65,7 +72,7 @@ class RayTransport:
 
     def _reply(self, slot: int, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
         if not answered:
-            return Lost(f"nothing came within {timeout:g} s")
+            return too_late(timeout)
         try:
             reply: Reply = self._ray.get(one)
         except self._ray.exceptions.RayError as error:
@@ -88,9 +95,9 @@ def open_on_ray(
     """The sharded index `path`, one actor for each shard, on the cluster of RAY_ADDRESS, or one that is started here.
 
     threads: processors of one search, which an actor also asks Ray for. concurrency: searches that an actor runs at the same time. name: of
-    actors that several processes share, where they give the same options, and that outlive them; `stop` ends them. options: `on_loss` and
-    `timeout`, see `ShardedIndex`; `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError without Ray
-    or without an answer.
+    actors that several processes share, where they give the same options, and that outlive them; `stop` ends them. options: `on_loss`,
+    `timeout` and `spare`, see `ShardedIndex`; `screened` and `mapped`: see `GalleryIndex.load`. Raises IndexFormatError, and BackendError
+    without Ray or without an answer.
     """
     if threads < 1 or concurrency < 1:
         raise InputError(f"threads and concurrency are at least 1, got {threads} and {concurrency}")

@@ -19,6 +19,6 @@ def connect(asked_by: str, *, remedy: str = "") -> Any:
         except Exception as error:  # Ray raises this very class where a start takes longer than 30 s
             ray.shutdown()
             raise BackendError(
-                f"{asked_by}: no cluster to work on ({' '.join(str(error).split())[:200]}); look at RAY_ADDRESS and the cluster's token"
+                f"{asked_by}: cannot connect to a cluster ({' '.join(str(error).split())[:200]}); check RAY_ADDRESS and the cluster's token"
             ) from error
     return ray

@@ -122,10 +122,10 @@ def cut_index(
                 raise IndexConflictError(f"{root}: another process is writing this sharded index; run the same command when it is done")
             before = _present(root)
             if before is not None and before.model_hash != index.model_hash and not anew:
-                raise IndexFormatError(f"{root} was cut from an index of another model; say anew (--force) to replace it")
+                raise IndexFormatError(f"{root} was cut from an index of another model; pass anew=True (--force) to replace it")
             if before is not None and before.source_generation is None and not anew:
                 raise IndexFormatError(
-                    f"{root} was joined from indexes of their own; say anew (--force) to cut another index into its place"
+                    f"{root} was joined from separate indexes; pass anew=True (--force) to replace it with shards of this one"
                 )
             follows = before is not None and before.source_generation == now.generation and (before.source_rows or 0) <= now.rows
             if before is not None and follows and len(before.shards) == shards and not anew:
@@ -158,7 +158,8 @@ def join_indexes(out: str | os.PathLike[str], names: Sequence[str] | None = None
             codes.append(np.array([_code(id) for id in now.ids()], np.uint64))
             if layouts[-1] != layouts[0]:
                 raise IndexFormatError(
-                    f"{root / name} and {root / found[0]} differ in model, shapes or precision; shards of one index must not"
+                    f"{root / name} and {root / found[0]} differ in model, shapes or precision, which shards must share; index one of "
+                    "them again"
                 )
     values, counts = np.unique(np.concatenate(codes), return_counts=True)
     if (counts > 1).any():

@@ -16,7 +16,7 @@ from dqe_engine.errors import DQEError, IndexFormatError, InputError
 
 from .filters import Combination
 from .gallery import GalleryIndex
-from .snapshot import IndexMatches, Item, Snapshot
+from .snapshot import IndexMatches, Item, Page, Snapshot
 
 KEPT_STATES = 3
 """States of a shard that are held for searches which began before a refresh. They are of one folder and share their arrays, so they cost
@@ -79,8 +79,15 @@ class ShardServer:
     def rows(self, now: Snapshot, ids: Sequence[str]) -> list[int | None]:
         return [now.row(id) for id in ids]
 
-    def items(self, now: Snapshot, rows: Sequence[int]) -> list[Item]:
-        return [now.item(row) for row in rows]
+    def find(self, now: Snapshot, ids: Sequence[str]) -> list[Item | None]:
+        return now.find(ids)
+
+    def tokens_of(self, now: Snapshot, ids: Sequence[str]) -> list[NDArray[Any] | None]:
+        """(M, D) of each; None for an id that is not here."""
+        return [None if row is None else np.array(now.target_tokens(row)) for row in map(now.row, ids)]
+
+    def page(self, now: Snapshot, filter: Combination | None, after: int | None, limit: int) -> Page:
+        return now.page(filter, after=after, limit=limit)
 
     def count(self, now: Snapshot, filter: Combination | None) -> int:
         return now.count_of(filter)
@@ -106,7 +113,8 @@ class ShardServer:
             now = index.snapshot()
             if now.revision != revision:
                 raise IndexFormatError(
-                    f"{self._root / name} has revision {now.revision}, and {revision} is asked for: it was changed since; refresh, and if "
+                    f"{self._root / name} has revision {now.revision}, but {revision} was asked for, so it was changed meanwhile; "
+                    "refresh, and if "
                     "that does not help, run dqe-index shard (or join) to its end"
                 )
             self._index = name, index

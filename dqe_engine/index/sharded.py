@@ -7,26 +7,26 @@ shards is where Δ starts, so it must be known before a shard can count.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from threading import Lock
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import IndexFormatError, InputError, NoAnswerError
+from dqe_engine.errors import DQEError, IndexFormatError, InputError, NoAnswerError
 from dqe_engine.forks import NotPickled
 
-from .filters import Combination, Filter, compile_filter
+from .filters import Combination, Filter, compiled_filter
 from .merging import best_scores, merge_answers
-from .shard_files import ShardSet, read_shards
-from .shard_server import Reply, ShardServer
-from .snapshot import IndexMatches, Item
-from .validation import check_no_single_str, check_search, quoted
+from .searched import NO_IMAGE_TOKENS, Ability, Health
+from .shard_files import SHARDS_FILE, ShardSet, read_shards
+from .snapshot import IndexMatches, Item, Page, unknown_item
+from .transports import HereTransport, Lost, Sparing, Transport
+from .validation import check_count, check_known, check_model, check_no_single_str, check_search
 
 F32 = NDArray[np.float32]
 OnLoss = Literal["error", "partial"]
@@ -34,44 +34,11 @@ OnLoss = Literal["error", "partial"]
 _SHARD_ROWS = 1 << 33
 """A row of the whole is its shard's number times this, and its row there: more than an index can have."""
 _OPENING_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Lost:
-    """In the place of a shard's answer: why there is none."""
-
-    reason: str
-
-
-class Transport(Protocol):
-    """Where the shard servers are. `slot`: one of them; shard n of a set is asked of slot n."""
-
-    def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
-        """`ShardServer.call` with these arguments at these slots, all at the same time; the answers in the order of `calls`."""
-
-    def close(self) -> None: ...
-
-
-class HereTransport:
-    """Shard servers in this process, in threads: for tests, and for an index that was cut and fits one machine after all."""
-
-    def __init__(self, root: Path, model_hash: str, **options: Any) -> None:
-        self._make = partial(ShardServer, str(root), model_hash, **options)
-        self._servers: dict[int, ShardServer] = {}
-        self._threads = ThreadPoolExecutor(64, "dqe-shard")
-
-    def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Reply | Lost]:
-        for slot, _ in calls:
-            self._servers.setdefault(slot, self._make())
-        asked = [self._threads.submit(self._servers[slot].call, *arguments) for slot, arguments in calls]
-        done, late = wait(asked, timeout)
-        for one in late:
-            one.cancel()  # if it has begun, its thread goes on to the end
-        return [one.result() if one in done else Lost(f"nothing came within {timeout:g} s") for one in asked]
-
-    def close(self) -> None:
-        self._servers.clear()
-        self._threads.shutdown(wait=False)
+LACKS: Mapping[Ability, str] = {
+    "facets": "a shard's most common values need not be those of all; list the items of one filter, whose total counts them",
+    "write": "shards are only read; change the index that was cut and run dqe-index shard again (or a part, and dqe-index join)",
+}
+"""What a sharded index cannot do, and what to do instead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,25 +60,31 @@ class ShardedSnapshot:
     def revision(self) -> str:
         return self.set.revision
 
+    @property
+    def generation(self) -> str:
+        """The revision: a part that was joined may be compacted, so that its rows have other numbers."""
+        return self.set.revision
+
     def row(self, id: object) -> int | None:
         return self.rows([id])[0] if isinstance(id, str) else None
 
     def rows(self, ids: Sequence[str]) -> list[int | None]:
         """Where items lie; None for an id that no shard has. One round, whatever their number."""
-        answers, lost = self._ask_all("rows", list(ids))
-        found: list[int | None] = [None] * len(ids)
-        for shard, rows in answers.items():
-            for at, row in enumerate(rows):
-                if row is not None:
-                    found[at] = shard * _SHARD_ROWS + row
-        if lost and None in found:
-            raise self._error(lost, f"whether {ids[found.index(None)]!r} is in the index is not known")
-        return found
+        return [None if found is None else found[0] * _SHARD_ROWS + found[1] for found in self._of_ids("rows", ids, by_shard=True)]
 
-    def existing(self, id: str) -> int:
-        if (row := self.row(id)) is None:
-            raise InputError(f"{id!r} is not in the index")
-        return row
+    def require(self, ids: Sequence[str]) -> None:
+        """One round, whatever their number."""
+        _refuse_unknown(ids, self.rows(ids))
+
+    def find(self, ids: Sequence[str]) -> list[Item | None]:
+        """One round. An id that two shards have is the newer one's, as an item that was replaced."""
+        return self._of_ids("find", ids)
+
+    def tokens_of(self, ids: Sequence[str]) -> list[NDArray[Any]]:
+        """One round."""
+        found = self._of_ids("tokens_of", ids)
+        _refuse_unknown(ids, found)
+        return found
 
     def key(self, row: int) -> Hashable:
         shard, place = divmod(row, _SHARD_ROWS)
@@ -123,20 +96,39 @@ class ShardedSnapshot:
     def image_tokens(self, row: int) -> NDArray[Any]:
         return np.asarray(self._of("image_tokens", row))
 
-    def item(self, row: int) -> Item:
-        found: Item = self._of("items", row, many=True)[0]
-        return found
+    def page(self, filter: Filter | Combination | None = None, *, after: int | None = None, limit: int = 50) -> Page:
+        """See `Snapshot.page`; `after`: a row. A round for the total, and one for each shard that has a part of the page. Raises
+        BackendError for a lost shard whatever `on_loss` says."""
+        check_count("limit", limit, 1)
+        compiled = compiled_filter(filter)
+        counts = self._counts(compiled)
+        first, place = (0, None) if after is None else divmod(max(after, 0), _SHARD_ROWS)
+        items, next = list[Item](), None
+        for shard in range(first, len(counts)):
+            if not counts[shard]:
+                continue
+            if len(items) == limit:
+                next = shard * _SHARD_ROWS - 1  # behind all rows of the shards before
+                break
+            answers, lost = self._ask_all("page", compiled, place if shard == first else None, limit - len(items), shards=[shard])
+            if lost:
+                raise self._error(lost, "its items cannot be listed")
+            found: Page = answers[shard]
+            items += found.items
+            if found.next is not None:
+                next = shard * _SHARD_ROWS + found.next
+                break
+        return Page(tuple(items), next, sum(counts))
+
+    def facets(self, filter: Filter | None = None) -> NoReturn:
+        raise InputError(f"no values are counted over shards: {LACKS['facets']}")
 
     def prepare(self, filter: Combination) -> None:
         """Nothing: shards keep the bitmaps of the filters they were asked for."""
 
     def count_of(self, filter: Filter | Combination | None) -> int:
         """How many items pass. Raises BackendError for a lost shard whatever `on_loss` says: a number cannot say what it lacks."""
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
-        answers, lost = self._ask_all("count", compiled)
-        if lost:
-            raise self._error(lost, "the items that pass cannot be counted")
-        return sum(answers.values())
+        return sum(self._counts(compiled_filter(filter)))
 
     def search(
         self,
@@ -152,9 +144,10 @@ class ShardedSnapshot:
         """See `ShardedIndex.search`. `threads`: without effect, since the shards have their own."""
         if zones is not None and picks and zones.policy != "hardest":
             raise InputError(
-                f"picks by policy {zones.policy!r}: a draw belongs to a row of one index; take policy 'hardest', or search one index"
+                f"picks by policy {zones.policy!r}: random draws need the rows of one index; take policy 'hardest', or search an "
+                "unsharded index"
             )
-        compiled = filter if filter is None or isinstance(filter, Combination) else compile_filter(filter)
+        compiled = compiled_filter(filter)
         excluded = None if exclude is None else [tuple(ids) for ids in exclude]
         queries = np.ascontiguousarray(queries)
         found, lost = self._ask_all("search", queries, k, excluded, compiled, None, 0, None)
@@ -174,6 +167,30 @@ class ShardedSnapshot:
         _, lost = self._ask_all("warm", timeout=_OPENING_SECONDS)
         self._check_loss(lost)
 
+    def lost(self, transport: Transport) -> dict[int, Lost]:
+        """The shards that do not answer a search, asked by this transport."""
+        return replace(self, transport=transport)._ask_all("warm")[1]
+
+    def _counts(self, filter: Combination | None) -> list[int]:
+        """How many items of each shard pass."""
+        answers, lost = self._ask_all("count", filter)
+        if lost:
+            raise self._error(lost, "the items that pass cannot be counted")
+        return [answers[shard] for shard in range(len(self.set.shards))]
+
+    def _of_ids(self, method: str, ids: Sequence[str], *, by_shard: bool = False) -> list[Any]:
+        """What `method` of the shard that has it says of each id; None for an id that no shard has. by_shard: (shard, what it says)."""
+        answers, lost = self._ask_all(method, list(ids)) if ids else ({}, {})
+        found: list[Any] = [None] * len(ids)
+        for shard, parts in sorted(answers.items()):
+            for at, part in enumerate(parts):
+                if part is not None:
+                    found[at] = (shard, part) if by_shard else part
+        if lost and any(one is None for one in found):
+            unknown = next(id for id, one in zip(ids, found, strict=True) if one is None)
+            raise self._error(lost, f"whether {unknown!r} is in the index is not known")
+        return found
+
     def _check_loss(self, lost: dict[int, Lost]) -> None:
         if lost and (self.on_loss == "error" or len(lost) == len(self.set.shards)):
             raise self._error(lost, "the search has no answer")
@@ -186,9 +203,9 @@ class ShardedSnapshot:
             f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again"
         )
 
-    def _of(self, method: str, row: int, *, many: bool = False) -> Any:
+    def _of(self, method: str, row: int) -> Any:
         shard, place = divmod(row, _SHARD_ROWS)
-        answers, lost = self._ask_all(method, [place] if many else place, shards=[shard])
+        answers, lost = self._ask_all(method, place, shards=[shard])
         if lost:
             raise self._error(lost, "the item cannot be read")
         return answers[shard]
@@ -222,23 +239,45 @@ class ShardedIndex(NotPickled):
 
     instead = "open the folder in the other process"
 
-    def __init__(self, path: str | os.PathLike[str], transport: Transport, *, on_loss: OnLoss = "error", timeout: float = 30.0) -> None:
-        """Most callers want `open_here`, or `dqe_engine.index.on_ray_shards.open_on_ray`. Raises IndexFormatError and BackendError."""
+    at_hand = False
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        transport: Transport,
+        *,
+        on_loss: OnLoss = "error",
+        timeout: float = 30.0,
+        spare: bool = False,
+    ) -> None:
+        """Most callers want `open_here`, or `dqe_engine.index.on_ray_shards.open_on_ray`. spare: a shard that was late once is lost at
+        once, until a `look` finds that it answers; for servers, which look all the time. Raises IndexFormatError and BackendError."""
         if on_loss not in ("error", "partial"):
             raise InputError(f"on_loss is error or partial, got {on_loss!r}")
         if not timeout > 0:
             raise InputError(f"timeout: expected seconds above 0, got {timeout!r}")
         self._root, self._transport, self._closed = Path(path).absolute(), transport, False
-        self._now = ShardedSnapshot(read_shards(self._root), transport, on_loss, timeout)
+        self._sparing = Sparing(transport) if spare else None
+        self._following = Lock()
+        self._now = ShardedSnapshot(read_shards(self._root), self._sparing or transport, on_loss, timeout)
         self._now.warm()
 
     @classmethod
     def open_here(
-        cls, path: str | os.PathLike[str], *, screened: bool | None = None, mapped: bool = True, threads: int = 0, **options: Any
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        screened: bool | None = None,
+        mapped: bool = True,
+        threads: int = 0,
+        niceness: int = 0,
+        **options: Any,
     ) -> ShardedIndex:
-        """All shards in this process. `options`: `on_loss`, `timeout`; the others are those of `GalleryIndex.load`."""
+        """All shards in this process. threads: of a search in each shard. niceness: of the threads that search (see `give_way`). `options`:
+        `on_loss`, `timeout`, `spare`; the others are those of `GalleryIndex.load`."""
         root = Path(path).absolute()
-        transport = HereTransport(root, read_shards(root).model_hash, screened=screened, mapped=mapped, threads=threads)
+        own: dict[str, Any] = {"screened": screened, "mapped": mapped, "threads": threads}
+        transport = HereTransport(root, read_shards(root).model_hash, niceness=niceness, **own)
         return cls(root, transport, **options)
 
     def __repr__(self) -> str:
@@ -263,10 +302,7 @@ class ShardedIndex(NotPickled):
 
     def require_model(self, model_hash: str, *, where: object = "the index") -> None:
         """Raise IndexFormatError unless this index was made with the model of that hash."""
-        if (found := self._now.set.model_hash) != model_hash:
-            raise IndexFormatError(
-                f"{where} was made with model {found[:12]}, this bundle is {model_hash[:12]}; index the images again with it"
-            )
+        check_model(self._now.set.model_hash, model_hash, where=where)
 
     def search(
         self,
@@ -289,11 +325,31 @@ class ShardedIndex(NotPickled):
     def get(self, ids: Sequence[str]) -> tuple[Item, ...]:
         """These items, in this order. Raises InputError that names up to five ids that are not in the index, and BackendError."""
         check_no_single_str("ids", ids)
-        now = self.snapshot()
-        rows = now.rows(ids)
-        if unknown := [id for id, row in zip(ids, rows, strict=True) if row is None]:
-            raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}")
-        return tuple([now.item(row) for row in rows if row is not None])
+        found = self.snapshot().find(ids)
+        check_known(ids, [None if item is None else 0 for item in found])
+        return tuple([item for item in found if item is not None])
+
+    @property
+    def lacks(self) -> Mapping[Ability, str]:
+        return LACKS if self._now.set.image_storage != "none" else {**LACKS, "refine": NO_IMAGE_TOKENS}
+
+    @property
+    def watched(self) -> Path:
+        return self._root / SHARDS_FILE
+
+    def look(self) -> Health:
+        """Search each shard for nothing in particular, also those that are spared."""
+        now = self._now
+        shards = now.set.shards
+        try:
+            lost = now.lost(self._transport)
+        except DQEError as error:  # a refusal, which no shard should give
+            lost = dict.fromkeys(range(len(shards)), Lost(str(error)))
+        if self._sparing is not None:
+            self._sparing.found(lost)
+        self._let_go()  # by now, nobody searches what was refreshed before the last look
+        answers = not lost or (now.on_loss == "partial" and len(lost) < len(shards))
+        return Health(len(shards), tuple([shards[n].name for n in sorted(lost)]), answers)
 
     def refresh(self) -> bool:
         """Follow what `dqe-index shard` or `join` did since; whether there was anything. Searches see the old state or the new one, never a
@@ -304,12 +360,30 @@ class ShardedIndex(NotPickled):
             return False
         if found.model_hash != before.set.model_hash:
             raise IndexFormatError(f"{self._root} was cut anew from an index of another model; open it again, with that model's bundle")
-        new = ShardedSnapshot(found, self._transport, before.on_loss, before.timeout)
-        new.warm()
-        self._now = new
+        new = replace(before, set=found)
+        with self._following:
+            new.warm()
+            self._now = new
+        if self._sparing is None:
+            self._let_go()
         return True
+
+    def _let_go(self) -> None:
+        """Of shards that a refresh replaced; not while one opens others."""
+        if self._following.acquire(blocking=False):
+            try:
+                self._transport.keep([shard.name for shard in self._now.set.shards])
+            finally:
+                self._following.release()
 
     def close(self) -> None:
         """Let go of the shards. May be called twice."""
         self._closed = True
         self._transport.close()
+
+
+def _refuse_unknown(ids: Sequence[str], found: Sequence[object]) -> None:
+    """Raises UnknownItemError for the first that was not found."""
+    for id, one in zip(ids, found, strict=True):
+        if one is None:
+            raise unknown_item(id)

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import InputError
+from dqe_engine.errors import InputError, UnknownItemError
 from dqe_engine.zones import ZoneSelection, select_zones
 from dqe_engine.zones.arrays import F32, I64
 from dqe_engine.zones.bitmaps import U64, WORD, counted, unpacked
 
 from .columns import Rows, ScreenCache
 from .facets import Facets, collect_facets
-from .filters import Combination, Filter, compile_filter, described
+from .filters import Combination, Filter, compiled_filter, described
 from .table import Table
 from .validation import check_count
 
@@ -85,10 +85,19 @@ class Snapshot:
         return self.live is None or bool(int(self.live[row // WORD]) >> row % WORD & 1)
 
     def existing(self, id: str) -> int:
-        """`row`. Raises InputError for an unknown id."""
+        """`row`. Raises UnknownItemError."""
         if (row := self.row(id)) is None:
-            raise InputError(f"{id!r} is not in the index")
+            raise unknown_item(id)
         return row
+
+    def require(self, ids: Sequence[str]) -> None:
+        """Raises UnknownItemError unless all of these are there."""
+        for id in ids:
+            self.existing(id)
+
+    def find(self, ids: Sequence[str]) -> list[Item | None]:
+        """The items with these ids, in this order; None where there is none."""
+        return [None if row is None else self.item(row) for row in map(self.row, ids)]
 
     def key(self, row: int) -> Hashable:
         """A name for what is in the row, for good, whatever becomes of the index."""
@@ -107,7 +116,7 @@ class Snapshot:
         for row in self._rows_in(self.allowed(filter)).tolist():
             yield self.item(row)
 
-    def page(self, filter: Filter | None = None, *, after: str | int | None = None, limit: int = 50) -> Page:
+    def page(self, filter: Filter | Combination | None = None, *, after: str | int | None = None, limit: int = 50) -> Page:
         """Up to `limit` items that pass, the oldest first, beginning behind an item's id or a row; what lies before costs nothing.
 
         An item that was removed since the last page is known still, until the index is compacted. One that was replaced since, or given
@@ -161,6 +170,10 @@ class Snapshot:
         """(M, D), as stored."""
         return _row(self.targets, row)
 
+    def tokens_of(self, ids: Sequence[str]) -> list[Rows]:
+        """`target_tokens` of each. Raises UnknownItemError."""
+        return [self.target_tokens(self.existing(id)) for id in ids]
+
     def image_tokens(self, row: int) -> Rows:
         """(P, Hv), as stored, which may be on the disk. Raises InputError where none are kept."""
         if self.images is None:
@@ -171,9 +184,9 @@ class Snapshot:
 
     def allowed(self, filter: Filter | Combination | None) -> U64 | None:
         """Which items are live and pass the filter, compiled or not; None for all. Raises InputError for one that says nothing sensible."""
-        if filter is None:
+        compiled = compiled_filter(filter)
+        if compiled is None:
             return self.live
-        compiled = filter if isinstance(filter, Combination) else compile_filter(filter)
         passing = self.table.columns.mask(compiled, self.rows)
         return passing if self.live is None else passing & self.live
 
@@ -248,6 +261,10 @@ class Snapshot:
         ids, metadata = self.table.ids, self.table.metadata
         pairs = zip(positions.tolist(), scores.tolist(), strict=True)
         return tuple([Match(ids[first + at], score, _copied(metadata[first + at])) for at, score in pairs if at >= 0])
+
+
+def unknown_item(id: str) -> UnknownItemError:
+    return UnknownItemError(f"{described(id)} is not in the index")
 
 
 def _row(shards: tuple[Rows, ...], row: int) -> Rows:

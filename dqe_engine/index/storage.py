@@ -66,7 +66,7 @@ class FileState(Contract, frozen=True, kw_only=True):
         if not _DATA_FILE.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is not a file of an index")
         if not 0 <= self.size < 2**62:
-            raise ValueError(f"{self.name}: a size of {self.size} bytes")
+            raise ValueError(f"{self.name}: expected a size of 0 bytes or more, got {self.size}")
 
 
 class IndexManifest(Versioned, frozen=True, kw_only=True):
@@ -91,7 +91,9 @@ class IndexManifest(Versioned, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         sides = (*self.target_shape, *self.image_shape)
         if self.rows < 0 or not 1 <= min(sides) <= max(sides) <= _MOST_SIDE:
-            raise ValueError(f"{self.rows} rows of {self.target_shape} and {self.image_shape}")
+            raise ValueError(
+                f"expected rows of at least 0 and sides of 1 to {_MOST_SIDE}, got {self.rows}, {self.target_shape} and {self.image_shape}"
+            )
 
     @property
     def files(self) -> tuple[FileState, ...]:

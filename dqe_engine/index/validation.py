@@ -1,8 +1,8 @@
-"""Checks of what callers hand to the index: ids, token rows, metadata, counts. All raise InputError."""
+"""Checks of what callers hand to the index: ids, token rows, metadata, counts, models. All but `check_model` raise InputError."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import InputError
+from dqe_engine.errors import IndexFormatError, InputError
 
 
 def quoted(ids: Sequence[str]) -> str:
@@ -35,7 +35,7 @@ def check_search(
         raise InputError("picks need zones: pass zones=ZoneSpec(lo=..., hi=...)")
     if zones is not None and zones.bounds != "absolute":
         raise InputError(
-            f"zones with {zones.bounds} bounds: a search has no target, and Δ starts from its own best hit; give absolute bounds"
+            f"zones with {zones.bounds} bounds need a target, which a search has not; give absolute bounds, for Δ to its own best hit"
         )
     if exclude is not None and not isinstance(exclude, Sequence):
         raise InputError(f"exclude: expected a sequence with a collection of ids per query, got {type(exclude).__name__}")
@@ -60,36 +60,25 @@ def check_ids(ids: Sequence[str]) -> None:
         raise InputError(f"{len(repeated)} ids are given more than once: {quoted(repeated)}")
 
 
+def check_known(ids: Collection[str], rows: Iterable[int | None]) -> list[int]:
+    """The rows of these ids, all of which must have one. The error names up to five that have none."""
+    found = list(rows)
+    if unknown := [id for id, row in zip(ids, found, strict=True) if row is None]:
+        raise InputError(f"{len(unknown)} ids are not in the index: {quoted(unknown)}; leave them out")
+    return [row for row in found if row is not None]
+
+
+def check_model(found: str, wanted: str, *, where: object) -> None:
+    """Raise IndexFormatError unless both hashes are of one model."""
+    if found != wanted:
+        raise IndexFormatError(f"{where} was made with model {found[:12]}, this bundle is {wanted[:12]}; index the images again with it")
+
+
 def check_no_single_str(name: str, ids: Collection[str]) -> None:
     if isinstance(ids, str):
         raise InputError(f"{name}: expected a collection of ids, got a single str; wrap it in a list")
     if not isinstance(ids, Collection):
         raise InputError(f"{name}: expected a collection of ids, got {type(ids).__name__}")
-
-
-def checked_contents(contents: Sequence[str | None] | None, count: int) -> list[str | None]:
-    """Hashes of the images of `count` items; None, for one or for all, where they are not known."""
-    given = [None] * count if contents is None else list(contents)
-    if len(given) != count:
-        raise InputError(f"{len(given)} content hashes for {count} ids")
-    for content in given:
-        if content is not None and not (isinstance(content, str) and content.isascii()):
-            raise InputError(f"content hashes are ASCII strings, got {content!r}")
-    return [None if content is None else str.__str__(content) for content in given]
-
-
-def checked_rows(name: str, rows: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """A C-contiguous copy in `dtype`; the rows must be float32 or float16, of that shape, and finite after the cast."""
-    if not isinstance(rows, np.ndarray) or rows.dtype not in (np.float32, np.float16):
-        raise InputError(f"{name}: expected a float32 or float16 array, got {getattr(rows, 'dtype', type(rows).__name__)}")
-    if rows.shape != shape:
-        raise InputError(f"{name}: expected shape {shape}, got {rows.shape}")
-    with np.errstate(over="ignore"):
-        copied = np.array(rows, dtype, order="C")
-    if not np.isfinite(copied).all():
-        cause = "values are NaN or infinite" if not np.isfinite(rows).all() else "values are beyond float16; choose f32 storage"
-        raise InputError(f"{name}: {cause}")
-    return copied
 
 
 def checked_metadata(id: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -11,18 +11,20 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dqe_engine import __version__
-from dqe_engine.errors import DQEError
+from dqe_engine.errors import DQEError, UnknownItemError
 
 from . import items, search, status
 from .guards import Guards
 from .metrics import Metrics
+from .offers import offered
 from .openapi import schemas
-from .operations import BusyError, ItemExistsError, UnknownItemError
+from .operations import BusyError, ItemExistsError
 from .overload import Refusals
 from .photos import NoPhotoError
 from .policies import template_of
@@ -49,7 +51,11 @@ def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastA
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await service.open()
+        try:
+            await service.open()
+        except DQEError as error:
+            app.state.failure = str(error)
+            raise
         if owns_process:
             _collect_less()
         await asyncio.to_thread(take_over, settings.state)
@@ -73,9 +79,10 @@ def create_app(settings: ServerSettings, *, owns_process: bool = False) -> FastA
     app.mount("/page", _PageFiles(directory=status.PAGE, check_dir=False))
     for kind in (DQEError, HTTPException, RequestValidationError, OSError):
         app.add_exception_handler(kind, _told)
-    _describe(app)
+    _describe(app, service)
     app.add_middleware(ItemPaths)
     app.add_middleware(Guards, settings=settings, metrics=metrics, state=service)
+    app.add_middleware(FailedStart, state=app.state)
     return app
 
 
@@ -95,6 +102,21 @@ class _PageFiles(StaticFiles):
         return answer
 
 
+class FailedStart:
+    """Has the server say in one line why it cannot start, where that is not our bug; Starlette would give the traceback."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and hasattr(self._state, "failure"):
+                message = {**message, "message": self._state.failure}
+            await send(message)
+
+        await self._app(scope, receive, told if scope["type"] == "lifespan" else send)
+
+
 class ItemPaths:
     """Leaves paths of items percent-encoded, so that a slash within an id is told from one after it."""
 
@@ -110,9 +132,10 @@ class ItemPaths:
 async def _told(request: Request, error: Exception) -> Response:
     """The answer to an error that has a status of its own. Any other is our bug, and the guards' to tell and to log."""
     problem = _of_ours(error) or problem_of(error)
-    if problem.status == 405:  # Starlette names the methods of one route of this path, which has several
+    if problem.code == "method":  # Starlette names the methods of one route of this path, which has several
         taken = request.app.openapi()["paths"].get(template_of(request.url.path), {})
-        problem.headers["Allow"] = ", ".join(sorted({method.upper() for method in taken} or {"GET"}))
+        read = set[str]() if request.app.state.service.not_offered("GET", request.url.path) else {"GET"}
+        problem.headers["Allow"] = ", ".join(sorted({method.upper() for method in taken} or read))
     if problem.status == 500:
         raise error
     if problem.status > 500:
@@ -137,8 +160,8 @@ def _of_ours(error: BaseException) -> Problem | None:
     return None
 
 
-def _describe(app: FastAPI) -> None:
-    """OpenAPI with the schemas of `messages` in place of FastAPI's own of errors."""
+def _describe(app: FastAPI, service: Service) -> None:
+    """OpenAPI with the schemas of `messages` in place of FastAPI's own of errors, and the operations that the index offers."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -151,6 +174,7 @@ def _describe(app: FastAPI) -> None:
             components = described.setdefault("components", {})
             components["schemas"] = schemas()
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        return app.openapi_schema or {}
+        schema: dict[str, Any] = app.openapi_schema or {}
+        return {**schema, "paths": offered(schema["paths"], service.lacks)} if service.lacks else schema
 
     app.openapi = openapi  # type: ignore[method-assign]

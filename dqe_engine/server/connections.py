@@ -164,12 +164,11 @@ class Watch:
         self._arm()
 
 
-class Connection:
-    """What uvicorn's protocols are mixed with. A subclass says when a head begins and ends."""
+class Connection(asyncio.Protocol):
+    """What uvicorn's protocols are mixed with, before them. A subclass says when a head begins and ends."""
 
     transport: Any
     cycle: Any
-    flow: Any
 
     def begin(self, watch: Watch) -> None:
         """Called once, before the connection is made."""
@@ -181,6 +180,19 @@ class Connection:
         self.is_ended = False  # nothing more is sent
         self._discarded = 0
         self._raw: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.admitted(transport):
+            super().connection_made(transport)
+            self.watch.expect_head(self)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.watch.expect_taking(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.watch.all_taken(self)
 
     def admitted(self, transport: Any) -> bool:
         """Whether the connection may be; else its client is told so, and it ends."""

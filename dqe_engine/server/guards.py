@@ -46,6 +46,10 @@ class Readiness(Protocol):
         """Whether one search more would wait for too many others; asked for each search."""
         ...
 
+    def not_offered(self, method: str, path: str) -> Problem | None:
+        """The answer to a request that needs what the index cannot do."""
+        ...
+
     @property
     def turn(self) -> Callable[[], Awaitable[None]]:
         """What a search waits for before it begins."""
@@ -56,9 +60,9 @@ class Guards:
     """ASGI middleware. Routes find `request_id` (str) and `key` (Key or None) in `request.state`.
 
     In this order: a Host header that is not this server's, a method that is none, a foreign page that would send something, the key, the
-    client's rate, readiness, a body over the limit. While the application reads: the bytes that come are counted and timed. Of the answer:
-    security headers, the request's id, a line in the log, and its time in the metrics. An exception that no route handled is the answer
-    that `problem_of` says, and is logged where that is a 500.
+    client's rate, readiness, what the index does not offer, a body over the limit. While the application reads: the bytes that come are
+    counted and timed. Of the answer: security headers, the request's id, a line in the log, and its time in the metrics. An exception that
+    no route handled is the answer that `problem_of` says, and is logged where that is a 500.
 
     HEAD is answered by the route of GET, without the body. Where an answer begins before the body has come, the connection ends with it.
     """
@@ -159,6 +163,7 @@ class _Exchange:
             or self._foreign()
             or self._not_allowed()
             or self._not_ready()
+            or self._guards.state.not_offered(self._method, self._path)
             or self._too_many()
             or self._too_large(int(self._lengths[0]) if self._lengths else 0)
         )
@@ -218,7 +223,8 @@ class _Exchange:
         if not guards.keys:
             if policy is READ:
                 return None
-            return Problem(403, "read_only", "this server takes no writes: it has no keys; start it with --keys FILE")
+            takes_none = Problem(403, "read_only", "this server takes no writes: it has no keys; start it with --keys FILE")
+            return guards.state.not_offered(self._method, self._path) or takes_none
         if self._key is None:
             return Problem(401, "key_needed", "expected a key that this server knows; send it as Authorization: Bearer KEY")
         if policy is WRITE and not self._key.may_write:

@@ -50,7 +50,7 @@ def router(service: Service) -> APIRouter:
         after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
         filter: FilterText = None,
     ) -> Response:
-        snapshot = service.engine.index.snapshot()
+        snapshot = service.engine.searched.snapshot()
         row = None if after is None else _row(after, snapshot.generation)
         page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
         next = None if page.next is None else f"{snapshot.generation}-{page.next}"
@@ -58,7 +58,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
     async def facets(filter: FilterText = None) -> Response:
-        found = await service.in_thread(service.engine.index.snapshot().facets, _filter(filter))
+        found = await service.in_thread(service.engine.searched.snapshot().facets, _filter(filter))
         return _json(FacetsResponse(found.total, found.facets))
 
     @routes.get(
@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
         | {200: {"description": "The picture.", "content": {kind: {} for kind in ("image/jpeg", "image/png", "image/webp")}}},
     )
     async def image(request: Request, id: ItemId, size: Size = 320) -> Response:
-        item = _existing(service, id)
+        item = await _existing(service, id)
         if (known := request.headers.get("if-none-match")) is not None:
             etag = await service.in_thread(service.photos.etag, item.id, item.content, size)
             if _matches(known, etag):
@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503))
     async def get(id: ItemId) -> Response:
-        return _json(_item(_existing(service, id)))
+        return _json(_item(await _existing(service, id)))
 
     @routes.post(
         "/items",
@@ -131,7 +131,7 @@ def _row(after: str, generation: str | None) -> int:
     if not dash or not row.isascii() or not row.isdigit():
         raise InputError(f"after: expected `next` of the page before, got {after!r}")
     if made_in != generation:
-        raise Problem(404, "page_gone", "the index was compacted or published since that page; begin again without after")
+        raise Problem(404, "page_gone", "the index was compacted, published or cut since that page; begin again without after")
     return int(row)
 
 
@@ -149,13 +149,14 @@ def _written(encoded: str) -> str:
     return _id(encoded)
 
 
-def _existing(service: Service, encoded: str) -> Item:
+async def _existing(service: Service, encoded: str) -> Item:
     """As this process sees it now. For reading: writes ask `Writes`, which sees what others have saved."""
-    id = _id(encoded)
-    snapshot = service.engine.index.snapshot()
-    if (row := snapshot.row(id)) is None:
+    id, index = _id(encoded), service.engine.searched
+    find = index.snapshot().find
+    (item,) = find([id]) if index.at_hand else await service.in_thread(find, [id])
+    if item is None:
         raise Problem(404, "unknown_item", f"{described(id)} is not in the index")
-    return snapshot.item(row)
+    return item
 
 
 def _filter(text: str | None) -> dict[str, Any] | None:

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 import msgspec
 
-LOGGER = "dqe_engine.server"
 _LEVELS = ("info", "warning", "error")
 _encode = msgspec.json.Encoder().encode
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 from dqe_engine.contracts.manifest import Composition
 from dqe_engine.errors import InputError
 from dqe_engine.index.facets import Facet
+from dqe_engine.index.searched import ABILITIES, Ability
 from dqe_engine.query import MOST_RESULTS, Query
 from dqe_engine.results import IndexState
 
@@ -143,7 +144,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class VocabularyResponse(msgspec.Struct, frozen=True):
-    """What one can ask here: attributes and their values, images that are taken, limits, and whether one may write or needs a key."""
+    """What one can ask here: attributes and their values, images that are taken, limits, and whether one may write or needs a key. offers:
+    what the index can do beside searching, see `Ability`; `write` alone does not say that there are keys for it, as `writes` does."""
 
     model: Model
     attributes: tuple[AttributeValues, ...]
@@ -153,15 +155,18 @@ class VocabularyResponse(msgspec.Struct, frozen=True):
     writes: bool
     keys: bool
     zones: bool
+    offers: tuple[Ability, ...] = ABILITIES
 
 
 class ReadyResponse(msgspec.Struct, frozen=True):
-    """following: whether the last look at the index's files went well; where not, answers are those of the last good one."""
+    """following: whether the last look at the index's files went well; where not, answers are those of the last good one. lost: parts of
+    the index that gave no answer when they were last asked, and whose items answers lack."""
 
     status: Literal["ready"]
     items: int
     revision: str | None
     following: bool
+    lost: tuple[str, ...] = ()
 
 
 class Indexing(msgspec.Struct, frozen=True):

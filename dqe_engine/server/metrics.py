@@ -36,6 +36,7 @@ _BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dqe_cache_hits": ("Answers that were remembered, by cache", ("cache",)),
     "dqe_cache_misses": ("Answers that had to be made, by cache", ("cache",)),
+    "dqe_incomplete_answers": ("Answers that lack the items of lost shards, or are not proved to be the best, by reason", ("reason",)),
     "dqe_rejected": ("Requests that were refused before they were worked on, by reason", ("reason",)),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -48,6 +49,8 @@ _GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "dqe_uploads_in_flight": ("Images that are being taken in, of all workers", sum),
     "dqe_index_items": ("Items that searches see; where workers differ for a moment, the most", max),
     "dqe_index_following": ("1 where all workers can read what is saved to the index, else 0", min),
+    "dqe_index_parts": ("Parts of the index: shards, a database, or one where it lies in the workers", max),
+    "dqe_index_parts_lost": ("Parts that gave no answer when a worker last looked; where workers differ, the most", max),
     "dqe_workers_ready": ("Workers that answer", sum),
 }
 _PER_WORKER = {
@@ -101,11 +104,16 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         """A request that was refused; `reason`: the code of its problem."""
-        with self._lock:
-            series = self._numbers.counters.setdefault("dqe_rejected", {})
-            labels = bounded(series, reason)
-            series[labels] = series.get(labels, 0.0) + 1
-            self._changed = True
+        self._count("dqe_rejected", reason)
+
+    def incomplete(self, reason: str) -> None:
+        """An answer that may lack items; `reason`: "lost" or "unproved"."""
+        self._count("dqe_incomplete_answers", reason)
+
+    def parts(self, parts: int, lost: int) -> None:
+        """Of the index, and those of them that give no answer."""
+        self._set("dqe_index_parts", parts)
+        self._set("dqe_index_parts_lost", lost)
 
     def queue(self, depth: int) -> None:
         """Questions that wait for a batch."""
@@ -147,6 +155,13 @@ class Metrics:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Families(dead, living))
         return generate_latest(registry)
+
+    def _count(self, family: str, labels: str) -> None:
+        with self._lock:
+            series = self._numbers.counters.setdefault(family, {})
+            labels = bounded(series, labels)
+            series[labels] = series.get(labels, 0.0) + 1
+            self._changed = True
 
     def _observe(self, family: str, labels: str, value: float) -> None:
         bounds = _HISTOGRAMS[family][2]

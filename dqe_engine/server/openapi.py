@@ -15,6 +15,7 @@ _SAYS = {
     401: "A key is needed, or this one is unknown.",
     403: "This key may not do this, the server takes no writes, or the Host is another's.",
     404: "No such item or image.",
+    405: "The index of this server does not offer it; `Allow` names the methods that it does.",
     408: "The request did not arrive in time.",
     409: "There is an item of this id.",
     413: "The body is over the limit.",
@@ -22,7 +23,7 @@ _SAYS = {
     422: "Read, and not acceptable: a field, a value, or an image that is damaged or over a limit.",
     431: "The address and the headers are over the limit.",
     429: "Too many: the queue is full, or this client's rate is over. `Retry-After` says how many seconds to wait.",
-    503: "Not ready: starting, draining, or the index is being written by a bulk job. See `Retry-After`.",
+    503: "Not ready: starting, draining, a part of the index gives no answer, or it is being written by a bulk job. See `Retry-After`.",
     504: "The deadline passed.",
     507: "The disk is full, or refuses.",
 }

@@ -28,10 +28,6 @@ class ItemExistsError(DQEError):
     """An item with this id is in the index, and nobody said that it may be replaced."""
 
 
-class UnknownItemError(DQEError):
-    """No item with this id is in the index."""
-
-
 @dataclass(frozen=True)
 class Written:
     """What was done, once it is on the disk. `content`: of the item, None for a removed one. `revision`: of the save."""

@@ -5,7 +5,7 @@
 | 400 | what came is no HTTP message, or no JSON or multipart that can be read |
 | 401 | a key is needed, or unknown |
 | 403 | the key may not do this, the server takes no writes, or the request was not meant for this server |
-| 404, 405 | no such item, image or route; the method |
+| 404, 405 | no such item, image or route; the method, or what the index does not offer |
 | 408 | the request did not arrive in time |
 | 409 | the item exists |
 | 413, 415 | the body is over the limit; its type is not taken |
@@ -13,7 +13,7 @@
 | 429 | too many |
 | 431 | the request's line and headers are over the limit |
 | 500 | our bug |
-| 503 | not ready |
+| 503 | not ready, or a part of the index gives no answer |
 | 504 | the deadline passed |
 | 507 | the disk is full, or refuses |
 """
@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from ..errors import DeadlineError, DQEError, IndexConflictError, InputError, OverloadError
+from ..errors import DeadlineError, DQEError, IndexConflictError, InputError, NoAnswerError, OverloadError
 from .headers import answer_headers, request_id_of
 
 CODES: Mapping[int, str] = {
@@ -98,6 +98,11 @@ def queue_full() -> Problem:
     return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
 
 
+def no_answer() -> Problem:
+    """Where shards or a database are lost, without which there is none. Who runs the server reads in the log which."""
+    return Problem(503, "no_answer", "a part of the index gives no answer, so there is none; ask again in a moment", retry_after(5))
+
+
 def problem_of(error: BaseException) -> Problem:
     """What a client is told about an error. What it cannot mend is told in general words: our own message may name files."""
     if isinstance(error, Problem):
@@ -110,6 +115,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(504, "deadline", "there was no answer within the deadline; ask again later")
     if isinstance(error, IndexConflictError):
         return Problem(503, "busy", "the index is being written by another program; ask again in a moment", retry_after(5))
+    if isinstance(error, NoAnswerError):
+        return no_answer()
     if isinstance(error, InputError):
         return Problem(422, "invalid", error)
     if isinstance(error, OSError) and error.errno in _DESCRIPTORS:

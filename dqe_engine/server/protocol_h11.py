@@ -31,11 +31,6 @@ class H11Connection(Connection, H11Protocol):
         self.conn = h11.Connection(h11.SERVER, watch.settings.max_head_bytes)
         self.begin(watch)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if self.admitted(transport):
-            super().connection_made(transport)
-            self.watch.expect_head(self)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.watch.release(self)
         self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
@@ -58,14 +53,6 @@ class H11Connection(Connection, H11Protocol):
         if self.conn.their_state is h11.IDLE and self.has_part_of_head() and not self.discards(b""):
             self.watch.expect_head(self)
         self.answered(is_idle=self.cycle is answered and self.conn.their_state is h11.IDLE)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.watch.expect_taking(self, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.watch.all_taken(self)
 
     def shutdown(self) -> None:
         self.part(super().shutdown)

@@ -39,11 +39,6 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self._reason: Problem | None = None
         self._refusal: bytes | None = None  # the answer to a search that is one too many
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if self.admitted(transport):
-            super().connection_made(transport)
-            self.watch.expect_head(self)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.watch.release(self)
         self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
@@ -128,14 +123,6 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
             return
         super().on_response_complete()
         self.answered(is_idle=self._in_head and self.cycle.response_complete)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.watch.expect_taking(self, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.watch.all_taken(self)
 
     def shutdown(self) -> None:
         self.part(super().shutdown)

@@ -84,7 +84,10 @@ def serve(
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         server = _Server(config)
-        server.run(sockets)
+        try:
+            server.run(sockets)
+        except SystemExit:  # uvicorn's, after a start that failed
+            return 2
         return 0 if server.started else 2
 
 

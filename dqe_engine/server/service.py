@@ -11,22 +11,26 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dqe_engine.engine import QueryBatcher, RetrievalEngine
-from dqe_engine.errors import DQEError, OverloadError
+from dqe_engine.engine import RetrievalEngine
+from dqe_engine.errors import DQEError, NoAnswerError, OverloadError
 from dqe_engine.files import describe_write_error
 from dqe_engine.image_policy import SNIFFED
-from dqe_engine.index.storage import MANIFEST_FILE
+from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
+from dqe_engine.index.searched import Ability, Health, SearchedIndex
 from dqe_engine.processors import available_cpus, give_way
 from dqe_engine.query import Query
+from dqe_engine.query_batcher import QueryBatcher
 from dqe_engine.results import IndexState, SearchResult
 from dqe_engine.sessions import Provider
 
 from .keys import Keyring
 from .metrics import Metrics
+from .offers import not_offered, problem_of_lack
 from .operations import Removal, Written
 from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
@@ -38,6 +42,8 @@ from .writes import Writes
 log = logging.getLogger("dqe_engine.server")
 FOLLOWED_EVERY = 0.1
 """Seconds between two looks at the index's manifest: a `stat`, and a refresh where it changed."""
+WATCHED_EVERY = 3.0
+"""Seconds between two looks at the parts of an index that lies elsewhere: each is a search of nothing in particular."""
 MEASURED_EVERY = 5
 """Looks between two times that gauges are brought up to date: another worker may be the one that is asked for them."""
 MOST_UPLOADS = 32
@@ -64,7 +70,12 @@ class Service:
         """`niceness`: of the threads that search and decode (see `give_way`)."""
         self.settings, self.metrics, self._niceness = settings, metrics, niceness
         self.phase = "starting"
-        self.following = True
+        self.following, self._behind = True, False
+        self.lacks: Mapping[Ability, str] = {}
+        self.health = Health()
+        self.index = IndexState(0, None)
+        """What a search would search now."""
+        self._writes: Writes | None = None
         self.keyring = Keyring(settings.keys)
         self._followed = self._in_threads = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
@@ -78,17 +89,24 @@ class Service:
         """Load the bundle and the index, and warm up. Raises DQEError."""
         settings = self.settings
         sys.setswitchinterval(SWITCH_S)
+        shared = await asyncio.to_thread(self._open_elsewhere)  # what it starts, such as Ray, gives way to nobody
         with ThreadPoolExecutor(1, "dqe-serve-load", give_way, (self._niceness,)) as loader:  # ONNX Runtime's threads begin in it
-            self.engine = await asyncio.get_running_loop().run_in_executor(loader, self._load)
+            self.engine = await asyncio.get_running_loop().run_in_executor(loader, self._load, shared)
         readers = min(MOST_DECODED, available_cpus())
         self.batcher: QueryBatcher = self.engine.batcher(
             most=settings.most, room=settings.room, readers=readers, niceness=self._niceness, counts=self.metrics.batch
         )
-        self.photos = Photos(settings.photos, settings.uploads_folder, policy=self.engine.image_policy)
+        self.lacks = self.engine.attached.lacks
+        changes = "write" not in self.lacks
+        self.photos = Photos(settings.photos, settings.uploads_folder if changes else settings.uploads, policy=self.engine.image_policy)
         self.removed = Removed(removed_beside(Path(settings.index)))
-        self.writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
-        self._tasks.append(asyncio.create_task(self._follow()))
-        self._look()
+        if changes:
+            self._writes = Writes(settings.index, self.engine, self.photos, removing=self._remember, saved=self._refresh)
+        await asyncio.to_thread(self._look)
+        await asyncio.to_thread(self._look_at_parts)
+        self._tasks += [asyncio.create_task(self._keep()), asyncio.create_task(self._follow())]
+        if not self.engine.attached.at_hand:
+            self._tasks.append(asyncio.create_task(self._watch()))
         self.phase = "ready"
 
     async def close(self) -> None:
@@ -98,7 +116,8 @@ class Service:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await asyncio.to_thread(self.writes.close)
+        if self._writes is not None:
+            await asyncio.to_thread(self._writes.close)
         await asyncio.to_thread(self.batcher.close)
         for pool in (self._pool, self._renderers):
             pool.shutdown(cancel_futures=True)  # nobody waits for what has not begun
@@ -106,27 +125,58 @@ class Service:
         self.metrics.close()
 
     @property
-    def index(self) -> IndexState:
-        """What a search would search now."""
-        now = self.engine.index.snapshot()
-        return IndexState(now.count, now.revision)
+    def writes(self) -> Writes:
+        """Raises Problem for an index that takes none."""
+        if self._writes is None:
+            raise problem_of_lack(self.lacks, "write", "/v1/items/{id}")
+        return self._writes
+
+    def not_offered(self, method: str, path: str) -> Problem | None:
+        """The answer to a request that needs what the index cannot do."""
+        return not_offered(self.lacks, method, path)
 
     def _look(self) -> None:
-        now = self.index
+        now = self.engine.searched.snapshot()
+        self.index = IndexState(now.count, now.revision)
         self._followed += 1
-        self.metrics.index(now.items, self._followed, now.revision or "")
+        self.metrics.index(now.count, self._followed, now.revision or "")
+
+    def _look_at_parts(self) -> None:
+        before, self.health = self.health, self.engine.attached.look()
+        self.metrics.parts(self.health.parts, len(self.health.lost))
+        if gone := sorted({*self.health.lost} - {*before.lost}):
+            log.error("no answer from these parts of the index: %s", ", ".join(gone))
+        if back := sorted({*before.lost} - {*self.health.lost}):
+            log.warning("these parts of the index answer again: %s", ", ".join(back))
 
     def _refresh(self) -> None:
         """Take up what was saved, so that whoever wrote it finds it from now on."""
-        if self.engine.index.refresh():
+        self._behind |= self.engine.attached.refresh()
+        if self._behind:
+            if self.settings.devices:
+                self.engine.search_on(self.settings.devices)  # fails where a device has no room for both; the next turn tries again
+            self._behind = False
             self._look()
 
-    def _load(self) -> RetrievalEngine:
+    def _load(self, shared: SearchedIndex | None) -> RetrievalEngine:
         settings = self.settings
         engine = RetrievalEngine.load(settings.bundle, provider=cast(Provider, settings.provider), threads=_threads(settings))
-        engine.load_index(settings.index)
+        if shared is None:
+            engine.load_index(settings.index)
+            engine.search_on(settings.devices)
+        else:
+            engine.attach(shared)
         engine.warm_up()
         return engine
+
+    def _open_elsewhere(self) -> SearchedIndex | None:
+        """None for an index of this process. Shards and databases may be silent for half of what a search may take, so that there is time
+        left for an answer without them."""
+        settings = self.settings
+        if not is_elsewhere(settings.index):
+            return None
+        threads, at_most = _threads(settings) or 0, settings.deadline_s / 2
+        return open_elsewhere(settings.index, threads=threads, at_most=at_most, spare=True, niceness=self._niceness)
 
     def ready(self) -> bool:
         return self.phase == "ready"
@@ -234,21 +284,17 @@ class Service:
         finally:
             self._searching -= 1
         self.metrics.stages(result.timings_ms)
+        if not result.exact:
+            self.metrics.incomplete("lost" if result.lost else "unproved")
         return result
 
     async def _follow(self) -> None:
         """Take up what other processes save. An index that cannot be read is told, and the last good one goes on being searched."""
-        manifest, parent, seen = Path(self.settings.index) / MANIFEST_FILE, os.getppid(), None
-        for turn in itertools.count():
+        watched, seen = self.engine.attached.watched, None
+        while watched is not None:
             await asyncio.sleep(FOLLOWED_EVERY)
-            if turn % MEASURED_EVERY == 0:
-                self.measure()
-            if os.getppid() != parent and self.settings.workers > 1:
-                log.error("the parent process is gone; this worker ends")
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
             try:
-                status = manifest.stat()
+                status = watched.stat()
                 state = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if state != seen:
                     await asyncio.to_thread(self._refresh)
@@ -258,6 +304,31 @@ class Service:
                     log.error("the index cannot be followed: %s", error)
                 self.following = False
                 await asyncio.sleep(1.0)
+
+    async def _keep(self) -> None:
+        """Measure, and end where the parent process is gone; also while shards are being opened, which takes minutes."""
+        parent = os.getppid()
+        for turn in itertools.count():
+            await asyncio.sleep(FOLLOWED_EVERY)
+            if turn % MEASURED_EVERY == 0:
+                self.measure()
+            if os.getppid() != parent and self.settings.workers > 1:
+                log.error("the parent process is gone; this worker ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    async def _watch(self) -> None:
+        """Ask the parts of the index, which lie elsewhere, whether they answer; and how much there is, where no file tells of changes."""
+        while True:
+            await asyncio.sleep(WATCHED_EVERY)
+            try:
+                await asyncio.to_thread(self._look_at_parts)
+            except Exception:  # a bug, or a client's that has none of its errors for it: the next look may fare better
+                log.exception("the parts of the index cannot be looked at")
+                self.health = replace(self.health, answers=False)
+            if self.engine.attached.watched is None and self.health.answers:
+                with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
+                    await asyncio.to_thread(self._look)
 
 
 def _threads(settings: ServerSettings) -> int | None:

@@ -39,7 +39,8 @@ class ServerSettings:
     What is served:
         `bundle`, `index`: their folders. `photos`: (prefix of ids, folder) of the images that are shown. `uploads`: the folder of images
         that came by HTTP; None for `uploads_folder`'s. `provider`, `threads`: as in `RetrievalEngine.load`, of each worker; with several
-        workers, None shares the processors out among them.
+        workers, None shares the processors out among them. `devices`: numbers of the CUDA devices on which each worker searches a copy of
+        the index, made anew when the index changes; on the CPU where there are none.
     To whom:
         `keys`: without any, nobody may write and everybody may read. `host`, `port`: where it listens. `hosts`: names that the Host header
         may have besides those of a loopback address; where the server is bound to another address and none is given, any. `proxies`:
@@ -65,6 +66,7 @@ class ServerSettings:
     keys: tuple[Key, ...] = ()
     provider: str = "auto"
     threads: int | None = None
+    devices: tuple[int, ...] = ()
     most: int = 32
     room: int = 256
     max_body_bytes: int = 12 << 20

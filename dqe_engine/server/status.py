@@ -9,6 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
 
+from dqe_engine.index.searched import ABILITIES
 from dqe_engine.query import MOST_RESULTS
 
 from .bodies import read_body
@@ -33,7 +34,7 @@ from .messages import (
 )
 from .metrics import MEDIA_TYPE
 from .openapi import body, responds
-from .problems import Problem, without_paths
+from .problems import Problem, no_answer, without_paths
 from .progress import read_progress
 from .service import Service
 
@@ -52,7 +53,9 @@ def router(service: Service) -> APIRouter:
     async def ready() -> Response:
         if not service.ready():
             raise Problem(503, service.phase, f"this server is {service.phase}; ask again in a second", headers={"Retry-After": "1"})
-        return _json(ReadyResponse("ready", service.index.items, service.index.revision, service.following))
+        if not service.health.answers:
+            raise no_answer()
+        return _json(ReadyResponse("ready", service.index.items, service.index.revision, service.following, service.health.lost))
 
     @routes.get("/metrics", tags=["operation"], summary="For Prometheus", response_class=Response)
     async def metrics() -> Response:
@@ -71,9 +74,10 @@ def router(service: Service) -> APIRouter:
                     MOST_RESULTS, MOST_EXPLAINED, MOST_TEXT, MOST_IDS, MOST_FILTER_KEYS, MOST_FILTER_VALUES, settings.max_body_bytes
                 ),
                 index=service.index,
-                writes=any(key.may_write for key in settings.keys),
+                writes="write" not in service.lacks and any(key.may_write for key in settings.keys),
                 keys=bool(settings.keys),
                 zones=manifest.zones is not None,
+                offers=tuple([ability for ability in ABILITIES if ability not in service.lacks]),
             )
         )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import DQEError, IndexConflictError, IndexFormatError, InputError, OverloadError
+from dqe_engine.errors import DQEError, IndexConflictError, IndexFormatError, InputError, OverloadError, UnknownItemError
 from dqe_engine.files import describe_os_error, describe_write_error, make_directories, try_directory_lock
 from dqe_engine.forks import NotPickled
 from dqe_engine.image_sources import Pixels
@@ -25,7 +25,7 @@ from dqe_engine.index.storage import LOCK_FILE, MANIFEST_FILE
 from dqe_engine.index.validation import check_ids, checked_metadata
 from dqe_engine.preprocessing import fit_image, open_image
 
-from .operations import BusyError, ItemExistsError, Metadata, Operation, Removal, UnknownItemError, Written, deadline_in, too_late
+from .operations import BusyError, ItemExistsError, Metadata, Operation, Removal, Written, deadline_in, too_late
 from .photos import Photos, content_of
 
 _ENCODED_AT_ONCE = 32

@@ -38,7 +38,7 @@ def import_tensorrt() -> Any:
         ) from error
     version = str(getattr(tensorrt, "__version__", "unknown"))
     if not version.startswith(tuple(f"{major}." for major in SUPPORTED_MAJORS)):
-        raise BackendError(f"TensorRT {version} is installed; this version of dqe-engine runs 10 and 11")
+        raise BackendError(f"TensorRT {version} is installed, expected version 10 or 11; pip install 'dqe-engine[tensorrt]'")
     return tensorrt
 
 

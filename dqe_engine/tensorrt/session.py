@@ -124,7 +124,9 @@ class TensorRTSession(ProcessBound):
         usable = [i for i, p in enumerate(self._profiles) if all(p[axis].min <= size <= p[axis].max for axis, size in others.items())]
         if not usable:
             ranges = ", ".join(f"{axis} {p[axis].min} to {p[axis].max}" for p in self._profiles for axis in others)
-            raise InputError(f"{self.spec.name}: {_describe(others)} is outside the engine's profiles ({ranges}); build it for such sizes")
+            raise InputError(
+                f"{self.spec.name}: {_describe(others)} is outside the engine's profiles ({ranges}); widen them with --trt-profile"
+            )
         whole = [i for i in usable if self._profiles[i]["batch"].min <= batch <= self._profiles[i]["batch"].max]
         if whole:
             return min(whole, key=lambda i: tuple(self._profiles[i][axis].max for axis in dynamic)), [batch]
@@ -189,7 +191,7 @@ class TensorRTSession(ProcessBound):
                 if not context.set_input_shape(tensor.name, tensor.shape(self._sizes, **dynamic)):
                     raise BackendError(f"TensorRT refuses {tensor.name} at {_describe(dynamic)}: {self._logger.errors()}")
             if missing := context.infer_shapes():
-                raise BackendError(f"TensorRT cannot infer shapes, {', '.join(missing)} lacks something")
+                raise BackendError(f"TensorRT cannot infer the shapes of the outputs, since {', '.join(missing)} is not set")
             shapes = {tensor.name: tuple(context.get_tensor_shape(tensor.name)) for tensor in self.spec.outputs}
         for tensor in self.spec.outputs:
             found, wanted = shapes[tensor.name], tensor.shape(self._sizes, **dynamic)

@@ -91,7 +91,7 @@ def early(name: str, made: Callable[[F32], Screen] = Screen.build) -> Contender:
             screen = Screen.build(items, lists="always")
         lists = screen.lists
         if lists is None:
-            raise LeftOutError("left out: no lists are made, for most tokens have no direction")
+            raise LeftOutError("left out: most tokens have no direction (their norm is 0), so no lists are made")
 
         def searching(values: dict[str, int]) -> Search:
             shrunk = Screen(screen.shards, lists.shrunk(values["angle %"] / 100, always=True), screen.prefix)

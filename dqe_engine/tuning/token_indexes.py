@@ -21,7 +21,7 @@ slower; always makes one query over a small index several times slower."""
 _NEVER = 128_000
 _TRAINING_ROWS, _TRAINING_ROUNDS = 64, 10
 """Per centroid. FAISS takes up to 256 and 25; the centroids hardly change and training takes minutes."""
-PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EFS = (16, 32, 64, 128, 256, 512)
 LINKS, EF_CONSTRUCTION = 16, 40
 _LARGE = 1 << 20  # rows whose graph is worth a file
@@ -35,13 +35,16 @@ def fetches(tokens: int, k: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(count for count in (4 * k, tokens * (k + 1), 2 * tokens * (k + 1))))
 
 
-def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
-    """Cells around centroids, of which the nearest few are read: whole rows, or product codes whose best items are scored again."""
+def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10, per_root: int = 2) -> Contender:
+    """Cells around centroids, of which the nearest few are read: whole rows, or product codes whose best items are scored again.
+
+    per_root: cells for each root of the number of tokens, about: rounded so that their number is a power of two.
+    """
 
     def build(items: F32) -> Built:
         faiss = _faiss()
         rows, tokens, width = items.reshape(-1, items.shape[2]), items.shape[1], items.shape[2]
-        quantizer, assigned = _cells(items)
+        quantizer, assigned = _cells(items, per_root)
         cells = quantizer.ntotal
         index: Any
         if kind == "flat":
@@ -79,7 +82,9 @@ def inverted_lists(kind: Literal["flat", "pq"], *, k: int = 10) -> Contender:
     if kind == "pq":
         beside = " (made with IVF-Flat's); the items of the rows fetched are scored again by all of their tokens"
     name = "FAISS IVF-PQ, re-scored" if kind == "pq" else "FAISS IVF-Flat"
-    return Contender(name, f"tokens in cells, about two for each root of their number{beside}.", build, "faiss", obstacle)
+    if per_root != 2:
+        name += f", {per_root} cells a root"
+    return Contender(name, f"tokens in cells, about {per_root} for each root of their number{beside}.", build, "faiss", obstacle)
 
 
 def hnsw(*, pooled: bool = False, k: int = 10, most_rows: int | None = None, folder: Path | None = None) -> Contender:
@@ -144,17 +149,17 @@ def searched(index: Any, threads: int, parameters: Any = None, *, mode: int | No
     return search
 
 
-_cells_of: dict[int, tuple[F32, Any, Any]] = {}
+_cells_of: dict[tuple[int, int], tuple[F32, Any, Any]] = {}
 """Of the last gallery, so that two indexes over the same cells assign their tokens once."""
 
 
-def _cells(items: F32) -> tuple[Any, Any]:
+def _cells(items: F32, per_root: int) -> tuple[Any, Any]:
     """Centroids, as a flat index, and the cell of each token."""
     faiss = _faiss()
-    if id(items) in _cells_of:
-        return _cells_of[id(items)][1:]
+    if (id(items), per_root) in _cells_of:
+        return _cells_of[id(items), per_root][1:]
     rows = items.reshape(-1, items.shape[2])
-    cells = 1 << round(math.log2(1.6 * math.sqrt(len(rows))))
+    cells = 1 << round(math.log2(0.8 * per_root * math.sqrt(len(rows))))
     quantizer = faiss.IndexFlatIP(rows.shape[1])
     clustering = faiss.Clustering(rows.shape[1], cells)
     clustering.niter, clustering.spherical, clustering.seed = _TRAINING_ROUNDS, True, 1
@@ -164,7 +169,7 @@ def _cells(items: F32) -> tuple[Any, Any]:
     for start in range(0, len(rows), 1 << 18):
         assigned[start : start + (1 << 18)] = quantizer.search(rows[start : start + (1 << 18)], 1)[1][:, 0]
     _cells_of.clear()
-    _cells_of[id(items)] = (items, quantizer, assigned)
+    _cells_of[id(items), per_root] = (items, quantizer, assigned)
     return quantizer, assigned
 
 
@@ -207,7 +212,10 @@ def _keep(index: Any, path: Path) -> None:
         (scratch / path.name).rename(path)
 
 
-def contenders(*, k: int = 10, most_rows: int | None = None, folder: Path | None = None) -> Sequence[Contender]:
-    """All of FAISS's, for the k best of a gallery of tokens."""
+def contenders(
+    *, k: int = 10, cells: Sequence[int] = (2,), most_rows: int | None = None, folder: Path | None = None
+) -> Sequence[Contender]:
+    """All of FAISS's, for the k best of a gallery of tokens. `cells`: so many for each root of the number of tokens, an index for each."""
     graphs = [hnsw(pooled=pooled, k=k, most_rows=most_rows, folder=folder) for pooled in (False, True)]
-    return inverted_lists("flat", k=k), inverted_lists("pq", k=k), *graphs
+    kinds: tuple[Literal["flat", "pq"], ...] = ("flat", "pq")
+    return *(inverted_lists(kind, k=k, per_root=per_root) for per_root in cells for kind in kinds), *graphs

@@ -54,7 +54,7 @@ def shards_of(items: Items) -> tuple[NDArray[Any], ...]:
     """One or several arrays as (n, M, D) views of one dtype, M and D. Raises InputError."""
     arrays = (items,) if not isinstance(items, (list, tuple)) else tuple(items)
     if not arrays:
-        raise InputError("items: an empty sequence; pass at least one array, of no items if need be")
+        raise InputError("items: an empty sequence; pass at least one array, which may hold 0 items")
     shards = []
     for at, array in enumerate(arrays):
         name = "items" if len(arrays) == 1 else f"items[{at}]"

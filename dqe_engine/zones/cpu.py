@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -209,13 +210,19 @@ def _prefix(request: ZoneRequest) -> Prefix | None:
     return prefix if fits else None
 
 
+def _expected_s(request: ZoneRequest, by_rows: bool) -> float:
+    """Seconds that a sweep is guessed to take, four times off or less."""
+    _, tokens, width = request.shards[0].shape
+    cost = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width * request.batch
+    if by_rows and request.screen is not None and request.screen.prefix is not None:
+        cost *= request.screen.prefix.cost
+    return float(1e-9 * request.size * tokens * cost)
+
+
 def most_listed(request: ZoneRequest, by_rows: bool) -> int:
     """Tokens that a query may visit by lists before sweeping all of them, with the others of its batch, takes less time."""
-    _, tokens, width = request.shards[0].shape
-    swept = SWEPT_ROW_COST * (width + 12) if by_rows else SWEPT_PANEL_COST * width
-    if by_rows and request.screen is not None and request.screen.prefix is not None:
-        swept *= request.screen.prefix.cost
-    return max(1, int(request.size * tokens * swept / (VISIT_COST + VISIT_BYTE_COST * width)))
+    swept_s = _expected_s(request, by_rows) / (1 if by_rows else request.batch)
+    return max(1, int(1e9 * swept_s / (VISIT_COST + VISIT_BYTE_COST * request.shards[0].shape[2])))
 
 
 def rank_field(hi: float, size: int) -> int:
@@ -297,19 +304,22 @@ class _Sweeper:
 
     def _by_lists(self, rows: I64, out: _Rows, zoning: Zoning) -> int | None:
         """By lists first, and without them for the queries that they leave too much; None where nothing was done."""
-        if self.lists is None or (self.list_limit is None and not self.lists.worth_trying()):
+        if self.lists is None:
             return None
+        begun, tally = perf_counter(), self.lists.tally_of(len(rows))
+        if self.list_limit is None and not self.lists.always and not tally.lists_pay(_expected_s(self.request, self.by_rows)):
+            rescored = self._call(rows, out, zoning, self.request.anchor_ids, self.sample)
+            tally.note_sweep(perf_counter() - begun)
+            return rescored
         most = self.list_limit or most_listed(self.request, self.by_rows)
         rescored = self._call(rows, out, zoning, self.request.anchor_ids, 0, most)
-        if not np.count_nonzero(out.status):
-            self.lists.note(len(rows), 0)
-            return rescored
-        (again,) = np.nonzero(out.status == Status.SCATTERED)
-        self.lists.note(len(rows), len(again))
+        again = np.flatnonzero(out.status == Status.SCATTERED) if np.count_nonzero(out.status) else rows[:0]
         if len(again):
-            part = out.take(again)
+            part, listed = out.take(again), perf_counter()
             rescored += self._call(rows[again], part, zoning, self.request.anchor_ids, self.sample)
             out.put(again, part)
+            tally.note_sweep(perf_counter() - listed)
+        tally.note(perf_counter() - begun, scattered=len(again) > 0)
         return rescored
 
     def _call(self, rows: I64, out: _Rows, zoning: Zoning, anchor_ids: I64 | None, sample: int, most: int = 0) -> int:

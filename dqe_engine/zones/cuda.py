@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,7 +19,8 @@ from dqe_engine.errors import BackendError, InputError
 
 from .arrays import I64, Exclusions, check_counts, check_ids, checked_bitmap, excluding_others, exclusions
 from .bitmaps import U64
-from .device_screen import QUERIES_A_PASS, DeviceScreen
+from .device_pending import Pending, PendingArray, device_errors
+from .device_screen import SM_80, DeviceScreen, Unscreened
 from .pooled import Pool, resolve
 from .request import ZoneSelection
 
@@ -81,9 +83,9 @@ class Index:
         writing to them make a new one.
     stream: handle of the CUDA stream that the first searches work on.
     screen: keep an 8-bit copy of the items too (half the memory of float16 items again, a quarter of float32), by whose certified bounds a
-        top-k without zones reads only what can be among the best; results stay equal to the bit. "auto" uses it where that reads less
-        (`describe`), True wherever it can. Such a search takes the kernels for sm_80 (see `architecture`), whose results it has. Not run on
-        a device yet.
+        top-k without zones reads only what can be among the best; results stay equal to the bit. "auto" uses it where that is expected to
+        be faster on this device (`describe`), True wherever it can. Such a search takes the kernels for sm_80 (see `architecture`), whose
+        results it has. Not run on a device yet.
 
     It keeps a workspace as large as the largest that a search has needed. Threads may search at the same time, and those that find the
     workspace taken allocate memory for the time of the call.
@@ -93,6 +95,7 @@ class Index:
 
     def __init__(self, items: Any, *, stream: int = 0, screen: bool | Literal["auto"] = False) -> None:
         self._module = kernels()
+        self._operand: Any = None  # before `_items`, and let go before it: the array must outlive what was taken from it
         self._items = items
         self._operand = self._taken(stream)
         self._ready = {stream}
@@ -104,10 +107,8 @@ class Index:
         self._screen = None
         if screen:
             rule = DeviceScreen(self.size, self.tokens, self.width, 2 if self._operand.dtype == "float16" else 4, always=screen is True)
-            try:
+            with device_errors():
                 self._codes = self._module.Codes(self._operand, stream) if rule.suits else None
-            except RuntimeError as e:
-                raise BackendError(f"backend='cuda': {e}") from e
             self._screen = rule
 
     def describe(self, batch: int = 1, k: int = 10, *, half_queries: bool = False) -> str:
@@ -115,14 +116,12 @@ class Index:
         kernels = self.architecture(batch, k=k, half_queries=half_queries)
         if self._screen is None:
             return f"no screen was asked for: every search reads the items (screen='auto' keeps 8-bit codes too); {kernels} kernels"
-        a_pass = self._unscreened(batch, half_queries, zones=False)[1]
-        return f"{self._screen.describe(batch, k, a_pass)}; {kernels} kernels"
+        return f"{self._screen.describe(batch, k, self._unscreened(batch, half_queries, zones=False))}; {kernels} kernels"
 
     def _taken(self, stream: int) -> Any:
         return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
 
-    def _unscreened(self, batch: int, half_queries: bool, *, zones: bool) -> tuple[str, int]:
-        """Which kernels a search takes that uses no screen, and how many of its queries read the items together."""
+    def _unscreened(self, batch: int, half_queries: bool, *, zones: bool) -> Unscreened:
         architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, zones, False)
         return architecture, a_pass
 
@@ -134,9 +133,9 @@ class Index:
         the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes
         sm_80 for all that it scores.
         """
-        architecture, a_pass = self._unscreened(batch, half_queries, zones=zones)
-        screened = self._screen is not None and not zones and self._screen.would_pay(batch, k, a_pass)
-        if screened:
+        unscreened = self._unscreened(batch, half_queries, zones=zones)
+        architecture = unscreened[0]
+        if self._screen is not None and not zones and self._screen.would_pay(batch, k, unscreened):
             architecture = self._module.architecture(self._operand, batch, half_queries, zones, True)[0]
         return architecture
 
@@ -155,6 +154,7 @@ class Index:
         portable: bool = False,
         stream: int = 0,
         workspace: Any = None,
+        sync: bool = True,
     ) -> ZoneSelection:
         """What `select_zones` selects; the result's fields are DLPack arrays on the items' device.
 
@@ -166,10 +166,17 @@ class Index:
             each query and item, which filters that pass much can afford.
         portable: take the kernels for sm_80 also where those for sm_90a would serve (see `architecture`). Scores may differ in their last
             bits.
-        stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). It is waited for before the call
-            returns. The result's memory is freed behind the work on the streams that took it (`torch.from_dlpack` names the current one).
+        stream: handle of the CUDA stream to work on (`torch.cuda.current_stream().cuda_stream`). The result's memory is freed behind the
+            work on the streams that took it (`torch.from_dlpack` names the current one).
+        sync: wait for the search before the call returns. False: it is started alone, and whoever takes the first of its arrays through
+            DLPack waits for it. A list of candidates that overflowed is found then, and the search repeated; a wrong anchor or a device
+            that failed is raised then, at each try. Several searches of an index may be under way, on one stream or several, as may
+            other work. Queries and anchors on the device are copied first: work behind the search on `stream` may write over them. A
+            result that nobody takes is waited for when it is dropped. `rescored` is None. While the stream is captured into a graph,
+            such a search is refused.
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
-            the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB.
+            the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB, and a
+            quarter of that for ranks.
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """
@@ -195,16 +202,18 @@ class Index:
         if bitmap is not None:
             exclude = excluding_others(exclude, bitmap, batch, size)
         offsets, excluded = exclusions(exclude, batch, size)
-        excluded = np.ascontiguousarray(excluded, np.int64)
+        offsets, excluded = (np.array(part, np.int64) if not sync else np.ascontiguousarray(part, np.int64) for part in (offsets, excluded))
+        if not sync and isinstance(anchor, np.ndarray):  # the caller may write over it
+            a = self._module.Operand(anchor.copy())
 
         screen = self._screen if zones is None else None
         if screen is not None:
-            a_pass = QUERIES_A_PASS if portable else self._unscreened(batch, q.dtype == "float16", zones=False)[1]
-            screen = screen if screen.pays(batch, k, a_pass) else None
+            unscreened = SM_80 if portable else self._unscreened(batch, q.dtype == "float16", zones=False)
+            screen = screen if screen.pays(batch, k, unscreened) else None
 
-        def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any) -> dict[str, Any]:
+        def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any, sync: bool) -> dict[str, Any]:
             given = spec or _NO_ZONES
-            try:
+            with device_errors():
                 fields: dict[str, Any] = self._module.select(
                     q,
                     t,
@@ -227,22 +236,22 @@ class Index:
                     workspace=workspace,
                     room=self._room,
                     codes=self._codes if screen else None,
+                    sync=sync,
                 )
-            except ValueError as e:
-                raise InputError(str(e)) from e
-            except RuntimeError as e:
-                raise BackendError(f"backend='cuda': {e}") from e
-            fields.pop("passes")
+            started = fields.pop("search")
+            if started is not None:
+                pending = Pending(started, partial(screen.learn, batch, k) if screen else None, self, queries, a, anchor, workspace)
+                return {name: None if value is None else PendingArray(value, pending) for name, value in fields.items()}
             if screen:
                 fields["rescored"] = screen.learn(batch, k, fields["rescored"])
             return fields
 
         if zones is not None and zones.bounds == "pooled":
-            best = swept(None, 1, 0, False, None, None)["ids"] if anchor is None and size else None
+            best = swept(None, 1, 0, False, None, None, True)["ids"] if anchor is None and size else None
             hidden: dict[str, Any] = {"offsets": offsets, "excluded": excluded, "allowed": bitmap}
             sizes = {"batch": batch, "size": size, "tokens": self.tokens}
             zones = _resolve_pooled(zones, queries, self._items, anchor, best, device=q.device, **sizes, **hidden)
-        return ZoneSelection(**swept(zones, k, picks, counts, a, room), backend="cuda")
+        return ZoneSelection(**swept(zones, k, picks, counts, a, room, sync), backend="cuda")
 
 
 def _resolve_pooled(

@@ -47,19 +47,28 @@ def stopping_early(
         raise InputError(f"queries: {len(queries)}, at least {LEAST_QUERIES} are needed to measure a recall")
     if (most := shown(1.0, len(queries))) < recall:
         needed = math.ceil(_ERRORS**2 * recall / (1.0 - recall))
-        raise InputError(f"recall={recall}: {len(queries)} queries can show {most:.4f} at most; pass at least {needed:,} queries")
+        raise InputError(
+            f"recall={recall}: {len(queries)} queries can prove a recall of {most:.4f} at most; pass at least {needed:,} queries"
+        )
 
     def alone(by: Screen) -> F32:
         """Scores (B, k) of each query asked alone: a batch is swept where that is faster, finds everything, and adds in another order."""
         return np.concatenate([select_zones(query[None], items, k=k, screen=by, threads=threads).scores for query in queries])
 
-    lowest = alone(screen)[:, -1:]
+    exact = alone(screen)
     for share in SHARES:
         found = alone(Screen(screen.shards, screen.lists.shrunk(share, always=True), screen.prefix))
-        measured = float((found >= lowest).mean())
+        measured = _recall(found, exact)
         if shown(measured, len(queries)) >= recall:
             return Screen(screen.shards, screen.lists.shrunk(share), screen.prefix), measured
     return screen, 1.0
+
+
+def _recall(found: F32, exact: F32) -> float:
+    """Share of the exact scores (B, k) that were found; of those equal to the lowest, any counts, but no more than there are."""
+    lowest = exact[:, -1:]
+    equal = np.minimum((found == lowest).sum(axis=1), (exact == lowest).sum(axis=1))
+    return float(((found > lowest).sum(axis=1) + equal).mean() / exact.shape[1])
 
 
 def shown(measured: float, queries: int) -> float:

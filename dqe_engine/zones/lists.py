@@ -23,21 +23,67 @@ _LISTS_PER_ROOT = 8
 """As many lists as this times the root of the number of tokens: a query looks at each list, and at the tokens of a few."""
 _LEAST_PER_LIST = 16
 _SAMPLE_PER_LIST = 12
+_SAMPLE_PER_ROOT = 256
+"""Points, at most, that k-means looks at for each root."""
 _ROUNDS = 4
-_LEFT_SAMPLE, _LEFT_QUERIES, _LEFT_K, _LEFT_LISTS = 16_384, 16, 10, 1024
-"""Tokens, queries and lists by which it is judged what lists spare, for searches for so many of the best."""
+_LEFT_SAMPLE, _LEFT_QUERIES, _LEFT_K = 16_384, 16, 10
+"""Tokens and queries by which it is judged what lists spare, for searches for so many of the best."""
 MOST_LEFT = 0.1
 """Share of the tokens that lists may leave where they are worth their memory: where they leave more, prefixes alone take less time."""
-_SPREAD_SAMPLE = 1 << 16  # tokens, at most, whose principal components these are
+_TRIED_FIRST, _KEPT_TIMES = 8, 15
+_SPREAD_SAMPLE = 1 << 14  # tokens, at most, whose principal components these are
 
 
 @dataclass(slots=True)
-class _Tally:
-    """How a gallery's queries have fared: where lists rule out too little, they are tried ever more rarely."""
+class Tally:
+    """How long searches of some number of queries took lately, by lists and without: where lists take longer, they are tried rarely."""
 
     tried: int = 0
     scattered: int = 0
-    skipped: int = 0
+    """Searches by lists, and those of them that had to sweep some of their queries besides."""
+    asked: int = 0
+    listed_s: list[float] = field(default_factory=list)  # of searches by lists, with the sweeps that these did not spare
+    swept_s: list[float] = field(default_factory=list)
+
+    def note(self, seconds: float, *, scattered: bool) -> None:
+        _keep(self.listed_s, seconds, self.tried)
+        self.tried += 1
+        self.scattered += scattered
+
+    def note_sweep(self, seconds: float) -> None:
+        _keep(self.swept_s, seconds, self.asked + self.tried)
+
+    def lists_pay(self, swept_s: float) -> bool:
+        """Whether to try lists next: what takes longer is tried once in 64 searches.
+
+        swept_s: what a sweep is guessed to take, in seconds. Where searches by lists take more than a quarter of that, one in 64 is swept.
+        """
+        if self.tried < _TRIED_FIRST:
+            return True
+        self.asked += 1
+        listed, rare = _median(self.listed_s), self.asked % 64 == 0
+        pay = not self.swept_s or listed <= _median(self.swept_s)
+        return not (rare and listed > swept_s / 4) if pay else rare
+
+
+def _keep(times: list[float], seconds: float, number: int) -> None:
+    """A median of some is compared, which one that had to wait for a processor does not change."""
+    if len(times) < _KEPT_TIMES:
+        times.append(seconds)
+    else:
+        times[number % _KEPT_TIMES] = seconds
+
+
+def _median(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+@dataclass(frozen=True, slots=True)
+class NoLists:
+    """Why a gallery has no lists."""
+
+    left: float | None = None
+    """What they would leave of the tokens, where that is too much; None: there are too few tokens, or too many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,33 +102,54 @@ class TokenLists:
     cosines: NDArray[np.uint16]  # (covered * M,): of the angle to the direction, rounded down
     level: Prefix | NoPrefix | None = None
     """Prefixes of the tokens in the order of `rows`, or why there are none; None where none were weighed."""
-    tally: _Tally = field(default_factory=_Tally)
+    tallies: dict[int, Tally] = field(default_factory=dict)
     always: bool = False
-    """Tried for every query, whatever the tally says: for measurements, which a sweep in full would flatter."""
+    """Tried for every query, whatever the tallies say: for measurements, which a sweep in full would flatter."""
 
     @classmethod
-    def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, least: int = LEAST_TOKENS) -> TokenLists | None:
-        """Cluster the tokens of (n, M, D) shards; None where there are fewer than `least`, or too many for 32 bits."""
+    def weighed(
+        cls,
+        shards: Sequence[NDArray[Any]],
+        *,
+        queries: F32 | None = None,
+        threads: int,
+        least: int = LEAST_TOKENS,
+        most_left: float = MOST_LEFT,
+    ) -> TokenLists | NoLists:
+        """Cluster the tokens of (n, M, D) shards, unless there are fewer than `least`, too many for 32 bits, or a query could skip too few.
+
+        What a query can skip is known from a sample, before all tokens are looked at.
+
+        queries: (B, D), finite, like those that will be asked; some of the tokens, where there are none with a direction.
+        most_left: share of the tokens that lists may leave; 1: whatever they leave.
+        """
         covered, tokens, width = sum(map(len, shards)), *shards[0].shape[1:]
         size = covered * tokens
         if not least <= size < 2**32 - 1:
-            return None
+            return NoLists()
         wanted = max(1, min(_LISTS_PER_ROOT * math.isqrt(size), size // _LEAST_PER_LIST))
         rng = np.random.default_rng(0)
         sample = units(sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng))
         if len(sample) < wanted:
-            return None  # most tokens have no direction
+            return NoLists()  # most tokens have no direction
         tree = _Tree.grown(sample, wanted, rng, threads)
-        assigned = np.empty(size, np.uint32)
-        kernels().assign_tokens(list(shards), tree.axes, tree.roots, tree.leaves, tree.offsets, assigned, threads)
+        del sample
+        if most_left < 1 and (left := tree.left(shards, queries, threads)) > most_left:
+            return NoLists(left)
         count = len(tree.directions)
         longest, widest, starts = np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.int64)
         rows, cosines = np.empty(size, np.uint32), np.empty(size, np.uint16)
-        kernels().fill_lists(list(shards), tree.directions, assigned, longest, widest, starts, rows, cosines, threads)
+        kernels().fill_lists(list(shards), *tree.for_kernels(), tree.directions, longest, widest, starts, rows, cosines, threads)
         codes = np.empty((count, 1, -(-width // 64) * 64), np.uint8)
         scales, errors, norms = (np.empty((count, 1), np.float32) for _ in range(3))
         kernels().encode(tree.directions[:, None], codes, scales, errors, norms, threads)
         return cls(covered, codes[:, 0], scales[:, 0], errors[:, 0], norms[:, 0], longest, widest, starts, rows, cosines)
+
+    @classmethod
+    def build(cls, shards: Sequence[NDArray[Any]], *, threads: int, least: int = LEAST_TOKENS) -> TokenLists | None:
+        """What `weighed` makes, whatever the lists leave; None where it makes none."""
+        found = cls.weighed(shards, threads=threads, least=least, most_left=1.0)
+        return found if isinstance(found, cls) else None
 
     def prefixed(self, shards: Sequence[NDArray[Any]], *, threads: int, queries: F32 | None = None, width: int | None = None) -> TokenLists:
         """The same lists, with prefixes of their tokens where these pay; the arguments are those of `Prefix.weighed`."""
@@ -91,27 +158,6 @@ class TokenLists:
     @property
     def prefix(self) -> Prefix | None:
         return self.level if isinstance(self.level, Prefix) else None
-
-    def left(self, shards: Sequence[NDArray[Any]], queries: F32 | None = None) -> float:
-        """The share of the tokens that a query cannot skip, as some tokens tell, or queries that are like those that will be asked."""
-        rng = np.random.default_rng(0)
-        rows = units(sampled(shards, min(len(self.rows), _LEFT_SAMPLE + _LEFT_QUERIES), rng))
-        if len(rows) < 2:
-            return 1.0
-        asked, rows = np.split(rng.permutation(rows), [min(_LEFT_QUERIES, len(rows) // 2)])
-        if queries is not None and len(given := units(queries)):
-            asked = given[:: -(-len(given) // _LEFT_QUERIES)]
-        rank = min(max(1, _LEFT_K * len(rows) // len(self.rows)), len(rows)) - 1
-        best = -np.partition(-(asked @ rows.T), rank, axis=1)[:, rank, None]
-        lists = slice(None, None, -(-len(self.longest) // _LEFT_LISTS))
-        width = shards[0].shape[2]
-        along = np.clip(asked @ ((self.codes[lists, :width] - np.float32(128)) * self.scales[lists, None]).T, -1.0, 1.0)
-        within = np.cos(np.maximum(np.arccos(along) - np.arccos(np.clip(best, -1.0, 1.0)), 0.0))  # of the list's direction
-        begins, sizes = self.starts[:-1][lists], np.diff(self.starts)[lists]
-        which = np.repeat(np.arange(len(sizes)), sizes)
-        at = np.arange(len(which)) + np.repeat(begins - np.cumsum(sizes) + sizes, sizes)
-        cosines = self.cosines[at] / np.float32(32767.5) - 1
-        return float((cosines <= within[:, which]).mean()) if len(which) else 1.0
 
     @property
     def nbytes(self) -> int:
@@ -127,23 +173,11 @@ class TokenLists:
     def shrunk(self, share: float, *, always: bool = False) -> TokenLists:
         """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""
         angles = np.arccos(np.clip(self.widest.astype(np.float64), -1.0, 1.0)) * share
-        return replace(self, widest=np.cos(angles).astype(np.float32), tally=_Tally(), always=always)
+        return replace(self, widest=np.cos(angles).astype(np.float32), tallies={}, always=always)
 
-    def worth_trying(self) -> bool:
-        """Whether enough of the queries until now were spared enough; after many that were not, one in 64 is tried."""
-        tally = self.tally
-        if self.always or tally.tried < 8 or 2 * tally.scattered <= tally.tried:
-            return True
-        tally.skipped += 1
-        return tally.skipped % 64 == 0
-
-    def note(self, tried: int, scattered: int) -> None:
-        tally = self.tally
-        tally.tried += tried
-        tally.scattered += scattered
-        if tally.tried > 256:  # what was long ago counts less
-            tally.tried //= 2
-            tally.scattered //= 2
+    def tally_of(self, queries: int) -> Tally:
+        """Of searches for so many queries at once, or about so many."""
+        return self.tallies.setdefault(queries if queries <= 4 else 1 << queries.bit_length(), Tally())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,49 +192,55 @@ class _Tree:
 
     @classmethod
     def grown(cls, sample: F32, leaves: int, rng: np.random.Generator, threads: int) -> _Tree:
-        some = sample[:: -(-len(sample) // _SPREAD_SAMPLE)].astype(np.float64)
-        some -= some.mean(axis=0)
-        spread = some.T @ some
-        axes: F32 = np.ascontiguousarray(np.linalg.eigh(spread).eigenvectors.T[::-1][:_PREFIX], np.float32)
-        points: F32 = sample @ axes.T
-        roots, of_root = _kmeans(points, max(1, math.isqrt(leaves)), rng, rounds=_ROUNDS, threads=threads)
-        centres, directions = [], []
-        for root in range(len(roots)):
-            (members,) = np.nonzero(of_root == root)
-            share = max(1, min(len(members), round(leaves * len(members) / len(sample))))
-            own, of_leaf = (
-                _kmeans(points[members], share, rng, rounds=_ROUNDS, threads=threads)
-                if len(members)
-                else (roots[root : root + 1], np.empty(0, np.uint32))
-            )
-            sums = np.zeros((len(own), sample.shape[1]))
-            order = np.argsort(of_leaf, kind="stable")
-            present, begins = np.unique(of_leaf[order], return_index=True)
-            if len(present):
-                sums[present] = np.add.reduceat(sample[members[order]], begins, axis=0, dtype=np.float64)
-            norms = np.linalg.norm(sums, axis=1, keepdims=True)
-            lost = norms[:, 0] == 0  # an empty leaf, or one whose members cancel
-            sums[lost, 0], norms[lost] = 1.0, 1.0
-            centres.append(own)
-            directions.append((sums / norms).astype(np.float32))
-        offsets = np.concatenate(([0], np.cumsum([len(own) for own in centres])))
-        return cls(axes, roots, np.concatenate(centres), offsets, np.concatenate(directions))
+        """From (n, D) unit vectors."""
+        some = sample[:: -(-len(sample) // _SPREAD_SAMPLE)]
+        some = some - some.mean(axis=0)
+        axes: F32 = np.ascontiguousarray(np.linalg.eigh((some.T @ some).astype(np.float64)).eigenvectors.T[::-1][:_PREFIX], np.float32)
+        order = rng.permutation(len(sample))  # k-means begins with points here and there
+        points: F32 = (sample @ axes.T)[order]
+        count = max(1, math.isqrt(leaves))
+        roots, of_root = np.empty((count, len(axes)), np.float32), np.empty(len(points), np.uint32)
+        whole = np.asarray([0, len(points)])
+        kernels().cluster(points, whole, np.asarray([0, count]), _SAMPLE_PER_ROOT, _ROUNDS, roots, of_root, threads)
+        by_root, begins = _grouped(of_root, count)
+        sizes = np.diff(begins)
+        shares = np.clip(np.rint(leaves * sizes / len(points)).astype(np.int64), 1, np.maximum(sizes, 1))
+        offsets = np.concatenate(([0], np.cumsum(shares)))
+        centres, nearest = np.repeat(roots, shares, axis=0), np.empty(len(points), np.uint32)
+        kernels().cluster(points[by_root], begins, offsets, len(points), _ROUNDS, centres, nearest, threads)
+        by_leaf, begins = _grouped(nearest + np.repeat(offsets[:-1], sizes), len(centres))
+        sums = np.zeros((len(centres), sample.shape[1]))
+        present = np.diff(begins) > 0
+        sums[present] = np.add.reduceat(sample[order[by_root[by_leaf]]], begins[:-1][present], axis=0)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        lost = norms[:, 0] == 0  # an empty leaf, or one whose members cancel
+        sums[lost, 0], norms[lost] = 1.0, 1.0
+        return cls(axes, roots, centres, offsets, (sums / norms).astype(np.float32))
+
+    def for_kernels(self) -> tuple[F32, F32, F32, I64]:
+        return self.axes, self.roots, self.leaves, self.offsets
+
+    def left(self, shards: Sequence[NDArray[Any]], queries: F32 | None, threads: int) -> float:
+        """The share of the tokens that a query cannot skip, as some tokens tell, or queries that are like those that will be asked."""
+        rng = np.random.default_rng(1)
+        size = sum(shard.shape[0] * shard.shape[1] for shard in shards)
+        rows = units(sampled(shards, min(size, _LEFT_SAMPLE + _LEFT_QUERIES), rng))
+        if len(rows) < 2:
+            return 1.0
+        asked, rows = np.split(rng.permutation(rows), [min(_LEFT_QUERIES, len(rows) // 2)])
+        if queries is not None and len(given := units(queries)):
+            asked = given[:: -(-len(given) // _LEFT_QUERIES)]
+        rank = min(max(1, _LEFT_K * len(rows) // size), len(rows)) - 1
+        best = -np.partition(-(asked @ rows.T), rank, axis=1)[:, rank, None]
+        along = np.clip(asked @ self.directions.T, -1.0, 1.0)
+        within = np.cos(np.maximum(np.arccos(along) - np.arccos(np.clip(best, -1.0, 1.0)), 0.0))  # of the list's direction
+        assigned = np.empty(len(rows), np.uint32)
+        kernels().assign_tokens(rows, *self.for_kernels(), assigned, threads)
+        cosines = np.einsum("ij,ij->i", rows, self.directions[assigned])
+        return float((cosines <= within[:, assigned]).mean())
 
 
-def _kmeans(points: F32, count: int, rng: np.random.Generator, *, rounds: int, threads: int) -> tuple[F32, NDArray[np.uint32]]:
-    """Lloyd's iterations from `count` of the points: centres and the nearest of each point. A centre without points stays."""
-    centres = points[rng.choice(len(points), count, replace=False)]
-    for _ in range(rounds):
-        nearest = _nearest(points, centres, threads)
-        sizes = np.bincount(nearest, minlength=count)
-        sums = np.stack([np.bincount(nearest, column, minlength=count) for column in points.T], axis=1)
-        found = sizes > 0
-        centres[found] = (sums[found] / sizes[found, None]).astype(np.float32)
-    return centres, _nearest(points, centres, threads)
-
-
-def _nearest(points: F32, centres: F32, threads: int) -> NDArray[np.uint32]:
-    """For each (n, P) point the centre of least distance."""
-    nearest = np.empty(len(points), np.uint32)
-    kernels().find_nearest(points, centres, nearest, threads)
-    return nearest
+def _grouped(groups: NDArray[Any], count: int) -> tuple[I64, I64]:
+    """Positions in the order of their groups, and where each group begins."""
+    sizes = np.bincount(groups, minlength=count)
+    return np.argsort(groups.astype(np.uint16 if count <= 1 << 16 else np.uint32), kind="stable"), np.concatenate(([0], np.cumsum(sizes)))

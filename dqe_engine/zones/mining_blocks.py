@@ -75,7 +75,7 @@ def resume(partial: Path, plan: MiningPlan, job: MiningJob, force: bool) -> tupl
         except InputError as error:
             problem = str(error)
         if problem and not force:
-            raise InputError(f"{problem}; give what it was given, or start anew with --force")
+            raise InputError(f"{problem}; repeat its options to go on, or start anew with --force")
         if problem:
             run = None
     if run is None:

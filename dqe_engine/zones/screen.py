@@ -14,7 +14,7 @@ from dqe_engine.processors import available_cpus
 
 from .arrays import F32, check_array, shards_of
 from .compiled import kernels
-from .lists import MOST_LEFT, TokenLists
+from .lists import MOST_LEFT, NoLists, TokenLists
 from .memory import CODE_ALIGNMENT, empty_codes
 from .prefix import NoPrefix, Prefix
 
@@ -80,12 +80,13 @@ class Screen:
             kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
             coded.append(CodedShard(codes, scales, errors, norms))
         threads = threads or available_cpus()
-        made, left = TokenLists.build(shards, threads=threads) if lists else None, None
-        if made is not None and (lists == "always" or (left := made.left(shards, queries)) <= MOST_LEFT):
-            return cls(tuple(coded), made.prefixed(shards, queries=queries, threads=threads) if prefix else made)
+        most_left = 1.0 if lists == "always" else MOST_LEFT
+        found = TokenLists.weighed(shards, queries=queries, threads=threads, most_left=most_left) if lists else NoLists()
+        if isinstance(found, TokenLists):
+            return cls(tuple(coded), found.prefixed(shards, queries=queries, threads=threads) if prefix else found)
         weighed = Prefix.weighed(shards, queries=queries, threads=threads) if prefix else None
         kept, reason = (None, weighed) if isinstance(weighed, NoPrefix) else (weighed, None)
-        return cls(tuple(coded), None, kept, reason, left)
+        return cls(tuple(coded), None, kept, reason, found.left)
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +120,7 @@ def _check_queries(queries: F32, width: int) -> None:
         raise InputError(f"queries have D={queries.shape[1]} and items D={width}; both must be the same")
     if not np.isfinite(queries).all():
         at = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-        raise InputError(f"queries: row {at} has numbers that are not finite, by which nothing can be weighed; leave it out")
+        raise InputError(f"queries: row {at} holds NaN or infinity; leave it out")
 
 
 def _coded_shape(shard: NDArray[Any]) -> tuple[int, int, int]:

@@ -88,12 +88,12 @@ def select_zones(
     where = _resolve(backend, queries)
     if where == "cuda":
         if screen is not None:
-            raise InputError("screen: for the CPU; leave it out with arrays on a device")
+            raise InputError("screen: only for arrays on the CPU; leave it out for arrays on a device")
         from . import cuda
 
         return cuda.select(queries, items, **options, stream=stream, workspace=workspace)
     if stream or workspace is not None:
-        raise InputError(f"stream and workspace are for arrays on a CUDA device; the queries are {type(queries).__name__}")
+        raise InputError(f"stream and workspace are for arrays on a CUDA device; the queries are {type(queries).__name__}; leave both out")
     if zones is not None and zones.bounds == "pooled":
         options["zones"] = resolve_pooled(zones, queries, items, anchor=anchor, exclude=exclude, allowed=allowed)  # type: ignore[arg-type]
     request = validated(queries, items, **options, screen=screen)  # type: ignore[arg-type]  # a device array is refused by name

@@ -42,12 +42,12 @@ def check_retrieval(
     if not change.mean() >= -allowed:
         raise ParityError(
             f"recall@10 on {data} is {100 * hits[1].mean():.1f} % with the bundle, {100 * hits[0].mean():.1f} % in PyTorch: "
-            f"more than {allowed:.1f} points lower; nothing was written"
+            f"more than {allowed:.1f} points lower; nothing was written; try a higher --precision"
         )
     if not overlap >= tolerance.min_overlap:
         raise ParityError(
-            f"of PyTorch's first ten answers on {data}, the bundle's first ten hold {100 * overlap:.1f} %, "
-            f"less than {100 * tolerance.min_overlap:.1f} %; nothing was written"
+            f"the bundle's first ten answers on {data} hold {100 * overlap:.1f} % of PyTorch's first ten, "
+            f"less than {100 * tolerance.min_overlap:.1f} %; nothing was written; try a higher --precision"
         )
     return RetrievalParity(
         data=data, queries=len(change), gallery=len(evaluation.gallery), pytorch_recall_at_10=float(hits[0].mean()),

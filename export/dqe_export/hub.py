@@ -40,7 +40,7 @@ def check_push(repository: str) -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise BundleError(f"{what}: no token of the hub here; log in with a token that may write: hf auth login, or HF_TOKEN")
+        raise BundleError(f"{what}: not logged in to the hub; log in with a token that may write: hf auth login, or HF_TOKEN")
 
 
 def push_bundle(path: Path, repository: str, *, private: bool = False) -> Pushed:
@@ -91,7 +91,7 @@ def _head(api: Any, repository: str, private: bool) -> str:
         api.create_repo(repository, private=private or None, exist_ok=True)
         found = api.model_info(repository)
     if private and not found.private:
-        raise InputError(f"--private: {repository} is there and public; change that on its page, or name another repository")
+        raise InputError(f"--private: {repository} exists and is public; change that on its page, or name another repository")
     return str(found.sha)
 
 

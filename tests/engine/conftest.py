@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from support.answers import Answers
 from support.samples import image_rows, noise_image, target_rows
 from support.tiny_bundle import build_tiny_bundle
 
+from dqe_engine.batching import Batcher
+from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
+
+if TYPE_CHECKING:
+    from support.fake_tensorrt import FakeTensorRT
 
 
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """Ray with four places for workers on this machine; started once, since that takes longer than what the tests do."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        for attempt in range(3):
-            try:
-                ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
-                break
-            except Exception as error:  # what Ray raises where a busy machine takes more than 30 s
-                ray.shutdown()
-                if "timed out" not in str(error) or attempt == 2:
-                    raise
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture
@@ -67,3 +56,39 @@ def make_index() -> Callable[..., GalleryIndex]:
         return index
 
     return make
+
+
+@pytest.fixture
+def indexed(bundle_path: Path, image_folder: Path, tmp_path: Path) -> list[str]:
+    """An index by dqe-index of the image folder: the first two arguments of dqe-search."""
+    arguments = [str(bundle_path), str(tmp_path / "index")]
+    assert index_command.main([arguments[0], str(image_folder), "--out", arguments[1], "--provider", "cpu", "--threads", "1"]) == 0
+    return arguments
+
+
+@pytest.fixture
+def answers() -> Answers:
+    """What `batcher` asks."""
+    return Answers()
+
+
+@pytest.fixture
+def batcher(answers: Answers) -> Iterator[Batcher[int, int]]:
+    """Batches of four, and room for six questions that wait."""
+    with Batcher(answers, most=4, room=6) as made:
+        yield made
+        answers.gate.set()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as made:
+        yield made
+
+
+@pytest.fixture
+def with_engines(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes TensorRT engines into a copy of the bundle, whose path it gives."""
+    from support.tiny_engines import engine_writer
+
+    return engine_writer(trt, bundle_path, tmp_path / "bundle")

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_bundle import SIZES, build_tiny_bundle, build_tiny_heads
 
 from dqe_engine.bundle import Bundle, build_file_entries
-from dqe_engine.contracts.manifest import REPORT_FILES
+from dqe_engine.contracts.manifest import OLDEST_SCHEMA, REPORT_FILES, SCHEMA_VERSION
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.errors import BundleError, IndexFormatError
@@ -99,7 +99,7 @@ def test_a_bundle_that_a_killed_replacement_moved_aside(bundle: Path, monkeypatc
             raise OSError(errno.EROFS, "Read-only file system", str(source))
 
         patch.setattr(os, "replace", refuse)
-        refused(bundle, "left the old bundle at .*copy.abcdefgh/old .Read-only file system.; rename that to copy")
+        refused(bundle, "the old bundle is at .*copy.abcdefgh/old .Read-only file system.; rename that to copy")
     assert Bundle.load(bundle).path == bundle
     assert (bundle / "manifest.json").is_file()
 
@@ -116,7 +116,7 @@ def test_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
 def test_other_schemas(bundle: Path, version: object) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, "schema_version must be 3 to 7")
+    refused(bundle, f"schema_version must be {OLDEST_SCHEMA} to {SCHEMA_VERSION}")
 
 
 def of_version_3(manifest: dict[str, Any], precision: str) -> None:
@@ -187,8 +187,8 @@ def test_a_manifest_that_is_a_pipe_or_no_path(bundle: Path) -> None:
 
 
 def test_a_newer_schema_is_named_even_with_unknown_keys(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=8, novelty=1))
-    refused(bundle, "schema version 8 is newer than the supported 7; upgrade")
+    edit(bundle, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, novelty=1))
+    refused(bundle, f"schema version {SCHEMA_VERSION + 1} is newer than the supported {SCHEMA_VERSION}; upgrade")
 
 
 def test_unknown_keys_and_wrong_types(bundle: Path) -> None:
@@ -210,13 +210,13 @@ def test_paths_that_leave_the_bundle(bundle: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["files"].append(m["files"][0]), "listed twice"),
+        (lambda m: m["files"].append(m["files"][0]), "lists a file twice"),
         (lambda m: m["files"].pop(0), "not in the list of files"),
-        (lambda m: m["graphs"].pop(0), "graph vision_encoder is missing"),
-        (lambda m: m["graphs"][0]["inputs"][0].update(name="pixels"), "graph vision_encoder is not as this version binds it"),
+        (lambda m: m["graphs"].pop(0), "graph vision_encoder is missing; export the bundle again"),
+        (lambda m: m["graphs"][0]["inputs"][0].update(name="pixels"), "graph vision_encoder has other inputs or outputs"),
         (lambda m: m["sizes"].update(attributes=3), "3 attribute heads, but 2 attributes"),
-        (lambda m: m["sizes"].update(image_size=64), "graphs take 64 pixels"),
-        (lambda m: m["sizes"].update(embedding_dim=0), "sizes must be positive"),
+        (lambda m: m["sizes"].update(image_size=64), "graphs take images of 64 px"),
+        (lambda m: m["sizes"].update(embedding_dim=0), "sizes must be at least 1"),
     ],
 )
 def test_contradictions(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -233,5 +233,5 @@ def test_file_entries(tmp_path: Path) -> None:
     assert [(entry.path, entry.size) for entry in entries] == [("a", 0), ("b/x", 3)]
     assert entries[1].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "c").symlink_to(tmp_path / "a")
-    with pytest.raises(BundleError, match="cannot hold links"):
+    with pytest.raises(BundleError, match="a symbolic link, which a bundle cannot hold"):
         build_file_entries(tmp_path)

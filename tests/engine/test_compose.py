@@ -76,7 +76,7 @@ def test_no_overrides_change_nothing() -> None:
 
 @pytest.mark.parametrize("factor", [-1, -0.001, float("nan"), float("inf"), "2", None, True])
 def test_multipliers_that_are_refused(factor: object) -> None:
-    with pytest.raises(InputError, match="'colour' multiplies the predicted one"):
+    with pytest.raises(InputError, match="'colour': expected a finite multiplier"):
         apply_overrides(np.ones((1, 2), np.float32), NAMES, {"colour": factor})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,17 @@ import pytest
 from support.host_driver import HostDriver
 
 from dqe_engine import device_arrays
+from dqe_engine.cli import search as search_command
+from dqe_engine.cli import serve as serve_command
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.device_arrays import CUDA_DEVICE, CudaMemory, ForeignArray
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BackendError, IndexFormatError, InputError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.on_devices import DeviceIndex
+from dqe_engine.index.on_devices import CudaSlice, DeviceIndex
 from dqe_engine.query import Query
+from dqe_engine.server.service import Service
+from dqe_engine.server.settings import ServerSettings
 from dqe_engine.zones import ZoneSelection, cuda, select_zones
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -89,7 +94,9 @@ def test_rows_are_shared_out_and_zones_take_a_second_round(make_index: MakeIndex
     assert alone.snapshot().search(QUERIES, 5, zones=drawn, picks=3)[0].picks
     with pytest.raises(InputError, match="give absolute bounds"):
         index.snapshot().search(QUERIES, 5, zones=ZoneSpec(lo=0.1, hi=0.5, bounds="rank"))
-    with pytest.raises(InputError, match=r"^picks by policy 'uniform' from 3 devices; take policy 'hardest', or one device$"):
+    with pytest.raises(
+        InputError, match=r"^picks by policy 'uniform': random draws need the rows of one device, not of 3; take policy 'hardest'$"
+    ):
         index.snapshot().search(QUERIES, 5, zones=drawn, picks=3)
 
 
@@ -100,7 +107,7 @@ def test_an_engine_searches_devices(engine: RetrievalEngine, image_folder: Path)
     engine.attach(DeviceIndex(engine.index, [0], open_slice=HostSlice))
     assert [(result.hits, result.zones) for result in engine.search_batch(queries)] == expected
     assert "12 items on CUDA devices [0]" in repr(engine)
-    with pytest.raises(InputError, match="not changed through it"):
+    with pytest.raises(InputError, match="an engine cannot change"):
         engine.index_images(image_folder)
 
 
@@ -161,5 +168,97 @@ def test_what_goes_wrong_on_a_device_is_told_in_one_line(
     with pytest.raises(InputError, match=r"^device 2: this machine has 2 CUDA devices, numbered from 0; choose among them$"):
         DeviceIndex(make_index(200), [0, 2])
     monkeypatch.setattr(driver, "cuMemAlloc_v2", lambda *_: 2, raising=False)
-    with pytest.raises(BackendError, match=r"^CUDA device 1 has no room for 0 MiB \(cuMemAlloc_v2: CUDA error 2\)$"):
+    with pytest.raises(BackendError, match=r"^CUDA device 1 has no room for 0 MiB \(cuMemAlloc_v2: CUDA error 2\); free memory there"):
         DeviceIndex(make_index(20), [1])
+
+
+def test_an_engine_searches_a_copy_on_devices(driver: HostDriver, engine: RetrievalEngine, image_folder: Path) -> None:
+    engine.index_images(image_folder)
+    query = Query(reference_id="00.png", text="in red", zones=ZoneSpec(lo=0.15, hi=0.4))
+    expected = engine.search(query)
+    engine.search_on([0, 1])
+    assert "12 items on CUDA devices [0, 1]" in repr(engine.searched)
+    found = engine.search(query)
+    assert (found.hits, found.zones) == (expected.hits, expected.zones)
+    copied, best = set(driver.blocks), expected.hits[0].id
+    assert copied
+    engine.index.remove([best])
+    assert engine.search(query).hits[0].id == best, "the copy is as the index was"
+    engine.search_on([1])
+    gc.collect()
+    assert not copied & set(driver.blocks)
+    assert best not in [hit.id for hit in engine.search(query).hits]
+    with pytest.raises(InputError, match="device 2: this machine has 2"):
+        engine.search_on([0, 2])
+    assert "[1]" in repr(engine.searched), "what was there before is searched"
+    engine.search_on([])
+    gc.collect()
+    assert engine.searched is engine.index
+    assert driver.blocks == {}
+
+
+def test_devices_of_a_search_are_options(
+    driver: HostDriver, engine: RetrievalEngine, bundle_path: Path, image_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine.index_images(image_folder)
+    engine.save_index(tmp_path / "index")
+    given = [str(bundle_path), str(tmp_path / "index"), "--text", "in red", "--provider", "cpu", "--json"]
+    hits, opened = [], []
+    monkeypatch.setattr(CudaSlice, "__init__", _noted(CudaSlice.__init__, opened))
+    for options in ([], ["--search-on", "cuda"], ["--search-on", "cuda:1"]):
+        assert search_command.main([*given, *options]) == 0
+        hits.append(json.loads(capsys.readouterr().out)["hits"])
+    assert hits[0] == hits[1] == hits[2]
+    assert opened == [0, 1]
+    assert search_command.main([*given, "--search-on", "cuda:0,cuda:2"]) == 2
+    assert capsys.readouterr().err == "error: device 2: this machine has 2 CUDA devices, numbered from 0; choose among them\n"
+    for wrong in ("gpu:0", "cuda:x", "cuda:0,cuda", ""):
+        with pytest.raises(SystemExit):
+            search_command.main([*given, "--search-on", wrong])
+        assert "--search-on: expected" in capsys.readouterr().err.splitlines()[-1]
+
+
+def _noted(make: Callable[..., None], opened: list[int]) -> Callable[..., None]:
+    def made(self: CudaSlice, parts: Sequence[np.ndarray], device: int) -> None:
+        opened.append(device)
+        make(self, parts, device)
+
+    return made
+
+
+def test_a_server_says_that_no_device_is_there_before_it_starts(
+    bundle_path: Path, engine: RetrievalEngine, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine.index_images(image_folder)
+    engine.save_index(tmp_path / "index")
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    assert serve_command.main([str(bundle_path), str(tmp_path / "index"), "--search-on", "cuda:0", "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "dqe_engine._kernels_cuda is not built" in said
+
+
+def test_a_servers_copy_is_made_again_until_a_device_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    looked: list[int] = []
+
+    def search_on(devices: tuple[int, ...]) -> None:
+        asked.append(devices)
+        if len(asked) == 1:
+            raise BackendError("CUDA device 0 has no room")
+
+    news = iter((True, False, False))
+    service = object.__new__(Service)
+    service.settings = ServerSettings(Path("bundle"), Path("index"), devices=(0, 1))
+    service.engine = types.SimpleNamespace(index=types.SimpleNamespace(refresh=lambda: next(news)), search_on=search_on)  # type: ignore[assignment]
+    service._behind = False
+    monkeypatch.setattr(service, "_look", lambda: looked.append(1))
+    with pytest.raises(BackendError):
+        service._refresh()
+    assert looked == []
+    service._refresh()
+    service._refresh()
+    assert asked == [(0, 1)] * 2
+    assert looked == [1]

@@ -58,7 +58,7 @@ def test_this_machine_and_a_bundle(bundle_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_arguments(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert command.main([str(tmp_path / bundle)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / bundle}: not a directory, expected a bundle, which is one; check the path\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / bundle}: not a directory; give a bundle's folder, or hf://OWNER/NAME@REVISION\n"
 
 
 @pytest.fixture

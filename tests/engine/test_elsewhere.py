@@ -1,4 +1,4 @@
-"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by the INDEX argument alone; and what `dqe-serve` says of them."""
+"""`dqe-search` over a sharded folder, shards on Ray and Milvus, by INDEX alone. `dqe-serve`: server/test_elsewhere_served.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from dqe_engine.cli import index as index_command
 from dqe_engine.cli import search as search_command
-from dqe_engine.cli import serve as serve_command
 from dqe_engine.errors import DQEError
 from dqe_engine.index import GalleryIndex, on_ray_shards
 from dqe_engine.index.elsewhere import is_elsewhere, open_elsewhere
@@ -48,11 +47,13 @@ def described(path: Path, **places: Any) -> Path:
 
 
 def test_a_sharded_folder_is_searched_as_the_index(
-    bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = found(bundle_path, tmp_path / "index", capsys)
     assert len(single["hits"]) > 2
     assert found(bundle_path, shards, capsys) == single
+    monkeypatch.chdir(tmp_path)
+    assert found(bundle_path, Path("shards"), capsys) == single
     first, second = (hit["id"] for hit in single["hits"][:2])
     assert found(bundle_path, shards, capsys, "--exclude", first)["hits"][0]["id"] == second
 
@@ -71,7 +72,7 @@ def test_shards_on_ray_are_opened_as_the_file_says(
     place = described(tmp_path / "shop.json", shards={"path": "shards", "on_loss": "partial", "timeout": 7.5, "name": "shop"})
     single = found(bundle_path, tmp_path / "index", capsys)
     assert found(bundle_path, place, capsys) == single
-    assert asked == [(shards, {"on_loss": "partial", "timeout": 7.5, "threads": 1, "name": "shop"})]
+    assert asked == [(shards, {"on_loss": "partial", "timeout": 7.5, "threads": 1, "name": "shop", "spare": False})]
     lost = sorted(folder for folder in shards.iterdir() if folder.is_dir())[1]
     shutil.rmtree(lost)
     with pytest.raises(DQEError, match=lost.name):
@@ -109,7 +110,7 @@ def test_milvus_is_searched_as_the_index(
         ({"shards": {"path": "a", "replicas": 2}}, "valid keys of ShardsPlace: path, on_loss"),
         ({"shards": {"path": "a", "on_loss": "ignore"}}, "valid values: error, partial"),
         ({"shards": {"path": "nowhere"}}, "no sharded index here (shards.json is missing)"),
-        ({"milvus": {"uri": "nowhere.db", "collection": "c"}}, "nowhere.db is not there; name Milvus Lite's file, or a server as http://"),
+        ({"milvus": {"uri": "nowhere.db", "collection": "c"}}, "nowhere.db; name Milvus Lite's file, or a server as http://"),
         ({"kind": "gallery-index"}, "this is an index, not a file that says where an index is"),
     ],
 )
@@ -126,17 +127,7 @@ def test_what_a_file_gets_wrong_is_one_line(
 
 def test_what_is_checked_is_a_single_index(bundle_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search_command.main([str(bundle_path), str(shards), "--text", "in red", "--provider", "cpu", "--no-verify"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is no single index")
-
-
-@pytest.mark.parametrize("photos", [False, True])
-def test_the_server_says_that_it_takes_one_index(
-    photos: bool, bundle_path: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert serve_command.main([str(bundle_path), str(shards), *(["--images", str(tmp_path)] if photos else [])]) == 2
-    error = capsys.readouterr().err
-    assert f"{shards}: dqe-serve lists and changes items, so it takes the folder of one index; search this with dqe-search" in error
-    assert error.count("\n") == 1
+    assert capsys.readouterr().err.startswith(f"error: --no-verify: {shards} is sharded or in Milvus")
 
 
 def test_the_folder_of_an_index_is_none_of_these(indexed: GalleryIndex, tmp_path: Path) -> None:

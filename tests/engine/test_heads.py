@@ -16,7 +16,7 @@ from dqe_engine import heads as heads_module
 from dqe_engine.bundle import Bundle, build_file_entries
 from dqe_engine.cli.heads import main
 from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS
-from dqe_engine.contracts.manifest import HEADS_FILE, BundleManifest
+from dqe_engine.contracts.manifest import HEADS_FILE, OLDEST_SCHEMA, SCHEMA_VERSION, BundleManifest
 from dqe_engine.contracts.vocabulary import Attribute, AttributeVocabulary
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BundleError, DQEError, InputError
@@ -101,12 +101,12 @@ def test_the_same_names_with_other_words_are_the_same_vocabulary_to_callers(bund
     [
         ({"encoder_hash": "f" * 64}, r"trained on another encoder than that of .*bundle \(ffffffffffff, it has eeeeeeeeeeee\)"),
         ({"precision": "int8"}, "in int8, .*bundle is in float32"),
-        ({"sizes": msgspec.structs.replace(SIZES, hidden_size=9)}, "of a model of other sizes"),
+        ({"sizes": msgspec.structs.replace(SIZES, hidden_size=9)}, "the model has other sizes"),
         ({"vocabulary_hash": "0" * 64}, "the vocabulary is not the one that the heads were exported with"),
         ({"sizes": msgspec.structs.replace(SIZES, attributes=3)}, "3 attribute heads, but 2 attributes in the vocabulary"),
         ({"files": ()}, r"lists no files, expected attribute_heads\.onnx"),
-        ({"schema_version": 2}, "schema_version must be 3 to 7, got 2"),
-        ({"schema_version": 8}, "schema version 8 is newer than the supported 7"),
+        ({"schema_version": 2}, f"schema_version must be {OLDEST_SCHEMA} to {SCHEMA_VERSION}, got 2"),
+        ({"schema_version": SCHEMA_VERSION + 1}, f"schema version {SCHEMA_VERSION + 1} is newer than the supported {SCHEMA_VERSION}"),
     ],
 )
 def test_heads_that_do_not_fit(bundle: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ from support.tiny_bundle import build_tiny_bundle
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.cli import doctor, index, search
+from dqe_engine.contracts.graphs import GRAPHS
 from dqe_engine.doctor import bundle_graphs
 from dqe_engine.doctor.findings import Context, Finding
 from dqe_engine.engine import RetrievalEngine
@@ -26,7 +27,7 @@ from dqe_engine.heads import replace_heads
 from dqe_engine.hub_paths import HubReference
 from dqe_engine.query import Query
 
-FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json", "vision_encoder.onnx"]
+FILES = sorted(["manifest.json", "tokenizer.json", *(spec.file for spec in GRAPHS)])
 NAME = "me/tiny"
 
 
@@ -182,7 +183,7 @@ def test_a_manifest_that_names_what_no_bundle_loads(hub: FakeHub, bundle_path: P
     manifest = json.loads((bundle_path / "manifest.json").read_text())
     manifest["files"].append({"path": listed, "size": 2, "sha256": "0" * 64})
     hub.repositories[NAME].commit({"manifest.json": json.dumps(manifest).encode()})
-    refused(load, f"lists '{listed}', which no bundle loads; do not use this bundle")
+    refused(load, f"lists '{listed}', which is no file of a bundle; do not use this bundle")
     assert hub.downloads() == ["manifest.json"]
 
 
@@ -199,7 +200,7 @@ def test_engines_in_the_cache_are_never_opened(hub: FakeHub, monkeypatch: pytest
     assert loaded.session(graph, provider="auto", threads=1).provider == "cpu"
     refused(lambda: loaded.session(graph, provider="tensorrt"), "cp -rL", kind=InputError)
     refused(lambda: replace_heads(loaded.path, loaded.path), kind=DQEError)
-    refused(loaded.require_own, f"hf://{NAME}@", "a copy in the hub's cache is not changed", kind=InputError)
+    refused(loaded.require_own, f"hf://{NAME}@", "a bundle in the hub's cache must not be changed", kind=InputError)
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

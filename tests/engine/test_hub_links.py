@@ -13,11 +13,13 @@ from support.samples import noise_image
 from support.tiny_bundle import write_manifest
 
 from dqe_engine.bundle import Bundle
+from dqe_engine.contracts.graphs import GRAPHS
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import BundleError
 from dqe_engine.hub_paths import Snapshot
 
-FILES = ["attribute_heads.onnx", "manifest.json", "query_encoder.onnx", "target_encoder.onnx", "tokenizer.json", "vision_encoder.onnx"]
+FILES = sorted(["manifest.json", "tokenizer.json", *(spec.file for spec in GRAPHS)])
+LAST = len(FILES) - 1
 NAME = "me/tiny"
 
 
@@ -48,7 +50,7 @@ def test_the_caches_links_are_inside(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "named").symlink_to(cached)
     assert Bundle.load(tmp_path / "named").origin == f"hf://{NAME}@{'a' * 40}"
     # Repositories of one cache share what both have: a blob is then a link itself.
-    blob, stored = cached.parents[1] / "blobs" / f"{5:064}", cached.parents[2] / "blobs" / "00" / f"{7:064}"
+    blob, stored = cached.parents[1] / "blobs" / f"{LAST:064}", cached.parents[2] / "blobs" / "00" / f"{7:064}"
     stored.parent.mkdir(parents=True)
     blob.rename(stored)
     blob.symlink_to(f"../../blobs/00/{7:064}")
@@ -98,7 +100,10 @@ def test_an_onnxruntime_that_follows_no_links(cached: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("dqe_engine.bundle.OnnxSession", refuse)
     refused(
-        lambda: loaded.session(loaded.manifest.graphs[0]), f"{loaded.origin}: this onnxruntime reads no weights", "upgrade it", "cp -rL"
+        lambda: loaded.session(loaded.manifest.graphs[0]),
+        f"{loaded.origin}: the installed onnxruntime cannot read weights",
+        "upgrade it",
+        "cp -rL",
     )
 
 
@@ -108,19 +113,19 @@ def test_links_that_the_client_does_not_make_are_outside(cached: Path, bundle_pa
     good = bundle_path / name
     other = repository.parent / "models--you--tiny" / "blobs"
     other.mkdir(parents=True)
-    shutil.copy(good, other / f"{5:064}")
+    shutil.copy(good, other / f"{LAST:064}")
     shutil.copy(good, repository / "refs")
     shutil.copy(good, repository / "blobs" / "plain-name")
-    (repository / "blobs" / f"{8:064}").symlink_to(good)
-    (repository / "blobs" / f"{9:064}").symlink_to(f"../../models--you--tiny/blobs/{5:064}")
+    (repository / "blobs" / f"{98:064}").symlink_to(good)
+    (repository / "blobs" / f"{99:064}").symlink_to(f"../../models--you--tiny/blobs/{LAST:064}")
     for target in (
-        good, f"../../../models--you--tiny/blobs/{5:064}", "../../refs", "../../blobs/plain-name", f"../../blobs/{8:064}",
-        f"../../blobs/{9:064}",
+        good, f"../../../models--you--tiny/blobs/{LAST:064}", "../../refs", "../../blobs/plain-name", f"../../blobs/{98:064}",
+        f"../../blobs/{99:064}",
     ):  # fmt: skip
         bend(cached, target)
         assert (cached / name).read_bytes() == good.read_bytes()
         refused(lambda: Bundle.load(cached), f"'{name}' is outside the bundle or not a plain path; do not use this bundle")
-    bend(cached, f"../../blobs/{5:064}")
+    bend(cached, f"../../blobs/{LAST:064}")
     assert Bundle.load(cached).sizes.attributes == 2
     (repository / "blobs").rename(tmp_path / "blobs")
     (repository / "blobs").symlink_to(tmp_path / "blobs")

@@ -55,7 +55,7 @@ def test_no_decoder_outside_the_list_is_reached(tmp_path: Path, monkeypatch: pyt
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.jpg").write_bytes(eps)
     for source in (eps, tmp_path / "a.jpg"):
-        with pytest.raises(InputError, match="not an image that is read here; save it as JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"):
+        with pytest.raises(InputError, match="not an image of an accepted format; save it as JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"):
             open_image(source, SPEC)
     assert not (tmp_path / "started").exists()
 
@@ -63,7 +63,7 @@ def test_no_decoder_outside_the_list_is_reached(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "SGI", "JPEG2000", "DDS", "ICNS", "PDF", "IM", "MSP"])
 def test_other_formats_are_refused(kind: str) -> None:
     image = Image.new("1" if kind == "MSP" else "RGB", (64, 64))
-    with pytest.raises(InputError, match="not an image that is read here"):
+    with pytest.raises(InputError, match="not an image of an accepted format"):
         open_image(encoded(image, kind), SPEC)
 
 
@@ -76,7 +76,7 @@ def test_listed_formats_are_read_whatever_the_file_is_called(tmp_path: Path) -> 
 def test_a_policy_reads_what_it_lists() -> None:
     png = encoded(PICTURE, "PNG")
     assert np.array_equal(pixels(png, ImagePolicy(formats=("PNG",))), np.asarray(PICTURE))
-    with pytest.raises(InputError, match=r"<\d+ bytes>: not an image that is read here; save it as JPEG, GIF$"):
+    with pytest.raises(InputError, match=r"<\d+ bytes>: not an image of an accepted format; save it as JPEG, GIF$"):
         open_image(png, SPEC, ImagePolicy(formats=("JPEG", "GIF")))
 
 

@@ -44,11 +44,11 @@ def test_what_the_engine_loads_is_known() -> None:
     loaded = modules_loaded_by("from dqe_engine import RetrievalEngine")
     ours = {name.split(".")[1] for name in loaded if name.startswith("dqe_engine.")}
     assert ours == {
-        "batching", "binding", "bundle", "caches", "captions", "compose", "contracts", "device_arrays", "device_tokens",
+        "answering", "batching", "binding", "bundle", "caches", "captions", "compose", "contracts", "device_arrays", "device_tokens",
         "dialogue", "driver_library", "encoder", "engine", "errors", "files",
         "forks",
         "graph_files", "hub_paths",
-        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "preprocessing", "processors", "query",
+        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "preprocessing", "processors", "query", "query_batcher",
         "results", "sessions", "tensorrt", "text",
         "tiff_directory", "zones",
     }  # fmt: skip

@@ -159,9 +159,9 @@ def test_damage_is_found(make_index: MakeIndex, tmp_path: Path, suffix: str) -> 
         ({"schema_version": -1}, "schema_version must be 1 to 2, got -1"),
         ({"kind": "bundle"}, "this is a bundle, not an index; check the path"),
         ({"kind": "web-app"}, "this is of kind 'web-app', not an index"),
-        ({"rows": -5}, "-5 rows"),
-        ({"target_shape": [0, 4]}, r"rows of \(0, 4\)"),
-        ({"catalogue": {"name": "00000000.catalogue", "size": -1, "crc32": 0}}, "a size of -1 bytes"),
+        ({"rows": -5}, "rows of at least 0 .* got -5, "),
+        ({"target_shape": [0, 4]}, r"got \d+, \(0, 4\)"),
+        ({"catalogue": {"name": "00000000.catalogue", "size": -1, "crc32": 0}}, "a size of 0 bytes or more, got -1"),
         ({"novelty": 1}, "unknown field `novelty`"),
         ({"rows": 4}, "disagree"),
         ({"storage": "f16"}, "bytes do not make 5 rows"),
@@ -182,7 +182,7 @@ def test_manifests_that_are_refused(make_index: MakeIndex, tmp_path: Path, chang
         GalleryIndex.load(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[" * 100_000, "not valid JSON"), (" " * (65 << 20), "bytes, more than the")])
+@pytest.mark.parametrize(("text", "message"), [("[" * 100_000, "not valid JSON"), (" " * (65 << 20), "bytes, expected at most")])
 def test_manifests_that_are_no_documents(make_index: MakeIndex, tmp_path: Path, text: str, message: str) -> None:
     make_index(1).save(tmp_path / "index")
     (tmp_path / "index" / "manifest.json").write_text(text)

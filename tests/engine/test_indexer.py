@@ -164,7 +164,7 @@ def test_contents_that_are_no_hashes(engine: RetrievalEngine) -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("a.png: not an image that is read here; save it as JPEG", "not an image"),
+        ("a.png: not an image of an accepted format; save it as JPEG", "not an image"),
         ("a.png: not an image that Pillow can read", "not an image"),
         ("a.png: damaged or truncated image (x)", "damaged"),
         ("a.png: 5 bytes, more than the limit of 4; compress it", "over a limit"),

@@ -119,7 +119,8 @@ def test_ids_may_hold_what_expressions_are_made_of(make_index: MakeIndex, tmp_pa
     index.save(tmp_path / "index")
     with MilvusIndex.create(str(tmp_path / "milvus.db"), "garments", index) as there:
         for id in ids:
-            row = there.snapshot().existing(id)
+            row = there.snapshot().row(id)
+            assert row is not None
             assert row == index.snapshot().row(id), id
         assert [len(there.entities([id], ["id"])) for id in ids] == [1] * len(ids)
         assert "it" not in there
@@ -226,7 +227,7 @@ def test_an_approximate_index_or_other_vectors_prove_nothing(
 def test_milvus_away_is_one_line(tmp_path: Path, there: MilvusIndex, saved: GalleryIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymilvus.exceptions import MilvusException
 
-    with pytest.raises(NoAnswerError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); look whether it runs"):
+    with pytest.raises(NoAnswerError, match=r"^Milvus at http://127.0.0.1:9 gave no answer \(Fail connecting .*\); check that it runs"):
         MilvusIndex("http://name:secret@127.0.0.1:9", "garments", timeout=1)
     with pytest.raises(BackendError, match=r"gave no answer \(Open local milvus failed"):
         MilvusIndex(str(tmp_path / "no" / "folder.db"), "garments")
@@ -292,7 +293,7 @@ def test_more_than_one_answer_of_milvus_may_hold_is_refused(
 def test_what_is_refused(there: MilvusIndex, make_index: MakeIndex, tmp_path: Path) -> None:
     for options, message in (
         ({"zones": ZoneSpec(lo=0, hi=1), "filter": {"n": 1}}, "zones with a filter"),
-        ({"zones": ZoneSpec(lo=0, hi=1, policy="softmax"), "picks": 1}, "a draw belongs to a row"),
+        ({"zones": ZoneSpec(lo=0, hi=1, policy="softmax"), "picks": 1}, "random draws depend on rows"),
         ({"filter": {"n": {"like": 1}}}, "unknown operator"),
     ):
         with pytest.raises(InputError, match=message):

@@ -241,7 +241,8 @@ def test_memory_that_runs_out_is_told_in_one_line(bundle: Bundle, monkeypatch: p
     monkeypatch.setattr(OrtValue, "ortvalue_from_shape_and_type", full)
     tokens = np.zeros((2, 3), np.float32)
     with pytest.raises(
-        BackendError, match=r"^no memory on cpu:0 for image tokens of shape \(1, 3\): BFCArena: Failed to allocate memory for"
+        BackendError,
+        match=r"^no memory on cpu:0 for image tokens of shape \(1, 3\), pass fewer images at a time: BFCArena: Failed to allocate",
     ):
         copied(ForeignArray(tokens.ctypes.data, tokens.shape, tokens.dtype, HERE)[0])
     kept: ArrayCache[ForeignArray] = ArrayCache(1 << 20)

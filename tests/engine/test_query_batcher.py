@@ -60,8 +60,8 @@ def test_tasks_through_the_batcher(engine: RetrievalEngine, image_folder: Path) 
 
 def test_a_full_batcher_and_a_late_one(engine: RetrievalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, began = threading.Event(), threading.Event()
-    answer = engine._answer
-    monkeypatch.setattr(engine, "_answer", lambda *arguments: (began.set(), gate.wait(30), answer(*arguments))[-1])
+    answer = engine._answerer.answer
+    monkeypatch.setattr(engine._answerer, "answer", lambda *arguments: (began.set(), gate.wait(30), answer(*arguments))[-1])
     with engine.batcher(room=1) as batcher, ThreadPoolExecutor(4) as pool:
         leader = pool.submit(batcher.search, RED)
         assert began.wait(30)
@@ -70,7 +70,7 @@ def test_a_full_batcher_and_a_late_one(engine: RetrievalEngine, monkeypatch: pyt
         waiting = pool.submit(batcher.search, RED)
         while batcher.waiting == 0:
             threading.Event().wait(0.001)
-        with pytest.raises(OverloadError, match="1 questions wait already"):
+        with pytest.raises(OverloadError, match="1 questions are waiting"):
             batcher.search(RED)
         with pytest.raises(InputError, match="'absent' is not an id"):
             batcher.search(replace(RED, reference_id="absent"))  # told although nobody has room for it
@@ -150,7 +150,7 @@ def test_more_uploads_than_there_is_room_for(engine: RetrievalEngine, monkeypatc
         await asyncio.sleep(0)
         assert batcher.waiting == 3
         for query in (Query(image=png(9), text="in red"), RED):
-            with pytest.raises(OverloadError, match="3 questions wait already"):
+            with pytest.raises(OverloadError, match="3 questions are waiting"):
                 await batcher.search_async(query)
         tasks[2].cancel()
         await asyncio.sleep(0)

@@ -112,7 +112,7 @@ def test_ray_that_is_not_installed(
     assert index(bundle_path, image_folder, tmp_path / "out", "--ray") == 2
     assert capsys.readouterr().err == "error: --ray: Ray is not installed; pip install 'dqe-engine[ray]', or leave the option out\n"
     assert index(bundle_path, image_folder, tmp_path / "out", "--ray-workers", "3") == 2
-    assert "--ray-workers 3 goes with --ray" in capsys.readouterr().err
+    assert "--ray-workers 3 has no effect without --ray" in capsys.readouterr().err
 
 
 # -- on a cluster ----------------------------------------------------------------------------------------------------------

@@ -129,3 +129,21 @@ def test_an_installation_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp
 def test_the_import_is_cheap() -> None:
     program = "import sys, dqe_engine.sample\nassert not {'numpy', 'onnxruntime', 'PIL', 'msgspec'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_weight_trades_the_reference_against_what_the_text_names(engine: RetrievalEngine) -> None:
+    """docs/queries.md says so, and that a value in place of a weight near 0 loosens an attribute."""
+    described = read_metadata(sample.metadata())
+    plain = [id for id, item in described.items() if item is not None and item["pattern"] == "plain"][:24]
+
+    def share(key: str, values: list[str], **weights: Any) -> float:
+        results = engine.search_batch([Query(reference_id=id, text="has stripes", k=10, **weights) for id in plain])
+        shown = [(described[hit.id] or {})[key] == value for result, value in zip(results, values, strict=True) for hit in result.hits]
+        return float(np.mean(shown))
+
+    striped, own = ["striped"] * len(plain), [str((described[id] or {})["kind"]) for id in plain]
+    shares = [share("pattern", striped, weights={"pattern": factor}) for factor in (0.0, 0.5, 1.0)]
+    assert shares == sorted(shares)
+    assert shares[-1] - shares[0] > 0.3
+    assert share("kind", own, weights={"shape": 3.0}) == pytest.approx(share("kind", own), abs=0.02)
+    assert share("kind", own, absolute_weights={"shape": 1.0}) < share("kind", own) - 0.1

@@ -21,8 +21,9 @@ from dqe_engine.index import GalleryIndex, IndexMatches
 from dqe_engine.index.merging import best_scores, merge_answers, merged
 from dqe_engine.index.shard_files import SHARDS_FILE, cut_index, join_indexes, read_shards
 from dqe_engine.index.shard_server import ShardServer
-from dqe_engine.index.sharded import HereTransport, Lost, ShardedIndex
+from dqe_engine.index.sharded import ShardedIndex
 from dqe_engine.index.snapshot import Match
+from dqe_engine.index.transports import HereTransport, Lost
 from dqe_engine.query import Query
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -196,7 +197,8 @@ def test_updates_are_followed_and_states_are_never_mixed(make_index: MakeIndex, 
     assert before.search(queries, 50) == old
     assert sharded.get(["new", "i20", "i5", "i7"]) == single.get(["new", "i20", "i5", "i7"]), "metadata and content hashes too"
     for id in ("new", "i20", "i5", "i7"):
-        row = sharded.snapshot().existing(id)
+        row = sharded.snapshot().row(id)
+        assert row is not None
         np.testing.assert_array_equal(sharded.snapshot().target_tokens(row), single.target_tokens(id))
         np.testing.assert_array_equal(sharded.snapshot().image_tokens(row), single.image_tokens(id))
     fresh = ShardedIndex.open_here(place)  # a restarted process: it has the new revisions alone
@@ -204,7 +206,7 @@ def test_updates_are_followed_and_states_are_never_mixed(make_index: MakeIndex, 
     stale = ShardedIndex.open_here(place)
     stale._now = before.__class__(before.set, stale._transport, "error", 30.0)
     stale._transport._servers.clear()  # as of a process that was started again
-    with pytest.raises(BackendError, match="it was changed since; refresh"):
+    with pytest.raises(BackendError, match="it was changed meanwhile; refresh"):
         stale.search(queries, 5)
     single.compact()
     cut = cut_index(single, place, 3)
@@ -268,7 +270,7 @@ def test_indexes_are_joined_and_an_item_is_in_one_of_them(make_index: MakeIndex,
     with pytest.raises(InputError, match="'i3' is in part-0 and in part-2"):
         join_indexes(tmp_path / "joined")
     single.save(tmp_path / "whole")
-    with pytest.raises(IndexFormatError, match="joined from indexes of their own"):
+    with pytest.raises(IndexFormatError, match="joined from separate indexes"):
         cut_index(single, tmp_path / "joined", 2)
     make_index(3, storage="f16").save(tmp_path / "joined" / "part-3")
     with pytest.raises(IndexFormatError, match="differ in model, shapes or precision"):
@@ -287,7 +289,7 @@ def test_what_is_refused(make_index: MakeIndex, tmp_path: Path) -> None:
     cut_index(single, tmp_path / "cut", 2)
     with ShardedIndex.open_here(tmp_path / "cut") as sharded:
         for options, message in (
-            ({"zones": ZoneSpec(lo=0, hi=1, policy="uniform"), "picks": 3}, "a draw belongs to a row of one index"),
+            ({"zones": ZoneSpec(lo=0, hi=1, policy="uniform"), "picks": 3}, "random draws need the rows of one index"),
             ({"zones": ZoneSpec(lo=0, hi=1, bounds="rank")}, "give absolute bounds"),
             ({"exclude": [[], []]}, "2 exclusions for 1 queries"),
             ({"filter": {"a": {"like": 1}}}, "unknown operator"),

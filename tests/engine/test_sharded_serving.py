@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,7 +19,9 @@ from dqe_engine.errors import NoAnswerError
 from dqe_engine.index import GalleryIndex, on_ray_shards
 from dqe_engine.index.shard_files import cut_index, join_indexes
 from dqe_engine.index.shard_server import ShardServer
-from dqe_engine.index.sharded import HereTransport, Lost, ShardedIndex
+from dqe_engine.index.sharded import ShardedIndex
+from dqe_engine.index.transports import HereTransport, Lost
+from dqe_engine.processors import give_way, niceness_here
 from dqe_engine.query import Query
 
 MakeIndex = Callable[..., GalleryIndex]
@@ -100,6 +103,33 @@ def test_a_shard_in_this_process_that_hangs_is_not_waited_for(
         with pytest.raises(NoAnswerError, match=r"\(nothing came within 0.05 s\); look at the machine"):
             sharded.search(query_rows(1), 3)
         gate.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_threads_that_search_shards_are_as_nice_whoever_starts_them(make_index: MakeIndex, tmp_path: Path) -> None:
+    index = make_index(8)
+    index.save(tmp_path / "whole")
+    shard = cut_index(index, tmp_path / "cut", 1).shards[0]
+    found: list[int] = []
+
+    class Watched(ShardServer):
+        def call(self, *arguments: Any) -> Any:
+            found.append(niceness_here())
+            return super().call(*arguments)
+
+    for nice_already in (0, 3):
+        transport = HereTransport(tmp_path / "cut", "m" * 32, niceness=3)
+        transport._make = lambda: Watched(str(tmp_path / "cut"), "m" * 32)  # type: ignore[assignment]
+
+        def ask(nice: int = nice_already, transport: HereTransport = transport) -> None:
+            give_way(nice)
+            transport.ask([(0, ("warm", shard.name, shard.revision))], 60)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        transport.close()
+    assert found == [niceness_here() + 3] * 2
 
 
 def test_a_loop_is_not_kept_by_a_shard(engine: RetrievalEngine, bundle_path: Path, image_folder: Path, tmp_path: Path) -> None:

@@ -25,11 +25,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return FakeCuda().install(monkeypatch)
-
-
-@pytest.fixture
 def fake(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return FakeTensorRT(cuda).install(monkeypatch)
 

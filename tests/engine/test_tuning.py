@@ -128,7 +128,7 @@ def test_each_way_has_what_it_says_and_pays_for_it(
 
 def test_tokens_without_a_direction_have_no_early_stop(items: F32, ours_alone: list[Any]) -> None:
     measured, left_out = measure_all(np.zeros_like(items), items[:20, 0].copy(), k=K, enough=1.0, threads=1)
-    assert left_out == {"lists that stop early": "left out: no lists are made, for most tokens have no direction"}
+    assert left_out == {"lists that stop early": "left out: most tokens have no direction (their norm is 0), so no lists are made"}
     assert {row.name for row in measured} == {"exact, every token read", "exact, 8-bit copy", "exact, 8-bit copy and lists"}
 
 
@@ -169,9 +169,9 @@ def test_tune_takes_embeddings_and_prints_a_table(index: Path, items: F32, tmp_p
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--k", "2000"], "1499 items, fewer than the 2000"),
+        (["--k", "2000"], "1499 items, but --k asks for the best 2000"),
         (["--recall", "1.5"], "above 0 and up to 1"),
-        (["--bundle", "b"], "name a file of queries"),
+        (["--bundle", "b"], "or leave --bundle out"),
         (["--queries", "asked.jsonl"], "need --bundle"),
         (["--queries", "wide.npy"], "expected float32 of (Q, 16)"),
     ],

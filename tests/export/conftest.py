@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.shared import shared
+from support.tiny_bundle import build_tiny_bundle
 from support.tiny_exports import tiny_checkpoint, tiny_export, tiny_garments
 from support.tiny_training import model_config, one_cpu_thread, write_checkpoint
 
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, QUERY_ENCODER, TARGET_ENCODER, VISION_ENCODER
+from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, VISION_ENCODER
 from dqe_training.config import VisionConfig
 
 
@@ -42,10 +43,11 @@ def upstream_path(checkpoint_path: Path, bundle_path: Path, tmp_path_factory: py
 
     out, model = tmp_path_factory.mktemp("upstream"), load_checkpoint(checkpoint_path).model
     with upstream_attention(model.qformer):
-        for spec in (QUERY_ENCODER, TARGET_ENCODER):
-            export_graph(spec, model, out / spec.file)
-    for spec in (VISION_ENCODER, ATTRIBUTE_HEADS):  # which have none
-        shutil.copy(bundle_path / spec.file, out)
+        for spec in GRAPHS:
+            if spec in (VISION_ENCODER, ATTRIBUTE_HEADS):  # which have none
+                shutil.copy(bundle_path / spec.file, out)
+            else:
+                export_graph(spec, model, out / spec.file)
     return out
 
 
@@ -66,3 +68,9 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_thread() -> Iterator[None]:
     with one_cpu_thread():
         yield
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A tiny bundle that the test may change."""
+    return build_tiny_bundle(tmp_path / "bundle")

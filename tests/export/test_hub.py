@@ -114,12 +114,12 @@ def test_private_and_rights(hub: FakeHub, tiny: Path, monkeypatch: pytest.Monkey
     assert push_bundle(tiny, NAME).files == ()
     hub.repositories["me/open"] = Repository()
     hub.repositories["me/open"].commit({"README.md": b""})
-    refused(lambda: push_bundle(tiny, "me/open", private=True), "--private: me/open is there and public", kind=InputError)
+    refused(lambda: push_bundle(tiny, "me/open", private=True), "--private: me/open exists and is public", kind=InputError)
     monkeypatch.setenv("HF_TOKEN", READER)
     refused(lambda: push_bundle(tiny, "me/new"), "--push me/new: the hub does not allow this change", "get a token that may")
     refused(lambda: push_bundle(tiny, "me/open"), "--push me/open: the hub does not allow this change")
     monkeypatch.delenv("HF_TOKEN")
-    refused(lambda: push_bundle(tiny, NAME), "no token of the hub here; log in with a token that may write: hf auth login, or HF_TOKEN")
+    refused(lambda: push_bundle(tiny, NAME), "not logged in to the hub; log in with a token that may write: hf auth login, or HF_TOKEN")
     refused(lambda: push_bundle(tiny, "tiny"), "expected OWNER/NAME", kind=InputError)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(lambda: push_bundle(tiny, NAME), "pip install 'dqe-engine[hub]'", kind=BackendError)
@@ -152,7 +152,7 @@ def test_the_command(hub: FakeHub, tiny: Path, capsys: pytest.CaptureFixture[str
         (["checkpoint", "--push", NAME, "--bundle", str(tiny)], "publishes it as it is"),
         (["checkpoint", "--push", NAME, "--bundle", str(tiny), "--heads-only"], "dqe-export --push me/tiny --bundle BUNDLE"),
         (["--push", NAME, "--bundle", str(tmp_path)], "no bundle here"),
-        (["--trt", "--bundle", f"hf://{NAME}"], "a copy in the hub's cache is not changed"),
+        (["--trt", "--bundle", f"hf://{NAME}"], "a bundle in the hub's cache must not be changed"),
     ):
         assert main(arguments) == 2
         told = capsys.readouterr().err.splitlines()[-1]

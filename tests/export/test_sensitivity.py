@@ -103,9 +103,10 @@ def test_layers_are_kept_until_the_gate_passes(wide_checkpoint: Path, tmp_path: 
 
     def strict(spec: GraphSpec, model: Any, path: Path, *, precision: Precision, reference: Reference) -> Any:
         kept = sum(t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= 4096 for t in onnx.load(path).graph.initializer)
-        asked.append(kept)
-        if spec is TARGET_ENCODER and kept < 3:
-            raise ParityError("not yet")
+        if spec is TARGET_ENCODER:
+            asked.append(kept)
+            if kept < 3:
+                raise ParityError("not yet")
         return check_parity(spec, model, path, precision=precision, reference=reference)
 
     monkeypatch.setattr(bundle_module, "check_parity", strict)
@@ -131,8 +132,10 @@ def test_large_towers_are_swept_only_where_they_have_to_be(wide_checkpoint: Path
             monkeypatch.setattr(bundle_module, "check_parity", check)
         export_bundle(load_checkpoint(wide_checkpoint), tmp_path / name, ExportOptions(precision="int8"))
         report = parse_json(ExportReport, (tmp_path / name / "report.json").read_bytes(), where="report")
-        assert [sum(layer.kept for layer in graph.layers) for graph in report.graphs] == [int(missing), 0, 0, 0]
-        assert [bool(graph.layers) for graph in report.graphs] == [missing, True, True, True]
+        vision, *others = report.graphs
+        assert [sum(layer.kept for layer in graph.layers) for graph in report.graphs] == [int(missing), *(0 for _ in others)]
+        assert bool(vision.layers) == missing
+        assert all(graph.layers for graph in others)
 
 
 def test_where_no_layer_helps_the_export_fails(wide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,9 @@ def test_the_newest_bindings_are_called_like_those_that_the_tests_run() -> None:
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != VERSION])
 def test_the_other_version(version: str) -> None:
     """The tests that use the mock, once more: one process can load one version. Not the one that needs an exported model first."""
-    engine = ("test_tensorrt_mock.py", "test_tensorrt_session.py", "test_doctor_packages.py")
-    files = (*(f"tests/engine/{name}" for name in engine), "tests/export/test_tensorrt_build.py")
+    engine = ("test_tensorrt_mock.py", "test_tensorrt_session.py", "test_tensorrt_choice.py", "test_doctor_packages.py")
+    export = ("test_tensorrt_build.py", "test_tensorrt_check.py")
+    files = (*(f"tests/engine/{name}" for name in engine), *(f"tests/export/{name}" for name in export))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not in_one_go", *files]
     fetch(f"tensorrt-cu13-bindings=={version}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"DQE_TEST_TENSORRT": version}

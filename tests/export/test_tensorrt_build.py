@@ -6,11 +6,8 @@ import errno
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,18 +15,14 @@ from support.fake_cuda import FakeCuda, cudaError_t
 from support.fake_tensorrt import FakeTensorRT
 from support.nvinfer.abi import raise_what_a_callback_raises
 from support.replayed_export import replay
-from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
+from support.tiny_bundle import write_manifest
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import ENGINES_FILE
-from dqe_engine.contracts.graphs import ATTRIBUTE_HEADS, GRAPHS, QUERY_ENCODER, TARGET_ENCODER, GraphSpec
+from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import ParityError
 from dqe_engine.tensorrt.engines import read_sidecar
 from dqe_export.cli.export import main
-from dqe_export.differences import TOLERANCES
-from dqe_export.tensorrt.check import check_engine
-from dqe_export.tensorrt.plan import parse_profile
 
 pytestmark = raise_what_a_callback_raises
 
@@ -41,21 +34,6 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where failed builds leave their logs."""
     (tmp_path / "logs").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "logs"))
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return build_tiny_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return FakeCuda().install(monkeypatch)
-
-
-@pytest.fixture
-def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    return FakeTensorRT(cuda).install(monkeypatch)
 
 
 def folder_of(bundle: Path, trt: FakeTensorRT) -> Path:
@@ -317,100 +295,3 @@ def test_export_and_engines_in_one_go(
     assert Bundle.load(out).manifest.precision == "float16"
     assert max(shape["text_length"] for shape in read_sidecar(folder_of(out, trt)).engines[1].parity.shapes) == length
     assert set(RetrievalEngine.load(out).providers.values()) == {"tensorrt"}
-
-
-# -- the check ------------------------------------------------------------------------------------------------------------
-
-
-class _Changed:
-    """A session whose outputs are `factor` times another's, and off by `offset` in one element."""
-
-    provider, spec = "test", TARGET_ENCODER
-
-    def __init__(self, bundle: Path, factor: float = 1, offset: float = 0) -> None:
-        self.session, self.factor, self.offset = Bundle.load(bundle).session(TARGET_ENCODER, provider="cpu", threads=1), factor, offset
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = {name: (array * self.factor).astype(np.float32) for name, array in self.session.run(**inputs).items()}
-        outputs["target_tokens"].flat[-1] += self.offset
-        return outputs
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-def test_each_precision_has_a_tolerance_that_bites(bundle: Path, precision: str) -> None:
-    tolerance = msgspec.structs.replace(TOLERANCES[precision], norm=None)
-
-    def check(factor: float, offset: float) -> float:
-        parity = check_engine(
-            TARGET_ENCODER, SIZES, _Changed(bundle, factor, offset), _Changed(bundle), [parse_profile("batch=1:2:3", 16)],
-            captured=[{"batch": 5}], vocab_size=20, tolerance=tolerance,
-        )  # fmt: skip
-        assert parity.shapes == ({"batch": 1}, {"batch": 2}, {"batch": 3}, {"batch": 5})
-        return parity.outputs["target_tokens"].max_error
-
-    assert 0 < check(1, tolerance.max_error / 4) < tolerance.max_error
-    for factor, offset in ((1, 2 * tolerance.max_error), (1 + 2 * tolerance.max_error, 0), (1, float("nan"))):
-        with pytest.raises(ParityError, match="target_tokens differs from ONNX Runtime"):
-            check(factor, offset)
-
-
-@pytest.mark.parametrize("wrong", [lambda batch, _: batch == 7, lambda _, length: length == 15], ids=["batch 7", "15 tokens"])
-def test_sizes_between_those_that_are_tuned_for(bundle: Path, wrong: Callable[[int, int], bool]) -> None:
-    session = Bundle.load(bundle).session(QUERY_ENCODER, provider="cpu", threads=1)
-
-    class Remainders:
-        provider, spec = "test", QUERY_ENCODER
-
-        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-            return {name: array * (0 if wrong(*inputs["input_ids"].shape) else 1) for name, array in session.run(**inputs).items()}
-
-    with pytest.raises(ParityError, match="differs from ONNX Runtime"):
-        check_engine(
-            QUERY_ENCODER, SIZES, Remainders(), session, [parse_profile("batch=2:8:32,text_length=2:8:16", 16)],
-            vocab_size=20, tolerance=TOLERANCES["float16"],
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
-def test_a_profile_of_one_query_must_heed_the_mask(bundle: Path, spec: GraphSpec) -> None:
-    """Its kernels are its own, and a service pads single texts: other batches show nothing of it."""
-    session = Bundle.load(bundle).session(spec, provider="cpu", threads=1)
-
-    class Deaf:
-        provider, spec = "test", session.spec
-
-        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-            mask = inputs["attention_mask"]
-            return session.run(**inputs | ({"attention_mask": np.ones_like(mask)} if len(mask) == 1 else {}))
-
-    profiles = [parse_profile(f"batch={batch},text_length=2:4:16", 16) for batch in ("1:1:1", "2:3:4")]
-    options = {"vocab_size": 20, "tolerance": TOLERANCES["float16"]}
-    assert check_engine(spec, SIZES, session, session, profiles, **options).shapes  # type: ignore[arg-type]
-    with pytest.raises(ParityError, match=r"differs from ONNX Runtime .*'batch': 1, .*, padded"):
-        check_engine(spec, SIZES, Deaf(), session, profiles, **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-def test_an_engine_keeps_unit_norms(bundle: Path, precision: str) -> None:
-    """Scores count on them, and the elements of a long vector are too small to show a common factor."""
-    tolerance = TOLERANCES[precision]
-    loose = msgspec.structs.replace(tolerance, max_error=0.2, mean_error=0.1)
-    with pytest.raises(ParityError, match=r"target_tokens differs from ONNX Runtime in length by 5.*e-03 at"):
-        check_engine(
-            TARGET_ENCODER, SIZES, _Changed(bundle, 0.995), _Changed(bundle), [parse_profile("batch=1:2:3", 16)],
-            vocab_size=20, tolerance=loose,
-        )  # fmt: skip
-
-
-def test_a_small_error_in_large_numbers_is_small(bundle: Path) -> None:
-    """Relative to the largest, not element by element: next to zero is nothing to be relative to."""
-
-    class Large(_Changed):
-        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-            return {name: 1000 * array + self.offset for name, array in self.session.run(**inputs).items()}
-
-    parity = check_engine(
-        TARGET_ENCODER, SIZES, Large(bundle, offset=1e-4), Large(bundle), [parse_profile("batch=1:2:3", 16)],
-        vocab_size=20, tolerance=msgspec.structs.replace(TOLERANCES["float32"], norm=None),
-    )  # fmt: skip
-    assert parity.outputs["target_tokens"].max_error < 1e-6

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from support.fake_cuda import FakeCuda
 from support.samples import noise_image
-from support.tiny_bundle import SIZES, build_tiny_bundle, write_manifest
+from support.tiny_bundle import SIZES, write_manifest
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.contracts.engines import AxisRange
@@ -39,11 +39,6 @@ from dqe_export.tensorrt.plan import (
     traffic_profile,
     trtexec_line,
 )
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return build_tiny_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture

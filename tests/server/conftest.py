@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +19,9 @@ from support.tiny_bundle import build_tiny_bundle
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.server.app import create_app
 from dqe_engine.server.keys import key_of
+from dqe_engine.server.photos import Photos
 from dqe_engine.server.settings import Key, ServerSettings
+from dqe_engine.server.writes import Writes, make_index
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -138,3 +141,38 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
         yield opened
     assert not wrong
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Photos `b.png` and `a/b.png`, beside them links, a pipe, and a secret above them."""
+    folder = tmp_path / "photos"
+    (folder / "a").mkdir(parents=True)
+    noise_image(1).save(folder / "b.png")
+    noise_image(2).save(folder / "a" / "b.png")
+    noise_image(3).save(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "linked").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+@pytest.fixture
+def index_path(engine: RetrievalEngine, tmp_path: Path) -> Path:
+    """An empty index of the bundle's shapes, saved."""
+    assert make_index(engine.bundle, tmp_path / "index")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    """No folder, and uploads in `tmp_path / "uploads"`."""
+    return Photos([], tmp_path / "uploads")
+
+
+@pytest.fixture
+def writes(index_path: Path, engine: RetrievalEngine, photos: Photos) -> Iterator[Writes]:
+    """Writes to `index_path` and uploads to `photos`."""
+    made = Writes(index_path, engine, photos)
+    yield made
+    made.close()

@@ -23,6 +23,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.server import messages
+from dqe_engine.server.policies import template_of
 from dqe_engine.server.service import Service
 from dqe_engine.server.settings import Key, ServerSettings
 
@@ -259,7 +260,7 @@ def test_a_write_is_found_at_once_and_outlives_the_server(serve: Serve, keys: tu
     assert problem(add(b"GIF89a")) == (422, "invalid")
     assert problem(add(b"no image")) == (415, "image_format")
     assert problem(client.post("/v1/items", data={"item": json.dumps(item)}, files={"image": (None, b"x")}))[0] in (400, 422)
-    assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True}
+    assert serve(keys=keys).get("/readyz").json() == {"status": "ready", "items": 24, "revision": revision, "following": True, "lost": []}
 
 
 def test_a_write_asks_the_newest_index_not_what_this_process_has_seen(serve: Serve, keys: tuple[Key, ...]) -> None:
@@ -338,6 +339,12 @@ def test_openapi_describes_every_route_and_type(serve: Serve) -> None:
     assert names <= described["components"]["schemas"].keys()
     assert "HTTPValidationError" not in text
     assert "multipart/form-data" in described["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+
+
+def test_every_route_is_counted_under_its_own_path(serve: Serve) -> None:
+    """Also what is refused before it reaches its route."""
+    paths = serve().get("/openapi.json").json()["paths"]
+    assert {path: template_of(path) for path in paths} == {path: path for path in paths}
 
 
 def test_metrics_count_what_was_asked(serve: Serve) -> None:

@@ -52,7 +52,7 @@ def test_sliders_rank_anew_and_need_a_text(address: str, open_page: OpenPage) ->
     expect(slider).to_be_enabled()
     expect(page.locator(".slider .said").first).to_contain_text("predicted")
     entries = page.evaluate("history.length")
-    for key, weight in (("End", 3), ("ArrowLeft", 2.9), ("Home", 0)):
+    for key, weight in (("End", 2), ("ArrowLeft", 1.9), ("Home", 0)):
         with page.expect_response("**/v1/search") as answer:
             slider.press(key)
         assert asked(answer.value.request)["weights"] == {"colour": pytest.approx(weight)}
@@ -67,12 +67,31 @@ def test_sliders_rank_anew_and_need_a_text(address: str, open_page: OpenPage) ->
     assert "weights" not in asked(reset.value)
 
 
+def test_an_attribute_that_the_text_does_not_name_has_no_slider(address: str, open_page: OpenPage) -> None:
+    page = open_page(f"{address}?ref={ITEM}&w.colour=7")
+    page.route("**/v1/search", lambda route: _with_weights(route, {"colour": 1.1, "shape": 0.02}))
+    search(page, "the same but red")
+    named, unnamed = page.locator(SLIDER).first, page.locator(SLIDER).nth(1)
+    expect(named).to_be_enabled()
+    expect(unnamed).to_be_disabled()
+    expect(page.locator(".slider .said").nth(1)).to_have_text("not in your text")
+    page.route("**/v1/search", lambda route: _with_weights(route, {"colour": 0.01, "shape": 0.9}))
+    search(page, "the same but long")
+    expect(named).to_be_disabled()
+    expect(unnamed).to_be_enabled()
+
+
+def _with_weights(route: Route, predicted: dict[str, float]) -> None:
+    answer = route.fetch()
+    route.fulfill(response=answer, json={**answer.json(), "predicted_weights": predicted})
+
+
 def test_an_older_answer_never_takes_the_place_of_a_newer_one(address: str, open_page: OpenPage) -> None:
     page = open_page(f"{address}?ref={ITEM}&text=the+same+but+red")
     held: list[Route] = []
 
     def answer(route: Route) -> None:
-        if asked(route.request)["weights"] == {"colour": 3}:
+        if asked(route.request)["weights"] == {"colour": 2}:
             held.append(route)
         else:
             route.continue_()

@@ -222,3 +222,11 @@ class Case:
             exclude=exclude,
             first_query=self.seed,
         )
+
+
+def one_score_per_item(scores: np.ndarray, **options: Any) -> ZoneRequest:
+    """Two queries for which item i scores `scores[i]`, an integer below 2^19 in absolute value, to the bit."""
+    items = np.zeros((len(scores), 8), np.float16)  # 16 bytes: rows that the register kernels take
+    items[:, 0], items[:, 1] = scores // 256, scores % 256
+    defaults: dict[str, Any] = {"k": 10, "anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
+    return validated(np.array([[256, 1, 0, 0, 0, 0, 0, 0]] * 2, np.float32), items, **{**defaults, **options})

@@ -20,6 +20,7 @@ from dqe_engine.server.guards import App, Guards, Message, Receive, Scope, Send
 from dqe_engine.server.keys import key_of
 from dqe_engine.server.logs import AccessLog
 from dqe_engine.server.metrics import Metrics
+from dqe_engine.server.problems import Problem
 from dqe_engine.server.protocol import ProtocolFactory
 from dqe_engine.server.settings import ServerSettings
 
@@ -51,6 +52,9 @@ class State:
 
     def full(self) -> bool:
         return self.is_full
+
+    def not_offered(self, method: str, path: str) -> Problem | None:
+        return None
 
     async def turn(self) -> None:
         return None

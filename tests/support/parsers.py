@@ -55,6 +55,16 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     index = GalleryIndex(model_hash="m" * 32, target_shape=(2, 4), image_shape=(3, 5), image_storage="f16")
     index.add([f"i{n}" for n in range(5)], target_rows(5), image_rows(5), metadata)
     index.remove(["i1"])
+    yield from _of_an_index(root, index)
+    yield from _of_a_bundle(root)
+    yield from _of_calls(root, index)
+    yield from _of_metadata(root)
+    yield from _of_queries(root)
+    yield from _of_profiles(root)
+    yield from _of_mining(root)
+
+
+def _of_an_index(root: Path, index: GalleryIndex) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     saved = root / "index"
     index.save(saved)
     index.update_metadata({"i2": {"n": 1}})
@@ -93,6 +103,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "index catalogue", (catalogue.read_bytes(), index_catalogue)
 
+
+def _of_a_bundle(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     bundle = build_tiny_bundle(root / "bundle")
 
     def bundle_manifest(data: bytes) -> None:
@@ -153,6 +165,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "tokenizer.json", (build_tokenizer().to_str().encode(), tokenizer_file)
 
+
+def _of_calls(root: Path, index: GalleryIndex) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     filter = {
         "s": "a", "n": {">=": 0, "<": 9, "!=": 3}, "z": {"exists": True}, "tags": {"contains": "x"},
         "or": [{"s": {"in": ["a", 1, None, 1.5, True]}}, {"not": [{"b": True}, {"and": [{"n": 1}]}]}],
@@ -194,6 +208,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
              "by_id": {"a": {"n": 2}, "b/c": None}}  # fmt: skip
     yield "ids and metadata", (json.dumps(given).encode(), ids)
 
+
+def _of_metadata(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     described = root / "metadata"
     lines = [{"id": "a", "n": 1, "tags": ["x"], "d": {"e": None}}, {"id": "b/c.jpg", "n": 1.5, "s": "ü"}, {"id": "c", "b": True}]
     table = 'id,price,brand,sale\r\na.jpg,12,"x, y",true\r\nb.jpg,1.5e3,,false\r\n\r\n"c\nd",,z,\r\n'
@@ -205,6 +221,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     yield "metadata lines", (b"\n".join(json.dumps(line).encode() for line in lines), metadata_file)
     yield "metadata table", (table.encode(), metadata_file)
 
+
+def _of_queries(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     engine = RetrievalEngine.load(build_tiny_bundle(root / "engine"), provider="cpu", threads=1)
     engine.index_images({f"i{n}": noise_image(n) for n in range(4)}, metadata={f"i{n}": {"n": n} for n in range(4)})
     asked = {
@@ -224,6 +242,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "query", (json.dumps(asked).encode(), query)
 
+
+def _of_profiles(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     traffic = root / "traffic.jsonl"
 
     def traffic_file(data: bytes) -> None:
@@ -232,6 +252,8 @@ def _parsers(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
 
     yield "traffic", (b"\n".join(b'{"batch": %d, "text_length": %d}' % (n, 3 + n) for n in range(1, 9)), traffic_file)
 
+
+def _of_mining(root: Path) -> Iterator[tuple[str, tuple[bytes, Parser]]]:
     mined = root / "mined"
     mine_to_folder(mined, job())
 

@@ -151,4 +151,7 @@ def write_hp_fashioniq(directory: Path, *, images: bool = True) -> Path:
     return directory
 
 
-WRITERS = {"fashioniq": write_fashioniq, "cirr": write_cirr, "circo": write_circo, "hp-fashioniq": write_hp_fashioniq}
+WRITERS = {
+    "fashioniq": write_fashioniq, "cirr": write_cirr, "circo": write_circo, "hp-fashioniq": write_hp_fashioniq, "pinpoint": write_pinpoint,
+}  # fmt: skip
+"""By the dataset's name: every one that `detect.FINDERS` knows."""

@@ -11,7 +11,12 @@ from tokenizers import AddedToken
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from dqe_engine.contracts.preprocessing import CLIP_MEAN, CLIP_STD
+from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY
+from dqe_training.config import TrainConfig
 from dqe_training.data.garments.catalog import vocabulary
+from dqe_training.model import DQEModel
+from dqe_training.run.configuration import load_config
+from dqe_training.run.workflow import build_model
 from dqe_training.tokenizer import build_tokenizer
 
 IMAGE_SIZE = 16
@@ -60,3 +65,11 @@ def write_blip2(
         )
     )  # fmt: skip
     return model
+
+
+def config_of(directory: Path, *overrides: str) -> TrainConfig:
+    return load_config("blip2", [f"backbone={directory}", *overrides])
+
+
+def model_of(directory: Path, *overrides: str) -> DQEModel:
+    return build_model(config_of(directory, *overrides), PAPER_VOCABULARY, 0).eval()

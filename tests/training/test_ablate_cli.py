@@ -263,7 +263,7 @@ def test_a_damaged_cell_is_named(finished: Path, garments: Path, tmp_path: Path,
     assert f"{second.name}: not valid JSON" in capsys.readouterr().err
     shutil.copy(first, second)
     assert ablate.main(command(garments, out)) == 2
-    assert "is of another cell than its name says" in capsys.readouterr().err
+    assert "holds the result of another cell than its name says" in capsys.readouterr().err
 
 
 def test_an_output_folder_that_is_a_file(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dqe_training.ablation.results import CellResult, Ratio, cell_path, others_c
 from dqe_training.ablation.source_hash import hash_source, source_hash
 from dqe_training.ablation.table import table
 from dqe_training.ablation.variants import PARTS, apply_variant, parse_sweep, parse_variant
+from dqe_training.cli.ablate import build_parser
 from dqe_training.config import LossConfig, TrainConfig
 from dqe_training.evaluation.metrics import PerQuery
 
@@ -95,6 +97,13 @@ def test_a_variant_has_its_parts_and_no_others() -> None:
     assert apply_variant(config, parse_variant("full"), name="full") == config
 
 
+def test_the_commands_help_names_every_part_and_option() -> None:
+    told = build_parser().format_help()
+    for part, options in PARTS.items():
+        assert re.search(rf"^  ([a-z]+, )*{part}[, ]", told, re.MULTILINE), part
+        assert [option for option in options if not re.search(rf":{option}\b", told)] == [], part
+
+
 def config_of_sprc() -> TrainConfig:
     """Where one of the weights is set, and there is room for the prompts."""
     return train_config(model_config(position_embeddings=40), loss=LossConfig(prompt_weight=0.4))
@@ -133,14 +142,17 @@ def test_law_unlabelled_begins_only_with_a_model_that_no_label_trained(tmp_path:
     assert made.model == law.model
     assert (made.loss.attribute_weight, made.loss.presence_weight) == (0, 0)
     assert min(law.loss.attribute_weight, law.loss.presence_weight) > 0
-    with pytest.raises(InputError, match=r"labels may have trained .*, which has attribute weights; take law:unlabelled from scratch"):
+    with pytest.raises(
+        InputError,
+        match=r"law:unlabelled must not have seen labels, but they may have trained the attribute weights of .*; train from scratch",
+    ):
         apply_variant(configs[True], parse_variant("+law:unlabelled"), name="+law:unlabelled")
 
 
 def test_heads_alone_are_compared_with_heads() -> None:
     config = heads_alone()
     assert apply_variant(config, {"law": ""}, name="+law").finetune == "attributes"
-    with pytest.raises(InputError, match="variant 'baseline': without law nothing would train, since finetune is attributes"):
+    with pytest.raises(InputError, match="variant 'baseline': finetune=attributes trains only what"):
         apply_variant(config, {}, name="baseline")
 
 
@@ -179,7 +191,7 @@ def test_cells_come_seed_by_seed_and_keys_say_what_is_trained() -> None:
 
 def test_equal_steps_ignore_the_clock_and_equal_seconds_need_it() -> None:
     assert plan(train_config(seconds=9.0)).cells == plan().cells
-    with pytest.raises(InputError, match=r"--budget seconds: .* optim.seconds=60"):
+    with pytest.raises(InputError, match=r"--budget seconds needs .* optim.seconds=60"):
         plan(budget="seconds")
     with pytest.raises(InputError, match=r"--budget steps: optim.epochs must be at least 1"):
         plan(train_config(epochs=0, seconds=5.0))
@@ -197,17 +209,17 @@ def test_a_grid_leaves_alone_what_it_does_not_touch_and_says_what_it_leaves_out(
 def test_bad_plans_are_refused() -> None:
     with pytest.raises(InputError, match="train the same"):
         plan(variants="full,+kl+law+trns")
-    with pytest.raises(InputError, match=r"\+trns is there twice"):
+    with pytest.raises(InputError, match=r"\+trns is given twice"):
         plan(variants="+trns,+trns")
-    with pytest.raises(InputError, match="1 is there twice"):
+    with pytest.raises(InputError, match="1 is given twice"):
         plan(seeds=(1, 1))
-    with pytest.raises(InputError, match=r"no point is a valid configuration; .*valid keys of ZoneSpec"):
+    with pytest.raises(InputError, match=r"no point is a valid configuration; the first: .*valid keys of ZoneSpec"):
         plan(points=parse_sweep(["trns.zones.low=1,2"]))
     for axes, said in (
         (["a=1", "b=1", "c=1"], "3 keys"),
         (["a"], "expected section.key=value"),
         (["a=1,,2"], "expected section.key=value"),
-        (["a=1", "a=2"], "a is there twice"),
+        (["a=1", "a=2"], "a is given twice"),
     ):
         with pytest.raises(InputError, match=said):
             parse_sweep(axes)

@@ -133,7 +133,7 @@ def test_secret_targets_give_no_figures() -> None:
     assert figures("cirr", queries, found(np.asarray([[1]]))) == {}
     assert summary("cirr", [{}]) == {}
     known = QuerySet("val", (Query("0", "a", "x", ("b",)),), ("a", "b"))
-    with pytest.raises(InputError, match="'shoes': no protocol"):
+    with pytest.raises(InputError, match="'shoes': no protocol for rankings; expected fashioniq"):
         figures("shoes", known, found(np.asarray([[1]])))
 
 

@@ -14,9 +14,10 @@ from dqe_training.data.image_folder import ImageFolder
 from dqe_training.data.public.base import Options
 from dqe_training.data.public.circo import CIRCO
 from dqe_training.data.public.cirr import CIRR
-from dqe_training.data.public.detect import find_benchmarks, open_benchmark
+from dqe_training.data.public.detect import FINDERS, find_benchmarks, open_benchmark
 from dqe_training.data.public.fashioniq import FashionIQ, join_blanks, join_captions
 from dqe_training.data.public.hp_fashioniq import HPFashionIQ
+from dqe_training.data.public.names import TITLES
 from dqe_training.data.public.wording import PLAIN, WORDINGS, wording_of
 from dqe_training.data.queries import Preference, Query, QuerySet
 
@@ -173,7 +174,7 @@ def test_a_folder_tells_what_it_holds(tmp_path: Path) -> None:
         assert root is not None
         wanted = [image for part in found.parts(ImageFolder.scan(root)) for image in part.images]
         assert not ImageFolder.scan(root).missing(wanted)
-    assert {b.name for b in find_benchmarks(tmp_path)} == set(WRITERS)
+    assert {b.name for b in find_benchmarks(tmp_path)} == set(WRITERS) == set(FINDERS) == set(TITLES)
     assert [b.name for b in find_benchmarks(tmp_path, "circo")] == ["circo"]
     assert open_benchmark(tmp_path) is None
     assert open_benchmark(tmp_path / "cirr", "jsonl") is None
@@ -211,7 +212,7 @@ def test_what_is_ambiguous_or_not_there_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "file", "content", "said"),
     [
-        (write_fashioniq, "captions/cap.dress.val.json", "[{", "not the official format"),
+        (write_fashioniq, "captions/cap.dress.val.json", "[{", "not in the official format"),
         (write_fashioniq, "captions/cap.dress.val.json", '[{"candidate": "a"}]', "missing required field `captions`"),
         (write_fashioniq, "captions/cap.dress.val.json", '[{"candidate": "a", "target": "b", "captions": ["x"]}]', "record 1: 1 captions"),
         (write_fashioniq, "image_splits/split.dress.val.json", "[]", "query images are not in the gallery, for example D"),

@@ -94,5 +94,5 @@ def test_deriving_is_an_option_of_the_source(tmp_path: Path) -> None:
 
 def test_a_damaged_tag_file_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "tags" / "asin2attr.dress.train.json", {"x": "dress"})
-    with pytest.raises(InputError, match=r"asin2attr\.dress\.train\.json: not the official format"):
+    with pytest.raises(InputError, match=r"asin2attr\.dress\.train\.json: not in the official format"):
         read_tags(tmp_path, ("dress",), "train")

@@ -1,4 +1,4 @@
-"""Every loss against a slow float64 reference written out in loops, and its limits."""
+"""Each loss against a slow float64 reference written out in loops, and its limits; the sum of them is in `test_total_loss.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.loss_references import (
+    cosines,
+    reference_attribute_margin,
+    reference_infonce,
+    reference_kl,
+    reference_presence,
+    reference_ranking,
+    reference_relevance,
+    repeated_targets,
+)
 from support.tiny_training import make_model, query_inputs
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -19,73 +29,9 @@ from dqe_training.losses.kl_relevance import kl_relevance_loss, relevance_distri
 from dqe_training.losses.presence import presence_loss
 from dqe_training.losses.ranking import margin_ranking_loss, ranking_loss
 from dqe_training.losses.total import BatchLabels, total_loss
-from dqe_training.model import QueryOutput, paired_score, score
+from dqe_training.model import paired_score, score
 
 BATCHES = (2, 3, 19)
-
-
-def cosines(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
-
-
-def repeated_targets(batch: int) -> Tensor:
-    """Some rows share their target image."""
-    return torch.arange(batch) // 2 * 2 % max(batch - 1, 1)
-
-
-# -- references ------------------------------------------------------------------------------------------------------
-
-
-def reference_relevance(similarity: np.ndarray, share: float, temperature: float, ignore: np.ndarray) -> np.ndarray:
-    batch = len(similarity)
-    result = np.zeros((batch, batch))
-    for i in range(batch):
-        mass = [0.0 if ignore[i, j] or i == j else math.exp(similarity[i, j] / temperature) for j in range(batch)]
-        for j in range(batch):
-            result[i, j] = (share * mass[j] / sum(mass) + (1 - share) * (i == j)) if sum(mass) else float(i == j)
-    return result
-
-
-def reference_log_q(scores: np.ndarray, i: int, temperature: float, ignore: np.ndarray) -> dict[int, float]:
-    kept = [j for j in range(len(scores)) if not ignore[i, j]]
-    total = math.log(sum(math.exp(scores[i, j] / temperature) for j in kept))
-    return {j: scores[i, j] / temperature - total for j in kept}
-
-
-def reference_kl(scores: np.ndarray, relevance: np.ndarray, temperature: float, ignore: np.ndarray) -> float:
-    total = 0.0
-    for i in range(len(scores)):
-        for j, log_q in reference_log_q(scores, i, temperature, ignore).items():
-            if relevance[i, j] > 0:
-                total += relevance[i, j] * (math.log(relevance[i, j]) - log_q)
-    return total / len(scores)
-
-
-def reference_infonce(scores: np.ndarray, temperature: float, ignore: np.ndarray) -> float:
-    return float(np.mean([-reference_log_q(scores, i, temperature, ignore)[i] for i in range(len(scores))]))
-
-
-def reference_ranking(positive: np.ndarray, negative: np.ndarray, valid: np.ndarray, temperature: float) -> float:
-    losses = [math.log(1 + math.exp((n - p) / temperature)) for p, n, v in zip(positive, negative, valid, strict=True) if v]
-    return sum(losses) / len(losses) if losses else 0.0
-
-
-def reference_attribute_margin(sub_scores: np.ndarray, labels: np.ndarray, named: np.ndarray, margin: float) -> float:
-    losses = []
-    batch, attributes = labels.shape
-    for i in range(batch):
-        for a in range(attributes):
-            if not named[i, a] or labels[i, a] < 0:
-                continue
-            others = [sub_scores[i, a, j] for j in range(batch) if labels[j, a] >= 0 and labels[j, a] != labels[i, a]]
-            if others:
-                losses.append(max(0.0, margin - sub_scores[i, a, i] + max(others)))
-    return sum(losses) / len(losses) if losses else 0.0
-
-
-def reference_presence(logits: np.ndarray, named: np.ndarray) -> float:
-    p = 1 / (1 + np.exp(-logits))
-    return float(-np.where(named, np.log(p), np.log(1 - p)).mean())
 
 
 # -- KL relevance ----------------------------------------------------------------------------------------------------
@@ -313,110 +259,6 @@ def test_scores_are_the_best_inner_product() -> None:
     expected = np.array([[max(float(q @ t) for t in item) for item in tokens.numpy()] for q in queries.numpy()])
     np.testing.assert_allclose(score(queries, tokens).numpy(), expected, rtol=1e-12)
     np.testing.assert_allclose(paired_score(queries, tokens[:3]).numpy(), expected.diagonal(), rtol=1e-12)
-
-
-def batch_of(size: int = 6) -> tuple[QueryOutput, Tensor, Tensor, BatchLabels]:
-    """Outputs of a batch in float64, with gradients: 3 tokens, 2 attributes, D = 8."""
-    unit = {
-        name: F.normalize(cosines(*shape, seed=seed), dim=-1).requires_grad_()
-        for seed, (name, shape) in enumerate(
-            {"query": (size, 8), "base": (size, 8), "sub": (size, 2, 8), "target": (size, 3, 8), "negative": (size, 3, 8)}.items()
-        )
-    }
-    output = QueryOutput(unit["query"], unit["base"], unit["sub"], cosines(size, 2).abs(), cosines(size, 2, seed=8).requires_grad_())
-    rng = np.random.default_rng(0)
-    labels = BatchLabels(
-        repeated_targets(size), torch.from_numpy(rng.integers(-1, 3, (size, 2))), torch.from_numpy(rng.random((size, 2)) < 0.7)
-    )
-    return output, unit["target"], unit["negative"], labels
-
-
-def reference_parts(config: LossConfig, share: float, valid: np.ndarray | None) -> dict[str, float]:
-    output, target, negative, labels = batch_of()
-    query, sub, targets, negatives = (t.detach().numpy() for t in (output.query, output.sub_queries, target, negative))
-    ids = labels.target_ids.numpy()
-    batch = len(query)
-    ignore = (ids[:, None] == ids[None, :]) & ~np.eye(batch, dtype=bool)
-    scores = np.array([[max(q @ t for t in item) for item in targets] for q in query])
-    pooled = np.array([item.mean(0) / np.linalg.norm(item.mean(0)) for item in targets])
-    sub_scores = np.array([[[max(s @ t for t in item) for item in targets] for s in row] for row in sub])
-    relevance = reference_relevance(pooled @ pooled.T, share, config.relevance_temperature, ignore)
-    parts = {
-        "kl": reference_kl(scores, relevance, config.temperature, ignore)
-        if share
-        else reference_infonce(scores, config.temperature, ignore),
-        "infonce": reference_infonce(scores, config.temperature, ignore),
-        "attribute": reference_attribute_margin(sub_scores, labels.labels.numpy(), labels.named.numpy(), config.attribute_margin),
-        "presence": reference_presence(output.presence.detach().numpy(), labels.named.numpy()),
-    }
-    if valid is not None:
-        lost = np.array([max(q @ t for t in item) for q, item in zip(query, negatives, strict=True)])
-        parts["rank"] = reference_ranking(scores.diagonal(), lost, valid, config.temperature)
-    return parts
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3])
-@pytest.mark.parametrize("objective", ["kl", "infonce"])
-def test_the_total_is_the_weighted_sum_of_the_references(objective: str, share: float) -> None:
-    config = LossConfig(objective=objective, rank_weight=0.7, attribute_weight=0.3, presence_weight=0.9)
-    valid = np.array([True, False, True, True, False, True])
-    expected = reference_parts(config, share, valid)
-    output, target, negative, labels = batch_of()
-    total, parts = total_loss(output, target, labels, config, relevance_share=share, negatives=(negative, torch.from_numpy(valid)))
-    figures = {name for name in parts if name.startswith("relevance/")}
-    assert figures == ({"relevance/truth", "relevance/entropy"} if objective == "kl" and share else set())
-    parts = {name: value for name, value in parts.items() if name not in figures}
-    assert set(parts) == {objective, "rank", "attribute", "presence", "total"}
-    for name, value in parts.items():
-        if name != "total":
-            assert value.item() == pytest.approx(expected[name], rel=1e-9), name
-        assert not value.requires_grad
-    wanted = expected[objective] + 0.7 * expected["rank"] + 0.3 * expected["attribute"] + 0.9 * expected["presence"]
-    assert total.item() == parts["total"].item() == pytest.approx(wanted, rel=1e-9)
-
-
-def test_the_ranking_loss_may_have_a_margin_and_the_temperature_may_be_given() -> None:
-    output, target, negative, labels = batch_of()
-    negatives = (negative, torch.ones(6, dtype=torch.bool))
-    config = LossConfig(objective="infonce", ranking="margin", rank_margin=0.3)
-    _, parts = total_loss(output, target, labels, config, relevance_share=0.0, negatives=negatives)
-    positive, lost = score(output.query, target).diagonal(), paired_score(output.query, negative)
-    assert parts["rank"].item() == pytest.approx((0.3 - positive + lost).clamp_min(0).mean().item(), rel=1e-9)
-    warm = LossConfig(objective="infonce", temperature=0.2)
-    wanted, _ = total_loss(output, target, labels, warm, relevance_share=0.0, negatives=negatives)
-    given, _ = total_loss(
-        output, target, labels, LossConfig(objective="infonce"), relevance_share=0.0, temperature=0.2, negatives=negatives
-    )
-    assert given.item() == pytest.approx(wanted.item(), rel=1e-12)
-
-
-@pytest.mark.parametrize(("off", "part"), [("rank_weight", "rank"), ("attribute_weight", "attribute"), ("presence_weight", "presence")])
-def test_a_weight_of_zero_switches_its_part_off(off: str, part: str) -> None:
-    weights = {"rank_weight": 1.0, "attribute_weight": 1.0, "presence_weight": 1.0}
-    output, target, negative, labels = batch_of()
-    options = {"relevance_share": 0.2, "negatives": (negative, torch.ones(6, dtype=torch.bool))}
-    full, parts = total_loss(output, target, labels, LossConfig(**weights), **options)
-    less, fewer = total_loss(output, target, labels, LossConfig(**weights | {off: 0.0}), **options)
-    assert set(parts) - set(fewer) == {part}
-    assert (full - less).item() == pytest.approx(parts[part].item(), rel=1e-9)
-
-
-def test_no_negatives_no_ranking_part() -> None:
-    output, target, _, labels = batch_of()
-    _, parts = total_loss(output, target, labels, LossConfig(), relevance_share=0.2)
-    assert "rank" not in parts
-
-
-def test_no_gradient_flows_through_the_relevance_distribution() -> None:
-    """Of the KL loss, target tokens get the gradient that they get through the scores, and no other."""
-    config = LossConfig(rank_weight=0, attribute_weight=0, presence_weight=0)
-    output, target, _, labels = batch_of()
-    total, _ = total_loss(output, target, labels, config, relevance_share=0.3)
-    pooled = F.normalize(target.detach().mean(dim=1), dim=-1)
-    ignore = same_target(labels.target_ids)
-    constant = relevance_distribution(pooled @ pooled.T, share=0.3, temperature=config.relevance_temperature, ignore=ignore)
-    through_scores = kl_relevance_loss(score(output.query, target), constant, temperature=config.temperature, ignore=ignore)
-    torch.testing.assert_close(*(torch.autograd.grad(x, target)[0] for x in (total, through_scores)), rtol=1e-10, atol=1e-14)
 
 
 def test_every_part_reaches_the_parameters_it_should() -> None:

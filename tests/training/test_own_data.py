@@ -169,5 +169,5 @@ def test_an_empty_gallery_is_an_error(own: Path) -> None:
     (own / "images" / "none").mkdir()
     (own / "empty.txt").write_text("\n")
     for gallery in (own / "images" / "none", own / "empty.txt"):
-        with pytest.raises(InputError, match="holds no image"):
+        with pytest.raises(InputError, match="names no image"):
             load_own_data(own / "triplets.jsonl", own / "images", gallery=gallery)

@@ -82,8 +82,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not the official format"),
-        (b"garbage" * 50, "not the official format"),
+        (b"", "not in the official format"),
+        (b"garbage" * 50, "not in the official format"),
         (
             {name: [value] for name, value in COLUMNS.items() if name != "positive_candidates"},
             "missing required field `positive_candidates`",

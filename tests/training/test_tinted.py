@@ -98,7 +98,7 @@ def test_what_is_no_sprite_is_refused(tmp_path: Path, tinted: Path, sprite: Path
     text.write_text("no picture")
     cases: list[tuple[list[str], str]] = [
         ([str(tmp_path / "out"), "--sprite", str(small)], "28 x 56 px, expected the 840 x 840 px"),
-        ([str(tmp_path / "out"), "--sprite", str(text)], "not an image that is read here; save it as JPEG, PNG"),
+        ([str(tmp_path / "out"), "--sprite", str(text)], "not an image of an accepted format; save it as JPEG, PNG"),
         ([str(tmp_path / "out"), "--sprite", str(tmp_path / "none.png")], "no such image file"),
         ([str(tinted), "--sprite", str(sprite)], "exists; remove it or choose another folder"),
         ([str(tmp_path / "out"), "--sprite", str(sprite), "--gallery-products", "90"], "gallery_products must lie between 1 and 89"),

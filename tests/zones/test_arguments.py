@@ -96,7 +96,7 @@ def test_arrays_on_a_device_never_fall_back_to_the_processor(backend: Any, monke
         select_zones(OnDevice(), ITEMS, k=1, backend="cpu")
     with pytest.raises(InputError, match="stream and workspace are for arrays on a CUDA device; the queries are ndarray"):
         select_zones(QUERIES, ITEMS, k=1, stream=7)
-    with pytest.raises(InputError, match="screen: for the CPU"):
+    with pytest.raises(InputError, match="screen: only for arrays on the CPU"):
         select_zones(OnDevice(), OnDevice(), k=1, screen=Screen.build(ITEMS), backend=backend)
 
 

@@ -1,7 +1,5 @@
 """Screening on an emulated CUDA device: equal to what a pass over the items finds, whatever the vectors."""
 
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import ctypes
@@ -11,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.emulated_cuda import H200, SMALL, assert_same, emulate
-from zones.test_cuda_host import OnDevice, built_module, library, revealed  # noqa: F401
+from support.emulated_module import OnDevice, revealed
 
+from benchmarks import gpu_zones
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import Screen, cuda, reference
-from dqe_engine.zones.device_screen import OVERHEAD_BYTES, DeviceScreen
+from dqe_engine.zones.device_screen import OVERHEAD_BYTES, PAIR_BYTES, SM_80_BYTES, DeviceScreen
 from dqe_engine.zones.request import ZoneRequest, validated
 
 SIZE = 4200
@@ -222,18 +221,33 @@ def test_an_index_keeps_codes(built_module: Any, monkeypatch: pytest.MonkeyPatch
     assert "no screen: 15 tokens" in cuda.Index(OnDevice(np.zeros((5, 3, 8), np.float16)), screen=True).describe()
 
 
-def test_the_screen_is_used_where_it_reads_less() -> None:
+def test_the_screen_is_used_where_it_costs_less() -> None:
     rule = DeviceScreen(1_000_000, 1, 256, 2, always=False)
-    assert rule.reads(64, 100) == (1e6 * 268 + 64 * 100 * 16 * 512 + OVERHEAD_BYTES, 1e6 * 512)
+    cost = 1e6 * 268 + 64 * 100 * 16 * 512 + OVERHEAD_BYTES
+    assert rule.costs(64, 100) == (cost + 1e6 * PAIR_BYTES, 1e6 * 512)
+    assert rule.costs(64, 100, ("sm_90a", 128)) == (cost + SM_80_BYTES, 1e6 * 512)
     assert rule.pays(64, 100)
     assert not rule.pays(64, 1000)
     assert not DeviceScreen(100_000, 1, 256, 2, always=False).pays(64, 10)  # the small kernels take longer than what is saved
     assert rule.learn(64, 1000, 64 * 1000) == 64_000
     assert rule.pays(64, 1000)
     assert rule.would_pay(256, 100)
-    assert not rule.would_pay(256, 100, a_pass=256)  # four passes over the codes for one over the items
-    assert rule.would_pay(64, 100, a_pass=256)
+    assert not rule.would_pay(256, 100, ("sm_80", 256))  # four passes over the codes for one over the items
+    assert rule.would_pay(64, 100, ("sm_80", 256))
     assert "(1.0 tokens in full for each wanted), 488 without: the screen" in rule.describe(64, 1000)
+
+
+@pytest.mark.parametrize(("mode", "architecture"), [("ours, f16 queries", "sm_90a"), ("ours, f16 queries, sm_80", "sm_80")])
+def test_the_screen_is_chosen_where_it_was_predicted_to_be_faster(mode: str, architecture: str) -> None:
+    cases = gpu_zones.predictions()
+    assert len(cases) == 6
+    for name, predicted in cases.items():
+        size, tokens = gpu_zones.PREDICTED_FOR[name.startswith("MaxSim")]
+        batch = int(name.split(", ")[1])
+        a_pass = 64 if architecture == "sm_80" else 256 if batch > 128 else 128
+        rule = DeviceScreen(size, tokens, gpu_zones.WIDTH, 2, always=False)
+        faster = predicted[gpu_zones.SCREENED]["ms"] < predicted[mode]["ms"]
+        assert rule.would_pay(batch, gpu_zones.K, (architecture, a_pass)) == faster, name
 
 
 def test_searches_that_overflow_make_the_screen_pause() -> None:

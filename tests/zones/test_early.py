@@ -12,7 +12,7 @@ from dqe_engine import _kernels
 from dqe_engine.errors import InputError
 from dqe_engine.zones import Screen, cpu, select_zones
 from dqe_engine.zones import early as early_search
-from dqe_engine.zones.early import shown, stopping_early
+from dqe_engine.zones.early import _recall, shown, stopping_early
 from dqe_engine.zones.lists import TokenLists
 
 SIZE, TOKENS, WIDTH, K = 4000, 4, 16, 10
@@ -67,7 +67,7 @@ def test_queries_that_lists_do_not_help_do_not_flatter_those_that_follow(
     asked = np.concatenate([scattered, queries[:200]])
     early, measured = stopping_early(screen, items, asked, recall=0.9, k=K)
     assert early.lists is not None
-    assert early.lists.tally.tried == 0
+    assert early.lists.tally_of(1).tried == 0
     assert measured == pytest.approx(shares(items, screen, early, asked).mean())
     assert measured < 1.0
 
@@ -83,6 +83,12 @@ def test_what_is_found_by_whole_caps_is_counted_as_found(
     early, measured = stopping_early(screen, items, queries[:100], recall=0.95, k=K)
     assert early is not screen
     assert measured == 1.0
+
+
+def test_an_item_as_good_as_the_last_does_not_stand_for_a_better_one() -> None:
+    exact = np.asarray([[4, 3, 2], [4, 2, 2]], np.float32)
+    assert _recall(np.asarray([[4, 2, 2], [4, 2, 2]], np.float32), exact) == pytest.approx(5 / 6)
+    assert _recall(np.asarray([[4, 3, 2], [2, 2, 2]], np.float32), exact) == pytest.approx(5 / 6)
 
 
 def test_what_is_shown_is_less_than_what_was_measured(rng: np.random.Generator) -> None:
@@ -118,7 +124,7 @@ def test_exact_search_comes_back_where_nothing_less_is_enough(
         (1.0, 100, True, "expected a number between 0 and 1"),
         (float("nan"), 100, True, "expected a number between 0 and 1"),
         (0.9, 99, True, "at least 100"),
-        (0.99, 200, True, r"200 queries can show 0.9804 at most; pass at least 396 queries"),
+        (0.99, 200, True, r"200 queries can prove a recall of 0.9804 at most; pass at least 396 queries"),
         (0.9, 100, False, "no lists"),
     ],
 )

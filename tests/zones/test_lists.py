@@ -16,7 +16,7 @@ from dqe_engine import _kernels
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.index import columns
 from dqe_engine.zones import Screen, ZoneSelection, cpu
-from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.lists import NoLists, Tally, TokenLists
 from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.request import ZoneRequest, validated
 
@@ -116,7 +116,7 @@ def test_a_query_near_a_cluster_reads_little_of_the_rest(rng: np.random.Generato
     screen = Screen(Screen.build(items, lists=False).shards, built(items))
     result = cpu.select(request_of(items[5, :1], items, screen), list_limit=12_000)  # of 80,000 tokens; beyond, it would be scattered
     assert screen.lists is not None
-    assert screen.lists.tally.scattered == 0
+    assert screen.lists.tally_of(1).scattered == 0
     assert result.rescored is not None
     assert result.rescored < 3000  # about a cluster: 2,000 tokens
 
@@ -129,9 +129,37 @@ def test_where_nothing_clusters_lists_are_given_up(rng: np.random.Generator) -> 
     queries = rng.standard_normal((200, 64)).astype(np.float32)
     for query in queries[:, None]:
         equal(cpu.select(request_of(query, items, screen)), cpu.select(request_of(query, items, codes)))
-    tally = screen.lists.tally
+    tally = screen.lists.tally_of(1)
     assert tally.scattered == tally.tried
     assert 8 <= tally.tried <= 8 + 192 // 64 + 1
+
+
+def test_what_takes_longer_is_tried_rarely() -> None:
+    tally = Tally()
+
+    def tried(listed: float, sweep: float, guess: float, searches: int = 640) -> int:
+        lists = 0
+        for _ in range(searches):
+            if tally.lists_pay(guess):
+                lists += 1
+                tally.note(listed, scattered=False)
+            else:
+                tally.note_sweep(sweep)
+        return lists
+
+    assert tried(1.0, 9.0, 10.0) == 640, "no sweep is tried where lists are sure to take less"
+    assert 620 < tried(5.0, 6.0, 10.0) < 640
+    assert tried(8.0, 6.0, 10.0, 3200) < 1200, "one in 64, once fifteen have said so"
+    assert tried(8.0, 6.0, 10.0) == 10
+    assert tried(2.0, 6.0, 10.0, 64 * 20) > 128, "and all again when lists take less"
+
+
+def test_a_sweep_that_lists_did_not_spare_counts_against_them() -> None:
+    tally = Tally()
+    for _ in range(15):
+        tally.note_sweep(2.0)
+        tally.note(2.1, scattered=True)
+    assert sum(tally.lists_pay(100.0) for _ in range(640)) == 10, "whatever was guessed"
 
 
 def test_lists_are_kept_where_they_spare_most_tokens(rng: np.random.Generator) -> None:
@@ -155,6 +183,8 @@ def test_lists_are_kept_where_they_spare_most_tokens(rng: np.random.Generator) -
 def test_what_lists_leave_is_what_queries_visit(rng: np.random.Generator) -> None:
     items = clustered(rng, 4000, 2, 32, spread=0.6)
     lists, queries = built(items), items[::250, 0]
+    none = TokenLists.weighed((items,), queries=queries, threads=1, least=1, most_left=0.0)
+    assert isinstance(none, NoLists)
     scores = queries @ items.reshape(-1, 32).T
     best = np.sort(scores, axis=1)[:, -10]
     directions = (lists.codes[:, :32].astype(np.float64) - 128) * lists.scales[:, None]
@@ -162,7 +192,9 @@ def test_what_lists_leave_is_what_queries_visit(rng: np.random.Generator) -> Non
     of_token = np.repeat(angles, np.diff(lists.starts), axis=1)
     visited = (np.arccos(lists.cosines / 32767.5 - 1) >= of_token).mean()
     assert 0.01 < visited < 0.9
-    assert lists.left((items,), queries) == pytest.approx(visited, abs=0.1)
+    assert none.left == pytest.approx(visited, rel=0.2)
+    assert isinstance(TokenLists.weighed((items,), queries=queries, threads=1, least=1, most_left=visited * 1.5), TokenLists)
+    assert isinstance(TokenLists.weighed((items,), queries=queries, threads=1, least=1, most_left=visited / 1.5), NoLists)
 
 
 def test_few_tokens_get_no_lists(rng: np.random.Generator) -> None:
@@ -175,13 +207,13 @@ def test_few_tokens_get_no_lists(rng: np.random.Generator) -> None:
 
 def test_a_growing_gallery_keeps_its_lists_until_many_rows_are_in_none(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     begun = []
-    build = TokenLists.build
+    weighed = TokenLists.weighed
 
-    def counted(shards: Any, *, threads: int) -> TokenLists | None:
+    def counted(shards: Any, *, threads: int) -> TokenLists | NoLists:
         begun.append(sum(map(len, shards)))
-        return build(shards, threads=threads, least=1)
+        return weighed(shards, threads=threads, least=1)
 
-    monkeypatch.setattr(TokenLists, "build", counted)
+    monkeypatch.setattr(TokenLists, "weighed", counted)
     monkeypatch.setattr(columns, "LEAST_TOKENS", 2000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 4)
     items = clustered(rng, 2000, 2, 32)
@@ -210,12 +242,12 @@ def test_no_memory_for_one_level_leaves_the_other(
     def full(*args: Any, **options: Any) -> None:
         raise MemoryError("full")
 
-    lists, weighed = TokenLists.build, Prefix.weighed
+    lists, weighed = TokenLists.weighed, Prefix.weighed
 
     def small(shards: Any, **options: Any) -> Any:
         return weighed(shards, **(options | {"least": 1, "width": 16}))
 
-    monkeypatch.setattr(TokenLists, "build", full if failing == "lists" else partial(lists, least=1))
+    monkeypatch.setattr(TokenLists, "weighed", full if failing == "lists" else partial(lists, least=1))
     monkeypatch.setattr(Prefix, "weighed", full if failing == "prefixes" else small)
     monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
@@ -256,7 +288,7 @@ def test_in_the_plane_where_bounds_are_met(lengths: bool, rng: np.random.Generat
 def test_lists_of_fewer_rows_serve_on_where_there_is_no_memory_for_new_ones(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setattr(TokenLists, "build", partial(TokenLists.build, least=1))
+    monkeypatch.setattr(TokenLists, "weighed", partial(TokenLists.weighed, least=1))
     monkeypatch.setattr(columns, "LEAST_TOKENS", 1000)
     monkeypatch.setattr(columns, "_CLUSTERED_AFTER", 0)
     items, cache = clustered(rng, 2000, 2, 32), columns.ScreenCache()
@@ -275,5 +307,5 @@ def test_lists_of_fewer_rows_serve_on_where_there_is_no_memory_for_new_ones(
     def full(*args: Any, **options: Any) -> None:
         raise MemoryError("full")
 
-    monkeypatch.setattr(TokenLists, "build", full)
+    monkeypatch.setattr(TokenLists, "weighed", full)
     assert lists_of(2000) is first

@@ -272,7 +272,7 @@ def test_queries_whose_products_overflow_keep_nothing(rng: np.random.Generator) 
         (np.ones((4, 8), np.float64), "queries: dtype float64"),
         (np.ones(8, np.float32), "queries: shape"),
         (np.ones((4, 9), np.float32), "queries have D=9 and items D=8"),
-        (np.array([[1.0] * 8, [np.nan] * 8], np.float32), "queries: row 1 has numbers that are not finite"),
+        (np.array([[1.0] * 8, [np.nan] * 8], np.float32), "queries: row 1 holds NaN or infinity"),
         ([[1.0] * 8], "queries: expected a NumPy array, got list"),
     ],
 )

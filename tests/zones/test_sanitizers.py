@@ -41,10 +41,12 @@ def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path, tmp_path_factory: p
         "tiles_dispatch.cpp",
         "parallel.cpp",
         "sweep.cpp",
+        "sweep_finish.cpp",
         "scoring.cpp",
         "scoring_prefix.cpp",
         "screen.cpp",
         "prefix.cpp",
+        "cluster.cpp",
         "lists.cpp",
         "tests/sweep_test.cpp",
     )
@@ -68,10 +70,12 @@ def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[st
         "tiles_dispatch.cpp",
         "parallel.cpp",
         "sweep.cpp",
+        "sweep_finish.cpp",
         "scoring.cpp",
         "scoring_prefix.cpp",
         "screen.cpp",
         "prefix.cpp",
+        "cluster.cpp",
         "lists.cpp",
     )
     bindings = ("bindings.cpp", "bindings_build.cpp", nanobind_root / "src/nb_combined.cpp")

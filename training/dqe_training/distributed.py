@@ -94,7 +94,7 @@ class Ranks(World):
         except RuntimeError as error:
             raise BackendError(
                 f"rank {self.rank} of {self.size}: another rank has ended or does not answer ({' '.join(str(error).split())[:150]}); "
-                "what it said tells why; run the same command to resume from the last checkpoint"
+                "its own message says why; run the same command to resume from the last checkpoint"
             ) from error
 
     def gather(self, *rows: Tensor) -> tuple[Tensor, ...]:

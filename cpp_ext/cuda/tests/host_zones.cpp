@@ -1,4 +1,4 @@
-// Test only: the kernels' sources on the CPU behind a C interface, for tests/zones/test_cuda_host.py (through ctypes).
+// Test only: the kernels' sources on the CPU behind a C interface, for tests/support/emulated_cuda.py (through ctypes).
 #define DQE_HOST_EMULATION
 #define DQE_HOPPER
 #include "../zones.cu"
@@ -96,6 +96,8 @@ void emulated_encode(const void* items, bool half, int64_t rows, int64_t width, 
     emulation::machine.order = 0;
     if (encode(items, half, rows, 1, width, {codes, scales, errors, norms}, nullptr) != cudaSuccess) std::abort();
 }
+
+int64_t emulated_launches() { return emulation::machine.launches; }
 
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
 }

@@ -1,6 +1,6 @@
 // The sentence that is the search: "Like [picture], but [text]"; and what the server told about it.
 
-import { byId, el, icon, ICONS } from "./dom.js";
+import { byId, el, icon, ICONS, plural } from "./dom.js";
 import { thumbnail } from "./trail.js";
 
 const LONG_TEXT = 90;
@@ -9,6 +9,7 @@ export class Composer {
   #drawn = null;
   #text = "";
   #attributes = [];
+  refines = true; // whether a text can change an item of the index
 
   /** `does`: {search(text), clear(), about(id), uploadOf(key)}. */
   constructor(does) {
@@ -49,12 +50,14 @@ export class Composer {
     const key = JSON.stringify(query.reference);
     if (this.#drawn !== key) this.#draw(query.reference);
     this.#drawn = key;
-    byId("lead").textContent = query.reference ? "Like this, but" : "Show me";
-    this.text.placeholder = query.reference ? "what should differ?" : "what you look for";
+    const fixed = !this.refines && query.reference?.id !== undefined && !query.text.trim(); // a text that an address came with can be taken away
+    byId("lead").textContent = fixed ? "Like this" : query.reference ? "Like this, but" : "Show me";
+    this.text.placeholder = fixed ? "" : query.reference ? "what should differ?" : "what you look for";
+    this.text.disabled = byId("go").disabled = fixed;
     if (this.#text !== query.text) this.text.value = query.text; // else what is being typed stays
     this.#text = query.text;
     this.examples(this.#attributes, Boolean(query.reference));
-    byId("examples").hidden = Boolean(query.text.trim());
+    byId("examples").hidden = fixed || Boolean(query.text.trim());
     this.#fit();
   }
 
@@ -116,6 +119,10 @@ const MODES = {
     image: "An image alone finds items that look like it overall. That is not what the model was trained for: say what should differ.",
     text: "A text alone works, but it is not what the model was trained for: choose an item below, or add an image, to change that one.",
   },
+  unrefined: {
+    image: "Items of this index cannot be changed by a text here. Add the picture of this one as an image to say what should differ.",
+    text: "A text alone works, but it is not what the model was trained for: add an image to change that one.",
+  },
   added: {
     image: "An image alone finds items that look like it overall.",
     composed: "This model was not trained to change an image by a text: it adds up what each of them means, so hits may follow one and forget the other.",
@@ -123,14 +130,18 @@ const MODES = {
 };
 
 /** Notes for an answer of a model: its mode, words that are not known, a text that was cut. */
-export function notesOf(answer, model) {
-  const said = MODES[model?.composition ?? "trained"]?.[answer.mode];
+export function notesOf(answer, model, { refines = true, uploaded = false } = {}) {
+  const composition = model?.composition ?? "trained";
+  const kind = refines || uploaded || (composition === "added" && answer.mode === "text") ? composition : "unrefined";
+  const said = MODES[kind]?.[answer.mode];
   const notes = said ? [{ kind: "plain", text: said }] : [];
   if (answer.unknown_words?.length) {
     const listed = answer.unknown_words.slice(0, 8).map((word) => `“${word.length > 40 ? `${word.slice(0, 40)}…` : word}”`).join(", ");
     const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";
     notes.push({ kind: "warn", text: `The model does not know ${listed}${more}. It reads unknown words as one and the same; try others.` });
   }
+  if (answer.lost?.length) notes.push({ kind: "warn", text: `${plural(answer.lost.length, "part")} of the index gave no answer, so items may be missing. Search again in a moment.` });
+  else if (answer.exact === false) notes.push({ kind: "plain", text: "It is not proved that nothing in the index fits better." });
   if (answer.truncated) notes.push({ kind: "warn", text: `The text is longer than the model reads, so its end had no part. Put what matters first.` });
   return notes;
 }

@@ -5,7 +5,7 @@ import { open } from "./dialogs.js";
 import { parts, picture } from "./tile.js";
 
 /**
- * Open it for an item or a hit. `does`: {pick, unlike, copy, edit (or null), other, similar(id, signal), closed}.
+ * Open it for an item or a hit. `does`: {pick, picks (its words), unlike, copy, edit (or null), other, similar(id, signal), closed}.
  * `attributes`: the vocabulary's names, in its order.
  */
 export function showDetails(item, attributes, does) {
@@ -17,7 +17,7 @@ export function showDetails(item, attributes, does) {
   const scored = typeof item.score === "number";
   const action = (text, run, strong) => el("button", { type: "button", class: strong ? "strong" : null, text, on: { click: run } });
   const actions = el("div", { class: "actions" },
-    action("Change this one", () => leave(() => does.pick(item)), true),
+    action(does.picks, () => leave(() => does.pick(item)), true),
     scored && does.unlike ? action("Not like this", () => leave(() => does.unlike(item))) : null,
     action("Copy link", ({ currentTarget }) => does.copy(item, currentTarget)),
     does.edit ? action("Edit or remove", () => leave(() => does.edit(item))) : null);

@@ -81,11 +81,16 @@ class Page {
     }
     clearNotice();
     const { attributes, index, writes, model, limits } = this.vocabulary;
+    this.offers = (ability) => this.vocabulary.offers?.includes(ability) ?? true;
     this.names = attributes.map(({ name }) => name);
     const weighs = this.names.length > 0;
+    const filters = this.offers("facets");
     byId("dock").querySelector("[data-shows='weights']").hidden = !weighs;
-    byId("panel").setAttribute("aria-label", weighs ? "Weights and filters" : "Filters");
-    byId("dock").setAttribute("aria-label", weighs ? "Show weights or filters" : "Show filters");
+    byId("dock").querySelector("[data-shows='filters']").hidden = byId("filters").hidden = !filters;
+    byId("dock").hidden = !weighs && !filters;
+    byId("panel").setAttribute("aria-label", [weighs && "Weights", filters && "Filters"].filter(Boolean).join(" and ") || "Weights");
+    byId("dock").setAttribute("aria-label", weighs && filters ? "Show weights or filters" : `Show ${weighs ? "weights" : "filters"}`);
+    this.composer.refines = this.offers("refine");
     this.sliders ??= new Sliders(this.names, {
       weigh: (moved) => this.change({ weights: { ...this.query.weights, ...moved } }, "weigh"),
       reset: () => this.change({ weights: {} }, "reset"),
@@ -93,6 +98,7 @@ class Page {
     this.composer.examples(attributes, Boolean(this.query.reference));
     this.composer.text.maxLength = limits?.text ?? 10_000;
     byId("open-manage").hidden = !writes;
+    this.grid.picks = this.offers("refine") ? "Change this one" : "Find items like this one";
     byId("facts").title = model?.name ? `Model: ${model.name}` : "";
     this.tellSize(index);
     this.indexing.start(index);
@@ -109,11 +115,12 @@ class Page {
 
   /** The item becomes the reference. A text that was typed and not yet searched for is for it; one that was belongs to the step before. */
   pick(item) {
-    const typed = this.composer.unsent(this.query);
+    const refines = this.offers("refine");
+    const typed = refines ? this.composer.unsent(this.query) : null;
     this.step({ reference: { id: item.id }, text: typed ?? "", weights: {} });
-    say(`The reference is now ${item.id}.${typed === null ? " Type what should differ." : ""}`);
+    say(`The reference is now ${item.id}.${refines && typed === null ? " Type what should differ." : ""}`);
     scrollTo({ top: 0, behavior: still() ? "auto" : "smooth" });
-    if (matchMedia("(pointer: fine)").matches) this.composer.focus();
+    if (refines && matchMedia("(pointer: fine)").matches) this.composer.focus();
   }
 
   async take(file) {
@@ -190,13 +197,14 @@ class Page {
     const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
     if (query.reference?.upload !== undefined && !upload) return lostUpload(this);
     this.setBusy(true);
+    if (!asked && !this.offers("list")) return this.showUnlisted(query);
     const wanted = Math.min(query.pages * PAGE_SIZE, MOST_AT_ONCE);
     const filter = toFilter(query.filters);
-    if (this.facetsOf !== JSON.stringify(query.filters)) this.loadFacets(query);
+    if (this.offers("facets") && this.facetsOf !== JSON.stringify(query.filters)) this.loadFacets(query);
     try {
       const answer = await this.answers.ask((signal) =>
         asked
-          ? this.api.search(toRequest(query, { k: wanted, zones: this.vocabulary.zones !== false }), upload?.blob, signal)
+          ? this.api.search(toRequest(query, { k: wanted, zones: this.countsZones(query) }), upload?.blob, signal)
           : this.api.items({ limit: wanted, filter }, signal),
       );
       if (!answer) return;
@@ -219,7 +227,7 @@ class Page {
     const candidates = counts ? counts.near + counts.mid + counts.easy : null;
     this.exhausted = answer.hits.length < wanted || answer.hits.length === candidates || wanted >= (this.vocabulary.limits?.k ?? 10_000);
     this.grid.show(answer.hits, { ranked: true, zones: answer.zones, attributes: this.names });
-    this.composer.tell([...leftOut(this.unknown, this.names), ...notesOf(answer, this.vocabulary.model)]);
+    this.composer.tell([...leftOut(this.unknown, this.names), ...notesOf(answer, this.vocabulary.model, { refines: this.offers("refine"), uploaded: query.reference?.upload !== undefined })]);
     this.sliders.show({ weights: query.weights, predicted: answer.predicted_weights, why: this.whyNoWeights(query) });
     byId("results-title").textContent = answer.hits.length ? "Results" : "No results";
     const best = answer.hits[0]?.score;
@@ -230,6 +238,28 @@ class Page {
     if (answer.hits.length) say(`${plural(answer.hits.length, "result")}, best ${score(best)}`);
     else nothing(this, query);
     this.showMore();
+  }
+
+  /** Whether the near and the mid zone can be asked for. */
+  countsZones(query) {
+    return this.vocabulary.zones !== false && (this.offers("filtered_zones") || !Object.keys(query.filters).length);
+  }
+
+  /** Nothing is asked, and the index has no list of its items: what one can do instead. */
+  showUnlisted(query) {
+    this.answers.cancel();
+    this.setBusy(false);
+    clearNotice();
+    this.last = null;
+    this.shown = "items";
+    [this.next, this.exhausted] = [null, true];
+    this.grid.show([]);
+    this.composer.tell(leftOut(this.unknown, this.names));
+    this.sliders.show({ weights: {}, why: this.whyNoWeights(query) });
+    byId("results-title").textContent = "Nothing asked yet";
+    byId("summary").textContent = "Describe what you look for, or add an image.";
+    this.showMore();
+    if (query.item !== null && !byId("details").open) this.details({ id: query.item });
   }
 
   showItems(answer, query) {
@@ -256,7 +286,7 @@ class Page {
     try {
       const asked = this.shown === "search";
       const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
-      const zones = this.vocabulary.zones !== false;
+      const zones = this.countsZones(query);
       const k = Math.min(PAGE_SIZE, (this.vocabulary.limits?.k ?? 10_000) - offset);
       const answer = await this.answers.ask((signal) =>
         asked
@@ -380,6 +410,7 @@ class Page {
     }
     showDetails(known, this.names, {
       pick: (one) => this.pick(one),
+      picks: this.grid.picks,
       unlike: isBlank(this.query) ? null : (one) => this.unlike(one),
       copy: (one, button) => copyAddress({ ...this.query, item: one.id }, button),
       edit: this.vocabulary.writes ? (one) => this.manage(one.id) : null,

@@ -14,6 +14,7 @@ export class Grid {
   #row = null; // the mid zone, where its items are too far down to be among the tiles
   #zones = null;
   #does;
+  picks = "Change this one"; // what choosing a tile does, in words
 
   /** `does`: {pick, details, unlike}, each called with an item. */
   constructor(root, does) {
@@ -49,7 +50,7 @@ export class Grid {
     this.#tiles = new Map();
     const scale = highest(items, attributes);
     items.forEach((item, i) => {
-      const tile = old.get(item.id) ?? new Tile(item, this.#does);
+      const tile = old.get(item.id) ?? new Tile(item, this.#does, this.picks);
       tile.update(item, { rank: ranked ? i + 1 : null, scale, attributes });
       tile.reachable = false;
       this.#tiles.set(item.id, tile);
@@ -73,7 +74,7 @@ export class Grid {
       if (this.#tiles.has(item.id)) continue;
       const head = this.#head(item, [...this.#tiles.values()].at(-1)?.item);
       if (head) this.root.append(head);
-      const tile = new Tile(item, this.#does);
+      const tile = new Tile(item, this.#does, this.picks);
       tile.update(item, { rank: ranked ? this.#tiles.size + 1 : null, scale, attributes });
       tile.reachable = this.#tiles.size === 0;
       this.#tiles.set(item.id, tile);
@@ -97,7 +98,7 @@ export class Grid {
   #strip(zones, scale, attributes) {
     const list = el("ul", { class: "strip", tabindex: 0, "aria-labelledby": "mid-title" });
     for (const hit of zones.mid) {
-      const tile = new Tile(hit, this.#does);
+      const tile = new Tile(hit, this.#does, this.picks);
       tile.update(hit, { scale, attributes });
       tile.reachable = false;
       list.append(tile.root);

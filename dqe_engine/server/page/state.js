@@ -2,6 +2,8 @@
 
 export const PAGE_SIZE = 24;
 const MOST_STEPS = 40;
+/** The largest multiplier of a predicted weight; beyond it answers get worse. */
+export const MOST_WEIGHT = 2;
 
 /**
  * reference: null, {id} of an item, or {upload} (a key of `Uploads`); text; weights: multipliers by attribute; unlike: ids;
@@ -44,7 +46,7 @@ export function fromAddress(search) {
     else if (name === "page") query.pages = Math.min(Math.max(Number.parseInt(value, 10) || 1, 1), 400);
     else if (kind === "w") {
       const number = Number(value);
-      if (value && number >= 0 && number <= 3) query.weights[key] = number;
+      if (value && number >= 0) query.weights[key] = Math.min(number, MOST_WEIGHT);
     } else if (kind === "is" || kind === "has") {
       const filter = (query.filters[key] ??= { kind: kind === "is" ? "text" : "list", values: [] });
       if (filter.values && !filter.values.includes(value)) filter.values.push(value);

@@ -32,11 +32,12 @@ export function parts(hit, attributes) {
 export const attributeColour = (name, attributes) => `var(--a${attributes.indexOf(name) % 8})`;
 
 export class Tile {
-  /** `does`: {pick, details, unlike}, each called with the item. */
-  constructor(item, does) {
+  /** `does`: {pick, details, unlike}, each called with the item. `picks`: what the first does, in words. */
+  constructor(item, does, picks) {
     this.item = item;
+    this.picks = picks;
     this.pick = el("button", { type: "button", class: "pick", on: { click: () => does.pick(this.item) } },
-      picture(item, 320), el("span", { class: "pick-hint", "aria-hidden": "true", text: "Change this one" }));
+      picture(item, 320), el("span", { class: "pick-hint", "aria-hidden": "true", text: picks }));
     this.bar = el("span", { class: "bar", "aria-hidden": "true" });
     this.rank = el("span", { class: "rank" });
     this.score = el("span", { class: "score" });
@@ -61,7 +62,7 @@ export class Tile {
     this.caption.textContent = caption || name;
     this.caption.title = name;
     const told = [name, caption !== name && caption, scored && `score ${score(item.score)}`, item.zone === "near" && "one of the best"];
-    this.pick.setAttribute("aria-label", `Change this one: ${told.filter(Boolean).join(", ")}`);
+    this.pick.setAttribute("aria-label", `${this.picks}: ${told.filter(Boolean).join(", ")}`);
     this.info.setAttribute("aria-label", `Details of ${name}`);
     this.not.setAttribute("aria-label", `Not like ${name}`);
     this.not.hidden = !scored;

@@ -49,13 +49,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the dataset's images, at any depth")
     parser.add_argument("--annotations", type=Path, metavar="DIR", help="folder of the annotations, laid out as docs/datasets.md shows "
                         "(default: --images, or the folder above it)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("reproduced"), metavar="DIR", help="default: reproduced")
+    parser.add_argument("--out", type=Path, default=Path("reproduced"), metavar="DIR", help="folder for all results (default: reproduced)")
     parser.add_argument("--check", action="store_true", help="look at weights, annotations, images and the disk, and write nothing")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[], help="which rows (default: all that the weights can have)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="N queries a set over part of the gallery: a trial whose figures "
-                        "mean nothing")  # fmt: skip
-    parser.add_argument("--published", metavar="NAME", help="the published row beside (default: that of the weights' layout and tower)")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="results of an earlier run, of other weights: paired differences")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=[], help="rows of the table to make (default: all that the weights can have)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="a quick trial, whose figures mean nothing: N queries a set over "
+                        "part of the gallery")  # fmt: skip
+    parser.add_argument(
+        "--published", metavar="NAME", help="published row to compare with (default: that of the weights' layout and tower)"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="results of an earlier run with other weights, to print paired differences to"
+    )
     parser.add_argument("--no-submission", action="store_true", help="CIRR, CIRCO: leave the test split out, and its images")
     parser.add_argument("--shared-concept", action="store_true", help="CIRCO: put the shared concept before the relative caption")
     parser.add_argument("--wording", choices=tuple(WORDINGS), help="make the texts as these models' own code does; plain: as the dataset's "

@@ -36,7 +36,7 @@ class BuildOptions(Contract, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.profiles:
-            raise ValueError("no profiles")
+            raise ValueError("expected at least one profile, got none")
         if not 0 <= self.optimization_level <= 5:
             raise ValueError(f"optimization_level is 0 to 5, got {self.optimization_level}")
 

@@ -64,7 +64,7 @@ def make_plan(
     `identity` of the data. A variant that a grid does not touch is one arm. Raises InputError.
     """
     if repeated := {name for name in (*variants, *map(str, seeds)) if [*variants, *map(str, seeds)].count(name) > 1}:
-        raise InputError(f"{min(repeated)} is there twice among the variants or seeds")
+        raise InputError(f"{min(repeated)} is given twice among the variants or seeds; name it once")
     config = _with_budget(config, budget)
     made: list[tuple[str, Point, TrainConfig]] = []
     left_out: list[str] = []
@@ -76,7 +76,7 @@ def make_plan(
             continue
         made += [(name, point, apply_variant(at_point, parse_variant(name), name=name)) for name in variants]
     if not made:
-        raise InputError(f"--sweep: no point is a valid configuration; {left_out[0]}")
+        raise InputError(f"--sweep: no point is a valid configuration; the first: {left_out[0]}")
     arms: dict[TrainConfig, Arm] = {}
     for name, point, wanted in made:
         moves = len({other for same, _, other in made if same == name}) > 1
@@ -96,7 +96,7 @@ def _with_budget(config: TrainConfig, budget: Budget) -> TrainConfig:
     optim = config.optim
     if budget == "seconds":
         if optim.seconds <= 0:
-            raise InputError("--budget seconds: say how long a training may take with optim.seconds=60")
+            raise InputError("--budget seconds needs the length of a training; add optim.seconds=60, for example")
         return config
     if optim.epochs < 1:
         raise InputError(f"--budget steps: optim.epochs must be at least 1, got {optim.epochs}")

@@ -90,7 +90,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if (result.key, result.config) != (cell.key, cell.config):
-        raise CheckpointError(f"{path}: is of another cell than its name says; remove it, and the cell runs again")
+        raise CheckpointError(f"{path}: holds the result of another cell than its name says; remove it, and the cell runs again")
     return result
 
 

@@ -52,7 +52,7 @@ def run_plan(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be the output folder ({error.strerror})") from error
+        raise InputError(f"{out}: cannot be the output folder ({error.strerror}); choose another one") from error
     pixels = _SharedPixels(subject)
     results = finished(out, plan.cells)
     after(results)

@@ -87,7 +87,10 @@ class BenchmarkSubject:
     def open(cls, benchmark: Benchmark, source: TrainingSource, images: Path | None, *, allow_missing: bool) -> BenchmarkSubject:
         """Raises InputError where the dataset has no val split."""
         if cls.split not in benchmark.splits or not isinstance(source, BenchmarkSource):
-            raise InputError(f"{benchmark.directory}: {benchmark.name} has no {cls.split} split to compare variants on")
+            raise InputError(
+                f"{benchmark.directory}: {benchmark.name} has no {cls.split} split to compare variants on; choose another --split or "
+                "dataset"
+            )
         return cls(benchmark, source, images, allow_missing)
 
     @property

@@ -74,9 +74,9 @@ def parse_variant(name: str) -> Variant:
     if len(bases := [part for part in _BASES if part in parts]) > 1:
         raise InputError(f"variant {name!r}: {' and '.join(bases)} are {len(bases)} base queries; name one")
     if "pairwise" in parts and (others := [part for part in ("kl", "gist", "sprc") if part in parts]):
-        raise InputError(f"variant {name!r}: pairwise compares with no other target of the batch, {others[0]} with all; name one")
+        raise InputError(f"variant {name!r}: pairwise uses no in-batch negatives, which {others[0]} needs; name one of the two")
     if "pairwise" in parts and "trns" not in parts:
-        raise InputError(f"variant {name!r}: pairwise ranks the target over a mined negative; add +trns, or QuRe's +trns:two-drops")
+        raise InputError(f"variant {name!r}: pairwise needs mined negatives to rank the target over; add +trns, or QuRe's +trns:two-drops")
     return parts
 
 
@@ -94,13 +94,14 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     where a part would change nothing, or cannot be; CheckpointError where `config.start` cannot be read.
     """
     if config.encoder_frozen and "law" not in parts:
-        raise InputError(f"variant {name!r}: without law nothing would train, since finetune is attributes; name variants with law")
+        raise InputError(f"variant {name!r}: finetune=attributes trains only what +law adds; add +law")
     if config.start and (bases := [part for part in _BASES if part in parts]):
-        raise InputError(f"variant {name!r}: the base query is that of start, {config.start}; leave {bases[0]} out")
+        raise InputError(f"variant {name!r}: the base query comes from start={config.start}; leave {bases[0]} out")
     if config.start and parts.get("law") == "unlabelled" and read_start(config.start).config.model.attribute_weights:
         raise InputError(
-            f"variant {name!r}: labels may have trained {config.start}, which has attribute weights; take law:unlabelled from scratch, or "
-            "from a start without them"
+            f"variant {name!r}: law:unlabelled must not have seen labels, but they may have trained the attribute weights of "
+            f"{config.start}; "
+            "train from scratch, or start from a model without attribute weights"
         )
     loss, trns = _losses(config, parts, name)
     try:
@@ -175,7 +176,7 @@ def parse_sweep(axes: Sequence[str]) -> tuple[Point, ...]:
             raise InputError(f"--sweep {axis!r}: expected section.key=value,value,..., for example trns.zones.hi=0.01,0.02,0.05")
         lines.append([f"{key}={value}" for value in values.split(",")])
     if len(lines) == 2 and axes[0].partition("=")[0] == axes[1].partition("=")[0]:
-        raise InputError(f"--sweep: {axes[0].partition('=')[0]} is there twice")
+        raise InputError(f"--sweep: {axes[0].partition('=')[0]} is given twice; name it once")
     return tuple(itertools.product(*lines))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -11,7 +11,7 @@ from dqe_engine.contracts.parsing import NOT_JSON, without_mark
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import CheckpointError
 
-from ..config.schema import ModelConfig, QFormerConfig, VisionConfig
+from ..config.schema import Activation, ModelConfig, QFormerConfig, VisionConfig
 
 ARCHITECTURE = "Blip2ForImageTextRetrieval"
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -152,8 +152,8 @@ def _side(value: int | list[int], path: Path, key: str) -> int:
 
 
 def _activation(name: str, path: Path, key: str) -> Any:
-    if name not in ("gelu", "quick_gelu"):
-        raise CheckpointError(f"{path}: {key} is {name!r}; gelu and quick_gelu are supported")
+    if name not in get_args(Activation):
+        raise CheckpointError(f"{path}: {key} is {name!r}; {' and '.join(get_args(Activation))} are supported")
     return name
 
 

@@ -74,7 +74,9 @@ def save_checkpoint(
     try:
         _write_checkpoint(directory, model, tokenizer, config, progress, data_hash, serving_zones, state, start_hash, imported, replace)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"{directory}: cannot be written ({' '.join(str(error).split())[:200]}); free space, or choose another folder"
+        ) from error
 
 
 def tokenizer_spec(model: ModelConfig, *, pad_id: int) -> TokenizerSpec:
@@ -132,7 +134,9 @@ def load_checkpoint(directory: Path, *, as_stored: bool = False) -> Checkpoint:
             model.vision_model.to(stored_vision_dtype(directory))
         copy_weights(model, [directory / WEIGHTS], where=directory)
     except (CheckpointError, SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{directory}/{WEIGHTS}: does not fit the configuration ({' '.join(str(error).split())[:300]})") from error
+        raise CheckpointError(
+            f"{directory}/{WEIGHTS}: does not fit the configuration, restore it or train again ({' '.join(str(error).split())[:300]})"
+        ) from error
     return Checkpoint(model.eval(), tokenizer, meta, directory)
 
 

@@ -92,7 +92,9 @@ def parse_meta(directory: Path) -> CheckpointMeta:
     try:
         recover_directory(directory)
     except OSError as error:
-        raise CheckpointError(f"{directory}: its replacement was interrupted; rename {error.filename} to it") from error
+        raise CheckpointError(
+            f"{directory}: its replacement was interrupted, and the old one is at {error.filename}; rename that to {directory.name}"
+        ) from error
     try:
         meta = read_document(CheckpointMeta, path, remedy="restore it or train again", error=CheckpointError)
     except (FileNotFoundError, NotADirectoryError) as error:

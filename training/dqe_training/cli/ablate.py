@@ -53,11 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
         default="val",
         help="queries to compare on: val to choose settings by, test to report (default: val)",
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="public data: where its images are")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="public data: folder of its images")
     parser.add_argument("--allow-missing", action="store_true", help="public data: go on without the triplets whose images are missing")
     parser.add_argument("--config", metavar="PRESET|FILE", help="preset or YAML file (default: as dqe-train)")
-    parser.add_argument("--variants", default="baseline,+kl,+law,+trns,full", metavar="NAME,...", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="N|A,B,...", help="how many, or which (default: 3)")
+    parser.add_argument(
+        "--variants",
+        default="baseline,+kl,+law,+trns,full",
+        metavar="NAME,...",
+        help="what to compare, +PART adds one to the baseline (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=(0, 1, 2), metavar="N|A,B,...", help="number of seeds, or the seeds themselves (default: 3)"
+    )
     parser.add_argument(
         "--budget",
         choices=("steps", "seconds"),
@@ -65,9 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="give every training the same steps (optim.epochs) or the same time (optim.seconds) (default: steps)",
     )
     parser.add_argument(
-        "--sweep", action="append", default=[], metavar="section.key=v,...", help="a grid over one key, or, given twice, two"
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="section.key=v,...",
+        help="train every variant with each of these values; twice for a grid of two keys",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="results.json, table.md, plot.png, cells/")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for results.json, table.md, plot.png, cells/")
     parser.add_argument(
         "--features",
         type=Path,

@@ -17,23 +17,26 @@ if TYPE_CHECKING:
     from ..data.public.base import Benchmark
     from ..data.public.check import DatasetCheck
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 _ENCODE_EPILOG = """\
 OUT holds queries.npy, gallery.npy, targets.npy and exclude.npy (the references), as dqe-mine takes them, and images.json:
 position i of the gallery is its i-th name. Then: dqe-mine OUT --out mined
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dqe-data", description="Datasets for training, evaluation and mining.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def _add_garments(commands: Commands) -> None:
     garments = commands.add_parser("garments", help="draw the procedural garments dataset")
     garments.add_argument("out", type=Path, metavar="DIR")
     garments.add_argument("--train-images", type=positive, default=12_000)
-    garments.add_argument("--train-triplets", type=int, default=48_000, help="0 for images and labels alone")
+    garments.add_argument("--train-triplets", type=int, default=48_000, help="number of training triplets; 0 for images and labels alone")
     garments.add_argument("--gallery-images", type=positive, default=5_000)
-    garments.add_argument("--val-queries", type=int, default=1_000, help="and as many test queries; 0 for images and labels alone")
-    garments.add_argument("--image-size", type=positive, default=96, help="pixels")
+    garments.add_argument("--val-queries", type=int, default=1_000, help="number of val queries, and of test queries; 0 for none")
+    garments.add_argument("--image-size", type=positive, default=96, help="side of the square images in pixels")
     garments.add_argument("--seed", type=int, default=0)
+
+
+def _add_tinted(commands: Commands) -> None:
     tinted = commands.add_parser(
         "tinted",
         help="real product photos in several colours, from Fashion-MNIST's overview picture",
@@ -49,10 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="Fashion-MNIST's picture of all its images, fashion-mnist-sprite.png of its repository",
     )
     tinted.add_argument("--train-triplets", type=int, default=4_000)
-    tinted.add_argument("--val-queries", type=int, default=300, help="and as many test queries")
-    tinted.add_argument("--gallery-products", type=positive, default=20, help="of each category's 90, kept out of training")
-    tinted.add_argument("--colours-each", type=positive, default=3, help="images of a product")
+    tinted.add_argument("--val-queries", type=int, default=300, help="number of val queries, and of test queries")
+    tinted.add_argument("--gallery-products", type=positive, default=20, help="of the 90 of each category, kept out of training")
+    tinted.add_argument("--colours-each", type=positive, default=3, help="colours, and so images, of a product")
     tinted.add_argument("--seed", type=int, default=0)
+
+
+def _add_encode(commands: Commands) -> None:
     encode = commands.add_parser(
         "encode",
         help="query embeddings and gallery tokens of a training set, for dqe-mine",
@@ -66,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--features", type=Path, metavar="CACHE", help="feature cache to take image tokens from; filled with what it lacks")
     encode.add_argument("--storage", choices=("f32", "f16"), default="f32", help="precision of gallery.npy (default: f32)")
     encode.add_argument("--force", action="store_true", help="replace OUT when it exists")
+
+
+def _add_check(commands: Commands) -> None:
     check = commands.add_parser(
         "check",
         help="count what a dataset folder holds and lacks",
@@ -81,28 +90,43 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--decode", action="store_true", help="decode every image, which finds damage in its middle, too (default: its header and its end)"
     )
+
+
+def _add_submission(commands: Commands) -> None:
     submission = commands.add_parser(
         "check-submission",
-        help="hold a file for the CIRR or CIRCO server against its rules",
+        help="check a file for the CIRR or CIRCO server by the server's rules",
         description="Query counts, names per query, duplicates, unknown images, references in their own list, size.",
     )
     submission.add_argument("file", type=Path, metavar="FILE")
     submission.add_argument("--data", type=Path, required=True, metavar="DIR", help="CIRR's or CIRCO's folder")
-    submission.add_argument("--dataset", default="auto", metavar="NAME", help="auto, cirr or circo")
-    submission.add_argument("--split", metavar="SPLIT", help="default: test1 of CIRR, test of CIRCO")
+    submission.add_argument("--dataset", default="auto", metavar="NAME", help="which dataset it is: auto (default), cirr or circo")
+    submission.add_argument("--split", metavar="SPLIT", help="split that the file answers (default: test1 of CIRR, test of CIRCO)")
+
+
+def _add_features(commands: Commands) -> None:
     features = commands.add_parser(
         "features",
         help="fill a feature cache: image tokens of a frozen vision tower",
         description="Encode a folder's images once, for dqe-train, dqe-eval and dqe-data encode --features CACHE. Resumable.",
         epilog="example: dqe-data features --backbone Salesforce/blip2-itm-vit-g --images cirr/images --out features",
     )
-    features.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --backbone, as dqe-train takes them")
+    features.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values of the configuration, as for dqe-train; only with --backbone"
+    )
     tower = features.add_mutually_exclusive_group(required=True)
     tower.add_argument("--model", type=Path, metavar="DIR", help="the vision tower of a checkpoint (dqe-train)")
-    tower.add_argument("--backbone", metavar="NAME|DIR", help="that of a BLIP-2 checkpoint, on the hub or in a directory")
+    tower.add_argument("--backbone", metavar="NAME|DIR", help="the vision tower of a BLIP-2 checkpoint, on the hub or in a directory")
     features.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images, walked recursively")
     features.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder of the cache; may hold several towers' features")
     features.add_argument("--verify", action="store_true", help="also read everything that is there against its checksums")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dqe-data", description="Datasets for training, evaluation and mining.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_garments, _add_tinted, _add_encode, _add_check, _add_submission, _add_features):
+        add(commands)
     return parser
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqe_engine.errors import InputError
 
+from ..data.public.names import TITLES
 from ..data.public.wording import WORDED, WORDINGS
 from .evaluation_text import benchmark_text, folder_text
 from .runner import run_torch
@@ -34,8 +35,8 @@ _PUBLIC = ("--shared-concept", "--wording", "--allow-missing", "--submission", "
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dqe-eval",
-        description="A dataset's figures by its own protocol: FashionIQ, CIRR, CIRCO, HP-FashionIQ, PinPoint, a folder of dqe-data "
-        "garments, or triplets of your own.",
+        description=f"A dataset's figures by its own protocol: {', '.join(TITLES.values())}, a folder of dqe-data garments, or triplets "
+        "of your own.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--triplets", type=Path, metavar="FILE", help='JSON lines {"reference", "target", "text"[, "attributes", "allowed", '
                      '"wordings"]}; the gallery is every image that they or --image-labels name')  # fmt: skip
     own.add_argument("--image-labels", type=Path, metavar="FILE", help='JSON lines {"image", "attributes"}')
-    parser.add_argument("--split", metavar="SPLIT", help="default: val; also test of a folder of JSON lines; with --submission, test1 of "
-                        "CIRR and test of CIRCO")  # fmt: skip
+    parser.add_argument("--split", metavar="SPLIT", help="queries to ask: val (default), or test of a folder of JSON lines; "
+                        "with --submission, test1 of CIRR and test of CIRCO")  # fmt: skip
     public = parser.add_argument_group("public datasets")
     public.add_argument("--shared-concept", action="store_true", help="CIRCO: put the shared concept before the relative caption")
     public.add_argument("--wording", choices=tuple(WORDINGS), help="make the texts as these models' own code does (FashionIQ, CIRCO; "
@@ -164,22 +165,11 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     from ..evaluation.probes.run import require_targets, run_probes
     from ..evaluation.protocol import Embeddings
     from ..evaluation.rankers import ask, open_ranker
-    from ..evaluation.submission import planned_files, submission, write_submission
+    from ..evaluation.submission import submission, write_submission
     from .progress import simple_progress
 
     split = args.split or benchmark.splits[0]
-    if args.gallery not in (None, "original", "val"):
-        raise InputError(f"--gallery {args.gallery}: expected original or val for a public dataset")
-    if args.wording is not None and benchmark.name not in WORDED:
-        raise InputError(f"--wording {args.wording}: every model reads a caption of {benchmark.name} as it is; leave it out")
-    if args.submission is not None:
-        if args.probes:
-            raise InputError("--probes needs targets, which are secret where --submission is for; ask for them on val")
-        if args.allow_missing:
-            raise InputError("--submission needs every query and image; leave out --allow-missing")
-        existing = [path for path in planned_files(args.submission, benchmark.name, split) if path.exists()]
-        if existing and not args.force:
-            raise InputError(f"{existing[0]}: exists already; choose another folder, or replace it with --force")
+    _check_benchmark_options(args, benchmark, split)
     with simple_progress() as progress:
         tasks = {what: progress.add_task(what, total=0) for what in ("looking at images", "gallery", "queries")}
         if args.probes:
@@ -219,6 +209,25 @@ def _evaluate_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> int:
     for path in written:
         print(path, file=sys.stderr if args.json else sys.stdout)
     return 0
+
+
+def _check_benchmark_options(args: argparse.Namespace, benchmark: Benchmark, split: str) -> None:
+    """Raise InputError for options that a public dataset does not go with, or that do not go together."""
+    from ..evaluation.submission import planned_files
+
+    if args.gallery not in (None, "original", "val"):
+        raise InputError(f"--gallery {args.gallery}: expected original or val for a public dataset")
+    if args.wording is not None and benchmark.name not in WORDED:
+        raise InputError(f"--wording {args.wording}: every model reads a caption of {benchmark.name} as it is; leave it out")
+    if args.submission is None:
+        return
+    if args.probes:
+        raise InputError("--probes needs targets, which are secret where --submission is for; ask for them on val")
+    if args.allow_missing:
+        raise InputError("--submission needs every query and image; leave out --allow-missing")
+    existing = [path for path in planned_files(args.submission, benchmark.name, split) if path.exists()]
+    if existing and not args.force:
+        raise InputError(f"{existing[0]}: exists already; choose another folder, or replace it with --force")
 
 
 def _say(progress: Progress, event: dict[str, Any]) -> None:

@@ -45,14 +45,18 @@ def add_import_options(parser: argparse._ActionsContainer) -> None:
     """How a file is read, for every command that takes one: see `import_options`."""
     parser.add_argument("--format", choices=FORMATS, help="the file's layout (default: known by its keys)")
     parser.add_argument(
-        "--tower", type=Path, metavar="FILE", help="the vision tower, where the source holds none: eva_vit_g.pth, clip_vit_L.pth"
+        "--tower", type=Path, metavar="FILE", help="the vision tower, if the source has none: eva_vit_g.pth, clip_vit_L.pth"
     )
     parser.add_argument(
         "--tokenizer", default="", metavar="FILE|DIR|NAME",
         help="tokenizer.json, vocab.txt, or a name on the hub (default: the source's own, else google-bert/bert-base-uncased)",
     )  # fmt: skip
-    parser.add_argument("--vision-heads", type=positive, metavar="N", help="attention heads of a tower of no published width")
-    parser.add_argument("--qformer-heads", type=positive, metavar="N", help="attention heads of a Q-Former of no published width")
+    parser.add_argument(
+        "--vision-heads", type=positive, metavar="N", help="attention heads of a vision tower whose width no published model has"
+    )
+    parser.add_argument(
+        "--qformer-heads", type=positive, metavar="N", help="attention heads of a Q-Former whose width no published model has"
+    )
 
 
 def import_options(args: argparse.Namespace) -> ImportOptions:

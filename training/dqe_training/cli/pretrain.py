@@ -19,8 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: dqe-pretrain data/garments-pretrain --out runs/vision --epochs 4",
     )
     parser.add_argument("data", type=Path, metavar="DIR", help="dataset folder with images/, images.jsonl and vocabulary.json")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="vision.safetensors and vision.json go here")
-    parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="where the tower's size comes from")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for vision.safetensors and vision.json")
+    parser.add_argument("--config", default="garments", metavar="PRESET|FILE", help="preset or YAML file with the tower's size")
     parser.add_argument("--epochs", type=positive, default=4)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from dqe_engine.errors import InputError
 
+from ..data.public.names import TITLES
+
 if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..run.workflow import TrainingSource
 
 _JSONL_HELP = "or jsonl for a folder as dqe-data garments writes it"
-DATASET_HELP = f"auto (default), fashioniq, cirr, circo, hp-fashioniq, pinpoint, {_JSONL_HELP}"
+DATASET_HELP = f"auto (default), {', '.join(TITLES)}, {_JSONL_HELP}"
 TRAINING_DATASET_HELP = f"auto (default), fashioniq, cirr, {_JSONL_HELP}"
 """The other datasets have no training triplets."""
 

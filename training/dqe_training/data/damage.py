@@ -62,7 +62,7 @@ def describe_damage(root: Path, damaged: Mapping[str, str], total: int) -> str:
     """`images: 5 of 60 images cannot be read: a.jpg (empty), b.jpg (a web page), c.jpg (damaged …) and 2 more; mend, …`."""
     shown = ", ".join(f"{name} ({problem})" for name, problem in list(damaged.items())[:_SHOWN])
     more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
-    return f"{root}: {len(damaged)} of {total} images cannot be read: {shown}{more}; mend, replace or leave them out"
+    return f"{root}: {len(damaged)} of {total} images cannot be read: {shown}{more}; repair, replace or leave them out"
 
 
 def _problems(root: Path, decode: bool, names: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ def require_images(directory: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise InputError(f"{directory}: {len(missing)} of {len(names)} images are missing: {shown}")
+        raise InputError(f"{directory}: {len(missing)} of {len(names)} images are missing: {shown}; add them, or leave out what names them")
 
 
 def load_pixels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -133,20 +133,21 @@ def aspect_figures(queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, As
     return out
 
 
+RANKING_PROTOCOLS: Mapping[str, Callable[[QuerySet, NDArray[np.int64]], dict[str, PerQuery]]] = {
+    "fashioniq": fashioniq_figures,
+    "cirr": cirr_figures,
+    "circo": circo_figures,
+    "pinpoint": pinpoint_figures,
+}
+"""By the dataset's name; HP-FashionIQ compares given sets (`preference_figures`) and ranks nothing."""
+
+
 def ranking_figures(dataset: str, queries: QuerySet, ranked: NDArray[np.int64]) -> dict[str, PerQuery]:
-    """The figures by query of FashionIQ, CIRR, CIRCO or PinPoint. ranked: (Q, K >= 50 or the gallery), padded with -1. Raises
-    InputError for another dataset."""
-    match dataset:
-        case "fashioniq":
-            return fashioniq_figures(queries, ranked)
-        case "cirr":
-            return cirr_figures(queries, ranked)
-        case "circo":
-            return circo_figures(queries, ranked)
-        case "pinpoint":
-            return pinpoint_figures(queries, ranked)
-        case _:
-            raise InputError(f"{dataset!r}: no protocol; expected fashioniq, cirr, circo, hp-fashioniq or pinpoint")
+    """The figures by query of a dataset in `RANKING_PROTOCOLS`. ranked: (Q, K >= 50 or the gallery), padded with -1. Raises InputError for
+    another dataset."""
+    if dataset not in RANKING_PROTOCOLS:
+        raise InputError(f"{dataset!r}: no protocol for rankings; expected {', '.join(RANKING_PROTOCOLS)}")
+    return RANKING_PROTOCOLS[dataset](queries, ranked)
 
 
 def preference_figures(queries: QuerySet, found: Embeddings) -> dict[str, float]:

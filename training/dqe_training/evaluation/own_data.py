@@ -56,5 +56,5 @@ def _gallery_names(gallery: Path, images: Path) -> list[str]:
             raise InputError(f"{gallery}: not UTF-8 text; expected the name of one image a line") from error
         found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
-        raise InputError(f"{gallery}: holds no image; leave out --gallery where the triplets' images are the gallery")
+        raise InputError(f"{gallery}: names no image; add some, or leave out --gallery to search the triplets' images alone")
     return found

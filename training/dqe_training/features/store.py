@@ -85,9 +85,9 @@ class FeatureStore:
             remedy = f"remove {self.directory}, and its images are encoded again"
             found = read_document(FeatureMeta, path, remedy=remedy, error=CheckpointError)
         except OSError as error:
-            raise InputError(f"{root}: cannot hold a feature cache ({describe_os_error(error)})") from error
+            raise InputError(f"{root}: cannot hold a feature cache ({describe_os_error(error)}); choose another folder") from error
         if (found.key, found.image_tokens, found.width) != (meta.key, meta.image_tokens, meta.width):
-            raise CheckpointError(f"{path}: is of another vision tower than its folder's name says; remove the folder")
+            raise CheckpointError(f"{path}: belongs to another vision tower than its folder's name says; remove the folder")
 
     def refresh(self) -> None:
         """Take up shards that were added since, by this process or another. Raises CheckpointError for a damaged one."""

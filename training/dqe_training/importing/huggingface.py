@@ -19,6 +19,7 @@ LAYOUT = Layout(
     name="transformers",
     title="BLIP-2's first stage, as transformers saves it",
     licence="Salesforce's BLIP-2 repositories on the hub are MIT; see the model card beside the weights",
+    queries="zero_shot",
     is_this=lambda file: "vision_model.embeddings.class_embedding" in file.tensors,
     fit="stretch",
     background=(255, 255, 255),

@@ -164,7 +164,7 @@ def _plan_lavis_like(layout: Layout, file: WeightFile, options: ImportOptions) -
     if layout is spn4cir.LAYOUT:
         spn4cir.read_second_pass(tensors, moves, where=where)
     moves.leave(tensors, {**lavis.UNUSED, **layout.unused})
-    queries, deviations = base_query(layout.name)
+    queries, deviations = base_query(layout)
     model = ModelConfig(
         preprocessing=_preprocessing(layout, tower), vision=tower.config, qformer=qformer, base_query=queries, attribute_weights=False,
         captions="blip",
@@ -188,7 +188,7 @@ def _plan_directory(source: Path, options: ImportOptions) -> Plan:
 
 
 def _plan_transformers(model: ModelConfig, files: list[WeightFile]) -> Plan:
-    queries, deviations = base_query("transformers")
+    queries, deviations = base_query(huggingface.LAYOUT)
     model = msgspec.structs.replace(model, base_query=queries, attribute_weights=False)
     plan = Plan(huggingface.LAYOUT, model, [file.path for file in files], {}, deviations=deviations)
     for file in files:

@@ -16,6 +16,7 @@ LAYOUT = Layout(
     name="lavis",
     title="BLIP-2's first stage, as LAVIS saves it",
     licence="salesforce/LAVIS is BSD-3-Clause; the towers are EVA's (MIT) or OpenAI CLIP's (MIT); see the terms beside the weights",
+    queries="zero_shot",
     is_this=lambda file: file.wrapper == "model" and is_lavis_like(file),
     fit="stretch",
     background=(255, 255, 255),

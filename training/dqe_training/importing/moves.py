@@ -52,10 +52,12 @@ def check_moves(moves: Moves, tensors: Mapping[str, Stored], wanted: Mapping[str
     if strange := sorted(set(tensors) - used - set(moves.unused)):
         raise CheckpointError(f"{where}: unknown weight {strange[0]} ({len(strange)} in all); this layout has none, see --format")
     if unmade := sorted(set(wanted) - set(moves.made)):
-        raise CheckpointError(f"{where}: nothing gives {unmade[0]} ({len(unmade)} in all) of the model that its tensors describe")
+        raise CheckpointError(
+            f"{where}: its tensors describe a model with {unmade[0]} ({len(unmade)} in all), which none of them holds; copy the whole file"
+        )
     for target, move in moves.made.items():
         if target not in wanted:
-            raise CheckpointError(f"{where}: {move.sources[0]} has no place in the model that the other tensors describe")
+            raise CheckpointError(f"{where}: {move.sources[0]} does not belong to the model that the other tensors describe; see --format")
         for source in move.sources:
             if not tensors[source].dtype.is_floating_point:
                 raise CheckpointError(f"{where}: {source} holds {tensors[source].dtype}, expected floating-point numbers")
@@ -68,6 +70,6 @@ def _check_shape(move: Move, tensors: Mapping[str, Stored], wanted: torch.Size, 
     try:
         found = move.make([torch.empty(tensors[source].shape, dtype=torch.float32, device="meta") for source in move.sources]).shape
     except (RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{where}: {shapes}, which fit no weight of {tuple(wanted)}") from error
+        raise CheckpointError(f"{where}: {shapes}, expected what makes {tuple(wanted)}; see --format, or copy it again") from error
     if found != wanted:
-        raise CheckpointError(f"{where}: {shapes}; the sizes of the other tensors want {tuple(wanted)}")
+        raise CheckpointError(f"{where}: {shapes}; the other tensors need {tuple(wanted)}; see --format, or copy it again")

@@ -28,6 +28,7 @@ LAYOUT = Layout(
     name="spn4cir",
     title="SPN4CIR's second stage on SPRC's Blip2QformerCirAlignPrompt",
     licence="BUAADreamer/SPN4CIR is MIT; the class is that of chunmeifeng/SPRC, which names no licence for its weights (as of 2026-11)",
+    queries="two_encoders",
     is_this=lambda file: _has_second(file.tensors),
     unused={
         **UNUSED,

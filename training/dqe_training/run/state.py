@@ -93,12 +93,12 @@ class RunState:
             return None
         newest = self.run / name
         if not newest.is_dir():
-            raise CheckpointError(f"{newest}: not seen by rank {self.world.rank}; the run directory must be one that all ranks share")
+            raise CheckpointError(f"{newest}: rank {self.world.rank} does not see it; use a run directory that all ranks share")
         meta = read_meta(newest)
         self._require_same(newest, meta, judged_by)
         state, weights = load_state(newest), load_file(newest / WEIGHTS)
         if self.given_tokens and not same_tower(self.model, weights):
-            raise CheckpointError(f"{newest}: its vision tower is not the one that the image tokens are of; resume with the same backbone")
+            raise CheckpointError(f"{newest}: its vision tower is not the one that made the image tokens; resume with the same backbone")
         restore(self.model, weights, state)
         restore_optimizer(self.optimizer, state)
         self._restore_random(state)
@@ -113,7 +113,7 @@ class RunState:
         try:
             self.run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror})") from error
+            raise InputError(f"{self.run}: cannot be the run directory ({error.strerror}); choose another one") from error
         clean_run(self.run)
         newest = latest_checkpoint(self.run)
         if newest is None:

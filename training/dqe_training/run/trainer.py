@@ -83,11 +83,13 @@ class Trainer:
     ) -> None:
         frozen = config.optim.vision_learning_rate == 0
         if image_tokens is not None and not frozen:
-            raise InputError(f"image_tokens are of a frozen tower, but optim.vision_learning_rate is {config.optim.vision_learning_rate}")
+            raise InputError(
+                f"image_tokens need a frozen tower, got optim.vision_learning_rate {config.optim.vision_learning_rate}; set it to 0"
+            )
         if pixels is None and image_tokens is None:
-            raise InputError("neither pixels nor image_tokens: give one of them")
+            raise InputError("got neither pixels nor image_tokens; pass one of them")
         if len(data) < 2:
-            raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast")
+            raise InputError(f"{len(data)} triplet(s): at least 2 are needed for in-batch contrast; add some")
         self.model, self.tokenizer, self.config, self.data, self.run = model, tokenizer, config, data, Path(run)
         self.world = world or World()
         self.listener = listener if self.world.main else silent
@@ -297,7 +299,7 @@ def finish_run(run: Path, destination: Path, *, replace: bool = False) -> None:
     """
     newest = latest_checkpoint(run)
     if newest is None:
-        raise CheckpointError(f"{run}: holds no checkpoint")
+        raise CheckpointError(f"{run}: holds no checkpoint; train first")
     checkpoint = load_checkpoint(newest, as_stored=True)
     meta = checkpoint.meta
     save_checkpoint(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from dqe_engine.contracts.parsing import NOT_JSON, parse
+from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.contracts.vocabulary import PAPER_VOCABULARY, AttributeVocabulary
 from dqe_engine.errors import CheckpointError, InputError
 
@@ -160,14 +161,16 @@ def _load_vision_directory(model: DQEModel, directory: Path) -> None:
     if made.vision != model.config.vision or made.preprocessing != model.config.preprocessing:
         raise CheckpointError(
             f"{directory}: the tower is {made.vision} at {made.preprocessing.image_size} px, "
-            f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px"
+            f"the configuration wants {model.config.vision} at {model.config.preprocessing.image_size} px; make them equal"
         )
     with reading_weights(weights):
         tensors = load_file(weights)
     try:
         model.vision_model.load_state_dict({name: p.float() for name, p in tensors.items()})
     except RuntimeError as error:
-        raise CheckpointError(f"{weights}: damaged, or another architecture ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"{weights}: damaged, or of another architecture ({' '.join(str(error).split())[:200]}); copy it again, or run dqe-pretrain"
+        ) from error
 
 
 def _physical_memory() -> int:
@@ -215,7 +218,7 @@ def train_run(
     if not world.main:
         listener = silent
     if features is not None and config.optim.vision_learning_rate > 0:
-        raise InputError(f"{features}: a feature cache is of a frozen tower, but optim.vision_learning_rate is above 0")
+        raise InputError(f"{features}: a feature cache needs a frozen tower; set optim.vision_learning_rate to 0, or leave out --features")
     vocabulary = source.read_vocabulary()
     require_attributes(config.model, vocabulary)
     data = source.read(vocabulary)
@@ -237,15 +240,7 @@ def train_run(
     elif pixels is None and image_tokens is None:
         judged = 0 if validation is None else validation.split.images
         _check_memory(model, len(data.images), judged, frozen=config.optim.vision_learning_rate == 0, copies=world.local_size)
-        total = len(data.images)
-        loaded = 0
-
-        def advance(count: int) -> None:
-            nonlocal loaded
-            loaded += count
-            listener({"event": "load", "done": loaded, "total": total})
-
-        pixels = load_pixels(source.images, data.images, config.model.preprocessing, advance=advance)
+        pixels = _load(source, data.images, config.model.preprocessing, listener)
     trainer = Trainer(
         model, tokenizer, config, data, pixels, run,
         listener=listener, image_tokens=image_tokens, image_digests=digests, validation=validation, features=features, world=world,
@@ -255,3 +250,15 @@ def train_run(
         warmup = config.trns.warmup_epochs
         listener({"event": "notice", "text": f"note: TRNS never mined, since training ended within trns.warmup_epochs, {warmup}"})
     return trainer
+
+
+def _load(source: TrainingSource, images: Sequence[str], spec: PreprocessingSpec, listener: Listener) -> NDArray[np.uint8]:
+    """`load_pixels`, with the listener told how far it is."""
+    loaded = 0
+
+    def advance(count: int) -> None:
+        nonlocal loaded
+        loaded += count
+        listener({"event": "load", "done": loaded, "total": len(images)})
+
+    return load_pixels(source.images, images, spec, advance=advance)

@@ -167,6 +167,29 @@ def render(garment: Garment, rng: np.random.Generator, *, size: int = 96) -> Ima
     u = np.float32(np.cos(theta)) * dx + np.float32(np.sin(theta)) * dy  # (side, side)
     v = np.float32(-np.sin(theta)) * dx + np.float32(np.cos(theta)) * dy
 
+    cloth = _cloth(garment, u, v, detail, rng)
+
+    # Backdrop and cloth under one light; then the noise.
+    xs = np.linspace(-0.5, 0.5, size, dtype=np.float32)[None, :, None]
+    ys = np.linspace(-0.5, 0.5, size, dtype=np.float32)[:, None, None]
+    backdrop = _backdrop(mask, xs, ys, rng)
+    direction = rng.uniform(0, 2 * np.pi)
+    light = 1 + np.float32(rng.uniform(0.05, 0.2)) * (np.float32(np.cos(direction)) * xs + np.float32(np.sin(direction)) * ys)
+    fold_phase = u[::2, ::2, None] * np.float32(rng.uniform(2, 4)) + np.float32(0.3) * v[::2, ::2, None] + np.float32(rng.uniform())
+    folds = 1 + np.float32(0.05) * np.sin(np.float32(2 * np.pi) * fold_phase) * mask
+    picture = (backdrop + (cloth - backdrop) * mask) * (light * folds * np.float32(rng.uniform(0.86, 1.1)))
+    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(2, 7))
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def _cloth(
+    garment: Garment, u: NDArray[np.float32], v: NDArray[np.float32], detail: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """(size, size, 3): the garment's colour and pattern everywhere, darkened (or, where it is dark, lightened) along seams and belt.
+
+    u, v: (2 * size, 2 * size), garment coordinates. detail: (size, size, 1) in [0, 1].
+    """
+    size = len(detail)
     base = np.asarray(COLOURS[garment.colour], np.float32)
     base = np.clip(base * rng.uniform(0.92, 1.08) + rng.uniform(-8, 8, 3), 0, 255).astype(np.float32)
     second = _pattern_mask(garment.pattern, u, v, rng)
@@ -178,22 +201,16 @@ def render(garment: Garment, rng: np.random.Generator, *, size: int = 96) -> Ima
         mix = rng.uniform(0.62, 0.85)
         trim = (base * (1 - mix) + (245.0 if light_trim else 22.0) * mix).astype(np.float32)
         cloth = base + (trim - base) * _half(second)
-    cloth = (cloth * (1 - 0.45 * detail) if base.mean() > 60 else cloth + 70 * detail).astype(np.float32)
+    return (cloth * (1 - 0.45 * detail) if base.mean() > 60 else cloth + 70 * detail).astype(np.float32)
 
-    # Backdrop: a muted wall with a gradient, at times a floor; then the garment's shadow, the light and the noise.
-    xs = np.linspace(-0.5, 0.5, size, dtype=np.float32)[None, :, None]
-    ys = np.linspace(-0.5, 0.5, size, dtype=np.float32)[:, None, None]
+
+def _backdrop(mask: NDArray[np.float32], xs: NDArray[np.float32], ys: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """(size, size, 3): a muted wall with a gradient, at times a floor, and the shadow of the garment, whose mask is (size, size, 1)."""
+    size = len(mask)
     wall = (rng.uniform(60, 235) + rng.uniform(-26, 26, 3)).astype(np.float32)
     backdrop = wall + np.float32(34 * rng.uniform(-1, 1)) * xs + np.float32(34 * rng.uniform(-1, 1)) * ys
     if rng.uniform() < 0.4:
         backdrop[int(size * rng.uniform(0.68, 0.9)) :] *= np.float32(rng.uniform(0.7, 0.92))
     offset = int(size * rng.uniform(0.01, 0.035)) + 1
     backdrop *= 1 - np.float32(0.3) * np.roll(mask, (offset, offset), axis=(0, 1))
-
-    direction = rng.uniform(0, 2 * np.pi)
-    light = 1 + np.float32(rng.uniform(0.05, 0.2)) * (np.float32(np.cos(direction)) * xs + np.float32(np.sin(direction)) * ys)
-    fold_phase = u[::2, ::2, None] * np.float32(rng.uniform(2, 4)) + np.float32(0.3) * v[::2, ::2, None] + np.float32(rng.uniform())
-    folds = 1 + np.float32(0.05) * np.sin(np.float32(2 * np.pi) * fold_phase) * mask
-    picture = (backdrop + (cloth - backdrop) * mask) * (light * folds * np.float32(rng.uniform(0.86, 1.1)))
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(2, 7))
-    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    return backdrop

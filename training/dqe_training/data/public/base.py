@@ -117,9 +117,9 @@ def read_annotations(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(without_mark(read_regular(path)), type=kind)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file") from error
+        raise InputError(f"{path}: no such annotation file; docs/datasets.md shows the folders") from error
     except NOT_JSON as error:
-        raise InputError(f"{path}: not the official format: {error}") from error
+        raise InputError(f"{path}: not in the official format, get the file again: {error}") from error
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from error
 

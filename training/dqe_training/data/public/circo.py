@@ -78,7 +78,7 @@ class CIRCO:
         gallery = self._gallery(images)
         part = self._part(split, gallery, options)
         if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file")
+            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
         if not gallery:
             raise InputError(f"{self.directory}: nothing lists the gallery; add COCO's image_info_unlabeled2017.json, or give --images")
         queries = part.queries or ()

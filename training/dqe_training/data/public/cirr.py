@@ -66,7 +66,7 @@ class CIRR:
             raise InputError("CIRR has one gallery and one caption; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
         part = self._part(split)
         if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file")
+            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

@@ -11,9 +11,10 @@ from .circo import CIRCO
 from .cirr import CIRR
 from .fashioniq import FashionIQ
 from .hp_fashioniq import HPFashionIQ
+from .names import titles
 from .pinpoint import PinPoint
 
-_FINDERS = {
+FINDERS = {
     "fashioniq": FashionIQ.found_in,
     "cirr": CIRR.found_in,
     "circo": CIRCO.found_in,
@@ -23,11 +24,11 @@ _FINDERS = {
 JSONL = "jsonl"
 """The name of a folder as `dqe-data garments` writes it: train.jsonl, val.jsonl, images.jsonl, images/."""
 
-NAMES = (*_FINDERS, JSONL)
+NAMES = (*FINDERS, JSONL)
 
 
 def _here(directory: Path) -> list[Benchmark]:
-    found: list[Benchmark | None] = [find(directory) for find in _FINDERS.values()]
+    found: list[Benchmark | None] = [find(directory) for find in FINDERS.values()]
     return [benchmark for benchmark in found if benchmark is not None]
 
 
@@ -45,9 +46,9 @@ def open_benchmark(directory: Path, name: str = "auto") -> Benchmark | None:
         if len(found) > 1:
             raise InputError(f"{directory}: holds {' and '.join(b.name for b in found)}; say which with --dataset")
         return found[0] if found else None
-    if name not in _FINDERS:
+    if name not in FINDERS:
         raise InputError(f"--dataset {name}: expected auto, {', '.join(NAMES)}")
-    benchmark: Benchmark | None = _FINDERS[name](directory)
+    benchmark: Benchmark | None = FINDERS[name](directory)
     if benchmark is None:
         raise InputError(f"{directory}: no annotations of {name} here; docs/datasets.md shows the folders")
     return benchmark
@@ -61,5 +62,5 @@ def find_benchmarks(directory: Path, name: str = "auto") -> list[Benchmark]:
         found = [b for folder in folders for b in _here(folder) if name in ("auto", b.name)]
         if found:
             return found
-    wanted = "FashionIQ, CIRR, CIRCO, HP-FashionIQ or PinPoint" if name == "auto" else name
+    wanted = titles() if name == "auto" else name
     raise InputError(f"{directory}: no annotations of {wanted} here or one folder below; docs/datasets.md shows the folders")

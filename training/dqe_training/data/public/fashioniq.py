@@ -88,7 +88,7 @@ class FashionIQ:
             raise InputError("--shared-concept is CIRCO's; FashionIQ's texts are its two captions")
         parts = [self._part(split, category, options) for category in CATEGORIES]
         if absent := [path for part in parts for path in part.absent]:
-            raise InputError(f"{absent[0]}: no such annotation file")
+            raise InputError(f"{absent[0]}: no such annotation file; docs/datasets.md shows the folders")
         return tuple(QuerySet(p.category, p.queries or (), p.galleries[options.gallery or "original"]) for p in parts)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

@@ -72,7 +72,7 @@ class HPFashionIQ:
             raise InputError("HP-FashionIQ compares given sets; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
         (part,) = self.parts()
         if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file")
+            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

@@ -77,7 +77,7 @@ class PinPoint:
             raise InputError("PinPoint has one gallery and one text; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
         (part,) = self.parts()
         if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file")
+            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:
@@ -112,9 +112,13 @@ def _rows(path: Path) -> list[Row]:
             ).to_pylist()
         return msgspec.convert(table, list[Row])
     except (pyarrow.ArrowException, msgspec.ValidationError) as error:
-        raise InputError(f"{path}: not the official format: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not in the official format, get the file again: {' '.join(str(error).split())}") from error
     except OSError as error:  # pyarrow raises it, without a number, for broken files too
-        reason = describe_os_error(error, path) if error.errno else f"{path}: not the official format: {' '.join(str(error).split())}"
+        reason = (
+            describe_os_error(error, path)
+            if error.errno
+            else f"{path}: not in the official format, get the file again: {' '.join(str(error).split())}"
+        )
         raise InputError(reason) from error
 
 

@@ -71,7 +71,9 @@ def place_queries(queries: QuerySet, images: ImageFolder, *, allow_missing: bool
             tuple(id for id in queries.gallery if id not in missing),
         )
     if not kept.queries:
-        raise InputError(f"{queries.name}: none of {len(queries)} queries has all its images under {images.root}")
+        raise InputError(
+            f"{queries.name}: none of {len(queries)} queries has all its images under {images.root}; name another folder with --images"
+        )
     wordless = sum(query.wordless for query in kept.queries)
     return kept, Coverage(
         queries=len(kept), of_queries=len(queries), images=len(kept.gallery), of_images=len(queries.gallery), wordless=wordless
