@@ -9,7 +9,7 @@ wrote the rules too.
 - `last_tuned`: the last of several samples of the training captions on which the rules were made, 200 triplets. No rule was
   changed because of it, but some of its rows may have been read in an earlier one.
 
-    python -m benchmarks.fashioniq_labels FASHIONIQ            precision, and the rows where today's rules say something else
+    python -m benchmarks.fashioniq_labels FASHIONIQ            the table of docs/attributes.md, each sample, and where today's rules differ
     python -m benchmarks.fashioniq_labels FASHIONIQ --draw 50  other triplets to judge, with their captions
 """
 
@@ -70,6 +70,11 @@ def changed(directory: Path, verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [v for v in verdicts if derived(records[v.file][v.row], vocabulary).get(v.attribute) != v.value]
 
 
+def pooled(samples: dict[str, list[Verdict]]) -> list[str]:
+    """Per attribute, over both samples of the validation captions; in all, over the triplets that were drawn whatever they name."""
+    return table([*samples["reported"], *samples["rare"]])[:-1] + table(samples["reported"])[-1:]
+
+
 def table(verdicts: Sequence[Verdict]) -> list[str]:
     """Per attribute and in all: right of judged, with the 95 % interval."""
     lines = []
@@ -94,7 +99,9 @@ def main() -> None:
         for file, row, record in random.Random(options.seed).sample(labelled, options.draw):
             print(file, row, " | ".join(statements(record)), "=>", derived(record, vocabulary))
         return
-    for sample, verdicts in read_verdicts().items():
+    samples = read_verdicts()
+    print("validation captions: both samples by attribute, all of `reported` alone", *pooled(samples), sep="\n  ")
+    for sample, verdicts in samples.items():
         print(f"{sample}: {len({(v.file, v.row) for v in verdicts})} triplets", *table(verdicts), sep="\n  ")
         for verdict in changed(options.directory, verdicts):
             print(f"  no longer derived: {verdict.file} {verdict.row} {verdict.attribute} {verdict.value}")

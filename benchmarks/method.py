@@ -56,6 +56,8 @@ GRIDS: dict[str, tuple[str, list[Assignments]]] = {
     "trns:two-drops": ("+pool+trns:two-drops", WEIGHTS),
 }
 """Part -> the variant that it is tuned in, and its points."""
+FIXED: dict[str, Assignments] = {"weight of the zones": ("loss.rank_weight=0.5",)}
+"""Points that nothing chooses: the `rank_weight` at which zones were tuned, and random and filtered negatives are compared as well."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,14 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "+pool": ("+pool", ()),
     "baseline": ("baseline", ()),
     "+pool+kl": ("+pool+kl", ("kl",)),
+    "+pool+kl:uniform": ("+pool+kl:uniform", ("kl",)),
     "+law": ("+law", ("law",)),
     "+law:image": ("+law:image", ("law",)),
     "+law:unlabelled": ("+law:unlabelled", ()),
+    "+law:constant": ("+law:constant", ()),
     **NEGATIVES,
+    "+pool+trns:random, weight 0.5": ("+pool+trns:random", ("weight of the zones",)),
+    "+pool+trns:filtered, weight 0.5": ("+pool+trns:filtered", ("weight of the zones",)),
     "full": ("full", ("kl", "law", "trns:pooled")),
 }
 
@@ -183,15 +189,15 @@ def choose(out: Path, regime: str, stage: str) -> dict[str, Assignments]:
 STAGES = ("rate", "tune", "final")
 
 
-def jobs(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Path, Any, Any]]:
-    """Output folder, plan and subject of each of a stage's regimes."""
+def jobs(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], only: Sequence[str] = ()) -> Iterator[tuple[Path, Any, Any]]:
+    """Output folder, plan and subject of each of a stage's regimes; of the last stage's arms `only` these, unless empty."""
     from dqe_training.ablation.plan import plan_of
 
     for name in regimes if stage == "final" else sorted({REGIMES[name].tuned_on for name in regimes}):
         regime = REGIMES[name]
         asked = subject(out / regime.data, "test" if stage == "final" else "val")
         if stage == "final":
-            arms = final_arms(regime, read_tuned(out, regime.tuned_on))
+            arms = [each for each in final_arms(regime, read_tuned(out, regime.tuned_on)) if not only or each.label in only]
         else:
             arms = tuning_arms(name, regime, None if stage == "rate" else choose(out, name, "rate")["rate"])
         chosen = seeds if stage == "final" else TUNING_SEEDS
@@ -199,10 +205,12 @@ def jobs(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int]) ->
 
 
 def read_tuned(out: Path, regime: str) -> dict[str, Assignments]:
-    return choose(out, regime, "rate") | choose(out, regime, "tune")
+    return choose(out, regime, "rate") | choose(out, regime, "tune") | FIXED
 
 
-def work(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], rotation: int, *, alone: bool) -> None:
+def work(
+    out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], rotation: int, *, alone: bool, only: Sequence[str] = ()
+) -> None:
     """One worker: the cells that nobody else has."""
     import torch
 
@@ -211,7 +219,7 @@ def work(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], ro
     from dqe_training.ablation.running import run_plan
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    todo = list(jobs(out, stage, regimes, seeds))
+    todo = list(jobs(out, stage, regimes, seeds, only))
     first = rotation % max(len(todo), 1)
     for folder, plan, asked in todo[first:] + todo[:first]:
 
@@ -228,7 +236,7 @@ def work(out: Path, stage: str, regimes: Sequence[str], seeds: Sequence[int], ro
 def run_stage(options: argparse.Namespace, stage: str) -> None:
     """Workers in processes of their own, then the report of what they finished."""
     command = [sys.executable, "-m", "benchmarks.method", "--out", str(options.out), "--stage", stage, "--regimes", *options.regimes]
-    command += ["--seeds", *map(str, options.seeds)]
+    command += ["--seeds", *map(str, options.seeds), "--arms", *options.arms]
     threads = max(1, available_cpus() // options.workers)
     running = []
     for worker in range(options.workers if options.workers > 1 else 0):
@@ -238,7 +246,7 @@ def run_stage(options: argparse.Namespace, stage: str) -> None:
         running.append(subprocess.Popen([*command, "--rotation", str(worker)], env=environment))
     for process in running:
         process.wait()
-    work(options.out, stage, options.regimes, options.seeds, 0, alone=True)
+    work(options.out, stage, options.regimes, options.seeds, 0, alone=True, only=options.arms)
 
 
 def main() -> int:
@@ -247,13 +255,14 @@ def main() -> int:
     parser.add_argument("--sprite", type=Path, help="Fashion-MNIST's fashion-mnist-sprite.png, for the regime tinted")
     parser.add_argument("--regimes", nargs="+", choices=tuple(REGIMES), default=list(REGIMES), help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the tables (default: 0 to 4)")
+    parser.add_argument("--arms", nargs="*", default=[], help="of the tables, for example +pool +law:constant (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     parser.add_argument("--on-gpu", type=int, default=0, help="how many of the workers see the GPU")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--rotation", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rotation is not None:
-        work(options.out, options.stage, options.regimes, options.seeds, options.rotation, alone=False)
+        work(options.out, options.stage, options.regimes, options.seeds, options.rotation, alone=False, only=options.arms)
         return 0
     make_data(options.out, options.sprite)
     fill_features(options.out, options.regimes)

@@ -95,7 +95,8 @@ class StepCase:
         tokens = torch.randn(len(data.images), model.sizes.image_tokens, model.sizes.vision_width, generator=generator).half()
         texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
         images = TrainingImages(model, None, tokens, frozen=True, world=World())
-        step = TrainingStep(model, build_optimizer(model, config.optim), config, data, texts, images, World())
+        optimizer = build_optimizer(model, config.optim, temperature=config.loss.temperature)
+        step = TrainingStep(model, optimizer, config, data, texts, images, World())
         rng = np.random.default_rng(0)
         rows = rng.permutation(len(data))[: self.batch]
         batch = Batch(0, rows, rows, data.named[rows], rng.integers(0, len(data.images), self.batch))

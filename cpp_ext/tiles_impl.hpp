@@ -43,8 +43,8 @@ inline void store(float* to, Vector value) { memcpy(to, &value, sizeof value); }
 
 inline Vector broadcast(float value) { return value - Vector{}; }
 
-// a * b + c, rounded once where the set can. Left to contraction, GCC 13 and newer round some twice (tuning `avoid_fma_chains`), and a score
-// would depend on how many rows were taken beside its own.
+// a * b + c, rounded once where the set can. Left to contraction, GCC 13 and newer round some twice (tuning `avoid_fma_chains`), and a
+// score would depend on how many rows were taken beside its own.
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, c);
@@ -187,7 +187,8 @@ void dot_each_row(const Rows& rows, const float* queries, float* scores, int64_t
         for (; d < width; d += kVector) {
             const int64_t part = width - d < kVector ? width - d : kVector;
 #pragma GCC unroll 4
-            for (int q = 0; q < QUERIES; ++q) sums[q][0] = multiply_add(load_part(row + d, part), load_part(queries + q * width + d, part), sums[q][0]);
+            for (int q = 0; q < QUERIES; ++q)
+                sums[q][0] = multiply_add(load_part(row + d, part), load_part(queries + q * width + d, part), sums[q][0]);
         }
 #pragma GCC unroll 4
         for (int q = 0; q < QUERIES; ++q) {

@@ -81,7 +81,7 @@ class GraphParity(Contract, frozen=True):
 class RetrievalParity(Contract, frozen=True):
     """The whole bundle, by the runtime, against the checkpoint in PyTorch on an evaluation set.
 
-    Recalls are shares. `difference` is bundle minus PyTorch in percentage points with its 95 % bootstrap interval over
+    Recalls are shares. `difference` is bundle minus PyTorch in percentage points with its 95 % interval over
     queries; `allowed` what it may fall by, one query where that is more than the tolerance; `top10_overlap` the mean share of
     PyTorch's first ten that are among the bundle's.
     """

@@ -45,7 +45,9 @@ Advance = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`target`: what the graphs' form is for. `why`: the reason for the precision, where it was not the caller's choice. `data`: what the
+    """`shown`: `data` must show that the recall is kept (`check_retrieval`).
+
+    `target`: what the graphs' form is for. `why`: the reason for the precision, where it was not the caller's choice. `data`: what the
     bundle's answers are compared on, and what "int8-static" reads its scales off.
 
     Raises InputError for "int8-static" without `data`, and for "int8" for a GPU.
@@ -56,6 +58,7 @@ class ExportOptions:
     target: Target = "cpu"
     why: str = ""
     data: EvaluationData | None = None
+    shown: bool = False
 
     def __post_init__(self) -> None:
         if self.precision == "int8-static" and self.data is None:
@@ -113,7 +116,9 @@ def _fill(checkpoint: Checkpoint, directory: Path, options: ExportOptions, advan
     check_reading(checkpoint, directory)
     if (data := options.data) is not None:
         advance(f"answering the queries of {data.name}")
-        retrieval = check_retrieval(checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision)
+        retrieval = check_retrieval(
+            checkpoint, directory, data.evaluation, data.images, data=data.name, precision=options.precision, shown=options.shown
+        )
         manifest = msgspec.structs.replace(manifest, retrieval=retrieval)
         _write_manifest(directory, manifest)
     latency, company = time_graphs(model, directory, advance)

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dqe_engine.contracts.parsing import to_json
@@ -66,6 +67,19 @@ def test_metrics_have_the_plain_keys(figures: dict[str, Any]) -> None:
     assert set(figures["weight_auc"]) == {"colour", "shape", "pattern", "length"}
     assert figures["recall_at_1"] <= figures["recall_at_5"] <= figures["recall_at_10"] <= figures["recall_at_50"]
     assert figures["attainable"]["recall_at_50"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_differences_are_paired_by_query(finished: tuple[DemoRun, list[str]], figures: dict[str, Any]) -> None:
+    """By hand for R@10: a query that both models find, or neither, adds nothing to the margin."""
+    run, _ = finished
+    target = run.evaluation.target[:, None]
+    ours, theirs = ((m.evaluations[0][1].ranked[:, :10] == target).any(axis=1).astype(float) for m in (run.dqe, run.baseline))
+    found = figures["differences"]["R@10"]
+    assert found["value"] == pytest.approx(np.mean(ours - theirs), abs=1e-12)
+    assert found["margin"] == pytest.approx(1.959964 * np.std(ours - theirs, ddof=1) / math.sqrt(len(ours)), abs=1e-9)
+    own = collect(run, command="").models[0]
+    assert own.halves["recall_at_10"] == pytest.approx(1.959964 * np.std(ours, ddof=1) / math.sqrt(len(ours)), abs=1e-9)
+    assert set(figures["differences"]) == {"R@1", "R@5", "R@10", "R@50", "held-out R@10", "attribute precision@10", "mAP@10", "mAP@50"}
 
 
 def test_runtime_agrees_with_pytorch(figures: dict[str, Any]) -> None:

@@ -156,7 +156,7 @@ def test_the_baseline_exports_too(spec: GraphSpec, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [QUERY_ENCODER, ATTRIBUTE_HEADS], ids=lambda s: s.name)
-@pytest.mark.parametrize(("base_query", "weights_from"), [("pool", "text+image"), ("cls", "text")])
+@pytest.mark.parametrize(("base_query", "weights_from"), [("pool", "text+image"), ("cls", "text"), ("mean", "constant")])
 def test_other_base_queries_and_weights_that_see_export_too(
     spec: GraphSpec, base_query: BaseQuery, weights_from: WeightInputs, tmp_path: Path
 ) -> None:

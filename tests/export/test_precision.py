@@ -22,7 +22,7 @@ from dqe_engine.contracts.graphs import GRAPHS, QUERY_ENCODER, TARGET_ENCODER, G
 from dqe_engine.contracts.manifest import PRECISIONS, Precision
 from dqe_engine.contracts.parsing import parse_json
 from dqe_engine.errors import ParityError
-from dqe_export import answers, onnx_graph, parity
+from dqe_export import answers, onnx_graph
 from dqe_export import bundle as bundle_module
 from dqe_export.bundle import ExportOptions, export_bundle
 from dqe_export.calibration import EvaluationData
@@ -173,7 +173,8 @@ def test_answers_are_compared_with_pytorchs(exported: dict[str, Path], garments:
     exact, rounded = found["f32"], found["int8"]
     assert exact is not None
     assert rounded is not None
-    assert (exact.difference, exact.top10_overlap, exact.interval) == (0, 1, (0, 0))
+    assert (exact.difference, exact.top10_overlap) == (0, 1)
+    assert exact.interval == pytest.approx((-7.54, 7.54), abs=0.01)  # what 24 queries can show, though none changed
     assert 0.8 < rounded.top10_overlap <= 1
 
 
@@ -241,15 +242,14 @@ def test_auto_says_why(garments: Path) -> None:
     assert (precision, why) == ("float32", "float32, because int8 needs an evaluation set to be judged by.")
 
 
-def test_auto_goes_on_with_float32_where_int8_fails(
-    wide_checkpoint: Path, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_auto_goes_on_with_float32_where_int8_is_not_shown_to_keep_the_recall(
+    wide_checkpoint: Path, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity, "TOLERANCES", TOLERANCES | {"int8": msgspec.structs.replace(TOLERANCES["int8"], min_cosine=0.9999999)})
-    monkeypatch.setattr(bundle_module, "nodes_of", lambda *_: [])
+    """24 queries show too little, though int8 passes what a bundle is held to."""
     arguments = [str(wide_checkpoint), str(tmp_path / "out"), "--precision", "auto", "--data", str(garments)]
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    assert "int8: vision_encoder: image_tokens differs from PyTorch" in " ".join(captured.err.split())
+    assert "so these 24 queries do not show that it falls by at most 1.0" in " ".join(captured.err.split())
     assert captured.out.splitlines()[-1].endswith("float32, because int8 did not pass.")
     assert Bundle.load(tmp_path / "out").manifest.precision == "float32"
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dqe_engine.contracts.parsing import parse_json, to_json
 from dqe_engine.errors import InputError
-from dqe_export.demo.comparison import compare, verdict
+from dqe_export.demo.comparison import FIGURES, compare, figure, verdict
 from dqe_export.demo.picture import write_picture
 from dqe_export.demo.report import duration, outcome, percent, render_report, report_html, scientific, sentence
 from dqe_export.demo.report_data import (
@@ -49,8 +49,10 @@ def report(recall: float = 0.643, **changes: Any) -> Report:
     return Report(**figures | changes)
 
 
-def model(name: str, *recalls: float, **changes: Any) -> ModelResult:
-    return ModelResult(name=name, reports=tuple(report(r, **changes) for r in recalls), training_seconds=301.0, steps=2210)
+def model(name: str, *recalls: float, margin: float | None = 0.02, **changes: Any) -> ModelResult:
+    margins = {} if margin is None else dict.fromkeys(FIGURES, margin)
+    reports = tuple(report(r, **changes) for r in recalls)
+    return ModelResult(name=name, reports=reports, training_seconds=301.0, steps=2210, margins=margins)
 
 
 def query(text: str = "in teal", *, target: int | None = 2, rank: int | None = None) -> ExampleQuery:
@@ -253,13 +255,13 @@ def test_verdict_follows_the_figures() -> None:
     assert close[1].startswith("No measurable difference on R@1 (+0.3 ± ")
 
     worse = verdict(model("DQE", 0.41), model("base", 0.64))
-    assert "DQE is worse on R@1 (−7.7), R@5 (−17.7), R@10 (−23.0) and R@50 (−11.5)." in worse
+    assert "DQE is worse on R@1 (−7.7 ± 2.0), R@5 (−17.7 ± 2.0), R@10 (−23.0 ± 2.0) and R@50 (−11.5 ± 2.0)." in worse
 
     mixed = ModelResult(name="DQE", reports=(report(0.64, recall_at_1=0.5, recall_at_50=0.2),), training_seconds=1, steps=1)
     sentences = verdict(mixed, model("base", 0.64))
     assert sentences[0] == "DQE beats the base on R@1 (+28.7)."
     assert sentences[1].startswith("No measurable difference on R@5")
-    assert sentences[2] == "DQE is worse on R@50 (−62.0)."
+    assert sentences[2] == "DQE is worse on R@50 (−62.0 ± 2.0)."
     assert "spread between trainings is not measured" in sentences[-1]
 
 
@@ -282,11 +284,23 @@ def test_seeds_that_disagree_are_no_difference() -> None:
 
 
 def test_difference_needs_more_than_its_margin() -> None:
-    # margin of R@10: 2.95 points twice in quadrature = 4.17
-    for gap, expected in ((0.041, "unclear"), (0.0425, "better"), (-0.0425, "worse")):
-        found = {d.label: d for d in compare(model("a", 0.5 + gap), model("b", 0.5))}["R@10"]
-        assert found.outcome == expected
-        assert found.margin == pytest.approx(0.04172, abs=1e-5, rel=0)
+    """The margin of the paired difference, not the 4.17 points that the models' own intervals of ± 2.95 add up to."""
+    for gap, expected in ((0.019, "unclear"), (0.021, "better"), (-0.021, "worse")):
+        found = {d.label: d for d in compare(model("a", 0.5 + gap, margin=None), model("b", 0.5))}["R@10"]
+        assert (found.outcome, found.margin) == (expected, 0.02)
+    unknown = {d.outcome for d in compare(model("a", 0.9), model("b", 0.5, margin=None))}
+    assert unknown == {"unclear"}
+    assert "±" not in verdict(model("a", 0.9), model("b", 0.5, margin=None))[1]
+
+
+def test_an_interval_by_query_is_taken_where_it_is_known() -> None:
+    """Wilson's takes each query's average precision for yes or no, and is too wide."""
+    plain = model("a", 0.5, map_at_10=0.69)
+    known = msgspec.structs.replace(plain, halves={"map_at_10": 0.0201})
+    wide, narrow = (figure(one, "map_at_10") for one in (plain, known))
+    assert wide is not None
+    assert narrow is not None
+    assert (round(wide.half, 4), narrow.half) == (0.0286, 0.0201)
 
 
 def test_models_without_common_figures_are_not_compared() -> None:

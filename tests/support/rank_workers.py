@@ -51,7 +51,7 @@ def batch_gradients(data: str, config: TrainConfig, *, negatives: bool, world: W
     images.prepare(lambda event: None)
     texts = TextBatcher(tokenizer, triplets.training_texts, max_length=32, captions="plain")
     prompts = PromptTokens(model, seed=0) if config.prompted else None
-    optimizer = build_optimizer(model, config.optim, prompts)
+    optimizer = build_optimizer(model, config.optim, prompts, temperature=config.loss.temperature)
     step = TrainingStep(model, optimizer, config, triplets, texts, images, world, prompts=prompts)
     step.restore(step.state() | ({"scaler": torch.tensor([scale, 0.0], dtype=torch.float64)} if config.optim.autocast == "f16" else {}))
     rng = np.random.default_rng(0)

@@ -120,7 +120,12 @@ def test_options_of_the_parts() -> None:
     free = apply_variant(config, parse_variant("+law:unlabelled"), name="x")
     assert free.model.attribute_weights
     assert free.loss.attribute_weight == free.loss.presence_weight == 0
+    constant = apply_variant(config, parse_variant("+law:constant"), name="x")
+    assert constant == msgspec.structs.replace(free, model=msgspec.structs.replace(free.model, weights_from="constant"))
     assert apply_variant(config, parse_variant("+law:image"), name="x").model.weights_from == "text+image"
+    alike, evenly = (apply_variant(config, parse_variant(name), name="x") for name in ("+kl", "+kl:uniform"))
+    assert evenly == msgspec.structs.replace(alike, loss=msgspec.structs.replace(alike.loss, relevance_spread="uniform"))
+    assert apply_variant(evenly, parse_variant("baseline"), name="x").loss.relevance_spread == "similarity"
     assert apply_variant(config, parse_variant("+cls"), name="x").model.base_query == "cls"
     assert apply_variant(config, parse_variant("full+twopass"), name="x").model.base_query == "two_pass"
     alone = {option: apply_variant(config_of_sprc(), {"sprc": option}, name="x").loss for option in PARTS["sprc"]}
@@ -134,19 +139,20 @@ def test_options_of_the_parts() -> None:
     assert all(parse_json(TrainConfig, to_json(each), where="x") == each for each in made.values())
 
 
-def test_law_unlabelled_begins_only_with_a_model_that_no_label_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["unlabelled", "constant"])
+def test_law_without_labels_begins_only_with_a_model_that_no_label_trained(option: str, tmp_path: Path) -> None:
     """The control of a comparison that begins with one checkpoint: the same model as +law, other losses."""
     starts = {on: write_checkpoint(tmp_path / str(on), model_config(attribute_weights=on)) for on in (True, False)}
     configs = {on: msgspec.structs.replace(train_config(), start=str(start)) for on, start in starts.items()}
-    made, law = (apply_variant(configs[False], parse_variant(name), name=name) for name in ("+law:unlabelled", "+law"))
-    assert made.model == law.model
+    made, law = (apply_variant(configs[False], parse_variant(name), name=name) for name in (f"+law:{option}", "+law"))
+    assert (made.model == law.model) == (option == "unlabelled")
     assert (made.loss.attribute_weight, made.loss.presence_weight) == (0, 0)
     assert min(law.loss.attribute_weight, law.loss.presence_weight) > 0
     with pytest.raises(
         InputError,
-        match=r"law:unlabelled must not have seen labels, but they may have trained the attribute weights of .*; train from scratch",
+        match=rf"law:{option} must not have seen labels, but they may have trained the attribute weights of .*; train from scratch",
     ):
-        apply_variant(configs[True], parse_variant("+law:unlabelled"), name="+law:unlabelled")
+        apply_variant(configs[True], parse_variant(f"+law:{option}"), name=f"+law:{option}")
 
 
 def test_heads_alone_are_compared_with_heads() -> None:
@@ -297,6 +303,9 @@ def test_the_table_says_what_can_be_concluded() -> None:
     assert "| baseline | 3 | 10 | 2 | 1 | 25.0 |" in page
     assert "**+50.0 [+38.0, +62.0]**" in page
     assert "Against baseline: +trns R@10 higher." in page
+    (told,) = [line for line in page.splitlines() if line.startswith("| +trns | ") and "=" in line]
+    assert {"trns.enabled=true", "loss.rank_weight=0.5", "trns.zones.hi=0.5"} <= set(told.split(" | ")[1].removesuffix(" |").split(", "))
+    assert "optim.seed" not in page
     same = {cell.key: result(cell, hits["baseline"]) for cell in made.cells}
     assert "No figure of any arm differs measurably from baseline's." in table(compare_cells(made, same, data="tiny"))
 

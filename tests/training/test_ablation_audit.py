@@ -19,7 +19,17 @@ from dqe_training.data.garments.catalog import vocabulary
 from dqe_training.data.triplets import TripletData
 
 
-@pytest.mark.parametrize(("variant", "reads"), [("+pool", False), ("+pool+law:unlabelled", False), ("+pool+kl", False), ("+law", True)])
+@pytest.mark.parametrize(
+    ("variant", "reads"),
+    [
+        ("+pool", False),
+        ("+pool+law:unlabelled", False),
+        ("+law:constant", False),
+        ("+pool+kl", False),
+        ("+kl:uniform", False),
+        ("+law", True),
+    ],
+)
 def test_what_reads_no_label_trains_the_same_without_labels(
     variant: str, reads: bool, tiny_data: tuple[TripletData, np.ndarray], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ VARIANTS = {
     "without LAW": model_config(attribute_weights=False),
     "cls": model_config(base_query="cls"),
     "pool, and weights that see": model_config(base_query="pool", weights_from="text+image"),
+    "constant weights": model_config(weights_from="constant"),
     "two passes": model_config(base_query="two_pass", layers=3, cross_attention_frequency=2),
     "zero shot": model_config(base_query="zero_shot", text_share=0.3),
 }
@@ -148,6 +149,22 @@ def test_weights_that_see_depend_on_text_and_image() -> None:
         texts_differ = model.encode_query(tokens[:1].expand(4, -1, -1), ids, mask).attribute_weights
     for differ in (images_differ, texts_differ):
         assert (differ[1:] - differ[0]).abs().amax(dim=1).min() > 1e-4
+
+
+def test_constant_weights_are_half_the_gain_whatever_is_asked() -> None:
+    """They still compose the query, and all other weights of the seed are those of a model whose weights read the text."""
+    model = make_model(VARIANTS["constant weights"])
+    with torch.inference_mode():
+        output = model.encode_query(*query_inputs(model, 4, 6))
+        half = F.softplus(model.attribute_heads.gain) / np.log(2) / 2
+    torch.testing.assert_close(output.attribute_weights, half.expand(4, -1), rtol=1e-5, atol=1e-6)
+    states = []
+    for name in ("plain", "constant weights"):
+        torch.manual_seed(0)
+        states.append(DQEModel(VARIANTS[name], vocabulary(), 200).state_dict())
+    plain, constant = states
+    assert {name.split(".")[1] for name in set(plain) - set(constant)} == {"word_norm", "presence"}
+    assert all(torch.equal(plain[name], value) for name, value in constant.items())
 
 
 def test_what_a_variant_adds_leaves_the_other_weights_of_the_seed() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,20 @@ def test_the_total_is_the_weighted_sum_of_the_references(objective: str, share: 
         assert not value.requires_grad
     wanted = expected[objective] + 0.7 * expected["rank"] + 0.3 * expected["attribute"] + 0.9 * expected["presence"]
     assert total.item() == parts["total"].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_share_may_be_spread_evenly() -> None:
+    """`relevance_spread: uniform` against the reference under similarities that are all alike; the targets themselves are not."""
+    output, target, _, labels = batch_of()
+    config = LossConfig(relevance_spread="uniform", relevance_temperature=0.05, attribute_weight=0, presence_weight=0)
+    _, parts = total_loss(output, target, labels, config, relevance_share=0.3)
+    ignore = same_target(labels.target_ids).numpy()
+    relevance = reference_relevance(np.zeros((6, 6)), 0.3, 1.0, ignore)
+    scores = score(output.query, target).detach().numpy()
+    assert parts["kl"].item() == pytest.approx(reference_kl(scores, relevance, config.temperature, ignore), rel=1e-9)
+    others = [(~ignore[i]).sum() - 1 for i in range(6)]
+    evenly = -np.mean([0.7 * math.log(0.7) + 0.3 * math.log(0.3 / n) for n in others])
+    assert parts["relevance/entropy"].item() == pytest.approx(evenly, rel=1e-9)
 
 
 def test_the_ranking_loss_may_have_a_margin_and_the_temperature_may_be_given() -> None:

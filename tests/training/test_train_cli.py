@@ -162,6 +162,14 @@ def test_what_would_do_nothing(garments: Path, tmp_path: Path, capsys: pytest.Ca
     assert "note:" not in capsys.readouterr().err
 
 
+def test_constant_weights_learn_from_no_text(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", garments, "--out", tmp_path / "run", *OVERRIDES, "model.weights_from=constant"]
+    refused(
+        arguments, capsys, "model.weights_from constant reads no text, so nothing can learn which attributes a text names; set loss.pre"
+    )
+    assert train.main([str(a) for a in (*arguments, "--strict", "loss.presence_weight=0")]) == 0
+
+
 def test_texts_that_name_no_attribute(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [msgspec.structs.replace(r, text="other", attributes=None) for r in read_jsonl(garments / "train.jsonl", TripletRecord)]
     write_jsonl(tmp_path / "mine.jsonl", records)

@@ -1,6 +1,7 @@
 // The page: what is asked, what is shown for it, and the browser's history between the two.
 
 import { Api, Latest } from "./api.js";
+import { showItems, showUnlisted } from "./browsing.js";
 import { Composer, leftOut, notesOf } from "./composer.js";
 import { showDetails } from "./details.js";
 import { closeByBackdrop, showShortcuts } from "./dialogs.js";
@@ -197,7 +198,7 @@ class Page {
     const upload = query.reference?.upload === undefined ? null : this.uploads.get(query.reference.upload);
     if (query.reference?.upload !== undefined && !upload) return lostUpload(this);
     this.setBusy(true);
-    if (!asked && !this.offers("list")) return this.showUnlisted(query);
+    if (!asked && !this.offers("list")) return showUnlisted(this, query);
     const wanted = Math.min(query.pages * PAGE_SIZE, MOST_AT_ONCE);
     const filter = toFilter(query.filters);
     if (this.offers("facets") && this.facetsOf !== JSON.stringify(query.filters)) this.loadFacets(query);
@@ -211,7 +212,7 @@ class Page {
       clearNotice();
       this.setBusy(false);
       if (asked) this.showAnswer(answer, query, wanted);
-      else this.showItems(answer, query);
+      else showItems(this, answer, query);
       if (!quiet && asked) this.revealResults();
       if (query.item !== null && !byId("details").open) this.details(this.grid.item(query.item) ?? { id: query.item });
     } catch (error) {
@@ -243,39 +244,6 @@ class Page {
   /** Whether the near and the mid zone can be asked for. */
   countsZones(query) {
     return this.vocabulary.zones !== false && (this.offers("filtered_zones") || !Object.keys(query.filters).length);
-  }
-
-  /** Nothing is asked, and the index has no list of its items: what one can do instead. */
-  showUnlisted(query) {
-    this.answers.cancel();
-    this.setBusy(false);
-    clearNotice();
-    this.last = null;
-    this.shown = "items";
-    [this.next, this.exhausted] = [null, true];
-    this.grid.show([]);
-    this.composer.tell(leftOut(this.unknown, this.names));
-    this.sliders.show({ weights: {}, why: this.whyNoWeights(query) });
-    byId("results-title").textContent = "Nothing asked yet";
-    byId("summary").textContent = "Describe what you look for, or add an image.";
-    this.showMore();
-    if (query.item !== null && !byId("details").open) this.details({ id: query.item });
-  }
-
-  showItems(answer, query) {
-    this.last = null;
-    this.shown = "items";
-    this.next = answer.next;
-    this.exhausted = answer.next === null;
-    this.grid.show(answer.items);
-    this.composer.tell(leftOut(this.unknown, this.names));
-    this.sliders.show({ weights: {}, why: this.whyNoWeights(query) });
-    byId("results-title").textContent = "Choose an item to change";
-    const filtered = Object.keys(query.filters).length > 0;
-    byId("summary").textContent = filtered ? `${plural(answer.total, "item")} left by the filters` : "or describe what you look for";
-    if (!answer.items.length) nothing(this, query);
-    else say(filtered ? `${plural(answer.total, "item")} left by the filters` : plural(answer.total, "item"));
-    this.showMore();
   }
 
   async more() {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 int8 is for CPUs; int8-static, whose scales are read off the queries of --data, is for TensorRT. Both are judged by answers as well as by
 embeddings where --data is given. --precision auto takes float16 for CUDA; for the CPU int8 where
---data shows that it keeps the recall, else float32. With --trt, float16 is the default.
+--data shows that it keeps the recall (some hundreds of queries), else float32. With --trt, float16 is the default.
 
 examples:
   dqe-export runs/garments/model bundle
@@ -80,7 +80,9 @@ def _export(args: argparse.Namespace) -> int:
         target = resolve_target(args)
         attempts = choices(args.precision, target, data, trt=args.trt)
         for precision, why in attempts:
-            options = ExportOptions(name=args.name, precision=precision, target=target, why=why, data=data)
+            options = ExportOptions(
+                name=args.name, precision=precision, target=target, why=why, data=data, shown=precision != attempts[-1][0]
+            )
             try:
                 manifest = export_bundle(checkpoint, args.out, options, force=args.force, advance=status.update)
                 break
@@ -92,8 +94,10 @@ def _export(args: argparse.Namespace) -> int:
         worst, cosine = max(o.max_error for o in parity.outputs.values()), min(o.cosine_min for o in parity.outputs.values())
         print(f"{parity.graph:16} max error {worst:.1e}  min cosine {cosine:.6f} (allowed {manifest.tolerance.min_cosine})")
     if (found := manifest.retrieval) is not None:
+        low, high = found.interval
         print(f"recall@10 {100 * found.bundle_recall_at_10:.2f} % ({found.difference:+.2f} points against PyTorch, "
-              f"allowed {-found.allowed:.1f}), top 10 overlap {100 * found.top10_overlap:.1f} %")  # fmt: skip
+              f"95 % interval {low:+.2f} to {high:+.2f}, allowed {-found.allowed:.1f}), "
+              f"top 10 overlap {100 * found.top10_overlap:.1f} %")  # fmt: skip
     print(f"{args.out}  {manifest.precision}, {sum(f.size for f in manifest.files) / 1e6:.1f} MB{'. ' + why if why else ''}")
     return 0
 

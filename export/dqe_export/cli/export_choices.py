@@ -33,4 +33,7 @@ def choices(precision: str | None, target: str, data: EvaluationData | None, *, 
         return [("float16", "float16, because GPUs multiply it twice as fast or faster and its weights lose nothing that can be seen.")]
     if data is None:
         return [("float32", "float32, because int8 needs an evaluation set to be judged by.")]
-    return [("int8", "int8, the fastest on a CPU, because it keeps the recall."), ("float32", "float32, because int8 did not pass.")]
+    return [
+        ("int8", "int8, the fastest on a CPU, because the data shows that it keeps the recall."),
+        ("float32", "float32, because int8 did not pass."),
+    ]

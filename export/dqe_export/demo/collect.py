@@ -19,11 +19,13 @@ from dqe_engine.engine import STAGES
 from dqe_engine.query import Query
 from dqe_engine.results import SearchResult
 from dqe_engine.zones import select_zones
+from dqe_training.ablation.statistics import compare as compare_paired
 from dqe_training.data.records import ImageRecord, TripletRecord, read_jsonl
-from dqe_training.evaluation.protocol import Report
+from dqe_training.evaluation.protocol import Report, folder_figures
 from dqe_training.evaluation.runtime import agreement
 from dqe_training.run.configuration import load_config
 
+from .comparison import compare
 from .pipeline import DemoRun, TrainedModel
 from .report_data import (
     Agreement,
@@ -54,7 +56,7 @@ def collect(run: DemoRun, *, command: str) -> ReportData:
     zones = load_config(run.options.config, run.options.overrides).trns.zones
     dataset = run.options.dataset
     return ReportData(
-        models=tuple(_result(model) for model in (run.dqe, run.baseline)),
+        models=(_result(run, run.dqe), msgspec.structs.replace(_result(run, run.baseline), margins=_margins(run))),
         dataset=DatasetSizes(
             name="garments", train_images=dataset.train_images, train_triplets=dataset.train_triplets,
             gallery_images=dataset.gallery_images, val_queries=dataset.val_queries,
@@ -88,6 +90,7 @@ def metrics(data: ReportData) -> dict[str, Any]:
         **_plain(ours.reports),
         "seeds": len(ours.reports),
         "baseline": _plain(baseline.reports),
+        "differences": {d.label: {"value": d.value, "margin": d.margin, "outcome": d.outcome} for d in compare(ours, baseline)},
         "queries": ours.reports[0].queries,
         "gallery": ours.reports[0].gallery,
         "training_seconds": {"dqe": ours.training_seconds, "baseline": baseline.training_seconds},
@@ -116,15 +119,24 @@ def _mean_dict(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
 
 
-def _result(model: TrainedModel) -> ModelResult:
+def _result(run: DemoRun, model: TrainedModel) -> ModelResult:
+    figures = [folder_figures(run.evaluation, found.ranked) for _, found in model.evaluations]
     return ModelResult(
         name=model.name,
         reports=tuple(report for report, _ in model.evaluations),
         training_seconds=float(np.mean(model.seconds)),
         steps=round(float(np.mean(model.steps))),
         mining_seconds=sum(model.mining) / len(model.seconds) if model.mining else None,
+        halves={key: float(np.mean([by_seed[key].half for by_seed in figures])) for key in figures[0]},
         note="a nameless attention pool; no LAW, no TRNS" if "baseline" in model.name.lower() else "",
     )
+
+
+def _margins(run: DemoRun) -> dict[str, float]:
+    """`ModelResult.margins` of the baseline: both models answered the same queries, with the same seeds."""
+    ours, theirs = ([folder_figures(run.evaluation, found.ranked) for _, found in m.evaluations] for m in (run.dqe, run.baseline))
+    differences = {key: compare_paired([f[key] for f in ours], [f[key] for f in theirs]) for key in ours[0]}
+    return {key: d.half_queries if d.half is None else d.half for key, d in differences.items() if d is not None}
 
 
 def _attainable(run: DemoRun) -> dict[str, float]:

@@ -39,11 +39,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = ours − other; `margin` = half-width of its 95 % interval; all shares in [0, 1]."""
+    """`value` = ours − other; `margin` = half-width of its 95 % interval, None where it is not known; all shares in [0, 1]."""
 
     label: str
     value: float
-    margin: float
+    margin: float | None
     outcome: Outcome
 
 
@@ -52,12 +52,13 @@ def figure(model: ModelResult, key: str) -> Figure | None:
     values = [value for r in model.reports if (value := getattr(r, key)) is not None and not math.isnan(value)]
     if not values:
         return None
-    halves = [_half_width(r, key) for r in model.reports]
+    halves = [model.halves[key]] if key in model.halves else [_half_width(r, key) for r in model.reports]
     return Figure(sum(values) / len(values), sum(halves) / len(halves), min(values), max(values))
 
 
 def _half_width(report: Report, key: str) -> float:
-    """Of the 95 % interval: the bootstrap's for R@10, else Wilson's, which for means of per-query shares is an upper bound."""
+    """Of the 95 % interval of one model's figure: the bootstrap's for R@10, else Wilson's, which for means of per-query shares is an upper
+    bound, and so too wide for mAP."""
     if key == "recall_at_10" and not any(map(math.isnan, report.recall_at_10_interval)):
         low, high = report.recall_at_10_interval
         return (high - low) / 2
@@ -79,18 +80,20 @@ def _wilson(share: float, count: int) -> float:
 def compare(ours: ModelResult, other: ModelResult) -> tuple[Difference, ...]:
     """Differences on every figure that both have.
 
-    Better or worse only if the difference is larger than its margin (the two half-widths added in quadrature, as for
-    independent queries, which is on the safe side for the same ones) and, with several seeds, every seed of the one is
-    above every seed of the other.
+    Better or worse only if the difference is larger than its margin and, with several seeds, every seed of the one is above every seed
+    of the other. Margins are of paired differences (`ModelResult.margins`). Two separate intervals are no substitute: added up they are
+    wider, so they would call a loss unclear that the same queries show.
     """
     found = []
     for key, label in FIGURES.items():
         a, b = figure(ours, key), figure(other, key)
         if a is None or b is None:
             continue
-        value, margin = a.value - b.value, math.hypot(a.half, b.half)
+        value, margin = a.value - b.value, other.margins.get(key)
         outcome: Outcome = "unclear"
-        if value > margin and a.low > b.high:
+        if margin is None:
+            pass
+        elif value > margin and a.low > b.high:
             outcome = "better"
         elif -value > margin and a.high < b.low:
             outcome = "worse"
@@ -126,7 +129,7 @@ def verdict(ours: ModelResult, other: ModelResult) -> tuple[str, ...]:
     if by["unclear"]:
         sentences.append(f"No measurable difference on {_listed(by['unclear'], margins=True)}.")
     if by["worse"]:
-        sentences.append(f"{ours.name} is worse on {_listed(by['worse'])}.")
+        sentences.append(f"{ours.name} is worse on {_listed(by['worse'], margins=True)}.")
     return (*sentences, _basis(ours, other))
 
 
@@ -135,7 +138,7 @@ def _basis(ours: ModelResult, other: ModelResult) -> str:
     if len(ours.reports) != len(other.reports):
         seeds = f"{_count(ours)} of {ours.name} and {_count(other).lower()} of {other.name}"
     over = f"{ours.reports[0].queries:,} queries over {ours.reports[0].gallery:,} images"
-    text = f"{seeds}, {over}; differences in percentage points"
+    text = f"{seeds}, {over}; differences in percentage points, paired by query"
     if min(len(ours.reports), len(other.reports)) == 1:
         return f"{text}. With one seed the spread between trainings is not measured."
     return f"{text}, counted only where every seed agrees."
@@ -146,5 +149,5 @@ def _count(model: ModelResult) -> str:
 
 
 def _listed(differences: Sequence[Difference], *, margins: bool = False) -> str:
-    items = [f"{d.label} ({points(d.value)}{f' ± {100 * d.margin:.1f}' if margins else ''})" for d in differences]
+    items = [f"{d.label} ({points(d.value)}{'' if d.margin is None or not margins else f' ± {100 * d.margin:.1f}'})" for d in differences]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

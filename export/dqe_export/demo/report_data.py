@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.errors import InputError
 from dqe_training.evaluation.protocol import Report
@@ -16,7 +18,10 @@ from dqe_training.evaluation.protocol import Report
 
 class ModelResult(Contract, frozen=True):
     """One row of the table. `reports`: one per training seed, all over the same queries; `training_seconds` is their mean.
-    `mining_seconds`: how many of them went into mining; None where nothing was mined, or a run was resumed when trained."""
+    `mining_seconds`: how many of them went into mining; None where nothing was mined, or a run was resumed when trained.
+    `margins`: Report key → half-width of the 95 % interval of the paired difference from the model shown, with several seeds over seeds
+    and queries, else over queries; empty for the model shown itself. `halves`: the same of each figure by itself, over queries, mean over
+    seeds; where a key is not there, the page works out what the figure alone tells."""
 
     name: str
     reports: tuple[Report, ...]
@@ -24,6 +29,8 @@ class ModelResult(Contract, frozen=True):
     steps: int
     note: str = ""
     mining_seconds: float | None = None
+    margins: dict[str, float] = msgspec.field(default_factory=dict)
+    halves: dict[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.reports:

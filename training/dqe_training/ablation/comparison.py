@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import msgspec
 
 from dqe_engine.contracts.parsing import Contract
 from dqe_engine.contracts.versioned import Versioned
 
+from ..config import TrainConfig
 from ..evaluation.metrics import PerQuery
 from .plan import SCHEMA_VERSION, Plan
 from .results import CellResult
@@ -46,7 +49,8 @@ ZONE_FIGURES = {
 
 
 class ArmResult(Contract, frozen=True):
-    """One row of the table, over its finished seeds."""
+    """One row of the table, over its finished seeds. `settings`: the `section.key=value` that its configuration has and the first arm's has
+    not; empty in files of before they were told."""
 
     label: str
     seeds: tuple[int, ...]
@@ -55,6 +59,7 @@ class ArmResult(Contract, frozen=True):
     refreshes: Summary
     figures: dict[str, Summary]
     differences: dict[str, Difference]
+    settings: tuple[str, ...] = ()
 
 
 class CellFigures(Contract, frozen=True):
@@ -101,7 +106,12 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
         )
     against = plan.arms[0].label
     first = by_arm[against]
-    arms = [_arm(label, found, {} if found is first else first) for label, found in by_arm.items() if found]
+    configs = {arm.label: arm.config for arm in plan.arms}
+    arms = [
+        _arm(label, found, {} if found is first else first, settings(configs[label], configs[against]))
+        for label, found in by_arm.items()
+        if found
+    ]
     return Comparison(
         data=data, budget=plan.budget, against=against,
         machines=tuple(sorted({r.machine for r in results.values()})), left_out=plan.left_out,
@@ -109,7 +119,20 @@ def compare_cells(plan: Plan, results: Mapping[str, CellResult], *, data: str) -
     )  # fmt: skip
 
 
-def _arm(label: str, found: Mapping[int, CellResult], first: Mapping[int, CellResult]) -> ArmResult:
+def settings(config: TrainConfig, first: TrainConfig) -> tuple[str, ...]:
+    """What `config` sets otherwise than `first`, but for the seed: `section.key=value`."""
+    theirs = _flat("", msgspec.to_builtins(first))
+    ours = _flat("", msgspec.to_builtins(config)).items()
+    return tuple(f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in ours if v != theirs[key] and key != "optim.seed")
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {path: v for key, each in value.items() for path, v in _flat(f"{name}.{key}" if name else key, each).items()}
+
+
+def _arm(label: str, found: Mapping[int, CellResult], first: Mapping[int, CellResult], sets: tuple[str, ...]) -> ArmResult:
     seeds, shared = tuple(sorted(found)), sorted(set(found) & set(first))
     names = [name for name in (*FIGURES, *COSINE_FIGURES, *ZONE_FIGURES) if any(name in found[seed].scores for seed in seeds)]
     figures = {name: summarise([r.scores[name].figure.value for r in found.values() if name in r.scores]) for name in names}
@@ -124,6 +147,7 @@ def _arm(label: str, found: Mapping[int, CellResult], first: Mapping[int, CellRe
         refreshes=_over(r.refreshes for r in runs),
         figures={name: figure for name, figure in figures.items() if figure is not None},
         differences={name: difference for name, difference in differences.items() if difference is not None},
+        settings=sets,
     )  # fmt: skip
 
 

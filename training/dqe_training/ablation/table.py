@@ -42,6 +42,8 @@ def table(comparison: Comparison) -> str:
             parts += [f"Difference from {comparison.against}, as above, but not in points:", _differences(others, cosines, AS_IS)]
     if zone:
         parts += ["The mid zone when training ends, and what the last refresh picked (docs/method.md):", _figures(comparison.arms, zone)]
+    if told := [[arm.label, ", ".join(arm.settings)] for arm in comparison.arms if arm.settings]:
+        parts += [f"What an arm sets otherwise than {comparison.against}:", _rows(["", "settings"], told)]
     if comparison.left_out:
         parts.append("Left out, as no configuration can have it: " + "; ".join(comparison.left_out) + ".")
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -30,8 +30,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "pool": (),
     "cls": (),
     "twopass": (),
-    "kl": (),
-    "law": ("text", "image", "unlabelled"),
+    "kl": ("uniform",),
+    "law": ("text", "image", "unlabelled", "constant"),
     "trns": (*ZONES, "two-drops"),
     "sprc": ("prompt", "align"),
     "pairwise": (),
@@ -40,6 +40,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 """The parts of a variant and the options that each has."""
 _BASES: Mapping[str, BaseQuery] = {"pool": "pool", "cls": "cls", "twopass": "two_pass"}
 """The base queries that are parts; the baseline's is the mean."""
+_NO_LABEL = ("unlabelled", "constant")
+"""The options of law whose losses read no label."""
+_OF_KL = ("relevance_temperature", "relevance_share", "relevance_warmup", "relevance_spread")
 _FULL = ("kl", "law", "trns")
 _NAME = re.compile(r"(baseline|full)?((?:[+-][a-z]+(?::[a-z-]+)?)*)")
 _SIGNED = re.compile(r"([+-])([a-z]+)(?::([a-z]+(?:-[a-z]+)*))?(?=[+-]|$)")
@@ -85,23 +88,23 @@ def apply_variant(config: TrainConfig, parts: Variant, *, name: str) -> TrainCon
     which train alike are equal.
 
     pool: one nameless attention pool more in the base query; cls: the text's [CLS] as the base query; twopass: that of a
-    second pass (SPRC). kl: the KL relevance loss, else
-    InfoNCE. law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its
-    losses read no label (a tower of `vision_weights` may have been trained on some); `law:image` and `law:text` by what the weights
-    see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two drops. pairwise: no in-batch loss, the ranking
-    loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary losses, or one of them; gist: GISTEmbed's filter of
-    the in-batch negatives. Weights, margin and guide of these are the configuration's, and 1 where a weight is 0 there. Raises InputError
+    second pass (SPRC). kl: the KL relevance loss, else InfoNCE; `kl:uniform` spreads its share evenly over the batch (label smoothing).
+    law: attribute weights, with the attribute margin and presence losses; `law:unlabelled` without either, so that its losses read no
+    label (a tower of `vision_weights` may have been trained on some); `law:constant` the same with weights that are equal for every text;
+    `law:image` and `law:text` by what the weights see. trns: mined negatives with the ranking loss; its options are `ZONES`, and QuRe's two
+    drops. pairwise: no in-batch loss, the ranking loss alone (QuRe), with random negatives during the warm-up. sprc: SPRC's auxiliary
+    losses, or one of them; gist: GISTEmbed's filter of the in-batch negatives. Weights, margin and guide of these are the configuration's,
+    and 1 where a weight is 0 there. Raises InputError
     where a part would change nothing, or cannot be; CheckpointError where `config.start` cannot be read.
     """
     if config.encoder_frozen and "law" not in parts:
         raise InputError(f"variant {name!r}: finetune=attributes trains only what +law adds; add +law")
     if config.start and (bases := [part for part in _BASES if part in parts]):
         raise InputError(f"variant {name!r}: the base query comes from start={config.start}; leave {bases[0]} out")
-    if config.start and parts.get("law") == "unlabelled" and read_start(config.start).config.model.attribute_weights:
+    if config.start and (law := parts.get("law")) in _NO_LABEL and read_start(config.start).config.model.attribute_weights:
         raise InputError(
-            f"variant {name!r}: law:unlabelled must not have seen labels, but they may have trained the attribute weights of "
-            f"{config.start}; "
-            "train from scratch, or start from a model without attribute weights"
+            f"variant {name!r}: law:{law} must not have seen labels, but they may have trained the attribute weights of "
+            f"{config.start}; train from scratch, or start from a model without attribute weights"
         )
     loss, trns = _losses(config, parts, name)
     try:
@@ -117,7 +120,7 @@ def _model(config: TrainConfig, parts: Variant) -> ModelConfig:
         model = msgspec.structs.replace(model, base_query=base)
     if "law" not in parts:
         return msgspec.structs.replace(model, weights_from="text")
-    seen = {"text": "text", "image": "text+image"}.get(parts["law"], model.weights_from)
+    seen = {"text": "text", "image": "text+image", "constant": "constant"}.get(parts["law"], model.weights_from)
     return msgspec.structs.replace(model, weights_from=seen)
 
 
@@ -126,11 +129,13 @@ def _losses(config: TrainConfig, parts: Variant, name: str) -> tuple[LossConfig,
     if "kl" in parts:
         _refuse(loss.relevance_share == 0, name, "kl", "loss.relevance_share is 0")
         loss = msgspec.structs.replace(loss, objective="kl")
+        if parts["kl"] == "uniform":
+            loss = msgspec.structs.replace(loss, relevance_spread="uniform", relevance_temperature=defaults.relevance_temperature)
     else:
-        kept = {key: getattr(defaults, key) for key in ("relevance_temperature", "relevance_share", "relevance_warmup")}
+        kept = {key: getattr(defaults, key) for key in _OF_KL}
         loss = msgspec.structs.replace(loss, objective="pairwise" if "pairwise" in parts else "infonce", **kept)
     loss = _rivals(loss, parts)
-    if parts.get("law", "unlabelled") == "unlabelled":
+    if parts.get("law", "unlabelled") in _NO_LABEL:
         loss = msgspec.structs.replace(loss, attribute_weight=0.0, presence_weight=0.0, attribute_margin=defaults.attribute_margin)
     if "trns" not in parts:
         kept = {key: getattr(defaults, key) for key in ("ranking", "rank_margin")}

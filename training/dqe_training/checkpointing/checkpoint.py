@@ -220,12 +220,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`. Raises CheckpointError for the state of parameters in another order or of other shapes."""
     plain = optimizer.state_dict()
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         if key.startswith("optimizer."):
             _, position, name = key.split(".")
             entries.setdefault(int(position), {})[name] = value
+    for at, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        found = entries[at].get("exp_avg", parameter) if at in entries else parameter
+        if found.shape != parameter.shape:
+            raise CheckpointError(
+                f"the optimiser's state of parameter {at} has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}: another "
+                "version grouped the parameters differently, so finish the training with that version, or begin a new run"
+            )
     plain["state"] = entries
     optimizer.load_state_dict(plain)

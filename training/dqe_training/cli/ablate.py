@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 variants: baseline (InfoNCE on the mean of the query outputs), full (+kl+law+trns), combinations: +pool+kl, full-trns+trns:random. Parts:
   pool, cls, twopass  another base query: one nameless attention pool more, the text's [CLS], that of a second pass (SPRC)
-  kl    the KL relevance loss
-  law   attribute weights; law:unlabelled reads no label, law:text and law:image say what the weights see
+  kl    the KL relevance loss; kl:uniform spreads its share evenly (label smoothing)
+  law   attribute weights; law:unlabelled reads no label, law:constant not the text either, law:text and law:image say what the weights see
   trns  mined negatives, from the configuration's zones; trns:pooled, :absolute, :rank, :random, :filtered, :two-drops from others
   pairwise  no in-batch loss: the target over its mined negative alone (QuRe: +pairwise+trns:two-drops)
   sprc  SPRC's two auxiliary losses; sprc:prompt and sprc:align one of them

@@ -97,7 +97,7 @@ class QFormerConfig(Contract, frozen=True):
 
 
 BaseQuery = Literal["mean", "cls", "pool", "two_pass", "two_encoders", "zero_shot"]
-WeightInputs = Literal["text", "text+image"]
+WeightInputs = Literal["text", "text+image", "constant"]
 
 
 class ModelConfig(Contract, frozen=True):
@@ -110,8 +110,9 @@ class ModelConfig(Contract, frozen=True):
     text added, as BLIP-2 gives them without any training for composed queries. `text_share`, from 0 to 1: the text's share of the sum that
     "zero_shot" is; no other reads it.
     `attribute_weights` off gives q = q0: no learnable attribute weights (LAW). `weights_from`, what the weights are read off: the words
-    alone, or the words and the attribute's pooled fused tokens, which have seen the reference image. `learned_temperature`: the losses'
-    temperature is a parameter that starts at `loss.temperature` (SPRC, QuRe). `captions`: what becomes of a text before it is tokenised,
+    alone, the words and the attribute's pooled fused tokens, which have seen the reference image, or nothing ("constant": half the learned
+    gain, whatever is asked; a control). `learned_temperature`: the losses' temperature is a parameter that starts at `loss.temperature`
+    (SPRC, QuRe). `captions`: what becomes of a text before it is tokenised,
     "plain" nothing, "blip" what `TokenizerSpec` says.
     """
 
@@ -137,7 +138,8 @@ class LossConfig(Contract, frozen=True):
 
     `objective`: "kl" is the paper's KL relevance loss; "infonce" the contrastive baseline, and SPRC's first loss; "pairwise" compares a
     target with its mined negative alone, so that the ranking loss is the objective (QuRe). `ranking`: the form of the ranking loss;
-    `rank_margin` is in score units and read by "margin" alone. A weight of 0 turns a part off.
+    `rank_margin` is in score units and read by "margin" alone. A weight of 0 turns a part off. `relevance_spread`: whether the KL loss
+    spreads `relevance_share` by how similar the targets are, at `relevance_temperature`, or evenly ("uniform": label smoothing, a control).
 
     `filter`: which of a batch's targets are left out of a row's negatives by their score, above the target's score less `filter_margin`
     ("absolute"), or above that score times 1 - `filter_margin` ("relative"); GISTEmbed's. `filter_guide`: whose scores these are, the
@@ -150,6 +152,7 @@ class LossConfig(Contract, frozen=True):
     relevance_temperature: float = 0.2
     relevance_share: float = 0.1
     relevance_warmup: float = 0.3
+    relevance_spread: Literal["similarity", "uniform"] = "similarity"
     rank_weight: float = 0.5
     ranking: Literal["logistic", "margin"] = "logistic"
     rank_margin: float = 0.1
@@ -206,7 +209,8 @@ class OptimConfig(Contract, frozen=True):
 
     `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
     objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
-    backbone brings, 0: `learning_rate`. `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
+    backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
+    `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
     on CUDA, float32 elsewhere.
 
     `batch_size` is the whole batch, whatever the number of ranks that share it. For batches beyond memory (docs/training-at-scale.md):
@@ -221,6 +225,8 @@ class OptimConfig(Contract, frozen=True):
     vision_learning_rate: float = 0.0
     heads_learning_rate: float = 0.0
     weight_decay: float = 0.05
+    decay_vectors: bool = False
+    betas: tuple[float, float] = (0.9, 0.98)
     warmup_share: float = 0.05
     final_share: float = 0.01
     clip_norm: float = 1.0
@@ -240,6 +246,8 @@ class OptimConfig(Contract, frozen=True):
         _check(self, 1, "checkpoint_every", "log_every")
         _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
         _check(self, 0, "warmup_share", "clip_norm", "cached_chunk")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if self.vision_learning_rate > 0 and self.vision_precision in ("float16", "bfloat16"):
             raise ValueError(f"a vision tower that trains is kept in float32, got vision_precision {self.vision_precision}")
 
@@ -298,6 +306,11 @@ class TrainConfig(Contract, frozen=True):
 
     def _check_losses(self) -> None:
         loss, trns = self.loss, self.trns
+        if self.model.attribute_weights and self.model.weights_from == "constant" and loss.presence_weight > 0:
+            raise ValueError(
+                "model.weights_from constant reads no text, so nothing can learn which attributes a text names; set loss.presence_weight "
+                f"to 0, got {loss.presence_weight:g}"
+            )
         if loss.objective == "pairwise" and not (trns.enabled and (trns.warmup == "random" or trns.warmup_epochs == 0)):
             raise ValueError(
                 "loss.objective pairwise needs a negative at every step, so set trns.enabled to true, and trns.warmup to random or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ class PerQuery:
         nothing counts."""
         below = self.denominator
         return (self.numerator - self.value * below) / below.mean() if below.any() else np.full(len(below), np.nan)
+
+    @property
+    def half(self) -> float:
+        """Half-width of the figure's 95 % interval over queries (normal, delta method); inf for a single query."""
+        count = len(self.numerator)
+        return 1.959964 * float(self.influence.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
 
     @property
     def queries(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,9 +76,8 @@ def total_loss(
         parts[config.objective] = infonce_loss(scores, temperature=tau, ignore=ignore)
     else:
         pooled = F.normalize(target_tokens.mean(dim=1), dim=-1)
-        relevance = relevance_distribution(
-            pooled @ pooled.T, share=relevance_share, temperature=config.relevance_temperature, ignore=ignore
-        )
+        similarity = pooled @ pooled.T if config.relevance_spread == "similarity" else torch.zeros_like(scores)
+        relevance = relevance_distribution(similarity, share=relevance_share, temperature=config.relevance_temperature, ignore=ignore)
         figures |= {f"relevance/{name}": value for name, value in relevance_figures(relevance, labels.valid).items()}
         parts["kl"] = kl_relevance_loss(scores, relevance, temperature=tau, ignore=ignore)
     total = total + sum(parts.values())

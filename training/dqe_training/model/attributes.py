@@ -38,6 +38,7 @@ class AttributeHeads(AttentionPool):
 
     The weights are read off the word embeddings ("text"), or off these and what the attribute pooled from the fused tokens
     ("text+image"), which have seen the reference image. They track the text only with a presence loss on `logits` (losses/presence.py).
+    "constant" ones read nothing: every logit is 0.
     """
 
     def __init__(self, hidden_size: int, embedding_dim: int, attributes: int) -> None:
@@ -54,11 +55,19 @@ class AttributeHeads(AttentionPool):
         self.seen_norm = nn.LayerNorm(hidden_size)
         self.seen = nn.Linear(hidden_size, hidden_size, bias=False)
 
+    def keep_weights_constant(self) -> None:
+        """Drop what reads the text; it was drawn, so the other weights of the seed are those of heads that read it."""
+        self.weights_from = "constant"
+        del self.word_norm, self.presence
+
     def logits(self, word_embeddings: Tensor, attention_mask: Tensor, pooled: Tensor) -> Tensor:
         """Presence logits (B, A) from the words' embeddings (B, L, H), padding excluded, and `pooled` (B, A, H), which `pool` gave.
 
-        With "text", `pooled` is not read. With "text+image", its share is added to the hidden layer, once per attribute.
+        With "text", `pooled` is not read. With "text+image", its share is added to the hidden layer, once per attribute. With "constant",
+        nothing is read, and all are 0.
         """
+        if self.weights_from == "constant":
+            return pooled.new_zeros(pooled.shape[:2])
         weights = attention_mask.to(word_embeddings.dtype)[:, :, None]  # (B, L, 1)
         mean = (self.word_norm(word_embeddings) * weights).sum(1) / weights.sum(1).clamp_min(1.0)  # (B, H)
         if self.weights_from == "text":

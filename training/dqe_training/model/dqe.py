@@ -117,6 +117,8 @@ class DQEModel(nn.Module):
                 nn.init.normal_(table.weight, std=0.02)
         if config.weights_from == "text+image" and vocabulary.attributes:
             self.attribute_heads.let_weights_see()
+        if config.weights_from == "constant" and vocabulary.attributes:
+            self.attribute_heads.keep_weights_constant()
 
     @property
     def sizes(self) -> GraphSizes:

@@ -38,7 +38,7 @@ def _margin(config: TrainConfig, coverage: LabelCoverage) -> str:
 
 
 def _presence(config: TrainConfig, coverage: LabelCoverage) -> str:
-    if not config.model.attribute_weights:
+    if not config.model.attribute_weights or config.model.weights_from == "constant":
         return ""
     if config.loss.presence_weight == 0:
         return (

@@ -8,22 +8,31 @@ import math
 import torch
 from torch import nn
 
+from ..backbone.weights import TEMPERATURE
 from ..config import OptimConfig
 from ..model import DQEModel
 
 
-def build_optimizer(model: DQEModel, config: OptimConfig, beside: nn.Module | None = None) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters of the model, and of what trains `beside` it; vectors (biases, norms) are not decayed. Group
-    key `peak` is the full rate."""
+def build_optimizer(model: DQEModel, config: OptimConfig, beside: nn.Module | None = None, *, temperature: float) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters of the model, and of what trains `beside` it. Vectors (biases, norms) are not decayed unless
+    `decay_vectors`, and a learned τ never is. Group key `peak` is the full rate.
+
+    A learned τ is kept as the logarithm of τ / `temperature`. Adam moves any parameter by about its rate a step, so this one has the
+    rate `learning_rate` / `temperature`: τ then moves by about `learning_rate` a step, as it does where τ itself is the parameter (SPRC,
+    QuRe). The two are the same to first order: ours moves by τ / `temperature` times as much.
+    """
     rates = {
         "vision_model": config.vision_learning_rate,
         "attribute_heads": config.heads_learning_rate or config.learning_rate,
+        TEMPERATURE: config.learning_rate / temperature,
     }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in itertools.chain(model.named_parameters(), beside.named_parameters() if beside is not None else ()):
+    named = itertools.chain(model.named_parameters(), beside.named_parameters() if beside is not None else ())
+    for name, parameter in sorted(named, key=lambda pair: pair[0] == TEMPERATURE):  # τ last: `set_rate` returns the first group's rate
         if parameter.requires_grad:
             rate = rates.get(name.partition(".")[0], config.learning_rate)
-            groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
+            decayed = parameter.ndim >= 2 or (config.decay_vectors and name != TEMPERATURE)
+            groups.setdefault((rate, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -34,7 +43,7 @@ def build_optimizer(model: DQEModel, config: OptimConfig, beside: nn.Module | No
             for (rate, decayed), parameters in groups.items()
         ],
         lr=config.learning_rate,
-        betas=(0.9, 0.98),
+        betas=config.betas,
         fused=True,
     )
 

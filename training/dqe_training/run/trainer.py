@@ -105,7 +105,7 @@ class Trainer:
         model.to(self.device)
         model.checkpoint_activations = config.optim.checkpoint_activations
         prompts = PromptTokens(model, seed=config.optim.seed) if config.prompted else None
-        self.optimizer = build_optimizer(model, config.optim, prompts)
+        self.optimizer = build_optimizer(model, config.optim, prompts, temperature=config.loss.temperature)
         self.progress = Progress()
         self.serving_zones = UNCALIBRATED_ZONES
         texts = TextBatcher(tokenizer, data.training_texts, max_length=config.model.qformer.max_text_length, captions=config.model.captions)
