@@ -79,6 +79,10 @@ def compare(memory: CudaMemory, number: int) -> list[str]:
                 wrong.append(f"{name} ({given.dtype} queries, {how})")
         if screening and size > LISTED and found.rescored is None:
             wrong.append("rescored (bounds decided nothing)")
+        if screening:  # products of codes are exact: on a Hopper, both sets of kernels have the same bounds
+            portable = searched.select(memory.upload(given), portable=True, **options).rescored
+            if found.rescored != portable:
+                wrong.append(f"rescored ({found.rescored}, by the kernels for all devices {portable})")
     return wrong
 
 

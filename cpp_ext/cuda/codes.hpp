@@ -5,18 +5,12 @@
 
 #include "ptx.hpp"
 #include "scan.hpp"
-#include "zones.hpp"
+#include "screening.hpp"
 
 namespace dqe::cuda {
 
 constexpr double kLargestNorm = 0x1p60, kLeastNorm = 1e-18;  // as on the CPU
 constexpr int64_t kMostCodedWidth = 65536;                   // wider rows could overflow the 32-bit sums of products
-
-// The queries of a block, coded. Numbers are (batch).
-struct CodedQueries {
-    unsigned char* codes;  // [query tile][chunk][row][128 bytes]
-    float *scales, *norms, *errors;
-};
 
 // The largest error of a score, as a part of |query| |item|, and of the arithmetic of its bound. An instruction m16n8k16 adds 17 terms;
 // each is taken to be cut off at the last of 24 bits of the largest, and so is their sum: 18 * 2^-23 for each 16 coordinates, twice for

@@ -1,8 +1,8 @@
-// Launcher of the kernels for sm_90a, a target of its own: they use instructions that no other architecture has, not even later ones.
+// Launchers of the kernels for sm_90a, a target of its own: they use instructions that no other architecture has, not even later ones.
 #include <algorithm>
 #include <type_traits>
 
-#include "hopper_kernel.hpp"
+#include "hopper_screen.hpp"
 
 namespace dqe::cuda {
 
@@ -22,34 +22,56 @@ Encode encoder() {
     return found;
 }
 
-// Rows of f16 as boxes of 64 elements by `box_rows` under the 128-byte swizzle.
-cudaError_t encode(TensorMap* map, const void* rows, int64_t width, int64_t count, int box_rows) {
+cudaError_t encode(TensorMap* map, CUtensorMapDataType type, const void* rows, int64_t width, int64_t count, int64_t pitch, int box_width,
+                   int box_rows, CUtensorMapSwizzle swizzle) {
     if (!encoder()) return cudaErrorNotSupported;
     const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(count)};
-    const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(width) * 2};
-    const cuuint32_t box[2] = {kChunkBytes / 2, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-    const CUresult result =
-        encoder()(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(rows), sizes, pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
+    const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_width), static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+    const CUresult result = encoder()(map, type, 2, const_cast<void*>(rows), sizes, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                      swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Rows of `width` bytes as boxes of 128 bytes by `box_rows` under the 128-byte swizzle.
+cudaError_t encode_chunks(TensorMap* map, const void* rows, int64_t width, int64_t count, int box_rows) {
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, rows, width, count, width, kChunkBytes, box_rows, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+// Rows of `width` floats, `pitch` bytes apart, as boxes of 128 by `box_rows` as they are.
+cudaError_t encode_numbers(TensorMap* map, const float* rows, int64_t width, int64_t count, int64_t pitch, int box_rows) {
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, rows, width, count, pitch, kColumns, box_rows, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 }  // namespace
 #endif
 
+namespace {
+
+cudaError_t encode_operands(const HopperPlan& plan, const Scan& scan, int64_t width, TensorMap* items, TensorMap* queries) {
+    const int64_t query_tiles = (scan.batch + plan.rows - 1) / plan.rows;
+    const cudaError_t error = encode_chunks(items, scan.items, width, scan.size * scan.tokens, kColumns);
+    if (error != cudaSuccess) return error;
+    return encode_chunks(queries, scan.queries, kChunkBytes, query_tiles * plan.chunks * plan.parts * plan.rows, plan.rows);
+}
+
+// Blocks that fill the device. Query tiles vary fastest: blocks that run together read the same items from the L2 cache.
+dim3 grid_of(const HopperPlan& plan, const Scan& scan, int processors) {
+    const int64_t query_tiles = (scan.batch + plan.rows - 1) / plan.rows;
+    const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, processors * plan.blocks / query_tiles));
+    return {static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes)};
+}
+
+}  // namespace
+
 cudaError_t launch_hopper(const HopperPlan& plan, const Scan& scan, const Candidates& list, bool sampling, int processors,
                           cudaStream_t stream) {
-    const int64_t query_tiles = (scan.batch + plan.rows - 1) / plan.rows;
     TensorMap items, queries;
-    cudaError_t error = encode(&items, scan.items, scan.width, scan.size * scan.tokens, kColumns);
-    if (error == cudaSuccess)
-        error = encode(&queries, scan.queries, kChunkBytes / 2, query_tiles * plan.chunks * plan.parts * plan.rows, plan.rows);
+    const cudaError_t error = encode_operands(plan, scan, scan.width * 2, &items, &queries);
     if (error != cudaSuccess) return error;
     const auto with = [&](auto kernel) {
-        // One block a multiprocessor, and query tiles vary fastest: blocks that run together read the same items from the L2 cache.
-        const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, processors / query_tiles));
-        const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        return launch(kernel, grid, kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items, queries, plan, scan, list);
+        return launch(kernel, grid_of(plan, scan, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items, queries,
+                      plan, scan, list);
     };
     const auto of = [&](auto sampling) {
         constexpr bool kSampling = decltype(sampling)::value;
@@ -57,6 +79,17 @@ cudaError_t launch_hopper(const HopperPlan& plan, const Scan& scan, const Candid
         return plan.rows == 256 ? with(hopper_kernel<Product::half, 2, kSampling>) : with(hopper_kernel<Product::half, 1, kSampling>);
     };
     return sampling ? of(std::true_type()) : of(std::false_type());
+}
+
+cudaError_t launch_hopper_screen(const HopperPlan& plan, const Scan& coded, const Screening& screening, int rows, int processors,
+                                 cudaStream_t stream) {
+    TensorMap items, queries, numbers;
+    cudaError_t error = encode_operands(plan, coded, coded.width, &items, &queries);
+    if (error == cudaSuccess)
+        error = encode_numbers(&numbers, screening.items.scales, coded.size * coded.tokens, 3, screening.items.numbers_pitch(), 3);
+    if (error != cudaSuccess) return error;
+    return launch(hopper_screen_kernel, grid_of(plan, coded, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items,
+                  queries, numbers, plan, coded, screening, rows);
 }
 
 }  // namespace dqe::cuda

@@ -2,7 +2,7 @@
 // beside ptx.hpp.
 //
 // Under DQE_HOST_EMULATION each has a host version written from the PTX ISA manual ("Asynchronous copy", "mbarrier", "Matrix descriptor",
-// "Register fragments for wgmma.mma_async.m64nNk16", "Swizzling modes").
+// "Register fragments for wgmma.mma_async.m64nNk16" and "m64nNk32", "Swizzling modes").
 #pragma once
 
 #include "ptx.hpp"
@@ -75,6 +75,7 @@ __device__ inline void wgmma_wait() {
 
 // After the wait, and before ordinary code reads accumulators: the compiler must not read them earlier.
 __device__ inline void wgmma_settled(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ inline void wgmma_settled(int& value) { asm volatile("" : "+r"(value)::"memory"); }
 
 // d = a * b + (add ? d : 0) for a 64 x 16, b 128 x 16 (both along D), d 64 x 128. The warp's 16 rows; lane l has rows l / 4 and l / 4 + 8
 // of them (d[n][0..1] and d[n][2..3]), columns 8n + 2(l % 4) and the next.
@@ -89,6 +90,19 @@ __device__ inline void wgmma_64x128x16(float (&d)[16][4], uint64_t a, uint64_t b
         "%64, %65, p, 1, 1, 0, 0;\n}\n"
         : DQE_FOUR(0), DQE_FOUR(1), DQE_FOUR(2), DQE_FOUR(3), DQE_FOUR(4), DQE_FOUR(5), DQE_FOUR(6), DQE_FOUR(7), DQE_FOUR(8), DQE_FOUR(9),
           DQE_FOUR(10), DQE_FOUR(11), DQE_FOUR(12), DQE_FOUR(13), DQE_FOUR(14), DQE_FOUR(15)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#undef DQE_FOUR
+}
+
+// The same for 8-bit integers, 64 columns and 32 coordinates: a 64 x 32, b 64 x 32, d 64 x 64 in 32 bits.
+__device__ inline void wgmma_64x64x32(int (&d)[8][4], uint64_t a, uint64_t b, bool add) {
+#define DQE_FOUR(n) "+r"(d[n][0]), "+r"(d[n][1]), "+r"(d[n][2]), "+r"(d[n][3])
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p;\n}\n"
+        : DQE_FOUR(0), DQE_FOUR(1), DQE_FOUR(2), DQE_FOUR(3), DQE_FOUR(4), DQE_FOUR(5), DQE_FOUR(6), DQE_FOUR(7)
         : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 #undef DQE_FOUR
 }

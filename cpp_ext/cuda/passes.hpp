@@ -8,6 +8,7 @@
 #include "hopper.hpp"
 #include "plan.hpp"
 #include "query_kernels.hpp"
+#include "rescore.hpp"
 #include "scan_kernels.hpp"
 
 namespace dqe::cuda {
@@ -54,9 +55,11 @@ class Passes {
     // Larger query tiles read the items less often: 64 rows unless the batch is small or the device has too little shared memory.
     // Keep the queries there if that leaves at least three stages, then as many stages as fit.
     void choose_tile() {
-        // All passes of a request multiply in the same way, so that limits mean the same in each: products of another instruction may
-        // round otherwise. What bounds leave is scored by the kernels for sm_80, so these take the sample, too, and the pass over the items
-        // where bounds decide nothing.
+        // All passes of a request that give scores multiply in the same way, so that limits mean the same in each: products of another
+        // instruction may round otherwise. What bounds leave is scored by the kernels for sm_80, so these take the sample, too, and the
+        // pass over the items where bounds decide nothing. Products of codes are exact: any instruction may have them.
+        if (kHopperBuilt && sm_90_ && !r_.portable && plan_.screens)
+            hopper_screen_ = hopper_screen_plan(r_.size, r_.tokens, plan_.code_chunks, r_.coded, shared_limit_, shared_total_);
         if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && !r_.zones && plan_.product != Product::single)
             hopper_ = hopper_plan(r_.batch, r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), shared_limit_);
         if (hopper()) {
@@ -178,13 +181,24 @@ class Passes {
         return coded;
     }
 
+    // Rows of the query tiles that the pass over the codes takes.
+    int code_rows() const { return hopper_screen_.rows ? hopper_screen_.rows : rows_; }
+
     bool screen_suits(const Scan& coded) const {
+        if (hopper_screen_.rows) return true;
         const int span = rows_ == 16 ? Lane<Accumulators<Product::codes, 16>>::kSpan : Lane<Accumulators<Product::codes, 64>>::kSpan;
         return sieve_suits(coded, span) && screen_bytes(rows_, coded.chunks) <= shared_limit_;
     }
 
     // Pairs whose bound reaches the limits of the list, and lower bounds in the list.
     void screen(const Scan& coded, const Screening& screening) {
+        if constexpr (kHopperBuilt)
+            if (hopper_screen_.rows) {
+                if (!good() || coded.tiles == 0) return;
+                check(launch_hopper_screen(hopper_screen_, coded, screening, rows_, processors_, stream_));
+                ++status_.passes;
+                return;
+            }
         start_lanes(rows_ == 16 ? screen_kernel<16> : screen_kernel<64>, coded, screen_bytes(rows_, coded.chunks), 2, screening);
     }
 
@@ -286,7 +300,7 @@ class Passes {
     int processors_ = 1, shared_limit_ = 0, shared_total_ = 0;
     int stages_ = 2;  // of the ring
     bool resident_ = false, sm_90_ = false;
-    HopperPlan hopper_ = {};
+    HopperPlan hopper_ = {}, hopper_screen_ = {};
 };
 
 }  // namespace dqe::cuda

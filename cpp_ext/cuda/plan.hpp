@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "brackets.hpp"
+#include "codes.hpp"
 #include "query_kernels.hpp"
-#include "screen_sieve.hpp"
 #include "zones.hpp"
 
 namespace dqe::cuda {

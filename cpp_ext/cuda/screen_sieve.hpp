@@ -1,93 +1,115 @@
-// Screening: which items may be among the best is told from bounds of their scores, at half or a quarter of the bytes, and only those are
-// scored. A pass over the codes (screen_kernel) writes down two things:
-//  - pairs of a query and an item with a token whose upper bound reaches the limit, and which tokens these are;
-//  - items whose lower bound reaches it, in the list of the best. The wanted-th best of these bounds the wanted-th best score from below,
-//    so that a limit which a small sample left becomes a sharp one, before anything is scored.
-// Then spread_pairs lays out the tokens of the pairs that reach the new limit, scan_kernel<Gather> scores them with the code that scores
-// anchors, and collect_scores folds tokens into items. What is scored is therefore equal to the bit to what a pass over the items finds.
+// The pass over the codes: bounds of scores while their products are still in the registers, pairs and lower bounds to memory.
+// screening.hpp says what for.
 #pragma once
 
-#include "codes.hpp"
+#include "screening.hpp"
 #include "sieve.hpp"
 
 namespace dqe::cuda {
 
-// In no order, per query tile. `tokens`: a bit for each token of the item whose bound reached the limit. A count that exceeds the capacity
-// means that some are missing.
-struct Pairs {
-    int64_t* items;
-    unsigned* tokens;
-    int* rows;      // of the query tile
-    float* bounds;  // the largest of the item's; NaN where a token has none
-    int* places;    // of its first token in Columns, or -1
-    unsigned long long* counts;
-    int64_t capacity;
-};
-
-// The tokens to be scored, per query tile.
-struct Columns {
-    int64_t* tokens;  // positions in (items, tokens)
-    int* rows;
-    float* scores;
-    unsigned long long* counts;
-    int64_t capacity;
-};
-
-struct Screening {
-    CodedItems items;
-    CodedQueries queries;
-    Candidates list;
-    Pairs pairs;
-};
-
-constexpr int kPairQueueBytes = kQueued * 20;
+constexpr int kPairQueueBytes = kQueued * 20, kBoundQueueBytes = kQueued * 24;
 
 __host__ __device__ constexpr int64_t screen_bytes(int query_rows, int chunks) {
     return sieve_ring(query_rows, 1, chunks) + sieve_stages(query_rows, 1, false) * kItemStageBytes + kWarps * kPairQueueBytes;
 }
 
-// Pairs that a warp has found; they go to memory together, with one atomic operation.
+// What a warp has found. Pairs go to memory many at a time, with one atomic operation, and lower bounds that reach the limit to the list of
+// the best. `Deferred`: bounds wait in the queue, too, so that a warp seldom waits for memory. Otherwise they go at once, which takes fewer
+// registers.
+template <bool Deferred>
 class PairQueue {
   public:
-    __device__ PairQueue(const Pairs& pairs, Shared<unsigned char> queues) : pairs_(pairs) {
-        const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * kPairQueueBytes;
+    // Pairs are of query tile `tile`, of `rows` rows.
+    __device__ PairQueue(const Screening& screening, int tile, int rows, Shared<unsigned char> queues)
+        : screening_(screening), tile_(tile), rows_a_tile_(rows) {
+        const Shared<unsigned char> mine = queues + static_cast<int>(threadIdx.x / 32) * (Deferred ? kBoundQueueBytes : kPairQueueBytes);
         items_ = shared_view<int64_t>(mine), tokens_ = shared_view<unsigned>(mine + kQueued * 8);
-        rows_ = shared_view<int>(mine + kQueued * 12), bounds_ = shared_view<float>(mine + kQueued * 16);
+        rows_ = shared_view<int>(mine + kQueued * 12), upper_ = shared_view<float>(mine + kQueued * 16);
+        lower_ = shared_view<float>(mine + kQueued * 20);
     }
 
-    __device__ void push(bool wanted, int row, int64_t item, unsigned tokens, float bound) {
+    // `row` is one of the tile's.
+    __device__ void push(bool wanted, int row, int64_t item, unsigned tokens, float upper, float lower) {
         const unsigned mask = __ballot_sync(kAllLanes, wanted);
         if (queued_ + __popc(mask) > kQueued) flush();
         if (wanted) {
             const int at = queued_ + __popc(mask & ((1u << threadIdx.x % 32) - 1));
-            items_[at] = item, tokens_[at] = tokens, rows_[at] = row, bounds_[at] = bound;
+            items_[at] = item, tokens_[at] = tokens, rows_[at] = row, upper_[at] = upper;
+            if constexpr (Deferred)
+                lower_[at] = lower;
+            else
+                add(row, item, lower);
         }
         queued_ += __popc(mask);
     }
 
     __device__ void flush() {
+        const Pairs& pairs = screening_.pairs;
         __syncwarp();
         unsigned long long first = 0;
-        if (queued_ > 0 && threadIdx.x % 32 == 0) first = atomicAdd(&pairs_.counts[blockIdx.x], static_cast<unsigned long long>(queued_));
+        if (queued_ > 0 && threadIdx.x % 32 == 0) first = atomicAdd(&pairs.counts[tile_], static_cast<unsigned long long>(queued_));
         first = __shfl_sync(kAllLanes, first, 0);
+#pragma unroll 1
         for (int at = threadIdx.x % 32; at < queued_; at += 32) {
+            if constexpr (Deferred) add(rows_[at], items_[at], lower_[at]);
             const int64_t place = static_cast<int64_t>(first) + at;
-            if (place >= pairs_.capacity) break;
-            const int64_t to = int64_t{blockIdx.x} * pairs_.capacity + place;
-            pairs_.items[to] = items_[at], pairs_.tokens[to] = tokens_[at], pairs_.rows[to] = rows_[at], pairs_.bounds[to] = bounds_[at];
+            if (place >= pairs.capacity) continue;
+            const int64_t to = int64_t{tile_} * pairs.capacity + place;
+            pairs.items[to] = items_[at], pairs.tokens[to] = tokens_[at], pairs.rows[to] = rows_[at], pairs.bounds[to] = upper_[at];
         }
         __syncwarp();
         queued_ = 0;
     }
 
   private:
-    const Pairs& pairs_;
+    __device__ void add(int row, int64_t item, float lower) const {
+        const Candidates& list = screening_.list;
+        const int64_t query = int64_t{tile_} * rows_a_tile_ + row;
+        if (within_limit<double>(lower, item, list.limit_keys[query], list.limit_ids[query])) append_one(list, query, lower, item, lower);
+    }
+
+    const Screening& screening_;
+    int tile_;
+    int rows_a_tile_;
     Shared<int64_t> items_;
     Shared<unsigned> tokens_;
     Shared<int> rows_;
-    Shared<float> bounds_;
+    Shared<float> upper_, lower_;
     int queued_ = 0;
 };
+
+// Where bounds of a span of a row's columns (32 or less, from `left` on; this lane has two of each eight) may reach the limit:
+// `push(wanted, item, tokens, upper, lower)` for its items that do, by all lanes together. `tokens` has a bit for each that does.
+template <int Places, typename Push>
+__device__ __forceinline__ void offer_span(const Scan& scan, const ColumnTile& columns, int left, float (&upper)[Places],
+                                           float (&lower)[Places], bool asked, float limit, int64_t query, const Push& push) {
+    const int tokens = static_cast<int>(scan.tokens);
+    const auto column_of = [](int place) { return place / 2 * 8 + static_cast<int>(threadIdx.x % 4 * 2) + place % 2; };  // of the span
+    unsigned reaching = 0;  // by column of the span
+#pragma unroll
+    for (int place = 0; place < Places; ++place)
+        reaching |= unsigned{left + column_of(place) < columns.columns && asked && !(upper[place] < limit)} << column_of(place);
+    for (int distance = 1; distance < 4; distance *= 2) reaching |= __shfl_xor_sync(kAllLanes, reaching, distance);
+    if (tokens > 1) fold(upper, tokens), fold(lower, tokens);  // NaN where a token's is: the item may not rank at all
+    unsigned places = 0;                                       // that stand for an item with a token that reaches the limit
+    const unsigned whole = tokens < 32 ? (1u << tokens) - 1 : kAllLanes;
+#pragma unroll
+    for (int place = 0; place < Places; ++place) {
+        const int column = column_of(place);
+        places |= unsigned{(column & (tokens - 1)) == 0 && (reaching >> column & whole) != 0} << place;
+    }
+    while (__ballot_sync(kAllLanes, places != 0)) {
+        const int first = __ffs(static_cast<int>(places)) - 1;
+        float most = upper[0], least = lower[0];
+#pragma unroll
+        for (int place = 1; place < Places; ++place)
+            if (place == first) most = upper[place], least = lower[place];
+        const int column = column_of(first < 0 ? 0 : first);
+        const int64_t item = columns.first_item + (left + column) / tokens;
+        push(places && !is_excluded(scan, query, item), item, reaching >> column & whole, most, least);
+        places &= places - 1;
+    }
+}
 
 template <int Rows>
 class ScreenSieve {
@@ -96,7 +118,7 @@ class ScreenSieve {
 
   public:
     __device__ ScreenSieve(const Scan& scan, const Screening& screening, Shared<unsigned char> queues)
-        : scan_(scan), screening_(screening), queue_(screening.pairs, queues) {
+        : scan_(scan), screening_(screening), queue_(screening, static_cast<int>(blockIdx.x), Rows, queues) {
 #pragma unroll
         for (int group = 0; group < L::kGroups; ++group) {
             const int64_t query = L::query_of(group);
@@ -153,47 +175,22 @@ class ScreenSieve {
     }
 
     __device__ __forceinline__ void offer(const ColumnTile& columns, const Products& products, int group) {
-        const int64_t query = L::query_of(group);
-        const int tokens = static_cast<int>(scan_.tokens), left = Products::left(threadIdx.x / 32);
-        const float limit = limit_[group];
         float upper[L::kPlaces], lower[L::kPlaces];
-        unsigned reaching = 0;  // by column of the warp, at most 32
 #pragma unroll
         for (int place = 0; place < L::kPlaces; ++place) {
             const float product = L::value_of(products, group, place) * item_scales_[place];
             const float slack = fmaf(norm_[group], item_errors_[place], error_[group] * item_norms_[place]);
             upper[place] = fmaf(product, scale_[group], slack), lower[place] = fmaf(product, scale_[group], -slack);
-            const int column = L::column_of(place);
-            reaching |= unsigned{column < columns.columns && asked_[group] && !(upper[place] < limit)} << (column - left);
         }
-        for (int distance = 1; distance < 4; distance *= 2) reaching |= __shfl_xor_sync(kAllLanes, reaching, distance);
-        if (tokens > 1) L::fold(upper, tokens), L::fold(lower, tokens);  // NaN where a token's is: the item may not rank at all
-        unsigned places = 0;                                             // that stand for an item with a token that reaches the limit
-        const unsigned whole = tokens < 32 ? (1u << tokens) - 1 : kAllLanes;
-#pragma unroll
-        for (int place = 0; place < L::kPlaces; ++place) {
-            const int column = L::column_of(place);
-            places |= unsigned{(column & (tokens - 1)) == 0 && (reaching >> (column - left) & whole) != 0} << place;
-        }
-        while (__ballot_sync(kAllLanes, places != 0)) {
-            const int first = __ffs(static_cast<int>(places)) - 1;
-            float most = upper[0], least = lower[0];
-#pragma unroll
-            for (int place = 1; place < L::kPlaces; ++place)
-                if (place == first) most = upper[place], least = lower[place];
-            const int column = L::column_of(first < 0 ? 0 : first);
-            const int64_t item = columns.first_item + column / tokens;
-            const bool wanted = places && !is_excluded(scan_, query, item);
-            queue_.push(wanted, L::row_of(group), item, reaching >> (column - left) & whole, most);
-            if (wanted && within_limit<float>(least, item, limit, screening_.list.limit_ids[query]))
-                append_one(screening_.list, query, least, item, least);
-            places &= places - 1;
-        }
+        offer_span(scan_, columns, Products::left(threadIdx.x / 32), upper, lower, asked_[group], limit_[group], L::query_of(group),
+                   [&](bool wanted, int64_t item, unsigned tokens, float most, float least) {
+                       queue_.push(wanted, L::row_of(group), item, tokens, most, least);
+                   });
     }
 
     const Scan& scan_;
     const Screening& screening_;
-    PairQueue queue_;
+    PairQueue<false> queue_;
     bool asked_[L::kGroups];
     float scale_[L::kGroups], norm_[L::kGroups], error_[L::kGroups], limit_[L::kGroups];
     float item_scales_[L::kPlaces], item_errors_[L::kPlaces], item_norms_[L::kPlaces];  // of this lane's columns
@@ -208,55 +205,6 @@ __global__ __launch_bounds__(kThreads, 2) void screen_kernel(Scan scan, Screenin
         scan, ring, kItemStageBytes,
         [&](const ColumnTile& columns, int64_t, const Accumulators<Product::codes, Rows>& products) { sieve.take(columns, products); });
     sieve.end();
-}
-
-// Lays out the tokens of the pairs that still reach their query's limit. `failed`: pairs or columns are missing.
-__global__ __launch_bounds__(kThreads) void spread_pairs(Pairs pairs, Columns columns, Candidates list, int rows, int64_t tokens,
-                                                         volatile unsigned* failed) {
-    const int64_t tile = blockIdx.x, room = columns.capacity;
-    const int64_t found = static_cast<int64_t>(pairs.counts[tile]), count = found < pairs.capacity ? found : pairs.capacity;
-    if (found > count && threadIdx.x == 0) *failed = 1;
-    for (int64_t base = int64_t{blockIdx.y} * kThreads; base < count; base += int64_t{gridDim.y} * kThreads) {
-        const int64_t at = tile * pairs.capacity + base + threadIdx.x;
-        unsigned wanted = 0;
-        if (base + threadIdx.x < count && !(pairs.bounds[at] < list.limit_keys[tile * rows + pairs.rows[at]])) wanted = pairs.tokens[at];
-        const int mine = __popc(wanted);
-        int before = 0, all = 0;  // in the lanes before this one, and in all
-        for (int bit = 0; bit < 6; ++bit) {
-            const unsigned lanes = __ballot_sync(kAllLanes, mine >> bit & 1);
-            before += __popc(lanes & ((1u << threadIdx.x % 32) - 1)) << bit, all += __popc(lanes) << bit;
-        }
-        unsigned long long place = 0;
-        if (all > 0 && threadIdx.x % 32 == 0) place = atomicAdd(&columns.counts[tile], static_cast<unsigned long long>(all));
-        place = __shfl_sync(kAllLanes, place, 0) + before;
-        const bool fits = static_cast<int64_t>(place) + mine <= room;
-        if (!fits) *failed = 1;
-        if (base + threadIdx.x < count) pairs.places[at] = wanted && fits ? static_cast<int>(place) : -1;
-        for (int64_t to = tile * room + static_cast<int64_t>(place); fits && wanted; ++to, wanted &= wanted - 1) {
-            columns.tokens[to] = pairs.items[at] * tokens + __ffs(static_cast<int>(wanted)) - 1;
-            columns.rows[to] = pairs.rows[at];
-        }
-    }
-}
-
-// The scores of the pairs' items: the largest of their tokens', NaN if one is. A token that was left out is below the limit, so that an
-// item whose score reaches it has its own. `rescored`: how many tokens were scored.
-__global__ __launch_bounds__(kThreads) void collect_scores(Pairs pairs, Columns columns, Candidates list, int rows,
-                                                           volatile unsigned* rescored) {
-    const int64_t tile = blockIdx.x, found = static_cast<int64_t>(pairs.counts[tile]);
-    for (int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x; i < found && i < pairs.capacity; i += int64_t{gridDim.y} * kThreads) {
-        const int64_t at = tile * pairs.capacity + i;
-        if (pairs.places[at] < 0) continue;
-        const float* scores = columns.scores + tile * columns.capacity + pairs.places[at];
-        float best = scores[0];
-        for (int token = 1; token < __popc(pairs.tokens[at]); ++token) best = nan_max(best, scores[token]);
-        const int64_t query = tile * rows + pairs.rows[at], item = pairs.items[at];
-        if (within_limit<double>(best, item, list.limit_keys[query], list.limit_ids[query])) append_one(list, query, best, item, best);
-    }
-    if (tile || blockIdx.y || threadIdx.x) return;
-    unsigned total = 0;
-    for (unsigned other = 0; other < gridDim.x; ++other) total += static_cast<unsigned>(columns.counts[other]);
-    *rescored = *rescored + total;  // of all blocks of queries since it was lowered
 }
 
 }  // namespace dqe::cuda

@@ -62,6 +62,25 @@ class Queue {
     int queued_ = 0;
 };
 
+// Every value of a lane's places (two neighbouring columns of each eight) becomes the score of its item: the largest of its tokens'
+// columns, NaN if one is.
+template <int Places>
+__device__ __forceinline__ void fold(float (&score)[Places], int tokens) {
+#pragma unroll
+    for (int place = 0; place < Places; place += 2) {
+        float best = nan_max(score[place], score[place + 1]);
+        for (int distance = 1; distance < 4 && distance * 2 < tokens; distance *= 2)
+            best = nan_max(best, __shfl_xor_sync(kAllLanes, best, distance));
+        score[place] = score[place + 1] = best;
+    }
+#pragma unroll
+    for (int distance = 2; distance < Places; distance *= 2)  // 8 columns are 2 places on
+        if (distance * 4 < tokens)
+#pragma unroll
+            for (int place = 0; place < Places; ++place)
+                if ((place & distance) == 0) score[place] = score[place + distance] = nan_max(score[place], score[place + distance]);
+}
+
 // Whose scores a lane holds: kGroups rows, 8 apart, and kPlaces columns of each. `group` and `place` name registers where they are
 // constants, so what takes them is inlined.
 template <typename Products>
@@ -96,23 +115,6 @@ struct Lane {
                 score[place] =
                     score_of<product, Rows>(scan, columns, value_of(products, group, place), unscale, query_of(group), column_of(place));
         if (scan.tokens > 1) fold(score, static_cast<int>(scan.tokens));
-    }
-
-    // Every value becomes the score of its item: the largest of its tokens' columns, NaN if one is.
-    __device__ static __forceinline__ void fold(float (&score)[kPlaces], int tokens) {
-#pragma unroll
-        for (int place = 0; place < kPlaces; place += 2) {
-            float best = nan_max(score[place], score[place + 1]);
-            for (int distance = 1; distance < 4 && distance * 2 < tokens; distance *= 2)
-                best = nan_max(best, __shfl_xor_sync(kAllLanes, best, distance));
-            score[place] = score[place + 1] = best;
-        }
-#pragma unroll
-        for (int distance = 2; distance < kPlaces; distance *= 2)  // 8 columns are 2 places on
-            if (distance * 4 < tokens)
-#pragma unroll
-                for (int place = 0; place < kPlaces; ++place)
-                    if ((place & distance) == 0) score[place] = score[place + distance] = nan_max(score[place], score[place + distance]);
     }
 
     // Push the places of a group whose bit is set and that `passes(id, score)`.

@@ -85,8 +85,9 @@ class Runner : Passes {
         pairs.capacity /= query_tiles, columns.capacity /= query_tiles;
         lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
         const auto* queries = static_cast<const unsigned char*>(r_.queries) + block.first * r_.width * (r_.half_queries ? 2 : 4);
-        start(encode_queries, dim3(static_cast<unsigned>(query_tiles * rows_)), 32, 0, queries, r_.half_queries, block.batch, r_.width,
-              rows_, plan_.code_chunks, w_.coded, flags_.word(kScreenFailed));
+        const dim3 coded_rows(static_cast<unsigned>(quotient_up(block.batch, code_rows()) * code_rows()));
+        start(encode_queries, coded_rows, 32, 0, queries, r_.half_queries, block.batch, r_.width, code_rows(), plan_.code_chunks, w_.coded,
+              flags_.word(kScreenFailed));
         fill(pairs.counts, 0, query_tiles * sizeof(unsigned long long));
         fill(columns.counts, 0, query_tiles * sizeof(unsigned long long));
         climb(scan, selection, block);

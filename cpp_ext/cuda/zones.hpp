@@ -17,6 +17,12 @@ struct CodedItems {
     float *scales, *errors, *norms;  // (size, tokens)
 
     static constexpr int64_t pitch(int64_t width) { return (width + 15) / 16 * 16; }
+
+    // Bytes from the scales to the errors, and from these to the norms; 0 where the two differ.
+    int64_t numbers_pitch() const {
+        const int64_t pitch = reinterpret_cast<intptr_t>(errors) - reinterpret_cast<intptr_t>(scales);
+        return reinterpret_cast<intptr_t>(norms) - reinterpret_cast<intptr_t>(errors) == pitch ? pitch : 0;
+    }
 };
 
 // All pointers are device memory, row-major. Sizes may be 0; a pointer to nothing may be null.

@@ -14,10 +14,11 @@ QUERIES_A_PASS = 64
 OVERHEAD_BYTES = 64 << 20
 """What the screen's own small kernels cost (some 25 µs)."""
 PAIR_BYTES = 97
-"""What each item costs a pass of 64 queries whose bounds are compared and written down (32 µs for a million); fewer queries cost less."""
-SM_80_BYTES = 176 << 20
-"""What the kernels for sm_80 take longer than those for sm_90a to sample, score and finish lists for 64 queries or more (60 µs). A screened
-search takes them on a Hopper too."""
+"""What each item costs a pass of 64 queries whose bounds are compared and written down (32 µs for a million); fewer queries cost less. With
+the kernels for sm_90a it is nothing, since their instructions take less time than memory does."""
+SM_80_BYTES = 64 << 20
+"""What the kernels for sm_80 take longer than those for sm_90a to sample, score and finish lists for 64 queries or more (some 20 µs). A
+screened search takes them on a Hopper too."""
 FIRST_GUESS = 16.0
 """Tokens that are scored in full for each of the k wanted, before a search has told."""
 
@@ -46,9 +47,9 @@ class DeviceScreen:
         architecture, a_pass = unscreened
         passes, row = -(-batch // QUERIES_A_PASS), self.width * self.item_bytes
         coded = -(-self.width // CODE_ALIGNMENT) * CODE_ALIGNMENT + NUMBERS_BYTES
-        pairs = batch / QUERIES_A_PASS * self.rows / self.tokens * PAIR_BYTES
-        around = min(batch / QUERIES_A_PASS, 1) * SM_80_BYTES if architecture == "sm_90a" else 0
-        screened = passes * self.rows * coded + pairs + batch * k * self._survivors * row + OVERHEAD_BYTES + around
+        share, items = batch / QUERIES_A_PASS, self.rows / self.tokens
+        computing = min(share, 1) * SM_80_BYTES if architecture == "sm_90a" else share * items * PAIR_BYTES
+        screened = passes * self.rows * coded + computing + batch * k * self._survivors * row + OVERHEAD_BYTES
         return screened, float(-(-batch // a_pass) * self.rows * row)
 
     def would_pay(self, batch: int, k: int, unscreened: Unscreened = SM_80) -> bool:

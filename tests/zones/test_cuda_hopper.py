@@ -1,5 +1,7 @@
 """The kernels for sm_90a on the CPU: TMA boxes, swizzle, mbarriers, wgmma's descriptors and fragments, as host_hopper.hpp emulates them.
 
+Codes are multiplied there too; what bounds promise is tested in test_cuda_screen.py, for both architectures.
+
 What this shows: that any order of warps and copies ends, with the reference's answer to the bit where dot products are exact, and that
 each planted fault is seen. No device has run these kernels yet.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +21,8 @@ from support.emulated_cuda import A100, H200, SMALL, Case, Request, assert_same,
 from support.thorough import cases as random_cases
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones import reference
-from dqe_engine.zones.request import validated
+from dqe_engine.zones import ZoneSelection, reference
+from dqe_engine.zones.request import ZoneRequest, validated
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +158,47 @@ def test_faults_are_seen_in_any_order(library: ctypes.CDLL, fault: int) -> None:
     for order in (0, 1, 2, 3):
         with pytest.raises((RuntimeError, AssertionError), match=FAULTS[fault][1]):
             assert_same(emulate(library, request, half_queries=True, capability=90, order=order, hopper_fault=fault)[0], expected)
+
+
+CODED_FAULTS = FAULTS | {
+    6: ("rows of a descriptor at another stride", "(?i)mismatch|rescored|have not arrived"),
+    3: ("no swizzle", "(?i)mismatch|rescored"),
+    7: ("another fragment", "(?i)mismatch|rescored"),
+    11: ("numbers of other columns", "(?i)mismatch|rescored"),
+    12: ("numbers given back before they are read", "(?i)under way|mismatch|rescored"),
+}
+
+
+def coded_request(batch: int, tokens: int) -> ZoneRequest:
+    """Vectors whose lengths differ from tile to tile, so that another tile's numbers give other bounds."""
+    rng = np.random.default_rng(batch)
+    items = rng.standard_normal((4200, tokens, 136 // tokens)) * (1 + np.arange(4200) // 128 % 5)[:, None, None]
+    queries = rng.standard_normal((batch, items.shape[2])).astype(np.float32)
+    options: dict[str, Any] = {"anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
+    return validated(queries, items.astype(np.float16), k=10, **options)
+
+
+def same_screening(ours: ZoneSelection, others: ZoneSelection) -> None:
+    """Not only the results, which a pass over the items would have too: the same bounds left the same tokens."""
+    assert_same(ours, others)
+    assert ours.rescored == others.rescored, f"rescored {ours.rescored}, elsewhere {others.rescored}"
+
+
+@pytest.mark.parametrize(("batch", "tokens", "orders"), [(3, 1, (0, 1, 2, 3)), (66, 1, (4,)), (2, 2, (5,))])
+def test_codes_are_screened_as_elsewhere_in_any_order(library: ctypes.CDLL, batch: int, tokens: int, orders: tuple[int, ...]) -> None:
+    request = coded_request(batch, tokens)
+    others = emulate(library, request, screened=True)[0]
+    assert others.rescored > 0
+    for order in orders:
+        same_screening(emulate(library, request, screened=True, capability=90, order=order, multiprocessors=1 + order % 3)[0], others)
+
+
+@pytest.mark.parametrize("fault", CODED_FAULTS, ids=lambda fault: CODED_FAULTS[fault][0])
+def test_faults_in_the_pass_over_codes_are_seen_in_any_order(library: ctypes.CDLL, fault: int) -> None:
+    request = coded_request(3, 1)
+    others = emulate(library, request, screened=True)[0]
+    for order in (0, 1, 2):
+        with pytest.raises((RuntimeError, AssertionError), match=CODED_FAULTS[fault][1]):
+            same_screening(
+                emulate(library, request, screened=True, capability=90, multiprocessors=1, order=order, hopper_fault=fault)[0], others
+            )

@@ -48,9 +48,11 @@ def device(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     library.emulate_streams(True, False)
     yield SimpleNamespace(
-        fill=fill, waits=library.emulated_waits, allocations=library.emulated_allocations, streams=library.emulate_streams
-    )
+        fill=fill, waits=library.emulated_waits, allocations=library.emulated_allocations, streams=library.emulate_streams,
+        capability=library.emulate_capability,
+    )  # fmt: skip
     library.emulate_streams(False, False)
+    library.emulate_capability(80)
     assert library.emulated_written_after_free() == 0
 
 
@@ -126,6 +128,24 @@ def test_screened_searches_teach_once_they_have_ended(device: Any) -> None:
     on_host(found)
     assert index._screen._survivors == 0  # once
     assert index.select(OnDevice(request.queries), k=10).rescored == learned * 20
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_kernels_for_hopper_run_on_their_stream(device: Any, screen: bool) -> None:
+    """Two searches share a workspace, which the second prepares anew. The queries of the first are overwritten meanwhile."""
+    device.capability(90)
+    request = one_score_per_item(np.random.default_rng(0).permutation(SIZE))
+    items, queries = request.shards[0], request.queries.copy()
+    opposite = validated(-queries, items, k=10, anchor=None, zones=None, picks=0, counts=False, exclude=None)
+    index = cuda.Index(OnDevice(items), screen=screen)
+    assert index.architecture(2) == ("sm_80" if screen else "sm_90a")
+    before = device.waits()
+    found = index.select(OnDevice(queries), k=10, sync=False)
+    device.fill(0, queries)
+    other = index.select(OnDevice(opposite.queries), k=10, sync=False)
+    assert device.waits() == before
+    assert_same(on_host(found), reference.select(request))
+    assert_same(on_host(other), reference.select(opposite))
 
 
 def test_searches_of_an_index_are_under_way_together(device: Any) -> None:
