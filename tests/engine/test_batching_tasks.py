@@ -74,7 +74,7 @@ def test_what_is_still_to_be_made_has_its_room(batcher: Batcher[int, int]) -> No
         futures = [batcher.submit_later(lambda n=n: made.append(n) or n, executor) for n in range(6)]
         assert batcher.waiting == 6
         for ask in (lambda: batcher.submit_later(lambda: 9, executor), lambda: batcher.ask(9)):
-            with pytest.raises(OverloadError, match="6 questions wait already"):
+            with pytest.raises(OverloadError, match="6 questions are waiting"):
                 ask()
         assert futures[2].cancel()
         assert batcher.waiting == 5

@@ -65,7 +65,7 @@ def test_metadata_alone(engine: RetrievalEngine, image_folder: Path) -> None:
     assert item.metadata == {"n": 2}
     assert item.content == content is not None
     np.testing.assert_array_equal(engine.index.target_tokens("a"), tokens)
-    with pytest.raises(InputError, match="metadata for 2 ids that neither the images nor the index have: 'x', 'y'; mend them"):
+    with pytest.raises(InputError, match="metadata for 2 ids that neither the images nor the index have: 'x', 'y'; correct them"):
         engine.index_images({"c": noise_image(3)}, metadata={"x": {}, "y": {}, "a": {}})
     assert "c" not in engine.index
     engine.index_images({"c": noise_image(3)}, metadata={"x": {}, "c": {"n": 3}}, ignore_unknown=True)

@@ -15,9 +15,9 @@ from support.writing import hold_index, png, revision, there, uploads
 
 from dqe_engine.cli.index import main as index_command
 from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import DeadlineError, InputError, OverloadError
+from dqe_engine.errors import DeadlineError, InputError, OverloadError, UnknownItemError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.server.operations import BusyError, ItemExistsError, UnknownItemError, Written
+from dqe_engine.server.operations import BusyError, ItemExistsError, Written
 from dqe_engine.server.photos import Photos, content_of
 from dqe_engine.server.uploads import sweep_uploads
 from dqe_engine.server.writes import Writes, make_index

@@ -126,7 +126,7 @@ def test_all_damaged_images_in_one_line(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(b"" if name < "e" else save(noise_image(0), "PNG"))
     with pytest.raises(InputError) as caught:
         require_readable(tmp_path, [f"{name}.png" for name in "abcde"])
-    expected = "4 of 5 images cannot be read: a.png (empty), b.png (empty), c.png (empty) and 1 more; mend, replace or leave them out"
+    expected = "4 of 5 images cannot be read: a.png (empty), b.png (empty), c.png (empty) and 1 more; repair, replace or leave them out"
     assert str(caught.value) == f"{tmp_path}: {expected}"
 
 

@@ -67,5 +67,5 @@ def test_unreadable_images_are_named_and_counted(folder: Path, monkeypatch: pyte
     Image.new("RGB", (9, 9)).save(folder / "4.png")
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:40])
     (folder / "sub" / "1.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"2 of 7 images cannot be read: sub/1\.png \(not an image that .*\), 4\.png \("):
+    with pytest.raises(InputError, match=r"2 of 7 images cannot be read: sub/1\.png \(not an image of an accepted format.*\), 4\.png \("):
         load_pixels(folder, NAMES, SPEC)

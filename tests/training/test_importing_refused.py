@@ -37,7 +37,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "a missing block": (without(".blocks.0."), r"layers visual_encoder.blocks.N are not 0, 1, 2"),
     "a missing norm": (without(".blocks.1.norm2.weight"), r"visual_encoder.blocks.1.norm2.weight is missing"),
     "an unknown one": (put(f"{EVA}blocks.0.gamma_1", torch.ones(24)), "unknown weight visual_encoder.blocks.0.gamma_1"),
-    "a wrong shape": (put("text_proj.weight", torch.ones(9, 16)), r"text_proj.weight has shape \(9, 16\).*want \(8, 16\)"),
+    "a wrong shape": (put("text_proj.weight", torch.ones(9, 16)), r"text_proj.weight has shape \(9, 16\).*need \(8, 16\)"),
     "a wrong part of a joined bias": (put(f"{EVA}blocks.1.attn.q_bias", torch.ones(7)), "blocks.1.attn.q_bias has shape"),
     "a tower of another width": (put("ln_vision.weight", torch.ones(25)), "ln_vision.weight has shape"),
     "positions of no square": (put(f"{EVA}pos_embed", torch.ones(1, 9, 24)), "one more than a square"),
