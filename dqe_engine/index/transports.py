@@ -81,7 +81,8 @@ class HereTransport:
             self._late[slot] = [one for one in self._late.get(slot, ()) if not one.done()]
             if len(self._late[slot]) >= MOST_LATE:
                 return None
-            server = self._servers.setdefault(arguments[1], self._make())
+            if (server := self._servers.get(arguments[1])) is None:
+                server = self._servers[arguments[1]] = self._make()
         return self._threads.submit(server.call, *arguments)
 
 
