@@ -20,9 +20,9 @@ from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
-from .index.indexer import Indexer, Progress
 from .index.searched import SearchedIndex
 from .index.validation import check_count
+from .indexer import Indexer, Progress
 from .preprocessing import ImageLike, fit_image, open_image
 from .query import Query
 from .query_batcher import QueryBatcher

@@ -15,7 +15,7 @@ from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.engine import RetrievalEngine
-    from dqe_engine.index.indexer import Entry, IndexingPlan, Pairs
+    from dqe_engine.indexer import Entry, IndexingPlan, Pairs
     from dqe_engine.results import IndexingReport
 
 SHOWN_SKIPPED = 20
@@ -268,8 +268,8 @@ def _shards(args: argparse.Namespace) -> Path:
 def _embed_on_ray(engine: RetrievalEngine, plan: IndexingPlan, args: argparse.Namespace, place: Path) -> IndexingReport:
     """What is to be embedded, by a Ray cluster: shards of `--save-every` images in a folder beside `--out`, then merged. Interrupted,
     the finished shards stay there and nothing is added."""
-    from dqe_engine.index.indexer import without_skipped
-    from dqe_engine.index.on_ray import ShardJob, encode_shards, file_stamp, merge_shards
+    from dqe_engine.indexer import without_skipped
+    from dqe_engine.ray_indexing import ShardJob, encode_shards, file_stamp, merge_shards
 
     files = [(id, path, file_stamp(path)) for id, image in plan.to_embed for path in [str(Path(str(image)).absolute())]]
     jobs = [

@@ -106,8 +106,8 @@ def _list(args: argparse.Namespace) -> int:
 
 def _metadata(args: argparse.Namespace) -> int:
     from dqe_engine.index import GalleryIndex
-    from dqe_engine.index.indexer import describe, plan_metadata
     from dqe_engine.index.metadata_file import read_metadata
+    from dqe_engine.indexer import describe, plan_metadata
 
     given = read_metadata(args.file)
     with conflicts_told(args.index), GalleryIndex.load(args.index) as index:

@@ -31,8 +31,8 @@ from dqe_engine.files import describe_os_error, try_directory_lock
 from dqe_engine.image_policy import DEFAULT_POLICY, ImagePolicy
 from dqe_engine.image_sources import Pixels, find_images
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Entry, Indexer, IndexingPlan, Pairs, metadata_for
 from dqe_engine.index.metadata_file import read_metadata
+from dqe_engine.indexer import Entry, Indexer, IndexingPlan, Pairs, metadata_for
 from dqe_engine.results import EncodedImages, IndexingReport
 
 from .photos import Photos

@@ -54,7 +54,7 @@ def test_what_the_engine_loads_is_known() -> None:
     }  # fmt: skip
     packages = {name.partition(".")[0] for name in loaded if "cython" not in name}  # NumPy 1's extensions bring Cython's own modules
     assert packages - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}
-    assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.index.on_ray"} & loaded
+    assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.ray_indexing"} & loaded
 
 
 def test_the_doctor_itself_loads_nothing_that_could_be_broken() -> None:

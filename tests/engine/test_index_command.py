@@ -15,8 +15,8 @@ from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import IndexFormatError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Indexer
 from dqe_engine.index.metadata_file import read_metadata
+from dqe_engine.indexer import Indexer
 
 Capture = pytest.CaptureFixture[str]
 
@@ -212,7 +212,7 @@ def test_metadata_without_photos(indexed: Path, image_folder: Path, tmp_path: Pa
 
 
 def test_the_copies_that_metadata_makes_are_saved_some_at_a_time(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dqe_engine.index.indexer._DESCRIBED_AT_ONCE", 5)
+    monkeypatch.setattr("dqe_engine.indexer._DESCRIBED_AT_ONCE", 5)
     save, seen = GalleryIndex.save, []
 
     def watched(self: GalleryIndex, *arguments: Any, **options: Any) -> None:
