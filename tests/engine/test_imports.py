@@ -48,8 +48,8 @@ def test_what_the_engine_loads_is_known() -> None:
         "dialogue", "driver_library", "encoder", "engine", "errors", "files",
         "forks",
         "graph_files", "hub_paths",
-        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "preprocessing", "processors", "query", "query_batcher",
-        "results", "sessions", "tensorrt", "text",
+        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "indexer", "preprocessing", "processors",
+        "query", "query_batcher", "results", "sessions", "tensorrt", "text",
         "tiff_directory", "zones",
     }  # fmt: skip
     packages = {name.partition(".")[0] for name in loaded if "cython" not in name}  # NumPy 1's extensions bring Cython's own modules

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import importlib.util
 import shutil
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 from support.compiling import compiled
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones import ZoneSelection, resolve_pooled
+from dqe_engine.zones import ZoneSelection
 from dqe_engine.zones.request import ZoneRequest, validated
 
 CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
@@ -160,68 +159,6 @@ def emulate(
     if passes < 0:
         raise RuntimeError(message.value.decode())
     return ZoneSelection(**out, backend="cuda", rescored=rescored.value if screened else None), passes
-
-
-def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
-    for field in dataclasses.fields(ZoneSelection):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name in ("backend", "rescored"):
-            continue
-        assert (x is None) == (y is None), field.name
-        if x is not None:
-            assert x.dtype == y.dtype, field.name
-            np.testing.assert_array_equal(x, y, err_msg=field.name)
-
-
-Anchor = Literal["best", "id", "score"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A request whose dot products are exact in float32: coordinates are small integers, so ties abound."""
-
-    seed: int
-    batch: int
-    size: int
-    tokens: int
-    width: int
-    k: int
-    picks: int
-    anchor: Anchor
-    zones: ZoneSpec | None
-    special: tuple[float, ...] = ()
-    half: bool = True
-    excluded: int = 0
-    duplicates: bool = False
-
-    def request(self) -> ZoneRequest:
-        rng = np.random.default_rng(self.seed)
-        queries = rng.integers(-3, 4, (self.batch, self.width)).astype(np.float32)
-        items = rng.integers(-3, 4, (self.size, self.tokens, self.width)).astype(np.float16 if self.half else np.float32)
-        if self.duplicates:
-            items[:] = items[:1]
-        for value in self.special if self.size else ():  # one coordinate of one token of some items
-            where = rng.integers(0, self.size, 1 + self.size // 10)
-            items[where, rng.integers(0, self.tokens), rng.integers(0, self.width)] = value
-        queries[: self.batch // 3] = 0.0
-        anchors: dict[Anchor, Any] = {
-            "best": None,
-            "id": rng.integers(0, max(self.size, 1), self.batch) if self.size else None,
-            "score": rng.integers(-9, 30, self.batch).astype(np.float32),
-        }
-        anchor = anchors[self.anchor] if self.zones else None
-        exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
-        return validated(
-            queries,
-            items,
-            k=self.k,
-            anchor=anchor,
-            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
-            picks=self.picks if self.zones else 0,
-            counts=self.zones is not None,
-            exclude=exclude,
-            first_query=self.seed,
-        )
 
 
 def one_score_per_item(scores: np.ndarray, **options: Any) -> ZoneRequest:

@@ -104,6 +104,7 @@ class Case:
 
 
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
+RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 
 
 def unit_vectors(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Anchor, Case, assert_same
 from support.emulated_module import OnDevice, revealed
+from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import ZoneSelection, cuda, reference
-
-EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
-RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 
 
 @pytest.mark.slow
@@ -30,7 +26,7 @@ def test_the_adapter(
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     allocations = ctypes.CDLL(built_module.__file__).emulated_allocations
     allocations.restype = ctypes.c_int64
-    case = Case(seed=4, batch=7, size=111, tokens=3, width=8, k=5, picks=4, anchor=anchor, zones=zones, excluded=3)
+    case = Case(seed=4, batch=7, size=111, tokens=3, width=8, k=5, picks=4, anchor=anchor, zones=zones, half=True, excluded=3)
     for half_queries, on_host, excluded in ((False, False, 3), (True, True, 0)):
         request = dataclasses.replace(case, excluded=excluded).request()
         given: Any = request.anchor_ids if request.anchor_ids is not None else request.anchor_scores
@@ -81,7 +77,7 @@ def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.Mon
 def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     emulate_capability = ctypes.CDLL(built_module.__file__).emulate_capability
-    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None).request()
+    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None, half=True).request()
     items = OnDevice(request.shards[0])
     expected, index = reference.select(request), cuda.Index(items)
     screened, auto = cuda.Index(items, screen=True), cuda.Index(items, screen="auto")

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Request, assert_same, emulate, one_score_per_item
+from support.emulated_cuda import Request, emulate, one_score_per_item
+from support.zone_cases import assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import A100, H200, SMALL, Case, Request, assert_same, emulate, emulation
+from support.emulated_cuda import A100, H200, SMALL, Request, emulate, emulation
 from support.thorough import cases as random_cases
+from support.zone_cases import Case, assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import ZoneSelection, reference
@@ -45,12 +46,13 @@ def cases(draw: st.DrawFn) -> Case:
         anchor="best",
         zones=None,
         special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
+        half=True,
         excluded=draw(st.sampled_from((0, 2, 30))),
         duplicates=draw(st.booleans()),
     )
 
 
-TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None)
+TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None, half=True)
 SAMPLED = dataclasses.replace(TOP, size=4500, width=8, excluded=30)  # more than a list holds: limits come from a sample
 STEPS = dataclasses.replace(TOP, size=4500, width=8, k=200)  # no sample is large enough: limits come from rungs
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import H200, SMALL, assert_same, emulate
+from support.emulated_cuda import H200, SMALL, emulate
 from support.emulated_module import OnDevice, revealed
+from support.zone_cases import assert_same
 
 from benchmarks import gpu_zones
 from dqe_engine.contracts.zones import ZoneSpec
