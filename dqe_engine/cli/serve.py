@@ -130,7 +130,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.index.metadata_file import read_metadata
     from dqe_engine.index.on_devices import check_devices
     from dqe_engine.index.storage import MANIFEST_FILE
-    from dqe_engine.server.background import command
+    from dqe_engine.server.background import FolderJob
     from dqe_engine.server.keys import read_keys
     from dqe_engine.server.run import serve
     from dqe_engine.server.settings import ServerSettings
@@ -173,17 +173,11 @@ def _serve(args: argparse.Namespace) -> int:
         indexing = None
         if updating:
             assert settings.progress_file is not None
-            indexing = command(
-                bundle,
-                index,
-                photos,
-                settings.progress_file,
-                metadata=metadata,
-                uploads=settings.uploads_folder,
-                readd=args.readd,
-                provider=args.provider,
-                threads=args.threads,
-            )
+            job = FolderJob(
+                bundle=bundle, index=index, folders=photos, state_file=settings.progress_file, metadata=metadata,
+                uploads=settings.uploads_folder, readd=args.readd, provider=args.provider, threads=args.threads,
+            )  # fmt: skip
+            indexing = job.command()
         try:
             return serve(settings, indexing=indexing, again=again)
         except KeyboardInterrupt:
