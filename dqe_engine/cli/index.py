@@ -255,8 +255,8 @@ def _check_pruning(engine: RetrievalEngine, plan: IndexingPlan, args: argparse.N
     if 2 * gone > all_of_them and not args.yes:
         where = f"{args.out} under {args.prefix}" if args.prefix else f"{args.out}"
         raise InputError(
-            f"--prune would remove {gone} of the {all_of_them} items in {where}, whose images are not in {args.images}: is it the right "
-            "folder? add --yes to remove them; a second folder is indexed with a --prefix"
+            f"--prune would remove {gone} of the {all_of_them} items in {where}, whose images are not in {args.images}; if it is "
+            "the right folder, add --yes; to index a second folder, give it a --prefix"
         )
 
 

@@ -145,7 +145,8 @@ def index_folder(job: FolderJob) -> Progress:
         reporter.tell(state="failed", message=message)
     except Exception as error:
         _log.exception("indexing failed")
-        reporter.tell(state="failed", message=f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        said = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        reporter.tell(state="failed", message=f"{said}; the server's log has the details")
     return reporter.now
 
 
@@ -193,7 +194,7 @@ class _Work:
         if self.engine is None:
             self.engine = RetrievalEngine.load(self.job.bundle, provider=self.job.provider, threads=self.job.threads)
             if self.engine.bundle.model_hash != self.bundle.model_hash:
-                raise IndexConflictError(f"{self.job.bundle} is another model's now; start again")
+                raise IndexConflictError(f"{self.job.bundle} holds another model than at the start; start the server again")
         return self.engine.encode_pixels(pixels)
 
     def _images(self) -> Pairs:

@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
             return False
         self.is_refused = True
         self.watch.refused += 1
-        message = "the server has as many connections as it takes; try again in a moment, and use fewer"
+        message = "the server takes no more connections; try again in a moment, and use fewer"
         transport.write(raw_answer(Problem(503, "connections", message, retry_after(1))))
         self.linger()
         return False

@@ -120,7 +120,7 @@ async def _uploaded(service: Service, request: Request) -> tuple[NewItem, bytes]
     async with read_parts(request, texts=("item",), files=("image",)) as parts:
         upload, told = parts.get("image"), parts.get("item")
         if not isinstance(upload, UploadFile) or told is None:
-            raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
+            raise Problem(422, "missing_part", "a part is missing; send both 'image' (a file) and 'item' (JSON with its id)")
         with service.upload():  # from then on `Writes` bounds what waits
             return read_json(str(told), NewItem), await upload.read()
 
@@ -129,9 +129,9 @@ def _row(after: str, generation: str | None) -> int:
     """Of a page's `next`. Raises Problem where rows have other numbers now."""
     made_in, dash, row = after.rpartition("-")
     if not dash or not row.isascii() or not row.isdigit():
-        raise InputError(f"after: expected `next` of the page before, got {after!r}")
+        raise InputError(f"after: expected `next` of the page before, got {after!r}; begin again without after")
     if made_in != generation:
-        raise Problem(404, "page_gone", "the index was compacted, published or cut since that page; begin again without after")
+        raise Problem(404, "page_gone", "the index was compacted or replaced since that page; begin again without after")
     return int(row)
 
 
@@ -139,13 +139,13 @@ def _id(encoded: str) -> str:
     try:
         return unquote(encoded, errors="strict")
     except UnicodeDecodeError as error:
-        raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so it is no item's") from error
+        raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so no item has it; percent-encode the id as UTF-8") from error
 
 
 def _written(encoded: str) -> str:
     """The id of an item that is to be changed. Raises Problem for the address of its picture, which ends in a slash of its own."""
     if encoded.endswith("/image"):
-        raise Problem(405, "method", "a picture is only read; replace the item, and percent-encode slashes of ids", {"Allow": "GET"})
+        raise Problem(405, "method", "a picture can only be read; to change it, replace its item; in ids, / is %2F", {"Allow": "GET"})
     return _id(encoded)
 
 

@@ -46,7 +46,7 @@ class H11Connection(Connection, H11Protocol):
             most = self.watch.settings.max_head_bytes
             self.refuse(Problem(431, "head_too_large", f"the head has more than {most} bytes; send less"))
         else:
-            self.refuse(Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))
+            self.refuse(Problem(400, "unreadable", "what came is not an HTTP/1.1 request; send one"))
 
     def has_part_of_head(self) -> bool:
         return bool(self.conn.trailing_data[0])

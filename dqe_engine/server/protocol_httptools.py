@@ -111,7 +111,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self.part(super().shutdown)
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(self._reason or Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))
+        self.refuse(self._reason or Problem(400, "unreadable", "what came is not an HTTP/1.1 request; send one"))
 
     def has_part_of_head(self) -> bool:
         return self._held > 0

@@ -146,7 +146,7 @@ class Service:
         before, self.health = self.health, self.engine.attached.look()
         self.metrics.parts(self.health.parts, len(self.health.lost))
         if gone := sorted({*self.health.lost} - {*before.lost}):
-            log.error("no answer from these parts of the index: %s", ", ".join(gone))
+            log.error("these parts of the index do not answer: %s", ", ".join(gone))
         if back := sorted({*before.lost} - {*self.health.lost}):
             log.warning("these parts of the index answer again: %s", ", ".join(back))
 
@@ -241,7 +241,7 @@ class Service:
                 self.removed.add(ids)
         except OSError as error:
             log.error("nothing is saved: %s", describe_write_error(error, self.removed.file))
-            message = "what is removed cannot be noted beside the index, so nothing was changed; tell who runs the server"
+            message = "the removal cannot be recorded beside the index, so nothing was changed; tell whoever runs the server"
             raise Problem(507, "disk", message) from error
 
     def _may_have_photo(self, removal: Removal) -> bool:
@@ -306,7 +306,7 @@ class Service:
             except Exception as error:
                 if self.following:
                     expected = isinstance(error, DQEError | OSError)  # else a bug, or an error of a client's own
-                    log.error("the index cannot be followed: %s", error, exc_info=None if expected else error)
+                    log.error("changes of the index cannot be read: %s", error, exc_info=None if expected else error)
                 self.following = False
                 await asyncio.sleep(1.0)
 
@@ -332,7 +332,7 @@ class Service:
                     with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
                         await asyncio.to_thread(self._look)
             except Exception:  # a bug, or a client's that has none of its errors for it: the next look may fare better
-                log.exception("the parts of the index cannot be looked at")
+                log.exception("the parts of the index cannot be checked")
                 self.health = replace(self.health, answers=False)
 
 

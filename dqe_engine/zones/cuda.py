@@ -34,11 +34,14 @@ def kernels() -> ModuleType:
     """The compiled module. Raises BackendError where it is not built or no device is there."""
     if find_spec("dqe_engine._kernels_cuda") is None:
         raise BackendError(
-            "backend='cuda': dqe_engine._kernels_cuda is not built; install with -C cmake.define.DQE_CUDA=ON and nvcc on PATH"
+            "backend='cuda': the CUDA kernels are not built; put nvcc on PATH and install with -C cmake.define.DQE_CUDA=ON, "
+            "or use backend='cpu'"
         )
     module = import_module("dqe_engine._kernels_cuda")
     if module.device_count() == 0:
-        raise BackendError("backend='cuda': no CUDA device, or a driver older than the build; use backend='cpu'")
+        raise BackendError(
+            "backend='cuda': no CUDA device was found, or its driver is older than the kernels; update the driver, or use backend='cpu'"
+        )
     return module
 
 
@@ -182,22 +185,9 @@ class Index:
         """
         if zones is None and (picks or counts or anchor is not None):
             raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
-        q = _operand(self._module, "queries", queries, ("float32", "float16"), (2,), stream)
-        if stream not in self._ready:  # what produced the items has to be waited for there too
-            self._operand = self._taken(stream)
-            self._ready.add(stream)
-        t = self._operand
-        (batch, width), size = q.shape, self.size
+        q, t, a, room = self._operands(queries, anchor, workspace, stream)
+        batch, size = q.shape[0], self.size
         check_counts(batch, k=k, picks=picks, first_query=first_query)
-        if width != self.width or width == 0:
-            raise InputError(f"queries have D={width} and items D={self.width}; both must be the same, at least 1")
-        a = None if anchor is None else _operand(self._module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
-        if a is not None and a.shape != (batch,):
-            raise InputError(f"anchor: {a.shape[0]} entries for {batch} queries")
-        room = None if workspace is None else _operand(self._module, "workspace", workspace, None, None, stream)
-        for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
-            if operand is not None and operand.device != q.device:
-                raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
         bitmap = None if allowed is None else checked_bitmap(allowed, batch, size)
         if bitmap is not None:
             exclude = excluding_others(exclude, bitmap, batch, size)
@@ -205,11 +195,7 @@ class Index:
         offsets, excluded = (np.array(part, np.int64) if not sync else np.ascontiguousarray(part, np.int64) for part in (offsets, excluded))
         if not sync and isinstance(anchor, np.ndarray):  # the caller may write over it
             a = self._module.Operand(anchor.copy())
-
-        screen = self._screen if zones is None else None
-        if screen is not None:
-            unscreened = SM_80 if portable else self._unscreened(batch, q.dtype == "float16", zones=False)
-            screen = screen if screen.pays(batch, k, unscreened) else None
+        screen = self._screen_for(batch, k, q.dtype == "float16", portable=portable) if zones is None else None
 
         def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any, sync: bool) -> dict[str, Any]:
             given = spec or _NO_ZONES
@@ -252,6 +238,31 @@ class Index:
             sizes = {"batch": batch, "size": size, "tokens": self.tokens}
             zones = _resolve_pooled(zones, queries, self._items, anchor, best, device=q.device, **sizes, **hidden)
         return ZoneSelection(**swept(zones, k, picks, counts, a, room, sync), backend="cuda")
+
+    def _operands(self, queries: Any, anchor: Any, workspace: Any, stream: int) -> tuple[Any, Any, Any, Any]:
+        """Queries, items, anchor and workspace as the kernels take them, checked and on one device. Raises InputError."""
+        q = _operand(self._module, "queries", queries, ("float32", "float16"), (2,), stream)
+        if stream not in self._ready:  # what produced the items has to be waited for there too
+            self._operand = self._taken(stream)
+            self._ready.add(stream)
+        t, (batch, width) = self._operand, q.shape
+        if width != self.width or width == 0:
+            raise InputError(f"queries have D={width} and items D={self.width}; both must be the same, at least 1")
+        a = None if anchor is None else _operand(self._module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
+        if a is not None and a.shape != (batch,):
+            raise InputError(f"anchor: {a.shape[0]} entries, expected {batch}, one for each query")
+        room = None if workspace is None else _operand(self._module, "workspace", workspace, None, None, stream)
+        for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
+            if operand is not None and operand.device != q.device:
+                raise InputError(f"{name}: on CUDA device {operand.device}, and the queries on device {q.device}; move one of them")
+        return q, t, a, room
+
+    def _screen_for(self, batch: int, k: int, half_queries: bool, *, portable: bool) -> DeviceScreen | None:
+        """The screen, if a top-k search that is now carried out uses it."""
+        if self._screen is None:
+            return None
+        unscreened = SM_80 if portable else self._unscreened(batch, half_queries, zones=False)
+        return self._screen if self._screen.pays(batch, k, unscreened) else None
 
 
 def _resolve_pooled(
@@ -308,13 +319,13 @@ def _operand(
 ) -> Any:
     """Import an array through DLPack, ready on `stream`, and check it. Raises InputError."""
     if not hasattr(array, "__dlpack_device__"):
-        raise InputError(f"{name}: expected a CUDA array that speaks DLPack, got {type(array).__name__}")
+        raise InputError(f"{name}: got {type(array).__name__}, expected a CUDA array with DLPack, such as a torch.Tensor on the device")
     kind, number = (int(part) for part in array.__dlpack_device__())
     if kind != _DLPACK_CUDA and not (host and isinstance(array, np.ndarray)):
         raise InputError(f"{name}: on DLPack device type {kind}, expected CUDA ({_DLPACK_CUDA}); move it there, or use backend='cpu'")
     operand = module.Operand(array if kind != _DLPACK_CUDA else _exported(module, name, array, number, stream))
     if dtypes is not None and operand.dtype not in dtypes:
-        raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}")
+        raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}; convert it first")
     if ranks is not None and len(operand.shape) not in ranks:
         raise InputError(f"{name}: shape {operand.shape}, expected {' or '.join(map(str, ranks))} dimensions")
     if not operand.contiguous:

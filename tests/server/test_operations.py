@@ -144,7 +144,7 @@ def test_sighup_replaces_workers_and_keys_while_requests_are_answered(arguments:
             server.process.send_signal(signal.SIGHUP)
             time.sleep(2)
             assert workers() == before
-            assert "the workers stay as they are" in server.said
+            assert "the workers keep running as they are" in server.said
         finally:
             ended.set()
             for thread in asking:

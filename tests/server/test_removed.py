@@ -249,4 +249,4 @@ def test_the_command_passes_it_on(bundle_path: Path, shop: Path, tmp_path: Path,
     job = job_of(bundle_path, tmp_path, tmp_path / os.fsdecode(b"caf\xe9"), readd=True, uploads=tmp_path / "uploads")
     assert FolderJob.told(job.command()[-1]) == job
     assert main([str(bundle_path), str(shop / "index"), "--images", str(shop / "photos"), "--readd"]) == 2
-    assert "--readd is for photos that are indexed: add --update" in capsys.readouterr().err
+    assert "--readd has no effect without --update; add --update and --images FOLDER" in capsys.readouterr().err
