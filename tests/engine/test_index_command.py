@@ -74,7 +74,7 @@ def test_prune_with_another_folder(bundle_path: Path, image_folder: Path, indexe
     assert index(bundle_path, other, indexed, "--prune") == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        f"error: --prune would remove 12 of the 12 items in {indexed}, whose images are not in {other}: is it the right"
+        f"error: --prune would remove 12 of the 12 items in {indexed}, whose images are not in {other}; if it is the right folder"
     )
     assert error.count("\n") == 1
     assert len(GalleryIndex.load(indexed)) == 12
