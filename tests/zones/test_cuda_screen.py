@@ -260,5 +260,5 @@ def test_searches_that_overflow_make_the_screen_pause() -> None:
         if tried[-1]:
             assert rule.learn(1, 10, -1) is None
     assert [i for i, used in enumerate(tried) if used] == [0, 2, 6]
-    assert "searches after one that overflowed" in rule.describe(1, 10)
+    assert "more searches read the items, since the candidates of one overflowed" in rule.describe(1, 10)
     assert not DeviceScreen(1_000_000, 3, 256, 2, always=True).pays(1, 10)
