@@ -256,7 +256,7 @@ def test_cuda_kernels_are_held_against_numpy(wrong: str, cuda_module: Any, monke
     assert driver.blocks == {}, "device memory was not given back"
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, np.bool_])
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 1, 4)])
 def test_foreign_arrays_are_what_dlpack_means(dtype: Any, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
