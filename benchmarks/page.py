@@ -24,8 +24,8 @@ BENCHMARKS = {
 """By the name of the result file: a title, and what follows `python -m benchmarks.` to measure it."""
 WORDS = (
     "A *target* is a goal that the project set itself: *asked* is the goal, *measured* the ratio or figure with its 95 % interval over "
-    "repeated calls, *met* whether it reaches the goal. [Performance](../../../docs/performance.md) has the main figures in words, and says "
-    "why targets are missed and how other processors differ. The load average counts other programs and the run's own threads."
+    "repeated calls, *met* whether it reaches the goal. [Performance](../../../docs/performance.md) has the main figures in words, and "
+    "says why targets are missed and how other processors differ. The load average counts other programs and the run's own threads."
 )
 PAGE = "README.md"
 
