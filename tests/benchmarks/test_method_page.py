@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from dqe_engine.contracts.versioned import read_document
 from dqe_engine.errors import InputError
@@ -52,7 +53,7 @@ def test_the_methods_tables_are_the_results() -> None:
 
 
 def test_the_settings_are_the_defaults() -> None:
-    defaults = {"loss": LossConfig(), "trns": TRNSConfig(), "optim": OptimConfig()}
+    defaults: dict[str, Any] = {"loss": LossConfig(), "trns": TRNSConfig(), "optim": OptimConfig()}
     found = rows((ROOT / "docs" / "method.md").read_text(), "| setting | default")
     assert len(found) == 8
     for names, (values, *_) in found.items():
