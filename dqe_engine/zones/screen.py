@@ -58,13 +58,13 @@ class Screen:
     ) -> Screen:
         """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
 
-        No result depends on the rest, but time does:
+        The other arguments change the time of a search, never its result:
 
-        queries: (B, D) float32, finite, like those that will be asked, by which it is judged whether a prefix pays; some of the tokens,
-            where there are none.
-        lists: also cluster the tokens, where there are enough of them and queries can skip most; "always", where they cannot, too, for
-            searches that stop early.
-        prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
+        queries: (B, D) float32, finite, like those that will be asked. They decide whether lists and a prefix pay; without them, some of
+            the tokens stand in.
+        lists: also cluster the tokens, if there are enough of them and queries can skip most; "always": even if they cannot, for searches
+            that stop early.
+        prefix: also keep the first numbers of each token in a rotated basis, if these should rule out most tokens (`describe` says).
 
         Raises InputError for items and queries that `select_zones` would refuse and queries that are not finite, BackendError where the
         kernels are not built.
