@@ -349,7 +349,8 @@ class ShardedIndex(NotPickled):
             self._sparing.found({shards[n].name: one for n, one in lost.items()})
         self._let_go()  # by now, nobody searches what was refreshed before the last look
         answers = not lost or (now.on_loss == "partial" and len(lost) < len(shards))
-        return Health(len(shards), tuple([shards[n].name for n in sorted(lost)]), answers)
+        names, reasons = [shards[n].name for n in sorted(lost)], [lost[n].reason for n in sorted(lost)]
+        return Health(len(shards), tuple(names), tuple(reasons), answers)
 
     def refresh(self) -> bool:
         """Follow what `dqe-index shard` or `join` did since; whether there was anything. Searches see the old state or the new one, never a
