@@ -63,8 +63,8 @@ class MilvusIndex(NotPickled):
     ) -> None:
         """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file.
 
-        timeout: seconds for which each call of Milvus is waited for, at most; reading an item is one call, a search one to four.
-        exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server, which searches new vectors by an
+        timeout: seconds for which each call of Milvus is waited for, at most; reading an item is one call, a search one or, while its
+        answer is not proved, some more. exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server, which searches new vectors by an
         approximate index of its own until they are indexed, unless `queryNode.segcore.interimIndex.enableIndex` is false there; say True
         where it is. candidates: items that are fetched first, beside 4 for each of k; most: at most, before an answer is given without
         proof. spare: see `MilvusCalls`.
