@@ -64,10 +64,10 @@ class MilvusIndex(NotPickled):
         """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file.
 
         timeout: seconds for which each call of Milvus is waited for, at most; reading an item is one call, a search one or, while its
-        answer is not proved, some more. exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server, which searches new vectors by an
-        approximate index of its own until they are indexed, unless `queryNode.segcore.interimIndex.enableIndex` is false there; say True
-        where it is. candidates: items that are fetched first, beside 4 for each of k; most: at most, before an answer is given without
-        proof. spare: see `MilvusCalls`.
+        answer is not proved, some more. exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server,
+        which searches new vectors by an approximate index of its own until they are indexed, unless
+        `queryNode.segcore.interimIndex.enableIndex` is false there; say True where it is. candidates: items that are fetched first, beside
+        4 for each of k; most: at most, before an answer is given without proof. spare: see `MilvusCalls`.
 
         Raises BackendError where Milvus cannot be reached, IndexFormatError for a collection that is missing, empty or not ours, and
         InputError.

@@ -164,7 +164,7 @@ class ShardedSnapshot:
 
     def warm(self) -> None:
         """Have every shard open its index and make what the first search would."""
-        _, lost = self._ask_all("warm", timeout=_OPENING_SECONDS)
+        _, lost = self._ask_all("open", timeout=_OPENING_SECONDS)
         self._check_loss(lost)
 
     def lost(self, transport: Transport) -> dict[int, Lost]:
