@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -303,7 +304,8 @@ class Service:
 
     async def _keep(self) -> None:
         """Measure, and end where the parent process is gone; also while shards are being opened, which takes minutes."""
-        parent = os.getppid()
+        started_by = parent_process()  # that process may be gone already, so it is not whoever is the parent now
+        parent = os.getppid() if started_by is None else started_by.pid
         for turn in itertools.count():
             await asyncio.sleep(FOLLOWED_EVERY)
             if turn % MEASURED_EVERY == 0:
