@@ -200,7 +200,8 @@ class ShardedSnapshot:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return NoAnswerError(
             f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} "
-            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again"
+            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again",
+            parts=tuple([self.set.shards[shard].name for shard in sorted(lost)]),
         )
 
     def _of(self, method: str, row: int) -> Any:
