@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
     """Routes of one service. Ids in paths arrive percent-encoded: see `ItemPaths`."""
     routes = APIRouter(prefix="/v1", tags=["items"])
 
-    @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503))
+    @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503, 504))
     async def list_items(
         limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
         after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
@@ -52,20 +52,20 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         snapshot = service.engine.searched.snapshot()
         row = None if after is None else _row(after, snapshot.generation)
-        page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
+        page = await service.of_index(partial(snapshot.page, _filter(filter), after=row, limit=limit))
         next = None if page.next is None else f"{snapshot.generation}-{page.next}"
         return _json(ItemsResponse(tuple([_item(item) for item in page.items]), next, page.total))
 
     @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
     async def facets(filter: FilterText = None) -> Response:
-        found = await service.in_thread(service.engine.searched.snapshot().facets, _filter(filter))
+        found = await service.of_index(service.engine.searched.snapshot().facets, _filter(filter))
         return _json(FacetsResponse(found.total, found.facets))
 
     @routes.get(
         "/items/{id:path}/image",
         summary="An item's picture, scaled down",
         response_class=Response,
-        responses=responds(None, 304, 401, 404, 422, 429, 503)
+        responses=responds(None, 304, 401, 404, 422, 429, 503, 504)
         | {200: {"description": "The picture.", "content": {kind: {} for kind in ("image/jpeg", "image/png", "image/webp")}}},
     )
     async def image(request: Request, id: ItemId, size: Size = 320) -> Response:
@@ -77,7 +77,7 @@ def router(service: Service) -> APIRouter:
         found = await service.picture(item.id, item.content, size)
         return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
 
-    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503))
+    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503, 504))
     async def get(id: ItemId) -> Response:
         return _json(_item(await _existing(service, id)))
 
@@ -153,7 +153,7 @@ async def _existing(service: Service, encoded: str) -> Item:
     """As this process sees it now. For reading: writes ask `Writes`, which sees what others have saved."""
     id, index = _id(encoded), service.engine.searched
     find = index.snapshot().find
-    (item,) = find([id]) if index.at_hand else await service.in_thread(find, [id])
+    (item,) = find([id]) if index.at_hand else await service.of_index(find, [id])
     if item is None:
         raise Problem(404, "unknown_item", f"{described(id)} is not in the index")
     return item

@@ -24,7 +24,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -99,9 +99,15 @@ def queue_full() -> Problem:
     return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
 
 
-def no_answer() -> Problem:
-    """Where shards or a database are lost, without which there is none. Who runs the server reads in the log which."""
-    return Problem(503, "no_answer", "a part of the index that this needs does not answer; ask again in a moment", retry_after(5))
+def no_answer(parts: Sequence[str]) -> Problem:
+    """Where shards or a database are lost, without which there is none. parts: their names, which `/readyz` has too, if they are known. Who
+    runs the server reads in the log why."""
+    if not parts:
+        which = "a part of the index gives no answer"
+    else:
+        named = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+        which = f"part {named} of the index gives no answer" if len(parts) == 1 else f"parts {named} of the index give no answer"
+    return Problem(503, "no_answer", f"{which}, so there is none; ask again in a moment", retry_after(5))
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -117,7 +123,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, IndexConflictError):
         return Problem(503, "busy", "the index is being written by another program; ask again in a moment", retry_after(5))
     if isinstance(error, NoAnswerError):
-        return no_answer()
+        return no_answer(error.parts)
     if isinstance(error, InputError):
         return Problem(422, "invalid", error)
     if isinstance(error, OSError) and error.errno in _DESCRIPTORS:
