@@ -63,6 +63,9 @@ inline uint32_t bits_of(Integers lanes) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes));
 #elif defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(lanes)));
+#elif defined(__aarch64__)
+    const Integers bits = {1, 2, 4, 8};
+    return vaddvq_u32(reinterpret_cast<uint32x4_t>(lanes & bits));
 #else
     uint32_t bits = 0;
     for (int lane = 0; lane < kVector; ++lane) bits |= static_cast<uint32_t>(lanes[lane] & 1) << lane;
