@@ -7,7 +7,11 @@ inline Number bound_of(Number dot, Number scale, Number norm, Number error, cons
     return dot * scale * rows.scales[r] + norm * rows.errors[r] + error * rows.norms[r];
 }
 
-#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#if defined(__aarch64__)
+#include "bounds_dotprod_impl.hpp"
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr int kScreenedQueries = 0x7FFFFFFF;
 
 // What a panel's queries bring to their bounds, in registers.
@@ -148,6 +152,8 @@ void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visi
     visit_groups<VECTORS>(rows, 0, queries, visit);
 }
 #endif
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kShortSums = false;
 #else
 constexpr bool kShortSums = true;
 
@@ -206,6 +212,12 @@ inline int32_t code_dot(const uint8_t* codes, const int8_t* query, [[maybe_unuse
     part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4E));
     part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0xB1));
     return _mm_cvtsi128_si32(part);
+#elif defined(__aarch64__)
+    int32x4_t sums[4] = {};
+    for (int64_t d = 0; d < width; d += 64)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) sums[v] = add_products(sums[v], signed_codes(codes + d + 16 * v), vld1q_s8(query + d + 16 * v));
+    return vaddvq_s32(vaddq_s32(vaddq_s32(sums[0], sums[1]), vaddq_s32(sums[2], sums[3])));
 #else
     int32_t sum = offset;
     for (int64_t d = 0; d < width; ++d) sum += int32_t{codes[d]} * query[d];

@@ -39,6 +39,8 @@ inline void add_point_products(Integers& sums, const uint8_t* point, const int8_
     const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centres));
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(four), own);
     sums += reinterpret_cast<Integers>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(__aarch64__)
+    sums = reinterpret_cast<Integers>(add_products(reinterpret_cast<int32x4_t>(sums), four_codes(point), vld1q_s8(centres)));
 #else
     for (int i = 0; i < 4; ++i)
         for (int lane = 0; lane < kVector; ++lane) sums[lane] += int32_t{point[i]} * centres[4 * lane + i];

@@ -8,6 +8,8 @@ inline Vector whole_numbers(const uint16_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__aarch64__)
+    return vcvtq_f32_u32(vmovl_u16(vld1_u16(from)));
 #else
     Vector numbers;
     for (int lane = 0; lane < kVector; ++lane) numbers[lane] = from[lane];
@@ -40,6 +42,14 @@ inline void prefix_dots(const uint8_t* codes, const PrefixQuery& query, int64_t 
         }
     }
     for (int v = 0; v < 2; ++v) dots[v] = _mm256_cvtepi32_ps(sums[v]);
+#elif defined(__aarch64__)
+    int32x4_t sums[kBlockVectors] = {};
+    for (int64_t d = 0; d < width; d += 4, codes += 4 * kPrefixRows) {
+        const int8x16_t other = four_codes(query.codes + d);
+#pragma GCC unroll 4
+        for (int v = 0; v < kBlockVectors; ++v) sums[v] = add_products(sums[v], signed_codes(codes + 16 * v), other);
+    }
+    for (int v = 0; v < kBlockVectors; ++v) dots[v] = vcvtq_f32_s32(sums[v]);
 #else
     int32_t sums[kPrefixRows];
     for (int r = 0; r < kPrefixRows; ++r) sums[r] = query.offset;

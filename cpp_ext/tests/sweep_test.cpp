@@ -7,13 +7,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "../lists.hpp"
 #include "../prefix.hpp"
 #include "../screen.hpp"
 #include "../sweep.hpp"
+#include "tiles_test.hpp"
 
 namespace {
 
@@ -21,9 +21,6 @@ using namespace dqe::cpu;
 using dqe::Policy;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-std::mt19937_64 generator(1);
-
-int64_t any_of(std::initializer_list<int64_t> values) { return values.begin()[generator() % values.size()]; }
 
 struct Request {
     int64_t batch = any_of({1, 2, 4, 5, 17, 40}), size = any_of({0, 1, 19, 111, 1031}), tokens = any_of({1, 3, 8}),
@@ -271,59 +268,6 @@ void run_once(const TileKernels* kernels) {
     check(request, again);
 }
 
-void expect(bool holds, const TileKernels* kernels, const char* what) {
-    if (holds) return;
-    std::printf("%s: %s\n", kernels->name, what);
-    std::exit(1);
-}
-
-// Whole numbers, so that every instruction set must find the same centre, the first of equals.
-void check_nearest(const TileKernels* kernels) {
-    const int64_t width = any_of({4, 8, 16}), count = any_of({1, 5, 6, 7, 40}), panels = any_of({1, 3}), lanes = kernels->wide;
-    std::vector<uint8_t> points(count * width);
-    std::vector<int8_t> codes(panels * width * lanes);
-    std::vector<int32_t> offsets(panels * lanes);
-    for (auto& code : points) code = any_of({1, 2, 64, 127});
-    for (auto& code : codes) code = any_of({-127, -1, 0, 127});
-    for (auto& offset : offsets) offset = any_of({-1000, 0, 0, 5});
-    std::vector<uint32_t> found(count);
-    kernels->nearest(points.data(), count, width, {codes.data(), offsets.data(), panels}, found.data());
-    for (int64_t i = 0; i < count; ++i) {
-        int64_t best = std::numeric_limits<int64_t>::min(), nearest = 0;
-        for (int64_t c = 0; c < panels * lanes; ++c) {
-            int64_t product = offsets[c];
-            for (int64_t d = 0; d < width; ++d)
-                product += points[i * width + d] * codes[c / lanes * width * lanes + d / 4 * 4 * lanes + c % lanes * 4 + d % 4];
-            if (product > best) best = product, nearest = c;
-        }
-        expect(found[i] == nearest, kernels, "nearest: another centre");
-    }
-}
-
-void check_prefix_codes(const TileKernels* kernels) {
-    const int64_t width = any_of({16, 48});
-    std::vector<float> rows(kPrefixRows * width);
-    std::normal_distribution<float> normal;
-    for (float& number : rows) number = generator() % 8 ? normal(generator) : 0.0f;
-    std::vector<uint8_t> codes(rows.size());
-    PrefixSums sums;
-    kernels->encode_prefix(rows.data(), width, codes.data(), &sums);
-    for (int64_t r = 0; r < kPrefixRows; ++r) {
-        double whole = 0.0, coded = 0.0, left = 0.0;
-        for (int64_t p = 0; p < width; ++p) {
-            const double number = rows[r * width + p], stored = (codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] - 128.0) * sums.scale;
-            expect(std::abs(number - stored) <= 0.501 * sums.scale, kernels, "encode_prefix: not the nearest code");
-            whole += number * number, coded += stored * stored, left += (number - stored) * (number - stored);
-        }
-        const auto equal = [](double one, double other) { return std::abs(one - other) <= 1e-9 * (one + other); };
-        expect(equal(whole, sums.whole[r]) && equal(coded, sums.coded[r]) && equal(left, sums.left[r]), kernels, "encode_prefix: sums");
-    }
-    std::vector<float> squares(kPrefixRows);
-    kernels->squares({rows.data(), kPrefixRows, width}, squares.data());
-    for (int64_t r = 0; r < kPrefixRows; ++r)
-        expect(std::abs(squares[r] - sums.whole[r]) <= static_cast<double>(width) * 0x1p-24 * sums.whole[r], kernels, "squares");
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -333,6 +277,8 @@ int main(int count, char** arguments) {
             run_once(*kernels);
             check_nearest(*kernels);
             check_prefix_codes(*kernels);
+            check_products_of_codes(*kernels);
+            check_prefixed(*kernels);
         }
         std::printf("%s: %d requests\n", (*kernels)->name, rounds);
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -14,17 +13,10 @@ import nanobind
 import numpy as np
 import pytest
 from support.compiling import SOURCES, compiled
+from support.kernel_sources import KERNELS, TILES, assert_shares_no_inline_code, kernel_flags
 from support.thorough import cases
 
 import dqe_engine
-
-TILES = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
-}
-TILES["amx"] = [*TILES["avx512"], "-mamx-tile", "-mamx-int8"]
-INSTRUCTION_SETS = list(TILES) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -36,22 +28,9 @@ def compile_object(source: str, factory: pytest.TempPathFactory, flags: list[str
 @pytest.mark.slow
 def test_the_sweep_is_clean_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    objects = [compile_object(f"tiles_{name}.cpp", tmp_path_factory, [*sanitize, *TILES[name]]) for name in INSTRUCTION_SETS]
-    others = (
-        "tiles_dispatch.cpp",
-        "parallel.cpp",
-        "sweep.cpp",
-        "sweep_finish.cpp",
-        "scoring.cpp",
-        "scoring_prefix.cpp",
-        "screen.cpp",
-        "prefix.cpp",
-        "cluster.cpp",
-        "lists.cpp",
-        "tests/sweep_test.cpp",
-    )
-    defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    objects += [compile_object(source, tmp_path_factory, [*sanitize, "-ffp-contract=off", *defined]) for source in others]
+    objects = [compile_object(f"tiles_{name}.cpp", tmp_path_factory, [*sanitize, *TILES[name]]) for name in TILES]
+    flags = [*sanitize, *kernel_flags(TILES)]
+    objects += [compile_object(source, tmp_path_factory, flags) for source in (*KERNELS, "tests/sweep_test.cpp")]
     program = tmp_path / "sweep_test"
     subprocess.run(["g++", *sanitize, "-o", str(program), *map(str, objects), "-lpthread"], check=True)
     result = subprocess.run([program, "300"], capture_output=True, text=True)
@@ -64,22 +43,9 @@ def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[st
     nanobind_root = Path(nanobind.include_dir()).parent
     include = [f"-I{path}" for path in (nanobind.include_dir(), nanobind_root / "ext/robin_map/include", sysconfig.get_path("include"))]
     flags = [*flags, "-fPIC", "-fvisibility=hidden"]
-    objects = [compile_object(f"tiles_{name}.cpp", factory, [*flags, *TILES[name]]) for name in INSTRUCTION_SETS]
-    defined = ["-DDQE_AMX"] if "amx" in INSTRUCTION_SETS else []
-    kernels = (
-        "tiles_dispatch.cpp",
-        "parallel.cpp",
-        "sweep.cpp",
-        "sweep_finish.cpp",
-        "scoring.cpp",
-        "scoring_prefix.cpp",
-        "screen.cpp",
-        "prefix.cpp",
-        "cluster.cpp",
-        "lists.cpp",
-    )
+    objects = [compile_object(f"tiles_{name}.cpp", factory, [*flags, *TILES[name]]) for name in TILES]
     bindings = ("bindings.cpp", "bindings_build.cpp", nanobind_root / "src/nb_combined.cpp")
-    objects += [compile_object(source, factory, [*flags, "-ffp-contract=off", *defined]) for source in kernels]
+    objects += [compile_object(source, factory, [*flags, *kernel_flags(TILES)]) for source in KERNELS]
     objects += [compile_object(str(source), factory, [*flags, *include, "-fno-strict-aliasing"]) for source in bindings]
     package = folder / "package" / "dqe_engine"
     package.mkdir(parents=True)
@@ -121,11 +87,7 @@ def test_the_pool_of_threads_is_clean(tmp_path_factory: pytest.TempPathFactory, 
     assert (result.returncode, result.stdout) == (0, "good\n"), result.stdout + result.stderr[-4000:]
 
 
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", TILES)
 def test_tile_kernels_share_no_inline_code(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A weak symbol compiled for AVX-512 could be the copy that the linker keeps for everybody."""
     target = compile_object(f"tiles_{name}.cpp", tmp_path_factory, ["-O3", "-ffp-contract=fast", *TILES[name]])
-    symbols = subprocess.run(["nm", "-C", str(target)], check=True, capture_output=True, text=True).stdout
-    kinds = {line.split(maxsplit=2)[-2:][0] if line[0] == " " else line.split(maxsplit=2)[1] for line in symbols.splitlines()}
-    assert not kinds & {"W", "w", "V", "v", "u"}, symbols
-    assert f"kernels_{name}" in symbols
+    assert_shares_no_inline_code(target, name)
