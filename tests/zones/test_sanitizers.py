@@ -112,7 +112,6 @@ def build_bindings(folder: Path, factory: pytest.TempPathFactory, flags: list[st
 def test_the_bindings_are_clean_under_the_thread_sanitizer(
     thread_sanitizer: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """`DQE_TSAN_SECONDS`: how long eight threads call them."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], check=True, capture_output=True, text=True).stdout.strip()
     package = build_bindings(tmp_path, tmp_path_factory, THREAD)
     environment = os.environ | {
@@ -120,18 +119,10 @@ def test_the_bindings_are_clean_under_the_thread_sanitizer(
         "PYTHONPATH": os.pathsep.join(map(str, (package, Path(__file__).parents[1], Path(np.__file__).parents[1]))),
     }  # fmt: skip
     # -S: no finder of an editable install.
-    command = [
-        *thread_sanitizer,
-        sys.executable,
-        "-S",
-        "-m",
-        "support.kernel_threads",
-        os.environ.get("DQE_TSAN_SECONDS", str(cases(4, 10))),
-    ]
+    command = [*thread_sanitizer, sys.executable, "-S", "-m", "support.kernel_threads", str(cases(5, 200))]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)  # not our own package
     assert result.returncode == 0, result.stdout + result.stderr[-6000:]
     assert str(package) in result.stdout
-    assert int(result.stdout.split()[-1]) > 50
 
 
 @pytest.mark.parametrize(("sanitizer", "task"), [("thread", "callers"), ("undefined", "forks"), ("address,undefined", "held")])
