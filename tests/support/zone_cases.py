@@ -146,7 +146,7 @@ class Way:
     block_queries: int = 1024
     least_field: int = 1024
     sample: int = 0
-    rescore_cost: int = 0
+    rescore_cost: int | None = 0
     instruction_set: str = ""
     screened: bool = False
     listed: float = 0.0  # share of the first shard that is in lists

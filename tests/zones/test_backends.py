@@ -72,7 +72,7 @@ ALL = Way(sample=500, screened=True, listed=1.0, list_limit=10**9, prefixed=1.0)
         block_queries=st.sampled_from((1, 2, 1024)),
         least_field=st.sampled_from((1, 50, 1024)),
         sample=st.sampled_from((0, 60, 500)),
-        rescore_cost=st.sampled_from((0, cpu.RESCORE_COST)),
+        rescore_cost=st.sampled_from((0, None)),
         instruction_set=st.sampled_from(_kernels.instruction_sets()),
         screened=st.booleans(),
         listed=st.sampled_from((0.0, 0.5, 1.0)),
