@@ -46,7 +46,7 @@ def met_bounds(kind: Vectors, rng: np.random.Generator, *shape: int, queries: bo
     """(..., D) whole numbers, of items or of queries, whose scores a bound exceeds by nothing; None where D is too small for any.
 
     codes: one number that no query looks at, so large that the codes of the others are 0. What is left of an item is parallel to queries.
-    circle: in one plane, at all distances from 25 to 75. The outermost token of a list scores what the list may score at most.
+    circle: in one plane, at distances of about 64, 128 and 192. The outermost token of a list scores what the list may score at most.
     rests: beside 16 numbers for a prefix, one more that varies less: what is left of items and queries is parallel.
     """
     vectors, width = np.zeros(shape), shape[-1]
@@ -57,9 +57,8 @@ def met_bounds(kind: Vectors, rng: np.random.Generator, *shape: int, queries: bo
             vectors[..., 1:] = rng.integers(0, 4, (*shape[:-1], 1)) * (rng.choice((-1, 1), (*shape[:-1], 1)) if queries else 1)
             vectors[..., 0] = 0 if queries else 1016  # 127 codes of 8
         case "circle":
-            points = np.array([(7, 24), (15, 20), (20, 15), (24, 7), (25, 0), (0, 25)])
-            signs, lengths = rng.choice((-1, 1), (*shape[:-1], 2)), rng.integers(1, 4, (*shape[:-1], 1))
-            vectors[..., :2] = points[rng.integers(6, size=shape[:-1])] * signs * lengths
+            angles, lengths = rng.uniform(0, 2 * np.pi, shape[:-1]), rng.integers(1, 4, (*shape[:-1], 1))
+            vectors[..., :2] = np.rint(64 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)) * lengths
         case "rests":
             vectors[..., :16] = rng.integers(-12, 13, (*shape[:-1], 16)) * (1 if queries else rng.integers(0, 2, (*shape[:-1], 1)))
             vectors[..., 16] = rng.integers(1, 4, shape[:-1])
