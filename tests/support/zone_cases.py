@@ -42,26 +42,33 @@ def allowed_flags(kind: Allowed, rng: np.random.Generator, size: int) -> NDArray
             return flags
 
 
+def prefix_width(width: int) -> int:
+    """Numbers of a prefix that tests make for vectors of `width`; 0: none."""
+    return 16 * min(4, width // 16)
+
+
 def met_bounds(kind: Vectors, rng: np.random.Generator, *shape: int, queries: bool = False) -> NDArray[np.float64] | None:
     """(..., D) whole numbers, of items or of queries, whose scores a bound exceeds by nothing; None where D is too small for any.
 
     codes: one number that no query looks at, so large that the codes of the others are 0. What is left of an item is parallel to queries.
     circle: in one plane, at distances of about 64, 128 and 192. The outermost token of a list scores what the list may score at most.
-    rests: beside 16 numbers for a prefix, one more that varies less: what is left of items and queries is parallel.
+    rests: beside the numbers for a prefix, which no query looks at, one that varies less: what is left of items is parallel to queries.
     """
     vectors, width = np.zeros(shape), shape[-1]
-    if width < {"codes": 2, "circle": 2, "rests": 17}.get(kind, 1):
+    known = prefix_width(width)
+    if width < 2 or (kind == "rests" and not 0 < known < width):
         return None
     match kind:
         case "codes":
-            vectors[..., 1:] = rng.integers(0, 4, (*shape[:-1], 1)) * (rng.choice((-1, 1), (*shape[:-1], 1)) if queries else 1)
-            vectors[..., 0] = 0 if queries else 1016  # 127 codes of 8
+            signs = rng.choice((-1, 1), (*shape[:-1], 1)) if queries else 1
+            vectors[..., 1:] = rng.integers(1, 4 if queries else 251, (*shape[:-1], 1)) * signs
+            vectors[..., 0] = 0 if queries else 127 * 512  # a code is worth 512
         case "circle":
             angles, lengths = rng.uniform(0, 2 * np.pi, shape[:-1]), rng.integers(1, 4, (*shape[:-1], 1))
             vectors[..., :2] = np.rint(64 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)) * lengths
         case "rests":
-            vectors[..., :16] = rng.integers(-12, 13, (*shape[:-1], 16)) * (1 if queries else rng.integers(0, 2, (*shape[:-1], 1)))
-            vectors[..., 16] = rng.integers(1, 4, shape[:-1])
+            vectors[..., :known] = 0 if queries else rng.integers(-1000, 1001, (*shape[:-1], known))
+            vectors[..., known] = rng.integers(1, 4 if queries else 601, shape[:-1])
         case _:
             return None
     return vectors
@@ -155,7 +162,7 @@ class Way:
     def screen(self, request: ZoneRequest) -> Screen | None:
         if not self.screened:
             return None
-        listed, width = _first(request.shards, self.listed), 16 * min(4, request.shards[0].shape[2] // 16)
+        listed, width = _first(request.shards, self.listed), prefix_width(request.shards[0].shape[2])
         lists = TokenLists.build(listed, threads=self.threads, least=1)
         if lists is not None and self.prefixed and width:
             lists = lists.prefixed(listed, threads=self.threads, width=width)
