@@ -17,14 +17,15 @@ namespace {
 
 using namespace dqe::cpu;
 
-std::mt19937_64 generator(1);
+thread_local std::mt19937_64 generator(1);  // a caller's own
 
 int64_t any_of(std::initializer_list<int64_t> values) { return values.begin()[generator() % values.size()]; }
 
 void expect(bool holds, const TileKernels* kernels, const char* what) {
     if (holds) return;
     std::printf("%s: %s\n", kernels->name, what);
-    std::exit(1);
+    std::fflush(stdout);
+    std::_Exit(1);  // other callers may be at work
 }
 
 // Whole numbers, so that every instruction set must find the same centre, the first of equals.
