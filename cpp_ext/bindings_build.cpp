@@ -103,6 +103,42 @@ void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> axes, A
                starts.data(), rows.data(), cosines.data(), threads);
 }
 
+void gather_directions_adapter(std::vector<Items> shards, Array<const int64_t, 1> rows, Array<float, 2> directions,
+                               Array<uint8_t, 1> known, int threads) {
+    const Sources given = sources_of(shards);
+    const auto count = static_cast<int64_t>(rows.shape(0));
+    for (int64_t i = 0; i < count; ++i)
+        if (rows(i) < 0 || rows(i) >= given.size) throw std::invalid_argument("rows: not a token");
+    expect("directions", directions, {count, given.width});
+    expect("known", known, {count});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    gather_directions(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, rows.data(), count,
+                      directions.data(), known.data(), threads);
+}
+
+void project_adapter(Array<const float, 2> points, Array<const float, 2> axes, Array<float, 2> along, int threads) {
+    const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
+    const auto axis_count = static_cast<int64_t>(axes.shape(0));
+    expect("axes", axes, {axis_count, width});
+    expect("along", along, {count, axis_count});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    project(points.data(), count, width, axes.data(), axis_count, along.data(), threads);
+}
+
+void mean_directions_adapter(Array<const float, 2> points, Array<const uint32_t, 1> group_of, Array<float, 2> directions, int threads) {
+    const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
+    const auto groups = static_cast<int64_t>(directions.shape(0));
+    expect("group_of", group_of, {count});
+    for (int64_t i = 0; i < count; ++i)
+        if (group_of(i) >= groups) throw std::invalid_argument("group_of: not a group");
+    expect("directions", directions, {groups, width});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    mean_directions(points.data(), count, width, group_of.data(), groups, directions.data(), threads);
+}
+
 void cluster_adapter(Array<const float, 2> points, Array<const int64_t, 1> begins, Array<const int64_t, 1> offsets, int64_t most,
                      int rounds, Array<float, 2> centres, Array<uint32_t, 1> nearest, int threads) {
     const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
@@ -153,6 +189,11 @@ void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, 
 void define_builders(nb::module_& m) {
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
+    m.def("gather_directions", &gather_directions_adapter, "shards"_a.noconvert(), "rows"_a.noconvert(), "directions"_a.noconvert(),
+          "known"_a.noconvert(), "threads"_a);
+    m.def("project", &project_adapter, "points"_a.noconvert(), "axes"_a.noconvert(), "along"_a.noconvert(), "threads"_a);
+    m.def("mean_directions", &mean_directions_adapter, "points"_a.noconvert(), "group_of"_a.noconvert(), "directions"_a.noconvert(),
+          "threads"_a);
     m.def("cluster", &cluster_adapter, "points"_a.noconvert(), "begins"_a.noconvert(), "offsets"_a.noconvert(), "most"_a, "rounds"_a,
           "centres"_a.noconvert(), "nearest"_a.noconvert(), "threads"_a);
     m.def("assign_tokens", &assign_tokens_adapter, "tokens"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(),

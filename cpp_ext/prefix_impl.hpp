@@ -90,12 +90,10 @@ void encode_prefix(const float* rows, int64_t width, uint8_t* codes, PrefixSums*
     for (int64_t at = 0; at < width * kPrefixRows; at += 8) {
         Floats value;
         memcpy(&value, rows + at, sizeof value);
-        const Floats magnitude = value < 0.0f ? -value : value;
-        largest = magnitude > largest ? magnitude : largest;
+        const Floats magnitude = reinterpret_cast<Floats>(reinterpret_cast<Codes>(value) & 0x7FFFFFFF);
+        raise(largest, magnitude);
     }
-    float most = 0.0f;
-    for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
-    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float scale = greatest_of(largest) / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     for (int half = 0; half < kHalves; ++half) {
         Doubles whole = {}, coded = {}, left = {};
         for (int64_t p = 0; p < width; p += 8) {
@@ -107,12 +105,14 @@ void encode_prefix(const float* rows, int64_t width, uint8_t* codes, PrefixSums*
             for (int i = 0; i < 8; ++i) {
                 const Floats value = columns[i];
                 Floats scaled = value * inverse;  // as in quantise
-                scaled = scaled < 127.0f ? scaled : 127.0f - Floats{};
-                scaled = scaled > -127.0f ? scaled : -127.0f - Floats{};
+                lower(scaled, 127.0f - Floats{});
+                raise(scaled, -127.0f - Floats{});
                 const Floats rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;
                 fours[i / 4] |= (__builtin_convertvector(rounded, Codes) + 128) << (8 * (i % 4));
-                const Doubles wide = __builtin_convertvector(value, Doubles);
-                const Doubles stored = __builtin_convertvector(rounded, Doubles) * double{scale}, rest = wide - stored;
+                Doubles wide, whole_codes;
+                widen_to(wide, value);
+                widen_to(whole_codes, rounded);
+                const Doubles stored = whole_codes * double{scale}, rest = wide - stored;
                 whole += wide * wide;
                 coded += stored * stored;
                 left += rest * rest;

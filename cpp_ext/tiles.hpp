@@ -61,6 +61,8 @@ struct Products {
     double with_other, with_itself;
 };
 
+constexpr float kPointCode = 63.0f;  // the largest of a point's numbers, before 64 is added: two products with a centre's fit 16 bits
+
 // Centres in panels of `wide`: codes [panel][width / 4][wide][4] and offsets [panel][wide]; cluster.hpp says of what.
 struct CodedCentres {
     const int8_t* codes;
@@ -146,6 +148,10 @@ struct TileKernels {
     // For each of `count` points, `width` codes below 128 each, the position of the centre of the greatest product plus offset; the first
     // of equals.
     void (*nearest)(const uint8_t* points, int64_t count, int64_t width, const CodedCentres& centres, uint32_t* nearest);
+
+    // Codes of `count` points, rows of `stride` numbers: round(factor * number) + kPointCode + 1, within 1 and 127; what is no number is any.
+    void (*code_points)(const float* numbers, int64_t count, int64_t stride, int64_t width, const float* factors, uint8_t* codes,
+                        int64_t size);
 
     // <row, row> of each row, added up in float32.
     void (*squares)(const Rows& rows, float* squares);

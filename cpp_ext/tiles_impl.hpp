@@ -362,6 +362,7 @@ const TileKernels DQE_ISA = {
     .find_prefixed = find_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
+    .code_points = code_points,
     .squares = squares,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,
