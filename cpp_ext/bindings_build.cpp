@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -35,6 +36,8 @@ Sources sources_of(const std::vector<Items>& shards) {
     return found;
 }
 
+constexpr int64_t kCodedRows = 2048;  // that one thread takes at once
+
 void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms,
                     int threads) {
     const auto count = static_cast<int64_t>(items.shape(0)), tokens = static_cast<int64_t>(items.shape(1));
@@ -49,17 +52,22 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     const TileKernels* kernels = available_tile_kernels()[0];
     nb::gil_scoped_release release;
     const int workers = useful_threads(threads, count * tokens * width);
+    // Some items at a time: with one each, threads would take turns at the counter and at the lines that scales and norms share.
+    const int64_t some = std::clamp<int64_t>(kCodedRows / tokens, 1, std::max<int64_t>(1, count / (8 * workers)));
     std::vector<std::vector<float>> widened(static_cast<size_t>(workers),
                                             std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
-    for_each_part(count, workers, [&](int thread, int64_t i) {
-        const int64_t at = i * tokens;
-        const float* rows = static_cast<const float*>(items.data()) + at * width;
-        if (half) {
-            float* own = widened[static_cast<size_t>(thread)].data();
-            kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
-            rows = own;
+    for_each_part((count + some - 1) / some, workers, [&](int thread, int64_t part) {
+        for (int64_t i = part * some; i < std::min(count, (part + 1) * some); ++i) {
+            const int64_t at = i * tokens;
+            const float* rows = static_cast<const float*>(items.data()) + at * width;
+            if (half) {
+                float* own = widened[static_cast<size_t>(thread)].data();
+                kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
+                rows = own;
+            }
+            encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at,
+                        norms.data() + at);
         }
-        encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at, norms.data() + at);
     });
 }
 

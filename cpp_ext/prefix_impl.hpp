@@ -51,10 +51,10 @@ inline void prefix_dots(const uint8_t* codes, const PrefixQuery& query, int64_t 
 #endif
 }
 
-int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold, uint32_t* positions) {
+// Calls visit(block, v, bounds) with the upper bounds of vector v of each block.
+template <typename Visit>
+inline void bound_blocks(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, const Visit& visit) {
     const int64_t bytes = kPrefixRows * width + static_cast<int64_t>(sizeof(PrefixHeader));
-    const Vector thresholds = broadcast(threshold);
-    int64_t found = 0;
     for (int64_t block = 0; block < count; ++block, blocks += bytes) {
         PrefixHeader header;
         memcpy(&header, blocks, sizeof header);
@@ -62,13 +62,24 @@ int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const
         const float rounding = query.norm * header.error + query.error * header.norm;
         Vector dots[kBlockVectors];
         prefix_dots(blocks + sizeof header, query, width, dots);
-        for (int v = 0; v < kBlockVectors; ++v) {
-            uint32_t bits = not_below(dots[v] * scale + whole_numbers(header.rests + v * kVector) * rest + rounding, thresholds);
-            for (; bits; bits &= bits - 1)
-                positions[found++] = static_cast<uint32_t>(block * kPrefixRows + v * kVector + __builtin_ctz(bits));
-        }
+        for (int v = 0; v < kBlockVectors; ++v)
+            visit(block, v, dots[v] * scale + whole_numbers(header.rests + v * kVector) * rest + rounding);
     }
+}
+
+int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold, uint32_t* positions) {
+    const Vector thresholds = broadcast(threshold);
+    int64_t found = 0;
+    bound_blocks(blocks, count, width, query, [&](int64_t block, int v, const Vector& bounds) {
+        for (uint32_t bits = not_below(bounds, thresholds); bits; bits &= bits - 1)
+            positions[found++] = static_cast<uint32_t>(block * kPrefixRows + v * kVector + __builtin_ctz(bits));
+    });
     return found;
+}
+
+void bound_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float* bounds) {
+    bound_blocks(blocks, count, width, query,
+                 [&](int64_t block, int v, const Vector& own) { store(bounds + block * kPrefixRows + v * kVector, own); });
 }
 
 // Rows to columns: each round puts the numbers of the first four vectors and of the others one beside the other.

@@ -140,6 +140,9 @@ struct TileKernels {
     int64_t (*find_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold,
                              uint32_t* positions);
 
+    // The upper bounds of all rows of `count` blocks, NaN where there is none.
+    void (*bound_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float* bounds);
+
     // The lists (lists.hpp), ascending, that may have a token that scores `threshold` or more; returns how many. `products` are upper
     // bounds of the query's products with their directions, `norm` of its norm; `slack` is Reach's.
     int64_t (*find_lists)(const float* products, const float* widest, const float* longest, int64_t count, float norm, float slack,

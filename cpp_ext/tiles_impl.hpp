@@ -360,6 +360,7 @@ const TileKernels DQE_ISA = {
     .products = products,
     .encode_prefix = encode_prefix,
     .find_prefixed = find_prefixed,
+    .bound_prefixed = bound_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
     .code_points = code_points,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -64,7 +65,7 @@ class Walk {
     int64_t scored() const { return scored_; }
 
   private:
-    // The lists of highest bound, all of their tokens while there is no threshold. By the product with the direction: it ranks lists of one
+    // The lists of highest bound. By the product with the direction: it ranks lists of one
     // width as their bounds do.
     void visit_best() {
         std::pair<float, uint32_t> best[kFirstLists + 1];
@@ -79,11 +80,41 @@ class Walk {
             least = best[count - 1].first;
         });
         for (int64_t at = 0; at < count; ++at) prefetch_list(best[at].second);
-        for (int64_t at = 0; at < count; ++at) {
+        int64_t begun = 0;
+        if (gallery_.prefix && threshold_() == -kMost) begun = visit_first(best, count);
+        for (int64_t at = 0; at < begun; ++at) scratch_.list_bounds[best[at].second] = kVisited;
+        for (int64_t at = begun; at < count; ++at) {
             visit_list(best[at].second);
             decide();
             scratch_.list_bounds[best[at].second] = kVisited;
         }
+    }
+
+    // While there is no threshold: the tokens of highest bound of the first of `count` lists, by their prefixes, since these raise it for
+    // all others. Returns how many lists it has dealt with.
+    int64_t visit_first(const std::pair<float, uint32_t>* best, int64_t count) {
+        std::pair<float, uint32_t> tokens[kFirstTokens];
+        float bounds[kFirstTokens + 2 * kPrefixRows];  // blocks begin and end where they will
+        int64_t some = 0, lists = 0;
+        for (; lists < count && some < kEnoughTokens; ++lists) {
+            const int64_t start = lists_.starts[best[lists].second], end = lists_.starts[best[lists].second + 1];
+            if (some + end - start > kFirstTokens) break;
+            const int64_t block = start / kPrefixRows, blocks = end > start ? prefix_blocks(end) - block : 0;
+            scorer_.bound_by_prefix(b_, block, blocks, bounds);
+            for (int64_t at = start; at < end; ++at) {
+                const float bound = bounds[at - block * kPrefixRows];
+                tokens[some++] = {std::isnan(bound) ? kMost : bound, lists_.rows[at]};
+            }
+        }
+        visited_ += some;
+        const int64_t first = std::min(some, Scorer::kGathered);
+        std::nth_element(tokens, tokens + first, tokens + some, [](const auto& one, const auto& other) { return one.first > other.first; });
+        for (int64_t i = 0; i < first; ++i) add(tokens[i].second);
+        decide();
+        for (int64_t i = first; i < some; ++i)
+            if (!(tokens[i].first < threshold_())) add(tokens[i].second);
+        decide();
+        return lists;
     }
 
     // What can still reach the threshold: `chosen` of scratch_.reached_lists.
@@ -193,7 +224,7 @@ class Walk {
         if (gallery_.prefix) scorer_.prefetch_prefixes(start / kPrefixRows);
     }
 
-    static constexpr int64_t kFirstLists = 8, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16;
+    static constexpr int64_t kFirstTokens = 2048, kEnoughTokens = 256, kFirstLists = 8, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16;
     // As many prefixes are read, in their order, in the time that the codes of one token take. Measured.
     static constexpr int64_t kPrefixesPerCode = 16;
     static constexpr float kMost = std::numeric_limits<float>::infinity(), kVisited = -kMost;

@@ -340,7 +340,7 @@ class _Sweeper:
         return _kernels.sweep(
             queries,
             list(request.shards),
-            list(request.screen.shards) if (self.screened or lists) and request.screen is not None else [],
+            request.screen.for_kernels() if (self.screened or lists) and request.screen is not None else None,
             offsets,
             excluded,
             request.allowed if request.allowed is None or len(request.allowed) == 1 else request.allowed[some],

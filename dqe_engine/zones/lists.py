@@ -105,6 +105,7 @@ class TokenLists:
     tallies: dict[int, Tally] = field(default_factory=dict)
     always: bool = False
     """Tried for every query, whatever the tallies say: for measurements, which a sweep in full would flatter."""
+    _handle: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def weighed(
@@ -166,9 +167,11 @@ class TokenLists:
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)
 
-    def for_kernels(self) -> tuple[Any, ...]:
-        """What `_kernels.sweep` takes as `lists`."""
-        return (self.covered, *self._arrays())
+    def for_kernels(self) -> Any:
+        """What `_kernels.sweep` takes as `lists`, made once."""
+        if not self._handle:
+            self._handle.append(kernels().Lists(self.covered, *self._arrays()))
+        return self._handle[0]
 
     def shrunk(self, share: float, *, always: bool = False) -> TokenLists:
         """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""
