@@ -113,7 +113,8 @@ Codes codes_of(const std::vector<nb::tuple>& shards) {
 // What fill_lists makes, and the coded directions (L, W).
 struct Lists {
     int64_t covered;  // items
-    Array<const uint8_t, 2> codes;
+    int64_t code_width;
+    AlignedVector<uint8_t> blocks;  // of codes
     Array<const float, 1> scales, errors, norms, longest, widest;
     Array<const int64_t, 1> starts;
     Array<const uint32_t, 1> rows;
@@ -150,23 +151,25 @@ Lists lists_of(int64_t covered, Array<const uint8_t, 2> codes, Array<const float
     const auto count = static_cast<int64_t>(longest.shape(0)), size = static_cast<int64_t>(rows.shape(0));
     if (count == 0 || covered < 0) throw std::invalid_argument("lists: expected at least one");
     for (const auto* numbers : {&scales, &errors, &norms, &widest}) expect("lists", *numbers, {count});
-    expect("lists", codes, {count, static_cast<int64_t>(codes.shape(1))});
+    if (static_cast<int64_t>(codes.shape(0)) != count) throw std::invalid_argument("lists: expected codes of each");
     expect("lists", starts, {count + 1});
     expect("lists", cosines, {size});
     for (int64_t c = 0; c <= count; ++c)
         if (starts(c) < (c ? starts(c - 1) : 0)) throw std::invalid_argument("lists: starts must ascend");
     if (starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
-    return {covered, codes, scales, errors, norms, longest, widest, starts, rows, cosines};
+    const auto width = static_cast<int64_t>(codes.shape(1));
+    if (width % kCodeAlignment) throw std::invalid_argument("lists: expected codes of whole lines");
+    return {covered, width, codes_in_blocks(codes.data(), count, width), scales, errors, norms, longest, widest, starts, rows, cosines};
 }
 
 // Checks what memory is reached by; that the rows are those of the gallery is the caller's word.
 TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
     const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
     if (lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
-    expect("lists", lists.codes, {count, code_width(gallery.width)});
+    if (lists.code_width != code_width(gallery.width)) throw std::invalid_argument("lists: of tokens of another width");
     expect("lists", lists.rows, {size});
-    const CodedRows directions = {lists.codes.data(),       lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
-                                  code_width(gallery.width)};
+    const CodedRows directions = {lists.blocks.data(),      lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
+                                  lists.code_width};
     return {count,
             lists.covered,
             directions,

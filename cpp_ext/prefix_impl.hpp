@@ -82,6 +82,26 @@ void bound_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const P
                  [&](int64_t block, int v, const Vector& own) { store(bounds + block * kPrefixRows + v * kVector, own); });
 }
 
+void bound_blocks_of_codes(const CodedRows& rows, const CodedQueries& query, float* bounds) {
+    const PrefixQuery own = {query.codes, query.offsets[0], 0.0f, 0.0f, 0.0f, 0.0f};
+    const Vector scale = broadcast(query.scales[0]), norm = broadcast(query.norms[0]), error = broadcast(query.errors[0]);
+    const uint8_t* codes = rows.codes;
+    for (int64_t first = 0; first < rows.count; first += kPrefixRows, codes += kPrefixRows * rows.width) {
+        Vector dots[kBlockVectors];
+        prefix_dots(codes, own, rows.width, dots);
+        for (int v = 0; v < kBlockVectors; ++v) {
+            const int64_t at = first + v * kVector, part = rows.count - at;
+            if (part >= kVector) {
+                store(bounds + at, dots[v] * scale * load(rows.scales + at) + norm * load(rows.errors + at) + error * load(rows.norms + at));
+            } else if (part > 0) {
+                const Vector last = dots[v] * scale * load_part(rows.scales + at, part) + norm * load_part(rows.errors + at, part) +
+                                    error * load_part(rows.norms + at, part);
+                memcpy(bounds + at, &last, static_cast<size_t>(part) * sizeof(float));
+            }
+        }
+    }
+}
+
 // Rows to columns: each round puts the numbers of the first four vectors and of the others one beside the other.
 inline void transpose(Floats (&numbers)[8]) {
     for (int round = 0; round < 3; ++round) {

@@ -115,6 +115,10 @@ struct TileKernels {
     // bounds[query * stride + row]: upper bounds of scores, NaN where there is none.
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 
+    // The same of one query and of rows whose codes lie in blocks of kPrefixRows, [width / 4][row][4], the last filled up: nothing is added
+    // across lanes.
+    void (*bound_blocks_of_codes)(const CodedRows& rows, const CodedQueries& query, float* bounds);
+
     // (items * tokens, lanes) to (items, lanes): the maximum of each item's tokens, NaN if any token's is. In place if best is
     // scores.
     void (*max_over_tokens)(const float* scores, int64_t items, int64_t tokens, int lanes, float* best);

@@ -353,6 +353,7 @@ const TileKernels DQE_ISA = {
     .find_bounded = find_bounded,
     .estimate_panel = estimate_panel,
     .bound_rows = bound_rows,
+    .bound_blocks_of_codes = bound_blocks_of_codes,
     .max_over_tokens = max_over_tokens,
     .find = find,
     .widen = widen,
