@@ -57,7 +57,8 @@ Gallery gallery_of(const Arguments& given, std::vector<Shard>& shards) {
     gallery.screened = given.coded != nullptr;
     if (gallery.screened && gallery.width > kMostCodedWidth) throw std::invalid_argument("coded: tokens too wide for 32-bit sums");
     if (gallery.tokens == 0 || gallery.width == 0) throw std::invalid_argument("items: expected at least one token of at least one number");
-    if (gallery.screened && given.coded->shards.size() != given.shards.size()) throw std::invalid_argument("coded: expected one entry a shard");
+    if (gallery.screened && given.coded->shards.size() != given.shards.size())
+        throw std::invalid_argument("coded: expected one entry a shard");
     for (size_t s = 0; s < given.shards.size(); ++s) {
         const Items& items = given.shards[s];
         const auto count = static_cast<int64_t>(items.shape(0));
@@ -168,7 +169,7 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
     if (lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
     if (lists.code_width != code_width(gallery.width)) throw std::invalid_argument("lists: of tokens of another width");
     expect("lists", lists.rows, {size});
-    const CodedRows directions = {lists.blocks.data(),      lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
+    const CodedRows directions = {lists.blocks.data(), lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
                                   lists.code_width};
     return {count,
             lists.covered,
@@ -180,14 +181,14 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
             lists.cosines.data()};
 }
 
-int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, const Codes* coded,
-                      Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed,
-                      Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
-                      std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all, int policy, double temperature,
-                      uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids,
-                      Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys,
-                      Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads,
-                      const std::string& instruction_set, const Lists* listed, int64_t most_listed, const PrefixArrays* prefix) {
+int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, const Codes* coded, Array<const int64_t, 1> offsets,
+                      Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed, Array<const int64_t, 1> query_rows,
+                      int zoning, bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all,
+                      double hi_of_all, int policy, double temperature, uint64_t seed, int64_t sample, int64_t field, bool by_rows,
+                      Array<float, 2> scores, Array<int64_t, 2> ids, Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi,
+                      Array<int64_t, 2> counts, Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores,
+                      Array<int8_t, 1> status, int threads, const std::string& instruction_set, const Lists* listed, int64_t most_listed,
+                      const PrefixArrays* prefix) {
     const Arguments given = {std::move(shards), coded, offsets, excluded, anchor_ids};
     std::vector<Shard> storage;
     expect_threads(threads);
@@ -300,11 +301,10 @@ NB_MODULE(_kernels, m) {
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
     m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
     nb::class_<Codes>(m, "Codes").def(nb::new_(&codes_of), "shards"_a);
-    nb::class_<Lists>(m, "Lists").def(nb::new_(&lists_of), "covered"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
-                                      "errors"_a.noconvert(), "norms"_a.noconvert(), "longest"_a.noconvert(), "widest"_a.noconvert(),
-                                      "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert());
-    nb::class_<PrefixArrays>(m, "Prefixes")
-        .def(nb::new_(&prefix_arrays), "covered"_a, "axes"_a.noconvert(), "blocks"_a.noconvert());
+    nb::class_<Lists>(m, "Lists")
+        .def(nb::new_(&lists_of), "covered"_a, "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(), "norms"_a.noconvert(),
+             "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert());
+    nb::class_<PrefixArrays>(m, "Prefixes").def(nb::new_(&prefix_arrays), "covered"_a, "axes"_a.noconvert(), "blocks"_a.noconvert());
     m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a.none(), "offsets"_a.noconvert(),
           "excluded"_a.noconvert(), "allowed"_a.noconvert().none(), nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a,
           "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,

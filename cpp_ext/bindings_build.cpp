@@ -111,8 +111,8 @@ void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> axes, A
                starts.data(), rows.data(), cosines.data(), threads);
 }
 
-void gather_directions_adapter(std::vector<Items> shards, Array<const int64_t, 1> rows, Array<float, 2> directions,
-                               Array<uint8_t, 1> known, int threads) {
+void gather_directions_adapter(std::vector<Items> shards, Array<const int64_t, 1> rows, Array<float, 2> directions, Array<uint8_t, 1> known,
+                               int threads) {
     const Sources given = sources_of(shards);
     const auto count = static_cast<int64_t>(rows.shape(0));
     for (int64_t i = 0; i < count; ++i)

@@ -92,7 +92,8 @@ void bound_blocks_of_codes(const CodedRows& rows, const CodedQueries& query, flo
         for (int v = 0; v < kBlockVectors; ++v) {
             const int64_t at = first + v * kVector, part = rows.count - at;
             if (part >= kVector) {
-                store(bounds + at, dots[v] * scale * load(rows.scales + at) + norm * load(rows.errors + at) + error * load(rows.norms + at));
+                store(bounds + at,
+                      dots[v] * scale * load(rows.scales + at) + norm * load(rows.errors + at) + error * load(rows.norms + at));
             } else if (part > 0) {
                 const Vector last = dots[v] * scale * load_part(rows.scales + at, part) + norm * load_part(rows.errors + at, part) +
                                     error * load_part(rows.norms + at, part);

@@ -156,7 +156,8 @@ struct TileKernels {
     // of equals.
     void (*nearest)(const uint8_t* points, int64_t count, int64_t width, const CodedCentres& centres, uint32_t* nearest);
 
-    // Codes of `count` points, rows of `stride` numbers: round(factor * number) + kPointCode + 1, within 1 and 127; what is no number is any.
+    // Codes of `count` points, rows of `stride` numbers: round(factor * number) + kPointCode + 1, within 1 and 127; what is no number is
+    // any.
     void (*code_points)(const float* numbers, int64_t count, int64_t stride, int64_t width, const float* factors, uint8_t* codes,
                         int64_t size);
 

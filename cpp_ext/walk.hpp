@@ -243,7 +243,8 @@ class Walk {
             scorer_.prefetch_prefixes(block, std::min(kBlocksAhead, prefix_blocks(lists_.starts[list] + count) - block));
     }
 
-    static constexpr int64_t kFirstTokens = 2048, kEnoughTokens = 256, kFirstLists = 4, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16, kBlocksAhead = 4;
+    static constexpr int64_t kFirstTokens = 2048, kEnoughTokens = 256, kFirstLists = 4, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16,
+                             kBlocksAhead = 4;
     // As many prefixes are read, in their order, in the time that the codes of one token take. Measured.
     static constexpr int64_t kPrefixesPerCode = 16;
     static constexpr float kMost = std::numeric_limits<float>::infinity(), kVisited = -kMost;
