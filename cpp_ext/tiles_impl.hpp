@@ -213,6 +213,7 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 }
 
 #include "bounds_impl.hpp"
+#include "eights_impl.hpp"
 #include "lists_impl.hpp"
 #include "nearest_impl.hpp"
 #include "prefix_impl.hpp"
