@@ -89,6 +89,17 @@ void nearest(const uint8_t* points, int64_t count, int64_t width, const CodedCen
     for (; r < count; ++r) nearest_group<1>(points + r * width, width, centres, nearest + r);
 }
 
+void code_points(const float* numbers, int64_t count, int64_t stride, int64_t width, const float* factors, uint8_t* codes, int64_t size) {
+    for (int64_t i = 0; i < count; ++i, numbers += stride, codes += size)
+        in_eights(numbers, width, [&](const Floats& value, int64_t d, size_t some) {
+            Floats scaled = value * factors[i];
+            lower(scaled, kPointCode - Floats{});
+            raise(scaled, -kPointCode - Floats{});
+            const uint64_t bytes = last_bytes(reinterpret_cast<Codes>(scaled + (0x1.8p23f + kPointCode + 1.0f)));
+            memcpy(codes + d, &bytes, some);
+        });
+}
+
 void squares(const Rows& rows, float* squares) {
     const float* row = rows.data;
     for (int64_t r = 0; r < rows.count; ++r, row += rows.width) {

@@ -232,6 +232,7 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 }
 
 #include "bounds_impl.hpp"
+#include "eights_impl.hpp"
 #include "lists_impl.hpp"
 #include "nearest_impl.hpp"
 #include "prefix_impl.hpp"
@@ -372,6 +373,7 @@ const TileKernels DQE_ISA = {
     .find_bounded = find_bounded,
     .estimate_panel = estimate_panel,
     .bound_rows = bound_rows,
+    .bound_blocks_of_codes = bound_blocks_of_codes,
     .max_over_tokens = max_over_tokens,
     .find = find,
     .widen = widen,
@@ -379,8 +381,10 @@ const TileKernels DQE_ISA = {
     .products = products,
     .encode_prefix = encode_prefix,
     .find_prefixed = find_prefixed,
+    .bound_prefixed = bound_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
+    .code_points = code_points,
     .squares = squares,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,

@@ -162,6 +162,7 @@ struct Lists {
     int64_t count, covered;
     std::vector<float> directions, scales, errors, norms, longest, widest;
     std::vector<uint8_t> codes;
+    AlignedVector<uint8_t> blocks;
     std::vector<int64_t> starts;
     std::vector<uint32_t> rows;
     std::vector<uint16_t> cosines;
@@ -185,7 +186,8 @@ struct Lists {
         const TokenSource source = {request.items.data(), covered, false};
         fill_lists(&source, 1, request.tokens, request.width, tree, directions.data(), longest.data(), widest.data(), starts.data(),
                    rows.data(), cosines.data(), request.threads);
-        const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
+        blocks = codes_in_blocks(codes.data(), count, code_width(request.width));
+        const CodedRows coded = {blocks.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
         lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
     }
 };
