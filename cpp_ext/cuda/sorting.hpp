@@ -14,10 +14,14 @@ constexpr int kNarrowBins = kSortThreads;
 constexpr int kNarrowFrom = 512;  // shorter lists are sorted as they are
 
 // One step of a bitonic network over `size` entries, a power of two: pairs `stride` apart, runs of `width` that alternate between best
-// first and best last. For pointers into shared or device memory; `base`: where the entries lie in the whole list.
+// first and best last. For pointers into shared or device memory; `base`: where the entries lie in the whole list. Steps follow each other
+// as in sort_entries: up to a stride of 32 each warp keeps to 64 entries of its own, and waits for nobody else.
 template <typename Keys, typename Ids, typename Scores>
 __device__ void sort_step(Keys keys, Ids ids, Scores scores, int64_t size, int64_t width, int64_t stride, int64_t base) {
-    __syncthreads();
+    if (width == 2 || stride > 32 || (stride == 32 && width > 64))
+        __syncthreads();
+    else
+        __syncwarp();
     for (int64_t i = threadIdx.x; i < size / 2; i += kSortThreads) {
         const int64_t a = 2 * i - (i & (stride - 1)), b = a + stride;
         const double key_a = keys[a], key_b = keys[b];

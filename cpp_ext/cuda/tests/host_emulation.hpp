@@ -132,7 +132,12 @@ inline void store_uint4(Shared<unsigned char> address, uint4 value) { emulation:
 
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t, const Args&... args) {
-    return emulation::run_grid(grid, threads, shared_bytes, [=] { kernel(args...); });
+    return emulation::run_grid(grid, threads, shared_bytes, false, [=] { kernel(args...); });
+}
+
+template <typename... Params, typename... Args>
+cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t, const Args&... args) {
+    return emulation::run_grid(grid, threads, shared_bytes, true, [=] { kernel(args...); });
 }
 
 }  // namespace dqe::cuda
