@@ -290,17 +290,23 @@ class Passes {
         return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
     }
 
+    // The share of the items that is worth sampling, one in so many. On a Hopper up to 128 queries wait for memory, whatever passes, and
+    // the sample is as small as may be; with 256 rows in a tile, entries that pass hold up the products.
+    int64_t sample_share() const {
+        if (!hopper()) return 16;
+        if (r_.batch <= 128) return int64_t{1} << 40;
+        return hopper_.rows < 256 ? 16 : r_.batch <= 256 ? 12 : 8;
+    }
+
     // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
-    // the sample must lie in entries of their own, so there are four times as many. More than a sixteenth of all costs more than it saves,
-    // unless entries that pass hold up the products: on a Hopper with 256 rows in a tile.
+    // the sample must lie in entries of their own, so there are four times as many.
     int64_t sample_tiles(const Scan& scan, int64_t items) const {
         if (!suits(scan, false)) return 0;
         const int64_t all = quotient_up(r_.size, scan.items_per_tile);
         const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
         const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
         const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
-        const int64_t share = hopper_.rows < 256 ? 16 : r_.batch <= 256 ? 12 : 8;
-        return least <= most ? std::clamp(all / share, least, most) : 0;
+        return least <= most ? std::clamp(all / sample_share(), least, most) : 0;
     }
 
     // The subsets of the items that raise the limits of a list, from the lowest: a sample, where it can be one, and rungs, each a fourth of

@@ -238,7 +238,8 @@ class Runner : Passes {
 
     void finish(const Scan& scan, const Selection& s, const Block& block, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        if (s.want_top) follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
+        if (s.want_top)
+            follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
         if (s.want_picks)
             follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, block.picks, last, flags_.word(kPicksOverflowed));
     }

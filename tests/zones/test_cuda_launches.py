@@ -1,4 +1,4 @@
-"""What a search puts on its stream: how many kernels, fills and waits, and that kernels which start early wait before they touch anything."""
+"""What a search puts on its stream: how many kernels, fills and waits; and kernels that start early wait before they touch anything."""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ inline unsigned matching(int line, int64_t value) {
 #define __match_any_sync(mask, value) ::emulation::matching(__LINE__, value)
 // The source lane of __shfl_sync must be the same in all lanes here: the last lane to arrive computes for all.
 #define __shfl_sync(mask, value, from) ::emulation::shuffled(__LINE__, value, [&](int) { return (from); })
+#define __shfl_up_sync(mask, value, by) ::emulation::shuffled(__LINE__, value, [&](int lane) { return lane < (by) ? lane : lane - (by); })
 #define __shfl_xor_sync(mask, value, bits) ::emulation::shuffled(__LINE__, value, [&](int lane) { return lane ^ (bits); })
 
 namespace emulation {
