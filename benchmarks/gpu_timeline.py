@@ -9,8 +9,10 @@ profiler itself makes launches slower, so compare kernels and gaps with each oth
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from dqe_engine.zones import cuda
 
 ITEMS, WIDTH, K = 1_000_000, 256, 100
 CALL = "dqe search"
@@ -43,11 +45,11 @@ def timeline(call: Span, kernels: Sequence[Span]) -> list[str]:
     return lines
 
 
-def profiled(torch: Any, search: Any) -> list[str]:
+def profiled(torch: Any, search: Callable[[], Any]) -> list[str]:
     """The timeline of one call, after some to warm up."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    device_type = torch.autograd.DeviceType
     for _ in range(5):
         search()
     torch.cuda.synchronize()
@@ -57,8 +59,16 @@ def profiled(torch: Any, search: Any) -> list[str]:
         with record_function(CALL):
             search()
     spans = [(event.device_type, Span(event.name, event.time_range.start, event.time_range.end)) for event in recorded.events()]
-    (call,) = (span for device, span in spans if device == DeviceType.CPU and span.name == CALL)
-    return timeline(call, [s for device, s in spans if device == DeviceType.CUDA and call.start <= s.start < call.end and s.name != CALL])
+    (call,) = (span for device, span in spans if device == device_type.CPU and span.name == CALL)
+    return timeline(call, [s for device, s in spans if device == device_type.CUDA and call.start <= s.start < call.end and s.name != CALL])
+
+
+def searching(torch: Any, index: cuda.Index, queries: Any, stream: int) -> Callable[[], Any]:
+    def search() -> Any:
+        found = index.select(queries, k=K, stream=stream)
+        return torch.from_dlpack(found.scores), torch.from_dlpack(found.ids)
+
+    return search
 
 
 def main() -> int:
@@ -67,8 +77,6 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from dqe_engine.zones import cuda
-
     generator = torch.Generator("cuda").manual_seed(0)
     items = torch.nn.functional.normalize(torch.randn(ITEMS, WIDTH, device="cuda", generator=generator), dim=1).half()
     stream = torch.cuda.current_stream().cuda_stream
@@ -76,13 +84,8 @@ def main() -> int:
         index = cuda.Index(items, stream=stream, screen=screen)
         for batch in options.batch:
             queries = torch.nn.functional.normalize(torch.randn(batch, WIDTH, device="cuda", generator=generator), dim=1).half()
-
-            def search(index: cuda.Index = index, queries: Any = queries) -> None:
-                found = index.select(queries, k=K, stream=stream)
-                torch.from_dlpack(found.scores), torch.from_dlpack(found.ids)
-
             print(f"B = {batch}, {'screened' if screen else 'unscreened'}")
-            print("\n".join(profiled(torch, search)))
+            print("\n".join(profiled(torch, searching(torch, index, queries, stream))))
     return 0
 
 
