@@ -70,8 +70,8 @@ cudaError_t launch_hopper(const HopperPlan& plan, const Scan& scan, const Candid
     const cudaError_t error = encode_operands(plan, scan, scan.width * 2, &items, &queries);
     if (error != cudaSuccess) return error;
     const auto with = [&](auto kernel) {
-        return launch(kernel, grid_of(plan, scan, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items, queries,
-                      plan, scan, list);
+        return launch_early(kernel, grid_of(plan, scan, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items,
+                            queries, plan, scan, list);
     };
     const auto of = [&](auto sampling) {
         constexpr bool kSampling = decltype(sampling)::value;
@@ -88,8 +88,8 @@ cudaError_t launch_hopper_screen(const HopperPlan& plan, const Scan& coded, cons
     if (error == cudaSuccess)
         error = encode_numbers(&numbers, screening.items.scales, coded.size * coded.tokens, 3, screening.items.numbers_pitch(), 3);
     if (error != cudaSuccess) return error;
-    return launch(hopper_screen_kernel, grid_of(plan, coded, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items,
-                  queries, numbers, plan, coded, screening, rows);
+    return launch_early(hopper_screen_kernel, grid_of(plan, coded, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream,
+                        items, queries, numbers, plan, coded, screening, rows);
 }
 
 }  // namespace dqe::cuda

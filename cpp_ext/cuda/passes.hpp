@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "begin.hpp"
 #include "hopper.hpp"
 #include "plan.hpp"
-#include "query_kernels.hpp"
 #include "rescore.hpp"
 #include "scan_kernels.hpp"
 
@@ -39,6 +39,13 @@ class Passes {
     template <typename... Params, typename... Args>
     void start(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, const Args&... args) {
         if (good()) check(launch(kernel, grid, threads, shared_bytes, stream_, args...));
+    }
+
+    // The same for a kernel that awaits the one ahead itself, and may start before that has ended.
+    template <typename... Params, typename... Args>
+    void follow(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, const Args&... args) {
+        if (!kHopperBuilt || !sm_90_) return start(kernel, grid, threads, shared_bytes, args...);
+        if (good()) check(launch_early(kernel, grid, threads, shared_bytes, stream_, args...));
     }
 
     void describe_device() {
@@ -119,7 +126,7 @@ class Passes {
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
         // Query tiles vary fastest: blocks that run together read the same items, which then come from the L2 cache.
         const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        start(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
+        follow(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
         ++status_.passes;
     }
 
@@ -206,14 +213,17 @@ class Passes {
     void rescore(const Scan& scan, const Pairs& pairs, const Columns& columns, const Candidates& list) {
         const unsigned query_tiles = static_cast<unsigned>(quotient_up(scan.batch, rows_));
         const dim3 grid(query_tiles, static_cast<unsigned>(quotient_up(4 * processors_, query_tiles)));
-        start(spread_pairs, grid, kThreads, 0, pairs, columns, list, rows_, scan.tokens, flags_.word(kScreenFailed));
+        follow(spread_pairs, grid, kThreads, 0, pairs, columns, list, rows_, scan.tokens, flags_.word(kScreenFailed));
         Scan gathered = scan;
         gathered.size *= scan.tokens, gathered.tokens = gathered.steps = gathered.stride = 1, gathered.items_per_tile = kColumns;
         gathered.gather = columns.tokens, gathered.gather_pitch = gathered.gathered = columns.capacity;
         gathered.tiles = quotient_up(columns.capacity, kColumns);
         gathered.excluded_start = nullptr;
-        scan_with<Gather>(gathered, Gathering{nullptr, columns.rows, columns.scores, columns.counts});
-        start(collect_scores, grid, kThreads, 0, pairs, columns, list, rows_, flags_.word(kRescored));
+        const bool at_once = scan.tokens == 1;  // an item's only token is its score
+        scan_with<Gather>(gathered, Gathering{nullptr, columns.rows, columns.scores, columns.counts, at_once ? list : Candidates{},
+                                              flags_.word(kRescored)});
+        if (at_once) return;
+        follow(collect_scores, grid, kThreads, 0, pairs, columns, list, rows_, flags_.word(kRescored));
     }
 
     bool suits(const Scan& scan, bool zones) const {
@@ -242,7 +252,7 @@ class Passes {
         const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
         const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        start(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
+        follow(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
         ++status_.passes;
     }
 
@@ -254,15 +264,24 @@ class Passes {
         start(kernel, dim3(static_cast<unsigned>(batch), static_cast<unsigned>(lanes)), kThreads, shared_bytes, items, args...);
     }
 
-    void prepare(int64_t first, int64_t batch) {
-        const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
-        const auto with = [&](auto kernel) {
-            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries, r_.half_queries, batch, r_.width,
-                  rows_, plan_.chunks, w_.queries, w_.unscale);
-        };
-        if (plan_.product == Product::half) with(prepare_queries<Product::half>);
-        if (plan_.product == Product::split_half) with(prepare_queries<Product::split_half>);
-        if (plan_.product == Product::single) with(prepare_queries<Product::single>);
+    // Prepare the queries; reset the list, if one is given, and what a screen writes to if there is one.
+    void begin(int64_t first, int64_t batch, const Candidates& list, int64_t held, bool screened) {
+        Beginning b = {};
+        b.queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
+        b.half = r_.half_queries, b.batch = batch, b.width = r_.width;
+        b.rows = rows_, b.chunks = plan_.chunks, b.prepared = w_.queries, b.unscale = w_.unscale;
+        b.list = list, b.held = held;
+        int64_t rows = quotient_up(batch, rows_) * rows_;
+        if (screened) {
+            b.code_rows = code_rows(), b.code_chunks = plan_.code_chunks, b.coded = w_.coded;
+            b.pair_counts = w_.pairs.counts, b.column_counts = w_.columns.counts, b.tiles = quotient_up(batch, rows_);
+            b.failed = flags_.word(kScreenFailed);
+            rows = std::max(rows, quotient_up(batch, b.code_rows) * b.code_rows);
+        }
+        const dim3 grid(static_cast<unsigned>(rows), screened ? 2 : 1);
+        if (plan_.product == Product::half) start(begin_queries<Product::half>, grid, 32, 0, b);
+        if (plan_.product == Product::split_half) start(begin_queries<Product::split_half>, grid, 32, 0, b);
+        if (plan_.product == Product::single) start(begin_queries<Product::single>, grid, 32, 0, b);
     }
 
     // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
@@ -271,16 +290,41 @@ class Passes {
         return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
     }
 
+    // The share of the items that is worth sampling, one in so many. On a Hopper up to 128 queries wait for memory, whatever passes, and
+    // the sample is as small as may be; with 256 rows in a tile, entries that pass hold up the products.
+    int64_t sample_share() const {
+        if (!hopper()) return 16;
+        if (r_.batch <= 128) return int64_t{1} << 40;
+        return hopper_.rows < 256 ? 16 : r_.batch <= 256 ? 12 : 8;
+    }
+
     // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
-    // the sample must lie in entries of their own, so there are four times as many; more than a sixteenth of all costs more than it
-    // saves.
+    // the sample must lie in entries of their own, so there are four times as many.
     int64_t sample_tiles(const Scan& scan, int64_t items) const {
         if (!suits(scan, false)) return 0;
         const int64_t all = quotient_up(r_.size, scan.items_per_tile);
         const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
         const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
         const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
-        return least <= most ? std::clamp(all / 16, least, most) : 0;
+        return least <= most ? std::clamp(all / sample_share(), least, most) : 0;
+    }
+
+    // The subsets of the items that raise the limits of a list, from the lowest: a sample, where it can be one, and rungs, each a fourth of
+    // the one above or less.
+    struct Ladder {
+        int64_t rungs[64];
+        int count = 0;
+        int64_t sampled = 0;  // tiles
+    };
+
+    Ladder ladder(const Scan& scan, bool top) const {
+        Ladder made;
+        for (int64_t items = r_.size; items > plan_.capacity;) {
+            made.sampled = top ? sample_tiles(scan, items) : 0;
+            if (made.sampled) break;
+            made.rungs[made.count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        }
+        return made;
     }
 
     void synchronize() {

@@ -45,7 +45,10 @@ class Runner : Passes {
 
     void run_block(int64_t first, int64_t batch) {
         const Scan scan = scan_of(first, batch);
-        prepare(first, batch);
+        const bool listed = plan_.list_top, screened = plan_.screens && screen_suits(coded_scan(scan));
+        if (screened) lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
+        begin(first, batch, listed ? w_.top : Candidates{}, listed ? ladder(scan, true).sampled * sample_slots() : 0, screened);
+        is_reset_ = listed;
         Block block = {};
         block.first = first, block.batch = batch;
         Selection& selection = block.selection;
@@ -54,7 +57,7 @@ class Runner : Passes {
         selection.first_query = r_.first_query + first;
         selection.want_top = plan_.list_top;
         block.top = {out_.scores + (r_.k ? first * r_.k : 0), out_.ids + (r_.k ? first * r_.k : 0), r_.k, w_.best};
-        if (plan_.screens && screen_suits(coded_scan(scan))) return list_screened(scan, selection, block);
+        if (screened) return list_screened(scan, selection, block);
         if (r_.screened) status_.rescored = -1;
         if (!r_.zones) return list(scan, selection, block);
         selection.anchor = out_.anchor + first, selection.lo = out_.lo + first, selection.hi = out_.hi + first;
@@ -83,13 +86,6 @@ class Runner : Passes {
         Pairs pairs = w_.pairs;
         Columns columns = w_.columns;
         pairs.capacity /= query_tiles, columns.capacity /= query_tiles;
-        lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
-        const auto* queries = static_cast<const unsigned char*>(r_.queries) + block.first * r_.width * (r_.half_queries ? 2 : 4);
-        const dim3 coded_rows(static_cast<unsigned>(quotient_up(block.batch, code_rows()) * code_rows()));
-        start(encode_queries, coded_rows, 32, 0, queries, r_.half_queries, block.batch, r_.width, code_rows(), plan_.code_chunks, w_.coded,
-              flags_.word(kScreenFailed));
-        fill(pairs.counts, 0, query_tiles * sizeof(unsigned long long));
-        fill(columns.counts, 0, query_tiles * sizeof(unsigned long long));
         climb(scan, selection, block);
         screen(coded_scan(scan), Screening{r_.coded, w_.coded, selection.top, pairs});
         finish(scan, selection, block, false);
@@ -226,7 +222,7 @@ class Runner : Passes {
         scan.excluded_start = nullptr;  // an excluded item may be the anchor
         scan.tiles = quotient_up(rows_, scan.items_per_tile);
         scan.stride = 1;
-        scan_with<Gather>(scan, Gathering{out_.anchor + block.first, nullptr, nullptr, nullptr});
+        scan_with<Gather>(scan, Gathering{out_.anchor + block.first, nullptr, nullptr, nullptr, {}, nullptr});
     }
 
     // The scores at both ranks, by radix selection; `count` makes the histogram of a level.
@@ -242,9 +238,10 @@ class Runner : Passes {
 
     void finish(const Scan& scan, const Selection& s, const Block& block, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
+        if (s.want_top)
+            follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
         if (s.want_picks)
-            start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, block.picks, last, flags_.word(kPicksOverflowed));
+            follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, block.picks, last, flags_.word(kPicksOverflowed));
     }
 
     // Whoever started what raises a flag has waited for it before: there is nothing under way that still could.
@@ -284,27 +281,24 @@ class Runner : Passes {
 
     // Raise the limits of the one list that is wanted, until all items may be offered. The lowest rung is a sample where it can be.
     void climb(Scan scan, const Selection& selection, const Block& block) {
-        int64_t rungs[64];  // each a fourth of the one above or less
-        int count = 0;
-        int64_t sampled = 0;
-        for (int64_t items = r_.size; items > plan_.capacity;) {
-            sampled = selection.want_top ? sample_tiles(scan, items) : 0;
-            if (sampled) break;
-            rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
-        }
-        reset(selection.want_top ? selection.top : selection.picks, scan.batch, sampled * sample_slots());
-        if (sampled) {
-            cover(scan, sampled * scan.items_per_tile);
+        const Ladder up = ladder(scan, selection.want_top);
+        if (selection.want_top && is_reset_)
+            is_reset_ = false;
+        else
+            reset(selection.want_top ? selection.top : selection.picks, scan.batch, up.sampled * sample_slots());
+        if (up.sampled) {
+            cover(scan, up.sampled * scan.items_per_tile);
             sieve(scan, selection.top, true);
             finish(scan, selection, block, false);
         }
-        while (count > 0) {
-            cover(scan, rungs[--count]);
+        for (int rung = up.count; rung > 0;) {
+            cover(scan, up.rungs[--rung]);
             offer(scan, selection);
             finish(scan, selection, block, false);
         }
     }
 
+    bool is_reset_ = false;  // the list of the best, by the block's first kernel
     const Result& out_;
 };
 

@@ -73,7 +73,20 @@ class Settings(ctypes.Structure):
         ("capability", ctypes.c_int),
         ("hopper_fault", ctypes.c_int),
         ("error_scale", ctypes.c_float),
+        ("unawaited", ctypes.c_int64),
     )
+
+
+class Counts(ctypes.Structure):
+    """What all calls have put on streams so far, and waited for; and how many launches of the last one were early."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("launches", "fills", "waits", "early"))
+
+    @classmethod
+    def of(cls, library: ctypes.CDLL) -> Counts:
+        counts = cls()
+        library.emulated_counts(ctypes.byref(counts))
+        return counts
 
 
 def emulation(factory: pytest.TempPathFactory) -> ctypes.CDLL:
@@ -120,6 +133,7 @@ def emulate(
     portable: bool = False,
     screened: bool = False,
     error_scale: float = 1.0,
+    unawaited: int = 0,
 ) -> tuple[ZoneSelection, int]:
     """What the kernels select, and how many passes over the items it took."""
     zones, batch = request.zones, request.batch
@@ -148,7 +162,7 @@ def emulate(
     rescored = ctypes.c_int64()
     message = ctypes.create_string_buffer(500)
     passes = library.emulated_select(
-        ctypes.byref(Settings(*machine, error_scale)),
+        ctypes.byref(Settings(*machine, error_scale, unawaited)),
         ctypes.byref(given),
         ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
         ctypes.c_int64(len(request.excluded)),

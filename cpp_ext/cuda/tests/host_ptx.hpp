@@ -75,6 +75,14 @@ void cp_async_wait() {
     }
 }
 
+inline void await_previous() {
+    using namespace emulation;
+    const bool forgets = machine.early && machine.early_launches == std::abs(machine.unawaited) &&
+                         (machine.unawaited > 0 || machine.current >= machine.producers_from);
+    if (machine.early && !machine.released && !forgets) wait_at(machine.ahead);
+}
+inline void admit_next() {}
+
 inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
     using namespace emulation;
     struct Lane {
