@@ -5,6 +5,7 @@
 
 #include "brackets.hpp"
 #include "codes.hpp"
+#include "hopper.hpp"
 #include "query_kernels.hpp"
 #include "zones.hpp"
 
@@ -34,6 +35,8 @@ struct Plan {
     int64_t block;  // queries per block
     bool own_best, list_top, list_picks;
     bool keeps;    // the scores, as they are needed again: see kept.hpp
+    bool sieves;   // zones from registers
+    bool copies;   // anchors' items, for the kernels for sm_90a to score: see Passes::score_anchors
     bool screens;  // items by their codes: see screen_sieve.hpp
     int code_chunks;
     int64_t wanted, capacity;
@@ -56,6 +59,9 @@ struct Plan {
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
         keeps = r.zones && (own_best || r.ranks || r.excludes) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
         if (keeps && rows < r.batch) block = std::min(block, rows / 64 * 64);
+        sieves = r.zones && !keeps && !r.ranks && !r.excludes;
+        const int unit = r.width % 8 ? 2 : 16;  // if the items' base suits
+        copies = kHopperBuilt && sieves && !own_best && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit);
     }
 
     int parts() const { return product == Product::split_half ? 2 : 1; }
@@ -82,12 +88,15 @@ struct Workspace {
     RankState ranks;
     Brackets brackets;  // of the ranks, if scores are kept
     Kept kept;
+    unsigned char* anchor_items;
+    Kept anchor_scores;  // of these, by all queries of a block
     CodedQueries coded;
     Pairs pairs;  // the capacities of both are those of all query tiles together
     Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), coded(), pairs(), columns() {
+    Workspace(const Request& r, const Plan& plan, void* base)
+        : ranks(), brackets(), kept(), anchor_scores(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
@@ -126,6 +135,10 @@ struct Workspace {
         }
         kept.pitch = Kept::pitch_of(r.size);
         kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);
+        const int64_t copied = plan.copies ? listed : 0;
+        anchor_items = carver.take<unsigned char>(copied * r.tokens * r.width * 2);
+        anchor_scores.pitch = Kept::pitch_of(copied);
+        anchor_scores.scores = carver.take<float>(copied * anchor_scores.pitch);
         if (plan.screens) {
             coded.codes = carver.take<unsigned char>(block * plan.code_chunks * kChunkBytes);
             coded.scales = carver.take<float>(block);
