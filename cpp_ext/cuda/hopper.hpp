@@ -50,6 +50,16 @@ struct HopperPlan {
     }
 };
 
+// Whether the current device runs these kernels at all.
+inline bool on_hopper() {
+    int device = 0, major = 0, minor = 0;
+    const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+    if (!known) cudaGetLastError();  // whoever starts something meets it again
+    return known && major == 9 && minor == 0;
+}
+
 // Whether TMA can read the rows, and columns are whole items: 16-byte pitch and base, coordinates of 31 bits, a power of two of tokens. And
 // whether the plan's bytes can be computed without overflow.
 inline bool hopper_reads(int64_t size, int64_t tokens, int parts, int chunks, int unit) {

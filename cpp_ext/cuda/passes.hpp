@@ -42,11 +42,9 @@ class Passes {
     }
 
     void describe_device() {
-        int device = 0, major = 0, minor = 0;
+        int device = 0;
         check(cudaGetDevice(&device));
-        if (good()) check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-        if (good()) check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-        sm_90_ = major == 9 && minor == 0;
+        sm_90_ = on_hopper();
         if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));

@@ -57,11 +57,14 @@ struct Plan {
         block = std::clamp(block_bytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
-        keeps = r.zones && (own_best || r.ranks || r.excludes) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
+        const int unit = r.width % 8 ? 2 : 16;  // if the items' base suits
+        const bool hopper = kHopperBuilt && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit) && on_hopper();
+        // A Hopper reads the items once for up to 256 queries, but writes and reads 4 bytes for each score that it keeps.
+        const bool reads_again = hopper && !r.ranks && !r.excludes && 8 * r.batch > r.tokens * r.width * 2;
+        keeps = r.zones && (own_best || r.ranks || r.excludes) && !reads_again && rows > 0 && rows >= std::min(r.batch, int64_t{64});
         if (keeps && rows < r.batch) block = std::min(block, rows / 64 * 64);
         sieves = r.zones && !keeps && !r.ranks && !r.excludes;
-        const int unit = r.width % 8 ? 2 : 16;  // if the items' base suits
-        copies = kHopperBuilt && sieves && !own_best && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit);
+        copies = hopper && sieves && !own_best;
     }
 
     int parts() const { return product == Product::split_half ? 2 : 1; }

@@ -65,9 +65,10 @@ class ZoneSieve {
         const int tokens = static_cast<int>(scan_.tokens);
 #pragma unroll
         for (int group = 0; group < L::kGroups; ++group) {
-            L::make_scores(scan_, columns, products, group, unscale_[group]);
             const int row = L::row_of(group);
             const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
+            L::make_scores(scan_, columns, products, group, unscale_[group]);
+            if (__ballot_sync(kAllLanes, anchor == anchor) == 0) continue;  // rows beyond the queries, or without an anchor: in no zone
             const unsigned stands = first_columns(columns, tokens);
             unsigned below = 0, above = 0;
 #pragma unroll

@@ -77,7 +77,7 @@ def served(library: ctypes.CDLL, request: ZoneRequest, **options: Any) -> bool:
 @example(OWN_BEST, True, 3, 2, KEPT)
 @example(dataclasses.replace(LONG, anchor="best", tokens=2, special=(math.nan, math.inf)), False, 3, 3, KEPT)
 @example(dataclasses.replace(LONG, zones=RANKS, excluded=30), True, 3, 4, KEPT)
-@example(dataclasses.replace(OWN_BEST, batch=200, size=600, width=8), True, 3, 5, SHORT_OF_ROOM)  # blocks smaller than a tile
+@example(dataclasses.replace(OWN_BEST, batch=200, size=600, width=8, zones=RANKS), True, 3, 5, SHORT_OF_ROOM)  # blocks below a tile
 def test_zones_equal_the_reference(
     library: ctypes.CDLL, case: Case, half_queries: bool, multiprocessors: int, order: int, kept_limit: int
 ) -> None:
