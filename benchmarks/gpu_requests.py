@@ -75,7 +75,8 @@ def compare(memory: CudaMemory, number: int) -> list[str]:
         uploaded = memory.upload(given)
         started = [searched.select(uploaded, **options, sync=False) for _ in range(2)]
         found = searched.select(uploaded, **options)
-        how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, zones=zones, own_best="anchor" not in options) + screening
+        asked: dict[str, Any] = {"zones": zones, "own_best": "anchor" not in options}
+        how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, **asked) + screening
         for name in FIELDS:
             ours, theirs = getattr(found, name), getattr(wanted, name)
             if ours is not None:

@@ -83,28 +83,27 @@ cudaError_t launch_scores(const ScoreKernel<Argument> (&kernels)[3], const Hoppe
 }  // namespace
 
 cudaError_t launch_hopper_top(const HopperPlan& plan, const Scan& scan, const Candidates& list, int processors, cudaStream_t stream) {
-    return launch_scores<Candidates>({hopper_kernel<Product::split_half, 1, false>, hopper_kernel<Product::half, 1, false>,
-                                      hopper_kernel<Product::half, 2, false>},
-                                     plan, scan, list, processors, stream);
+    return launch_scores<Candidates>(
+        {hopper_kernel<Product::split_half, 1, false>, hopper_kernel<Product::half, 1, false>, hopper_kernel<Product::half, 2, false>},
+        plan, scan, list, processors, stream);
 }
 
 cudaError_t launch_hopper_sample(const HopperPlan& plan, const Scan& scan, const Candidates& list, int processors, cudaStream_t stream) {
-    return launch_scores<Candidates>({hopper_kernel<Product::split_half, 1, true>, hopper_kernel<Product::half, 1, true>,
-                                      hopper_kernel<Product::half, 2, true>},
-                                     plan, scan, list, processors, stream);
+    return launch_scores<Candidates>(
+        {hopper_kernel<Product::split_half, 1, true>, hopper_kernel<Product::half, 1, true>, hopper_kernel<Product::half, 2, true>}, plan,
+        scan, list, processors, stream);
 }
 
 cudaError_t launch_hopper_keep(const HopperPlan& plan, const Scan& scan, const Keeping& keeping, int processors, cudaStream_t stream) {
-    return launch_scores<Keeping>({hopper_keep_kernel<Product::split_half, 1>, hopper_keep_kernel<Product::half, 1>,
-                                   hopper_keep_kernel<Product::half, 2>},
-                                  plan, scan, keeping, processors, stream);
+    return launch_scores<Keeping>(
+        {hopper_keep_kernel<Product::split_half, 1>, hopper_keep_kernel<Product::half, 1>, hopper_keep_kernel<Product::half, 2>}, plan,
+        scan, keeping, processors, stream);
 }
 
-cudaError_t launch_hopper_zones(const HopperPlan& plan, const Scan& scan, const Selection& selection, int processors,
-                                cudaStream_t stream) {
-    return launch_scores<Selection>({hopper_zone_kernel<Product::split_half, 1>, hopper_zone_kernel<Product::half, 1>,
-                                     hopper_zone_kernel<Product::half, 2>},
-                                    plan, scan, selection, processors, stream);
+cudaError_t launch_hopper_zones(const HopperPlan& plan, const Scan& scan, const Selection& selection, int processors, cudaStream_t stream) {
+    return launch_scores<Selection>(
+        {hopper_zone_kernel<Product::split_half, 1>, hopper_zone_kernel<Product::half, 1>, hopper_zone_kernel<Product::half, 2>}, plan,
+        scan, selection, processors, stream);
 }
 
 cudaError_t launch_hopper_screen(const HopperPlan& plan, const Scan& coded, const Screening& screening, int rows, int processors,

@@ -1,6 +1,6 @@
 // The path for devices of compute capability 9.0: what it serves, and what its kernels need of shared memory. They are in hopper_kernel.hpp
-// (the scan), hopper_scores.hpp (top-k, zones, kept scores) and hopper_screen.hpp (bounds from codes), compiled for sm_90a alone (hopper.cu). Everything else takes the kernels of
-// scan_kernels.hpp and screen_sieve.hpp.
+// (the scan), hopper_scores.hpp (top-k, zones, kept scores) and hopper_screen.hpp (bounds from codes), compiled for sm_90a alone
+// (hopper.cu). Everything else takes the kernels of scan_kernels.hpp and screen_sieve.hpp.
 //
 // No device has run it yet. What was checked without one: tests/zones/test_cuda_hopper.py.
 #pragma once

@@ -58,7 +58,7 @@ struct Plan {
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
         const int unit = r.width % 8 ? 2 : 16;  // if the items' base suits
-        const bool hopper = kHopperBuilt && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit) && on_hopper();
+        const bool hopper = kHopperBuilt && r.zones && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit) && on_hopper();
         // A Hopper reads the items once for up to 256 queries, but writes and reads 4 bytes for each score that it keeps.
         const bool reads_again = hopper && !r.ranks && !r.excludes && 8 * r.batch > r.tokens * r.width * 2;
         keeps = r.zones && (own_best || r.ranks || r.excludes) && !reads_again && rows > 0 && rows >= std::min(r.batch, int64_t{64});
@@ -98,8 +98,7 @@ struct Workspace {
     Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base)
-        : ranks(), brackets(), kept(), anchor_scores(), coded(), pairs(), columns() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), anchor_scores(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;

@@ -9,9 +9,9 @@
 // to pass, and with all items equal the ids decide.
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
-// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
-// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept scores
-// are bracketed by a sample of these (brackets.hpp).
+// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit and that pays (see Plan), and what
+// follows reads these; if not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept
+// scores are bracketed by a sample of these (brackets.hpp).
 #include "zones.hpp"
 
 #include "passes.hpp"

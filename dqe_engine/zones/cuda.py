@@ -191,7 +191,7 @@ class Index:
             such a search is refused.
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
             the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB, and a
-            quarter of that for ranks.
+            quarter of that for ranks. sm_90a copies the items of given anchors to it, 2·M·D bytes for each query of a block (1,024).
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """
