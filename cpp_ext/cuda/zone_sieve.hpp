@@ -62,14 +62,14 @@ class ZoneSieve {
 
     // Afterwards the products are scores: registers hold no others beside them.
     __device__ void take(const ColumnTile& columns, Products& products) {
+        if (int64_t{blockIdx.x} * Rows + Products::row_of(threadIdx.x / 32, 0) >= scan_.batch) return;  // no query of the warp's
         const int tokens = static_cast<int>(scan_.tokens);
+        const unsigned stands = first_columns(columns, tokens);
 #pragma unroll
         for (int group = 0; group < L::kGroups; ++group) {
             const int row = L::row_of(group);
             const float anchor = anchor_[row], lo = lo_[row], hi = hi_[row];
             L::make_scores(scan_, columns, products, group, unscale_[group]);
-            if (__ballot_sync(kAllLanes, anchor == anchor) == 0) continue;  // rows beyond the queries, or without an anchor: in no zone
-            const unsigned stands = first_columns(columns, tokens);
             unsigned below = 0, above = 0;
 #pragma unroll
             for (int place = 0; place < L::kPlaces; ++place) {

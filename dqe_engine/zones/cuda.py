@@ -55,7 +55,8 @@ def workspace_bytes(
     excluded: int = 0,
     screened: bool = False,
 ) -> int:
-    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D).
+    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D), on the current
+    CUDA device.
 
     own_best: no `anchor` is given. excluded: ids in all lists together. screened: the index has a screen.
     """
