@@ -24,7 +24,7 @@ build() {
 profile() {
     local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed
     metrics+=,sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active,sm__issue_active.avg.pct_of_peak_sustained_active
-    ncu --clock-control none --kernel-name "regex:scan|sieve|screen|zone_kernel|sample|hopper" --launch-count 10 --section SpeedOfLight --section WarpStateStats \
+    ncu --clock-control none --kernel-name "regex:scan|sieve|screen|zone|sample|hopper" --launch-count 20 --section SpeedOfLight --section WarpStateStats \
         --section MemoryWorkloadAnalysis --section Occupancy --section SchedulerStats --metrics "$metrics" --csv --page raw \
         "$python" -m benchmarks.gpu_zones --once >"$out/ncu.csv" || { tail -3 "$out/ncu.csv"; return 1; }
     "$python" -m benchmarks.ncu_summary "$out/ncu.csv"

@@ -126,6 +126,12 @@ struct Selection {
     int64_t* counts;  // (batch, 3)
 };
 
+// What the pass that keeps scores gets.
+struct Keeping {
+    Kept kept;
+    Selection selection;
+};
+
 // Top-k candidates, zone counts and pick candidates.
 template <int Rows>
 struct Select {

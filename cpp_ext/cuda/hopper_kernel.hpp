@@ -165,24 +165,4 @@ __device__ __forceinline__ void divide(const HopperBarriers& barriers, const Pro
     }
 }
 
-template <Product product, int Tall, bool Sampling>
-__global__ __launch_bounds__(kHopperThreads, 1) void hopper_kernel(const __grid_constant__ TensorMap items,
-                                                                   const __grid_constant__ TensorMap queries, HopperPlan plan, Scan scan,
-                                                                   Candidates list) {
-    using Products = WarpgroupProducts<product, Tall>;
-    const HopperBarriers barriers = {shared_address(shared_memory()) + plan.barriers(), plan.stages};
-    divide<kProducerRegisters, kConsumerRegisters>(
-        barriers, [&] { bring(plan, barriers, items, queries, nullptr, scan); },
-        [&] {
-            Sieve<Products> sieve(scan, list, true, shared_memory() + plan.queues());
-            multiply<Products, false>(plan, barriers, scan, [&](const ColumnTile& columns, const Products& products, int) {
-                if constexpr (Sampling)
-                    sieve.sample(columns, products);
-                else
-                    sieve.take(columns, products);
-            });
-            if constexpr (!Sampling) sieve.end();
-        });
-}
-
 }  // namespace dqe::cuda

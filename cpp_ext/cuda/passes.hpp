@@ -49,11 +49,9 @@ class Passes {
     }
 
     void describe_device() {
-        int device = 0, major = 0, minor = 0;
+        int device = 0;
         check(cudaGetDevice(&device));
-        if (good()) check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-        if (good()) check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-        sm_90_ = major == 9 && minor == 0;
+        sm_90_ = on_hopper();
         if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
@@ -67,8 +65,10 @@ class Passes {
         // pass over the items where bounds decide nothing. Products of codes are exact: any instruction may have them.
         if (kHopperBuilt && sm_90_ && !r_.portable && plan_.screens)
             hopper_screen_ = hopper_screen_plan(r_.size, r_.tokens, plan_.code_chunks, r_.coded, shared_limit_, shared_total_);
-        if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && !r_.zones && plan_.product != Product::single)
-            hopper_ = hopper_plan(r_.batch, r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), shared_limit_);
+        const bool zones_served = !r_.zones || plan_.keeps || plan_.sieves;
+        if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && zones_served && plan_.product != Product::single)
+            hopper_ = hopper_plan(std::min(r_.batch, plan_.block), r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), plan_.sieves,
+                                  shared_limit_);
         if (hopper()) {
             rows_ = hopper_.rows;
             return;
@@ -154,18 +154,15 @@ class Passes {
         const bool zones = selection.want_picks || selection.want_counts;
         if (!suits(scan, zones)) return scan_with<Select>(scan, selection);
         if (!zones) return sieve(scan, selection.top, false);
+        if constexpr (kHopperBuilt)
+            if (hopper()) return start_hopper(launch_hopper_zones, scan, selection);
         start_sieve(scan, true, zone_blocks(plan_.product, rows_), selection,
                     [](auto product, auto rows) { return zone_kernel<product(), rows()>; });
     }
 
     void sieve(const Scan& scan, const Candidates& list, bool sampling) {
         if constexpr (kHopperBuilt)
-            if (hopper()) {
-                if (!good() || scan.tiles == 0) return;
-                check(launch_hopper(hopper_, scan, list, sampling, processors_, stream_));
-                ++status_.passes;
-                return;
-            }
+            if (hopper()) return start_hopper(sampling ? launch_hopper_sample : launch_hopper_top, scan, list);
         start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
             return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
         });
@@ -174,7 +171,42 @@ class Passes {
     // The pass over all items that keeps their scores, and offers them to the list of the best if that is wanted.
     void keep(const Scan& scan, const Kept& kept, const Selection& selection) {
         if (!suits(scan, false)) return scan_with<KeepingSelect>(scan, Keeping{kept, selection});
+        if constexpr (kHopperBuilt)
+            if (hopper()) return start_hopper(launch_hopper_keep, scan, Keeping{kept, selection});
         start_sieve(scan, false, 2, Keeping{kept, selection}, [](auto product, auto rows) { return keep_kernel<product(), rows()>; });
+    }
+
+    template <typename Argument>
+    void start_hopper(HopperLaunch<Argument>* launch, const Scan& scan, const Argument& argument) {
+        if (!good() || scan.tiles == 0) return;
+        check(launch(hopper_, scan, argument, processors_, stream_));
+        ++status_.passes;
+    }
+
+    // Score the items of these ids, one for each query, with the very code that scores them as candidates, so that the Δ of an anchor's own
+    // item is exactly 0. TMA brings neighbouring items alone: for the kernels for sm_90a the anchors' items are copied together, and a pass
+    // over these keeps the scores of all queries for all of them, few beside those of a pass over all items.
+    void score_anchors(Scan scan, const int64_t* ids, float* anchors) {
+        const auto few = [&](int64_t threads) { return dim3(static_cast<unsigned>(quotient_up(threads, 32))); };
+        volatile unsigned* const outside = flags_.word(kAnchorOutside);
+        scan.excluded_start = nullptr;  // an excluded item may be the anchor
+        scan.stride = 1;
+        if (hopper()) {
+            start(copy_items, dim3(static_cast<unsigned>(scan.batch)), kThreads, 0, ids, scan.size, scan.tokens * scan.width * 2 / 16,
+                  reinterpret_cast<const uint4*>(scan.items), reinterpret_cast<uint4*>(w_.anchor_items), outside);
+            scan.items = w_.anchor_items, scan.size = scan.batch;
+            scan.tiles = quotient_up(scan.size, scan.items_per_tile);
+            keep(scan, w_.anchor_scores, Selection{});
+            const KeptItems kept = {w_.anchor_scores.scores, w_.anchor_scores.pitch, scan.size, 0, 0};
+            start(kept_anchors, few(scan.batch), 32, 0, kept, static_cast<const int64_t*>(nullptr), scan.batch, anchors, outside);
+            return;
+        }
+        const int64_t rows = quotient_up(scan.batch, rows_) * rows_;
+        start(gather_ids, few(rows), 32, 0, ids, scan.batch, scan.size, w_.gather, rows, outside);
+        scan.gather = w_.gather;
+        scan.gather_pitch = scan.gathered = rows_;
+        scan.tiles = quotient_up(rows_, scan.items_per_tile);
+        scan_with<Gather>(scan, Gathering{anchors, nullptr, nullptr, nullptr, {}, nullptr});
     }
 
     // The scan of the codes, for `screen`.

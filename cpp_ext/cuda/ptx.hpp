@@ -70,6 +70,9 @@ __device__ inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
                  : "memory");
 }
 
+// The compiler takes nothing that follows from the value for known before.
+__device__ inline void not_known(int& value) { asm volatile("" : "+r"(value)); }
+
 // The larger; NaN if either is.
 __device__ inline float nan_max(float a, float b) {
     float larger;

@@ -61,13 +61,15 @@ __global__ __launch_bounds__(kThreads, zone_blocks(product, Rows)) void zone_ker
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, true);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
     const int queues = ring + kStages * kItemStageBytes;
+    const Shared<unsigned char> bounds = shared_memory() + (queues + 2 * kWarps * kQueueBytes);
+    using Zones = ZoneSieve<Accumulators<product, Rows>>;
+    Zones::fill(scan, selection, bounds);
     Sieve<Accumulators<product, Rows>> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
-    ZoneSieve<product, Rows> zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes),
-                                   shared_memory() + (queues + 2 * kWarps * kQueueBytes));
+    Zones zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes), bounds);
     multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
-                                                 [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
-                                                     if (selection.want_top) sieve.take(columns, products);
+                                                 [&](const ColumnTile& columns, int64_t, Accumulators<product, Rows>& products) {
                                                      zones.take(columns, products);
+                                                     if (selection.want_top) sieve.take_scores(columns, products);
                                                  });
     sieve.end();
     zones.end();

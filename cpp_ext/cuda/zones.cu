@@ -9,9 +9,9 @@
 // to pass, and with all items equal the ids decide.
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
-// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
-// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept scores
-// are bracketed by a sample of these (brackets.hpp).
+// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit and that pays (see Plan), and what
+// follows reads these; if not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept
+// scores are bracketed by a sample of these (brackets.hpp).
 #include "zones.hpp"
 
 #include "passes.hpp"
@@ -70,7 +70,9 @@ class Runner : Passes {
             list(scan, selection, block);
             selection.want_top = false;
         } else if (r_.anchor == Anchor::id) {
-            gather_anchors(scan, block);
+            if (r_.size == 0) status_.fault = Fault::anchor_outside;
+            lower(kAnchorOutside);
+            score_anchors(scan, r_.anchor_ids + first, out_.anchor + first);
         }
         if (r_.ranks) rank(batch, [&](const Ranks& ranks) { scan_with<Histogram>(scan, ranks); });
         bound(block, {}, nullptr);
@@ -205,24 +207,6 @@ class Runner : Passes {
                                r_.lo,
                                r_.hi};
         start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(block.batch, 32))), 32, 0, bounds, block.batch, picks, counts);
-    }
-
-    // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.
-    void gather_anchors(Scan scan, const Block& block) {
-        const int64_t rows = quotient_up(block.batch, rows_) * rows_;
-        if (r_.size == 0) {
-            status_.fault = Fault::anchor_outside;
-            return;
-        }
-        lower(kAnchorOutside);
-        start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + block.first, block.batch, r_.size,
-              w_.gather, rows, flags_.word(kAnchorOutside));
-        scan.gather = w_.gather;
-        scan.gather_pitch = scan.gathered = rows_;
-        scan.excluded_start = nullptr;  // an excluded item may be the anchor
-        scan.tiles = quotient_up(rows_, scan.items_per_tile);
-        scan.stride = 1;
-        scan_with<Gather>(scan, Gathering{out_.anchor + block.first, nullptr, nullptr, nullptr, {}, nullptr});
     }
 
     // The scores at both ranks, by radix selection; `count` makes the histogram of a level.

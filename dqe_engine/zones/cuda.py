@@ -58,7 +58,8 @@ def workspace_bytes(
     excluded: int = 0,
     screened: bool = False,
 ) -> int:
-    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D).
+    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D), on the current
+    CUDA device.
 
     own_best: no `anchor` is given. excluded: ids in all lists together. screened: the index has a screen.
     """
@@ -119,27 +120,42 @@ class Index:
         kernels = self.architecture(batch, k=k, half_queries=half_queries)
         if self._screen is None:
             return f"no screen was asked for: every search reads the items (screen='auto' keeps 8-bit codes too); {kernels} kernels"
-        return f"{self._screen.describe(batch, k, self._unscreened(batch, half_queries, zones=False))}; {kernels} kernels"
+        return f"{self._screen.describe(batch, k, self._unscreened(batch, half_queries))}; {kernels} kernels"
 
     def _taken(self, stream: int) -> Any:
         return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
 
-    def _unscreened(self, batch: int, half_queries: bool, *, zones: bool) -> Unscreened:
-        architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, zones, False)
+    def _unscreened(self, batch: int, half_queries: bool) -> Unscreened:
+        architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, False, False)
         return architecture, a_pass
 
-    def architecture(self, batch: int, *, k: int = 10, half_queries: bool = False, zones: bool = False) -> str:
-        """Which kernels a search of `batch` queries for the `k` best takes: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all
+    def architecture(
+        self,
+        batch: int,
+        *,
+        k: int = 10,
+        half_queries: bool = False,
+        zones: ZoneSpec | None = None,
+        own_best: bool = True,
+        excluded: int = 0,
+    ) -> str:
+        """Which kernels give the scores of a search of `batch` queries: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all
         devices).
 
-        sm_90a serves top-k without zones over float16 items, if rows begin at multiples of 16 bytes, M is a power of two up to 128, and
-        the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes
-        sm_80 for all that it scores.
+        sm_90a serves float16 items whose rows begin at multiples of 16 bytes, if M is a power of two up to 128 and the prepared queries
+        fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes sm_80 for all that
+        it scores, and so do zones with ranks or exclusions over more items than scores can be kept of (some 4 million).
+
+        k: of a search without zones. zones, own_best, excluded: as for `workspace_bytes`.
         """
-        unscreened = self._unscreened(batch, half_queries, zones=zones)
+        if zones is not None:
+            asked = own_best, zones.bounds == "rank", excluded > 0
+            kernels: str = self._module.architecture(self._operand, batch, half_queries, True, False, *asked)[0]
+            return kernels
+        unscreened = self._unscreened(batch, half_queries)
         architecture = unscreened[0]
-        if self._screen is not None and not zones and self._screen.would_pay(batch, k, unscreened):
-            architecture = self._module.architecture(self._operand, batch, half_queries, zones, True)[0]
+        if self._screen is not None and self._screen.would_pay(batch, k, unscreened):
+            architecture = self._module.architecture(self._operand, batch, half_queries, False, True)[0]
         return architecture
 
     def select(
@@ -179,7 +195,7 @@ class Index:
             such a search is refused.
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
             the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB, and a
-            quarter of that for ranks.
+            quarter of that for ranks. sm_90a copies the items of given anchors to it, 2·M·D bytes for each query of a block (1,024).
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """
@@ -261,7 +277,7 @@ class Index:
         """The screen, if a top-k search that is now carried out uses it."""
         if self._screen is None:
             return None
-        unscreened = SM_80 if portable else self._unscreened(batch, half_queries, zones=False)
+        unscreened = SM_80 if portable else self._unscreened(batch, half_queries)
         return self._screen if self._screen.pays(batch, k, unscreened) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import shutil
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from support.compiling import compiled
 
-from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.zones import ZoneSelection
 from dqe_engine.zones.request import ZoneRequest, validated
 
@@ -24,6 +26,19 @@ H200, A100, SMALL = 227 * 1024, 163 * 1024, 99 * 1024
 """Shared memory per block: how many stages there are, and whether the queries stay, depends on it."""
 KEPT = 1 << 30
 """Bytes of scores that may be kept; with 0, zones that need another look pass over the items again."""
+FAULTS = {
+    1: ("wait for the other phase", "have not arrived|others never come"),
+    2: ("a warp that does not arrive", "others never come"),
+    3: ("no swizzle", "Mismatch"),
+    4: ("16 bytes less expected", "others never come"),
+    5: ("a stage released too early", "still reads there|have not arrived|while products are under way"),
+    6: ("rows of a descriptor at another stride", "Mismatch|never written|have not arrived"),
+    7: ("another fragment", "Mismatch"),
+    8: ("no fence", "no fence"),
+    9: ("barriers not published", "before it is published"),
+    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals|others never come"),
+}
+"""What `hopper_fault` plants in the emulation of sm_90a, and how that is seen."""
 
 
 class PickRule(ctypes.Structure):
@@ -173,6 +188,37 @@ def emulate(
     if passes < 0:
         raise RuntimeError(message.value.decode())
     return ZoneSelection(**out, backend="cuda", rescored=rescored.value if screened else None), passes
+
+
+def takes_hopper(
+    library: ctypes.CDLL,
+    *,
+    capability: int = 90,
+    shared_limit: int = H200,
+    kept_limit: int = KEPT,
+    half_items: bool = True,
+    half_queries: bool = True,
+    batch: int = 20,
+    size: int = 1000,
+    tokens: int = 1,
+    width: int = 256,
+    items: int = 1 << 20,
+    **asked: Any,
+) -> bool:
+    """Whether the kernels for sm_90a would take a request. `asked`: other fields of it."""
+    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10}
+    request = Request(items=items, half_items=half_items, half_queries=half_queries, **sizes, **asked)
+    taken: bool = library.emulated_takes_hopper(ctypes.byref(request), capability, shared_limit, ctypes.c_int64(kept_limit))
+    return taken
+
+
+@st.composite
+def zone_specs(draw: st.DrawFn) -> ZoneSpec:
+    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
+    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
+    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
+    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
+    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
 
 
 def one_score_per_item(scores: np.ndarray, **options: Any) -> ZoneRequest:

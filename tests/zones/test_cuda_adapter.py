@@ -85,7 +85,9 @@ def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: py
         for capability, taken in ((80, "sm_80"), (90, "sm_90a"), (100, "sm_80")):
             emulate_capability(capability)
             assert index.architecture(3) == index.architecture(300, half_queries=True) == taken
-            assert index.architecture(3, zones=True) == screened.architecture(3) == "sm_80"
+            for asked in ({"zones": RANKS}, {"zones": EVERYTHING, "own_best": False}, {"zones": EVERYTHING, "excluded": 3}):
+                assert screened.architecture(3, **asked) == index.architecture(300, **asked) == taken
+            assert screened.architecture(3) == "sm_80"
             assert auto.architecture(3) == taken  # so few items do not pay
             assert screened.describe(3).endswith("always the screen; sm_80 kernels")
             assert index.describe(3).endswith(f"; {taken} kernels")

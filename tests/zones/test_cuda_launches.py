@@ -6,7 +6,8 @@ import ctypes
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Counts, assert_same, emulate
+from support.emulated_cuda import Counts, emulate
+from support.zone_cases import assert_same
 
 from dqe_engine.zones import reference
 from dqe_engine.zones.request import ZoneRequest, validated

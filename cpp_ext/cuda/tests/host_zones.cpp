@@ -94,7 +94,8 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     return -1;
 }
 
-bool emulated_takes_hopper(const Request* request, int capability, int shared_limit) {
+bool emulated_takes_hopper(const Request* request, int capability, int shared_limit, int64_t kept_limit) {
+    emulation::machine.kept_limit = kept_limit;
     emulation::machine.capability = capability;
     emulation::machine.shared_limit = shared_limit;
     return takes_hopper(*request);
