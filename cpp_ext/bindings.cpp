@@ -36,13 +36,13 @@ struct CodedShard {
 };
 
 // Of all shards of a gallery. This and the next two are made once for many sweeps: to look at twenty arrays takes 10 microseconds.
-struct Codes {
+struct CodeArrays {
     std::vector<CodedShard> shards;
 };
 
 struct Arguments {
     std::vector<Items> shards;
-    const Codes* coded;
+    const CodeArrays* coded;
     Array<const int64_t, 1> offsets, excluded;
     std::optional<Array<const int64_t, 1>> anchor_ids;
 };
@@ -105,14 +105,14 @@ CodedShard coded_shard(const nb::tuple& arrays) {
     return shard;
 }
 
-Codes codes_of(const std::vector<nb::tuple>& shards) {
-    Codes codes;
+CodeArrays codes_of(const std::vector<nb::tuple>& shards) {
+    CodeArrays codes;
     for (const nb::tuple& arrays : shards) codes.shards.push_back(coded_shard(arrays));
     return codes;
 }
 
 // What fill_lists makes, and the coded directions (L, W).
-struct Lists {
+struct ListArrays {
     int64_t covered;  // items
     int64_t code_width;
     AlignedVector<uint8_t> blocks;  // of codes
@@ -146,9 +146,9 @@ Prefix prefix_of(const PrefixArrays& arrays, const Gallery& gallery) {
     return {arrays.covered, width, arrays.axes.data(), arrays.blocks.data()};
 }
 
-Lists lists_of(int64_t covered, Array<const uint8_t, 2> codes, Array<const float, 1> scales, Array<const float, 1> errors,
-               Array<const float, 1> norms, Array<const float, 1> longest, Array<const float, 1> widest, Array<const int64_t, 1> starts,
-               Array<const uint32_t, 1> rows, Array<const uint16_t, 1> cosines) {
+ListArrays lists_of(int64_t covered, Array<const uint8_t, 2> codes, Array<const float, 1> scales, Array<const float, 1> errors,
+                    Array<const float, 1> norms, Array<const float, 1> longest, Array<const float, 1> widest,
+                    Array<const int64_t, 1> starts, Array<const uint32_t, 1> rows, Array<const uint16_t, 1> cosines) {
     const auto count = static_cast<int64_t>(longest.shape(0)), size = static_cast<int64_t>(rows.shape(0));
     if (count == 0 || covered < 0) throw std::invalid_argument("lists: expected at least one");
     for (const auto* numbers : {&scales, &errors, &norms, &widest}) expect("lists", *numbers, {count});
@@ -164,7 +164,7 @@ Lists lists_of(int64_t covered, Array<const uint8_t, 2> codes, Array<const float
 }
 
 // Checks what memory is reached by; that the rows are those of the gallery is the caller's word.
-TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
+TokenLists token_lists(const ListArrays& lists, const Gallery& gallery) {
     const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
     if (lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
     if (lists.code_width != code_width(gallery.width)) throw std::invalid_argument("lists: of tokens of another width");
@@ -181,14 +181,14 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
             lists.cosines.data()};
 }
 
-int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, const Codes* coded, Array<const int64_t, 1> offsets,
+int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, const CodeArrays* coded, Array<const int64_t, 1> offsets,
                       Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed, Array<const int64_t, 1> query_rows,
                       int zoning, bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all,
                       double hi_of_all, int policy, double temperature, uint64_t seed, int64_t sample, int64_t field, bool by_rows,
                       Array<float, 2> scores, Array<int64_t, 2> ids, Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi,
                       Array<int64_t, 2> counts, Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores,
-                      Array<int8_t, 1> status, int threads, const std::string& instruction_set, const Lists* listed, int64_t most_listed,
-                      const PrefixArrays* prefix) {
+                      Array<int8_t, 1> status, int threads, const std::string& instruction_set, const ListArrays* listed,
+                      int64_t most_listed, const PrefixArrays* prefix) {
     const Arguments given = {std::move(shards), coded, offsets, excluded, anchor_ids};
     std::vector<Shard> storage;
     expect_threads(threads);
@@ -300,8 +300,8 @@ NB_MODULE(_kernels, m) {
     nb::set_leak_warnings(false);  // a screen may well live as long as the process
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
     m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
-    nb::class_<Codes>(m, "Codes").def(nb::new_(&codes_of), "shards"_a);
-    nb::class_<Lists>(m, "Lists")
+    nb::class_<CodeArrays>(m, "Codes").def(nb::new_(&codes_of), "shards"_a);
+    nb::class_<ListArrays>(m, "Lists")
         .def(nb::new_(&lists_of), "covered"_a, "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(), "norms"_a.noconvert(),
              "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert());
     nb::class_<PrefixArrays>(m, "Prefixes").def(nb::new_(&prefix_arrays), "covered"_a, "axes"_a.noconvert(), "blocks"_a.noconvert());

@@ -105,7 +105,7 @@ def kernel_arguments() -> dict[str, Any]:
     return {
         "queries": QUERIES,
         "shards": [ITEMS],
-        "coded": [],
+        "coded": None,
         "offsets": np.array([0, 1, 1]),
         "excluded": np.array([4]),
         "allowed": np.array([[0b11111]], np.uint64),
@@ -166,7 +166,7 @@ def kernel_arguments() -> dict[str, Any]:
 def test_kernels_never_copy_what_does_not_fit(name: str, value: Any, error: type[builtins.Exception]) -> None:
     _kernels.sweep(**kernel_arguments())
     with pytest.raises(error):
-        _kernels.sweep(**(kernel_arguments() | {name: value}))
+        _kernels.sweep(**(kernel_arguments() | {name: _kernels.Codes(value) if name == "coded" else value}))
 
 
 def test_kernels_refuse_a_read_only_output() -> None:
