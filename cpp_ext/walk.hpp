@@ -105,18 +105,14 @@ class Walk {
     int64_t visit_first(const std::pair<float, uint32_t>* best, int64_t count) {
         const auto greater = [](const auto& one, const auto& other) { return one.first > other.first; };
         std::pair<float, uint32_t> tokens[kFirstTokens];
-        float bounds[kFirstTokens + 2 * kPrefixRows], least = -kMost;  // blocks begin and end where they will
+        float least = -kMost, least_of[kFirstLists];
         int64_t some = 0, lists = 0;
         for (; lists < count; ++lists) {
-            const int64_t start = lists_.starts[best[lists].second], end = lists_.starts[best[lists].second + 1];
-            if (some + end - start > kFirstTokens) break;
-            const int64_t block = start / kPrefixRows, blocks = end > start ? prefix_blocks(end) - block : 0;
-            scorer_.bound_by_prefix(b_, block, blocks, bounds);
-            visited_ += end - start;
-            for (int64_t at = start; at < end; ++at) {
-                const float bound = bounds[at - block * kPrefixRows];
-                if (!(bound < least)) tokens[some++] = {std::isnan(bound) ? kMost : bound, lists_.rows[at]};
-            }
+            if (some + lists_.starts[best[lists].second + 1] - lists_.starts[best[lists].second] > kFirstTokens) break;
+            least_of[lists] = least;
+            for_each_bound(best[lists].second, [&](float bound, uint32_t row) {
+                if (!(bound < least)) tokens[some++] = {std::isnan(bound) ? kMost : bound, row};
+            });
             if (least > -kMost || some < kEnoughTokens) continue;
             std::nth_element(tokens, tokens + Scorer::kGathered - 1, tokens + some, greater);
             least = tokens[Scorer::kGathered - 1].first;
@@ -129,8 +125,22 @@ class Walk {
             if (!(tokens[i].first < threshold_())) add(tokens[i].second);
         decide();
         if (!(threshold_() < least)) return lists;
-        for (int64_t at = 0; at < lists; ++at) visit_list(best[at].second, within(best[at].second, threshold_()));  // some were left out
+        for (int64_t at = 0; at < lists; ++at)  // those that were left out; the others have been taken, and no item may be twice
+            for_each_bound(best[at].second, [&](float bound, uint32_t row) {
+                if (bound < least_of[at] && !(bound < threshold_())) add(row);
+            });
+        decide();
         return lists;
+    }
+
+    // The prefixes' bound of every token of a list that has kFirstTokens at most: visit(bound, row).
+    template <typename Visit>
+    void for_each_bound(uint32_t list, const Visit& visit) {
+        const int64_t start = lists_.starts[list], end = lists_.starts[list + 1], block = start / kPrefixRows;
+        float bounds[kFirstTokens + 2 * kPrefixRows];  // blocks begin and end where they will
+        scorer_.bound_by_prefix(b_, block, end > start ? prefix_blocks(end) - block : 0, bounds);
+        visited_ += end - start;
+        for (int64_t at = start; at < end; ++at) visit(bounds[at - block * kPrefixRows], lists_.rows[at]);
     }
 
     // What can still reach the threshold: `chosen` of scratch_.reached_lists.
