@@ -59,7 +59,7 @@ def collection(shop: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_collection_answers_as_the_index(serve: Serve, collection: Path, keys: tuple[Key, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from dqe_engine.index.milvus import MilvusIndex
+    from dqe_engine.index.milvus_calls import MilvusCalls
 
     monkeypatch.setattr(services, "WATCHED_EVERY", 0.05)
     single, client, reader = serve(), serve(index=collection), bearer(WRITE_KEY)
@@ -86,16 +86,16 @@ def test_a_collection_answers_as_the_index(serve: Serve, collection: Path, keys:
         "/v1/items/{id}", "/v1/items/{id}/image"
     ]  # fmt: skip
 
-    asked = MilvusIndex.asked
+    ask = MilvusCalls.ask
 
-    def away(self: MilvusIndex, *arguments: Any, **options: Any) -> Any:
+    def away(self: MilvusCalls, *arguments: Any, **options: Any) -> Any:
         raise NoAnswerError("Milvus is away")
 
-    monkeypatch.setattr(MilvusIndex, "asked", away)
+    monkeypatch.setattr(MilvusCalls, "ask", away)
     assert refused(client.post("/v1/search", json={"text": "in red"})) == (503, "no_answer")
     assert refused(client.get("/v1/items/02.png")) == (503, "no_answer")
     until(lambda: client.get("/readyz").status_code == 503)
-    monkeypatch.setattr(MilvusIndex, "asked", asked)
+    monkeypatch.setattr(MilvusCalls, "ask", ask)
     until(lambda: client.get("/readyz").status_code == 200)
     assert told(client, {"text": "in red"}) == told(single, {"text": "in red"})
 

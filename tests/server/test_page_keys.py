@@ -44,7 +44,7 @@ def test_items_are_added_changed_and_removed(make_settings: MakeSettings, keys: 
         expect(page.locator("#add-id")).to_have_value("new.png")
         page.fill("#add-metadata", '{"colour": ')
         page.get_by_role("button", name="Add", exact=True).click()
-        expect(adding.locator(".said")).to_contain_text("no JSON")
+        expect(adding.locator(".said")).to_contain_text("not valid JSON")
         page.fill("#add-metadata", '{"colour": "mauve"}')
         page.get_by_role("button", name="Add", exact=True).click()
         expect(adding.locator(".said")).to_have_text("Added new.png.")

@@ -84,7 +84,7 @@ def test_an_image_is_pasted_and_dropped(way: str, recorded: Recording, open_page
 def test_what_is_no_image_is_told_so(address: str, open_page: OpenPage) -> None:
     page = open_page(address)
     page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"})
-    expect(page.get_by_role("alert")).to_contain_text("is no image")
+    expect(page.get_by_role("alert")).to_contain_text("is not an image")
     page.locator("#file").set_input_files({"name": "broken.png", "mimeType": "image/png", "buffer": b"\x89PNG no image"})
     expect(page.get_by_role("alert")).to_contain_text("This kind of image is not accepted")
     expect(page.get_by_role("alert").get_by_role("button")).to_have_text(["Choose another image", "Remove the image"])

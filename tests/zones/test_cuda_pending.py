@@ -150,7 +150,8 @@ def test_searches_of_an_index_are_under_way_together(device: Any) -> None:
     """Of growing size, so that the workspace is replaced while it is used; on one stream and on two; taken in any order."""
     requests = [one_score_per_item(np.random.default_rng(n).permutation(SIZE), k=k) for n, k in enumerate((3, 10, 2000, 5))]
     items = OnDevice(requests[0].shards[0])
-    expected = [reference.select(validated(r.queries, items.array, k=r.k, anchor=None, zones=None, picks=0, counts=False, exclude=None))
+    vectors = requests[0].shards[0]
+    expected = [reference.select(validated(r.queries, vectors, k=r.k, anchor=None, zones=None, picks=0, counts=False, exclude=None))
                 for r in requests]  # fmt: skip
     for streams in ((7, 7, 7, 7), (7, 8, 7, 8)):
         for order in ((0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)):

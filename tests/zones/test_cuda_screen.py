@@ -181,7 +181,7 @@ def test_a_nan_token_keeps_its_item_out(library: ctypes.CDLL, capability: int, r
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("width", [1, 8, 40, 257])
 def test_codes_are_those_of_the_cpu(library: ctypes.CDLL, rng: np.random.Generator, width: int, half: bool) -> None:
-    """Errors have more room for rounding, since tensor cores round worse."""
+    """Errors have more room for rounding, since tensor cores round worse; the CPU adds its own up in float32, and has a little for that."""
     items = strange(rng, units(rng, 300, 1, width).astype(np.float16 if half else np.float32))
     (cpu,) = Screen.build(items, lists=False, prefix=False).shards
     pitch = -(-width // 16) * 16
@@ -191,11 +191,13 @@ def test_codes_are_those_of_the_cpu(library: ctypes.CDLL, rng: np.random.Generat
     scales, errors, norms = numbers
     np.testing.assert_array_equal(codes, cpu.codes[:, 0, :pitch].astype(np.int16) - 128)
     np.testing.assert_array_equal(scales, cpu.scales[:, 0])
-    np.testing.assert_allclose(norms, cpu.norms[:, 0], rtol=2e-7, atol=1e-30)
+    np.testing.assert_allclose(norms, cpu.norms[:, 0], rtol=4e-6, atol=1e-30)
     bounded = ~np.isnan(cpu.errors[:, 0])
     np.testing.assert_array_equal(np.isnan(errors), ~bounded)
     more = (7 * width + 480) * 2.0**-24 * (np.linalg.norm(items[bounded, 0].astype(np.float64), axis=-1) + norms[bounded])
-    np.testing.assert_allclose(errors[bounded], np.maximum(cpu.errors[bounded, 0] + more, 1e-18), rtol=3e-7)
+    of_cpu = np.maximum(cpu.errors[bounded, 0] + more, 1e-18)
+    assert (errors[bounded] <= of_cpu * (1 + 3e-7)).all()
+    assert (errors[bounded] >= of_cpu * (1 - 4e-6) - 2.0**-22 * norms[bounded]).all()
 
 
 @pytest.mark.slow
