@@ -208,8 +208,8 @@ class OptimConfig(Contract, frozen=True):
     """AdamW with linear warm-up and cosine decay to `final_share` of the rate.
 
     `steps` above 0 trains so many steps instead of `epochs`, the last epoch perhaps in part. `seconds` above 0 trains for that long:
-    the schedule then follows the clock, which other work on the machine makes slower or faster. `heads_learning_rate`, for the attribute heads, which no
-    backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
+    the schedule then follows the clock, so what is trained depends on what else the machine does. `heads_learning_rate`, for the
+    attribute heads, which no backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
     `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
     on CUDA, float32 elsewhere.
 
