@@ -118,6 +118,11 @@ def test_the_baseline_gets_the_time_of_steps_and_mining() -> None:
     assert steps("trns.enabled=false") == 20 * 1.1
 
 
+def test_costs_are_those_that_were_measured() -> None:
+    measured = json.loads((Path(__file__).parents[2] / "benchmarks/results/amd-epyc-2-cores/equal-time.json").read_text(encoding="utf-8"))
+    assert measured["costs"] == pytest.approx(vars(Costs()), rel=0.01)
+
+
 def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures: dict[str, Any]) -> None:
     run, _ = finished
     page = (run.directory / "report.html").read_text(encoding="utf-8")
