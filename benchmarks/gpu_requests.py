@@ -47,28 +47,36 @@ REQUESTS: list[tuple[int, int, int, int, type, int, ZoneSpec | None]] = [
     (65, 5001, 4, 72, np.float16, 10, None),
     (3, 4500, 32, 64, np.float16, 10, None),
     (17, 4500, 1, 136, np.float32, 10, None),
+    (129, 4097, 1, 256, np.float16, 10, ABSOLUTE),
+    (300, 4500, 1, 64, np.float16, 10, EVERYTHING),
 ]
 
 
 def compare(memory: CudaMemory, number: int) -> list[str]:
-    """Names of the fields in which the device differs from the reference; top-k without zones is also screened."""
+    """Names of the fields in which the device differs from the reference; top-k without zones is also screened. Zones of every other
+    request lie around given items.
+    """
     batch, size, tokens, width, dtype, k, zones = REQUESTS[number]
     rng = np.random.default_rng(number)
     queries = rng.integers(-3, 4, (batch, width)).astype(np.float32)
     items: NDArray[Any] = rng.integers(-3, 4, (size, tokens, width)).astype(dtype)
     options: dict[str, Any] = {"k": k, "zones": zones, "picks": 5 if zones else 0, "counts": zones is not None}
+    if zones is not None and number % 2 and size:
+        options["anchor"] = rng.integers(0, size, batch)
     wanted = select_zones(queries, items, backend="reference", **options)
     on_device, wrong = memory.upload(items), []
     index = cuda.Index(on_device)
     ways = [(queries, index, "")]
+    if zones is None or batch > 128:  # float16 ones in tiles of 256
+        ways += [(queries.astype(np.float16), index, "")]
     if zones is None:
-        screened = cuda.Index(on_device, screen=True)
-        ways += [(queries.astype(np.float16), index, ""), (queries, screened, ", screened")]
+        ways += [(queries, cuda.Index(on_device, screen=True), ", screened")]
     for given, searched, screening in ways:
         uploaded = memory.upload(given)
         started = [searched.select(uploaded, **options, sync=False) for _ in range(2)]
         found = searched.select(uploaded, **options)
-        how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, zones=zones is not None) + screening
+        asked: dict[str, Any] = {"zones": zones, "own_best": "anchor" not in options}
+        how = searched.architecture(batch, k=k, half_queries=given.dtype == np.float16, **asked) + screening
         for name in FIELDS:
             ours, theirs = getattr(found, name), getattr(wanted, name)
             if ours is not None:

@@ -40,6 +40,7 @@ MODES = (
     "ours, f16 queries, sm_80",
     SCREENED,
     "ours, zones and picks",
+    "ours, zones and picks, sm_80",
     "ours, own best and zones",
     "ours, own best and ranks",
 )
@@ -143,7 +144,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     queries = unit(torch, batch, WIDTH, seed=1000 + batch)  # the items have seeds of their own
     size, tokens = items.shape[:2]
     zoned: dict[str, Any] = {"zones": ZONES, "picks": 16, "counts": True}
-    anchor = torch.full((batch,), 0.5, device="cuda")
+    anchored = {"anchor": torch.full((batch,), 0.5, device="cuda"), **zoned}
     ranked: dict[str, Any] = {**zoned, "zones": RANKS}
     modes = ((half, zones) for half in (False, True) for zones in (ZONES, RANKS))
     needed = max(cuda.workspace_bytes(batch, tuple(items.shape), half_queries=half, k=K, zones=zones, picks=16) for half, zones in modes)
@@ -151,7 +152,10 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     index, screened = cuda.Index(items, stream=stream), cuda.Index(items, stream=stream, screen=True)
     source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    options: tuple[dict[str, Any], ...] = ({}, {}, {"sync": False}, {"portable": True}, {}, {"anchor": anchor, **zoned}, zoned, ranked)
+    options: tuple[dict[str, Any], ...] = (
+        *({}, {}, {"sync": False}, {"portable": True}, {}),
+        *(anchored, {"portable": True, **anchored}, zoned, ranked),
+    )
     calls: dict[str, Call] = {
         name: ours(torch, queries.half() if "f16" in name else queries, screened if name == SCREENED else index, **given)
         for name, given in zip(MODES, options, strict=True)
@@ -175,7 +179,9 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
     medians = {name: statistics.median(values) for name, values in times.items()}
     copy = 2 * source.numel() / medians["copy"] / 1e6  # GB/s, read and written
     kernels = index.architecture(batch, half_queries=True)
-    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; top-k by {kernels}", flush=True)
+    zone_kernels = index.architecture(batch, zones=ZONES, own_best=False)
+    by = f"top-k by {kernels}, zones by {zone_kernels}"
+    print(f"\n{label}: B = {batch}, {size} x {tokens} x {WIDTH} f16; plain copy {copy:.0f} GB/s; {by}", flush=True)
     nbytes = items.numel() * 2
     expected = predictions().get(f"{label}, {batch}", {}) if (size, tokens) in PREDICTED_FOR else {}
     for name, median in medians.items():
@@ -191,6 +197,7 @@ def measure(torch: Any, label: str, batch: int, items: Any, rounds: int, with_fa
         "bytes": nbytes,
         "workspace_bytes": needed,
         "architecture": kernels,
+        "zone_architecture": zone_kernels,
         "copy_gb_per_s": copy,
         "agreement": agreements,
         "milliseconds": times,
@@ -256,6 +263,9 @@ def main() -> int:
         index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream)
         for batch in (1, 64, 256):
             ours(torch, unit(torch, batch, WIDTH, seed=1064).half(), index)()
+        zoned = {"zones": ZONES, "picks": 16, "counts": True}
+        for batch, anchors in ((256, {"anchor": np.full(256, 0.5, np.float32)}), (64, {})):  # from registers; from kept scores
+            ours(torch, unit(torch, batch, WIDTH, seed=1064).half(), index, **anchors, **zoned)()
         index = cuda.Index(flat, stream=torch.cuda.current_stream().cuda_stream, screen=True)
         ours(torch, unit(torch, 64, WIDTH, seed=1064).half(), index)()
         torch.cuda.synchronize()

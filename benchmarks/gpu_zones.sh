@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The zone kernels on a machine with a CUDA device and no network, in one call that ends within $BUDGET seconds (default 540).
 #   benchmarks/gpu_zones.sh        results in $OUT (default build/gpu_zones): gpu_zones.json, ncu.csv, summary.txt, logs.tar.gz
-# In order of value: build, a dozen requests, measure, graphs and search together, profile, correctness suite, sanitizers, FAISS-GPU.
+# In order of value: build, a dozen requests, measure, a timeline of single calls, graphs and search together, profile, correctness suite,
+# sanitizers, FAISS-GPU.
 # Every step has a limit of its own and none ends the run. Needs nvcc, cmake, ninja and a Python with torch, numpy, nanobind and pytest.
 # Wheels in .whl/ (msgspec, where it is missing) and an archive .gpu/faiss_*.tar.xz are unpacked to a temporary folder and used if they
 # are there; so are, for graphs and search together, .gpu/ort_gpu*.tar.xz (onnxruntime-gpu) and the models in .gpu/graphs/ (from
@@ -23,7 +24,7 @@ build() {
 profile() {
     local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed
     metrics+=,sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active,sm__issue_active.avg.pct_of_peak_sustained_active
-    ncu --clock-control none --kernel-name "regex:scan|sieve|screen|zone_kernel|sample|hopper" --launch-count 10 --section SpeedOfLight --section WarpStateStats \
+    ncu --clock-control none --kernel-name "regex:scan|sieve|screen|zone|sample|hopper" --launch-count 20 --section SpeedOfLight --section WarpStateStats \
         --section MemoryWorkloadAnalysis --section Occupancy --section SchedulerStats --metrics "$metrics" --csv --page raw \
         "$python" -m benchmarks.gpu_zones --once >"$out/ncu.csv" || { tail -3 "$out/ncu.csv"; return 1; }
     "$python" -m benchmarks.ncu_summary "$out/ncu.csv"
@@ -54,6 +55,7 @@ step wheels 30 3 bash -c wheels
 step build 120 4 bash -c build || tail -n 40 "$work/build.log"
 step requests 60 14 "$python" -m benchmarks.gpu_requests
 step measure 150 100 "$python" -m benchmarks.gpu_zones --out "$out"
+step timeline 40 60 "$python" -m benchmarks.gpu_timeline
 if compgen -G '.gpu/ort_gpu*.tar.xz' >/dev/null; then step chain 120 30 bash -c chain; fi
 step profile 60 14 bash -c profile
 step test 120 12 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/zones/test_cuda.py

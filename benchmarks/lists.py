@@ -224,16 +224,13 @@ def _prepare(bench: Bench, *, graphs: bool) -> int:
 
 def _measure(bench: Bench, names: Sequence[str], out: Path, *, quick: bool) -> list[Path]:
     """Run the sections, each written as soon as it is done; prints their tables and returns what was written."""
-    from . import machine, report
+    from . import report
     from .retrieval import contest_report
-    from .sections import recorded
+    from .sections import measured
 
     path = out / "lists.json"
-    results: dict[str, Any] = report.load(path, "lists")
     functions = {"growth": growth, "data": data, "batches": batches}
-    for name in names:
-        results["sections"][name] = recorded(partial(functions[name], bench), _PACKAGES, quick=quick, threads=machine.cores())
-        report.save_json(path, results)
+    results = measured(path, "lists", {name: partial(functions[name], bench) for name in names}, _PACKAGES, quick=quick)
     report.save_text(path.with_suffix(".md"), contest_report.markdown(results))
     print(contest_report.markdown({"sections": {name: results["sections"][name] for name in names}}, heading=False))
     return [path, path.with_suffix(".md"), *contest_report.draw(results["sections"], out)]

@@ -96,17 +96,17 @@ def _measure(bench: Bench, names: Sequence[str], out: Path, *, quick: bool) -> l
     import dataclasses
     from functools import partial
 
-    from . import machine, report
+    from . import report
     from .retrieval import plots, summary
     from .retrieval.sections import SECTIONS
-    from .sections import recorded
+    from .sections import measured
 
     path = out / "recall.json"
-    results: dict[str, Any] = report.load(path, "recall")
-    for name in names:
-        measured = recorded(partial(SECTIONS[name], bench), _PACKAGES, quick=quick, threads=machine.cores())
-        results["sections"][name] = {"sizes": dataclasses.asdict(bench.sizes), **measured}
-        report.save_json(path, results)
+
+    def measure(name: str) -> dict[str, Any]:
+        return {"sizes": dataclasses.asdict(bench.sizes), **SECTIONS[name](bench)}
+
+    results = measured(path, "recall", {name: partial(measure, name) for name in names}, _PACKAGES, quick=quick)
     report.save_text(path.with_suffix(".md"), summary.markdown(results))
     print(summary.markdown({"sections": {name: results["sections"][name] for name in names}}, heading=False))
     return [path, path.with_suffix(".md"), *plots.draw(results["sections"], out)]

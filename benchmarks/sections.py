@@ -1,16 +1,17 @@
-"""What stands beside a section's results: when it ran, how long, on what, and how busy that was."""
+"""A benchmark's sections: measured one by one, each beside when it ran, how long, on what and how busy that was, and told in a report."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from dqe_training.machine import BUSY, Company
 
-from . import machine
+from . import machine, report
 
 _LOOK_SECONDS = 0.5
 
@@ -42,6 +43,27 @@ def recorded(measure: Callable[[], dict[str, Any]], packages: tuple[str, ...], *
         "machine": machine.describe(packages),
         **measured,
     }
+
+
+def measured(
+    path: Path, benchmark: str, sections: Mapping[str, Callable[[], dict[str, Any]]], packages: tuple[str, ...], *, quick: bool
+) -> dict[str, Any]:
+    """The results in `path`, with these sections measured anew and each written as soon as it is done."""
+    results = report.load(path, benchmark)
+    for name, measure in sections.items():
+        results["sections"][name] = recorded(measure, packages, quick=quick, threads=machine.cores())
+        report.save_json(path, results)
+    return results
+
+
+def told(sections: Mapping[str, Any], writers: Mapping[str, Callable[[dict[str, Any]], Sequence[str]]], *, title: str | None) -> str:
+    """The report in Markdown: the sections that were measured, in the order of their writers, below a title where there is one."""
+    parts = [f"# {title}"] if title else []
+    for name in (name for name in writers if name in sections):
+        section = sections[name]
+        quick = "\n**Small sizes (--quick): shows that it runs, measures nothing of worth.**" if section["quick"] else ""
+        parts += [f"## {name}", provenance(section) + quick, *writers[name](section)]
+    return "\n\n".join(parts) + "\n"
 
 
 def provenance(section: dict[str, Any]) -> str:

@@ -35,9 +35,14 @@ struct CodedShard {
     Array<const float, 2> scales, errors, norms;
 };
 
+// Of all shards of a gallery. This and the next two are made once for many sweeps: to look at twenty arrays takes 10 microseconds.
+struct CodeArrays {
+    std::vector<CodedShard> shards;
+};
+
 struct Arguments {
     std::vector<Items> shards;
-    std::vector<CodedShard> coded;
+    const CodeArrays* coded;
     Array<const int64_t, 1> offsets, excluded;
     std::optional<Array<const int64_t, 1>> anchor_ids;
 };
@@ -49,10 +54,11 @@ Gallery gallery_of(const Arguments& given, std::vector<Shard>& shards) {
     gallery.tokens = static_cast<int64_t>(first.shape(1));
     gallery.width = static_cast<int64_t>(first.shape(2));
     gallery.half = is_half(first);
-    gallery.screened = !given.coded.empty();
+    gallery.screened = given.coded != nullptr;
     if (gallery.screened && gallery.width > kMostCodedWidth) throw std::invalid_argument("coded: tokens too wide for 32-bit sums");
     if (gallery.tokens == 0 || gallery.width == 0) throw std::invalid_argument("items: expected at least one token of at least one number");
-    if (gallery.screened && given.coded.size() != given.shards.size()) throw std::invalid_argument("coded: expected one entry a shard");
+    if (gallery.screened && given.coded->shards.size() != given.shards.size())
+        throw std::invalid_argument("coded: expected one entry a shard");
     for (size_t s = 0; s < given.shards.size(); ++s) {
         const Items& items = given.shards[s];
         const auto count = static_cast<int64_t>(items.shape(0));
@@ -60,7 +66,7 @@ Gallery gallery_of(const Arguments& given, std::vector<Shard>& shards) {
         if (is_half(items) != gallery.half) throw nb::type_error("items: all shards must have one dtype");
         Shard shard = {items.data(), count, nullptr, nullptr, nullptr, nullptr};
         if (gallery.screened) {
-            const CodedShard& coded = given.coded[s];
+            const CodedShard& coded = given.coded->shards[s];
             expect("codes", coded.codes, {count, gallery.tokens, code_width(gallery.width)});
             expect("scales", coded.scales, {count, gallery.tokens});
             expect("errors", coded.errors, {count, gallery.tokens});
@@ -99,10 +105,17 @@ CodedShard coded_shard(const nb::tuple& arrays) {
     return shard;
 }
 
+CodeArrays codes_of(const std::vector<nb::tuple>& shards) {
+    CodeArrays codes;
+    for (const nb::tuple& arrays : shards) codes.shards.push_back(coded_shard(arrays));
+    return codes;
+}
+
 // What fill_lists makes, and the coded directions (L, W).
-struct Lists {
+struct ListArrays {
     int64_t covered;  // items
-    Array<const uint8_t, 2> codes;
+    int64_t code_width;
+    AlignedVector<uint8_t> blocks;  // of codes
     Array<const float, 1> scales, errors, norms, longest, widest;
     Array<const int64_t, 1> starts;
     Array<const uint32_t, 1> rows;
@@ -116,50 +129,48 @@ struct PrefixArrays {
     Array<const uint8_t, 2> blocks;
 };
 
+PrefixArrays prefix_arrays(int64_t covered, Array<const float, 2> axes, Array<const uint8_t, 2> blocks) {
+    const auto width = static_cast<int64_t>(axes.shape(0));
+    check_prefix_width(width, static_cast<int64_t>(axes.shape(1)));
+    expect("blocks", blocks, {static_cast<int64_t>(blocks.shape(0)), prefix_block_bytes(width)});
+    return {covered, std::move(axes), std::move(blocks)};
+}
+
 // Checks sizes; that the blocks are those of the gallery is the caller's word.
-std::optional<Prefix> prefix_of(const std::optional<nb::tuple>& given, const Gallery& gallery) {
-    if (!given) return std::nullopt;
-    PrefixArrays arrays;
-    const nb::tuple& all = *given;
-    if (all.size() != 3 || !nb::try_cast(all[0], arrays.covered, false) || !nb::try_cast(all[1], arrays.axes, false) ||
-        !nb::try_cast(all[2], arrays.blocks, false))
-        throw nb::type_error("prefix: expected (items, float32 axes, uint8 blocks)");
+Prefix prefix_of(const PrefixArrays& arrays, const Gallery& gallery) {
     const auto width = static_cast<int64_t>(arrays.axes.shape(0));
     if (!gallery.screened || arrays.covered < 0 || arrays.covered > gallery.size)
         throw std::invalid_argument("prefix: not of this gallery, or of one that is not coded");
-    check_prefix_width(width, gallery.width);
     expect("prefix", arrays.axes, {width, gallery.width});
     expect("prefix", arrays.blocks, {prefix_blocks(arrays.covered * gallery.tokens), prefix_block_bytes(width)});
-    return Prefix{arrays.covered, width, arrays.axes.data(), arrays.blocks.data()};
+    return {arrays.covered, width, arrays.axes.data(), arrays.blocks.data()};
 }
 
-std::optional<Lists> lists_of(const std::optional<nb::tuple>& given) {
-    if (!given) return std::nullopt;
-    Lists lists;
-    const nb::tuple& all = *given;
-    if (all.size() != 10) throw nb::type_error("lists: expected ten entries");
-    const auto cast = [&](size_t at, auto& to) {
-        if (!nb::try_cast(all[at], to, false)) throw nb::type_error("lists: an entry of another type");
-    };
-    cast(0, lists.covered), cast(1, lists.codes), cast(2, lists.scales), cast(3, lists.errors), cast(4, lists.norms);
-    cast(5, lists.longest), cast(6, lists.widest), cast(7, lists.starts), cast(8, lists.rows), cast(9, lists.cosines);
-    return lists;
-}
-
-// Checks sizes and what memory is reached by; that the rows are those of the gallery is the caller's word.
-TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
-    const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
-    if (count == 0 || lists.covered < 0 || lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
-    expect("lists", lists.codes, {count, code_width(gallery.width)});
-    for (const auto* numbers : {&lists.scales, &lists.errors, &lists.norms, &lists.widest}) expect("lists", *numbers, {count});
-    expect("lists", lists.starts, {count + 1});
-    expect("lists", lists.rows, {size});
-    expect("lists", lists.cosines, {size});
+ListArrays lists_of(int64_t covered, Array<const uint8_t, 2> codes, Array<const float, 1> scales, Array<const float, 1> errors,
+                    Array<const float, 1> norms, Array<const float, 1> longest, Array<const float, 1> widest,
+                    Array<const int64_t, 1> starts, Array<const uint32_t, 1> rows, Array<const uint16_t, 1> cosines) {
+    const auto count = static_cast<int64_t>(longest.shape(0)), size = static_cast<int64_t>(rows.shape(0));
+    if (count == 0 || covered < 0) throw std::invalid_argument("lists: expected at least one");
+    for (const auto* numbers : {&scales, &errors, &norms, &widest}) expect("lists", *numbers, {count});
+    if (static_cast<int64_t>(codes.shape(0)) != count) throw std::invalid_argument("lists: expected codes of each");
+    expect("lists", starts, {count + 1});
+    expect("lists", cosines, {size});
     for (int64_t c = 0; c <= count; ++c)
-        if (lists.starts(c) < (c ? lists.starts(c - 1) : 0)) throw std::invalid_argument("lists: starts must ascend");
-    if (lists.starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
-    const CodedRows directions = {lists.codes.data(),       lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
-                                  code_width(gallery.width)};
+        if (starts(c) < (c ? starts(c - 1) : 0)) throw std::invalid_argument("lists: starts must ascend");
+    if (starts(count) != size) throw std::invalid_argument("lists: must hold every token once");
+    const auto width = static_cast<int64_t>(codes.shape(1));
+    if (width % kCodeAlignment) throw std::invalid_argument("lists: expected codes of whole lines");
+    return {covered, width, codes_in_blocks(codes.data(), count, width), scales, errors, norms, longest, widest, starts, rows, cosines};
+}
+
+// Checks what memory is reached by; that the rows are those of the gallery is the caller's word.
+TokenLists token_lists(const ListArrays& lists, const Gallery& gallery) {
+    const auto count = static_cast<int64_t>(lists.longest.shape(0)), size = lists.covered * gallery.tokens;
+    if (lists.covered > gallery.size) throw std::invalid_argument("lists: not of this gallery");
+    if (lists.code_width != code_width(gallery.width)) throw std::invalid_argument("lists: of tokens of another width");
+    expect("lists", lists.rows, {size});
+    const CodedRows directions = {lists.blocks.data(), lists.scales.data(), lists.errors.data(), lists.norms.data(), count,
+                                  lists.code_width};
     return {count,
             lists.covered,
             directions,
@@ -170,27 +181,24 @@ TokenLists token_lists(const Lists& lists, const Gallery& gallery) {
             lists.cosines.data()};
 }
 
-int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, std::vector<nb::tuple> coded,
-                      Array<const int64_t, 1> offsets, Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed,
-                      Array<const int64_t, 1> query_rows, int zoning, bool anchor_is_best,
-                      std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all, double hi_of_all, int policy, double temperature,
-                      uint64_t seed, int64_t sample, int64_t field, bool by_rows, Array<float, 2> scores, Array<int64_t, 2> ids,
-                      Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi, Array<int64_t, 2> counts, Array<double, 2> pick_keys,
-                      Array<int64_t, 2> picks, Array<float, 2> pick_scores, Array<int8_t, 1> status, int threads,
-                      const std::string& instruction_set, std::optional<nb::tuple> lists, int64_t most_listed,
-                      std::optional<nb::tuple> prefix) {
-    Arguments given = {std::move(shards), {}, offsets, excluded, anchor_ids};
-    for (const nb::tuple& arrays : coded) given.coded.push_back(coded_shard(arrays));
+int64_t sweep_adapter(Array<const float, 2> queries, std::vector<Items> shards, const CodeArrays* coded, Array<const int64_t, 1> offsets,
+                      Array<const int64_t, 1> excluded, std::optional<Array<const uint64_t, 2>> allowed, Array<const int64_t, 1> query_rows,
+                      int zoning, bool anchor_is_best, std::optional<Array<const int64_t, 1>> anchor_ids, double lo_of_all,
+                      double hi_of_all, int policy, double temperature, uint64_t seed, int64_t sample, int64_t field, bool by_rows,
+                      Array<float, 2> scores, Array<int64_t, 2> ids, Array<float, 1> anchor, Array<float, 1> lo, Array<float, 1> hi,
+                      Array<int64_t, 2> counts, Array<double, 2> pick_keys, Array<int64_t, 2> picks, Array<float, 2> pick_scores,
+                      Array<int8_t, 1> status, int threads, const std::string& instruction_set, const ListArrays* listed,
+                      int64_t most_listed, const PrefixArrays* prefix) {
+    const Arguments given = {std::move(shards), coded, offsets, excluded, anchor_ids};
     std::vector<Shard> storage;
     expect_threads(threads);
     Gallery gallery = gallery_of(given, storage);
-    const std::optional<Lists> listed = lists_of(lists);
     if (listed && !(gallery.screened && by_rows)) throw std::invalid_argument("lists: only by rows, of coded items");
     const TokenLists found_lists = listed ? token_lists(*listed, gallery) : TokenLists{};
     if (listed) gallery.lists = &found_lists;
-    const std::optional<Prefix> prefixes = prefix_of(prefix, gallery);
-    if (prefixes) gallery.prefix = &*prefixes;
-    if (listed && prefixes && prefixes->covered != listed->covered) throw std::invalid_argument("prefix: not of the lists' items");
+    const Prefix prefixes = prefix ? prefix_of(*prefix, gallery) : Prefix{};
+    if (prefix) gallery.prefix = &prefixes;
+    if (listed && prefix && prefix->covered != listed->covered) throw std::invalid_argument("prefix: not of the lists' items");
     const auto batch = static_cast<int64_t>(queries.shape(0)), k = static_cast<int64_t>(scores.shape(1)),
                p = static_cast<int64_t>(picks.shape(1));
     expect("queries", queries, {batch, gallery.width});
@@ -289,14 +297,21 @@ double multiply_add_rate(int threads, const std::string& instruction_set) {
 }  // namespace
 
 NB_MODULE(_kernels, m) {
+    nb::set_leak_warnings(false);  // a screen may well live as long as the process
     m.doc() = "Compiled kernels of dqe_engine; called through dqe_engine.zones.";
     m.attr("MAX_ROW_QUERIES") = (*available_tile_kernels())->max_row_queries;
-    m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a, "offsets"_a.noconvert(),
+    nb::class_<CodeArrays>(m, "Codes").def(nb::new_(&codes_of), "shards"_a);
+    nb::class_<ListArrays>(m, "Lists")
+        .def(nb::new_(&lists_of), "covered"_a, "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(), "norms"_a.noconvert(),
+             "longest"_a.noconvert(), "widest"_a.noconvert(), "starts"_a.noconvert(), "rows"_a.noconvert(), "cosines"_a.noconvert());
+    nb::class_<PrefixArrays>(m, "Prefixes").def(nb::new_(&prefix_arrays), "covered"_a, "axes"_a.noconvert(), "blocks"_a.noconvert());
+    m.def("sweep", &sweep_adapter, "queries"_a.noconvert(), "shards"_a.noconvert(), "coded"_a.none(), "offsets"_a.noconvert(),
           "excluded"_a.noconvert(), "allowed"_a.noconvert().none(), nb::kw_only(), "query_rows"_a.noconvert(), "zoning"_a,
           "anchor_is_best"_a, "anchor_ids"_a.noconvert().none(), "lo_of_all"_a, "hi_of_all"_a, "policy"_a, "temperature"_a, "seed"_a,
           "sample"_a, "field"_a, "by_rows"_a, "scores"_a.noconvert(), "ids"_a.noconvert(), "anchor"_a.noconvert(), "lo"_a.noconvert(),
           "hi"_a.noconvert(), "counts"_a.noconvert(), "pick_keys"_a.noconvert(), "picks"_a.noconvert(), "pick_scores"_a.noconvert(),
-          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a = nb::none(), "most_listed"_a = 0, "prefix"_a = nb::none());
+          "status"_a.noconvert(), "threads"_a, "instruction_set"_a, "lists"_a.none() = nb::none(), "most_listed"_a = 0,
+          "prefix"_a.none() = nb::none());
     define_builders(m);
     m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor runs, best first.");
     m.def(

@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -35,6 +36,8 @@ Sources sources_of(const std::vector<Items>& shards) {
     return found;
 }
 
+constexpr int64_t kCodedRows = 2048;  // that one thread takes at once
+
 void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales, Array<float, 2> errors, Array<float, 2> norms,
                     int threads) {
     const auto count = static_cast<int64_t>(items.shape(0)), tokens = static_cast<int64_t>(items.shape(1));
@@ -49,17 +52,22 @@ void encode_adapter(Items items, Array<uint8_t, 3> codes, Array<float, 2> scales
     const TileKernels* kernels = available_tile_kernels()[0];
     nb::gil_scoped_release release;
     const int workers = useful_threads(threads, count * tokens * width);
+    // Some items at a time: with one each, threads would take turns at the counter and at the lines that scales and norms share.
+    const int64_t some = std::clamp<int64_t>(kCodedRows / tokens, 1, std::max<int64_t>(1, count / (8 * workers)));
     std::vector<std::vector<float>> widened(static_cast<size_t>(workers),
                                             std::vector<float>(static_cast<size_t>(half ? tokens * width : 0)));
-    for_each_part(count, workers, [&](int thread, int64_t i) {
-        const int64_t at = i * tokens;
-        const float* rows = static_cast<const float*>(items.data()) + at * width;
-        if (half) {
-            float* own = widened[static_cast<size_t>(thread)].data();
-            kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
-            rows = own;
+    for_each_part((count + some - 1) / some, workers, [&](int thread, int64_t part) {
+        for (int64_t i = part * some; i < std::min(count, (part + 1) * some); ++i) {
+            const int64_t at = i * tokens;
+            const float* rows = static_cast<const float*>(items.data()) + at * width;
+            if (half) {
+                float* own = widened[static_cast<size_t>(thread)].data();
+                kernels->widen(static_cast<const uint16_t*>(items.data()) + at * width, tokens * width, own);
+                rows = own;
+            }
+            encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at,
+                        norms.data() + at);
         }
-        encode_rows(rows, tokens, width, codes.data() + at * code_width(width), scales.data() + at, errors.data() + at, norms.data() + at);
     });
 }
 
@@ -101,6 +109,42 @@ void fill_lists_adapter(std::vector<Items> shards, Array<const float, 2> axes, A
     nb::gil_scoped_release release;
     fill_lists(sources.data(), static_cast<int64_t>(sources.size()), tokens, width, tree, directions.data(), longest.data(), widest.data(),
                starts.data(), rows.data(), cosines.data(), threads);
+}
+
+void gather_directions_adapter(std::vector<Items> shards, Array<const int64_t, 1> rows, Array<float, 2> directions, Array<uint8_t, 1> known,
+                               int threads) {
+    const Sources given = sources_of(shards);
+    const auto count = static_cast<int64_t>(rows.shape(0));
+    for (int64_t i = 0; i < count; ++i)
+        if (rows(i) < 0 || rows(i) >= given.size) throw std::invalid_argument("rows: not a token");
+    expect("directions", directions, {count, given.width});
+    expect("known", known, {count});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    gather_directions(given.sources.data(), static_cast<int64_t>(given.sources.size()), given.tokens, given.width, rows.data(), count,
+                      directions.data(), known.data(), threads);
+}
+
+void project_adapter(Array<const float, 2> points, Array<const float, 2> axes, Array<float, 2> along, int threads) {
+    const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
+    const auto axis_count = static_cast<int64_t>(axes.shape(0));
+    expect("axes", axes, {axis_count, width});
+    expect("along", along, {count, axis_count});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    project(points.data(), count, width, axes.data(), axis_count, along.data(), threads);
+}
+
+void mean_directions_adapter(Array<const float, 2> points, Array<const uint32_t, 1> group_of, Array<float, 2> directions, int threads) {
+    const auto count = static_cast<int64_t>(points.shape(0)), width = static_cast<int64_t>(points.shape(1));
+    const auto groups = static_cast<int64_t>(directions.shape(0));
+    expect("group_of", group_of, {count});
+    for (int64_t i = 0; i < count; ++i)
+        if (group_of(i) >= groups) throw std::invalid_argument("group_of: not a group");
+    expect("directions", directions, {groups, width});
+    expect_threads(threads);
+    nb::gil_scoped_release release;
+    mean_directions(points.data(), count, width, group_of.data(), groups, directions.data(), threads);
 }
 
 void cluster_adapter(Array<const float, 2> points, Array<const int64_t, 1> begins, Array<const int64_t, 1> offsets, int64_t most,
@@ -153,6 +197,11 @@ void fill_prefix_adapter(std::vector<Items> shards, Array<const float, 2> axes, 
 void define_builders(nb::module_& m) {
     m.def("encode", &encode_adapter, "items"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "errors"_a.noconvert(),
           "norms"_a.noconvert(), "threads"_a);
+    m.def("gather_directions", &gather_directions_adapter, "shards"_a.noconvert(), "rows"_a.noconvert(), "directions"_a.noconvert(),
+          "known"_a.noconvert(), "threads"_a);
+    m.def("project", &project_adapter, "points"_a.noconvert(), "axes"_a.noconvert(), "along"_a.noconvert(), "threads"_a);
+    m.def("mean_directions", &mean_directions_adapter, "points"_a.noconvert(), "group_of"_a.noconvert(), "directions"_a.noconvert(),
+          "threads"_a);
     m.def("cluster", &cluster_adapter, "points"_a.noconvert(), "begins"_a.noconvert(), "offsets"_a.noconvert(), "most"_a, "rounds"_a,
           "centres"_a.noconvert(), "nearest"_a.noconvert(), "threads"_a);
     m.def("assign_tokens", &assign_tokens_adapter, "tokens"_a.noconvert(), "axes"_a.noconvert(), "roots"_a.noconvert(),

@@ -1,5 +1,5 @@
-// Vectors to codes, and from codes to upper bounds and estimates of scores (screen.hpp has the inequality), for one instruction set.
-// Included by tiles_impl.hpp, within its namespaces.
+// From codes to upper bounds and estimates of scores (screen.hpp has the inequality), for one instruction set. Included by tiles_impl.hpp,
+// within its namespaces.
 
 // The inequality of screen.hpp, for a number or a vector of queries.
 template <typename Number>
@@ -7,7 +7,11 @@ inline Number bound_of(Number dot, Number scale, Number norm, Number error, cons
     return dot * scale * rows.scales[r] + norm * rows.errors[r] + error * rows.norms[r];
 }
 
-#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#if defined(__aarch64__)
+#include "bounds_dotprod_impl.hpp"
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr int kScreenedQueries = 0x7FFFFFFF;
 
 // What a panel's queries bring to their bounds, in registers.
@@ -148,6 +152,8 @@ void visit_panel(const CodedRows& rows, const CodedQueries& queries, Visit& visi
     visit_groups<VECTORS>(rows, 0, queries, visit);
 }
 #endif
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kShortSums = false;
 #else
 constexpr bool kShortSums = true;
 
@@ -206,6 +212,12 @@ inline int32_t code_dot(const uint8_t* codes, const int8_t* query, [[maybe_unuse
     part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4E));
     part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0xB1));
     return _mm_cvtsi128_si32(part);
+#elif defined(__aarch64__)
+    int32x4_t sums[4] = {};
+    for (int64_t d = 0; d < width; d += 64)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) sums[v] = add_products(sums[v], signed_codes(codes + d + 16 * v), vld1q_s8(query + d + 16 * v));
+    return vaddvq_s32(vaddq_s32(vaddq_s32(sums[0], sums[1]), vaddq_s32(sums[2], sums[3])));
 #else
     int32_t sum = offset;
     for (int64_t d = 0; d < width; ++d) sum += int32_t{codes[d]} * query[d];
@@ -269,79 +281,4 @@ void bound_rows(const CodedRows& rows, const CodedQueries& queries, int count, f
                     bound_of(static_cast<float>(sums[r]), queries.scales[q], queries.norms[q], queries.errors[q], rows, first + r);
         }
     }
-}
-
-typedef float Floats __attribute__((vector_size(32)));
-typedef double Doubles __attribute__((vector_size(64)));
-typedef int32_t Codes __attribute__((vector_size(32)));
-typedef int8_t Bytes __attribute__((vector_size(8)));
-
-// Calls step(value, d, size) with eight numbers at a time, whatever the registers hold; the last are filled up with zeros.
-template <typename Step>
-inline void in_eights(const float* vector, int64_t width, const Step& step) {
-    Floats value;
-    int64_t d = 0;
-    for (; d + 8 <= width; d += 8) {
-        memcpy(&value, vector + d, sizeof value);
-        step(value, d, sizeof(Bytes));
-    }
-    if (d == width) return;
-    value = Floats{};
-    memcpy(&value, vector + d, static_cast<size_t>(width - d) * sizeof(float));
-    step(value, d, static_cast<size_t>(width - d));
-}
-
-inline double total(const Doubles& lanes) {
-    typedef double Half __attribute__((vector_size(32)));
-    Half halves[2];
-    memcpy(halves, &lanes, sizeof lanes);
-    const Half sum = halves[0] + halves[1];
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
-Quantised quantise(const float* vector, int64_t width, float most_code, int8_t* codes) {
-    Floats largest = {};
-    Doubles squares = {};
-    in_eights(vector, width, [&](const Floats& value, int64_t, size_t) {
-        const Floats magnitude = value < 0.0f ? -value : value;
-        const Doubles wide = __builtin_convertvector(value, Doubles);
-        largest = magnitude > largest ? magnitude : largest;
-        squares += wide * wide;
-    });
-    const double square = total(squares);
-    if (!(square <= kLargestNorm * kLargestNorm)) {
-        memset(codes, 0, static_cast<size_t>(width));
-        const double nothing = __builtin_nan("");
-        return {0.0f, nothing, nothing, nothing};
-    }
-    float most = 0.0f;
-    for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
-    const float scale = most / most_code, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    Doubles coded_norms = {}, errors = {};
-    in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
-        // Any code is valid: the error norm is taken of what it really leaves. An infinite inverse times 0 is NaN: code 127.
-        Floats scaled = value * inverse;
-        scaled = scaled < 127.0f ? scaled : 127.0f - Floats{};
-        scaled = scaled > -127.0f ? scaled : -127.0f - Floats{};
-        const Floats rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;  // to the nearest integer: there is no room for more digits
-        const Bytes bytes = __builtin_convertvector(__builtin_convertvector(rounded, Codes), Bytes);
-        memcpy(codes + d, &bytes, size);
-        const Doubles coded = __builtin_convertvector(rounded, Doubles) * double{scale};
-        const Doubles left = __builtin_convertvector(value, Doubles) - coded;
-        coded_norms += coded * coded;
-        errors += left * left;
-    });
-    return {scale, __builtin_sqrt(square), __builtin_sqrt(total(coded_norms)), __builtin_sqrt(total(errors))};
-}
-
-Products products(const float* vector, const float* other, int64_t width) {
-    Doubles with_other = {}, with_itself = {};
-    in_eights(vector, width, [&](const Floats& value, int64_t d, size_t size) {
-        Floats factor = {};
-        memcpy(&factor, other + d, size * sizeof(float));
-        const Doubles wide = __builtin_convertvector(value, Doubles);
-        with_other += wide * __builtin_convertvector(factor, Doubles);
-        with_itself += wide * wide;
-    });
-    return {total(with_other), total(with_itself)};
 }

@@ -2,15 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "parallel.hpp"
 
 namespace dqe::cpu {
 namespace {
 
-constexpr float kPointCode = 63.0f, kCentreCode = 127.0f;
+constexpr float kCentreCode = 127.0f;
 
 int64_t coded_points_width(int64_t width) { return (width + 3) / 4 * 4; }
 
@@ -20,21 +22,25 @@ float largest_of(const float* numbers, int64_t count) {
     return largest;
 }
 
-// Of factor * point; what is no number is any.
-void encode_point(const float* point, int64_t width, float factor, uint8_t* codes) {
-    for (int64_t d = 0; d < width; ++d) {
-        float value = point[d] * factor;
-        value = value < kPointCode ? value : kPointCode;
-        value = value > -kPointCode ? value : -kPointCode;
-        codes[d] = static_cast<uint8_t>(static_cast<int32_t>(value + (kPointCode + 1.5f)));
-    }
+// (axis_count, width) as panels [axis_count / lanes][width][lanes], the last filled up with zeros.
+AlignedVector<float> packed_axes(const float* axes, int64_t axis_count, int64_t width, int64_t lanes) {
+    AlignedVector<float> panels(static_cast<size_t>((axis_count + lanes - 1) / lanes * width * lanes), 0.0f);
+    for (int64_t a = 0; a < axis_count; ++a)
+        for (int64_t d = 0; d < width; ++d) panels[static_cast<size_t>((a / lanes * width + d) * lanes + a % lanes)] = axes[a * width + d];
+    return panels;
+}
+
+void along_panel(const TileKernels& kernels, const Rows& rows, const float* panel, float* scores) {
+    const Ahead nothing = {reinterpret_cast<const char*>(rows.data), 0, 0, 1};
+    kernels.dot_panel(rows, panel, kernels.narrow, nothing, scores);
 }
 
 // Every `stride`-th of (count, width) points.
-std::vector<uint8_t> encoded(const float* points, int64_t count, int64_t width, int64_t stride, float largest) {
+std::vector<uint8_t> encoded(const TileKernels& kernels, const float* points, int64_t count, int64_t width, int64_t stride, float largest) {
     const int64_t size = coded_points_width(width), some = (count + stride - 1) / stride;
     std::vector<uint8_t> codes(static_cast<size_t>(some * size));
-    for (int64_t i = 0; i < some; ++i) encode_point(points + i * stride * width, width, kPointCode / largest, codes.data() + i * size);
+    const std::vector<float> factors(static_cast<size_t>(some), kPointCode / largest);
+    kernels.code_points(points, some, stride * width, width, factors.data(), codes.data(), size);
     return codes;
 }
 
@@ -43,7 +49,7 @@ void refine(const TileKernels& kernels, const float* points, int64_t count, int6
             float* centres, int64_t centre_count) {
     const int64_t stride = std::max<int64_t>(1, count / most / centre_count), some = (count + stride - 1) / stride;
     for (int64_t c = 0; c < centre_count; ++c) std::copy_n(points + c * some / centre_count * stride * width, width, centres + c * width);
-    const std::vector<uint8_t> codes = encoded(points, count, width, stride, largest);
+    const std::vector<uint8_t> codes = encoded(kernels, points, count, width, stride, largest);
     std::vector<uint32_t> nearest(static_cast<size_t>(some));
     std::vector<double> sums(static_cast<size_t>(centre_count * width)), sizes(static_cast<size_t>(centre_count));
     for (int round = 0; round < rounds; ++round) {
@@ -64,6 +70,70 @@ void refine(const TileKernels& kernels, const float* points, int64_t count, int6
 }
 
 }  // namespace
+
+void gather_directions(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const int64_t* rows, int64_t count,
+                       float* directions, uint8_t* known, int threads) {
+    constexpr int64_t kSome = 1024, kAhead = 16;
+    const TileKernels& kernels = *available_tile_kernels()[0];
+    const auto token_at = [&](int64_t row) {
+        const TokenSource* source = sources;
+        for (; source + 1 < sources + source_count && row >= source->count * tokens; ++source) row -= source->count * tokens;
+        return std::pair{source, static_cast<const char*>(source->data) + row * width * (source->half ? 2 : 4)};
+    };
+    for_each_part((count + kSome - 1) / kSome, threads, [&](int, int64_t part) {
+        const int64_t end = std::min(count, (part + 1) * kSome);
+        for (int64_t i = part * kSome; i < end; ++i) {
+            if (i + kAhead < end) {
+                const auto [source, next] = token_at(rows[i + kAhead]);
+                for (int64_t at = 0; at < std::min<int64_t>(width * (source->half ? 2 : 4), 512); at += 64) __builtin_prefetch(next + at);
+            }
+            float* to = directions + i * width;
+            const auto [source, token] = token_at(rows[i]);
+            if (source->half)
+                kernels.widen(reinterpret_cast<const uint16_t*>(token), width, to);
+            else
+                std::copy_n(reinterpret_cast<const float*>(token), width, to);
+            const double norm = std::sqrt(kernels.products(to, to, width).with_itself);
+            known[i] = norm > 1e-36 && norm < 1e36;  // else its inverse is no normal float32
+            const auto inverse = static_cast<float>(1.0 / norm);
+            for (int64_t d = 0; d < width; ++d) to[d] = known[i] ? to[d] * inverse : 0.0f;
+        }
+    });
+}
+
+void project(const float* points, int64_t count, int64_t width, const float* axes, int64_t axis_count, float* along, int threads) {
+    constexpr int64_t kSome = 1024;
+    const TileKernels& kernels = *available_tile_kernels()[0];
+    const AlignedVector<float> panels = packed_axes(axes, axis_count, width, kernels.narrow);
+    for_each_part((count + kSome - 1) / kSome, threads, [&](int, int64_t part) {
+        const int64_t first = part * kSome, some = std::min(kSome, count - first), lanes = kernels.narrow;
+        AlignedVector<float> scores(static_cast<size_t>(some * lanes));
+        for (int64_t from = 0; from < axis_count; from += lanes) {
+            along_panel(kernels, {points + first * width, some, width}, panels.data() + from * width, scores.data());
+            for (int64_t i = 0; i < some; ++i)
+                std::copy_n(scores.data() + i * lanes, std::min(lanes, axis_count - from), along + (first + i) * axis_count + from);
+        }
+    });
+}
+
+void mean_directions(const float* points, int64_t count, int64_t width, const uint32_t* group_of, int64_t groups, float* directions,
+                     int threads) {
+    std::vector<double> sums(static_cast<size_t>(groups * width), 0.0);
+    constexpr int64_t kSome = 32;  // columns, which one thread adds up
+    for_each_part((width + kSome - 1) / kSome, threads, [&](int, int64_t part) {
+        const int64_t begin = part * kSome, end = std::min(width, begin + kSome);
+        for (int64_t i = 0; i < count; ++i) {
+            double* sum = sums.data() + int64_t{group_of[i]} * width;
+            for (int64_t d = begin; d < end; ++d) sum[d] += points[i * width + d];
+        }
+    });
+    for (int64_t g = 0; g < groups; ++g) {
+        double* sum = sums.data() + g * width;
+        double norm = std::sqrt(std::inner_product(sum, sum + width, sum, 0.0));
+        if (norm == 0.0) norm = sum[0] = 1.0;
+        for (int64_t d = 0; d < width; ++d) directions[g * width + d] = static_cast<float>(sum[d] / norm);
+    }
+}
 
 Centres::Centres(const TileKernels& kernels, const float* centres, int64_t count, int64_t width, float largest)
     : panels_((count + kernels.wide - 1) / kernels.wide) {
@@ -105,7 +175,7 @@ void cluster(const float* points, int64_t width, const int64_t* begins, int64_t 
     for_each_part(static_cast<int64_t>(pieces.size()), threads, [&](int, int64_t p) {
         const auto [g, begin, count] = pieces[static_cast<size_t>(p)];
         const Centres coded(kernels, centres + offsets[g] * width, offsets[g + 1] - offsets[g], width, largest);
-        const std::vector<uint8_t> codes = encoded(points + begin * width, count, width, 1, largest);
+        const std::vector<uint8_t> codes = encoded(kernels, points + begin * width, count, width, 1, largest);
         kernels.nearest(codes.data(), count, coded_points_width(width), coded.coded(), nearest + begin);
     });
 }
@@ -115,12 +185,8 @@ Assigner::Assigner(const TokenTree& tree, int64_t width)
       tree_(tree),
       width_(width),
       largest_(std::max(largest_of(tree.leaves, tree.offsets[tree.root_count] * tree.axis_count), 0x1p-60f)),
+      axes_(packed_axes(tree.axes, tree.axis_count, width, kernels_.narrow)),
       roots_(kernels_, tree.roots, tree.root_count, tree.axis_count, largest_) {
-    const int64_t lanes = kernels_.narrow, panels = (tree.axis_count + lanes - 1) / lanes;
-    axes_.assign(static_cast<size_t>(panels * width * lanes), 0.0f);
-    for (int64_t a = 0; a < tree.axis_count; ++a)
-        for (int64_t d = 0; d < width; ++d)
-            axes_[static_cast<size_t>((a / lanes * width + d) * lanes + a % lanes)] = tree.axes[a * width + d];
     for (int64_t r = 0; r < tree.root_count; ++r)
         leaves_.emplace_back(kernels_, tree.leaves + tree.offsets[r] * tree.axis_count, tree.offsets[r + 1] - tree.offsets[r],
                              tree.axis_count, largest_);
@@ -131,16 +197,13 @@ void Assigner::assign(const float* tokens, int64_t count, Scratch& scratch) cons
     for (auto* numbers : {&scratch.roots, &scratch.order, &scratch.leaves}) numbers->resize(static_cast<size_t>(count));
     for (auto* codes : {&scratch.points, &scratch.sorted}) codes->resize(static_cast<size_t>(count * size));
     scratch.along.resize(static_cast<size_t>(count * lanes));
-    scratch.squares.resize(static_cast<size_t>(count));
-    kernels_.squares({tokens, count, width_}, scratch.squares.data());
+    scratch.factors.resize(static_cast<size_t>(count));
+    kernels_.squares({tokens, count, width_}, scratch.factors.data());
+    for (float& number : scratch.factors) number = kPointCode / largest_ / std::sqrt(number);
     for (int64_t from = 0; from < tree_.axis_count; from += lanes) {
-        const Ahead nothing = {reinterpret_cast<const char*>(tokens), 0, 0, 1};
-        kernels_.dot_panel({tokens, count, width_}, axes_.data() + from * width_, static_cast<int>(lanes), nothing, scratch.along.data());
-        const int64_t some = std::min(lanes, tree_.axis_count - from);
-        for (int64_t i = 0; i < count; ++i) {
-            const float factor = kPointCode / largest_ / std::sqrt(scratch.squares[static_cast<size_t>(i)]);
-            encode_point(scratch.along.data() + i * lanes, some, factor, scratch.points.data() + i * size + from);
-        }
+        along_panel(kernels_, {tokens, count, width_}, axes_.data() + from * width_, scratch.along.data());
+        kernels_.code_points(scratch.along.data(), count, lanes, std::min(lanes, tree_.axis_count - from), scratch.factors.data(),
+                             scratch.points.data() + from, size);
     }
     kernels_.nearest(scratch.points.data(), count, size, roots_.coded(), scratch.roots.data());
     scratch.ends.assign(static_cast<size_t>(tree_.root_count) + 1, 0);
@@ -150,7 +213,7 @@ void Assigner::assign(const float* tokens, int64_t count, Scratch& scratch) cons
     for (int64_t i = 0; i < count; ++i) {
         const int64_t at = scratch.next[scratch.roots[static_cast<size_t>(i)]]++;
         scratch.order[static_cast<size_t>(at)] = static_cast<uint32_t>(i);
-        std::copy_n(scratch.points.begin() + i * size, size, scratch.sorted.begin() + at * size);
+        for (int64_t d = 0; d < size; d += 4) std::memcpy(scratch.sorted.data() + at * size + d, scratch.points.data() + i * size + d, 4);
     }
     for (int64_t r = 0; r < tree_.root_count; ++r) {
         const int64_t begin = scratch.ends[static_cast<size_t>(r)], end = scratch.ends[static_cast<size_t>(r) + 1];

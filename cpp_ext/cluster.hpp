@@ -17,6 +17,18 @@ struct TokenSource {
     bool half;
 };
 
+// The directions of some tokens, each the place of a token in all sources: unit vectors (count, width). `known`: whether it has one, of a
+// length between 1e-36 and 1e36; where it has none, zeros are written.
+void gather_directions(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const int64_t* rows, int64_t count,
+                       float* directions, uint8_t* known, int threads);
+
+// The components of (count, width) points along (axes, width) directions: (count, axes).
+void project(const float* points, int64_t count, int64_t width, const float* axes, int64_t axis_count, float* along, int threads);
+
+// The direction of each group's sum, (groups, width); of a group whose members cancel, or that has none, the first axis.
+void mean_directions(const float* points, int64_t count, int64_t width, const uint32_t* group_of, int64_t groups, float* directions,
+                     int threads);
+
 // Groups of points, (begins[groups], width), each to be divided among centres of its own: those of group g are offsets[g] to
 // offsets[g + 1] - 1, at least one. Lloyd's iterations begin with some of the group's points, and look at `most` of them for each centre at
 // most; a centre that no point is nearest to stays, and a group without points keeps the centres that it comes with. Then writes the
@@ -52,10 +64,10 @@ class Centres {
 // Finds the leaves of tokens, some thousand at a time, so that a root's leaves stay in the first-level cache for some of them.
 class Assigner {
   public:
-    static constexpr int64_t kSome = 4096;
+    static constexpr int64_t kSome = 2048;
 
     struct Scratch {
-        AlignedVector<float> along, squares;
+        AlignedVector<float> along, factors;
         std::vector<uint8_t> points, sorted;
         std::vector<uint32_t> roots, order, leaves;  // leaves[at] is of token order[at], in the order of roots
         std::vector<int64_t> ends, next;

@@ -65,6 +65,15 @@ void sort_by_code(uint32_t* rows, uint16_t* codes, int64_t count, std::vector<ui
 
 }  // namespace
 
+AlignedVector<uint8_t> codes_in_blocks(const uint8_t* codes, int64_t count, int64_t width) {
+    AlignedVector<uint8_t> blocks(static_cast<size_t>((count + kPrefixRows - 1) / kPrefixRows * kPrefixRows * width), 0);
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t d = 0; d < width; ++d)
+            blocks[static_cast<size_t>(r / kPrefixRows * kPrefixRows * width + d / 4 * 4 * kPrefixRows + r % kPrefixRows * 4 + d % 4)] =
+                codes[r * width + d];
+    return blocks;
+}
+
 void fill_lists(const TokenSource* sources, int64_t source_count, int64_t tokens, int64_t width, const TokenTree& tree,
                 const float* directions, float* longest, float* widest, int64_t* starts, uint32_t* rows, uint16_t* cosines, int threads) {
     constexpr int64_t kAhead = 6;

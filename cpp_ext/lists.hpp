@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "aligned.hpp"
 #include "cluster.hpp"
 #include "tiles.hpp"
 
@@ -24,7 +25,7 @@ namespace dqe::cpu {
 
 struct TokenLists {
     int64_t count, covered;   // lists; the gallery's first items, whose tokens they hold
-    CodedRows directions;     // (count,)
+    CodedRows directions;     // (count,), in blocks, as codes_in_blocks makes them
     const float* longest;     // (count,): the largest norm, rounded up; 0 where the list is empty
     const float* widest;      // (count,): cos ρ of the list's first token, rounded down
     const int64_t* starts;    // (count + 1,): where in `rows` each list starts
@@ -60,6 +61,9 @@ class Reach {
   private:
     double norm_, slack_;
 };
+
+// (count, width) codes in blocks of kPrefixRows, [width / 4][row][4].
+AlignedVector<uint8_t> codes_in_blocks(const uint8_t* codes, int64_t count, int64_t width);
 
 // Sorts the tokens of `sources` into lists, that of each its leaf in the tree. `directions` is (leaves, width), unit vectors. Writes
 // longest, widest, starts (whose first entry counts the tokens without a bound), rows and cosines.

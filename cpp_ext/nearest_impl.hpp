@@ -39,6 +39,8 @@ inline void add_point_products(Integers& sums, const uint8_t* point, const int8_
     const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centres));
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(four), own);
     sums += reinterpret_cast<Integers>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(__aarch64__)
+    sums = reinterpret_cast<Integers>(add_products(reinterpret_cast<int32x4_t>(sums), four_codes(point), vld1q_s8(centres)));
 #else
     for (int i = 0; i < 4; ++i)
         for (int lane = 0; lane < kVector; ++lane) sums[lane] += int32_t{point[i]} * centres[4 * lane + i];
@@ -85,6 +87,17 @@ void nearest(const uint8_t* points, int64_t count, int64_t width, const CodedCen
     if (r < count && count > kNearestRows) r = count - kNearestRows;  // some once more: one at a time would take longer
     for (; r + kNearestRows <= count; r += kNearestRows) nearest_group<kNearestRows>(points + r * width, width, centres, nearest + r);
     for (; r < count; ++r) nearest_group<1>(points + r * width, width, centres, nearest + r);
+}
+
+void code_points(const float* numbers, int64_t count, int64_t stride, int64_t width, const float* factors, uint8_t* codes, int64_t size) {
+    for (int64_t i = 0; i < count; ++i, numbers += stride, codes += size)
+        in_eights(numbers, width, [&](const Floats& value, int64_t d, size_t some) {
+            Floats scaled = value * factors[i];
+            lower(scaled, kPointCode - Floats{});
+            raise(scaled, -kPointCode - Floats{});
+            const uint64_t bytes = last_bytes(reinterpret_cast<Codes>(scaled + (0x1.8p23f + kPointCode + 1.0f)));
+            memcpy(codes + d, &bytes, some);
+        });
 }
 
 void squares(const Rows& rows, float* squares) {

@@ -11,8 +11,11 @@
 namespace dqe::cpu {
 
 // Below this many multiply-adds a further thread costs more than it gains: some 20 microseconds where a processor is idle, and
-// milliseconds where the system has given it to another thread, of ONNX Runtime's pool for one.
-constexpr int64_t kWorkPerThread = 1 << 21;
+// milliseconds where the system has given it to another thread, of ONNX Runtime's pool for one. Tests of what threads share set it low.
+#ifndef DQE_WORK_PER_THREAD
+#define DQE_WORK_PER_THREAD (1 << 21)
+#endif
+constexpr int64_t kWorkPerThread = DQE_WORK_PER_THREAD;
 
 // most: at least 1.
 inline int useful_threads(int most, int64_t work) { return static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, most)); }

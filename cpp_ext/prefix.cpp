@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "aligned.hpp"
@@ -58,9 +59,10 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
     struct Scratch {
         AlignedVector<float> items, rotated, turned, squares;
     };
-    // Rows of another order are scattered: those of the next block are on their way while one is encoded.
+    // Rows of another order are scattered: those of the next block are asked for while one is encoded, a quarter at each step, since memory
+    // answers no more at once.
     const auto prefetch = [&](int64_t from) {
-        for (int64_t r = from; order && r < std::min(from + kPrefixRows, starts.back()); ++r) {
+        for (int64_t r = from; order && r < std::min(from + kPrefixRows / 4, starts.back()); ++r) {
             const size_t at = source_of(order[r]);
             const int64_t bytes = width * (sources[at].half ? 2 : 4);
             const char* row = static_cast<const char*>(sources[at].data) + (order[r] - starts[at]) * bytes;
@@ -69,7 +71,9 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
     };
     const auto encode = [&](int64_t number, Scratch& scratch) {
         const int64_t first = number * kPrefixRows, rows = std::min(kPrefixRows, starts.back() - first);
-        prefetch(first + kPrefixRows);
+        int64_t ahead = first + kPrefixRows;
+        const auto prefetch_some = [&] { prefetch(std::exchange(ahead, ahead + kPrefixRows / 4)); };
+        prefetch_some();
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t row = order ? order[first + r] : first + r;
             const size_t source = source_of(row);
@@ -80,6 +84,7 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
             else
                 std::memcpy(to, static_cast<const float*>(sources[source].data) + at, static_cast<size_t>(width) * sizeof(float));
         }
+        prefetch_some();
         const Rows own = {scratch.items.data(), rows, width};
         kernels->squares(own, scratch.squares.data());
         double squares[kPrefixRows] = {}, most = 0.0;
@@ -91,6 +96,7 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
             all = all && bounded[r];
             if (bounded[r]) most = std::max(most, squares[r]);
         }
+        prefetch_some();
         for (int64_t panel = 0; panel < count / lanes; ++panel) {
             const Ahead nothing = {reinterpret_cast<const char*>(scratch.items.data()), 0, 0, 1};
             float* rotated = (count == lanes ? scratch.turned : scratch.rotated).data();
@@ -100,17 +106,19 @@ void fill_prefix(const TokenSource* sources, int64_t source_count, int64_t token
         }
         for (int64_t r = 0; r < kPrefixRows; ++r)
             if (!bounded[r]) std::fill_n(scratch.turned.begin() + r * count, count, 0.0f);
+        prefetch_some();
         uint8_t* to = blocks + number * prefix_block_bytes(count);
         PrefixSums sums;
         kernels->encode_prefix(scratch.turned.data(), count, to + sizeof(PrefixHeader), &sums);
         // With |c'| <= (1 + ω) |c|, |c|² - max(0, |c'| - ω |c|)² is at most (1 + 2 ω (1 + ω)) |c|² - |c'|².
+        const double norm = std::sqrt(most);
         double rests[kPrefixRows] = {}, largest = 0.0;
         for (int64_t r = 0; r < rows; ++r) {
             if (!bounded[r]) continue;
-            rests[r] = std::sqrt(std::max(0.0, (1.0 + 3.0 * off) * squares[r] - sums.whole[r])) + room * std::sqrt(squares[r]);
+            rests[r] = std::sqrt(std::max(0.0, (1.0 + 3.0 * off) * squares[r] - sums.whole[r])) + room * norm;
             largest = std::max(largest, rests[r]);
         }
-        const double norm = std::sqrt(most), coded = std::sqrt(*std::max_element(sums.coded, sums.coded + kPrefixRows));
+        const double coded = std::sqrt(*std::max_element(sums.coded, sums.coded + kPrefixRows));
         const double left = std::sqrt(*std::max_element(sums.left, sums.left + kPrefixRows)) + off * norm + room * (norm + coded);
         const double error = all ? std::max(left, kLeastNorm) : std::numeric_limits<double>::quiet_NaN();
         PrefixHeader header = {sums.scale, at_least(error), at_least(coded), 0.0f, {}, {}};
@@ -144,7 +152,7 @@ PrefixQuery encode_prefix_query(const float* query, int64_t width, const float* 
             offset,
             q.scale,
             at_least(std::max(std::max(q.norm + off, q.coded_norm), kLeastNorm)),
-            at_least(std::max(q.error + off, kLeastNorm)),
+            at_least(q.error + off + kLeastNorm),
             at_least(std::max(rest_of(norm, q.norm, off), kLeastNorm))};
 }
 

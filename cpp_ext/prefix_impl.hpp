@@ -8,6 +8,8 @@ inline Vector whole_numbers(const uint16_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__aarch64__)
+    return vcvtq_f32_u32(vmovl_u16(vld1_u16(from)));
 #else
     Vector numbers;
     for (int lane = 0; lane < kVector; ++lane) numbers[lane] = from[lane];
@@ -40,6 +42,14 @@ inline void prefix_dots(const uint8_t* codes, const PrefixQuery& query, int64_t 
         }
     }
     for (int v = 0; v < 2; ++v) dots[v] = _mm256_cvtepi32_ps(sums[v]);
+#elif defined(__aarch64__)
+    int32x4_t sums[kBlockVectors] = {};
+    for (int64_t d = 0; d < width; d += 4, codes += 4 * kPrefixRows) {
+        const int8x16_t other = four_codes(query.codes + d);
+#pragma GCC unroll 4
+        for (int v = 0; v < kBlockVectors; ++v) sums[v] = add_products(sums[v], signed_codes(codes + 16 * v), other);
+    }
+    for (int v = 0; v < kBlockVectors; ++v) dots[v] = vcvtq_f32_s32(sums[v]);
 #else
     int32_t sums[kPrefixRows];
     for (int r = 0; r < kPrefixRows; ++r) sums[r] = query.offset;
@@ -51,10 +61,10 @@ inline void prefix_dots(const uint8_t* codes, const PrefixQuery& query, int64_t 
 #endif
 }
 
-int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold, uint32_t* positions) {
+// Calls visit(block, v, bounds) with the upper bounds of vector v of each block.
+template <typename Visit>
+inline void bound_blocks(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, const Visit& visit) {
     const int64_t bytes = kPrefixRows * width + static_cast<int64_t>(sizeof(PrefixHeader));
-    const Vector thresholds = broadcast(threshold);
-    int64_t found = 0;
     for (int64_t block = 0; block < count; ++block, blocks += bytes) {
         PrefixHeader header;
         memcpy(&header, blocks, sizeof header);
@@ -62,13 +72,45 @@ int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const
         const float rounding = query.norm * header.error + query.error * header.norm;
         Vector dots[kBlockVectors];
         prefix_dots(blocks + sizeof header, query, width, dots);
+        for (int v = 0; v < kBlockVectors; ++v)
+            visit(block, v, dots[v] * scale + whole_numbers(header.rests + v * kVector) * rest + rounding);
+    }
+}
+
+int64_t find_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold, uint32_t* positions) {
+    const Vector thresholds = broadcast(threshold);
+    int64_t found = 0;
+    bound_blocks(blocks, count, width, query, [&](int64_t block, int v, const Vector& bounds) {
+        for (uint32_t bits = not_below(bounds, thresholds); bits; bits &= bits - 1)
+            positions[found++] = static_cast<uint32_t>(block * kPrefixRows + v * kVector + __builtin_ctz(bits));
+    });
+    return found;
+}
+
+void bound_prefixed(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float* bounds) {
+    bound_blocks(blocks, count, width, query,
+                 [&](int64_t block, int v, const Vector& own) { store(bounds + block * kPrefixRows + v * kVector, own); });
+}
+
+void bound_blocks_of_codes(const CodedRows& rows, const CodedQueries& query, float* bounds) {
+    const PrefixQuery own = {query.codes, query.offsets[0], 0.0f, 0.0f, 0.0f, 0.0f};
+    const Vector scale = broadcast(query.scales[0]), norm = broadcast(query.norms[0]), error = broadcast(query.errors[0]);
+    const uint8_t* codes = rows.codes;
+    for (int64_t first = 0; first < rows.count; first += kPrefixRows, codes += kPrefixRows * rows.width) {
+        Vector dots[kBlockVectors];
+        prefix_dots(codes, own, rows.width, dots);
         for (int v = 0; v < kBlockVectors; ++v) {
-            uint32_t bits = not_below(dots[v] * scale + whole_numbers(header.rests + v * kVector) * rest + rounding, thresholds);
-            for (; bits; bits &= bits - 1)
-                positions[found++] = static_cast<uint32_t>(block * kPrefixRows + v * kVector + __builtin_ctz(bits));
+            const int64_t at = first + v * kVector, part = rows.count - at;
+            if (part >= kVector) {
+                store(bounds + at,
+                      dots[v] * scale * load(rows.scales + at) + norm * load(rows.errors + at) + error * load(rows.norms + at));
+            } else if (part > 0) {
+                const Vector last = dots[v] * scale * load_part(rows.scales + at, part) + norm * load_part(rows.errors + at, part) +
+                                    error * load_part(rows.norms + at, part);
+                memcpy(bounds + at, &last, static_cast<size_t>(part) * sizeof(float));
+            }
         }
     }
-    return found;
 }
 
 // Rows to columns: each round puts the numbers of the first four vectors and of the others one beside the other.
@@ -90,12 +132,10 @@ void encode_prefix(const float* rows, int64_t width, uint8_t* codes, PrefixSums*
     for (int64_t at = 0; at < width * kPrefixRows; at += 8) {
         Floats value;
         memcpy(&value, rows + at, sizeof value);
-        const Floats magnitude = value < 0.0f ? -value : value;
-        largest = magnitude > largest ? magnitude : largest;
+        const Floats magnitude = reinterpret_cast<Floats>(reinterpret_cast<Codes>(value) & 0x7FFFFFFF);
+        raise(largest, magnitude);
     }
-    float most = 0.0f;
-    for (int lane = 0; lane < 8; ++lane) most = largest[lane] > most ? largest[lane] : most;
-    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float scale = greatest_of(largest) / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     for (int half = 0; half < kHalves; ++half) {
         Doubles whole = {}, coded = {}, left = {};
         for (int64_t p = 0; p < width; p += 8) {
@@ -107,12 +147,14 @@ void encode_prefix(const float* rows, int64_t width, uint8_t* codes, PrefixSums*
             for (int i = 0; i < 8; ++i) {
                 const Floats value = columns[i];
                 Floats scaled = value * inverse;  // as in quantise
-                scaled = scaled < 127.0f ? scaled : 127.0f - Floats{};
-                scaled = scaled > -127.0f ? scaled : -127.0f - Floats{};
+                lower(scaled, 127.0f - Floats{});
+                raise(scaled, -127.0f - Floats{});
                 const Floats rounded = (scaled + 0x1.8p23f) - 0x1.8p23f;
                 fours[i / 4] |= (__builtin_convertvector(rounded, Codes) + 128) << (8 * (i % 4));
-                const Doubles wide = __builtin_convertvector(value, Doubles);
-                const Doubles stored = __builtin_convertvector(rounded, Doubles) * double{scale}, rest = wide - stored;
+                Doubles wide, whole_codes;
+                widen_to(wide, value);
+                widen_to(whole_codes, rounded);
+                const Doubles stored = whole_codes * double{scale}, rest = wide - stored;
                 whole += wide * wide;
                 coded += stored * stored;
                 left += rest * rest;

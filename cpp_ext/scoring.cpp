@@ -141,6 +141,7 @@ TileScratch Scorer::scratch() const {
         scratch.list_bounds.assign(static_cast<size_t>((lists->count + 15) / 16 * 16), -std::numeric_limits<float>::infinity());
         scratch.reached_lists.resize(static_cast<size_t>(lists->count));
         if (tokens_ > 1) scratch.taken.assign(static_cast<size_t>((sweep_.gallery.size + 63) / 64), 0);
+        return scratch;  // there are no tiles
     }
     if (screened_ && !by_rows_) scratch.reached.resize(static_cast<size_t>(rows * lanes));
     const int64_t stride = by_rows_ ? (rows + lanes - 1) / lanes * lanes : rows * lanes;
@@ -320,7 +321,7 @@ float Scorer::score_item(int64_t b, int64_t id, TileScratch& scratch) const {
 }
 
 void Scorer::bound_directions(int64_t b, const TokenLists& lists, float* bounds) const {
-    kernels_.bound_rows(lists.directions, coded_queries(b), 1, bounds, lists.count);
+    kernels_.bound_blocks_of_codes(lists.directions, coded_queries(b), bounds);
 }
 
 int64_t Scorer::find_lists(const TokenLists& lists, const float* products, const Reach& reach, float threshold, uint32_t* found) const {

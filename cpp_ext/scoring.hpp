@@ -73,7 +73,8 @@ class Scorer {
     // Lists that may hold a token that scores `threshold` or more; and rows of some blocks of prefixes, likewise.
     int64_t find_lists(const TokenLists& lists, const float* products, const Reach& reach, float threshold, uint32_t* found) const;
     int64_t find_by_prefix(int64_t b, int64_t block, int64_t blocks, float threshold, uint32_t* positions) const;
-    void prefetch_prefixes(int64_t block) const;
+    void bound_by_prefix(int64_t b, int64_t block, int64_t blocks, float* bounds) const;
+    void prefetch_prefixes(int64_t block, int64_t blocks) const;
     // Calls visit(least, position) for the numbers that are not below `least` or NaN, which a visit may raise.
     template <typename Visit>
     void for_each_above(const std::vector<float>& numbers, float least, const Visit& visit) const;

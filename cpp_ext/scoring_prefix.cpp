@@ -62,10 +62,16 @@ int64_t Scorer::find_by_prefix(int64_t b, int64_t block, int64_t blocks, float t
                                   prefix_queries_[static_cast<size_t>(b)], threshold, positions);
 }
 
-void Scorer::prefetch_prefixes(int64_t block) const {
+void Scorer::bound_by_prefix(int64_t b, int64_t block, int64_t blocks, float* bounds) const {
+    const Prefix& prefix = *sweep_.gallery.prefix;
+    kernels_.bound_prefixed(prefix.blocks + block * prefix_block_bytes(prefix.width), blocks, prefix.width,
+                            prefix_queries_[static_cast<size_t>(b)], bounds);
+}
+
+void Scorer::prefetch_prefixes(int64_t block, int64_t blocks) const {
     const int64_t bytes = prefix_block_bytes(sweep_.gallery.prefix->width);
-    for (int64_t at = 0; at < std::min<int64_t>(2 * bytes, 1024); at += 64)
-        __builtin_prefetch(sweep_.gallery.prefix->blocks + block * bytes + at);
+    const uint8_t* from = sweep_.gallery.prefix->blocks + block * bytes;
+    for (int64_t at = 0; at < std::min<int64_t>(blocks * bytes, 2048); at += 64) __builtin_prefetch(from + at);
 }
 
 }  // namespace dqe::cpu

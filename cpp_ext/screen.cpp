@@ -37,17 +37,18 @@ float most_code(const float* query, int64_t width) {
 
 float error_of(const Quantised& q, int64_t width) {
     const double rounding = static_cast<double>(width + 32) * 0x1p-24;
-    return at_least(std::max(q.error + rounding * (q.norm + q.coded_norm), kLeastNorm));
+    return at_least(q.error + rounding * (q.norm + q.coded_norm) + kLeastNorm);
 }
 
 }  // namespace
 
 void encode_rows(const float* rows, int64_t count, int64_t width, uint8_t* codes, float* scales, float* errors, float* norms) noexcept {
     const int64_t coded_width = code_width(width);
+    const auto quantise = available_tile_kernels()[0]->quantise;
     for (int64_t r = 0; r < count; ++r) {
         uint8_t* row = codes + r * coded_width;
         const Quantised q = quantise(rows + r * width, width, kMostCode, reinterpret_cast<int8_t*>(row));
-        std::fill(row + width, row + coded_width, uint8_t{0});
+        if (width < coded_width) std::fill(row + width, row + coded_width, uint8_t{0});
         for (int64_t d = 0; d < coded_width; ++d) row[d] ^= 0x80;  // code + 128
         scales[r] = q.scale;
         errors[r] = error_of(q, width);

@@ -9,6 +9,7 @@
 // gets a NaN bound, which excludes nothing.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -30,7 +31,9 @@ constexpr double kLeastNorm = 1e-18;
 
 // A norm rounded up, with room for the rounding of the sums of squares that it comes from (relative 2^-40 at most).
 inline float at_least(double value) {
-    return std::nextafter(static_cast<float>(value * (1.0 + 0x1p-30)), std::numeric_limits<float>::infinity());
+    const auto rounded = static_cast<float>(value * (1.0 + 0x1p-30));
+    // std::nextafter, which is a call, towards infinity: of what is neither negative nor infinite or NaN.
+    return rounded < std::numeric_limits<float>::infinity() ? std::bit_cast<float>(std::bit_cast<uint32_t>(rounded) + 1) : rounded;
 }
 
 // Entries of a coded row of vectors of `width` numbers: a multiple of kCodeAlignment, the rest coded as zero.

@@ -61,6 +61,8 @@ struct Products {
     double with_other, with_itself;
 };
 
+constexpr float kPointCode = 63.0f;  // the largest of a point's numbers, before 64 is added: two products with a centre's fit 16 bits
+
 // Centres in panels of `wide`: codes [panel][width / 4][wide][4] and offsets [panel][wide]; cluster.hpp says of what.
 struct CodedCentres {
     const int8_t* codes;
@@ -113,6 +115,10 @@ struct TileKernels {
     // bounds[query * stride + row]: upper bounds of scores, NaN where there is none.
     void (*bound_rows)(const CodedRows& rows, const CodedQueries& queries, int count, float* bounds, int64_t stride);
 
+    // The same of one query and of rows whose codes lie in blocks of kPrefixRows, [width / 4][row][4], the last filled up: nothing is added
+    // across lanes.
+    void (*bound_blocks_of_codes)(const CodedRows& rows, const CodedQueries& query, float* bounds);
+
     // (items * tokens, lanes) to (items, lanes): the maximum of each item's tokens, NaN if any token's is. In place if best is
     // scores.
     void (*max_over_tokens)(const float* scores, int64_t items, int64_t tokens, int lanes, float* best);
@@ -138,6 +144,9 @@ struct TileKernels {
     int64_t (*find_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float threshold,
                              uint32_t* positions);
 
+    // The upper bounds of all rows of `count` blocks, NaN where there is none.
+    void (*bound_prefixed)(const uint8_t* blocks, int64_t count, int64_t width, const PrefixQuery& query, float* bounds);
+
     // The lists (lists.hpp), ascending, that may have a token that scores `threshold` or more; returns how many. `products` are upper
     // bounds of the query's products with their directions, `norm` of its norm; `slack` is Reach's.
     int64_t (*find_lists)(const float* products, const float* widest, const float* longest, int64_t count, float norm, float slack,
@@ -146,6 +155,11 @@ struct TileKernels {
     // For each of `count` points, `width` codes below 128 each, the position of the centre of the greatest product plus offset; the first
     // of equals.
     void (*nearest)(const uint8_t* points, int64_t count, int64_t width, const CodedCentres& centres, uint32_t* nearest);
+
+    // Codes of `count` points, rows of `stride` numbers: round(factor * number) + kPointCode + 1, within 1 and 127; what is no number is
+    // any.
+    void (*code_points)(const float* numbers, int64_t count, int64_t stride, int64_t width, const float* factors, uint8_t* codes,
+                        int64_t size);
 
     // <row, row> of each row, added up in float32.
     void (*squares)(const Rows& rows, float* squares);

@@ -6,6 +6,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(DQE_DOTPROD)
+#include <sys/auxv.h>
 #endif
 
 namespace dqe::cpu {
@@ -34,6 +36,8 @@ bool matrix_tiles() {
 }
 
 }  // namespace
+#elif defined(DQE_DOTPROD)
+extern const TileKernels kernels_dotprod;
 #endif
 
 const TileKernels* const* available_tile_kernels() {
@@ -54,6 +58,9 @@ const TileKernels* const* available_tile_kernels() {
 #endif
         if (avx512) available[count++] = &kernels_avx512;
         if (avx2) available[count++] = &kernels_avx2;
+#elif defined(DQE_DOTPROD)
+        constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+        if (getauxval(AT_HWCAP) & kDotProducts) available[count++] = &kernels_dotprod;
 #endif
         available[count] = &kernels_portable;
         return true;

@@ -24,7 +24,7 @@ constexpr int kVector = 16, kWideRows = 12, kNarrowRows = 12;
 #elif defined(__AVX2__)
 constexpr int kVector = 8, kWideRows = 6, kNarrowRows = 12;
 #elif defined(__aarch64__)
-constexpr int kVector = 4, kWideRows = 12, kNarrowRows = 24;
+constexpr int kVector = 4, kWideRows = 8, kNarrowRows = 16;
 #else
 constexpr int kVector = 4, kWideRows = 6, kNarrowRows = 12;
 #endif
@@ -63,6 +63,9 @@ inline uint32_t bits_of(Integers lanes) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes));
 #elif defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(lanes)));
+#elif defined(__aarch64__)
+    const Integers bits = {1, 2, 4, 8};
+    return vaddvq_u32(reinterpret_cast<uint32x4_t>(lanes & bits));
 #else
     uint32_t bits = 0;
     for (int lane = 0; lane < kVector; ++lane) bits |= static_cast<uint32_t>(lanes[lane] & 1) << lane;
@@ -93,10 +96,22 @@ inline void dot_steps(const float* row, int64_t width, const float* panel, Vecto
         for (int v = 0; v < VECTORS; ++v) query[step][v] = load(panel + (step * VECTORS + v) * kVector);
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 4
-        for (int step = 0; step < STEPS; ++step)
+#if defined(__aarch64__)
+        if constexpr (STEPS == 4) {                  // one load for four steps: multiply-adds take their factor from a lane
+            const float32x4_t own = vld1q_f32(row);  // GCC 12 takes load() apart
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] = multiply_add(broadcast(row[step]), query[step][v], sums[r][v]);
+            for (int v = 0; v < VECTORS; ++v) {
+                sums[r][v] = vfmaq_laneq_f32(sums[r][v], query[0][v], own, 0);
+                sums[r][v] = vfmaq_laneq_f32(sums[r][v], query[1][v], own, 1);
+                sums[r][v] = vfmaq_laneq_f32(sums[r][v], query[2][v], own, 2);
+                sums[r][v] = vfmaq_laneq_f32(sums[r][v], query[3][v], own, 3);
+            }
+        } else
+#endif
+#pragma GCC unroll 4
+            for (int step = 0; step < STEPS; ++step)
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; ++v) sums[r][v] = multiply_add(broadcast(row[step]), query[step][v], sums[r][v]);
         row += width;
         asm("" : "+r"(row));  // one moving pointer: the compiler would keep one a row, and has no registers for them
     }
@@ -106,7 +121,11 @@ inline void dot_steps(const float* row, int64_t width, const float* panel, Vecto
 // follows.
 template <int ROWS, int VECTORS>
 inline void dot_group(const float* rows, int64_t width, const float* panel, const char* next, int64_t lines, float* scores) {
+#if defined(__aarch64__)
+    constexpr int kSteps = 4;
+#else
     constexpr int kSteps = kVector == 16 ? 4 / VECTORS : 2 / VECTORS;
+#endif
     Vector sums[ROWS][VECTORS] = {};
     int64_t d = 0;
     for (; d + kLine <= width; d += kLine) {
@@ -213,6 +232,7 @@ void dot_rows(const Rows& rows, const float* queries, int count, float* scores, 
 }
 
 #include "bounds_impl.hpp"
+#include "eights_impl.hpp"
 #include "lists_impl.hpp"
 #include "nearest_impl.hpp"
 #include "prefix_impl.hpp"
@@ -353,6 +373,7 @@ const TileKernels DQE_ISA = {
     .find_bounded = find_bounded,
     .estimate_panel = estimate_panel,
     .bound_rows = bound_rows,
+    .bound_blocks_of_codes = bound_blocks_of_codes,
     .max_over_tokens = max_over_tokens,
     .find = find,
     .widen = widen,
@@ -360,8 +381,10 @@ const TileKernels DQE_ISA = {
     .products = products,
     .encode_prefix = encode_prefix,
     .find_prefixed = find_prefixed,
+    .bound_prefixed = bound_prefixed,
     .find_lists = find_lists,
     .nearest = nearest,
+    .code_points = code_points,
     .squares = squares,
     .uniforms = uniforms,
     .multiply_add_loop = multiply_add_loop,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -46,11 +47,18 @@ class Walk {
         int64_t count;
         if (!choose(most, count)) return false;
         const uint32_t* chosen = scratch_.reached_lists.data();
-        for (int64_t at = 0; at < std::min(kListsAhead, count); ++at) prefetch_list(chosen[at]);
+        // Each list's cosines are asked for first, then what of its prefixes they leave, and then it is visited.
+        int64_t within_next[kListsAhead];
+        const auto look_ahead = [&](int64_t at) {
+            if (at < count) prefetch_prefixes(chosen[at], within_next[at % kListsAhead] = within(chosen[at], threshold_()));
+        };
+        for (int64_t at = 0; at < std::min(2 * kListsAhead, count); ++at) prefetch_cosines(chosen[at]);
+        for (int64_t at = 0; at < kListsAhead; ++at) look_ahead(at);
         for (int64_t at = 0; at < count; ++at) {
-            if (at + kListsAhead < count) prefetch_list(chosen[at + kListsAhead]);
+            if (at + 2 * kListsAhead < count) prefetch_cosines(chosen[at + 2 * kListsAhead]);
             const uint32_t list = chosen[at];
-            visit_list(list);
+            visit_list(list, within_next[at % kListsAhead]);
+            look_ahead(at + kListsAhead);
             left_ -= lists_.starts[list + 1] - lists_.starts[list];
             if (costs_more_than(most)) return false;
         }
@@ -64,7 +72,7 @@ class Walk {
     int64_t scored() const { return scored_; }
 
   private:
-    // The lists of highest bound, all of their tokens while there is no threshold. By the product with the direction: it ranks lists of one
+    // The lists of highest bound. By the product with the direction: it ranks lists of one
     // width as their bounds do.
     void visit_best() {
         std::pair<float, uint32_t> best[kFirstLists + 1];
@@ -78,12 +86,51 @@ class Walk {
             count = kFirstLists;
             least = best[count - 1].first;
         });
-        for (int64_t at = 0; at < count; ++at) prefetch_list(best[at].second);
         for (int64_t at = 0; at < count; ++at) {
-            visit_list(best[at].second);
+            prefetch_cosines(best[at].second);
+            prefetch_prefixes(best[at].second, kBlocksAhead * kPrefixRows);
+        }
+        int64_t begun = 0;
+        if (gallery_.prefix && threshold_() == -kMost) begun = visit_first(best, count);
+        for (int64_t at = 0; at < begun; ++at) scratch_.list_bounds[best[at].second] = kVisited;
+        for (int64_t at = begun; at < count; ++at) {
+            visit_list(best[at].second, within(best[at].second, threshold_()));
             decide();
             scratch_.list_bounds[best[at].second] = kVisited;
         }
+    }
+
+    // While there is no threshold: the tokens of highest bound of `count` lists, by their prefixes, since these raise it for all others.
+    // Returns how many lists it has dealt with.
+    int64_t visit_first(const std::pair<float, uint32_t>* best, int64_t count) {
+        const auto greater = [](const auto& one, const auto& other) { return one.first > other.first; };
+        std::pair<float, uint32_t> tokens[kFirstTokens];
+        float bounds[kFirstTokens + 2 * kPrefixRows], least = -kMost;  // blocks begin and end where they will
+        int64_t some = 0, lists = 0;
+        for (; lists < count; ++lists) {
+            const int64_t start = lists_.starts[best[lists].second], end = lists_.starts[best[lists].second + 1];
+            if (some + end - start > kFirstTokens) break;
+            const int64_t block = start / kPrefixRows, blocks = end > start ? prefix_blocks(end) - block : 0;
+            scorer_.bound_by_prefix(b_, block, blocks, bounds);
+            visited_ += end - start;
+            for (int64_t at = start; at < end; ++at) {
+                const float bound = bounds[at - block * kPrefixRows];
+                if (!(bound < least)) tokens[some++] = {std::isnan(bound) ? kMost : bound, lists_.rows[at]};
+            }
+            if (least > -kMost || some < kEnoughTokens) continue;
+            std::nth_element(tokens, tokens + Scorer::kGathered - 1, tokens + some, greater);
+            least = tokens[Scorer::kGathered - 1].first;
+        }
+        const int64_t first = std::min(some, Scorer::kGathered);
+        std::nth_element(tokens, tokens + first, tokens + some, greater);
+        for (int64_t i = 0; i < first; ++i) add(tokens[i].second);
+        decide();
+        for (int64_t i = first; i < some; ++i)
+            if (!(tokens[i].first < threshold_())) add(tokens[i].second);
+        decide();
+        if (!(threshold_() < least)) return lists;
+        for (int64_t at = 0; at < lists; ++at) visit_list(best[at].second, within(best[at].second, threshold_()));  // some were left out
+        return lists;
     }
 
     // What can still reach the threshold: `chosen` of scratch_.reached_lists.
@@ -117,9 +164,10 @@ class Walk {
                begin;
     }
 
-    void visit_list(uint32_t list) {
+    // `count`: tokens of the list, in its order, that are within reach; none behind them is.
+    void visit_list(uint32_t list, int64_t count) {
         const float threshold = threshold_();
-        const int64_t start = lists_.starts[list], count = within(list, threshold);
+        const int64_t start = lists_.starts[list];
         if (!gallery_.prefix || threshold == -kMost) return look_at(lists_.rows + start, count);
         const int64_t end = start + count;
         visited_ += count;
@@ -187,13 +235,16 @@ class Walk {
         }
     }
 
-    void prefetch_list(uint32_t list) const {
-        const int64_t start = lists_.starts[list];
-        for (int64_t at = 0; at < 2; ++at) __builtin_prefetch(lists_.cosines + start + 32 * at);
-        if (gallery_.prefix) scorer_.prefetch_prefixes(start / kPrefixRows);
+    void prefetch_cosines(uint32_t list) const { __builtin_prefetch(lists_.cosines + lists_.starts[list]); }
+
+    void prefetch_prefixes(uint32_t list, int64_t count) const {
+        const int64_t block = lists_.starts[list] / kPrefixRows;
+        if (gallery_.prefix && count > 0)
+            scorer_.prefetch_prefixes(block, std::min(kBlocksAhead, prefix_blocks(lists_.starts[list] + count) - block));
     }
 
-    static constexpr int64_t kFirstLists = 8, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16;
+    static constexpr int64_t kFirstTokens = 2048, kEnoughTokens = 256, kFirstLists = 4, kListsAhead = 4, kItemsAhead = 2, kBlocks = 16,
+                             kBlocksAhead = 4;
     // As many prefixes are read, in their order, in the time that the codes of one token take. Measured.
     static constexpr int64_t kPrefixesPerCode = 16;
     static constexpr float kMost = std::numeric_limits<float>::infinity(), kVisited = -kMost;

@@ -14,10 +14,33 @@ Coded = tuple[NDArray[np.uint8], F32, F32, F32]
 MAX_ROW_QUERIES: int
 """Up to so many queries are scored row by row, more in panels."""
 
+class Codes:
+    """The codes of all shards; this and the next two are made once for many sweeps."""
+
+    def __init__(self, shards: Sequence[Coded]) -> None: ...
+
+class Lists:
+    def __init__(
+        self,
+        covered: int,
+        codes: NDArray[np.uint8],
+        scales: F32,
+        errors: F32,
+        norms: F32,
+        longest: F32,
+        widest: F32,
+        starts: I64,
+        rows: NDArray[np.uint32],
+        cosines: NDArray[np.uint16],
+    ) -> None: ...
+
+class Prefixes:
+    def __init__(self, covered: int, axes: F32, blocks: NDArray[np.uint8]) -> None: ...
+
 def sweep(
     queries: F32,
     shards: Sequence[NDArray[Any]],
-    coded: Sequence[Coded],
+    coded: Codes | None,
     offsets: I64,
     excluded: I64,
     allowed: NDArray[np.uint64] | None,
@@ -46,10 +69,13 @@ def sweep(
     picks: I64,
     pick_scores: F32,
     status: NDArray[np.int8],
-    lists: tuple | None = None,  # type: ignore[type-arg]
+    lists: Lists | None = None,
     most_listed: int = 0,
-    prefix: tuple | None = None,  # type: ignore[type-arg]
+    prefix: Prefixes | None = None,
 ) -> int: ...
+def gather_directions(shards: Sequence[NDArray[Any]], rows: I64, directions: F32, known: NDArray[np.uint8], threads: int) -> None: ...
+def project(points: F32, axes: F32, along: F32, threads: int) -> None: ...
+def mean_directions(points: F32, group_of: NDArray[np.uint32], directions: F32, threads: int) -> None: ...
 def cluster(
     points: F32, begins: I64, offsets: I64, most: int, rounds: int, centres: F32, nearest: NDArray[np.uint32], threads: int
 ) -> None: ...

@@ -34,9 +34,9 @@ from .text import TextEncoder
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `session` and `text_encoder` load its parts; nothing is kept in between.
+    """A verified bundle. `session` and `text_encoder` open its parts anew at each call.
 
-    `origin`: "hf://OWNER/NAME@COMMIT" for one that lies in the hub's cache, which is the hub client's and not changed; else None.
+    `origin`: "hf://OWNER/NAME@COMMIT" if the bundle lies in the hub client's cache, where nothing of ours is written; else None.
     """
 
     path: Path
@@ -48,10 +48,10 @@ class Bundle:
         """Parse `manifest.json` strictly and hold the directory against it: every file present, of its size and SHA-256.
 
         `path`: a folder, or a name on the hub (see `bundle_folder`). The export's report is no part of a bundle: it may be edited or
-        deleted. `verify=False` skips the hashes only (gigabytes of weights on a trusted disk), and not those of files that the hub's cache
-        links to. Raises BundleError, one line, for a missing or damaged bundle, a newer schema, a path that leaves the directory, a graph
-        that takes weights from a file that is not listed, or contradictory contents; for names on the hub also what `hub.fetch` does. A
-        bundle that a killed replacement moved aside is put back.
+        deleted. `verify=False` skips the SHA-256 of the files, to save time with gigabytes on a trusted disk; files in the hub's cache are
+        hashed all the same. Raises BundleError, one line, for a missing or damaged bundle, a newer schema, a path that leaves the
+        directory, a graph that takes weights from a file that is not listed, or contradictory contents; for names on the hub also what
+        `hub.fetch` does. If a replacement was killed after it had moved the bundle aside, the bundle is put back.
         """
         root = bundle_folder(path)
         try:
@@ -71,7 +71,7 @@ class Bundle:
         return cls(root, manifest, str(snapshot.reference) if snapshot else None)
 
     def is_current(self) -> bool:
-        """Whether what lies at `path` is still this bundle: it may be replaced, or take other attribute heads, meanwhile."""
+        """Whether the folder still holds this bundle: meanwhile it may have been replaced, or have got other attribute heads."""
         try:
             return _read_manifest(self.path) == self.manifest
         except BundleError:

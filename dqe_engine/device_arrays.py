@@ -21,10 +21,10 @@ from .errors import BackendError
 
 CPU_DEVICE, CUDA_DEVICE = 1, 2  # kDLCPU, kDLCUDA
 _LEGACY_DEFAULT_STREAM = 1  # DLPack's number of the stream that the driver's synchronous copies are made on
-_INT, _FLOAT = 0, 2  # kDLInt, kDLFloat
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # kDLInt, kDLUInt, kDLFloat, kDLBool, by the kind of a NumPy dtype
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """DLTensor of dlpack.h."""
 
     _fields_ = (
@@ -40,6 +40,15 @@ class _Tensor(ctypes.Structure):
         ("byte_offset", ctypes.c_uint64),
     )
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in range(self.ndim))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        kind = next(kind for kind, code in _CODES.items() if code == self.code)
+        return np.dtype(f"{kind}{self.bits // 8}")
+
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -47,13 +56,19 @@ _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 class _Managed(ctypes.Structure):
     """DLManagedTensor of dlpack.h."""
 
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 
 _keep = _Deleter(lambda _: None)  # consumers tell when they are done; the memory is the array's to free
 _NAME = b"dltensor"
 _new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", ctypes.pythonapi))
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
+def tensor_in(capsule: Any) -> Tensor:
+    """What a producer's `__dlpack__` gave, without a version (DLPack 0.x). Its memory is there as long as the capsule is."""
+    tensor: Tensor = ctypes.cast(_pointer_in(capsule, _NAME), ctypes.POINTER(_Managed)).contents.tensor
+    return tensor
 
 
 class ForeignArray:
@@ -69,8 +84,7 @@ class ForeignArray:
         self.nbytes = dtype.itemsize * math.prod(shape)
         self._sizes = (ctypes.c_int64 * len(shape))(*shape)
         self._strides = (ctypes.c_int64 * len(shape))(*(math.prod(shape[axis + 1 :]) for axis in range(len(shape))))
-        code = _FLOAT if dtype.kind == "f" else _INT
-        tensor = _Tensor(address, *device, len(shape), code, dtype.itemsize * 8, 1, self._sizes, self._strides, 0)
+        tensor = Tensor(address, *device, len(shape), _CODES[dtype.kind], dtype.itemsize * 8, 1, self._sizes, self._strides, 0)
         self._managed = _Managed(tensor, None, _keep)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -160,11 +174,10 @@ class CudaMemory:
         capsule = array.__dlpack__(
             **({"stream": _LEGACY_DEFAULT_STREAM} if on_device else {})
         )  # held until the copy is made, and with it the memory
-        tensor = ctypes.cast(_pointer_in(capsule, _NAME), ctypes.POINTER(_Managed)).contents.tensor
-        kind = {_INT: "i", _FLOAT: "f"}[tensor.code]
-        size, *rest = (tensor.shape[axis] for axis in range(tensor.ndim))
+        tensor = tensor_in(capsule)
+        size, *rest = tensor.sizes
         rows = np.arange(size) if rows is None else rows
-        out = np.empty((len(rows), *rest), f"{kind}{tensor.bits // 8}")
+        out = np.empty((len(rows), *rest), tensor.dtype)
         row_bytes, base = out.itemsize * math.prod(rest), (tensor.data or 0) + tensor.byte_offset
         for run in np.split(np.arange(len(rows)), np.nonzero(np.diff(rows) != 1)[0] + 1):  # a copy for each run of consecutive rows
             if len(run):

@@ -20,9 +20,9 @@ from .forks import ProcessBound
 from .image_policy import DEFAULT_POLICY, ImagePolicy
 from .image_sources import ImageSource, Pixels, image_pairs
 from .index import GalleryIndex, ImageStorage, Storage
-from .index.indexer import Indexer, Progress
 from .index.searched import SearchedIndex
 from .index.validation import check_count
+from .indexer import Indexer, Progress
 from .preprocessing import ImageLike, fit_image, open_image
 from .query import Query
 from .query_batcher import QueryBatcher
@@ -114,7 +114,7 @@ class RetrievalEngine(ProcessBound):
         self.close()
 
     def close(self) -> None:
-        """Close the index (see `GalleryIndex.close`) and its copy on devices. The graphs go with the last reference to the engine."""
+        """Close the index (see `GalleryIndex.close`) and its copy on devices. The graphs are freed with the engine object."""
         if self._on_devices is not None:
             self._on_devices.close()
         self._index.close()
@@ -133,7 +133,7 @@ class RetrievalEngine(ProcessBound):
 
     @property
     def attached(self) -> SearchedIndex:
-        """The index, of any kind; what `searched` is a copy of where there is one."""
+        """The index, of any kind. After `search_on`, `searched` is a copy of it."""
         return self._index
 
     @property
@@ -142,10 +142,10 @@ class RetrievalEngine(ProcessBound):
         return self._index if self._on_devices is None else self._on_devices
 
     def search_on(self, devices: Sequence[int]) -> None:
-        """Search a copy of the `GalleryIndex`, as it is now, on these CUDA devices (see `DeviceIndex`); on the host again where none is
-        given. The index stays what is changed and saved; call this again to search what was changed. While the copy is made the one before
-        is searched, so a device needs room for both. Raises InputError for devices that are not there, BackendError where one has no room
-        or the CUDA kernels are missing."""
+        """Search a copy of the `GalleryIndex`, as it is now, on these CUDA devices (see `DeviceIndex`); on the host again if none is given.
+        Changes and saves go to the index, not to the copy; call this again to search them. While a copy is made, the one before is
+        searched, so a device needs room for both. Raises InputError for devices that are not there, BackendError where one has no room or
+        the CUDA kernels are missing."""
         from dqe_engine.index.on_devices import DeviceIndex
 
         # The one before is not closed: a search may be about to ask it. Its memory goes with the last of them.
@@ -205,8 +205,8 @@ class RetrievalEngine(ProcessBound):
         """Bring the index up to date with these images, batch by batch; `save_index` makes it durable.
 
         images: see `image_pairs`. An image that is new, or whose content differs from what was indexed under its id, is embedded; the
-        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.embed`. What is
-        refused is refused before any work; whatever stops it later, the batches that were added stay. Raises InputError.
+        item keeps its metadata unless other is given. The other options are those of `Indexer.plan` and `Indexer.embed`. Arguments are
+        checked before any work; if it stops later, the batches that were added stay. Raises InputError.
         """
         check_count("batch_size", batch_size, 1)
         indexer = self.indexer(decode_threads=decode_threads)

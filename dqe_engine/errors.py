@@ -59,7 +59,11 @@ class BackendError(DQEError):
 
 
 class NoAnswerError(BackendError):
-    """Shards, or a database, that gave no answer: whoever asks them next would wait as long."""
+    """Shards, or a database, that gave no answer: whoever asks them next would wait as long. parts: the names of those shards."""
+
+    def __init__(self, message: object, *, parts: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.parts = parts
 
 
 class OverloadError(DQEError):

@@ -34,7 +34,7 @@ SNIFFED = 16
 class ImagePolicy:
     """The images that an engine accepts. A policy belongs to the process that serves, not to the bundle: a model does not know who uploads.
 
-    With the defaults, no image takes more than 256 MiB or a second (docs/images.md has the measurements).
+    With the defaults, none of the hostile images of the tests takes more than 256 MiB (docs/images.md has the measurements).
 
     - `formats`: names of formats as Pillow has them. Only the first frame, or a JPEG's first picture ("MPO"), is read. AVIF counts only
       if this Pillow decodes it. "HEIF" may be listed once a plugin is registered.
@@ -80,7 +80,7 @@ class ImagePolicy:
             raise InputError(f"an empty image of {width} x {height} pixels; expected at least 1 x 1")
 
     def check_cost(self, memory: int, seconds: float, description: str) -> None:
-        """The same for what would cost more than `max_memory` or `max_seconds`. `description`: what would."""
+        """Raise InputError for an image (`description`) that would cost more than `max_memory` or `max_seconds`."""
         remedy = "scale it down, or save it as a baseline JPEG"
         if memory > self.max_memory:
             limit = f"needs about {memory >> 20} MiB to decode, more than the limit of {self.max_memory >> 20}"

@@ -20,9 +20,9 @@ Zone = Literal["near", "mid", "easy"]
 class Explanation:
     """What a hit's score is made of, at the item's target token that matched best (`token`).
 
-    base: the base query's part, all of it for an image alone; attributes: each one's, its weight times its sub-query's product with the
-    token; unlike: what examples took away, at most 0 as a rule. Together they are the score. similarities: cosines of the token with each
-    sub-query, whatever the weights; base_similarity: with the base query.
+    base: the part of the base query (for an image alone, the whole score); attributes: the part of each, its weight times its sub-query's
+    product with the token; unlike: what unwanted examples took away, usually at most 0. The parts add up to the score. similarities:
+    cosines of the token with each sub-query, whatever the weights; base_similarity: with the base query.
     """
 
     token: int
@@ -35,8 +35,8 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved item. `delta`: the query's best score minus this one, so 0 for the best hit. `zone` and `explanation`: where they were
-    asked for."""
+    """A retrieved item. `delta`: the query's best score minus this one, so 0 for the best hit. `zone` and `explanation`: if the query asked
+    for them."""
 
     id: str
     score: float

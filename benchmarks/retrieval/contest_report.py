@@ -10,7 +10,7 @@ from dqe_engine.tuning.frontier import described
 
 from ..plotting import STYLE, save
 from ..report import milliseconds, size, table
-from ..sections import provenance
+from ..sections import told
 from .contest import EARLY, ENOUGH, LISTS, SCREEN, K
 
 _LOOKS = {
@@ -34,12 +34,7 @@ _LOOKS = {
 def markdown(results: dict[str, Any], *, heading: bool = True) -> str:
     """The whole report, section by section."""
     writers = {"growth": _growth, "data": _data, "batches": _batches}
-    parts = ["# Exact search with lists, measured"] if heading else []
-    for name in (name for name in writers if name in results["sections"]):
-        section = results["sections"][name]
-        quick = "\n**Small sizes (--quick): shows that it runs, measures nothing of worth.**" if section["quick"] else ""
-        parts += [f"## {name}", provenance(section) + quick, *writers[name](section)]
-    return "\n\n".join(parts) + "\n"
+    return told(results["sections"], writers, title="Exact search with lists, measured" if heading else None)
 
 
 def draw(sections: dict[str, Any], folder: Path) -> list[Path]:

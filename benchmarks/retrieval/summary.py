@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..report import milliseconds, table
-from ..sections import provenance
+from ..sections import told
 
 _LABELS = {
     "recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "recall_at_50": "R@50", "map_at_10": "mAP@10",
@@ -17,12 +17,7 @@ _LABELS = {
 def markdown(results: dict[str, Any], *, heading: bool = True) -> str:
     """The whole report, section by section."""
     writers = {"precision": _precision, "storage": _storage, "pareto": _pareto, "public": _public}
-    parts = ["# Recall: measured"] if heading else []
-    for name in (name for name in writers if name in results["sections"]):
-        section = results["sections"][name]
-        quick = "\n**Small sizes (--quick): shows that it runs, measures nothing of worth.**" if section["quick"] else ""
-        parts += [f"## {name}", provenance(section) + quick, *writers[name](section)]
-    return "\n\n".join(parts) + "\n"
+    return told(results["sections"], writers, title="Recall: measured" if heading else None)
 
 
 def _percent(value: float | None) -> str:

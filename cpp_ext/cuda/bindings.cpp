@@ -325,20 +325,17 @@ NB_MODULE(_kernels_cuda, m) {
         "excluded"_a, "screened"_a = false);
     m.def(
         "architecture",  // and how many queries read the items together
-        [](const Operand& items, int64_t batch, bool half_queries, bool zones, bool screened) {
+        [](const Operand& items, int64_t batch, bool half_queries, bool zones, bool screened, bool own_best, bool ranks, bool excludes) {
             const nb::ndarray<nb::ro>& t = items.array;
             if (t.ndim() != 2 && t.ndim() != 3) throw std::invalid_argument("items: expected 2 or 3 dimensions");
-            Request request = {};
+            const auto axis = [&](size_t at) { return static_cast<int64_t>(t.shape(at)); };
+            Request request = request_of({batch, axis(0), t.ndim() == 2 ? 1 : axis(1), axis(t.ndim() - 1), !zones, 0, half_queries,
+                                          items.dtype() == "float16", zones, own_best, ranks, excludes, screened});
             request.items = t.data();
-            request.half_queries = half_queries, request.half_items = items.dtype() == "float16";
-            request.batch = batch, request.size = static_cast<int64_t>(t.shape(0));
-            request.tokens = t.ndim() == 2 ? 1 : static_cast<int64_t>(t.shape(1));
-            request.width = static_cast<int64_t>(t.shape(t.ndim() - 1));
-            request.k = !zones, request.zones = zones, request.screened = screened;
             const DeviceGuard guard(t.device_id());
             return nb::make_tuple(takes_hopper(request) ? "sm_90a" : "sm_80", queries_a_pass(request));
         },
-        "items"_a, "batch"_a, "half_queries"_a, "zones"_a, "screened"_a);
+        "items"_a, "batch"_a, "half_queries"_a, "zones"_a, "screened"_a, "own_best"_a = true, "ranks"_a = false, "excludes"_a = false);
     m.def("select", &select_adapter, "queries"_a, "items"_a, nb::kw_only(), "k"_a, "picks"_a, "counts"_a, "zones"_a, "ranks"_a, "lo"_a,
           "hi"_a, "policy"_a, "temperature"_a, "seed"_a, "anchor"_a.none(), "first_query"_a, "offsets"_a.noconvert(),
           "excluded"_a.noconvert(), "portable"_a, "stream"_a, "workspace"_a.none(), "room"_a, "codes"_a.none() = nb::none(),

@@ -86,10 +86,9 @@ __global__ void encode_items(const void* items, bool half, int64_t count, int64_
     if (row + 1 == count && count % 2) coded.scales[count] = coded.errors[count] = coded.norms[count] = 0.0f;
 }
 
-// A warp for each row of the query tiles, as in prepare_queries. A query without a bound cannot be screened, and `failed` says so.
-__global__ void encode_queries(const void* queries, bool half, int64_t batch, int64_t width, int rows, int chunks, CodedQueries coded,
-                               volatile unsigned* failed) {
-    const int64_t query = blockIdx.x;
+// By one warp, a row of the query tiles, as in prepare_query. A query without a bound cannot be screened, and `failed` says so.
+__device__ inline void encode_query(const void* queries, bool half, int64_t batch, int64_t width, int64_t query, int rows, int chunks,
+                                    const CodedQueries& coded, volatile unsigned* failed) {
     unsigned char* row = coded.codes + (query / rows * chunks * rows + query % rows) * kChunkBytes;
     const auto put = [&](int64_t d, int code) {
         row[d / kChunkBytes * rows * kChunkBytes + d % kChunkBytes] = static_cast<unsigned char>(code);

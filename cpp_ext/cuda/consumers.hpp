@@ -126,6 +126,12 @@ struct Selection {
     int64_t* counts;  // (batch, 3)
 };
 
+// What the pass that keeps scores gets.
+struct Keeping {
+    Kept kept;
+    Selection selection;
+};
+
 // Top-k candidates, zone counts and pick candidates.
 template <int Rows>
 struct Select {
@@ -264,6 +270,8 @@ struct Gathering {
     const int* rows;
     float* scores;                     // both (query tiles, gather_pitch)
     const unsigned long long* counts;  // (query tiles): how many there are of `gathered` at most; the grid is as large as if all were
+    Candidates list;                   // with keys: each item is a candidate at once, and the scores are written nowhere else
+    volatile unsigned* rescored;       // how many there were, with a list; of all blocks of queries since it was lowered
 };
 
 template <int Rows>
@@ -288,11 +296,23 @@ struct Gather {
             return;
         }
         const int64_t first = int64_t{blockIdx.x} * scan.gather_pitch + first_item;
-        for (int place = lane; place < items; place += 32)
-            if (to.rows[first + place] == row) to.scores[first + place] = scores[place * stride];
+        for (int place = lane; place < items; place += 32) {
+            if (to.rows[first + place] != row) continue;
+            const float score = scores[place * stride];
+            const int64_t id = scan.gather[first + place];
+            if (!to.list.keys)
+                to.scores[first + place] = score;
+            else if (within_limit<double>(score, id, to.list.limit_keys[query], to.list.limit_ids[query]))
+                append_one(to.list, query, score, id, score);
+        }
     }
 
-    __device__ void end() {}
+    __device__ void end() {
+        if (!to.list.keys || blockIdx.x || blockIdx.y || threadIdx.x) return;
+        unsigned total = 0;
+        for (unsigned tile = 0; tile < gridDim.x; ++tile) total += static_cast<unsigned>(to.counts[tile]);
+        *to.rescored = *to.rescored + total;
+    }
 };
 
 }  // namespace dqe::cuda

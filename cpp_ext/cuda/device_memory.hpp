@@ -86,13 +86,8 @@ class Memory {
         if (cudaGetDevice(&before) != cudaSuccess) return;  // the process is ending
         cudaSetDevice(device_);
         if (unnamed_) cudaDeviceSynchronize();
-        for (const cudaStream_t stream : streams_) {
-            cudaEvent_t reached = nullptr;
-            if (cudaEventCreateWithFlags(&reached, cudaEventDisableTiming) != cudaSuccess) continue;
-            if (cudaEventRecord(reached, stream) == cudaSuccess) cudaStreamWaitEvent(freeing_, reached, 0);
-            cudaEventDestroy(reached);
-        }
-        cudaFreeAsync(data_, freeing_);
+        // With one stream to be behind, that stream itself frees it: one call in place of five, and its next search has it at once.
+        if (unnamed_ || streams_.size() != 1 || cudaFreeAsync(data_, *streams_.begin()) != cudaSuccess) free_behind_all();
         cudaGetLastError();  // leave nothing behind for the next caller's check
         cudaSetDevice(before);
     }
@@ -110,6 +105,16 @@ class Memory {
     }
 
   private:
+    void free_behind_all() {
+        for (const cudaStream_t stream : streams_) {
+            cudaEvent_t reached = nullptr;
+            if (cudaEventCreateWithFlags(&reached, cudaEventDisableTiming) != cudaSuccess) continue;
+            if (cudaEventRecord(reached, stream) == cudaSuccess) cudaStreamWaitEvent(freeing_, reached, 0);
+            cudaEventDestroy(reached);
+        }
+        cudaFreeAsync(data_, freeing_);
+    }
+
     void* data_ = nullptr;
     int device_;
     cudaStream_t freeing_;

@@ -1,7 +1,7 @@
 // Launchers of the kernels for sm_90a, a target of its own: they use instructions that no other architecture has, not even later ones.
 #include <algorithm>
-#include <type_traits>
 
+#include "hopper_scores.hpp"
 #include "hopper_screen.hpp"
 
 namespace dqe::cuda {
@@ -64,21 +64,50 @@ dim3 grid_of(const HopperPlan& plan, const Scan& scan, int processors) {
 
 }  // namespace
 
-cudaError_t launch_hopper(const HopperPlan& plan, const Scan& scan, const Candidates& list, bool sampling, int processors,
-                          cudaStream_t stream) {
+namespace {
+
+template <typename Argument>
+using ScoreKernel = void (*)(TensorMap, TensorMap, HopperPlan, Scan, Argument);
+
+// `kernels`: of float32 queries, and of float16 ones in tiles of 128 and 256. Early: they bring the items before the kernel ahead has
+// ended, and read nothing else before (see `divide`), so these are the caller's own.
+template <bool Early, typename Argument>
+cudaError_t launch_scores(const ScoreKernel<Argument> (&kernels)[3], const HopperPlan& plan, const Scan& scan, const Argument& argument,
+                          int processors, cudaStream_t stream) {
     TensorMap items, queries;
     const cudaError_t error = encode_operands(plan, scan, scan.width * 2, &items, &queries);
     if (error != cudaSuccess) return error;
-    const auto with = [&](auto kernel) {
-        return launch(kernel, grid_of(plan, scan, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items, queries,
-                      plan, scan, list);
-    };
-    const auto of = [&](auto sampling) {
-        constexpr bool kSampling = decltype(sampling)::value;
-        if (plan.parts == 2) return with(hopper_kernel<Product::split_half, 1, kSampling>);
-        return plan.rows == 256 ? with(hopper_kernel<Product::half, 2, kSampling>) : with(hopper_kernel<Product::half, 1, kSampling>);
-    };
-    return sampling ? of(std::true_type()) : of(std::false_type());
+    const auto kernel = kernels[plan.parts == 2 ? 0 : plan.rows / 128];
+    const dim3 grid = grid_of(plan, scan, processors);
+    const auto bytes = static_cast<size_t>(plan.bytes());
+    if constexpr (Early) return launch_early(kernel, grid, kHopperThreads, bytes, stream, items, queries, plan, scan, argument);
+    return launch(kernel, grid, kHopperThreads, bytes, stream, items, queries, plan, scan, argument);
+}
+
+}  // namespace
+
+cudaError_t launch_hopper_top(const HopperPlan& plan, const Scan& scan, const Candidates& list, int processors, cudaStream_t stream) {
+    return launch_scores<true, Candidates>(
+        {hopper_kernel<Product::split_half, 1, false>, hopper_kernel<Product::half, 1, false>, hopper_kernel<Product::half, 2, false>},
+        plan, scan, list, processors, stream);
+}
+
+cudaError_t launch_hopper_sample(const HopperPlan& plan, const Scan& scan, const Candidates& list, int processors, cudaStream_t stream) {
+    return launch_scores<true, Candidates>(
+        {hopper_kernel<Product::split_half, 1, true>, hopper_kernel<Product::half, 1, true>, hopper_kernel<Product::half, 2, true>}, plan,
+        scan, list, processors, stream);
+}
+
+cudaError_t launch_hopper_keep(const HopperPlan& plan, const Scan& scan, const Keeping& keeping, int processors, cudaStream_t stream) {
+    return launch_scores<false, Keeping>(
+        {hopper_keep_kernel<Product::split_half, 1>, hopper_keep_kernel<Product::half, 1>, hopper_keep_kernel<Product::half, 2>}, plan,
+        scan, keeping, processors, stream);
+}
+
+cudaError_t launch_hopper_zones(const HopperPlan& plan, const Scan& scan, const Selection& selection, int processors, cudaStream_t stream) {
+    return launch_scores<false, Selection>(
+        {hopper_zone_kernel<Product::split_half, 1>, hopper_zone_kernel<Product::half, 1>, hopper_zone_kernel<Product::half, 2>}, plan,
+        scan, selection, processors, stream);
 }
 
 cudaError_t launch_hopper_screen(const HopperPlan& plan, const Scan& coded, const Screening& screening, int rows, int processors,
@@ -88,8 +117,8 @@ cudaError_t launch_hopper_screen(const HopperPlan& plan, const Scan& coded, cons
     if (error == cudaSuccess)
         error = encode_numbers(&numbers, screening.items.scales, coded.size * coded.tokens, 3, screening.items.numbers_pitch(), 3);
     if (error != cudaSuccess) return error;
-    return launch(hopper_screen_kernel, grid_of(plan, coded, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream, items,
-                  queries, numbers, plan, coded, screening, rows);
+    return launch_early(hopper_screen_kernel, grid_of(plan, coded, processors), kHopperThreads, static_cast<size_t>(plan.bytes()), stream,
+                        items, queries, numbers, plan, coded, screening, rows);
 }
 
 }  // namespace dqe::cuda

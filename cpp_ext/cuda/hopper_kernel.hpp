@@ -1,6 +1,7 @@
 // Passes on sm_90a: one thread brings items by TMA, two warpgroups multiply them (wgmma) and sieve the scores in their registers.
 //
-//     producer     wait empty[s] | expect, copy a chunk of 128 columns x 128 bytes -> stage s, full[s]
+//     producers    one: await the kernel ahead | copy the queries; the other:
+//                  wait empty[s] | expect, copy a chunk of 128 columns x 128 bytes -> stage s, full[s]
 //     consumers    wait full[s]  | products, arrive at empty[s] | after the last chunk of a tile: Sieve or ScreenSieve
 //
 // A block keeps one query tile in shared memory and walks over item tiles. Both consumer warpgroups read the same stage. For scores each
@@ -84,15 +85,20 @@ struct WarpgroupProducts {
     }
 };
 
-// `numbers`: null where there are none.
+// By two threads: one brings the queries, once the kernel ahead has prepared them, while the other fills the ring with items, which were
+// there before any kernel of the search started. `numbers`: null where there are none.
 __device__ __forceinline__ void bring(const HopperPlan& plan, const HopperBarriers& barriers, const TensorMap& items,
                                       const TensorMap& queries, const TensorMap* numbers, const Scan& scan) {
     const uint32_t shared = shared_address(shared_memory());
-    mbarrier_expect(barriers.queries(), plan.ring());
+    if (threadIdx.x != kThreads) {
+        await_previous();
+        mbarrier_expect(barriers.queries(), plan.ring());
 #pragma unroll 1
-    for (int i = 0; i < plan.chunks * plan.parts; ++i)
-        copy_box(shared + i * plan.rows * kChunkBytes, queries, barriers.queries(), 0,
-                 (static_cast<int>(blockIdx.x) * plan.chunks * plan.parts + i) * plan.rows);
+        for (int i = 0; i < plan.chunks * plan.parts; ++i)
+            copy_box(shared + i * plan.rows * kChunkBytes, queries, barriers.queries(), 0,
+                     (static_cast<int>(blockIdx.x) * plan.chunks * plan.parts + i) * plan.rows);
+        return;
+    }
     RingPlace at;
     for (int64_t tile = blockIdx.y; tile < scan.tiles; tile += gridDim.y) {
         const int column = static_cast<int>(tile * scan.stride * kColumns);
@@ -136,9 +142,10 @@ __device__ __forceinline__ void multiply(const HopperPlan& plan, const HopperBar
     }
 }
 
-// The block's barriers, and their roles to its threads: `produce()` for one, `consume()` for those of two warpgroups.
+// The block's barriers, and their roles to its threads: `produce()` for one of each of two warps, `consume()` for those of two warpgroups.
 template <int ProducerRegisters, int ConsumerRegisters, typename Produce, typename Consume>
 __device__ __forceinline__ void divide(const HopperBarriers& barriers, const Produce& produce, const Consume& consume) {
+    admit_next();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < barriers.stages; ++stage) {
             mbarrier_init(barriers.full(stage), 1);
@@ -150,31 +157,12 @@ __device__ __forceinline__ void divide(const HopperBarriers& barriers, const Pro
     __syncthreads();
     if (threadIdx.x >= kThreads) {
         lower_registers<ProducerRegisters>();
-        if (threadIdx.x == kThreads) produce();
+        if (threadIdx.x == kThreads || threadIdx.x == kThreads + 32) produce();
     } else {
         raise_registers<ConsumerRegisters>();
+        await_previous();
         consume();
     }
-}
-
-template <Product product, int Tall, bool Sampling>
-__global__ __launch_bounds__(kHopperThreads, 1) void hopper_kernel(const __grid_constant__ TensorMap items,
-                                                                   const __grid_constant__ TensorMap queries, HopperPlan plan, Scan scan,
-                                                                   Candidates list) {
-    using Products = WarpgroupProducts<product, Tall>;
-    const HopperBarriers barriers = {shared_address(shared_memory()) + plan.barriers(), plan.stages};
-    divide<kProducerRegisters, kConsumerRegisters>(
-        barriers, [&] { bring(plan, barriers, items, queries, nullptr, scan); },
-        [&] {
-            Sieve<Products> sieve(scan, list, true, shared_memory() + plan.queues());
-            multiply<Products, false>(plan, barriers, scan, [&](const ColumnTile& columns, const Products& products, int) {
-                if constexpr (Sampling)
-                    sieve.sample(columns, products);
-                else
-                    sieve.take(columns, products);
-            });
-            if constexpr (!Sampling) sieve.end();
-        });
 }
 
 }  // namespace dqe::cuda

@@ -16,12 +16,6 @@ struct KeptItems {
     int64_t tiles, stride;
 };
 
-// What the pass that keeps scores gets.
-struct Keeping {
-    Kept kept;
-    Selection selection;
-};
-
 // The same as Sieve::keep, for what that does not cover.
 template <int Rows>
 struct KeepingSelect {
@@ -41,12 +35,23 @@ struct KeepingSelect {
     __device__ void end() {}
 };
 
-// The scores of the anchors' items. Positions outside the items are flagged.
+// The scores of the anchors' items; where there are no ids, query j's is item j. Positions outside the items are flagged.
 __global__ void kept_anchors(KeptItems items, const int64_t* ids, int64_t batch, float* anchor, volatile unsigned* bad) {
     const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
     if (query >= batch) return;
-    const bool inside = ids[query] >= 0 && ids[query] < items.size;
-    anchor[query] = inside ? items.scores[query * items.pitch + ids[query]] : __uint_as_float(0x7FC00000);
+    const int64_t id = ids ? ids[query] : query;
+    const bool inside = id >= 0 && id < items.size;
+    anchor[query] = inside ? items.scores[query * items.pitch + id] : __uint_as_float(0x7FC00000);
+    if (!inside) *bad = 1;
+}
+
+// The items of these ids one behind the other, `units` of 16 bytes each: a block for each. Positions outside the items are flagged, and the
+// first item is taken.
+__global__ void copy_items(const int64_t* ids, int64_t size, int64_t units, const uint4* items, uint4* to, volatile unsigned* bad) {
+    const int64_t query = blockIdx.x;
+    const bool inside = ids[query] >= 0 && ids[query] < size;
+    const uint4* item = items + (inside ? ids[query] : 0) * units;
+    for (int64_t unit = threadIdx.x; unit < units; unit += blockDim.x) to[query * units + unit] = item[unit];
     if (!inside) *bad = 1;
 }
 

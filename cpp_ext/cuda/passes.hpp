@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "begin.hpp"
 #include "hopper.hpp"
 #include "plan.hpp"
-#include "query_kernels.hpp"
 #include "rescore.hpp"
 #include "scan_kernels.hpp"
 
@@ -41,12 +41,17 @@ class Passes {
         if (good()) check(launch(kernel, grid, threads, shared_bytes, stream_, args...));
     }
 
+    // The same for a kernel that awaits the one ahead itself, and may start before that has ended.
+    template <typename... Params, typename... Args>
+    void follow(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, const Args&... args) {
+        if (!kHopperBuilt || !sm_90_) return start(kernel, grid, threads, shared_bytes, args...);
+        if (good()) check(launch_early(kernel, grid, threads, shared_bytes, stream_, args...));
+    }
+
     void describe_device() {
-        int device = 0, major = 0, minor = 0;
+        int device = 0;
         check(cudaGetDevice(&device));
-        if (good()) check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-        if (good()) check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-        sm_90_ = major == 9 && minor == 0;
+        sm_90_ = on_hopper();
         if (good()) check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
         if (good()) check(cudaDeviceGetAttribute(&shared_total_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
@@ -60,8 +65,10 @@ class Passes {
         // pass over the items where bounds decide nothing. Products of codes are exact: any instruction may have them.
         if (kHopperBuilt && sm_90_ && !r_.portable && plan_.screens)
             hopper_screen_ = hopper_screen_plan(r_.size, r_.tokens, plan_.code_chunks, r_.coded, shared_limit_, shared_total_);
-        if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && !r_.zones && plan_.product != Product::single)
-            hopper_ = hopper_plan(r_.batch, r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), shared_limit_);
+        const bool zones_served = !r_.zones || plan_.keeps || plan_.sieves;
+        if (kHopperBuilt && sm_90_ && !r_.portable && !plan_.screens && zones_served && plan_.product != Product::single)
+            hopper_ = hopper_plan(std::min(r_.batch, plan_.block), r_.size, r_.tokens, plan_.parts(), plan_.chunks, unit(), plan_.sieves,
+                                  shared_limit_);
         if (hopper()) {
             rows_ = hopper_.rows;
             return;
@@ -119,7 +126,7 @@ class Passes {
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
         // Query tiles vary fastest: blocks that run together read the same items, which then come from the L2 cache.
         const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        start(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
+        follow(scan_kernel<Consumer, Argument, product, Rows>, grid, kThreads, shared.total, scan, argument);
         ++status_.passes;
     }
 
@@ -147,18 +154,15 @@ class Passes {
         const bool zones = selection.want_picks || selection.want_counts;
         if (!suits(scan, zones)) return scan_with<Select>(scan, selection);
         if (!zones) return sieve(scan, selection.top, false);
+        if constexpr (kHopperBuilt)
+            if (hopper()) return start_hopper(launch_hopper_zones, scan, selection);
         start_sieve(scan, true, zone_blocks(plan_.product, rows_), selection,
                     [](auto product, auto rows) { return zone_kernel<product(), rows()>; });
     }
 
     void sieve(const Scan& scan, const Candidates& list, bool sampling) {
         if constexpr (kHopperBuilt)
-            if (hopper()) {
-                if (!good() || scan.tiles == 0) return;
-                check(launch_hopper(hopper_, scan, list, sampling, processors_, stream_));
-                ++status_.passes;
-                return;
-            }
+            if (hopper()) return start_hopper(sampling ? launch_hopper_sample : launch_hopper_top, scan, list);
         start_sieve(scan, false, 2, list, [&](auto product, auto rows) {
             return sampling ? sieve_kernel<product(), rows(), true> : sieve_kernel<product(), rows(), false>;
         });
@@ -167,7 +171,42 @@ class Passes {
     // The pass over all items that keeps their scores, and offers them to the list of the best if that is wanted.
     void keep(const Scan& scan, const Kept& kept, const Selection& selection) {
         if (!suits(scan, false)) return scan_with<KeepingSelect>(scan, Keeping{kept, selection});
+        if constexpr (kHopperBuilt)
+            if (hopper()) return start_hopper(launch_hopper_keep, scan, Keeping{kept, selection});
         start_sieve(scan, false, 2, Keeping{kept, selection}, [](auto product, auto rows) { return keep_kernel<product(), rows()>; });
+    }
+
+    template <typename Argument>
+    void start_hopper(HopperLaunch<Argument>* launch, const Scan& scan, const Argument& argument) {
+        if (!good() || scan.tiles == 0) return;
+        check(launch(hopper_, scan, argument, processors_, stream_));
+        ++status_.passes;
+    }
+
+    // Score the items of these ids, one for each query, with the very code that scores them as candidates, so that the Δ of an anchor's own
+    // item is exactly 0. TMA brings neighbouring items alone: for the kernels for sm_90a the anchors' items are copied together, and a pass
+    // over these keeps the scores of all queries for all of them, few beside those of a pass over all items.
+    void score_anchors(Scan scan, const int64_t* ids, float* anchors) {
+        const auto few = [&](int64_t threads) { return dim3(static_cast<unsigned>(quotient_up(threads, 32))); };
+        volatile unsigned* const outside = flags_.word(kAnchorOutside);
+        scan.excluded_start = nullptr;  // an excluded item may be the anchor
+        scan.stride = 1;
+        if (hopper()) {
+            start(copy_items, dim3(static_cast<unsigned>(scan.batch)), kThreads, 0, ids, scan.size, scan.tokens * scan.width * 2 / 16,
+                  reinterpret_cast<const uint4*>(scan.items), reinterpret_cast<uint4*>(w_.anchor_items), outside);
+            scan.items = w_.anchor_items, scan.size = scan.batch;
+            scan.tiles = quotient_up(scan.size, scan.items_per_tile);
+            keep(scan, w_.anchor_scores, Selection{});
+            const KeptItems kept = {w_.anchor_scores.scores, w_.anchor_scores.pitch, scan.size, 0, 0};
+            start(kept_anchors, few(scan.batch), 32, 0, kept, static_cast<const int64_t*>(nullptr), scan.batch, anchors, outside);
+            return;
+        }
+        const int64_t rows = quotient_up(scan.batch, rows_) * rows_;
+        start(gather_ids, few(rows), 32, 0, ids, scan.batch, scan.size, w_.gather, rows, outside);
+        scan.gather = w_.gather;
+        scan.gather_pitch = scan.gathered = rows_;
+        scan.tiles = quotient_up(rows_, scan.items_per_tile);
+        scan_with<Gather>(scan, Gathering{anchors, nullptr, nullptr, nullptr, {}, nullptr});
     }
 
     // The scan of the codes, for `screen`.
@@ -206,14 +245,17 @@ class Passes {
     void rescore(const Scan& scan, const Pairs& pairs, const Columns& columns, const Candidates& list) {
         const unsigned query_tiles = static_cast<unsigned>(quotient_up(scan.batch, rows_));
         const dim3 grid(query_tiles, static_cast<unsigned>(quotient_up(4 * processors_, query_tiles)));
-        start(spread_pairs, grid, kThreads, 0, pairs, columns, list, rows_, scan.tokens, flags_.word(kScreenFailed));
+        follow(spread_pairs, grid, kThreads, 0, pairs, columns, list, rows_, scan.tokens, flags_.word(kScreenFailed));
         Scan gathered = scan;
         gathered.size *= scan.tokens, gathered.tokens = gathered.steps = gathered.stride = 1, gathered.items_per_tile = kColumns;
         gathered.gather = columns.tokens, gathered.gather_pitch = gathered.gathered = columns.capacity;
         gathered.tiles = quotient_up(columns.capacity, kColumns);
         gathered.excluded_start = nullptr;
-        scan_with<Gather>(gathered, Gathering{nullptr, columns.rows, columns.scores, columns.counts});
-        start(collect_scores, grid, kThreads, 0, pairs, columns, list, rows_, flags_.word(kRescored));
+        const bool at_once = scan.tokens == 1;  // an item's only token is its score
+        scan_with<Gather>(gathered, Gathering{nullptr, columns.rows, columns.scores, columns.counts, at_once ? list : Candidates{},
+                                              flags_.word(kRescored)});
+        if (at_once) return;
+        follow(collect_scores, grid, kThreads, 0, pairs, columns, list, rows_, flags_.word(kRescored));
     }
 
     bool suits(const Scan& scan, bool zones) const {
@@ -242,7 +284,7 @@ class Passes {
         const int64_t resident_blocks = processors_ * std::clamp(shared_total_ / (shared + 1024), int64_t{1}, blocks);
         const int64_t lanes = std::min(scan.tiles, std::max(int64_t{1}, resident_blocks / query_tiles));
         const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(lanes));
-        start(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
+        follow(kernel, grid, kThreads, static_cast<size_t>(shared), scan, argument);
         ++status_.passes;
     }
 
@@ -254,15 +296,24 @@ class Passes {
         start(kernel, dim3(static_cast<unsigned>(batch), static_cast<unsigned>(lanes)), kThreads, shared_bytes, items, args...);
     }
 
-    void prepare(int64_t first, int64_t batch) {
-        const auto* queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
-        const auto with = [&](auto kernel) {
-            start(kernel, dim3(static_cast<unsigned>(quotient_up(batch, rows_) * rows_)), 32, 0, queries, r_.half_queries, batch, r_.width,
-                  rows_, plan_.chunks, w_.queries, w_.unscale);
-        };
-        if (plan_.product == Product::half) with(prepare_queries<Product::half>);
-        if (plan_.product == Product::split_half) with(prepare_queries<Product::split_half>);
-        if (plan_.product == Product::single) with(prepare_queries<Product::single>);
+    // Prepare the queries; reset the list, if one is given, and what a screen writes to if there is one.
+    void begin(int64_t first, int64_t batch, const Candidates& list, int64_t held, bool screened) {
+        Beginning b = {};
+        b.queries = static_cast<const unsigned char*>(r_.queries) + first * r_.width * (r_.half_queries ? 2 : 4);
+        b.half = r_.half_queries, b.batch = batch, b.width = r_.width;
+        b.rows = rows_, b.chunks = plan_.chunks, b.prepared = w_.queries, b.unscale = w_.unscale;
+        b.list = list, b.held = held;
+        int64_t rows = quotient_up(batch, rows_) * rows_;
+        if (screened) {
+            b.code_rows = code_rows(), b.code_chunks = plan_.code_chunks, b.coded = w_.coded;
+            b.pair_counts = w_.pairs.counts, b.column_counts = w_.columns.counts, b.tiles = quotient_up(batch, rows_);
+            b.failed = flags_.word(kScreenFailed);
+            rows = std::max(rows, quotient_up(batch, b.code_rows) * b.code_rows);
+        }
+        const dim3 grid(static_cast<unsigned>(rows), screened ? 2 : 1);
+        if (plan_.product == Product::half) start(begin_queries<Product::half>, grid, 32, 0, b);
+        if (plan_.product == Product::split_half) start(begin_queries<Product::split_half>, grid, 32, 0, b);
+        if (plan_.product == Product::single) start(begin_queries<Product::single>, grid, 32, 0, b);
     }
 
     // Entries that a tile gives a sample, for each query: one for each warp that shares its rows.
@@ -271,16 +322,41 @@ class Passes {
         return rows_ == 16 ? Accumulators<Product::half, 16>::kAcross : Accumulators<Product::half, 64>::kAcross;
     }
 
+    // The share of the items that is worth sampling, one in so many. On a Hopper up to 128 queries wait for memory, whatever passes, and
+    // the sample is as small as may be; with 256 rows in a tile, entries that pass hold up the products.
+    int64_t sample_share() const {
+        if (!hopper()) return 16;
+        if (r_.batch <= 128) return int64_t{1} << 40;
+        return hopper_.rows < 256 ? 16 : r_.batch <= 256 ? 12 : 8;
+    }
+
     // How many tiles to sample so that of `items` items no more pass than a list holds, or 0 where that is not to be had. The best of
-    // the sample must lie in entries of their own, so there are four times as many; more than a sixteenth of all costs more than it
-    // saves.
+    // the sample must lie in entries of their own, so there are four times as many.
     int64_t sample_tiles(const Scan& scan, int64_t items) const {
         if (!suits(scan, false)) return 0;
         const int64_t all = quotient_up(r_.size, scan.items_per_tile);
         const int64_t most = std::min(all, std::min(plan_.capacity, int64_t{kSharedSort}) / sample_slots());
         const int64_t seen = quotient_up(items * (plan_.wanted + plan_.wanted / 2 + 16), plan_.capacity);
         const int64_t least = std::max(quotient_up(seen, scan.items_per_tile), quotient_up(4 * plan_.wanted, sample_slots()));
-        return least <= most ? std::clamp(all / 16, least, most) : 0;
+        return least <= most ? std::clamp(all / sample_share(), least, most) : 0;
+    }
+
+    // The subsets of the items that raise the limits of a list, from the lowest: a sample, where it can be one, and rungs, each a fourth of
+    // the one above or less.
+    struct Ladder {
+        int64_t rungs[64];
+        int count = 0;
+        int64_t sampled = 0;  // tiles
+    };
+
+    Ladder ladder(const Scan& scan, bool top) const {
+        Ladder made;
+        for (int64_t items = r_.size; items > plan_.capacity;) {
+            made.sampled = top ? sample_tiles(scan, items) : 0;
+            if (made.sampled) break;
+            made.rungs[made.count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
+        }
+        return made;
     }
 
     void synchronize() {

@@ -5,6 +5,7 @@
 
 #include "brackets.hpp"
 #include "codes.hpp"
+#include "hopper.hpp"
 #include "query_kernels.hpp"
 #include "zones.hpp"
 
@@ -34,6 +35,8 @@ struct Plan {
     int64_t block;  // queries per block
     bool own_best, list_top, list_picks;
     bool keeps;    // the scores, as they are needed again: see kept.hpp
+    bool sieves;   // zones from registers
+    bool copies;   // anchors' items, for the kernels for sm_90a to score: see Passes::score_anchors
     bool screens;  // items by their codes: see screen_sieve.hpp
     int code_chunks;
     int64_t wanted, capacity;
@@ -54,8 +57,14 @@ struct Plan {
         block = std::clamp(block_bytes / row_bytes / 64 * 64, int64_t{64}, kLongestBlock);
         block = std::min(block, quotient_up(std::max(r.batch, int64_t{1}), 64) * 64);
         const int64_t rows = r.size ? kept_bytes() / (Kept::pitch_of(r.size) * int64_t{sizeof(float)}) : 0;
-        keeps = r.zones && (own_best || r.ranks || r.excludes) && rows > 0 && rows >= std::min(r.batch, int64_t{64});
+        const int unit = r.width % 8 ? 2 : 16;  // if the items' base suits
+        const bool hopper = kHopperBuilt && r.zones && r.half_items && hopper_reads(r.size, r.tokens, parts(), chunks, unit) && on_hopper();
+        // A Hopper reads the items once for up to 256 queries, but writes and reads 4 bytes for each score that it keeps.
+        const bool reads_again = hopper && !r.ranks && !r.excludes && 8 * r.batch > r.tokens * r.width * 2;
+        keeps = r.zones && (own_best || r.ranks || r.excludes) && !reads_again && rows > 0 && rows >= std::min(r.batch, int64_t{64});
         if (keeps && rows < r.batch) block = std::min(block, rows / 64 * 64);
+        sieves = r.zones && !keeps && !r.ranks && !r.excludes;
+        copies = hopper && sieves && !own_best;
     }
 
     int parts() const { return product == Product::split_half ? 2 : 1; }
@@ -82,12 +91,14 @@ struct Workspace {
     RankState ranks;
     Brackets brackets;  // of the ranks, if scores are kept
     Kept kept;
+    unsigned char* anchor_items;
+    Kept anchor_scores;  // of these, by all queries of a block
     CodedQueries coded;
     Pairs pairs;  // the capacities of both are those of all query tiles together
     Columns columns;
     size_t bytes;
 
-    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), coded(), pairs(), columns() {
+    Workspace(const Request& r, const Plan& plan, void* base) : ranks(), brackets(), kept(), anchor_scores(), coded(), pairs(), columns() {
         Carver carver = {static_cast<unsigned char*>(base)};
         const int64_t block = plan.block, listed = std::min(block, r.batch);
         const int64_t prepared = quotient_up(block, kLargestQueryTile) * kLargestQueryTile;
@@ -126,6 +137,10 @@ struct Workspace {
         }
         kept.pitch = Kept::pitch_of(r.size);
         kept.scores = carver.take<float>(plan.keeps ? listed * kept.pitch : 0);
+        const int64_t copied = plan.copies ? listed : 0;
+        anchor_items = carver.take<unsigned char>(copied * r.tokens * r.width * 2);
+        anchor_scores.pitch = Kept::pitch_of(copied);
+        anchor_scores.scores = carver.take<float>(copied * anchor_scores.pitch);
         if (plan.screens) {
             coded.codes = carver.take<unsigned char>(block * plan.code_chunks * kChunkBytes);
             coded.scales = carver.take<float>(block);

@@ -65,7 +65,8 @@ inline cudaError_t raise_shared_memory(const void* kernel) {
 
 // Returns this launch's own error; cudaGetLastError would also report (and clear) one that some earlier call left behind.
 template <typename... Params, typename... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+cudaError_t launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Params...), dim3 grid, unsigned threads,
+                        size_t shared_bytes, cudaStream_t stream, const Args&... args) {
     if (shared_bytes > 48 * 1024) {
         const cudaError_t raised = raise_shared_memory(reinterpret_cast<const void*>(kernel));
         if (raised != cudaSuccess) return raised;
@@ -75,7 +76,26 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = count;
     return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+    return launch_with(nullptr, 0, kernel, grid, threads, shared_bytes, stream, args...);
+}
+
+// Start a kernel of compute capability 9.0 before the one ahead on the stream has ended: once each of that one's blocks has called
+// admit_next() or ended (CUDA's programmatic dependent launch). It must call await_previous() before it reads what kernels ahead write, and
+// before it writes anything. What was complete before the first kernel of such a row started may be read at once.
+template <typename... Params, typename... Args>
+cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream,
+                         const Args&... args) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    return launch_with(&early, 1, kernel, grid, threads, shared_bytes, stream, args...);
 }
 #endif  // __CUDACC__
 

@@ -46,6 +46,21 @@ __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
 }
 
+// Of a kernel that was started early (launch_early in platform.hpp): wait until the kernel ahead on the stream has ended, and see what it
+// wrote. Otherwise it does nothing.
+__device__ inline void await_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+// The kernel behind may start, if it was launched early, as soon as all blocks have come here and multiprocessors have room.
+__device__ inline void admit_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 // Four 8x8 matrices of f16. Lanes 8i to 8i+7 give the addresses of the eight rows of matrix i; of each matrix, lane l receives
 // in out[i] the elements 2(l%4) and 2(l%4)+1 of row l/4.
 __device__ inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
@@ -54,6 +69,9 @@ __device__ inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
                  : "r"(row)
                  : "memory");
 }
+
+// The compiler takes nothing that follows from the value for known before.
+__device__ inline void not_known(int& value) { asm volatile("" : "+r"(value)); }
 
 // The larger; NaN if either is.
 __device__ inline float nan_max(float a, float b) {

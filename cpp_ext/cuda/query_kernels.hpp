@@ -11,16 +11,15 @@ namespace dqe::cuda {
 
 __device__ inline bool is_finite(float x) { return x - x == 0.0f; }
 
-// One warp per row of the prepared queries: chunks as the product reads them, zeros beyond D and beyond the batch.
+// By one warp, a row of the prepared queries: chunks as the product reads them, zeros beyond D and beyond the batch.
 //
 // For tensor cores a float32 query is scaled by the power of two that puts its largest coordinate in [2^14, 2^15), and split
 // into two float16 parts whose sum keeps at least 22 bits of every coordinate within 2^-25 of the largest, and of the others as
 // much as leaves an absolute error below 2^-39 of the largest. `unscale` undoes it, exactly.
 template <Product product>
-__global__ void prepare_queries(const unsigned char* queries, bool half, int64_t batch, int64_t width, int rows, int chunks,
-                                unsigned char* prepared, float* unscale) {
+__device__ void prepare_query(const unsigned char* queries, bool half, int64_t batch, int64_t width, int64_t query, int rows, int chunks,
+                              unsigned char* prepared, float* unscale) {
     constexpr int kElements = Format<product>::chunk_elements, kParts = Format<product>::query_parts;
-    const int64_t query = blockIdx.x;
     const int lane = threadIdx.x;
     const bool real = query < batch;
     const auto coordinate = [&](int64_t d) {
@@ -100,6 +99,8 @@ struct Finished {
 // One block per query: sort what its list holds. An incomplete list (`last` false: only some items were offered, or more passed
 // than it holds) gives a better limit and is emptied; a complete one is written out. `overflowed` is set by the former if `last`.
 __global__ __launch_bounds__(kSortThreads) void finish_candidates(Candidates list, Finished out, bool last, volatile unsigned* overflowed) {
+    admit_next();
+    await_previous();
     const int64_t query = blockIdx.x;
     if (!list.pending[query]) return;
     const unsigned long long count = list.counts[query];

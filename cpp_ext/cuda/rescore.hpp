@@ -8,6 +8,8 @@ namespace dqe::cuda {
 // Lays out the tokens of the pairs that still reach their query's limit. `failed`: pairs or columns are missing.
 __global__ __launch_bounds__(kThreads) void spread_pairs(Pairs pairs, Columns columns, Candidates list, int rows, int64_t tokens,
                                                          volatile unsigned* failed) {
+    admit_next();
+    await_previous();
     const int64_t tile = blockIdx.x, room = columns.capacity;
     const int64_t found = static_cast<int64_t>(pairs.counts[tile]), count = found < pairs.capacity ? found : pairs.capacity;
     if (found > count && threadIdx.x == 0) *failed = 1;
@@ -38,6 +40,8 @@ __global__ __launch_bounds__(kThreads) void spread_pairs(Pairs pairs, Columns co
 // item whose score reaches it has its own. `rescored`: how many tokens were scored.
 __global__ __launch_bounds__(kThreads) void collect_scores(Pairs pairs, Columns columns, Candidates list, int rows,
                                                            volatile unsigned* rescored) {
+    admit_next();
+    await_previous();
     const int64_t tile = blockIdx.x, found = static_cast<int64_t>(pairs.counts[tile]);
     for (int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x; i < found && i < pairs.capacity; i += int64_t{gridDim.y} * kThreads) {
         const int64_t at = tile * pairs.capacity + i;

@@ -10,6 +10,8 @@ namespace dqe::cuda {
 
 template <template <int> class Consumer, typename Argument, Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument argument) {
+    admit_next();
+    await_previous();
     const SharedPlan plan = SharedPlan::of(Rows, Format<product>::query_parts, scan.chunks, scan.stages, scan.resident);
     if constexpr (std::is_same_v<Argument, Gathering>) Consumer<Rows>::shorten(scan, argument);
     Consumer<Rows> consumer(scan, argument, shared_memory() + plan.rows);
@@ -20,6 +22,8 @@ __global__ __launch_bounds__(kThreads, 1) void scan_kernel(Scan scan, Argument a
 // Two blocks on a multiprocessor, where shared memory allows: a warp waits between instructions for longer than the others need.
 template <Product product, int Rows, bool Sampling>
 __global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidates list) {
+    admit_next();
+    await_previous();
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, false);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
     Sieve<Accumulators<product, Rows>> sieve(scan, list, true, shared_memory() + (ring + kStages * kItemStageBytes));
@@ -35,6 +39,8 @@ __global__ __launch_bounds__(kThreads, 2) void sieve_kernel(Scan scan, Candidate
 
 template <Product product, int Rows>
 __global__ __launch_bounds__(kThreads, 2) void keep_kernel(Scan scan, Keeping keeping) {
+    admit_next();
+    await_previous();
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, false);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
     Sieve<Accumulators<product, Rows>> sieve(scan, keeping.selection.top, keeping.selection.want_top,
@@ -50,16 +56,20 @@ constexpr int zone_blocks(Product product, int rows) { return product == Product
 
 template <Product product, int Rows>
 __global__ __launch_bounds__(kThreads, zone_blocks(product, Rows)) void zone_kernel(Scan scan, Selection selection) {
+    admit_next();
+    await_previous();
     constexpr int kStages = sieve_stages(Rows, Format<product>::query_parts, true);
     const int ring = static_cast<int>(sieve_ring(Rows, Format<product>::query_parts, scan.chunks));
     const int queues = ring + kStages * kItemStageBytes;
+    const Shared<unsigned char> bounds = shared_memory() + (queues + 2 * kWarps * kQueueBytes);
+    using Zones = ZoneSieve<Accumulators<product, Rows>>;
+    Zones::fill(scan, selection, bounds);
     Sieve<Accumulators<product, Rows>> sieve(scan, selection.top, selection.want_top, shared_memory() + queues);
-    ZoneSieve<product, Rows> zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes),
-                                   shared_memory() + (queues + 2 * kWarps * kQueueBytes));
+    Zones zones(scan, selection, shared_memory() + (queues + kWarps * kQueueBytes), bounds);
     multiply_items<product, Rows, true, kStages>(scan, ring, kItemStageBytes,
-                                                 [&](const ColumnTile& columns, int64_t, const Accumulators<product, Rows>& products) {
-                                                     if (selection.want_top) sieve.take(columns, products);
+                                                 [&](const ColumnTile& columns, int64_t, Accumulators<product, Rows>& products) {
                                                      zones.take(columns, products);
+                                                     if (selection.want_top) sieve.take_scores(columns, products);
                                                  });
     sieve.end();
     zones.end();

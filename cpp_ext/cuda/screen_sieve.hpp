@@ -198,6 +198,8 @@ class ScreenSieve {
 
 template <int Rows>
 __global__ __launch_bounds__(kThreads, 2) void screen_kernel(Scan scan, Screening screening) {
+    admit_next();
+    await_previous();
     constexpr int kStages = sieve_stages(Rows, 1, false);
     const int ring = static_cast<int>(sieve_ring(Rows, 1, scan.chunks));
     ScreenSieve<Rows> sieve(scan, screening, shared_memory() + (ring + kStages * kItemStageBytes));

@@ -15,6 +15,7 @@ __host__ __device__ constexpr int sieve_stages(int query_rows, int query_parts, 
 }
 constexpr int kQueued = 64;  // entries of a warp's queue: at least 32 more than none
 constexpr int kQueueBytes = kQueued * 16;
+constexpr int kBoundsBytes = 3 * 4;  // of a row: anchor and bounds of zones
 
 // Shared memory of a block, in bytes: the queries, the ring, queues for each warp, and where zones are wanted their bounds.
 __host__ __device__ constexpr int64_t sieve_ring(int query_rows, int query_parts, int chunks) {
@@ -23,7 +24,7 @@ __host__ __device__ constexpr int64_t sieve_ring(int query_rows, int query_parts
 __host__ __device__ constexpr int64_t sieve_bytes(int query_rows, int query_parts, int chunks, bool zones) {
     const int64_t queues = kWarps * kQueueBytes;
     return sieve_ring(query_rows, query_parts, chunks) + sieve_stages(query_rows, query_parts, zones) * kItemStageBytes + queues +
-           (zones ? queues + query_rows * 12 : 0);
+           (zones ? queues + query_rows * kBoundsBytes : 0);
 }
 
 // Entries that a warp has found and not yet dealt with. All of its lanes call these together; `deal(row, id, score)` is called for
@@ -117,16 +118,25 @@ struct Lane {
         if (scan.tokens > 1) fold(score, static_cast<int>(scan.tokens));
     }
 
-    // Push the places of a group whose bit is set and that `passes(id, score)`.
-    template <typename Passes, typename Deal>
+    // The same in the products' own registers.
+    __device__ static __forceinline__ void make_scores(const Scan& scan, const ColumnTile& columns, Products& products, int group,
+                                                       float unscale) {
+        float score[kPlaces];
+        scores_of(scan, columns, products, group, unscale, score);
+#pragma unroll
+        for (int place = 0; place < kPlaces; ++place) products.value[group / 2][place / 2][group % 2 * 2 + place % 2] = score[place];
+    }
+
+    // Push the places of a group whose bit is set and that `passes(id, score)`. `score(place)` is called with constants.
+    template <typename Score, typename Passes, typename Deal>
     __device__ static __forceinline__ void push(Queue& queue, unsigned places, const ColumnTile& columns, int tokens, int group,
-                                                const float (&score)[kPlaces], const Passes& passes, const Deal& deal) {
+                                                const Score& score, const Passes& passes, const Deal& deal) {
         while (__ballot_sync(kAllLanes, places != 0)) {
             const int first = __ffs(static_cast<int>(places)) - 1;
-            float mine = score[0];
+            float mine = score(0);
 #pragma unroll
             for (int place = 1; place < kPlaces; ++place)
-                if (place == first) mine = score[place];
+                if (place == first) mine = score(place);
             const int64_t id = columns.first_item + column_of(first) / tokens;
             queue.push(places && passes(id, mine), row_of(group), id, mine, deal);
             places &= places - 1;
@@ -214,6 +224,18 @@ class Sieve {
         }
     }
 
+    // The same once products have become scores (Lane::make_scores).
+    __device__ void take_scores(const ColumnTile& columns, const Products& scores) {
+#pragma unroll
+        for (int group = 0; group < L::kGroups; ++group) {
+            float best = L::value_of(scores, group, 0);
+#pragma unroll
+            for (int place = 1; place < L::kPlaces; ++place) best = fmaxf(best, L::value_of(scores, group, place));
+            if (__ballot_sync(kAllLanes, best >= limit_[group]))
+                push(columns, group, [&](int place) { return L::value_of(scores, group, place); });
+        }
+    }
+
     // Instead of what passes: the best entry of each row among the warp's columns, in a place of the list that is its own. The
     // wanted-th best of these bounds the wanted-th best of all from below, and nobody waits for a place. Where nothing ranks the
     // entry is the padding of lists (key -inf, id -1).
@@ -252,16 +274,21 @@ class Sieve {
     __device__ static int64_t row_query(int row) { return int64_t{blockIdx.x} * Rows + row; }
 
     __device__ __forceinline__ void offer(const ColumnTile& columns, const Products& products, int group) {
+        float score[L::kPlaces];
+        L::scores_of(scan_, columns, products, group, unscale_[group], score);
+        push(columns, group, [&](int place) { return score[place]; });
+    }
+
+    template <typename Score>
+    __device__ __forceinline__ void push(const ColumnTile& columns, int group, const Score& score) {
         const int64_t query = L::query_of(group);
         const int tokens = static_cast<int>(scan_.tokens);
         const float limit = limit_[group];
-        float score[L::kPlaces];
-        L::scores_of(scan_, columns, products, group, unscale_[group], score);
         unsigned reaching = 0;
 #pragma unroll
         for (int place = 0; place < L::kPlaces; ++place) {
             const int column = L::column_of(place);
-            const bool reaches = score[place] >= limit && column < columns.columns && (column & (tokens - 1)) == 0;
+            const bool reaches = score(place) >= limit && column < columns.columns && (column & (tokens - 1)) == 0;
             reaching |= unsigned{reaches} << place;
         }
         L::push(

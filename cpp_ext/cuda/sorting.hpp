@@ -11,13 +11,18 @@ constexpr int kSortThreads = 1024;
 constexpr int kSharedSort = 4096;  // longest list sorted in shared memory; 80 KiB
 constexpr size_t kSharedSortBytes = kSharedSort * (sizeof(double) + sizeof(int64_t) + sizeof(float)) + 1024;
 constexpr int kNarrowBins = kSortThreads;
-constexpr int kNarrowFrom = 512;  // shorter lists are sorted as they are
+static_assert(kSortThreads == 32 * 32);  // a warp adds up what 32 warps have
+constexpr int kNarrowFrom = 512;         // shorter lists are sorted as they are
 
 // One step of a bitonic network over `size` entries, a power of two: pairs `stride` apart, runs of `width` that alternate between best
-// first and best last. For pointers into shared or device memory; `base`: where the entries lie in the whole list.
+// first and best last. For pointers into shared or device memory; `base`: where the entries lie in the whole list. Steps follow each other
+// as in sort_entries: up to a stride of 32 each warp keeps to 64 entries of its own, and waits for nobody else.
 template <typename Keys, typename Ids, typename Scores>
 __device__ void sort_step(Keys keys, Ids ids, Scores scores, int64_t size, int64_t width, int64_t stride, int64_t base) {
-    __syncthreads();
+    if (width == 2 || stride > 32 || (stride == 32 && width > 64))
+        __syncthreads();
+    else
+        __syncwarp();
     for (int64_t i = threadIdx.x; i < size / 2; i += kSortThreads) {
         const int64_t a = 2 * i - (i & (stride - 1)), b = a + stride;
         const double key_a = keys[a], key_b = keys[b];
@@ -120,20 +125,20 @@ __device__ inline int64_t gather_best(const double* keys, const int64_t* ids, co
         __syncthreads();
         each([&](int64_t, double x) { shared_add(bins, bin_of(x), 1); });
         __syncthreads();
-        if (warp == 0) {  // each lane 32 bins
-            unsigned mine = 0, below = 0;
-            for (int b = 0; b < 32; ++b) mine += bins[lane * 32 + b];
-            for (int other = 0; other < 32; ++other) {
-                const unsigned theirs = __shfl_sync(kAllLanes, mine, other);
-                if (other < lane) below += theirs;
+        // Keys in all slices up to a thread's own: among its warp's, then with those of the warps before.
+        const auto sum_up = [&](unsigned sum) {
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const unsigned before = __shfl_up_sync(kAllLanes, sum, distance);
+                if (lane >= distance) sum += before;
             }
-            if (below < wanted && below + mine >= wanted) {  // one lane
-                int bin = lane * 32;
-                unsigned reached = below + bins[bin];
-                while (reached < wanted) reached += bins[++bin];
-                control[1] = bin, control[2] = reached;
-            }
-        }
+            return sum;
+        };
+        const unsigned mine = bins[thread], of_warp = sum_up(mine);
+        if (lane == 31) control[32 + warp] = of_warp;
+        __syncthreads();
+        const unsigned before = __shfl_sync(kAllLanes, sum_up(control[32 + lane]), (warp + 31) % 32);
+        const int64_t reached = int64_t{of_warp} + (warp ? before : 0);
+        if (reached - mine < wanted && reached >= wanted) control[1] = thread, control[2] = static_cast<unsigned>(reached);  // one thread
         __syncthreads();
         last_bin = static_cast<int>(control[1]), kept = static_cast<unsigned>(control[2]);
     }

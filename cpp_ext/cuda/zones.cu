@@ -9,9 +9,9 @@
 // to pass, and with all items equal the ids decide.
 //
 // Zones from a given anchor and distances are sieved in that same pass. Where they need another look at the scores (the anchor is the
-// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit (see Plan), and what follows reads
-// these; if they do not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept scores
-// are bracketed by a sample of these (brackets.hpp).
+// query's own best, the bounds are ranks, or items are excluded), the pass keeps the scores if they fit and that pays (see Plan), and what
+// follows reads these; if not, it passes over the items again: once for the zones, three times for a histogram of ranks. Ranks among kept
+// scores are bracketed by a sample of these (brackets.hpp).
 #include "zones.hpp"
 
 #include "passes.hpp"
@@ -45,7 +45,10 @@ class Runner : Passes {
 
     void run_block(int64_t first, int64_t batch) {
         const Scan scan = scan_of(first, batch);
-        prepare(first, batch);
+        const bool listed = plan_.list_top, screened = plan_.screens && screen_suits(coded_scan(scan));
+        if (screened) lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
+        begin(first, batch, listed ? w_.top : Candidates{}, listed ? ladder(scan, true).sampled * sample_slots() : 0, screened);
+        is_reset_ = listed;
         Block block = {};
         block.first = first, block.batch = batch;
         Selection& selection = block.selection;
@@ -54,7 +57,7 @@ class Runner : Passes {
         selection.first_query = r_.first_query + first;
         selection.want_top = plan_.list_top;
         block.top = {out_.scores + (r_.k ? first * r_.k : 0), out_.ids + (r_.k ? first * r_.k : 0), r_.k, w_.best};
-        if (plan_.screens && screen_suits(coded_scan(scan))) return list_screened(scan, selection, block);
+        if (screened) return list_screened(scan, selection, block);
         if (r_.screened) status_.rescored = -1;
         if (!r_.zones) return list(scan, selection, block);
         selection.anchor = out_.anchor + first, selection.lo = out_.lo + first, selection.hi = out_.hi + first;
@@ -67,7 +70,9 @@ class Runner : Passes {
             list(scan, selection, block);
             selection.want_top = false;
         } else if (r_.anchor == Anchor::id) {
-            gather_anchors(scan, block);
+            if (r_.size == 0) status_.fault = Fault::anchor_outside;
+            lower(kAnchorOutside);
+            score_anchors(scan, r_.anchor_ids + first, out_.anchor + first);
         }
         if (r_.ranks) rank(batch, [&](const Ranks& ranks) { scan_with<Histogram>(scan, ranks); });
         bound(block, {}, nullptr);
@@ -83,13 +88,6 @@ class Runner : Passes {
         Pairs pairs = w_.pairs;
         Columns columns = w_.columns;
         pairs.capacity /= query_tiles, columns.capacity /= query_tiles;
-        lower(kTopOverflowed), lower(kScreenFailed), lower(kRescored);
-        const auto* queries = static_cast<const unsigned char*>(r_.queries) + block.first * r_.width * (r_.half_queries ? 2 : 4);
-        const dim3 coded_rows(static_cast<unsigned>(quotient_up(block.batch, code_rows()) * code_rows()));
-        start(encode_queries, coded_rows, 32, 0, queries, r_.half_queries, block.batch, r_.width, code_rows(), plan_.code_chunks, w_.coded,
-              flags_.word(kScreenFailed));
-        fill(pairs.counts, 0, query_tiles * sizeof(unsigned long long));
-        fill(columns.counts, 0, query_tiles * sizeof(unsigned long long));
         climb(scan, selection, block);
         screen(coded_scan(scan), Screening{r_.coded, w_.coded, selection.top, pairs});
         finish(scan, selection, block, false);
@@ -211,24 +209,6 @@ class Runner : Passes {
         start(resolve_bounds, dim3(static_cast<unsigned>(quotient_up(block.batch, 32))), 32, 0, bounds, block.batch, picks, counts);
     }
 
-    // Score each query's anchor item with the very code that scores it as a candidate, so that its own Δ is exactly 0.
-    void gather_anchors(Scan scan, const Block& block) {
-        const int64_t rows = quotient_up(block.batch, rows_) * rows_;
-        if (r_.size == 0) {
-            status_.fault = Fault::anchor_outside;
-            return;
-        }
-        lower(kAnchorOutside);
-        start(gather_ids, dim3(static_cast<unsigned>(quotient_up(rows, 32))), 32, 0, r_.anchor_ids + block.first, block.batch, r_.size,
-              w_.gather, rows, flags_.word(kAnchorOutside));
-        scan.gather = w_.gather;
-        scan.gather_pitch = scan.gathered = rows_;
-        scan.excluded_start = nullptr;  // an excluded item may be the anchor
-        scan.tiles = quotient_up(rows_, scan.items_per_tile);
-        scan.stride = 1;
-        scan_with<Gather>(scan, Gathering{out_.anchor + block.first, nullptr, nullptr, nullptr});
-    }
-
     // The scores at both ranks, by radix selection; `count` makes the histogram of a level.
     template <typename Count>
     void rank(int64_t batch, const Count& count) {
@@ -242,9 +222,10 @@ class Runner : Passes {
 
     void finish(const Scan& scan, const Selection& s, const Block& block, bool last) {
         const dim3 grid(static_cast<unsigned>(scan.batch));
-        if (s.want_top) start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
+        if (s.want_top)
+            follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.top, block.top, last, flags_.word(kTopOverflowed));
         if (s.want_picks)
-            start(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, block.picks, last, flags_.word(kPicksOverflowed));
+            follow(finish_candidates, grid, kSortThreads, kSharedSortBytes, s.picks, block.picks, last, flags_.word(kPicksOverflowed));
     }
 
     // Whoever started what raises a flag has waited for it before: there is nothing under way that still could.
@@ -284,27 +265,24 @@ class Runner : Passes {
 
     // Raise the limits of the one list that is wanted, until all items may be offered. The lowest rung is a sample where it can be.
     void climb(Scan scan, const Selection& selection, const Block& block) {
-        int64_t rungs[64];  // each a fourth of the one above or less
-        int count = 0;
-        int64_t sampled = 0;
-        for (int64_t items = r_.size; items > plan_.capacity;) {
-            sampled = selection.want_top ? sample_tiles(scan, items) : 0;
-            if (sampled) break;
-            rungs[count++] = items = quotient_up(items * (2 * plan_.wanted + 16), plan_.capacity);
-        }
-        reset(selection.want_top ? selection.top : selection.picks, scan.batch, sampled * sample_slots());
-        if (sampled) {
-            cover(scan, sampled * scan.items_per_tile);
+        const Ladder up = ladder(scan, selection.want_top);
+        if (selection.want_top && is_reset_)
+            is_reset_ = false;
+        else
+            reset(selection.want_top ? selection.top : selection.picks, scan.batch, up.sampled * sample_slots());
+        if (up.sampled) {
+            cover(scan, up.sampled * scan.items_per_tile);
             sieve(scan, selection.top, true);
             finish(scan, selection, block, false);
         }
-        while (count > 0) {
-            cover(scan, rungs[--count]);
+        for (int rung = up.count; rung > 0;) {
+            cover(scan, up.rungs[--rung]);
             offer(scan, selection);
             finish(scan, selection, block, false);
         }
     }
 
+    bool is_reset_ = false;  // the list of the best, by the block's first kernel
     const Result& out_;
 };
 

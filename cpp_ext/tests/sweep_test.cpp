@@ -1,5 +1,6 @@
 // The sweep against plain loops, over random requests of awkward shapes, on every instruction set of this processor. Built
-// and run by tests/zones/test_sanitizers.py with the address and undefined-behaviour sanitizers; exits 1 at a difference.
+// and run by tests/zones/test_sanitizers.py with the address and undefined-behaviour sanitizers, and with the thread sanitizer, where
+// several callers share the pool; exits 1 at a difference. Arguments: requests of each caller, callers.
 //
 // Coordinates are small integers, so that dot products are exact and every comparison is for equality.
 #include <algorithm>
@@ -7,13 +8,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
-#include <random>
+#include <thread>
 #include <vector>
 
 #include "../lists.hpp"
 #include "../prefix.hpp"
 #include "../screen.hpp"
 #include "../sweep.hpp"
+#include "tiles_test.hpp"
 
 namespace {
 
@@ -21,18 +23,15 @@ using namespace dqe::cpu;
 using dqe::Policy;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-std::mt19937_64 generator(1);
-
-int64_t any_of(std::initializer_list<int64_t> values) { return values.begin()[generator() % values.size()]; }
 
 struct Request {
-    int64_t batch = any_of({1, 2, 4, 5, 17, 40}), size = any_of({0, 1, 19, 111, 1031}), tokens = any_of({1, 3, 8}),
+    int64_t batch = any_of({1, 2, 4, 5, 17, 40, 70}), size = any_of({0, 1, 19, 111, 1031}), tokens = any_of({1, 3, 8}),
             width = any_of({1, 3, 64, 65});
     int64_t k = any_of({0, 1, 5, 200}), picks = any_of({0, 1, 7}), sample = any_of({0, size / 8}), field = any_of({1100, 40});
     Zoning zoning = static_cast<Zoning>(any_of({0, 1, 2, 3}));
     Policy policy = static_cast<Policy>(any_of({0, 1, 2}));
     bool screened = generator() % 2, listed = generator() % 2;
-    int threads = static_cast<int>(any_of({1, 2, 3}));
+    int threads = static_cast<int>(any_of({1, 2, 3, 8}));  // 8: beside other callers, too, some of them help
     double lo = zoning == Zoning::rank ? 0.01 : 1.0, hi = zoning == Zoning::rank ? 0.03 : static_cast<double>(any_of({3, 9, 1000}));
     std::vector<float> queries, items, anchor;
     std::vector<int64_t> rows, offsets, excluded;
@@ -107,7 +106,8 @@ void require(bool holds, const char* what, const Request& request) {
         "%s differ: B=%ld N=%ld M=%ld D=%ld k=%ld P=%ld zoning=%d policy=%d screened=%d sample=%ld field=%ld threads=%d bitmaps=%ld\n",
         what, request.batch, request.size, request.tokens, request.width, request.k, request.picks, static_cast<int>(request.zoning),
         static_cast<int>(request.policy), request.screened, request.sample, request.field, request.threads, request.bitmaps);
-    std::exit(1);
+    std::fflush(stdout);
+    std::_Exit(1);  // other callers are at work
 }
 
 // Everything by definition: rank all candidates, then classify each.
@@ -162,6 +162,7 @@ struct Lists {
     int64_t count, covered;
     std::vector<float> directions, scales, errors, norms, longest, widest;
     std::vector<uint8_t> codes;
+    AlignedVector<uint8_t> blocks;
     std::vector<int64_t> starts;
     std::vector<uint32_t> rows;
     std::vector<uint16_t> cosines;
@@ -185,7 +186,8 @@ struct Lists {
         const TokenSource source = {request.items.data(), covered, false};
         fill_lists(&source, 1, request.tokens, request.width, tree, directions.data(), longest.data(), widest.data(), starts.data(),
                    rows.data(), cosines.data(), request.threads);
-        const CodedRows coded = {codes.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
+        blocks = codes_in_blocks(codes.data(), count, code_width(request.width));
+        const CodedRows coded = {blocks.data(), scales.data(), errors.data(), norms.data(), count, code_width(request.width)};
         lists = {count, covered, coded, longest.data(), widest.data(), starts.data(), rows.data(), cosines.data()};
     }
 };
@@ -271,70 +273,26 @@ void run_once(const TileKernels* kernels) {
     check(request, again);
 }
 
-void expect(bool holds, const TileKernels* kernels, const char* what) {
-    if (holds) return;
-    std::printf("%s: %s\n", kernels->name, what);
-    std::exit(1);
-}
-
-// Whole numbers, so that every instruction set must find the same centre, the first of equals.
-void check_nearest(const TileKernels* kernels) {
-    const int64_t width = any_of({4, 8, 16}), count = any_of({1, 5, 6, 7, 40}), panels = any_of({1, 3}), lanes = kernels->wide;
-    std::vector<uint8_t> points(count * width);
-    std::vector<int8_t> codes(panels * width * lanes);
-    std::vector<int32_t> offsets(panels * lanes);
-    for (auto& code : points) code = any_of({1, 2, 64, 127});
-    for (auto& code : codes) code = any_of({-127, -1, 0, 127});
-    for (auto& offset : offsets) offset = any_of({-1000, 0, 0, 5});
-    std::vector<uint32_t> found(count);
-    kernels->nearest(points.data(), count, width, {codes.data(), offsets.data(), panels}, found.data());
-    for (int64_t i = 0; i < count; ++i) {
-        int64_t best = std::numeric_limits<int64_t>::min(), nearest = 0;
-        for (int64_t c = 0; c < panels * lanes; ++c) {
-            int64_t product = offsets[c];
-            for (int64_t d = 0; d < width; ++d)
-                product += points[i * width + d] * codes[c / lanes * width * lanes + d / 4 * 4 * lanes + c % lanes * 4 + d % 4];
-            if (product > best) best = product, nearest = c;
-        }
-        expect(found[i] == nearest, kernels, "nearest: another centre");
-    }
-}
-
-void check_prefix_codes(const TileKernels* kernels) {
-    const int64_t width = any_of({16, 48});
-    std::vector<float> rows(kPrefixRows * width);
-    std::normal_distribution<float> normal;
-    for (float& number : rows) number = generator() % 8 ? normal(generator) : 0.0f;
-    std::vector<uint8_t> codes(rows.size());
-    PrefixSums sums;
-    kernels->encode_prefix(rows.data(), width, codes.data(), &sums);
-    for (int64_t r = 0; r < kPrefixRows; ++r) {
-        double whole = 0.0, coded = 0.0, left = 0.0;
-        for (int64_t p = 0; p < width; ++p) {
-            const double number = rows[r * width + p], stored = (codes[p / 4 * 4 * kPrefixRows + r * 4 + p % 4] - 128.0) * sums.scale;
-            expect(std::abs(number - stored) <= 0.501 * sums.scale, kernels, "encode_prefix: not the nearest code");
-            whole += number * number, coded += stored * stored, left += (number - stored) * (number - stored);
-        }
-        const auto equal = [](double one, double other) { return std::abs(one - other) <= 1e-9 * (one + other); };
-        expect(equal(whole, sums.whole[r]) && equal(coded, sums.coded[r]) && equal(left, sums.left[r]), kernels, "encode_prefix: sums");
-    }
-    std::vector<float> squares(kPrefixRows);
-    kernels->squares({rows.data(), kPrefixRows, width}, squares.data());
-    for (int64_t r = 0; r < kPrefixRows; ++r)
-        expect(std::abs(squares[r] - sums.whole[r]) <= static_cast<double>(width) * 0x1p-24 * sums.whole[r], kernels, "squares");
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
-    const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
-    for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) {
-        for (int round = 0; round < rounds; ++round) {
-            run_once(*kernels);
-            check_nearest(*kernels);
-            check_prefix_codes(*kernels);
+    const int rounds = count > 1 ? std::atoi(arguments[1]) : 300, callers = count > 2 ? std::atoi(arguments[2]) : 1;
+    const auto call = [&](int seed) {
+        generator.seed(static_cast<uint64_t>(seed));
+        for (const TileKernels* const* kernels = available_tile_kernels(); *kernels; ++kernels) {
+            for (int round = 0; round < rounds; ++round) {
+                run_once(*kernels);
+                check_nearest(*kernels);
+                check_prefix_codes(*kernels);
+                check_products_of_codes(*kernels);
+                check_prefixed(*kernels);
+            }
+            std::printf("%s: %d requests\n", (*kernels)->name, rounds);
         }
-        std::printf("%s: %d requests\n", (*kernels)->name, rounds);
-    }
+    };
+    std::vector<std::thread> others;
+    for (int c = 1; c < callers; ++c) others.emplace_back(call, 1 + c);
+    call(1);
+    for (std::thread& other : others) other.join();
     return 0;
 }

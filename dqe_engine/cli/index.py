@@ -15,7 +15,7 @@ from .main import EXIT_INTERRUPTED, add_runtime_options, positive, run
 
 if TYPE_CHECKING:
     from dqe_engine.engine import RetrievalEngine
-    from dqe_engine.index.indexer import Entry, IndexingPlan, Pairs
+    from dqe_engine.indexer import Entry, IndexingPlan, Pairs
     from dqe_engine.results import IndexingReport
 
 SHOWN_SKIPPED = 20
@@ -255,8 +255,8 @@ def _check_pruning(engine: RetrievalEngine, plan: IndexingPlan, args: argparse.N
     if 2 * gone > all_of_them and not args.yes:
         where = f"{args.out} under {args.prefix}" if args.prefix else f"{args.out}"
         raise InputError(
-            f"--prune would remove {gone} of the {all_of_them} items in {where}, whose images are not in {args.images}: is it the right "
-            "folder? add --yes to remove them; a second folder is indexed with a --prefix"
+            f"--prune would remove {gone} of the {all_of_them} items in {where}, whose images are not in {args.images}; if it is "
+            "the right folder, add --yes; to index a second folder, give it a --prefix"
         )
 
 
@@ -268,8 +268,8 @@ def _shards(args: argparse.Namespace) -> Path:
 def _embed_on_ray(engine: RetrievalEngine, plan: IndexingPlan, args: argparse.Namespace, place: Path) -> IndexingReport:
     """What is to be embedded, by a Ray cluster: shards of `--save-every` images in a folder beside `--out`, then merged. Interrupted,
     the finished shards stay there and nothing is added."""
-    from dqe_engine.index.indexer import without_skipped
-    from dqe_engine.index.on_ray import ShardJob, encode_shards, file_stamp, merge_shards
+    from dqe_engine.indexer import without_skipped
+    from dqe_engine.ray_indexing import ShardJob, encode_shards, file_stamp, merge_shards
 
     files = [(id, path, file_stamp(path)) for id, image in plan.to_embed for path in [str(Path(str(image)).absolute())]]
     jobs = [

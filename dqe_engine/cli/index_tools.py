@@ -67,7 +67,7 @@ def _compact(args: argparse.Namespace) -> int:
     with conflicts_told(args.index), GalleryIndex.load(args.index) as index:
         removed = index.stats().removed
         index.compact()
-        print(f"{args.index}: {removed} rows of removed and replaced items dropped; {len(index)} items")
+        print(f"{args.index}: dropped {removed} rows of removed and replaced items; {len(index)} items")
     return 0
 
 
@@ -106,8 +106,8 @@ def _list(args: argparse.Namespace) -> int:
 
 def _metadata(args: argparse.Namespace) -> int:
     from dqe_engine.index import GalleryIndex
-    from dqe_engine.index.indexer import describe, plan_metadata
     from dqe_engine.index.metadata_file import read_metadata
+    from dqe_engine.indexer import describe, plan_metadata
 
     given = read_metadata(args.file)
     with conflicts_told(args.index), GalleryIndex.load(args.index) as index:
@@ -125,8 +125,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
     folder = args.uploads or uploads_beside(args.index)
     count = sweep_uploads(args.index, folder, delete=args.yes)
-    done = "removed" if args.yes else "would be removed; add --yes to do it, if this folder belongs to this index alone"
-    print(f"{folder}: {count} images that no item of {args.index} was made from {done}")
+    done, remedy = ("removed", "") if args.yes else ("would remove", "; add --yes to do it, if this folder belongs to this index alone")
+    print(f"{folder}: {done} {count} images that no item of {args.index} was made from{remedy}")
     return 0
 
 
@@ -211,7 +211,7 @@ class Tool(NamedTuple):
 
 TOOLS = {
     "stats": Tool("Sizes, model and precisions of an index, as JSON.", _of_index, _stats),
-    "verify": Tool("Read all files of an index and hold them against their checksums.", _of_index, _verify),
+    "verify": Tool("Read all files of an index and compare them with their checksums.", _of_index, _verify),
     "compact": Tool("Drop the rows of removed and replaced items. Readers may go on meanwhile.", _of_index, _compact),
     "publish": Tool(
         "Put a verified index in the place of the one that is served, in one step; processes that serve it follow at their next refresh.",
@@ -221,7 +221,7 @@ TOOLS = {
     "list": Tool("Ids and metadata of the items, as JSON lines that `dqe-index metadata` reads.", _of_list, _list),
     "shard": Tool("Cut an index into shards that serve as one; run it again when the index has changed.", _of_shard, _shard),
     "join": Tool("Make indexes in one folder the shards of one, in order; run it again when one has changed.", _of_join, _join),
-    "sweep": Tool("Remove images that dqe-serve was sent and no item was made from, left by failed writes.", _of_sweep, _sweep),
+    "sweep": Tool("Remove uploaded images that no item was made from; writes that failed left them.", _of_sweep, _sweep),
     "tune": Tool(tune.DESCRIPTION, tune.add_arguments, tune.tune),
     "metadata": Tool("Give items other metadata; no images are needed.", _of_metadata, _metadata),
 }

@@ -69,7 +69,7 @@ def interrupts_between_batches() -> Iterator[Callable[[], None]]:
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after this batch; Ctrl-C again stops at once", file=sys.stderr)
+        print("the work stops after this batch; press Ctrl-C again to stop at once", file=sys.stderr)
 
     def check() -> None:
         if asked.is_set():

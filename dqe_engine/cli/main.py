@@ -99,7 +99,7 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
     except RecursionError as error:
-        raise argparse.ArgumentTypeError("JSON that is nested too deeply; write the filter flatter") from error
+        raise argparse.ArgumentTypeError("the JSON is nested too deeply; use fewer levels") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got a {type(value).__name__}")
     return value

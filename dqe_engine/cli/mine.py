@@ -171,7 +171,7 @@ def _files(args: argparse.Namespace) -> MiningFiles:
     if args.inputs is None:
         for name, given in (("queries", args.queries), ("gallery", args.gallery), ("targets", targets)):
             if not given:
-                raise InputError(f"no {name}: give --{name} FILE, or a folder that holds {name}.npy")
+                raise InputError(f"--{name} FILE is missing; add it, or give a folder INPUTS that holds {name}.npy")
         return MiningFiles(
             queries=args.queries, gallery=args.gallery, targets=targets, targets_are_scores=bool(args.anchor_scores), exclude=args.exclude
         )

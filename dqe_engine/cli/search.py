@@ -147,14 +147,14 @@ def _print_tables(result: SearchResult, model: BundleManifest) -> None:
     if said := _MODES[model.composition].get(result.mode):
         console.print(said)
     if result.lost:
-        console.print(f"without the items of shards that gave no answer: {', '.join(result.lost)}", markup=False, highlight=False)
+        console.print(f"these shards gave no answer, so their items are missing: {', '.join(result.lost)}", markup=False, highlight=False)
     elif not result.exact:
-        console.print("not proved to be the best of all items")
+        console.print("the hits are not proved to be the best of all items")
     if result.truncated:
         console.print("the text was longer than the model reads; its end was ignored")
     if result.unknown_words:
         words = ", ".join(result.unknown_words)
-        console.print(f"words that the model does not know, and takes for one and the same: {words}", markup=False, highlight=False)
+        console.print(f"words that the model does not know, and reads as one and the same word: {words}", markup=False, highlight=False)
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in result.timings_ms.items())
     console.print(f"milliseconds: {stages}", highlight=False)
 

@@ -34,73 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of an index, sharded folder, or file that says where an index is (default: FOLDER.index, beside --images FOLDER)",
     )
     parser.add_argument("--sample", action="store_true", help="serve the model and the photos that come with this package")
-    parser.add_argument(
-        "--images",
-        action="append",
-        default=[],
-        metavar="[PREFIX/=]FOLDER",
-        help="folder of the photos that the page shows; an item's id is PREFIX/ and the path in FOLDER; may be repeated",
-    )
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="bring the index up to date with --images, in the background (always done if INDEX is left out)",
-    )
-    parser.add_argument("--readd", action="store_true", help="with --update: also index the photos of items that were removed by the API")
-    parser.add_argument(
-        "--metadata", type=Path, metavar="FILE", help="metadata of the photos to index, by id: JSON lines or CSV, as dqe-index takes it"
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on; 0.0.0.0 listens on all (default: 127.0.0.1, this machine alone)",
-    )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one (default: 8000)")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the port and the index (default: 1)")
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        metavar="FILE",
-        help="file of lines 'read KEY NAME' and 'write KEY NAME' (or set DQE_SERVE_KEYS); without keys, anybody reads and nobody writes",
-    )
-    parser.add_argument("--uploads", type=Path, metavar="FOLDER", help="folder for the images of added items (default: INDEX.uploads)")
-    parser.add_argument(
-        "--hostname",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="host name that clients may use; requests with another Host are refused; may be repeated",
-    )
-    parser.add_argument(
-        "--proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="address of a proxy whose X-Forwarded-For is believed; may be repeated",
-    )
-    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="most queries that are answered in one batch (default: 32)")
-    parser.add_argument(
-        "--room",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="most queries that wait in each worker; further ones get a 429 (default: 256)",
-    )
-    parser.add_argument(
-        "--deadline",
-        type=_seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help="longest time until an answer; clients may ask for less (default: 10)",
-    )
-    parser.add_argument(
-        "--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest time for open requests to end after SIGTERM (default: 30)"
-    )
-    parser.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="largest body of a request (default: 12)")
-    parser.add_argument(
-        "--rate", type=_seconds, metavar="N", help="most requests a second that each worker takes from one client (default: unlimited)"
-    )
+    _add_photos(parser)
+    _add_access(parser)
+    _add_limits(parser)
     parser.add_argument(
         "--log",
         choices=("info", "warning", "error"),
@@ -112,6 +48,85 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("photos")
+    group.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="[PREFIX/=]FOLDER",
+        help="folder of the photos that the page shows; an item's id is PREFIX/ and the path in FOLDER; may be repeated",
+    )
+    group.add_argument(
+        "--update",
+        action="store_true",
+        help="bring the index up to date with --images, in the background (always done if INDEX is left out)",
+    )
+    group.add_argument("--readd", action="store_true", help="with --update: also index the photos of items that were removed by the API")
+    group.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="metadata of the photos to index, by id: JSON lines or CSV, as dqe-index takes it"
+    )
+    group.add_argument("--uploads", type=Path, metavar="FOLDER", help="folder for the images of added items (default: INDEX.uploads)")
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who reaches the server")
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; 0.0.0.0 listens on all (default: 127.0.0.1, this machine alone)",
+    )
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one (default: 8000)")
+    group.add_argument(
+        "--hostname",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that clients may use; requests with another Host are refused; may be repeated",
+    )
+    group.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a proxy whose X-Forwarded-For is believed; may be repeated",
+    )
+    group.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="file of lines 'read KEY NAME' and 'write KEY NAME' (or set DQE_SERVE_KEYS); without keys, anybody reads and nobody writes",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("work and its limits")
+    group.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the port and the index (default: 1)")
+    group.add_argument("--batch", type=positive, default=32, metavar="N", help="most queries that are answered in one batch (default: 32)")
+    group.add_argument(
+        "--room",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="most queries that wait in each worker; further ones get a 429 (default: 256)",
+    )
+    group.add_argument(
+        "--deadline",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="longest time until an answer; clients may ask for less (default: 10)",
+    )
+    group.add_argument(
+        "--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest time for open requests to end after SIGTERM (default: 30)"
+    )
+    group.add_argument("--max-body", type=positive, default=12, metavar="MIB", help="largest body of a request (default: 12)")
+    group.add_argument(
+        "--rate", type=_seconds, metavar="N", help="most requests a second that each worker takes from one client (default: unlimited)"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     return run(lambda: _serve(build_parser().parse_args(argv)))
@@ -120,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1000000, got {text}")
     return value
 
 
@@ -130,7 +145,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dqe_engine.index.metadata_file import read_metadata
     from dqe_engine.index.on_devices import check_devices
     from dqe_engine.index.storage import MANIFEST_FILE
-    from dqe_engine.server.background import command
+    from dqe_engine.server.background import FolderJob
     from dqe_engine.server.keys import read_keys
     from dqe_engine.server.run import serve
     from dqe_engine.server.settings import ServerSettings
@@ -138,9 +153,9 @@ def _serve(args: argparse.Namespace) -> int:
     bundle, index, photos = _places(args)
     updating = bool(photos) and (args.update or args.index is None)
     if args.update and not photos:
-        raise InputError("--update needs the folder of the photos: --images FOLDER")
+        raise InputError("--update has no photos to index; add --images FOLDER, or leave it out")
     if args.readd and not updating:
-        raise InputError("--readd is for photos that are indexed: add --update, and --images FOLDER")
+        raise InputError("--readd has no effect without --update; add --update and --images FOLDER, or leave it out")
     metadata = args.metadata
     if args.sample:
         from dqe_engine import sample
@@ -148,7 +163,7 @@ def _serve(args: argparse.Namespace) -> int:
         metadata = sample.metadata()
     elif metadata is not None:
         if not updating:
-            raise InputError("--metadata is for photos that are indexed: add --update, or run dqe-index metadata INDEX FILE")
+            raise InputError("--metadata has no effect without --update; add --update, or run dqe-index metadata INDEX FILE")
         read_metadata(metadata)  # what is wrong with it is told now
     if photos and not updating and not (index / MANIFEST_FILE).exists() and not is_elsewhere(index):
         raise InputError(f"{index}: no index here; add --update to make it of the photos in --images")
@@ -173,17 +188,11 @@ def _serve(args: argparse.Namespace) -> int:
         indexing = None
         if updating:
             assert settings.progress_file is not None
-            indexing = command(
-                bundle,
-                index,
-                photos,
-                settings.progress_file,
-                metadata=metadata,
-                uploads=settings.uploads_folder,
-                readd=args.readd,
-                provider=args.provider,
-                threads=args.threads,
-            )
+            job = FolderJob(
+                bundle=bundle, index=index, folders=photos, state_file=settings.progress_file, metadata=metadata,
+                uploads=settings.uploads_folder, readd=args.readd, provider=args.provider, threads=args.threads,
+            )  # fmt: skip
+            indexing = job.command()
         try:
             return serve(settings, indexing=indexing, again=again)
         except KeyboardInterrupt:
@@ -218,10 +227,10 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, tuple[tuple[str, Path
         bundle, folder, index = sample.bundle(), sample.photos(), sample.index()
         photos = [("", folder)]
     if bundle is None:
-        raise InputError("which bundle? give the folder that dqe-export wrote, or --sample")
+        raise InputError("BUNDLE is missing; give the folder that dqe-export wrote, or --sample")
     if index is None:
         if not photos:
-            raise InputError("which index? give the folder that dqe-index wrote, or the photos themselves: --images FOLDER")
+            raise InputError("INDEX is missing; give the folder that dqe-index wrote, or the photos themselves with --images FOLDER")
         first = photos[0][1]
         index = first.with_name(first.name + ".index")
     # One commit for all workers, until the next start.

@@ -18,8 +18,8 @@ class ZoneSpec(Contract, frozen=True):
     `bounds`, what lo and hi are:
     "absolute": scores.
     "pooled": fractions in [0, 1] of all Δ >= 0 of a call, its queries and candidates taken together. They become absolute
-        bounds once for the whole call (`dqe_engine.zones.resolve_pooled`), at least 0: they follow the scale of the scores, the
-        zone follows each target, and what scores above the target is never mid (nor is it with absolute bounds from lo = 0 on).
+        bounds (at least 0) once for the whole call (`dqe_engine.zones.resolve_pooled`). So bounds follow the scale of the scores, and an
+        item that scores above the target is never mid.
     "rank": fractions in [0, 1] of the query's own list, best first. The anchor cancels: the mid zone is the same ranks of the
         list whatever the target is. A baseline (negatives by rank, as ANCE takes them), not target relative.
 

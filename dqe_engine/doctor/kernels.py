@@ -128,15 +128,16 @@ def _cuda(devices: int) -> Steps:
             )
         return
     wrong, architectures = _cuda_difference()
-    yield _agreement("CUDA kernels", wrong, f"; top-k by kernels for {' and '.join(sorted(architectures))}" if architectures else "")
+    how = ", ".join(f"{what} by kernels for {' and '.join(sorted(names))}" for what, names in architectures.items())
+    yield _agreement("CUDA kernels", wrong, f"; {how}")
 
 
-def _cuda_difference() -> tuple[str | None, set[str]]:
-    """What is wrong, and the architectures of the kernels that searched for the best."""
+def _cuda_difference() -> tuple[str | None, dict[str, set[str]]]:
+    """What is wrong, and the architectures of the kernels that searched for the best, and for zones."""
     from dqe_engine.device_arrays import CudaMemory
     from dqe_engine.zones import cuda
 
-    architectures = set[str]()
+    architectures: dict[str, set[str]] = {"top-k": set(), "zones": set()}
     with CudaMemory.open() as memory:
         for batch in CUDA_QUERIES:
             wanted = expected(batch)
@@ -150,7 +151,8 @@ def _cuda_difference() -> tuple[str | None, set[str]]:
                     others = dict.fromkeys(("lo", "hi", "anchor_scores"))
                     if wrong := difference(ZoneSelection(**fields, **others, backend="cuda"), wanted):  # type: ignore[arg-type]
                         return f"{items.dtype} items: {wrong}", architectures
-                architectures.add(index.architecture(batch))
+                    zones = options.get("zones")
+                    architectures["zones" if zones else "top-k"].add(index.architecture(batch, zones=zones))
     return None, architectures
 
 

@@ -74,14 +74,14 @@ def open_elsewhere(index: Path, *, threads: int = 0, at_most: float = math.inf, 
     """Open what `is_elsewhere`.
 
     threads: of a search in this process, 0 for all. For servers: at_most, in seconds, bounds how long the file says to wait for an answer;
-    spare and niceness: see `ShardedIndex`. Raises IndexFormatError, InputError and BackendError.
+    spare: see `ShardedIndex` and `MilvusIndex`; niceness: see `ShardedIndex`. Raises IndexFormatError, InputError and BackendError.
     """
     place = _place(index)
     if isinstance(place, MilvusPlace):
         from .milvus import MilvusIndex
 
         kept: dict[str, Any] = {name: getattr(place, name) for name in ("token", "consistency", "exhaustive")}
-        return MilvusIndex(_uri(index, place), place.collection, timeout=min(place.timeout, at_most), **kept)
+        return MilvusIndex(_uri(index, place), place.collection, timeout=min(place.timeout, at_most), spare=spare, **kept)
     root = _root(index, place)
     options: dict[str, Any] = {"on_loss": place.on_loss, "timeout": min(place.timeout, at_most), "spare": spare}
     if place.actors:

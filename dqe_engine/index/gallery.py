@@ -60,8 +60,8 @@ class GalleryIndex(NotPickled, InProcess):
     image tokens spare a catalogue reference the vision encoder; "f16" rounds them to 11 bits, so the composed query
     differs from the uncached one by about 1e-3; "none" stores no image tokens, for large galleries (P * Hv values each).
     `screened`: keep an 8-bit copy of the target tokens in memory (a quarter of float32), made at the first search: results
-    stay exact, and searches take a fraction of the time (`dqe_engine.zones.Screen`). None: while the target tokens take at most
-    `SCREENED_BYTES`, so that no memory is taken that anybody would miss.
+    stay exact, and searches take a fraction of the time (`dqe_engine.zones.Screen`). None: only if the target tokens take at most
+    `SCREENED_BYTES`.
 
     Every change makes a new `Snapshot`; searches and reads take the present one and never wait, whoever adds, removes or saves
     meanwhile. Other processes that have loaded the same index follow by `refresh`. A context manager: see `close`.
@@ -116,8 +116,8 @@ class GalleryIndex(NotPickled, InProcess):
         self.close()
 
     def close(self) -> None:
-        """Let go of memory and files; what was not saved is gone. Whatever is asked of the index after that is an InputError, but searches
-        that run end well. May be called twice."""
+        """Let go of memory and files; what was not saved is gone. Any later call raises InputError; searches that are running finish. May
+        be called twice."""
         with self._lock:
             self._closed = True
             self._writer = Writer(self._writer.layout)
@@ -149,7 +149,7 @@ class GalleryIndex(NotPickled, InProcess):
             self._publish()
 
     def snapshot(self) -> Snapshot:
-        """The index as it is now, whatever is done to it later."""
+        """The index at this moment; later changes do not show in it."""
         now = self._now
         self._check_open()
         return now
@@ -211,7 +211,7 @@ class GalleryIndex(NotPickled, InProcess):
         target_tokens: (n, M, D) float32; image_tokens: (n, P, Hv) float32 or float16, given if and only if the index
         keeps them; metadata: n JSON objects or None; contents: n hashes of the images, or None (`Indexer` gives them).
         Raises InputError for arrays that do not fit or are not finite in the index's precision, metadata that JSON cannot
-        hold, ids that repeat, and ids that exist unless `replace`, by which all that is known of them is replaced.
+        hold, ids that repeat, and ids that exist; with `replace`, such items are replaced, metadata included.
         """
         new = checked_items(self._writer.layout, ids, target_tokens, image_tokens, metadata, contents)
         with self._lock:
@@ -267,16 +267,16 @@ class GalleryIndex(NotPickled, InProcess):
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Make the present contents durable in the directory `path`; once this returns, no kill can lose them.
 
-        Saving again to the same place appends what is new. More than half of the rows removed, or a new place: a new
-        generation with the live rows only. Raises IndexConflictError when `path` holds an index that this one was not
-        loaded from or that another writer changed since (unless `overwrite`), and IndexFormatError when the disk refuses.
+        Saving again to the same place appends what is new. All live rows are written anew (a new generation) to a new place, and once more
+        than half of the rows are removed ones. Raises IndexConflictError when `path` holds an index that this one was not loaded from or
+        that another writer changed since (unless `overwrite`), and IndexFormatError when the disk refuses.
         """
         with self._lock:
             self._check_open()
             self._save(Path(path).absolute(), overwrite=overwrite)
 
     def compact(self) -> None:
-        """Drop the rows of removed and replaced items, in memory, or where this index was loaded from or saved to, which also saves it."""
+        """Drop the rows of removed and replaced items. An index that was loaded or saved is saved in its folder, too."""
         with self._lock:
             self._check_open()
             if self._path is not None:
@@ -297,9 +297,9 @@ class GalleryIndex(NotPickled, InProcess):
     ) -> GalleryIndex:
         """Open a saved index; tokens are memory-mapped, so this takes the time of reading ids and metadata.
 
-        Sizes and the catalogue's checksum are always held; `verify` also reads all tokens and holds theirs. `mapped=False` reads the
-        tokens into memory: files that something else than a save writes over (`cp new/* served/`) end a process that has mapped them.
-        Raises IndexFormatError for a missing, damaged or newer index, and one whose model is not `model_hash`.
+        Sizes and the catalogue's checksum are always checked; `verify` also reads all tokens and checks theirs. `mapped=False` reads the
+        tokens into memory instead of mapping them: a process dies if a file that it has mapped is overwritten (`cp new/* served/`). Raises
+        IndexFormatError for a missing, damaged or newer index, and one whose model is not `model_hash`.
         """
         root, index = Path(path).absolute(), cls.__new__(cls)
 
@@ -315,7 +315,7 @@ class GalleryIndex(NotPickled, InProcess):
         return index
 
     def refresh(self) -> bool:
-        """Follow what another process saved since this index was loaded, or last refreshed; whether there was anything.
+        """Take over what another process saved since this index was loaded or last refreshed. Returns whether there was anything.
 
         What was appended is read, whatever the size of the index; a compacted one is opened anew. Searches go on meanwhile. Raises
         InputError for an index that was never saved, IndexConflictError where there are unsaved changes of its own, and what `load` does.
@@ -346,7 +346,7 @@ class GalleryIndex(NotPickled, InProcess):
             return followed
 
     def verify(self) -> None:
-        """Read all files of the saved index and hold them against their checksums. Raises IndexFormatError, and InputError for an index
+        """Read all files of the saved index and compare them with their checksums. Raises IndexFormatError, and InputError for an index
         that was never saved."""
         if self._path is None:
             raise InputError("this index was never saved or loaded, so there are no files to verify; save it first")

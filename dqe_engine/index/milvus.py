@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.errors import BackendError, DQEError, IndexFormatError, InputError, NoAnswerError
+from dqe_engine.errors import BackendError, DQEError, IndexFormatError, InputError
 from dqe_engine.forks import NotPickled
 
 from .filters import Filter, compile_filter
 from .gallery import GalleryIndex
+from .milvus_calls import MilvusCalls, without_secrets
 from .milvus_entities import Origin, check_entity, entities, schema_of
 from .milvus_filters import expression_of, one_of
 from .milvus_search import LACKS, MilvusSnapshot
@@ -39,10 +40,6 @@ IndexType = Literal["FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX"]
 _WRITTEN = 256
 """Entities in one request."""
 _READ = 4096
-_REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED")
-"""Statuses of gRPC."""
-_FIRST_REFUSAL, _UNEXPECTED = 100, 65535
-"""Milvus's own codes: below, it is not ready or the client did not reach it."""
 
 
 class MilvusIndex(NotPickled):
@@ -62,13 +59,15 @@ class MilvusIndex(NotPickled):
         exhaustive: bool | None = None,
         candidates: int = 64,
         most: int = 16384,
+        spare: bool = False,
     ) -> None:
         """Open a collection that `create` made. uri: of a server, or the path of a Milvus Lite file.
 
-        exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server, which searches new vectors by an
-        approximate index of its own until they are indexed, unless `queryNode.segcore.interimIndex.enableIndex` is false there; say True
-        where it is. candidates: items that are fetched first, beside 4 for each of k; most: at most, before an answer is given without
-        proof.
+        timeout: seconds for which each call of Milvus is waited for, at most; reading an item is one call, a search one or, while its
+        answer is not proved, some more. exhaustive: whether a flat search looks at every vector. None: yes in Milvus Lite, no in a server,
+        which searches new vectors by an approximate index of its own until they are indexed, unless
+        `queryNode.segcore.interimIndex.enableIndex` is false there; say True where it is. candidates: items that are fetched first, beside
+        4 for each of k; most: at most, before an answer is given without proof. spare: see `MilvusCalls`.
 
         Raises BackendError where Milvus cannot be reached, IndexFormatError for a collection that is missing, empty or not ours, and
         InputError.
@@ -78,9 +77,10 @@ class MilvusIndex(NotPickled):
         if consistency not in get_args(Consistency):
             raise InputError(f"consistency: expected {', '.join(get_args(Consistency))}, got {consistency!r}")
         self.collection, self.consistency, self.candidates, self.most = collection, consistency, candidates, min(most, 16384)
-        self._where, self._timeout, self._closed = _without_secrets(uri), timeout, False
+        self._where, self._timeout, self._closed = without_secrets(uri), timeout, False
+        self._calls = MilvusCalls(self._where, timeout, spare=spare)
         self._client = self._connect(uri, token)
-        if not self.asked(self._client.has_collection, collection):
+        if not self.asked(self._client.has_collection, collection, timeout=timeout):
             raise IndexFormatError(f"Milvus at {self._where} has no collection {collection!r}; make it with MilvusIndex.create")
         self.asked(self._client.load_collection, collection, timeout=timeout)
         self.origin = self._read_origin()
@@ -110,11 +110,12 @@ class MilvusIndex(NotPickled):
             raise InputError("an empty index: Milvus would not know the shape of its items; add some first")
         check_entity(now, now.live_rows().tolist())
         made = cls.__new__(cls)
-        made._where, made._timeout, made._closed = _without_secrets(uri), timeout, False
+        made._where, made._timeout, made._closed = without_secrets(uri), timeout, False
+        made._calls = MilvusCalls(made._where, timeout)
         client = made._client = made._connect(uri, token)
         if replace:
-            made.asked(client.drop_collection, collection)
-        if made.asked(client.has_collection, collection):
+            made.asked(client.drop_collection, collection, timeout=timeout)
+        if made.asked(client.has_collection, collection, timeout=timeout):
             raise InputError(f"Milvus at {made._where} has a collection {collection!r} already; open it and sync, or say replace=True")
         schema, indexes = schema_of(client, index.target_shape, index_type)
         options_of_all = {"schema": schema, "index_params": indexes, "consistency_level": "Strong", "timeout": timeout}
@@ -150,11 +151,13 @@ class MilvusIndex(NotPickled):
         return False
 
     def look(self) -> Health:
-        """Whether Milvus answers; the collection is the one part."""
+        """Whether Milvus answers; the collection is the one part. The look is a count, which is cheap; after a call that was late it is a
+        search, since a count may be answered where searches hang."""
+        nothing = np.zeros((1, self.target_shape[1] + 1), np.float32)
         try:
-            self.count()
-        except DQEError:
-            return Health(lost=(self.collection,), answers=False)
+            self._calls.look(*((self._nearest, nothing, 1, "") if self._calls.spared else (self._count,)))
+        except DQEError as error:
+            return Health(lost=(self.collection,), reasons=(str(error),), answers=False)
         return Health()
 
     def snapshot(self) -> MilvusSnapshot:
@@ -215,14 +218,18 @@ class MilvusIndex(NotPickled):
         """May be called twice."""
         if not self._closed:
             self._closed = True
-            self.asked(self._client.close)
+            self._calls.ask(self._client.close)
+            self._calls.close()
 
     # -- what searches need; all raise BackendError where Milvus does not answer -------------------------------------------------
 
     def nearest(self, vectors: F32, limit: int, expression: str) -> list[list[dict[str, Any]]]:
         """For each extended query, up to `limit` entities by the product with their bound vector, which is their "distance"."""
-        found = self.asked(
-            self._client.search,
+        found: list[list[dict[str, Any]]] = self.asked(self._nearest, vectors, limit, expression)
+        return found
+
+    def _nearest(self, vectors: F32, limit: int, expression: str) -> list[list[dict[str, Any]]]:
+        found = self._client.search(
             self.collection,
             data=list(vectors),
             anns_field="bound",
@@ -251,8 +258,10 @@ class MilvusIndex(NotPickled):
 
     def count(self) -> int:
         """How many items there are."""
-        found = self.asked(
-            self._client.query,
+        return int(self.asked(self._count))
+
+    def _count(self) -> int:
+        found = self._client.query(
             self.collection,
             filter="",
             output_fields=["count(*)"],
@@ -263,16 +272,7 @@ class MilvusIndex(NotPickled):
 
     def asked(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Milvus's answer. Raises BackendError, one line, for its errors, NoAnswerError where it cannot be reached or takes too long."""
-        from grpc import RpcError
-        from pymilvus.exceptions import MilvusException
-
-        try:
-            return question(*arguments, **options)
-        except (MilvusException, RpcError) as error:
-            reason, refused = _reason_of(error)
-            if refused:
-                raise BackendError(f"Milvus at {self._where} refused ({reason}); check the token, its rights and the request") from error
-            raise NoAnswerError(f"Milvus at {self._where} gave no answer ({reason}); check that it runs, then ask again") from error
+        return self._calls(question, *arguments, **options)
 
     def _connect(self, uri: str, token: str) -> Any:
         try:
@@ -293,7 +293,7 @@ class MilvusIndex(NotPickled):
             ) from error
 
     def _is_flat(self) -> bool:
-        described = self.asked(self._client.describe_index, self.collection, "bound")
+        described = self.asked(self._client.describe_index, self.collection, "bound", timeout=self._timeout)
         return str(described.get("index_type")) == "FLAT" and str(described.get("metric_type")) == "IP"
 
     def _known(self) -> list[tuple[str, int, str]]:
@@ -305,6 +305,7 @@ class MilvusIndex(NotPickled):
             output_fields=["id", "position", "origin"],
             batch_size=_READ,
             consistency_level="Strong",
+            timeout=self._timeout,
         )
         known = []
         while batch := self.asked(iterator.next):
@@ -324,22 +325,3 @@ def _saved(index: GalleryIndex) -> Snapshot:
     if now.generation is None:
         raise InputError("the index has changes that are not saved; save it first")
     return now
-
-
-def _reason_of(error: Any) -> tuple[str, bool]:
-    """What Milvus or its client says of an error, and whether Milvus was there and refused. The client says "Fail connecting" of a token
-    that is refused, too: there, the cause says why."""
-    from grpc import RpcError
-
-    for one in (error, error.__cause__):
-        if isinstance(one, RpcError) and (one is error or one.code().name in _REFUSALS):
-            return " ".join(f"{one.code().name}: {one.details()}".split())[:200], one.code().name in _REFUSALS
-    code = error.code if isinstance(error.code, int) else 0
-    refused = getattr(error, "is_input_error", False) or _FIRST_REFUSAL <= code < _UNEXPECTED
-    return " ".join(str(error.message).split())[:200], refused
-
-
-def _without_secrets(uri: str) -> str:
-    """A URI without a user's name and password, for messages."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

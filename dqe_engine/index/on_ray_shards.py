@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from dqe_engine import __version__
 from dqe_engine.errors import InputError
 
 from .ray_cluster import connect
@@ -23,6 +24,8 @@ from .sharded import ShardedIndex
 from .transports import Call, Lost, too_late
 
 NAMESPACE = "dqe"
+_OPENING = "opening"
+"""Threads of an actor for calls that open a shard: else those of several processes would take all, and searches wait for minutes."""
 
 
 class RayTransport:
@@ -32,11 +35,10 @@ class RayTransport:
         self._ray = connect("sharded serving")
         self._name, self._arguments = name, (str(root), model_hash)
         self._keywords = options
-        told = repr((str(root), model_hash, cpus, concurrency, sorted(options.items())))
-        self._digest = hashlib.blake2b(
-            told.encode(), digest_size=4
-        ).hexdigest()  # else actors of another folder, or other ones, would be found
-        self._class = self._ray.remote(ShardServer)
+        told = repr((__version__, str(root), model_hash, cpus, concurrency, sorted(options.items())))
+        # Else actors of another folder or other options would be found, or ones that run the code of another version.
+        self._digest = hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+        self._class = self._ray.remote(concurrency_groups={_OPENING: 1})(ShardServer)
         self._options = {
             "num_cpus": cpus, "max_concurrency": concurrency, "max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD",
         }  # fmt: skip
@@ -44,7 +46,7 @@ class RayTransport:
 
     def ask(self, calls: Sequence[Call], timeout: float) -> list[Reply | Lost]:
         try:
-            asked = [self.actor(slot).call.remote(*arguments) for slot, arguments in calls]
+            asked = [self._begun(slot, arguments) for slot, arguments in calls]
             ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=timeout) if asked else ([], [])
         except self._ray.exceptions.RayError as error:  # of the cluster, not of an actor
             return [Lost(_one_line(error)) for _ in calls]
@@ -55,7 +57,7 @@ class RayTransport:
         return [self._reply(slot, one, timeout, answered=one in done) for (slot, _), one in zip(calls, asked, strict=True)]
 
     def keep(self, names: Collection[str]) -> None:
-        """Nothing: an actor lets go of a shard when it is asked for another."""
+        """Nothing: an actor lets go of a shard that nobody asks for, since others may share it."""
 
     def close(self) -> None:
         """Actors without a name end with the last handle; those with one stay, for others: see `stop`."""
@@ -69,6 +71,10 @@ class RayTransport:
             }  # fmt: skip
             self._actors[slot] = self._class.options(**self._options, **named).remote(*self._arguments, **self._keywords)
         return self._actors[slot]
+
+    def _begun(self, slot: int, arguments: tuple[Any, ...]) -> Any:
+        call = self.actor(slot).call
+        return (call.options(concurrency_group=_OPENING) if arguments[0] == "open" else call).remote(*arguments)
 
     def _reply(self, slot: int, one: Any, timeout: float, *, answered: bool) -> Reply | Lost:
         if not answered:

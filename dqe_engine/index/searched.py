@@ -35,11 +35,12 @@ ABILITIES: tuple[Ability, ...] = get_args(Ability)
 
 @dataclass(frozen=True)
 class Health:
-    """What `look` found. parts: of the index, such as shards. lost: the names of those that gave no answer. answers: whether a search is
-    answered all the same, from the others."""
+    """What `look` found. parts: of the index, such as shards. lost: the names of those that gave no answer, and reasons: why, for each.
+    answers: whether a search is answered all the same, from the others."""
 
     parts: int = 1
     lost: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     answers: bool = True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Lock
@@ -19,8 +19,11 @@ from .gallery import GalleryIndex
 from .snapshot import IndexMatches, Item, Page, Snapshot
 
 KEPT_STATES = 3
-"""States of a shard that are held for searches which began before a refresh. They are of one folder and share their arrays, so they cost
-next to nothing; another folder's would be a second shard in memory."""
+"""States of a folder that are held for searches which began before a refresh. They share their arrays, so they cost next to nothing."""
+KEPT_FOLDERS = 2
+"""Folders that are held: of a shard that was cut anew, the old one answers while the new one is opened, and until all have moved on."""
+KEPT_SECONDS = 30.0
+"""How long the older folder is held after the last call that asked for it."""
 QUERIES_AT_ONCE = 4
 """Queries that the kernels score row by row (their MAX_ROW_QUERIES), screened or not. Larger batches are multiplied in tiles where no
 screen is used, and then the last bits of a score depend on the batch, on k, and on how many items there are. Shards must not differ in
@@ -29,15 +32,23 @@ them: equal items of two shards would change places, and zones be counted from a
 Reply = tuple[Literal["answer", "refused", "lost"], Any]
 
 
+class _Folder:
+    """A shard that is open. `states`, by revision, is replaced and never changed, so it is read without the lock."""
+
+    def __init__(self, index: GalleryIndex) -> None:
+        self.index = index
+        self.states: dict[str, Snapshot] = {}
+        self.asked = time.monotonic()
+
+
 class ShardServer:
-    """An index under `root`, the one that was asked for last. It is opened when it is asked for, so that a server that was started anew
-    answers as before."""
+    """The indexes under `root` that are asked for: one, and while a shard that was cut anew is taken up, the one before beside it. They are
+    opened when they are asked for, so that a server that was started anew answers as before."""
 
     def __init__(self, root: str, model_hash: str, screened: bool | None = None, mapped: bool = True, threads: int = 0) -> None:
         """`screened` and `mapped`: see `GalleryIndex.load`. threads: of one search at most, 0 for one per processor."""
         self._root, self._model_hash, self._screened, self._mapped, self._threads = Path(root), model_hash, screened, mapped, threads
-        self._index: tuple[str, GalleryIndex] | None = None
-        self._states: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
+        self._folders: dict[str, _Folder] = {}  # by name, the one that was opened last at the end; replaced as `_Folder.states` are
         self._lock = Lock()  # of opening and following; searches go on meanwhile
 
     def call(self, method: str, name: str, revision: str, *arguments: Any) -> Reply:
@@ -49,6 +60,10 @@ class ShardServer:
             return "refused", str(error)
         except DQEError as error:
             return "lost", str(error)
+
+    def open(self, now: Snapshot) -> int:
+        """`warm`, of a state that is asked for the first time, so that it may take minutes."""
+        return self.warm(now)
 
     def warm(self, now: Snapshot) -> int:
         """Make what the first search would have to. How many items there are."""
@@ -100,27 +115,45 @@ class ShardServer:
 
     def _state(self, name: str, revision: str) -> Snapshot:
         """Raises IndexFormatError where this revision is not the one on the disk and was not seen here before."""
-        if (known := self._states.get((name, revision))) is not None:
+        if (known := self._known(name, revision)) is not None:
+            self._let_go()
             return known
         with self._lock:
-            if (known := self._states.get((name, revision))) is not None:
+            if (known := self._known(name, revision)) is not None:
                 return known
-            if self._index is not None and self._index[0] == name:
-                index = self._index[1]
-                index.refresh()
+            if (folder := self._folders.get(name)) is not None:
+                folder.index.refresh()
             else:
-                index = GalleryIndex.load(self._root / name, model_hash=self._model_hash, screened=self._screened, mapped=self._mapped)
-            now = index.snapshot()
+                others = sorted(self._folders, key=lambda other: self._folders[other].asked)[-(KEPT_FOLDERS - 1) :]
+                self._folders = {other: folder for other, folder in self._folders.items() if other in others}  # before the next is opened
+                folder = _Folder(
+                    GalleryIndex.load(self._root / name, model_hash=self._model_hash, screened=self._screened, mapped=self._mapped)
+                )
+            now = folder.index.snapshot()
             if now.revision != revision:
                 raise IndexFormatError(
                     f"{self._root / name} has revision {now.revision}, but {revision} was asked for, so it was changed meanwhile; "
                     "refresh, and if "
                     "that does not help, run dqe-index shard (or join) to its end"
                 )
-            self._index = name, index
-            if any(other != name for other, _ in self._states):
-                self._states = OrderedDict()  # a new one: others read it without the lock
-            self._states[name, revision] = now
-            while len(self._states) > KEPT_STATES:
-                self._states.popitem(last=False)
+            states = {**folder.states, revision: now}
+            folder.states = {one: states[one] for one in list(states)[-KEPT_STATES:]}
+            folder.asked = time.monotonic()
+            self._folders = {**self._folders, name: folder}
             return now
+
+    def _known(self, name: str, revision: str) -> Snapshot | None:
+        if (folder := self._folders.get(name)) is None or (known := folder.states.get(revision)) is None:
+            return None
+        folder.asked = time.monotonic()
+        return known
+
+    def _let_go(self) -> None:
+        """Of older folders that nobody asks for any more; not while one is being opened."""
+        if len(self._folders) > 1 and self._lock.acquire(blocking=False):
+            try:
+                *older, _ = self._folders
+                gone = [name for name in older if time.monotonic() - self._folders[name].asked >= KEPT_SECONDS]
+                self._folders = {name: folder for name, folder in self._folders.items() if name not in gone}
+            finally:
+                self._lock.release()

@@ -164,7 +164,7 @@ class ShardedSnapshot:
 
     def warm(self) -> None:
         """Have every shard open its index and make what the first search would."""
-        _, lost = self._ask_all("warm", timeout=_OPENING_SECONDS)
+        _, lost = self._ask_all("open", timeout=_OPENING_SECONDS)
         self._check_loss(lost)
 
     def lost(self, transport: Transport) -> dict[int, Lost]:
@@ -200,7 +200,8 @@ class ShardedSnapshot:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return NoAnswerError(
             f"shard {self.set.shards[first].name}{more} of {len(self.set.shards)} gave no answer, so {consequence} "
-            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again"
+            f"({lost[first].reason}); look at the machine that has it, or allow more time (timeout), then ask again",
+            parts=tuple([self.set.shards[shard].name for shard in sorted(lost)]),
         )
 
     def _of(self, method: str, row: int) -> Any:
@@ -349,7 +350,8 @@ class ShardedIndex(NotPickled):
             self._sparing.found({shards[n].name: one for n, one in lost.items()})
         self._let_go()  # by now, nobody searches what was refreshed before the last look
         answers = not lost or (now.on_loss == "partial" and len(lost) < len(shards))
-        return Health(len(shards), tuple([shards[n].name for n in sorted(lost)]), answers)
+        names, reasons = [shards[n].name for n in sorted(lost)], [lost[n].reason for n in sorted(lost)]
+        return Health(len(shards), tuple(names), tuple(reasons), answers)
 
     def refresh(self) -> bool:
         """Follow what `dqe-index shard` or `join` did since; whether there was anything. Searches see the old state or the new one, never a

@@ -8,7 +8,6 @@ Whoever changed or removed an item since it was compared wins. Stopped or killed
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -28,12 +27,13 @@ import numpy as np
 from dqe_engine.bundle import Bundle
 from dqe_engine.errors import DQEError, IndexConflictError
 from dqe_engine.files import describe_os_error, try_directory_lock
-from dqe_engine.image_policy import DEFAULT_POLICY, ImagePolicy
+from dqe_engine.image_policy import DEFAULT_POLICY
 from dqe_engine.image_sources import Pixels, find_images
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Entry, Indexer, IndexingPlan, Pairs, metadata_for
 from dqe_engine.index.metadata_file import read_metadata
+from dqe_engine.indexer import Entry, Indexer, IndexingPlan, Pairs, metadata_for
 from dqe_engine.results import EncodedImages, IndexingReport
+from dqe_engine.sessions import Provider
 
 from .photos import Photos
 from .progress import Progress, born, write_progress
@@ -42,9 +42,7 @@ from .writes import make_index
 
 if TYPE_CHECKING:
     from dqe_engine.engine import RetrievalEngine
-    from dqe_engine.sessions import Provider
 
-SAVE_EVERY, SAVE_SECONDS = 64, 5.0
 _BATCH = 16
 _TOLD_EVERY = 0.25
 _POLL_SECONDS = 0.01
@@ -90,38 +88,55 @@ class _Reporter:
             raise Stopped
 
 
-def index_folder(
-    bundle: Path,
-    index: Path,
-    folders: Sequence[tuple[str, Path]],
-    state_file: Path,
-    *,
-    metadata: Path | None = None,
-    uploads: Path | None = None,
-    readd: bool = False,
-    provider: Provider = "auto",
-    threads: int | None = None,
-    policy: ImagePolicy = DEFAULT_POLICY,
-    save_every: int = SAVE_EVERY,
-    save_seconds: float = SAVE_SECONDS,
-) -> Progress:
-    """Add to the index what is new in the folders or differs, and say in `state_file` how far that is; how it ended.
+class FolderJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What `index_folder` is to do.
 
-    folders: (prefix of the ids, folder). metadata: a file of it (see `read_metadata`), for images that are indexed now. An index that is
-    missing is made at once. uploads: items whose image is one of these are left
-    alone, whatever lies under their name in a folder. readd: take photos whose items the API removed; else they are left out and counted,
-    until an item has their id. Images that cannot be read are left out and counted. Items whose image is gone stay.
-    In the main thread, SIGTERM and SIGINT end the work between two batches. Never raises but for what is no error of ours to catch.
+    - `bundle`, `index`: folders; an index that is missing is made at once.
+    - `folders`: (prefix of the ids, folder of photos).
+    - `state_file`: where the progress is written.
+    - `metadata`: a file of it (see `read_metadata`), for images that are indexed now.
+    - `uploads`: items whose image lies in this folder are left alone, whatever lies under their name in a folder of photos.
+    - `readd`: take photos whose items the API removed; else they are left out and counted, until an item has their id.
+    - `save_every`, `save_seconds`: the most images, and about the longest time, between two saves.
     """
-    reporter = _Reporter(state_file)
+
+    bundle: Path
+    index: Path
+    folders: tuple[tuple[str, Path], ...]
+    state_file: Path
+    metadata: Path | None = None
+    uploads: Path | None = None
+    readd: bool = False
+    provider: Provider = "auto"
+    threads: int | None = None
+    save_every: int = 64
+    save_seconds: float = 5.0
+
+    def command(self) -> list[str]:
+        """The command of a process that does the job; its exit code is 0 when all was done."""
+        told = json.dumps(msgspec.to_builtins(self, enc_hook=str))  # msgspec's own JSON refuses paths that are not UTF-8
+        return [sys.executable, "-m", "dqe_engine.server.background", told]
+
+    @classmethod
+    def told(cls, text: str) -> FolderJob:
+        """The job in the last word of `command`."""
+        return msgspec.convert(json.loads(text), cls, dec_hook=lambda kind, value: kind(value))
+
+
+def index_folder(job: FolderJob) -> Progress:
+    """Add to the index what is new in the folders or differs, and say in the state file how far that is; how it ended.
+
+    Images that cannot be read are left out and counted. Items whose image is gone stay. In the main thread, SIGTERM and SIGINT end the
+    work between two batches. Never raises but for what is no error of ours to catch.
+    """
+    reporter = _Reporter(job.state_file)
     try:
         with _signals(reporter.stop):
-            given = {} if metadata is None else read_metadata(metadata)
-            photos = Photos([], uploads)
-            if readd:
-                Removed(removed_beside(Path(index).absolute())).clear()
-            work = _Work(reporter, bundle, index, folders, given, photos, provider, threads, policy, save_every, save_seconds)
-            work.run()
+            given = {} if job.metadata is None else read_metadata(job.metadata)
+            photos = Photos([], job.uploads)
+            if job.readd:
+                Removed(removed_beside(job.index.absolute())).clear()
+            _Work(reporter, job, given, photos).run()
     except Stopped:
         done, total = reporter.now.done, reporter.now.total
         reporter.tell(state="failed", message=f"stopped after {done} of {total} images; it goes on at the next start")
@@ -130,25 +145,21 @@ def index_folder(
         reporter.tell(state="failed", message=message)
     except Exception as error:
         _log.exception("indexing failed")
-        reporter.tell(state="failed", message=f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        said = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        reporter.tell(state="failed", message=f"{said}; the server's log has the details")
     return reporter.now
 
 
 class _Work:
-    def __init__(
-        self, reporter: _Reporter, bundle: Path, index: Path, folders: Sequence[tuple[str, Path]],
-        metadata: Mapping[str, Entry], uploads: Photos, provider: Provider, threads: int | None, policy: ImagePolicy,
-        save_every: int, save_seconds: float,
-    ) -> None:  # fmt: skip
-        self.reporter, self.bundle_path, self.path, self.folders, self.uploads = reporter, bundle, Path(index).absolute(), folders, uploads
-        self.metadata, self.provider, self.threads, self.policy = metadata, provider, threads, policy
-        self.save_every, self.save_seconds = save_every, save_seconds
+    def __init__(self, reporter: _Reporter, job: FolderJob, metadata: Mapping[str, Entry], uploads: Photos) -> None:
+        self.reporter, self.job, self.metadata, self.uploads = reporter, job, metadata, uploads
+        self.path = job.index.absolute()
         self.removed = Removed(removed_beside(self.path))
         self.skipped: Counter[str] = Counter()
         self.engine: RetrievalEngine | None = None
 
     def run(self) -> None:
-        self.bundle = Bundle.load(self.bundle_path)
+        self.bundle = Bundle.load(self.job.bundle)
         self.spec = self.bundle.manifest.preprocessing
         make_index(self.bundle, self.path)
         self.index = self._loaded()
@@ -174,23 +185,23 @@ class _Work:
         return GalleryIndex.load(self.path, model_hash=self.bundle.model_hash, screened=False)
 
     def _indexer(self, index: GalleryIndex) -> Indexer:
-        return Indexer(index, self._encode, self.spec, policy=self.policy, threads=2)
+        return Indexer(index, self._encode, self.spec, policy=DEFAULT_POLICY, threads=2)
 
     def _encode(self, pixels: Sequence[Pixels]) -> EncodedImages:
         """By a model that is loaded once there is something for it to do."""
         from dqe_engine.engine import RetrievalEngine
 
         if self.engine is None:
-            self.engine = RetrievalEngine.load(self.bundle_path, provider=self.provider, threads=self.threads, images=self.policy)
+            self.engine = RetrievalEngine.load(self.job.bundle, provider=self.job.provider, threads=self.job.threads)
             if self.engine.bundle.model_hash != self.bundle.model_hash:
-                raise IndexConflictError(f"{self.bundle_path} is another model's now; start again")
+                raise IndexConflictError(f"{self.job.bundle} holds another model than at the start; start the server again")
         return self.engine.encode_pixels(pixels)
 
     def _images(self) -> Pairs:
         """Of all folders, each id once; where two have it, of the one that is named first."""
         images: dict[str, Any] = {}
-        for prefix, folder in self.folders:
-            found = find_images(folder, self.policy)
+        for prefix, folder in self.job.folders:
+            found = find_images(folder)
             self.skipped.update(found.passed_over)
             for name, image in found.pairs:
                 if isinstance(image, Path) and image.is_symlink():  # nor would `Photos` show it
@@ -211,8 +222,8 @@ class _Work:
             self._skip(image.kind for image in report.skipped)
             done = min(start + _BATCH, total)
             stopping = self.reporter.stop.is_set()
-            late = time.monotonic() - saved_at >= self.save_seconds
-            if done == total or stopping or late or len(waiting) >= self.save_every:
+            late = time.monotonic() - saved_at >= self.job.save_seconds
+            if done == total or stopping or late or len(waiting) >= self.job.save_every:
                 added += self._save(waiting, seen)
                 waiting, saved_at = self._empty(), time.monotonic()
                 self.reporter.tell(done=done)
@@ -297,61 +308,12 @@ def _signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def command(
-    bundle: Path,
-    index: Path,
-    folders: Sequence[tuple[str, Path]],
-    state_file: Path,
-    *,
-    metadata: Path | None = None,
-    uploads: Path | None = None,
-    readd: bool = False,
-    provider: str = "auto",
-    threads: int | None = None,
-) -> list[str]:
-    """Of a process that runs `index_folder`; its exit code is 0 when all was done."""
-    names = [(prefix, str(Path(folder).absolute())) for prefix, folder in folders]
-    words = [sys.executable, "-m", "dqe_engine.server.background", str(bundle), str(index), "--state", str(state_file)]
-    words += ["--provider", provider, "--folders", json.dumps(names)]
-    if metadata is not None:
-        words += ["--metadata", str(metadata)]
-    if uploads is not None:
-        words += ["--uploads", str(uploads)]
-    if readd:
-        words.append("--readd")
-    if threads is not None:
-        words += ["--threads", str(threads)]
-    return words
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="python -m dqe_engine.server.background", description="Index photo folders for a server.")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("index", type=Path)
-    parser.add_argument("--state", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--folders", type=json.loads, default=[], metavar="JSON", help="[[prefix, folder], …]")
-    parser.add_argument("--metadata", type=Path, metavar="FILE")
-    parser.add_argument("--uploads", type=Path, metavar="DIR")
-    parser.add_argument("--readd", action="store_true")
-    parser.add_argument("--provider", default="auto")
-    parser.add_argument("--threads", type=int)
-    args = parser.parse_args(argv)
+    (told,) = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.nice(_NICE)  # whoever searches comes first
-    folders = [(prefix, Path(folder)) for prefix, folder in args.folders]
-    end = index_folder(
-        args.bundle,
-        args.index,
-        folders,
-        args.state,
-        metadata=args.metadata,
-        uploads=args.uploads,
-        readd=args.readd,
-        provider=args.provider,
-        threads=args.threads,
-    )
-    return 0 if end.state == "done" else 1
+    return 0 if index_folder(FolderJob.told(told)).state == "done" else 1
 
 
 if __name__ == "__main__":

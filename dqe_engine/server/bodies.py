@@ -30,14 +30,15 @@ async def read_parts(request: Request, *, texts: Sequence[str], files: Sequence[
         form = await request.form(max_files=len(files), max_fields=len(texts), max_part_size=_MOST_FIELD)
     except (HTTPException, FormParserError) as error:  # Starlette passes on the parser's own
         why = error.detail if isinstance(error, HTTPException) else error
-        raise Problem(400, "invalid_multipart", f"the body is no multipart/form-data that can be read: {why}") from error
+        says = f"the body cannot be read as multipart/form-data ({why}); send it as /openapi.json describes"
+        raise Problem(400, "invalid_multipart", says) from error
     try:
         names = [name for name, _ in form.multi_items()]
         for name, value in form.multi_items():
             if names.count(name) > 1 or name not in (files if isinstance(value, UploadFile) else texts):
                 kind = "file" if isinstance(value, UploadFile) else "field"
                 taken = f"the files {', '.join(files)} and the fields {', '.join(texts)}, each at most once"
-                raise Problem(422, "unexpected_part", f"a {kind} {name!r} came; expected are {taken}")
+                raise Problem(422, "unexpected_part", f"got a {kind} {name!r}, expected {taken}; leave out what is not among them")
         yield form
     finally:
         await form.close()
@@ -46,4 +47,5 @@ async def read_parts(request: Request, *, texts: Sequence[str], files: Sequence[
 def _require(request: Request, media_type: str) -> None:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != media_type:
-        raise Problem(415, "unsupported_media_type", f"the body's content type is {given or 'not said'!r}; send {media_type}")
+        says = f"the content type is {given or 'missing'}, expected {media_type}; set the header Content-Type"
+        raise Problem(415, "unsupported_media_type", says)

@@ -169,9 +169,13 @@ class Connection(asyncio.Protocol):
 
     transport: Any
     cycle: Any
+    ws_protocol_class: Any
+    _unset_keepalive_if_required: Callable[[], None]
 
-    def begin(self, watch: Watch) -> None:
-        """Called once, before the connection is made."""
+    def __init__(self, watch: Watch, **uvicorn: Any) -> None:
+        """uvicorn: what its server makes a protocol with."""
+        super().__init__(**uvicorn)
+        self.ws_protocol_class = None
         self.watch = watch
         self.counted_for: str | None = None
         self.is_admitted = self.is_refused = False
@@ -185,6 +189,11 @@ class Connection(asyncio.Protocol):
         if self.admitted(transport):
             super().connection_made(transport)
             self.watch.expect_head(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.release(self)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -208,7 +217,7 @@ class Connection(asyncio.Protocol):
             return False
         self.is_refused = True
         self.watch.refused += 1
-        message = "the server has as many connections as it takes; try again in a moment, and use fewer"
+        message = "the server takes no more connections; try again in a moment, and use fewer"
         transport.write(raw_answer(Problem(503, "connections", message, retry_after(1))))
         self.linger()
         return False

@@ -82,7 +82,9 @@ class CountFiles:
             except OSError as error:
                 if not self._told:
                     self._told = True
-                    logging.getLogger(__name__).warning("the metrics of this process cannot be written", exc_info=error)
+                    logging.getLogger(__name__).warning(
+                        "the metrics of this process cannot be written, so /metrics lacks them", exc_info=error
+                    )
 
     def read(self) -> tuple[Numbers, list[Numbers]]:
         """What the dead counted, and the numbers of each other that lives. One process at a time reads: it also puts the dead aside."""
@@ -90,7 +92,7 @@ class CountFiles:
             with self._reading():
                 return self._read()
         except OSError as error:
-            logging.getLogger(__name__).warning("the metrics of other processes cannot be read", exc_info=error)
+            logging.getLogger(__name__).warning("the metrics of other processes cannot be read, so /metrics lacks them", exc_info=error)
             return Numbers(), []
 
     @contextlib.contextmanager

@@ -171,13 +171,13 @@ class _Exchange:
     def _malformed(self) -> Problem | None:
         """What parsers between the client and here might read in two ways."""
         if len(self._lengths) > 1 or (self._lengths and self._is_chunked):
-            return Problem(400, "unreadable", "the body's length is said twice; send one Content-Length, or Transfer-Encoding: chunked")
+            return Problem(400, "unreadable", "the body's length is given twice; send one Content-Length, or Transfer-Encoding: chunked")
         if self._lengths and not (self._lengths[0].isdigit() and len(self._lengths[0]) <= 18):
-            return Problem(400, "unreadable", "Content-Length is no number of bytes")
+            return Problem(400, "unreadable", "Content-Length is not a number of bytes; send the body's length in decimal digits")
         if len(self._hosts) > 1 or (not self._hosts and self._scope.get("http_version") == "1.1"):
-            return Problem(400, "unreadable", f"the request has {len(self._hosts)} Host headers, expected one")
+            return Problem(400, "unreadable", f"the request has {len(self._hosts)} Host headers, expected one; send one")
         if self._method not in METHODS:
-            return Problem(405, "method", "expected one of HTTP's methods", {"Allow": ", ".join(sorted(METHODS))})
+            return Problem(405, "method", "the method is none of HTTP's; send one that Allow names", {"Allow": ", ".join(sorted(METHODS))})
         return None
 
     def _not_ours(self) -> Problem | None:
@@ -187,7 +187,7 @@ class _Exchange:
             return None
         if self._path in HEALTH and not self._guards.settings.on_loopback:
             return None  # a balancer asks by address
-        return Problem(403, "host", "the Host header is not one of this server's names; start it with --hostname NAME to add one")
+        return Problem(403, "host", "the header Host is none of this server's names; use one, or start the server with --hostname NAME")
 
     def _foreign(self) -> Problem | None:
         """A page of another site that would send something. Browsers say whose page it is, and pages cannot change what they say."""
@@ -247,7 +247,7 @@ class _Exchange:
         most = _SESSION_BYTES if self._path == SESSION else self._guards.settings.max_body_bytes
         if length <= most:
             return None
-        return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send a smaller image")
+        return Problem(413, "too_large", f"the body has more than {most} bytes, which is this server's limit; send less")
 
     def _too_much(self, size: int) -> Problem | None:
         """All bodies that are on their way lie in memory or in temporary files."""

@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
     """Routes of one service. Ids in paths arrive percent-encoded: see `ItemPaths`."""
     routes = APIRouter(prefix="/v1", tags=["items"])
 
-    @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503))
+    @routes.get("/items", summary="List items, the oldest first", responses=responds(ItemsResponse, 401, 404, 422, 429, 503, 504))
     async def list_items(
         limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
         after: Annotated[str | None, Query(description="`next` of the page before.", max_length=64)] = None,
@@ -52,20 +52,20 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         snapshot = service.engine.searched.snapshot()
         row = None if after is None else _row(after, snapshot.generation)
-        page = await service.in_thread(partial(snapshot.page, _filter(filter), after=row, limit=limit))
+        page = await service.of_index(partial(snapshot.page, _filter(filter), after=row, limit=limit))
         next = None if page.next is None else f"{snapshot.generation}-{page.next}"
         return _json(ItemsResponse(tuple([_item(item) for item in page.items]), next, page.total))
 
     @routes.get("/facets", summary="Metadata keys, their values and counts", responses=responds(FacetsResponse, 401, 422, 429, 503))
     async def facets(filter: FilterText = None) -> Response:
-        found = await service.in_thread(service.engine.searched.snapshot().facets, _filter(filter))
+        found = await service.of_index(service.engine.searched.snapshot().facets, _filter(filter))
         return _json(FacetsResponse(found.total, found.facets))
 
     @routes.get(
         "/items/{id:path}/image",
         summary="An item's picture, scaled down",
         response_class=Response,
-        responses=responds(None, 304, 401, 404, 422, 429, 503)
+        responses=responds(None, 304, 401, 404, 422, 429, 503, 504)
         | {200: {"description": "The picture.", "content": {kind: {} for kind in ("image/jpeg", "image/png", "image/webp")}}},
     )
     async def image(request: Request, id: ItemId, size: Size = 320) -> Response:
@@ -77,7 +77,7 @@ def router(service: Service) -> APIRouter:
         found = await service.picture(item.id, item.content, size)
         return Response(found.data, media_type=found.media_type, headers={"ETag": found.etag, **_KEPT})
 
-    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503))
+    @routes.get("/items/{id:path}", summary="One item", responses=responds(ItemResponse, 401, 404, 422, 429, 503, 504))
     async def get(id: ItemId) -> Response:
         return _json(_item(await _existing(service, id)))
 
@@ -120,7 +120,7 @@ async def _uploaded(service: Service, request: Request) -> tuple[NewItem, bytes]
     async with read_parts(request, texts=("item",), files=("image",)) as parts:
         upload, told = parts.get("image"), parts.get("item")
         if not isinstance(upload, UploadFile) or told is None:
-            raise Problem(422, "missing_part", "the parts 'image' (a file) and 'item' (JSON with its id) are needed")
+            raise Problem(422, "missing_part", "a part is missing; send both 'image' (a file) and 'item' (JSON with its id)")
         with service.upload():  # from then on `Writes` bounds what waits
             return read_json(str(told), NewItem), await upload.read()
 
@@ -129,9 +129,9 @@ def _row(after: str, generation: str | None) -> int:
     """Of a page's `next`. Raises Problem where rows have other numbers now."""
     made_in, dash, row = after.rpartition("-")
     if not dash or not row.isascii() or not row.isdigit():
-        raise InputError(f"after: expected `next` of the page before, got {after!r}")
+        raise InputError(f"after: expected `next` of the page before, got {after!r}; begin again without after")
     if made_in != generation:
-        raise Problem(404, "page_gone", "the index was compacted, published or cut since that page; begin again without after")
+        raise Problem(404, "page_gone", "the index was compacted or replaced since that page; begin again without after")
     return int(row)
 
 
@@ -139,13 +139,13 @@ def _id(encoded: str) -> str:
     try:
         return unquote(encoded, errors="strict")
     except UnicodeDecodeError as error:
-        raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so it is no item's") from error
+        raise Problem(404, "unknown_item", "the id in the path is not UTF-8, so no item has it; percent-encode the id as UTF-8") from error
 
 
 def _written(encoded: str) -> str:
     """The id of an item that is to be changed. Raises Problem for the address of its picture, which ends in a slash of its own."""
     if encoded.endswith("/image"):
-        raise Problem(405, "method", "a picture is only read; replace the item, and percent-encode slashes of ids", {"Allow": "GET"})
+        raise Problem(405, "method", "a picture can only be read; to change it, replace its item; in ids, / is %2F", {"Allow": "GET"})
     return _id(encoded)
 
 
@@ -153,7 +153,7 @@ async def _existing(service: Service, encoded: str) -> Item:
     """As this process sees it now. For reading: writes ask `Writes`, which sees what others have saved."""
     id, index = _id(encoded), service.engine.searched
     find = index.snapshot().find
-    (item,) = find([id]) if index.at_hand else await service.in_thread(find, [id])
+    (item,) = find([id]) if index.at_hand else await service.of_index(find, [id])
     if item is None:
         raise Problem(404, "unknown_item", f"{described(id)} is not in the index")
     return item

@@ -166,7 +166,7 @@ def _keys_of(entries: Iterable[tuple[str, str]], before: int) -> list[tuple[str,
         if not words:
             continue
         if len(words) > 3 or len(words) < 2 or words[0] not in ("read", "write"):
-            raise InputError(f"{place} is not: read KEY [NAME], or: write KEY [NAME]; mend it")
+            raise InputError(f"{place} is neither 'read KEY [NAME]' nor 'write KEY [NAME]'; correct it")
         name = words[2] if len(words) == 3 else f"key-{before + len(found) + 1}"
         try:
             found.append((place, key_of(words[1], name, may_write=words[0] == "write")))

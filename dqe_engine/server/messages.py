@@ -218,7 +218,7 @@ def check_filter(filter: Mapping[str, Any] | None) -> None:
             stack += [part for part in node if isinstance(part, dict | list)]
         if keys > MOST_FILTER_KEYS or values > MOST_FILTER_VALUES:
             most = f"{MOST_FILTER_KEYS} conditions or {MOST_FILTER_VALUES:,} listed values"
-            raise InputError(f"filter: more than {most}; ask in parts, or give the items a key that says the same")
+            raise InputError(f"filter: more than {most}; split the search, or give the items one metadata key for this condition")
 
 
 def read_json(data: bytes | str, type: type[T]) -> T:
@@ -226,6 +226,6 @@ def read_json(data: bytes | str, type: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=type)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid_request", f"{error}; see /openapi.json for what is taken") from error
+        raise Problem(422, "invalid_request", f"{error}; see /openapi.json for what is expected") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, "invalid_json", f"the body is no JSON: {error}; send one JSON object in UTF-8") from error
+        raise Problem(400, "invalid_json", f"the body is not valid JSON: {error}; send one JSON object in UTF-8") from error

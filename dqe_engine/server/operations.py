@@ -71,4 +71,4 @@ def deadline_in(timeout: float | None) -> float:
 
 
 def too_late() -> DeadlineError:
-    return DeadlineError("not written within its time, and not any more; ask again, or allow more time")
+    return DeadlineError("the change was not written by its deadline, and will not be; send it again, or allow more time")

@@ -156,7 +156,7 @@ class Photos:
             flight.set_exception(error.with_traceback(None))
             raise
         except BaseException as error:
-            told = error if isinstance(error, DQEError) else OverloadError("the thumbnail was given up; ask again")
+            told = error if isinstance(error, DQEError) else OverloadError("another request for this thumbnail failed; ask again")
             flight.set_exception(told.with_traceback(None))
             raise
         else:
@@ -181,7 +181,7 @@ class Photos:
 
     def _require_uploads(self) -> Uploads:
         if self._uploads is None:
-            raise UploadError("no folder of uploads is configured; start the server with one")
+            raise UploadError("the server has no folder for uploads; start it with --uploads FOLDER")
         return self._uploads
 
     def _version(self, id: str, content: str | None) -> str:
@@ -209,7 +209,7 @@ class Photos:
         for prefix, folder in self._folders:
             if len(prefix) == longest and id.startswith(prefix) and (found := self._open_below(folder, id[longest:])) is not None:
                 return found
-        raise NoPhotoError(f"{id[:200]!r}: no image of this item is at hand")
+        raise NoPhotoError(f"{id[:200]!r}: the server has no image of this item; start it with --images FOLDER, or upload the image")
 
     def _open_below(self, folder: Path, name: str) -> _Place | None:
         parts = _parts(name)

@@ -24,7 +24,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +54,7 @@ CODES: Mapping[int, str] = {
 LONGEST_MESSAGE = 1000
 _DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 _DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+_FAILED = "the server failed; tell whoever runs it the request id"
 # In quotes, spaces belong to the path; else it ends where a word does. One name after a slash may be an id, so it stays.
 # Nothing is tried twice (possessive), so the time is linear whatever a client sent.
 _QUOTED_PATH = re.compile(r"""(['"])(?:/|[A-Za-z]:\\)(?:[^'"/\\]*+[/\\])*+([^'"/\\]*+)\1""")
@@ -98,9 +99,15 @@ def queue_full() -> Problem:
     return Problem(429, "queue_full", "too many searches wait already; ask again in a moment", retry_after(1))
 
 
-def no_answer() -> Problem:
-    """Where shards or a database are lost, without which there is none. Who runs the server reads in the log which."""
-    return Problem(503, "no_answer", "a part of the index gives no answer, so there is none; ask again in a moment", retry_after(5))
+def no_answer(parts: Sequence[str]) -> Problem:
+    """Where shards or a database are lost, without which there is none. parts: their names, which `/readyz` has too, if they are known. Who
+    runs the server reads in the log why."""
+    if not parts:
+        which = "a part of the index gives no answer"
+    else:
+        named = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+        which = f"part {named} of the index gives no answer" if len(parts) == 1 else f"parts {named} of the index give no answer"
+    return Problem(503, "no_answer", f"{which}, so there is none; ask again in a moment", retry_after(5))
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -108,7 +115,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     if _errnos(error) & _DISK:
-        return Problem(507, "disk", "the server's disk is full or refuses; look whether the change was made, and tell who runs the server")
+        return Problem(507, "disk", "the server cannot write to its disk; check whether the change was made, and tell whoever runs it")
     if isinstance(error, OverloadError):
         return Problem(429, "queue_full", "too many requests wait already; ask again in a moment", retry_after(1))
     if isinstance(error, DeadlineError | TimeoutError):
@@ -116,12 +123,12 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, IndexConflictError):
         return Problem(503, "busy", "the index is being written by another program; ask again in a moment", retry_after(5))
     if isinstance(error, NoAnswerError):
-        return no_answer()
+        return no_answer(error.parts)
     if isinstance(error, InputError):
         return Problem(422, "invalid", error)
     if isinstance(error, OSError) and error.errno in _DESCRIPTORS:
         return Problem(429, "too_many", "the server has too many files and connections open; ask again in a moment", retry_after(1))
-    return _of_framework(error) or Problem(500, "internal", "the server failed; tell who runs it the request id")
+    return _of_framework(error) or Problem(500, "internal", _FAILED)
 
 
 def response_bytes(problem: Problem, request_id: str) -> bytes:
@@ -178,7 +185,7 @@ def _of_framework(error: BaseException) -> Problem | None:
         # Not the value, which may be long, or somebody's secret.
         where = ".".join(str(part) for part in first.get("loc", ())) or "request"
         if first.get("type") == "json_invalid":
-            return Problem(400, "unreadable", f"the body is no JSON that can be read ({where}); send one value in UTF-8")
+            return Problem(400, "unreadable", f"the body is not valid JSON ({where}); send one value in UTF-8")
         return Problem(422, "invalid", f"{where}: {first.get('msg', 'not acceptable')}; see /openapi.json for what is expected")
     if not isinstance(error, HTTPException):
         return None
@@ -188,4 +195,4 @@ def _of_framework(error: BaseException) -> Problem | None:
     if error.status_code == 405:
         return Problem(405, "method", "this route does not take that method; the header Allow names those it takes", headers)
     status = error.status_code if error.status_code in CODES else 400 if 400 <= error.status_code < 500 else 500
-    return Problem(status, CODES[status], error.detail if status < 500 else "the server failed; tell who runs it the request id", headers)
+    return Problem(status, CODES[status], error.detail if status < 500 else _FAILED, headers)

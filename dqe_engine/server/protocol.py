@@ -47,10 +47,10 @@ class ProtocolFactory:
         if self.implementation == "httptools":
             from .protocol_httptools import HttpToolsConnection
 
-            return HttpToolsConnection(self.watch(server_state), config, server_state, app_state, _loop)
+            return HttpToolsConnection(self.watch(server_state), config=config, server_state=server_state, app_state=app_state, _loop=_loop)
         from .protocol_h11 import H11Connection
 
-        return H11Connection(self.watch(server_state), config, server_state, app_state, _loop)
+        return H11Connection(self.watch(server_state), config=config, server_state=server_state, app_state=app_state, _loop=_loop)
 
 
 def _factory(settings: ServerSettings, implementation: str) -> ProtocolFactory:

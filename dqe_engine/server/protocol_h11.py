@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
 import h11
-from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from .connections import Closer, Connection, Watch
 from .problems import Problem
@@ -18,23 +15,9 @@ from .problems import Problem
 class H11Connection(Connection, H11Protocol):
     """The parser bounds what it holds of a head, a chunk's size and trailers, which it drops."""
 
-    def __init__(
-        self,
-        watch: Watch,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        H11Protocol.__init__(self, config, server_state, app_state, _loop)
-        self.ws_protocol_class = None
+    def __init__(self, watch: Watch, **uvicorn: Any) -> None:
+        super().__init__(watch, **uvicorn)
         self.conn = h11.Connection(h11.SERVER, watch.settings.max_head_bytes)
-        self.begin(watch)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.watch.release(self)
-        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.discards(data):
@@ -63,7 +46,7 @@ class H11Connection(Connection, H11Protocol):
             most = self.watch.settings.max_head_bytes
             self.refuse(Problem(431, "head_too_large", f"the head has more than {most} bytes; send less"))
         else:
-            self.refuse(Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))
+            self.refuse(Problem(400, "unreadable", "what came is not an HTTP/1.1 request; send one"))
 
     def has_part_of_head(self) -> bool:
         return bool(self.conn.trailing_data[0])

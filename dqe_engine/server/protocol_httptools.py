@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from .connections import MOST_HEADERS, MOST_PIPELINED, Closer, Connection, Watch
 from .headers import SEARCH
@@ -21,28 +18,14 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     their end. Trailers of a chunked body are dropped: they would join the headers after those were looked at.
     """
 
-    def __init__(
-        self,
-        watch: Watch,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        HttpToolsProtocol.__init__(self, config, server_state, app_state, _loop)
-        self.ws_protocol_class = None
-        self.begin(watch)
+    def __init__(self, watch: Watch, **uvicorn: Any) -> None:
+        super().__init__(watch, **uvicorn)
         self._in_head = True  # or between requests
         self._held = 0
         self._progressed = False
         self._head_bytes = self._headers = 0
         self._reason: Problem | None = None
         self._refusal: bytes | None = None  # the answer to a search that is one too many
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.watch.release(self)
-        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, where there was an error
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.discards(data):
@@ -128,7 +111,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self.part(super().shutdown)
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(self._reason or Problem(400, "unreadable", "what came is no HTTP/1.1 request; send one"))
+        self.refuse(self._reason or Problem(400, "unreadable", "what came is not an HTTP/1.1 request; send one"))
 
     def has_part_of_head(self) -> bool:
         return self._held > 0

@@ -132,7 +132,7 @@ class _Workers(Multiprocess):
         try:
             settings = self._again()
         except (DQEError, OSError) as error:
-            log.error("SIGHUP: the workers stay as they are: %s", error)
+            log.error("SIGHUP: the workers keep running as they are: %s", error)
             return
         self.config.app = partial(create_app, settings, owns_process=True)
         self.config.http = ProtocolFactory(settings)  # type: ignore[assignment]  # as above

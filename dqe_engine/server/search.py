@@ -57,7 +57,7 @@ async def _asked(service: Service, request: Request, held: ExitStack) -> tuple[S
             raise Problem(422, "no_image", "the part 'image' is missing; send the file in it, or the query as application/json")
         asked = read_json(str(parts.get("query") or "{}"), SearchRequest)
         if asked.reference_id is not None:
-            raise InputError("a query has one reference: the part 'image' or reference_id, got both")
+            raise InputError("got both the part 'image' and reference_id, expected one reference; leave one out")
         held.enter_context(service.upload())  # until the answer
         data = await upload.read()
         service.check_image(data)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -37,6 +37,7 @@ from .photos import SIZES, NoPhotoError, Photos, Thumbnail
 from .problems import GoneError, Problem
 from .removed import Removed, removed_beside
 from .settings import ServerSettings
+from .threads import Threads
 from .turns import Turns
 from .writes import Writes
 
@@ -57,8 +58,6 @@ MOST_DEADLINE_MS = 600_000
 SWITCH_S = 0.0002
 """Seconds for which a thread that runs Python keeps another waiting. At Python's 0.005, the event loop would wait that long for the thread
 that searches after each system call that lets go of the interpreter, as each new connection makes some."""
-MOST_IN_THREADS = 256
-"""Pictures, listings and counts that are made or wait for a thread; a page asks for some dozens at a time."""
 MOST_BEGUN = 8
 """Searches that begin in one turn of the event loop. With two while others are refused, a third fewer were answered."""
 T = TypeVar("T")
@@ -79,11 +78,12 @@ class Service:
         """What a search would search now."""
         self._writes: Writes | None = None
         self.keyring = Keyring(settings.keys)
-        self._followed = self._in_threads = 0
+        self._followed = 0
         self._searching, self._most_searching = 0, settings.room + settings.most  # those that wait, and those of the batch that runs
         self.turn = Turns(MOST_BEGUN)
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="dqe-serve")  # of what is short: pictures that are kept, counts, refreshes
-        self._renderers = ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), "dqe-serve-picture", give_way, (niceness,))
+        self._short = Threads(ThreadPoolExecutor(4, "dqe-serve"))  # pictures that are kept, counts, metrics
+        self._asking = Threads(ThreadPoolExecutor(4, "dqe-serve-ask"), deadline_s=settings.deadline_s)  # for what lies elsewhere
+        self._rendering = Threads(ThreadPoolExecutor(min(MOST_RENDERED, available_cpus()), "dqe-serve-picture", give_way, (niceness,)))
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -120,8 +120,8 @@ class Service:
         if self._writes is not None:
             await asyncio.to_thread(self._writes.close)
         await asyncio.to_thread(self.batcher.close)
-        for pool in (self._pool, self._renderers):
-            pool.shutdown(cancel_futures=True)  # nobody waits for what has not begun
+        for threads in (self._short, self._asking, self._rendering):
+            threads.close()
         self.engine.close()
         self.metrics.close()
 
@@ -145,8 +145,9 @@ class Service:
     def _look_at_parts(self) -> None:
         before, self.health = self.health, self.engine.attached.look()
         self.metrics.parts(self.health.parts, len(self.health.lost))
-        if gone := sorted({*self.health.lost} - {*before.lost}):
-            log.error("no answer from these parts of the index: %s", ", ".join(gone))
+        for name, reason in zip(self.health.lost, self.health.reasons, strict=True):
+            if name not in before.lost:
+                log.error("no answer from part %s of the index: %s", name, reason)
         if back := sorted({*before.lost} - {*self.health.lost}):
             log.warning("these parts of the index answer again: %s", ", ".join(back))
 
@@ -193,25 +194,16 @@ class Service:
         kept = await self.in_thread(self.photos.kept, id, content, size)
         if kept is not None:
             return kept
-        return await self._in(self._renderers, self.photos.thumbnail, id, content, size)
+        return await self._rendering.do(self.photos.thumbnail, id, content, size)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """For what would hold up the event loop, and is short. Work that a request has left goes on to its end, so it counts until then.
+        """For what would hold up the event loop, and is short. Raises OverloadError where much waits already."""
+        return await self._short.do(work, *arguments)
 
-        Raises OverloadError where much waits already.
-        """
-        return await self._in(self._pool, work, *arguments)
-
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
-        if self._in_threads >= MOST_IN_THREADS:
-            raise OverloadError(f"{self._in_threads} pictures, listings and counts wait already; ask again in a moment")
-        self._in_threads += 1
-        running = asyncio.get_running_loop().run_in_executor(pool, partial(work, *arguments))
-        running.add_done_callback(self._left_threads)
-        return await asyncio.shield(running)
-
-    def _left_threads(self, _: object) -> None:
-        self._in_threads -= 1
+    async def of_index(self, work: Callable[..., T], *arguments: Any) -> T:
+        """For what a snapshot of the index is asked. Shards and databases may be slow or silent: they have threads of their own, so that
+        nothing else waits behind them, and a deadline. Raises OverloadError, and DeadlineError."""
+        return await (self._short if self.engine.attached.at_hand else self._asking).do(work, *arguments)
 
     def deadline(self, headers: Mapping[str, str]) -> float:
         """Seconds for an answer: the server's, or what the request's X-Deadline-Ms says, if that is less. Raises Problem."""
@@ -241,7 +233,7 @@ class Service:
                 self.removed.add(ids)
         except OSError as error:
             log.error("nothing is saved: %s", describe_write_error(error, self.removed.file))
-            message = "what is removed cannot be noted beside the index, so nothing was changed; tell who runs the server"
+            message = "the removal cannot be recorded beside the index, so nothing was changed; tell whoever runs the server"
             raise Problem(507, "disk", message) from error
 
     def _may_have_photo(self, removal: Removal) -> bool:
@@ -306,13 +298,14 @@ class Service:
             except Exception as error:
                 if self.following:
                     expected = isinstance(error, DQEError | OSError)  # else a bug, or an error of a client's own
-                    log.error("the index cannot be followed: %s", error, exc_info=None if expected else error)
+                    log.error("changes of the index cannot be read: %s", error, exc_info=None if expected else error)
                 self.following = False
                 await asyncio.sleep(1.0)
 
     async def _keep(self) -> None:
         """Measure, and end where the parent process is gone; also while shards are being opened, which takes minutes."""
-        parent = os.getppid()
+        started_by = parent_process()  # that process may be gone already, so it is not whoever is the parent now
+        parent = os.getppid() if started_by is None else started_by.pid
         for turn in itertools.count():
             await asyncio.sleep(FOLLOWED_EVERY)
             if turn % MEASURED_EVERY == 0:
@@ -332,7 +325,7 @@ class Service:
                     with contextlib.suppress(NoAnswerError):  # the next look at the parts tells
                         await asyncio.to_thread(self._look)
             except Exception:  # a bug, or a client's that has none of its errors for it: the next look may fare better
-                log.exception("the parts of the index cannot be looked at")
+                log.exception("the parts of the index cannot be checked")
                 self.health = replace(self.health, answers=False)
 
 

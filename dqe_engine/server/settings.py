@@ -106,7 +106,8 @@ class ServerSettings:
             "instances of Key; read them with keys.read_keys",
         )
         digests = {key.digest for key in self.keys}
-        _expect(len(digests) == len(self.keys), "keys", f"{len(self.keys) - len(digests)} twice", "each key once; remove the others")
+        repeated = len(self.keys) - len(digests)
+        _expect(not repeated, "keys", f"a list that repeats {repeated}", "each key once; remove the others")
         _expect(self.log in ("info", "warning", "error"), "log", self.log, "info, warning or error")
         for name, least, most in (
             ("most", 1, 4096),

@@ -54,7 +54,7 @@ def router(service: Service) -> APIRouter:
         if not service.ready():
             raise Problem(503, service.phase, f"this server is {service.phase}; ask again in a second", headers={"Retry-After": "1"})
         if not service.health.answers:
-            raise no_answer()
+            raise no_answer(service.health.lost)
         return _json(ReadyResponse("ready", service.index.items, service.index.revision, service.following, service.health.lost))
 
     @routes.get("/metrics", tags=["operation"], summary="For Prometheus", response_class=Response)

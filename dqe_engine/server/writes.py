@@ -125,7 +125,7 @@ class Writes(NotPickled):
     def _enqueue(self, entry: Operation, size: int) -> None:
         with self._arrived:
             if self._closed:
-                raise OverloadError("no more is written here: the server is shutting down; ask again later, or elsewhere")
+                raise OverloadError("the server is shutting down and writes no more; ask again later, or another server")
             if len(self._queue) >= self._room or (self._bytes and self._bytes + size > self._room_bytes):
                 raise OverloadError(f"{len(self._queue)} changes of {self._bytes >> 20} MiB wait to be written already; ask again later")
             self._queue.append(entry)
@@ -212,7 +212,7 @@ class Writes(NotPickled):
             try:
                 self._saved()
             except Exception:
-                _log.exception("what was to be called after a save raised")
+                _log.exception("a callback after a save failed")
         for operation, outcome in outcomes.items():
             if isinstance(outcome, Written):
                 operation.future.set_result(outcome)

@@ -108,7 +108,7 @@ def exclusions(exclude: Exclusions | None, batch: int, size: int) -> tuple[I64, 
     if exclude is None:
         return np.zeros(batch + 1, np.int64), np.empty(0, np.int64)
     if len(exclude) != batch:
-        raise InputError(f"exclude: {len(exclude)} entries for {batch} queries")
+        raise InputError(f"exclude: {len(exclude)} entries, expected {batch}, one for each query")
     entries = [np.asarray(entry) for entry in exclude]
     for row, entry in enumerate(entries):
         if entry.ndim != 1 or (entry.size and not np.issubdtype(entry.dtype, np.integer)):

@@ -37,6 +37,8 @@ ESTIMATED_SAMPLE = 16_384
 """The same where many queries are screened: there the sample costs bounds alone."""
 RESCORE_COST = 10_000
 """Multiply-adds that cost about as much as scoring one item again, in panels: zones that need too many are found without the screen."""
+SHORT_RESCORE_COST = {"avx2": 150}
+"""The same, times D (64 at least), with sums of 16 bits. Their bounds are coarser, and the more so the longer vectors are."""
 
 SWEPT_ROW_COST = 0.06
 """Nanoseconds for a byte of codes that is swept for a few queries, by all threads. As the next three it comes from two processors of an AMD
@@ -74,7 +76,7 @@ class Status(IntEnum):
     SCATTERED = 3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that takes a microsecond of each search
 class _Rows:
     """The result's arrays; a block of queries works on a view of its rows."""
 
@@ -131,13 +133,14 @@ def select(
     kept_bytes: int = KEPT_BYTES,
     least_field: int = LEAST_FIELD,
     sample: int | None = None,
-    rescore_cost: int = RESCORE_COST,
+    rescore_cost: int | None = None,
     instruction_set: str = "",
     list_limit: int | None = None,
 ) -> ZoneSelection:
     """Select with bounded memory; see `select_zones` for the contract.
 
     list_limit: tokens that a query may visit by lists before it is swept; 0: none, no lists; None: as many as save time.
+    rescore_cost: that of an item in multiply-adds, by which it is judged whether a screen pays; None: as measured.
     `threads`, the sizes, the limit and the cost change nothing in the result. `instruction_set` ("": the best; `_kernels.instruction_sets`
     has the list) can change a score's last bit, through the order in which products are added.
     """
@@ -149,8 +152,11 @@ def select(
     screened = request.screen is not None and request.batch <= _screened_queries(instruction_set)
     if not by_rows:
         share = candidates / max(request.size, 1)
-        kept = field + min(request.k, candidates)
-        screened = screened and screening_pays(kept, request.shards, share=share, rescore_cost=rescore_cost)
+        room = field // 2 if _zoning(request) is Zoning.FROM_BEST else field  # seldom filled: what will be kept is not known
+        kept = room + min(request.k, candidates)
+        screened = screened and screening_pays(
+            kept, request.shards, share=share, rescore_cost=rescore_cost, instruction_set=instruction_set
+        )
     lists = _lists(request, candidates, gainful=list_limit is None) if screened and list_limit != 0 else None
     prefix = _prefix(request) if screened and by_rows else None
     if sample is None:
@@ -184,9 +190,17 @@ _best_instruction_set = cache(lambda: _kernels.instruction_sets()[0])
 _screened_queries = cache(_kernels.screened_queries)
 
 
-def screening_pays(field: int, shards: Sequence[NDArray[Any]], *, share: float = 1.0, rescore_cost: int = RESCORE_COST) -> bool:
-    """Whether panels of queries that keep `field` candidates each, of a `share` of these (n, M, D) shards, are found faster screened."""
-    return field * rescore_cost <= share * sum(shard.size for shard in shards)
+def screening_pays(
+    kept: int, shards: Sequence[NDArray[Any]], *, share: float = 1.0, rescore_cost: int | None = None, instruction_set: str = ""
+) -> bool:
+    """Whether panels of queries that keep so many candidates each, of a `share` of these (n, M, D) shards, are found faster screened.
+
+    `rescore_cost`: None: what was measured with this instruction set ("": the best).
+    """
+    if rescore_cost is None:
+        short = SHORT_RESCORE_COST.get(instruction_set or _best_instruction_set())
+        rescore_cost = short * max(shards[0].shape[2], 64) if short else RESCORE_COST
+    return kept * rescore_cost <= share * sum(shard.size for shard in shards)
 
 
 def _lists(request: ZoneRequest, candidates: int, *, gainful: bool) -> TokenLists | None:
@@ -253,7 +267,7 @@ def _field(request: ZoneRequest, candidates: int, least: int) -> int:
             return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Sweeper:
     request: ZoneRequest
     candidates: int
@@ -340,7 +354,7 @@ class _Sweeper:
         return _kernels.sweep(
             queries,
             list(request.shards),
-            list(request.screen.shards) if (self.screened or lists) and request.screen is not None else [],
+            request.screen.for_kernels() if (self.screened or lists) and request.screen is not None else None,
             offsets,
             excluded,
             request.allowed if request.allowed is None or len(request.allowed) == 1 else request.allowed[some],

@@ -34,11 +34,14 @@ def kernels() -> ModuleType:
     """The compiled module. Raises BackendError where it is not built or no device is there."""
     if find_spec("dqe_engine._kernels_cuda") is None:
         raise BackendError(
-            "backend='cuda': dqe_engine._kernels_cuda is not built; install with -C cmake.define.DQE_CUDA=ON and nvcc on PATH"
+            "backend='cuda': the CUDA kernels are not built; put nvcc on PATH and install with -C cmake.define.DQE_CUDA=ON, "
+            "or use backend='cpu'"
         )
     module = import_module("dqe_engine._kernels_cuda")
     if module.device_count() == 0:
-        raise BackendError("backend='cuda': no CUDA device, or a driver older than the build; use backend='cpu'")
+        raise BackendError(
+            "backend='cuda': no CUDA device was found, or its driver is older than the kernels; update the driver, or use backend='cpu'"
+        )
     return module
 
 
@@ -55,7 +58,8 @@ def workspace_bytes(
     excluded: int = 0,
     screened: bool = False,
 ) -> int:
-    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D).
+    """Bytes of device memory that `select` needs beside operands and results, for `items` of shape (N, D) or (N, M, D), on the current
+    CUDA device.
 
     own_best: no `anchor` is given. excluded: ids in all lists together. screened: the index has a screen.
     """
@@ -116,27 +120,42 @@ class Index:
         kernels = self.architecture(batch, k=k, half_queries=half_queries)
         if self._screen is None:
             return f"no screen was asked for: every search reads the items (screen='auto' keeps 8-bit codes too); {kernels} kernels"
-        return f"{self._screen.describe(batch, k, self._unscreened(batch, half_queries, zones=False))}; {kernels} kernels"
+        return f"{self._screen.describe(batch, k, self._unscreened(batch, half_queries))}; {kernels} kernels"
 
     def _taken(self, stream: int) -> Any:
         return _operand(self._module, "items", self._items, ("float16", "float32"), (2, 3), stream)
 
-    def _unscreened(self, batch: int, half_queries: bool, *, zones: bool) -> Unscreened:
-        architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, zones, False)
+    def _unscreened(self, batch: int, half_queries: bool) -> Unscreened:
+        architecture, a_pass = self._module.architecture(self._operand, batch, half_queries, False, False)
         return architecture, a_pass
 
-    def architecture(self, batch: int, *, k: int = 10, half_queries: bool = False, zones: bool = False) -> str:
-        """Which kernels a search of `batch` queries for the `k` best takes: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all
+    def architecture(
+        self,
+        batch: int,
+        *,
+        k: int = 10,
+        half_queries: bool = False,
+        zones: ZoneSpec | None = None,
+        own_best: bool = True,
+        excluded: int = 0,
+    ) -> str:
+        """Which kernels give the scores of a search of `batch` queries: "sm_90a" (TMA and wgmma; H100 and H200 alone) or "sm_80" (all
         devices).
 
-        sm_90a serves top-k without zones over float16 items, if rows begin at multiples of 16 bytes, M is a power of two up to 128, and
-        the prepared queries fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes
-        sm_80 for all that it scores.
+        sm_90a serves float16 items whose rows begin at multiples of 16 bytes, if M is a power of two up to 128 and the prepared queries
+        fit shared memory: D up to 640 for float16 queries, 320 for float32 ones. A search that uses the screen takes sm_80 for all that
+        it scores, and so do zones with ranks or exclusions over more items than scores can be kept of (some 4 million).
+
+        k: of a search without zones. zones, own_best, excluded: as for `workspace_bytes`.
         """
-        unscreened = self._unscreened(batch, half_queries, zones=zones)
+        if zones is not None:
+            asked = own_best, zones.bounds == "rank", excluded > 0
+            kernels: str = self._module.architecture(self._operand, batch, half_queries, True, False, *asked)[0]
+            return kernels
+        unscreened = self._unscreened(batch, half_queries)
         architecture = unscreened[0]
-        if self._screen is not None and not zones and self._screen.would_pay(batch, k, unscreened):
-            architecture = self._module.architecture(self._operand, batch, half_queries, zones, True)[0]
+        if self._screen is not None and self._screen.would_pay(batch, k, unscreened):
+            architecture = self._module.architecture(self._operand, batch, half_queries, False, True)[0]
         return architecture
 
     def select(
@@ -176,28 +195,15 @@ class Index:
             such a search is refused.
         workspace: an array on the device of at least `workspace_bytes(...)` bytes; None for the index's own. Zones measured from
             the query's own best, with ranks as bounds or with exclusions keep the scores of a block of queries in it: up to 1 GiB, and a
-            quarter of that for ranks.
+            quarter of that for ranks. sm_90a copies the items of given anchors to it, 2·M·D bytes for each query of a block (1,024).
 
         Raises InputError for arguments that do not fit, BackendError where kernels or device are missing or the device fails.
         """
         if zones is None and (picks or counts or anchor is not None):
             raise InputError("anchor, picks and counts need zones: pass zones=ZoneSpec(lo=..., hi=...)")
-        q = _operand(self._module, "queries", queries, ("float32", "float16"), (2,), stream)
-        if stream not in self._ready:  # what produced the items has to be waited for there too
-            self._operand = self._taken(stream)
-            self._ready.add(stream)
-        t = self._operand
-        (batch, width), size = q.shape, self.size
+        q, t, a, room = self._operands(queries, anchor, workspace, stream)
+        batch, size = q.shape[0], self.size
         check_counts(batch, k=k, picks=picks, first_query=first_query)
-        if width != self.width or width == 0:
-            raise InputError(f"queries have D={width} and items D={self.width}; both must be the same, at least 1")
-        a = None if anchor is None else _operand(self._module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
-        if a is not None and a.shape != (batch,):
-            raise InputError(f"anchor: {a.shape[0]} entries for {batch} queries")
-        room = None if workspace is None else _operand(self._module, "workspace", workspace, None, None, stream)
-        for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
-            if operand is not None and operand.device != q.device:
-                raise InputError(f"{name}: on CUDA device {operand.device}, the queries on device {q.device}; move one of them")
         bitmap = None if allowed is None else checked_bitmap(allowed, batch, size)
         if bitmap is not None:
             exclude = excluding_others(exclude, bitmap, batch, size)
@@ -205,11 +211,7 @@ class Index:
         offsets, excluded = (np.array(part, np.int64) if not sync else np.ascontiguousarray(part, np.int64) for part in (offsets, excluded))
         if not sync and isinstance(anchor, np.ndarray):  # the caller may write over it
             a = self._module.Operand(anchor.copy())
-
-        screen = self._screen if zones is None else None
-        if screen is not None:
-            unscreened = SM_80 if portable else self._unscreened(batch, q.dtype == "float16", zones=False)
-            screen = screen if screen.pays(batch, k, unscreened) else None
+        screen = self._screen_for(batch, k, q.dtype == "float16", portable=portable) if zones is None else None
 
         def swept(spec: ZoneSpec | None, k: int, picks: int, counts: bool, anchor: Any, workspace: Any, sync: bool) -> dict[str, Any]:
             given = spec or _NO_ZONES
@@ -252,6 +254,31 @@ class Index:
             sizes = {"batch": batch, "size": size, "tokens": self.tokens}
             zones = _resolve_pooled(zones, queries, self._items, anchor, best, device=q.device, **sizes, **hidden)
         return ZoneSelection(**swept(zones, k, picks, counts, a, room, sync), backend="cuda")
+
+    def _operands(self, queries: Any, anchor: Any, workspace: Any, stream: int) -> tuple[Any, Any, Any, Any]:
+        """Queries, items, anchor and workspace as the kernels take them, checked and on one device. Raises InputError."""
+        q = _operand(self._module, "queries", queries, ("float32", "float16"), (2,), stream)
+        if stream not in self._ready:  # what produced the items has to be waited for there too
+            self._operand = self._taken(stream)
+            self._ready.add(stream)
+        t, (batch, width) = self._operand, q.shape
+        if width != self.width or width == 0:
+            raise InputError(f"queries have D={width} and items D={self.width}; both must be the same, at least 1")
+        a = None if anchor is None else _operand(self._module, "anchor", anchor, ("int64", "float32"), (1,), stream, host=True)
+        if a is not None and a.shape != (batch,):
+            raise InputError(f"anchor: {a.shape[0]} entries, expected {batch}, one for each query")
+        room = None if workspace is None else _operand(self._module, "workspace", workspace, None, None, stream)
+        for name, operand in (("items", t), ("anchor", a if a is not None and a.on_device else None), ("workspace", room)):
+            if operand is not None and operand.device != q.device:
+                raise InputError(f"{name}: on CUDA device {operand.device}, and the queries on device {q.device}; move one of them")
+        return q, t, a, room
+
+    def _screen_for(self, batch: int, k: int, half_queries: bool, *, portable: bool) -> DeviceScreen | None:
+        """The screen, if a top-k search that is now carried out uses it."""
+        if self._screen is None:
+            return None
+        unscreened = SM_80 if portable else self._unscreened(batch, half_queries)
+        return self._screen if self._screen.pays(batch, k, unscreened) else None
 
 
 def _resolve_pooled(
@@ -308,13 +335,13 @@ def _operand(
 ) -> Any:
     """Import an array through DLPack, ready on `stream`, and check it. Raises InputError."""
     if not hasattr(array, "__dlpack_device__"):
-        raise InputError(f"{name}: expected a CUDA array that speaks DLPack, got {type(array).__name__}")
+        raise InputError(f"{name}: got {type(array).__name__}, expected a CUDA array with DLPack, such as a torch.Tensor on the device")
     kind, number = (int(part) for part in array.__dlpack_device__())
     if kind != _DLPACK_CUDA and not (host and isinstance(array, np.ndarray)):
         raise InputError(f"{name}: on DLPack device type {kind}, expected CUDA ({_DLPACK_CUDA}); move it there, or use backend='cpu'")
     operand = module.Operand(array if kind != _DLPACK_CUDA else _exported(module, name, array, number, stream))
     if dtypes is not None and operand.dtype not in dtypes:
-        raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}")
+        raise InputError(f"{name}: dtype {operand.dtype}, expected {' or '.join(dtypes)}; convert it first")
     if ranks is not None and len(operand.shape) not in ranks:
         raise InputError(f"{name}: shape {operand.shape}, expected {' or '.join(map(str, ranks))} dimensions")
     if not operand.contiguous:

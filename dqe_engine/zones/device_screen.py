@@ -77,10 +77,11 @@ class DeviceScreen:
 
     def describe(self, batch: int, k: int, unscreened: Unscreened = SM_80) -> str:
         if not self.suits:
-            return f"no screen: {self.rows:,} tokens, {self.tokens} an item of {self.width} numbers (1, 2, 4, ... 32 can be screened)"
+            taken = f"a screen takes 1, 2, 4, 8, 16 or 32 tokens an item, of at most {MAX_WIDTH:,} numbers"
+            return f"no screen: {self.rows:,} tokens, {self.tokens} an item, of {self.width:,} numbers; {taken}"
         screened, plain = self.costs(batch, k, unscreened)
         chosen = "always the screen" if self.always else "the screen" if screened < plain else "the items"
-        pause = f"; {self._paused} searches after one that overflowed read the items" if self._paused else ""
+        pause = f"; {self._paused} more searches read the items, since the candidates of one overflowed their lists" if self._paused else ""
         return (
             f"8-bit codes of {self.rows:,} tokens; {batch} queries for {k} cost {screened / 2**20:,.0f} MiB with the screen "
             f"({self._survivors:.1f} tokens in full for each wanted), {plain / 2**20:,.0f} without: {chosen}{pause}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .arrays import F32, I64
 from .compiled import kernels
 from .prefix import NoPrefix, Prefix
-from .sampling import sampled, units
+from .sampling import sampled, sampled_directions, units
 
 LEAST_TOKENS = 1 << 15
 """Fewer tokens are swept in less time than lists would take."""
@@ -105,6 +105,7 @@ class TokenLists:
     tallies: dict[int, Tally] = field(default_factory=dict)
     always: bool = False
     """Tried for every query, whatever the tallies say: for measurements, which a sweep in full would flatter."""
+    _handle: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def weighed(
@@ -129,10 +130,10 @@ class TokenLists:
             return NoLists()
         wanted = max(1, min(_LISTS_PER_ROOT * math.isqrt(size), size // _LEAST_PER_LIST))
         rng = np.random.default_rng(0)
-        sample = units(sampled(shards, min(size, wanted * _SAMPLE_PER_LIST), rng))
+        sample = sampled_directions(shards, min(size, wanted * _SAMPLE_PER_LIST), rng, threads=threads)
         if len(sample) < wanted:
             return NoLists()  # most tokens have no direction
-        tree = _Tree.grown(sample, wanted, rng, threads)
+        tree = _Tree.grown(sample, wanted, threads)
         del sample
         if most_left < 1 and (left := tree.left(shards, queries, threads)) > most_left:
             return NoLists(left)
@@ -166,9 +167,11 @@ class TokenLists:
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (self.codes, self.scales, self.errors, self.norms, self.longest, self.widest, self.starts, self.rows, self.cosines)
 
-    def for_kernels(self) -> tuple[Any, ...]:
-        """What `_kernels.sweep` takes as `lists`."""
-        return (self.covered, *self._arrays())
+    def for_kernels(self) -> Any:
+        """What `_kernels.sweep` takes as `lists`, made once."""
+        if not self._handle:
+            self._handle.append(kernels().Lists(self.covered, *self._arrays()))
+        return self._handle[0]
 
     def shrunk(self, share: float, *, always: bool = False) -> TokenLists:
         """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""
@@ -191,13 +194,13 @@ class _Tree:
     directions: F32  # (L, D), unit vectors
 
     @classmethod
-    def grown(cls, sample: F32, leaves: int, rng: np.random.Generator, threads: int) -> _Tree:
-        """From (n, D) unit vectors."""
+    def grown(cls, sample: F32, leaves: int, threads: int) -> _Tree:
+        """From (n, D) unit vectors in any order that says nothing of them, since k-means begins with some here and there."""
         some = sample[:: -(-len(sample) // _SPREAD_SAMPLE)]
         some = some - some.mean(axis=0)
         axes: F32 = np.ascontiguousarray(np.linalg.eigh((some.T @ some).astype(np.float64)).eigenvectors.T[::-1][:_PREFIX], np.float32)
-        order = rng.permutation(len(sample))  # k-means begins with points here and there
-        points: F32 = (sample @ axes.T)[order]
+        points = np.empty((len(sample), len(axes)), np.float32)
+        kernels().project(sample, axes, points, threads)
         count = max(1, math.isqrt(leaves))
         roots, of_root = np.empty((count, len(axes)), np.float32), np.empty(len(points), np.uint32)
         whole = np.asarray([0, len(points)])
@@ -208,14 +211,11 @@ class _Tree:
         offsets = np.concatenate(([0], np.cumsum(shares)))
         centres, nearest = np.repeat(roots, shares, axis=0), np.empty(len(points), np.uint32)
         kernels().cluster(points[by_root], begins, offsets, len(points), _ROUNDS, centres, nearest, threads)
-        by_leaf, begins = _grouped(nearest + np.repeat(offsets[:-1], sizes), len(centres))
-        sums = np.zeros((len(centres), sample.shape[1]))
-        present = np.diff(begins) > 0
-        sums[present] = np.add.reduceat(sample[order[by_root[by_leaf]]], begins[:-1][present], axis=0)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        lost = norms[:, 0] == 0  # an empty leaf, or one whose members cancel
-        sums[lost, 0], norms[lost] = 1.0, 1.0
-        return cls(axes, roots, centres, offsets, (sums / norms).astype(np.float32))
+        leaf_of = np.empty(len(points), np.uint32)
+        leaf_of[by_root] = nearest + np.repeat(offsets[:-1], sizes).astype(np.uint32)
+        directions = np.empty((len(centres), sample.shape[1]), np.float32)
+        kernels().mean_directions(sample, leaf_of, directions, threads)
+        return cls(axes, roots, centres, offsets, directions)
 
     def for_kernels(self) -> tuple[F32, F32, F32, I64]:
         return self.axes, self.roots, self.leaves, self.offsets

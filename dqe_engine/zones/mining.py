@@ -84,7 +84,7 @@ class MiningJob:
         select_zones(self.queries[:0], self.gallery, zones=self.zones, backend=self.backend)  # shapes and dtypes
         for name, array in (("targets", self.targets), ("exclude", self.exclude)):
             if array is not None and len(array) != len(self.queries):
-                raise InputError(f"{name}: {len(array)} entries for {len(self.queries)} queries")
+                raise InputError(f"{name}: {len(array)} entries, expected {len(self.queries)}, one for each query")
         if self.exclude is not None:
             if self.exclude.ndim != 2 or self.exclude.dtype != np.int64:
                 raise InputError(f"exclude: {self.exclude.dtype} of shape {self.exclude.shape}, expected int64 (T, E), padded with -1")

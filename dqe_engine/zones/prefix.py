@@ -7,7 +7,7 @@ fraction of the bytes of their codes. Where they do not, as with isotropic vecto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Prefix:
     blocks: NDArray[np.uint8]  # (ceil(covered * M / 16), 16 * P + 64)
     costs: tuple[PrefixCost, ...] = ()
     """Of all widths that were weighed."""
+    _handle: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def build(
@@ -137,9 +138,11 @@ class Prefix:
     def nbytes(self) -> int:
         return self.axes.nbytes + self.blocks.nbytes
 
-    def for_kernels(self) -> tuple[Any, ...]:
-        """What `_kernels.sweep` takes as `prefix`."""
-        return self.covered, self.axes, self.blocks
+    def for_kernels(self) -> Any:
+        """What `_kernels.sweep` takes as `prefix`, made once."""
+        if not self._handle:
+            self._handle.append(kernels().Prefixes(self.covered, self.axes, self.blocks))
+        return self._handle[0]
 
     def describe(self) -> str:
         own = next((found for found in self.costs if found.width == self.width), None)

@@ -146,7 +146,7 @@ def _split_anchor(anchor: Any, batch: int, size: int) -> tuple[I64 | None, F32 |
         return None, None
     check_array("anchor", anchor, (np.int64, np.float32), (1,))
     if len(anchor) != batch:
-        raise InputError(f"anchor: {len(anchor)} entries for {batch} queries")
+        raise InputError(f"anchor: {len(anchor)} entries, expected {batch}, one for each query")
     if anchor.dtype == np.float32:
         return None, anchor
     check_ids("anchor", anchor, size)

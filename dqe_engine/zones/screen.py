@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ class Screen:
     """Why there is none, where one was weighed."""
     left: float | None = None
     """What lists would leave of the tokens, where that was too much to keep them."""
+    _handle: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -58,35 +59,38 @@ class Screen:
     ) -> Screen:
         """Quantise items as `select_zones` takes them. `nbytes` is about a quarter of float32 items.
 
-        No result depends on the rest, but time does:
+        The other arguments change the time of a search, never its result:
 
-        queries: (B, D) float32, finite, like those that will be asked, by which it is judged whether a prefix pays; some of the tokens,
-            where there are none.
-        lists: also cluster the tokens, where there are enough of them and queries can skip most; "always", where they cannot, too, for
-            searches that stop early.
-        prefix: also keep the first numbers of each token in a rotated basis, where these promise to rule out most tokens (`describe`).
+        queries: (B, D) float32, finite, like those that will be asked. They decide whether lists and a prefix pay; without them, some of
+            the tokens stand in.
+        lists: also cluster the tokens, if there are enough of them and queries can skip most; "always": even if they cannot, for searches
+            that stop early.
+        prefix: also keep the first numbers of each token in a rotated basis, if these should rule out most tokens (`describe` says).
 
         Raises InputError for items and queries that `select_zones` would refuse and queries that are not finite, BackendError where the
         kernels are not built.
         """
-        coded, shards = [], shards_of(items)
+        shards = shards_of(items)
         if queries is not None:
             _check_queries(queries, shards[0].shape[2])
-        for shard in shards:
-            if shard.shape[2] > MAX_WIDTH:
-                raise InputError(f"items: D={shard.shape[2]}, at most {MAX_WIDTH} can be screened; search without a screen")
-            codes = empty_codes(_coded_shape(shard))
-            scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
-            kernels().encode(shard, codes, scales, errors, norms, threads or available_cpus())
-            coded.append(CodedShard(codes, scales, errors, norms))
+        if (width := shards[0].shape[2]) > MAX_WIDTH:
+            raise InputError(f"items: D={width}, at most {MAX_WIDTH} can be screened; search without a screen")
         threads = threads or available_cpus()
+        # Codes last: what the others needed meanwhile becomes part of their memory, which a process that is new to the system waits for.
         most_left = 1.0 if lists == "always" else MOST_LEFT
         found = TokenLists.weighed(shards, queries=queries, threads=threads, most_left=most_left) if lists else NoLists()
         if isinstance(found, TokenLists):
-            return cls(tuple(coded), found.prefixed(shards, queries=queries, threads=threads) if prefix else found)
+            kept = found.prefixed(shards, queries=queries, threads=threads) if prefix else found
+            return cls(_coded(shards, threads), kept)
         weighed = Prefix.weighed(shards, queries=queries, threads=threads) if prefix else None
-        kept, reason = (None, weighed) if isinstance(weighed, NoPrefix) else (weighed, None)
-        return cls(tuple(coded), None, kept, reason, found.left)
+        level, reason = (None, weighed) if isinstance(weighed, NoPrefix) else (weighed, None)
+        return cls(_coded(shards, threads), None, level, reason, found.left)
+
+    def for_kernels(self) -> Any:
+        """What `_kernels.sweep` takes as `coded`, made once."""
+        if not self._handle:
+            self._handle.append(kernels().Codes(list(self.shards)))
+        return self._handle[0]
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +116,16 @@ class Screen:
         found = [shard.codes.shape for shard in self.shards]
         if found != expected:
             raise InputError(f"screen: its shards have shapes {found}, those of items need {expected}; build it from the same items")
+
+
+def _coded(shards: Sequence[NDArray[Any]], threads: int) -> tuple[CodedShard, ...]:
+    coded = []
+    for shard in shards:
+        codes = empty_codes(_coded_shape(shard))
+        scales, errors, norms = (np.empty(shard.shape[:2], np.float32) for _ in range(3))
+        kernels().encode(shard, codes, scales, errors, norms, threads)
+        coded.append(CodedShard(codes, scales, errors, norms))
+    return tuple(coded)
 
 
 def _check_queries(queries: F32, width: int) -> None:

@@ -54,15 +54,15 @@ def select_zones(
         only if `exclude` says so); float32 (B,) scores.
     picks: P items per query out of the mid zone, the top P of the policy's key. Draws depend on the seed, the query's row
         and the item's position only: not on tiling, threads or backend.
-    first_query: the row in the whole batch that row 0 is, where a batch is given in blocks; then the draws are the batch's.
+    first_query: if a batch is passed in blocks, the number of this block's first row in it; picks are then those of the whole batch.
     exclude: per query, item positions that are no candidates: they neither rank nor count. An excluded item may be
         the anchor. A sequence of B sequences, or an integer array (B, E). For few items per query; `allowed` is for many.
     allowed: uint64 (W,) for all queries, or (B, W), W = ceil(N / 64): bit i % 64 of word i // 64 says whether item i may be a
-        candidate. Results are those of a gallery without the others, but that positions, and so the draws, stay. Blocks without a
-        candidate are skipped, and few candidates gathered: a search takes no longer than without. On the host.
-    screen: `Screen.build(items)`. Items whose certified bound from 8-bit codes cannot matter are never read in full, so few
-        queries cost a quarter of the memory traffic; the result is as exact as without. Used where it gains (`rescored`
-        in the result is then a number): up to 4 queries, and more where the processor has 8-bit dot products (AVX-512 VNNI).
+        candidate. Results are those of a gallery without the other items, except that positions, and with them the draws, stay as they are.
+        A search takes about as long as without, or less. On the host.
+    screen: `Screen.build(items)`. Bounds from its 8-bit codes rule out most items, which are then not read in full: a few queries cost
+        a quarter of the memory traffic, and the result is as exact as without. Used if it gains (`rescored` in the result is then a
+        number): up to 4 queries, and more where the processor has 8-bit dot products (AVX-512 VNNI).
     threads: 0 for one per processor. No result depends on it.
     stream, workspace: CUDA alone: the handle of the caller's stream, and device memory to work in.
     backend: "cpu" the compiled kernel, "reference" NumPy, "cuda" for arrays on a device; "auto": "cuda" for these, else the

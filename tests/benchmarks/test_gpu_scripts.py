@@ -12,13 +12,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ZONES = ("wheels", "build", "requests", "measure", "profile", "test", "memcheck", "racecheck", "synccheck", "initcheck", "faiss")
+ZONES = (
+    "wheels",
+    "build",
+    "requests",
+    "measure",
+    "timeline",
+    "profile",
+    "test",
+    "memcheck",
+    "racecheck",
+    "synccheck",
+    "initcheck",
+    "faiss",
+)
 GRAPHS = ("unpack", "small", "query", "vision", "query_compiled", "vision_compiled")
 PYTHON = r"""#!/usr/bin/env bash
 out() { while (($#)); do if [[ $1 == --out ]]; then echo "$2"; fi; shift; done; }
 case "$*" in
     *gpu_requests*) what=requests ;;
     *gpu_chain*) what=chain ;;
+    *gpu_timeline*) what=timeline ;;
     *--once*) what=once ;;
     *--faiss*) what=faiss ;;
     *"gpu_zones --out"*) what=measure ;;

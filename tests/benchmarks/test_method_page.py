@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from dqe_engine.contracts.versioned import read_document
 from dqe_engine.errors import InputError
 from dqe_training.ablation.comparison import Comparison
 from dqe_training.ablation.table import PER_CENT, interval
+from dqe_training.config.schema import LossConfig, OptimConfig, TRNSConfig
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores" / "method-garments.json"
@@ -46,3 +50,13 @@ def test_the_methods_tables_are_the_results() -> None:
     ):
         line = next(line for line in readme.splitlines() if line.startswith(said))
         assert interval(arms[label].differences["recall_at_10"], PER_CENT).strip("*") in line, line
+
+
+def test_the_settings_are_the_defaults() -> None:
+    defaults: dict[str, Any] = {"loss": LossConfig(), "trns": TRNSConfig(), "optim": OptimConfig()}
+    found = rows((ROOT / "docs" / "method.md").read_text(), "| setting | default")
+    assert len(found) == 8
+    for names, (values, *_) in found.items():
+        for setting, said in zip(re.findall(r"`(\w+\.[\w.]+)`", names), values.split(", "), strict=True):
+            section, *path = setting.split(".")
+            assert str(reduce(getattr, path, defaults[section])) == said, setting

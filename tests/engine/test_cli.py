@@ -20,7 +20,7 @@ from dqe_engine.cli import index as index_command
 from dqe_engine.cli.main import run
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Indexer
+from dqe_engine.indexer import Indexer
 
 
 def index(bundle: Path, images: Path, out: Path, *options: str) -> int:

@@ -238,7 +238,7 @@ def test_a_server_says_that_no_device_is_there_before_it_starts(
     assert serve_command.main([str(bundle_path), str(tmp_path / "index"), "--search-on", "cuda:0", "--port", "0"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "dqe_engine._kernels_cuda is not built" in said
+    assert "the CUDA kernels are not built" in said
 
 
 def test_a_servers_copy_is_made_again_until_a_device_has_room(monkeypatch: pytest.MonkeyPatch) -> None:

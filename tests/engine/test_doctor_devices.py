@@ -230,8 +230,8 @@ def test_cuda_kernels_are_held_against_numpy(wrong: str, cuda_module: Any, monke
         def __init__(self, items: ForeignArray) -> None:
             self.items = items
 
-        def architecture(self, batch: int) -> str:
-            return "sm_90a" if batch > 2 else "sm_80"
+        def architecture(self, batch: int, *, zones: Any) -> str:
+            return "sm_90a" if batch > 2 and not zones else "sm_80"
 
         def select(self, queries: ForeignArray, **options: Any) -> Any:
             memory = CudaMemory(driver)
@@ -251,12 +251,12 @@ def test_cuda_kernels_are_held_against_numpy(wrong: str, cuda_module: Any, monke
     found = findings(kernels.probe, devices=2)["CUDA kernels"]
     assert found.status == ("broken" if wrong else "ok"), found
     assert len(results) == {"": 4 * len(kernels.CUDA_QUERIES), "zones": 1, "top-k": 2}[wrong]
-    assert wrong or found.found.endswith("; top-k by kernels for sm_80 and sm_90a")
+    assert wrong or found.found.endswith("; top-k by kernels for sm_80 and sm_90a, zones by kernels for sm_80")
     assert wrong or (min(batches) <= 16 and max(batches) > 64), "kernels for few queries, and more than one tile for many"
     assert driver.blocks == {}, "device memory was not given back"
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, np.bool_])
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 1, 4)])
 def test_foreign_arrays_are_what_dlpack_means(dtype: Any, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)

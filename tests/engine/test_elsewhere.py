@@ -80,7 +80,7 @@ def test_shards_on_ray_are_opened_as_the_file_says(
     partial = found(bundle_path, place, capsys)
     assert (partial["exact"], partial["lost"]) == (False, [lost.name])
     assert search_command.main([str(bundle_path), str(place), "--text", "in red", "--provider", "cpu", "--threads", "1"]) == 0
-    assert f"without the items of shards that gave no answer: {lost.name}" in capsys.readouterr().out
+    assert f"these shards gave no answer, so their items are missing: {lost.name}" in capsys.readouterr().out
 
 
 def test_milvus_is_searched_as_the_index(

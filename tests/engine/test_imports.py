@@ -48,13 +48,13 @@ def test_what_the_engine_loads_is_known() -> None:
         "dialogue", "driver_library", "encoder", "engine", "errors", "files",
         "forks",
         "graph_files", "hub_paths",
-        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "preprocessing", "processors", "query", "query_batcher",
-        "results", "sessions", "tensorrt", "text",
+        "image_cost", "image_metadata", "image_policy", "image_sources", "index", "indexer", "preprocessing", "processors",
+        "query", "query_batcher", "results", "sessions", "tensorrt", "text",
         "tiff_directory", "zones",
     }  # fmt: skip
     packages = {name.partition(".")[0] for name in loaded if "cython" not in name}  # NumPy 1's extensions bring Cython's own modules
     assert packages - {"dqe_engine", "typing_extensions"} == {"PIL", "msgspec", "numpy", "tokenizers"}
-    assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.index.on_ray"} & loaded
+    assert not {"dqe_engine._kernels", "dqe_engine.zones.cpu", "dqe_engine.zones.cuda", "dqe_engine.ray_indexing"} & loaded
 
 
 def test_the_doctor_itself_loads_nothing_that_could_be_broken() -> None:

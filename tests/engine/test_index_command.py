@@ -15,8 +15,8 @@ from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import IndexFormatError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Indexer
 from dqe_engine.index.metadata_file import read_metadata
+from dqe_engine.indexer import Indexer
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,7 +74,7 @@ def test_prune_with_another_folder(bundle_path: Path, image_folder: Path, indexe
     assert index(bundle_path, other, indexed, "--prune") == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        f"error: --prune would remove 12 of the 12 items in {indexed}, whose images are not in {other}: is it the right"
+        f"error: --prune would remove 12 of the 12 items in {indexed}, whose images are not in {other}; if it is the right folder"
     )
     assert error.count("\n") == 1
     assert len(GalleryIndex.load(indexed)) == 12
@@ -212,7 +212,7 @@ def test_metadata_without_photos(indexed: Path, image_folder: Path, tmp_path: Pa
 
 
 def test_the_copies_that_metadata_makes_are_saved_some_at_a_time(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dqe_engine.index.indexer._DESCRIBED_AT_ONCE", 5)
+    monkeypatch.setattr("dqe_engine.indexer._DESCRIBED_AT_ONCE", 5)
     save, seen = GalleryIndex.save, []
 
     def watched(self: GalleryIndex, *arguments: Any, **options: Any) -> None:
@@ -265,7 +265,7 @@ def test_stats_verify_and_compact(indexed: Path, capsys: Capture) -> None:
     stats = json.loads(capsys.readouterr().out)
     assert (stats["items"], stats["removed"], stats["storage"], stats["without_content_hash"]) == (10, 2, "f32", 0)
     assert run("compact", indexed) == 0
-    assert "2 rows of removed and replaced items dropped; 10 items" in capsys.readouterr().out
+    assert "dropped 2 rows of removed and replaced items; 10 items" in capsys.readouterr().out
     assert GalleryIndex.load(indexed).stats().removed == 0
     assert run("verify", indexed) == 0
     targets = indexed / json.loads((indexed / "manifest.json").read_bytes())["targets"]["name"]

@@ -14,7 +14,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import InputError
 from dqe_engine.image_policy import ImagePolicy
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.indexer import Indexer
+from dqe_engine.indexer import Indexer
 from dqe_engine.results import IndexingReport, SkippedImage
 
 
@@ -138,7 +138,7 @@ def test_a_file_over_the_policys_limit_is_not_read(engine: RetrievalEngine, bund
 def test_a_file_that_changes_while_it_is_read_is_found_at_the_next_run(
     engine: RetrievalEngine, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dqe_engine.index import indexer as module
+    from dqe_engine import indexer as module
 
     opened = module.open_image
 

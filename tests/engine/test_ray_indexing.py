@@ -13,7 +13,7 @@ from support.samples import noise_image
 from dqe_engine.cli import index as index_command
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.index import GalleryIndex
-from dqe_engine.index.on_ray import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, file_stamp, merge_shards
+from dqe_engine.ray_indexing import RECORD_FILE, ShardEncoder, ShardJob, encode_shards, file_stamp, merge_shards
 
 
 def index(bundle: Path, images: Path, out: Path, *options: str) -> int:
@@ -92,7 +92,7 @@ def test_nothing_is_asked_of_ray_where_all_shards_are_there(
     jobs = jobs_of(image_folder, size=5)
     for job in jobs:
         encoder.encode(job)
-    monkeypatch.setattr("dqe_engine.index.on_ray._import_ray", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dqe_engine.ray_indexing._import_ray", lambda: pytest.fail("Ray was started"))
     seen: list[int] = []
     encode_shards(bundle_path, jobs, tmp_path / "shards", workers=2, provider="cpu", threads=1, done=seen.append)
     assert seen == [len(job.images) for job in jobs]

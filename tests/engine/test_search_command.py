@@ -76,7 +76,7 @@ def test_search_by_an_image_or_a_text_alone(indexed: list[str], capsys: pytest.C
     assert search_command.main([*indexed, "--text", "in red 語", "--explain", "-k", "3", "--offset", "1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "by a text alone, which the model was not trained for" in shown
-    assert "takes for one and the same: 語" in shown
+    assert "reads as one and the same word: 語" in shown
     assert "colour +" in shown or "colour -" in shown
 
 
@@ -138,5 +138,5 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], options: l
         search_command.main(["b", "i", "--image", "x", "--text", "y", *options])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert "expected" in error or "not valid JSON" in error or "JSON that is nested too deeply" in error
+    assert "expected" in error or "not valid JSON" in error or "the JSON is nested too deeply" in error
     assert len(error) < 1000

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from support.samples import query_rows, target_rows
 
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.engine import RetrievalEngine
 from dqe_engine.errors import NoAnswerError
-from dqe_engine.index import GalleryIndex, on_ray_shards
+from dqe_engine.index import GalleryIndex, on_ray_shards, shard_server
 from dqe_engine.index.shard_files import cut_index, join_indexes
 from dqe_engine.index.shard_server import ShardServer
 from dqe_engine.index.sharded import ShardedIndex
@@ -35,8 +36,8 @@ class FakeRay:
         self.cancelled: list[Any] = []
         self.names: list[str] = []
 
-    def remote(self, of: Any) -> FakeRay:
-        return self
+    def remote(self, **options: Any) -> Any:
+        return lambda of: self
 
     def options(self, **options: Any) -> FakeActor:
         self.names.append(options.get("name", ""))
@@ -154,22 +155,87 @@ def test_a_loop_is_not_kept_by_a_shard(engine: RetrievalEngine, bundle_path: Pat
     assert threading.get_ident() not in asking
 
 
-def test_a_server_holds_one_shard(make_index: MakeIndex, tmp_path: Path) -> None:
-    """Old states of a folder are kept for searches that still run; those of a folder that was replaced would be a shard more each time."""
+def saved_shards(make_index: MakeIndex, folder: Path, *names: str) -> dict[str, str]:
+    """Revisions of shards of 8 items, by name."""
     revisions = {}
-    for name in ("a", "b", "c"):
+    for name in names:
         index = make_index(8)
-        index.save(tmp_path / name)
+        index.save(folder / name)
         revisions[name] = str(index.snapshot().revision)
+    return revisions
+
+
+def test_a_server_holds_two_shards_at_most(make_index: MakeIndex, tmp_path: Path) -> None:
+    """Old states of a folder are kept for searches that still run; those of a folder that was replaced would be a shard more each time."""
+    revisions = saved_shards(make_index, tmp_path, "a", "b", "c")
     server = ShardServer(str(tmp_path), "m" * 32)
-    snapshots = []
-    for name in ("a", "b", "c", "a"):  # the first one once more: somebody has not refreshed yet
+    snapshots: dict[str, weakref.ref[Any]] = {}
+    for name, held in (("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc"), ("a", "ab")):
         assert server.call("warm", name, revisions[name]) == ("answer", 8)
-        snapshots.append(weakref.ref(server._state(name, revisions[name])))
+        snapshots[name] = weakref.ref(server._state(name, revisions[name]))
         gc.collect()
-        assert [one() is not None for one in snapshots] == [False] * (len(snapshots) - 1) + [True]
+        assert sorted(name for name, one in snapshots.items() if one() is not None) == sorted(held), name
     assert server.call("warm", "a", "other")[0] == "lost"
     assert server.call("warm", "a", revisions["a"]) == ("answer", 8)
+
+
+def test_a_shard_that_was_replaced_answers_until_nobody_asks_for_it(
+    make_index: MakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not loaded again for the searches of those who have not moved on, and is let go of after them."""
+    revisions = saved_shards(make_index, tmp_path, "old", "new")
+    loaded, load, gate, began = list[str](), GalleryIndex.load, threading.Event(), threading.Event()
+
+    def slow(path: Path, **options: Any) -> GalleryIndex:
+        loaded.append(path.name)
+        if path.name == "new":
+            began.set()
+            assert gate.wait(60)
+        return load(path, **options)
+
+    monkeypatch.setattr(GalleryIndex, "load", slow)
+    server = ShardServer(str(tmp_path), "m" * 32)
+    server.call("open", "old", revisions["old"])
+    opening = threading.Thread(target=server.call, args=("open", "new", revisions["new"]))
+    opening.start()
+    assert began.wait(60)
+    assert server.call("warm", "old", revisions["old"]) == ("answer", 8), "while the new one is being opened"
+    gate.set()
+    opening.join()
+    for _ in range(3):
+        for name in ("old", "new"):
+            assert server.call("warm", name, revisions[name]) == ("answer", 8)
+    assert loaded == ["old", "new"], "no turns are taken"
+    assert [*server._folders] == ["old", "new"]
+    monkeypatch.setattr(shard_server, "KEPT_SECONDS", 0.0)
+    server.call("warm", "new", revisions["new"])
+    assert [*server._folders] == ["new"]
+
+
+def test_a_search_that_spans_a_cut_sees_one_state(make_index: MakeIndex, tmp_path: Path) -> None:
+    """Its second round, for zones, comes after the refresh that its first was before."""
+    index = make_index(40)
+    index.save(tmp_path / "whole")
+    cut_index(index, tmp_path / "cut", 2)
+    queries, options = query_rows(2), {"zones": ZoneSpec(lo=0.1, hi=0.5)}
+    rounds: list[Any] = []
+
+    class Switching(HereTransport):
+        def ask(self, calls: Sequence[tuple[int, tuple[Any, ...]]], timeout: float) -> list[Any]:
+            if calls[0][1][0] == "search":
+                rounds.append(calls[0][1][1])
+                if len(rounds) == 2:
+                    index.remove([match.id for match in before[0].matches])
+                    index.save(tmp_path / "whole")
+                    cut_index(index, tmp_path / "cut", 3, anew=True)
+                    assert sharded.refresh()
+            return list(super().ask(calls, timeout))
+
+    before = index.search(queries, 5, **options)
+    with ShardedIndex(tmp_path / "cut", Switching(tmp_path / "cut", "m" * 32)) as sharded:
+        assert sharded.search(queries, 5, **options) == before
+        assert rounds == [rounds[0]] * 2
+        assert sharded.search(queries, 5, **options) == index.search(queries, 5, **options) != before
 
 
 def test_shards_that_were_joined_keep_their_order(make_index: MakeIndex, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from dqe_engine import encoder as encoder_module
+from dqe_engine import indexer as indexer_module
 from dqe_engine.contracts.preprocessing import PreprocessingSpec
 from dqe_engine.errors import ParityError
 from dqe_engine.image_policy import ImagePolicy
-from dqe_engine.index import indexer as indexer_module
 from dqe_engine.preprocessing import preprocess
 from dqe_export.cli.export import main
 from dqe_export.reading import check_reading

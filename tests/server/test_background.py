@@ -22,7 +22,7 @@ from dqe_engine.engine import RetrievalEngine
 from dqe_engine.files import directory_lock
 from dqe_engine.index import GalleryIndex
 from dqe_engine.server import background
-from dqe_engine.server.background import command, index_folder
+from dqe_engine.server.background import FolderJob, index_folder
 from dqe_engine.server.photos import Photos, content_of
 from dqe_engine.server.progress import Progress, read_progress, write_progress
 from dqe_engine.server.uploads import sweep_uploads
@@ -39,10 +39,15 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def job_of(bundle: Path, place: Path, *folders: tuple[str, Path], **options: Any) -> FolderJob:
+    given = {"index": place / "index", "state_file": place / "state.json", "provider": "cpu", "threads": 1, **options}
+    return FolderJob(bundle=bundle, folders=folders, **given)
+
+
 @pytest.fixture
 def run(bundle_path: Path, tmp_path: Path) -> Callable[..., Progress]:
     def run(*folders: tuple[str, Path], **options: Any) -> Progress:
-        ended = index_folder(bundle_path, tmp_path / "index", folders, tmp_path / "state.json", provider="cpu", threads=1, **options)
+        ended = index_folder(job_of(bundle_path, tmp_path, *folders, **options))
         assert read_progress(tmp_path / "state.json") == ended
         return ended
 
@@ -103,14 +108,14 @@ def test_failures_are_told_in_one_line(run: Callable[..., Progress], bundle_path
     assert run(("", tmp_path / "nowhere")).message == (
         f"{tmp_path / 'nowhere'}: not a folder of images; pass a folder, a mapping from id to image, or several paths"
     )
-    ended = index_folder(tmp_path / "nowhere", tmp_path / "index", [("", folder)], tmp_path / "state.json")
+    ended = index_folder(job_of(tmp_path / "nowhere", tmp_path, ("", folder)))
     assert ended.state == "failed"
     assert "\n" not in ended.message
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "letter").touch()
-    ended = index_folder(bundle_path, tmp_path / "documents", [("", folder)], tmp_path / "state.json")
+    ended = index_folder(job_of(bundle_path, tmp_path, ("", folder), index=tmp_path / "documents"))
     assert "holds other things (letter) and no index" in ended.message
-    ended = index_folder(bundle_path, tmp_path / "index", [], tmp_path / "documents" / "letter" / "state.json")  # the news are lost
+    ended = index_folder(job_of(bundle_path, tmp_path, state_file=tmp_path / "documents" / "letter" / "state.json"))  # the news are lost
     assert ended.state == "done"
 
 
@@ -248,7 +253,7 @@ def test_a_run_that_is_stopped_goes_on(
     for seed in range(300):
         noise_image(seed).save(folder / f"{seed:03}.png")
     state = tmp_path / "state.json"
-    process = subprocess.Popen(command(bundle_path, tmp_path / "index", [("", folder)], state, provider="cpu", threads=1))
+    process = subprocess.Popen(job_of(bundle_path, tmp_path, ("", folder)).command())
     try:
         wait_for(lambda: (tmp_path / "index" / "manifest.json").exists())
         engine.load_index(tmp_path / "index")

@@ -59,10 +59,10 @@ def test_a_group_may_read(tmp_path: Path, mode: int) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (f"read {READ}\nadmin {WRITE}", "line 2 is not: read KEY"),
-        (f"read {READ}\nread", "line 2 is not: read KEY"),
-        (f"read {READ} a b", "line 1 is not: read KEY"),
-        (f"READ {READ}", "line 1 is not: read KEY"),
+        (f"read {READ}\nadmin {WRITE}", "line 2 is neither 'read KEY"),
+        (f"read {READ}\nread", "line 2 is neither 'read KEY"),
+        (f"read {READ} a b", "line 1 is neither 'read KEY"),
+        (f"READ {READ}", "line 1 is neither 'read KEY"),
         ("read 123456789012345", "line 1: a key has 15 characters, expected at least 16"),
         ("read 1234567890123456ä", "line 1: a key has .*others than letters"),
         (f"read {'x' * 257}", "line 1: a key has over 256"),

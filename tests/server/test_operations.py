@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from support.serving import serving
 from support.signals import hangups_heard  # noqa: F401 (used by every test here)
 
 from dqe_engine.cli.serve import build_parser, main
+from dqe_engine.server import service as services
 from dqe_engine.server.metrics import MEDIA_TYPE
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +146,7 @@ def test_sighup_replaces_workers_and_keys_while_requests_are_answered(arguments:
             server.process.send_signal(signal.SIGHUP)
             time.sleep(2)
             assert workers() == before
-            assert "the workers stay as they are" in server.said
+            assert "the workers keep running as they are" in server.said
         finally:
             ended.set()
             for thread in asking:
@@ -221,3 +223,14 @@ def test_an_index_that_is_to_be_made_of_photos_takes_one_option_more(
     assert main([str(bundle_path), str(tmp_path / "new"), "--images", str(shop / "photos")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'new'}: no index here; add --update to make it of the photos in --images\n"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_worker_whose_parent_went_while_it_started_ends(serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has another parent from the beginning."""
+    ended = threading.Event()
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: (sent.append((process, number)), ended.set()))
+    monkeypatch.setattr(services, "parent_process", lambda: SimpleNamespace(pid=os.getppid() + (1 << 22)))
+    serve(workers=2)
+    assert ended.wait(60)
+    assert sent == [(os.getpid(), signal.SIGTERM)]

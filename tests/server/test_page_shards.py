@@ -69,8 +69,8 @@ def test_an_answer_that_lacks_items_says_so(open_page: OpenPage, sharded: str) -
 
     page = open_page(sharded)
     for lacks, says in (
-        ({"exact": False, "lost": ["a-000"]}, "1 part of the index gave no answer, so items may be missing."),
-        ({"exact": False, "lost": ["a-000", "a-001"]}, "2 parts of the index gave no answer"),
+        ({"exact": False, "lost": ["a-000"]}, "1 part of the index gave no answer (a-000), so items may be missing."),
+        ({"exact": False, "lost": ["a-000", "a-001"]}, "2 parts of the index gave no answer (a-000, a-001), so"),
         ({"exact": False, "lost": []}, "It is not proved that nothing in the index fits better."),
     ):
         lacking(page, **lacks)

@@ -35,7 +35,9 @@ def test_an_upload_comes_before_the_folder_and_the_longest_prefix_wins(photo_fol
     assert photos.original("b.png", content_of(b"other")).data == (photo_folder / "b.png").read_bytes()
     assert photos.original("b.png", "pixels:" + content).data == (photo_folder / "b.png").read_bytes()
     assert photos.original("a/secret.png", None).data == (tmp_path / "secret.png").read_bytes()
-    with pytest.raises(NoPhotoError, match=r"^'a/b.png': no image of this item is at hand$"):  # of the longest prefix alone
+    with pytest.raises(
+        NoPhotoError, match=r"^'a/b.png': the server has no image of this item; start it with --images FOLDER, or upload the image$"
+    ):  # of the longest prefix alone
         photos.original("a/b.png", None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from support.server import WRITE_KEY, bearer
 from dqe_engine.cli.serve import main
 from dqe_engine.errors import IndexFormatError
 from dqe_engine.index import GalleryIndex
-from dqe_engine.server.background import _Work, command, index_folder
+from dqe_engine.server.background import FolderJob, _Work, index_folder
 from dqe_engine.server.progress import Progress
 from dqe_engine.server.removed import Removed, removed_beside
 from dqe_engine.server.service import Service
@@ -26,13 +27,17 @@ GONE, KEPT = "sub/01.png", "00.png"
 WRITE = bearer(WRITE_KEY)
 
 
+def job_of(bundle: Path, place: Path, photos: Path, **options: Any) -> FolderJob:
+    index, state = place / "index", place / "state.json"
+    return FolderJob(bundle=bundle, index=index, folders=(("", photos),), state_file=state, provider="cpu", threads=1, **options)
+
+
 @pytest.fixture
 def update(bundle_path: Path, shop: Path, tmp_path: Path) -> Callable[..., Progress]:
     """What `dqe-serve --update` does in the background, for the index that `serve` serves."""
 
     def update(**options: Any) -> Progress:
-        photos = (("", shop / "photos"),)
-        return index_folder(bundle_path, tmp_path / "index", photos, tmp_path / "state.json", provider="cpu", threads=1, **options)
+        return index_folder(job_of(bundle_path, tmp_path, shop / "photos", **options))
 
     return update
 
@@ -214,7 +219,7 @@ def test_only_removals_of_photos_are_remembered(
     photos = tmp_path / "photos"
     shutil.copytree(shop / "photos", photos)
     noise_image(79).save(photos / "late.png")
-    index_folder(bundle_path, tmp_path / "index", [("", photos)], tmp_path / "state.json", provider="cpu", threads=1)
+    index_folder(job_of(bundle_path, tmp_path, photos))
     assert "late.png" in ids(tmp_path / "index")
 
 
@@ -241,7 +246,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_the_command_passes_it_on(bundle_path: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = command(bundle_path, tmp_path / "index", [("", shop / "photos")], tmp_path / "state.json", readd=True)
-    assert "--readd" in words
+    job = job_of(bundle_path, tmp_path, tmp_path / os.fsdecode(b"caf\xe9"), readd=True, uploads=tmp_path / "uploads")
+    assert FolderJob.told(job.command()[-1]) == job
     assert main([str(bundle_path), str(shop / "index"), "--images", str(shop / "photos"), "--readd"]) == 2
-    assert "--readd is for photos that are indexed: add --update" in capsys.readouterr().err
+    assert "--readd has no effect without --update; add --update and --images FOLDER" in capsys.readouterr().err

@@ -212,9 +212,11 @@ def test_a_lost_shard_is_told_and_comes_back(serve: Serve, shards: Path, lost: s
 
 def test_without_a_choice_a_lost_shard_is_an_error(serve: Serve, shards: Path, lost: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "WATCHED_EVERY", 0.02)
-    client = serve(index=shards)
+    client, name = serve(index=shards), read_shards(shards).shards[0].name
     lost.add(0)
-    assert error_of(client.post("/v1/search", json={"text": "in red"})) == (503, "no_answer")
+    answer = client.post("/v1/search", json={"text": "in red"})
+    assert error_of(answer) == (503, "no_answer")
+    assert answer.json()["error"]["message"] == f"part {name} of the index gives no answer, so there is none; ask again in a moment"
     until = time.monotonic() + 60
     while client.get("/readyz").status_code != 503:  # by the server's own looks
         assert time.monotonic() < until
@@ -232,6 +234,29 @@ def test_without_a_choice_a_lost_shard_is_an_error(serve: Serve, shards: Path, l
     while client.get("/readyz").status_code != 200:  # the server looks on
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_shard_that_is_not_there_comes_back_by_itself(serve: Serve, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk that is mounted late: the server begins without it, says so in each answer, and needs nobody when it is there."""
+    monkeypatch.setattr(serving, "WATCHED_EVERY", 0.05)
+    whole, name = told(serve(), {"text": "in red", "k": 24}), read_shards(shards).shards[1].name
+    (shards / name).rename(shards.with_name("away"))
+    client = serve(index=described(shards, on_loss="partial"))
+    for query in ({"text": "in red", "k": 24}, {"text": "in red", "k": 24, "zones": True, "explain": True}):
+        partial = told(client, query)
+        assert (partial["exact"], partial["lost"], len(partial["hits"])) == (False, [name], 12)
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["lost"]) == (200, [name])
+    answer = client.get("/v1/items")
+    assert error_of(answer) == (503, "no_answer")
+    assert f"part {name} of the index gives no answer" in answer.json()["error"]["message"]
+    shards.with_name("away").rename(shards / name)
+    assert told(client, {"text": "in red", "k": 24}) == whole
+    until = time.monotonic() + 60
+    while client.get("/readyz").json()["lost"]:  # by the server's own looks
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert client.get("/v1/items").json()["total"] == 24
 
 
 def test_a_shard_that_hangs_costs_one_timeout(serve: Serve, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

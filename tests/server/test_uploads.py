@@ -91,5 +91,5 @@ def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UploadError, match=r"not a directory|exists|Not a directory") as failure:
         Photos([], tmp_path / "file" / "uploads").store(b"x")
     assert isinstance(failure.value.__cause__, OSError)
-    with pytest.raises(UploadError, match="no folder of uploads is configured"):
+    with pytest.raises(UploadError, match="the server has no folder for uploads; start it with --uploads FOLDER"):
         Photos([]).store(b"x")

@@ -189,7 +189,7 @@ def test_deadlines_cancellation_and_a_full_queue(index_path: Path, engine: Retri
     thread.join()
     assert first.result(60)
     assert waits.result(60)
-    with pytest.raises(DeadlineError, match="not written within its time, and not any more"):
+    with pytest.raises(DeadlineError, match="the change was not written by its deadline, and will not be"):
         late.result(60)
     assert list(there(index_path)) == ["first", "waits"]
     assert writes.add("more", png(1)).result(60)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import importlib.util
+import math
 import shutil
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from support.compiling import compiled
 
-from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones import ZoneSelection, resolve_pooled
+from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
+from dqe_engine.zones import ZoneSelection
 from dqe_engine.zones.request import ZoneRequest, validated
 
 CUDA = Path(__file__).resolve().parents[2] / "cpp_ext" / "cuda"
@@ -25,6 +26,19 @@ H200, A100, SMALL = 227 * 1024, 163 * 1024, 99 * 1024
 """Shared memory per block: how many stages there are, and whether the queries stay, depends on it."""
 KEPT = 1 << 30
 """Bytes of scores that may be kept; with 0, zones that need another look pass over the items again."""
+FAULTS = {
+    1: ("wait for the other phase", "have not arrived|others never come"),
+    2: ("a warp that does not arrive", "others never come"),
+    3: ("no swizzle", "Mismatch"),
+    4: ("16 bytes less expected", "others never come"),
+    5: ("a stage released too early", "still reads there|have not arrived|while products are under way"),
+    6: ("rows of a descriptor at another stride", "Mismatch|never written|have not arrived"),
+    7: ("another fragment", "Mismatch"),
+    8: ("no fence", "no fence"),
+    9: ("barriers not published", "before it is published"),
+    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals|others never come"),
+}
+"""What `hopper_fault` plants in the emulation of sm_90a, and how that is seen."""
 
 
 class PickRule(ctypes.Structure):
@@ -74,7 +88,20 @@ class Settings(ctypes.Structure):
         ("capability", ctypes.c_int),
         ("hopper_fault", ctypes.c_int),
         ("error_scale", ctypes.c_float),
+        ("unawaited", ctypes.c_int64),
     )
+
+
+class Counts(ctypes.Structure):
+    """What all calls have put on streams so far, and waited for; and how many launches of the last one were early."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("launches", "fills", "waits", "early"))
+
+    @classmethod
+    def of(cls, library: ctypes.CDLL) -> Counts:
+        counts = cls()
+        library.emulated_counts(ctypes.byref(counts))
+        return counts
 
 
 def emulation(factory: pytest.TempPathFactory) -> ctypes.CDLL:
@@ -121,6 +148,7 @@ def emulate(
     portable: bool = False,
     screened: bool = False,
     error_scale: float = 1.0,
+    unawaited: int = 0,
 ) -> tuple[ZoneSelection, int]:
     """What the kernels select, and how many passes over the items it took."""
     zones, batch = request.zones, request.batch
@@ -149,7 +177,7 @@ def emulate(
     rescored = ctypes.c_int64()
     message = ctypes.create_string_buffer(500)
     passes = library.emulated_select(
-        ctypes.byref(Settings(*machine, error_scale)),
+        ctypes.byref(Settings(*machine, error_scale, unawaited)),
         ctypes.byref(given),
         ctypes.byref(Result(*(address(out[name]) for name, _ in Result._fields_))),
         ctypes.c_int64(len(request.excluded)),
@@ -162,66 +190,35 @@ def emulate(
     return ZoneSelection(**out, backend="cuda", rescored=rescored.value if screened else None), passes
 
 
-def assert_same(a: ZoneSelection, b: ZoneSelection) -> None:
-    for field in dataclasses.fields(ZoneSelection):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name in ("backend", "rescored"):
-            continue
-        assert (x is None) == (y is None), field.name
-        if x is not None:
-            assert x.dtype == y.dtype, field.name
-            np.testing.assert_array_equal(x, y, err_msg=field.name)
+def takes_hopper(
+    library: ctypes.CDLL,
+    *,
+    capability: int = 90,
+    shared_limit: int = H200,
+    kept_limit: int = KEPT,
+    half_items: bool = True,
+    half_queries: bool = True,
+    batch: int = 20,
+    size: int = 1000,
+    tokens: int = 1,
+    width: int = 256,
+    items: int = 1 << 20,
+    **asked: Any,
+) -> bool:
+    """Whether the kernels for sm_90a would take a request. `asked`: other fields of it."""
+    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10}
+    request = Request(items=items, half_items=half_items, half_queries=half_queries, **sizes, **asked)
+    taken: bool = library.emulated_takes_hopper(ctypes.byref(request), capability, shared_limit, ctypes.c_int64(kept_limit))
+    return taken
 
 
-Anchor = Literal["best", "id", "score"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A request whose dot products are exact in float32: coordinates are small integers, so ties abound."""
-
-    seed: int
-    batch: int
-    size: int
-    tokens: int
-    width: int
-    k: int
-    picks: int
-    anchor: Anchor
-    zones: ZoneSpec | None
-    special: tuple[float, ...] = ()
-    half: bool = True
-    excluded: int = 0
-    duplicates: bool = False
-
-    def request(self) -> ZoneRequest:
-        rng = np.random.default_rng(self.seed)
-        queries = rng.integers(-3, 4, (self.batch, self.width)).astype(np.float32)
-        items = rng.integers(-3, 4, (self.size, self.tokens, self.width)).astype(np.float16 if self.half else np.float32)
-        if self.duplicates:
-            items[:] = items[:1]
-        for value in self.special if self.size else ():  # one coordinate of one token of some items
-            where = rng.integers(0, self.size, 1 + self.size // 10)
-            items[where, rng.integers(0, self.tokens), rng.integers(0, self.width)] = value
-        queries[: self.batch // 3] = 0.0
-        anchors: dict[Anchor, Any] = {
-            "best": None,
-            "id": rng.integers(0, max(self.size, 1), self.batch) if self.size else None,
-            "score": rng.integers(-9, 30, self.batch).astype(np.float32),
-        }
-        anchor = anchors[self.anchor] if self.zones else None
-        exclude = rng.integers(0, self.size, (self.batch, self.excluded)) if self.size else None
-        return validated(
-            queries,
-            items,
-            k=self.k,
-            anchor=anchor,
-            zones=self.zones and resolve_pooled(self.zones, queries, items, anchor=anchor, exclude=exclude),
-            picks=self.picks if self.zones else 0,
-            counts=self.zones is not None,
-            exclude=exclude,
-            first_query=self.seed,
-        )
+@st.composite
+def zone_specs(draw: st.DrawFn) -> ZoneSpec:
+    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
+    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
+    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
+    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
+    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
 
 
 def one_score_per_item(scores: np.ndarray, **options: Any) -> ZoneRequest:

@@ -14,49 +14,18 @@ import pytest
 from support.compiling import compiled
 from support.emulated_cuda import CUDA, loaded
 
-
-class Tensor(ctypes.Structure):
-    """DLManagedTensor of DLPack 0.x."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-    )
+from dqe_engine.device_arrays import ForeignArray, tensor_in
 
 
-new_capsule = ctypes.pythonapi.PyCapsule_New
-new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
-open_capsule.restype, open_capsule.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-
-
-class OnDevice:
-    """A NumPy array that DLPack says lies on CUDA device 0."""
+class OnDevice(ForeignArray):
+    """A C-contiguous NumPy array that DLPack says lies on CUDA device 0."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.sizes = (ctypes.c_int64 * array.ndim)(*array.shape)
-        self.steps = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
-        code = {"i": 0, "u": 1, "f": 2}[array.dtype.kind]
-        self.tensor = Tensor(
-            *(array.ctypes.data, 2, 0, array.ndim, code, array.itemsize * 8, 1, self.sizes, self.steps, 0, None, None),
-        )
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
+        assert array.flags.c_contiguous
+        super().__init__(array.ctypes.data, array.shape, array.dtype, owner=array)
 
     def __dlpack__(self, *, stream: int) -> Any:
-        return new_capsule(ctypes.addressof(self.tensor), b"dltensor", None)
+        return super().__dlpack__()
 
 
 def revealed(array: Any, stream: int | None = 1) -> np.ndarray | None:
@@ -64,13 +33,11 @@ def revealed(array: Any, stream: int | None = 1) -> np.ndarray | None:
         return None
     assert array.__dlpack_device__() == (2, 0)
     capsule = array.__dlpack__(stream=stream, max_version=(1, 0))
-    tensor = Tensor.from_address(open_capsule(capsule, b"dltensor"))
+    tensor = tensor_in(capsule)
     assert (tensor.device_type, tensor.device_id, tensor.lanes) == (2, 0, 1)
-    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
-    dtype = np.dtype({0: "i", 2: "f"}[tensor.code] + str(tensor.bits // 8))
-    raw = (ctypes.c_uint8 * (math.prod(shape) * dtype.itemsize)).from_address(tensor.data)
-    assert array.shape == shape
-    return np.frombuffer(raw, dtype).reshape(shape).copy()
+    assert array.shape == tensor.sizes
+    raw = (ctypes.c_uint8 * (math.prod(tensor.sizes) * tensor.dtype.itemsize)).from_address(tensor.data)
+    return np.frombuffer(raw, tensor.dtype).reshape(tensor.sizes).copy()
 
 
 def built(factory: pytest.TempPathFactory) -> Any:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dqe_engine.contracts.zones import ZoneSpec
-from dqe_engine.zones import ZoneSelection, resolve_pooled
+from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled
 from dqe_engine.zones.bitmaps import packed
+from dqe_engine.zones.lists import TokenLists
+from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.request import ZoneRequest, validated
 
 Anchor = Literal["best", "id", "score"]
+Vectors = Literal["integers", "codes", "circle", "rests"]
+"""Of a case: "codes", "circle" and "rests" meet the bounds of 8-bit codes, of lists and of prefixes with equality (`met_bounds`)."""
 Allowed = Literal["all", "none", "one", "every 64th", "last word", "blocks", "few", "half", "most"]
 
 
@@ -35,6 +40,38 @@ def allowed_flags(kind: Allowed, rng: np.random.Generator, size: int) -> NDArray
         case _:
             flags: NDArray[np.bool_] = rng.random(size) < {"few": 0.02, "half": 0.5, "most": 0.97}[kind]
             return flags
+
+
+def prefix_width(width: int) -> int:
+    """Numbers of a prefix that tests make for vectors of `width`; 0: none."""
+    return 16 * min(4, width // 16)
+
+
+def met_bounds(kind: Vectors, rng: np.random.Generator, *shape: int, queries: bool = False) -> NDArray[np.float64] | None:
+    """(..., D) whole numbers, of items or of queries, whose scores a bound exceeds by nothing; None where D is too small for any.
+
+    codes: one number that no query looks at, so large that the codes of the others are 0. What is left of an item is parallel to queries.
+    circle: in one plane, at distances of about 64, 128 and 192. The outermost token of a list scores what the list may score at most.
+    rests: beside the numbers for a prefix, which no query looks at, one that varies less: what is left of items is parallel to queries.
+    """
+    vectors, width = np.zeros(shape), shape[-1]
+    known = prefix_width(width)
+    if width < 2 or (kind == "rests" and not 0 < known < width):
+        return None
+    match kind:
+        case "codes":
+            signs = rng.choice((-1, 1), (*shape[:-1], 1)) if queries else 1
+            vectors[..., 1:] = rng.integers(1, 4 if queries else 251, (*shape[:-1], 1)) * signs
+            vectors[..., 0] = 0 if queries else 127 * 512  # a code is worth 512
+        case "circle":
+            angles, lengths = rng.uniform(0, 2 * np.pi, shape[:-1]), rng.integers(1, 4, (*shape[:-1], 1))
+            vectors[..., :2] = np.rint(64 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)) * lengths
+        case "rests":
+            vectors[..., :known] = 0 if queries else rng.integers(-1000, 1001, (*shape[:-1], known))
+            vectors[..., known] = rng.integers(1, 4 if queries else 601, shape[:-1])
+        case _:
+            return None
+    return vectors
 
 
 def assert_same(a: ZoneSelection, b: ZoneSelection, *, scores: bool = True) -> None:
@@ -67,11 +104,15 @@ class Case:
     width: int = 5
     shards: int = 1
     allowed: tuple[Allowed, ...] = ()  # one for all queries, or several in turn
+    vectors: Vectors = "integers"
 
     def request(self) -> ZoneRequest:
         rng = np.random.default_rng(self.seed)
         queries = rng.integers(-3, 4, (self.batch, self.width)).astype(np.float32)
         items = rng.integers(-3, 4, (self.size, self.tokens, self.width)).astype(np.float16 if self.half else np.float32)
+        special = met_bounds(self.vectors, rng, *queries.shape, queries=True), met_bounds(self.vectors, rng, *items.shape)
+        if special[0] is not None and special[1] is not None:
+            queries[:], items[:] = special
         if self.duplicates:
             items[:] = items[:1]
         for value in self.special if self.size else ():  # one coordinate of one token of some items
@@ -103,7 +144,62 @@ class Case:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the compiled kernels go about a request, which must change nothing."""
+
+    threads: int = 1
+    block_queries: int = 1024
+    least_field: int = 1024
+    sample: int = 0
+    rescore_cost: int | None = 0
+    instruction_set: str = ""
+    screened: bool = False
+    listed: float = 0.0  # share of the first shard that is in lists
+    list_limit: int = 1
+    prefixed: float = 0.0  # and that has prefixes
+
+    def screen(self, request: ZoneRequest) -> Screen | None:
+        if not self.screened:
+            return None
+        listed, width = _first(request.shards, self.listed), prefix_width(request.shards[0].shape[2])
+        lists = TokenLists.build(listed, threads=self.threads, least=1)
+        if lists is not None and self.prefixed and width:
+            lists = lists.prefixed(listed, threads=self.threads, width=width)
+        prefix = None
+        if self.prefixed and width:
+            prefix = Prefix.build(_first(request.shards, self.prefixed), threads=self.threads, least=1, width=width)
+        return Screen(Screen.build(request.shards, lists=False, prefix=False, threads=self.threads).shards, lists, prefix)
+
+    def select(self, request: ZoneRequest) -> ZoneSelection:
+        """`request`: with this way's screen."""
+        return cpu.select(
+            request,
+            threads=self.threads,
+            block_queries=self.block_queries,
+            least_field=self.least_field,
+            sample=self.sample,
+            rescore_cost=self.rescore_cost,
+            instruction_set=self.instruction_set,
+            list_limit=self.list_limit,
+        )
+
+
+def _first(shards: Sequence[NDArray[Any]], share: float) -> Sequence[NDArray[Any]]:
+    """All items, or this share of the first shard."""
+    return shards if share == 1 else [shard[: math.ceil(share * len(shard))] if at == 0 else shard[:0] for at, shard in enumerate(shards)]
+
+
+def assert_equals_reference(request: ZoneRequest, way: Way) -> tuple[ZoneRequest, ZoneSelection]:
+    """The request with its screen, and what the kernels found, once it is what the reference finds."""
+    request = dataclasses.replace(request, screen=way.screen(request))
+    found = way.select(request)
+    assert_same(found, reference.select(request))
+    return request, found
+
+
 EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
+RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 
 
 def unit_vectors(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:

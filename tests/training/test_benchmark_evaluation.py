@@ -271,7 +271,7 @@ Arguments = Callable[[Path], list[object]]
     [
         (lambda f: ["--data", f / "cirr", "--split", "test1"], "cirr test1: its targets are secret; write the server's files"),
         (lambda f: ["--data", f / "cirr", "--split", "train"], "no split 'train' to evaluate; there are val, test1"),
-        (lambda f: ["--data", f / "cirr", "--gallery", "val"], "leave out --gallery"),
+        (lambda f: ["--data", f / "cirr", "--gallery", "val"], "leave --gallery out"),
         (lambda f: ["--data", f / "cirr", "--submission", f / "x", "--allow-missing"], "leave out --allow-missing"),
         (lambda f: ["--data", f / "fashioniq", "--submission", f / "x"], "fashioniq has no test server"),
         (lambda f: ["--data", f / "cirr", "--dataset", "circo"], "no annotations of circo here"),

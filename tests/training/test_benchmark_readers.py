@@ -249,10 +249,10 @@ def test_an_unknown_preference_is_an_error(tmp_path: Path) -> None:
     [
         ("fashioniq", "test", Options(), "no split 'test' to evaluate; there are val"),
         ("fashioniq", "val", Options(shared_concept=True), "--shared-concept is CIRCO's"),
-        ("cirr", "val", Options(gallery="val"), "leave out --gallery"),
+        ("cirr", "val", Options(gallery="val"), "leave --gallery out"),
         ("cirr", "train", Options(), "there are val, test1"),
         ("circo", "val", Options(gallery="original"), "--gallery is FashionIQ's"),
-        ("hp-fashioniq", "all", Options(gallery="val"), "leave out --gallery"),
+        ("hp-fashioniq", "all", Options(gallery="val"), "leave --gallery out"),
     ],
 )
 def test_an_option_of_another_dataset_is_refused(tmp_path: Path, name: str, split: str, options: Options, said: str) -> None:

@@ -36,10 +36,10 @@ ZONES = ZoneSpec(lo=0, hi=1)
         ({"picks": 1}, r"need zones"),
         ({"counts": True}, r"need zones"),
         ({"anchor": np.zeros(2, np.int64)}, r"need zones"),
-        ({"anchor": np.zeros(3, np.int64), "zones": ZONES}, r"anchor: 3 entries for 2 queries"),
+        ({"anchor": np.zeros(3, np.int64), "zones": ZONES}, r"anchor: 3 entries, expected 2"),
         ({"anchor": np.array([0, 5]), "zones": ZONES}, r"anchor: id 5 is not a position in items \(0 to 4\)"),
         ({"anchor": np.zeros(2, np.int32), "zones": ZONES}, r"anchor: dtype int32, expected int64 or float32"),
-        ({"exclude": [[0]]}, r"exclude: 1 entries for 2 queries"),
+        ({"exclude": [[0]]}, r"exclude: 1 entries, expected 2"),
         ({"exclude": [[0], [-1]]}, r"exclude: id -1 is not a position"),
         ({"exclude": [[0], [0.5]]}, r"exclude\[1\]: expected a sequence of integer ids"),
         ({"exclude": [0, 1]}, r"exclude\[0\]: expected a sequence of integer ids"),
@@ -90,7 +90,7 @@ def test_arrays_on_a_device_never_fall_back_to_the_processor(backend: Any, monke
             return 2, 0
 
     monkeypatch.setattr(cuda, "find_spec", lambda name: None)
-    with pytest.raises(BackendError, match="_kernels_cuda is not built"):
+    with pytest.raises(BackendError, match="the CUDA kernels are not built"):
         select_zones(OnDevice(), OnDevice(), k=1, backend=backend)
     with pytest.raises(InputError, match=r"queries: expected a NumPy array, got .*OnDevice"):
         select_zones(OnDevice(), ITEMS, k=1, backend="cpu")
@@ -105,7 +105,7 @@ def kernel_arguments() -> dict[str, Any]:
     return {
         "queries": QUERIES,
         "shards": [ITEMS],
-        "coded": [],
+        "coded": None,
         "offsets": np.array([0, 1, 1]),
         "excluded": np.array([4]),
         "allowed": np.array([[0b11111]], np.uint64),
@@ -166,7 +166,7 @@ def kernel_arguments() -> dict[str, Any]:
 def test_kernels_never_copy_what_does_not_fit(name: str, value: Any, error: type[builtins.Exception]) -> None:
     _kernels.sweep(**kernel_arguments())
     with pytest.raises(error):
-        _kernels.sweep(**(kernel_arguments() | {name: value}))
+        _kernels.sweep(**(kernel_arguments() | {name: _kernels.Codes(value) if name == "coded" else value}))
 
 
 def test_kernels_refuse_a_read_only_output() -> None:

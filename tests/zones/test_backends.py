@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from support.thorough import cases as random_cases
-from support.zone_cases import EVERYTHING, Allowed, Case, assert_same
+from support.zone_cases import EVERYTHING, Allowed, Case, Vectors, Way, assert_equals_reference, assert_same
 
 from dqe_engine import _kernels
 from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
-from dqe_engine.zones import Screen, cpu, reference
-from dqe_engine.zones.lists import TokenLists
-from dqe_engine.zones.prefix import Prefix
+from dqe_engine.zones import cpu, reference
 
 SIZES = (0, 1, 19, 111, 4097)
 WIDTHS = (1, 3, 64, 256, 257, 768)
@@ -58,78 +54,40 @@ def cases(draw: st.DrawFn) -> Case:
         allowed=draw(
             st.sampled_from((*(((kind,) for kind in get_args(Allowed))), (), ("few", "half"), ("none", "most", "one"), ("all", "blocks")))
         ),
+        vectors=draw(st.sampled_from(("integers", *get_args(Vectors)))),
     )
 
 
 NOTHING = ZoneSpec(lo=1e9, hi=1e9)
 EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
-
-
-def first(shards: Sequence[NDArray[Any]], share: float) -> Sequence[NDArray[Any]]:
-    """All items, or this share of the first shard."""
-    return shards if share == 1 else [shard[: math.ceil(share * len(shard))] if at == 0 else shard[:0] for at, shard in enumerate(shards)]
+ALL = Way(sample=500, screened=True, listed=1.0, list_limit=10**9, prefixed=1.0)
 
 
 @settings(max_examples=random_cases(600, 10_000), deadline=None, derandomize=True)
 @given(
     case=cases(),
-    threads=st.sampled_from((1, 2, 3)),
-    block_queries=st.sampled_from((1, 2, 1024)),
-    least_field=st.sampled_from((1, 50, 1024)),
-    sample=st.sampled_from((0, 60, 500)),
-    rescore_cost=st.sampled_from((0, cpu.RESCORE_COST)),
-    instruction_set=st.sampled_from(_kernels.instruction_sets()),
-    screened=st.booleans(),
-    listed=st.sampled_from((0.0, 0.5, 1.0)),
-    list_limit=st.sampled_from((0, 1, 50, 10**9)),
-    prefixed=st.sampled_from((0.0, 0.5, 1.0)),
+    way=st.builds(
+        Way,
+        threads=st.sampled_from((1, 2, 3)),
+        block_queries=st.sampled_from((1, 2, 1024)),
+        least_field=st.sampled_from((1, 50, 1024)),
+        sample=st.sampled_from((0, 60, 500)),
+        rescore_cost=st.sampled_from((0, None)),
+        instruction_set=st.sampled_from(_kernels.instruction_sets()),
+        screened=st.booleans(),
+        listed=st.sampled_from((0.0, 0.5, 1.0)),
+        list_limit=st.sampled_from((0, 1, 50, 10**9)),
+        prefixed=st.sampled_from((0.0, 0.5, 1.0)),
+    ),
 )
-@example(EMPTIED, 1, 2, 1024, 0, 0, "", False, 0.0, 1, 0.0)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), 2, 1024, 1, 500, 0, "", True, 1.0, 10**9, 1.0)
-@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), 2, 1024, 1024, 500, 0, "", False, 0.0, 1, 0.0)
-@example(
-    dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
-)
-@example(
-    dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), 1, 1024, 1024, 500, 0, "", True, 1.0, 10**9, 1.0
-)
-@example(
-    dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)),
-    1,
-    1024,
-    1024,
-    500,
-    0,
-    "",
-    False,
-    0.0,
-    1,
-    0.0,
-)
-def test_kernel_equals_reference(
-    case: Case,
-    threads: int,
-    block_queries: int,
-    least_field: int,
-    sample: int,
-    rescore_cost: int,
-    instruction_set: str,
-    screened: bool,
-    listed: float,
-    list_limit: int,
-    prefixed: float,
-) -> None:
-    request = case.request()
-    if screened:
-        lists = TokenLists.build(first(request.shards, listed), threads=threads, least=1)
-        width = 16 * min(4, case.width // 16)
-        if lists is not None and prefixed and width:
-            lists = lists.prefixed(first(request.shards, listed), threads=threads, width=width)
-        prefix = Prefix.build(first(request.shards, prefixed), threads=threads, least=1, width=width) if prefixed and width else None
-        request = dataclasses.replace(request, screen=Screen(Screen.build(request.shards).shards, lists, prefix))
-    sizes = {"block_queries": block_queries, "least_field": least_field, "sample": sample, "rescore_cost": rescore_cost}
-    result = cpu.select(request, threads=threads, instruction_set=instruction_set, list_limit=list_limit, **sizes)
-    assert_same(result, reference.select(request))
+@example(EMPTIED, Way(block_queries=2))
+@example(dataclasses.replace(EMPTIED, size=4097, zones=EVERYTHING, picks=5000), dataclasses.replace(ALL, threads=2, least_field=1))
+@example(dataclasses.replace(EMPTIED, size=4097, zones=NOTHING), Way(threads=2, sample=500))
+@example(dataclasses.replace(EMPTIED, size=4097, batch=40, k=9, zones=None, allowed=("half",)), ALL)
+@example(dataclasses.replace(EMPTIED, size=4097, batch=70, k=9, zones=None, allowed=("most",)), ALL)
+@example(dataclasses.replace(EMPTIED, size=4097, half=True, batch=2, k=9, zones=None, allowed=("half",)), Way(sample=500))
+def test_kernel_equals_reference(case: Case, way: Way) -> None:
+    assert_equals_reference(case.request(), way)
 
 
 @pytest.mark.parametrize("field", ["scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores"])

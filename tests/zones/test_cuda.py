@@ -213,6 +213,34 @@ def test_kernels_for_hopper_select_what_others_select(rng: np.random.Generator, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("half_queries", [False, True])
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_zones_by_the_kernels_for_hopper_are_those_of_others(rng: np.random.Generator, tokens: int, half_queries: bool) -> None:
+    """Where dot products are exact; elsewhere an anchor's own item is the one at distance 0, whatever the instruction rounds to."""
+    import torch
+
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    band = ZoneSpec(lo=20, hi=90, policy="softmax", temperature=20.0)
+    ranks = ZoneSpec(lo=0.01, hi=0.1, bounds="rank", policy="uniform")
+    own = {"zones": ZoneSpec(lo=0, hi=0, policy="hardest"), "picks": 1}
+    for batch, exact in itertools.product((1, 64, 129, 300), (True, False)):
+        draw = functools.partial(rng.integers, -3, 4) if exact else functools.partial(rng.normal, 0, 1)
+        queries = torch.from_numpy(draw(size=(batch, 256)).astype(np.float32)).cuda()
+        queries = queries.half() if half_queries else queries
+        items = torch.from_numpy(draw(size=(60_000 // tokens, tokens, 256)).astype(np.float16)).cuda()
+        index, ids = cuda.Index(items), rng.integers(0, len(items), batch)
+        assert index.architecture(batch, half_queries=half_queries, zones=band) == ("sm_90a" if hopper else "sm_80")
+        if not exact:
+            np.testing.assert_array_equal(on_host(index.select(queries, anchor=ids, **own))["picks"][:, 0], ids)
+            continue
+        for anchor, zones in itertools.product((None, ids), (band, ranks)):
+            options = {"k": 20, "anchor": anchor, "zones": zones, "picks": 30, "counts": True}
+            found, others = (on_host(index.select(queries, portable=portable, **options)) for portable in (False, True))
+            for name in FIELDS:
+                np.testing.assert_array_equal(found[name], others[name], err_msg=name)
+
+
+@pytest.mark.gpu
 def test_the_callers_stream_and_workspace() -> None:
     import torch
 

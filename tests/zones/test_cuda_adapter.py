@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Anchor, Case, assert_same
 from support.emulated_module import OnDevice, revealed
+from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
 from dqe_engine.zones import ZoneSelection, cuda, reference
-
-EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
-RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 
 
 @pytest.mark.slow
@@ -30,7 +26,7 @@ def test_the_adapter(
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     allocations = ctypes.CDLL(built_module.__file__).emulated_allocations
     allocations.restype = ctypes.c_int64
-    case = Case(seed=4, batch=7, size=111, tokens=3, width=8, k=5, picks=4, anchor=anchor, zones=zones, excluded=3)
+    case = Case(seed=4, batch=7, size=111, tokens=3, width=8, k=5, picks=4, anchor=anchor, zones=zones, half=True, excluded=3)
     for half_queries, on_host, excluded in ((False, False, 3), (True, True, 0)):
         request = dataclasses.replace(case, excluded=excluded).request()
         given: Any = request.anchor_ids if request.anchor_ids is not None else request.anchor_scores
@@ -81,7 +77,7 @@ def test_an_index_keeps_its_workspace(built_module: Any, monkeypatch: pytest.Mon
 def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "kernels", lambda: built_module)
     emulate_capability = ctypes.CDLL(built_module.__file__).emulate_capability
-    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None).request()
+    request = Case(seed=4, batch=3, size=130, tokens=1, width=8, k=5, picks=0, anchor="best", zones=None, half=True).request()
     items = OnDevice(request.shards[0])
     expected, index = reference.select(request), cuda.Index(items)
     screened, auto = cuda.Index(items, screen=True), cuda.Index(items, screen="auto")
@@ -89,7 +85,9 @@ def test_an_index_says_which_kernels_it_takes(built_module: Any, monkeypatch: py
         for capability, taken in ((80, "sm_80"), (90, "sm_90a"), (100, "sm_80")):
             emulate_capability(capability)
             assert index.architecture(3) == index.architecture(300, half_queries=True) == taken
-            assert index.architecture(3, zones=True) == screened.architecture(3) == "sm_80"
+            for asked in ({"zones": RANKS}, {"zones": EVERYTHING, "own_best": False}, {"zones": EVERYTHING, "excluded": 3}):
+                assert screened.architecture(3, **asked) == index.architecture(300, **asked) == taken
+            assert screened.architecture(3) == "sm_80"
             assert auto.architecture(3) == taken  # so few items do not pay
             assert screened.describe(3).endswith("always the screen; sm_80 kernels")
             assert index.describe(3).endswith(f"; {taken} kernels")
@@ -111,17 +109,17 @@ def test_results_are_freed_behind_the_streams_that_took_them(built_module: Any, 
     queries, items = OnDevice(np.zeros((2, 8), np.float32)), OnDevice(np.zeros((5, 8), np.float16))
     index, freeing = cuda.Index(items, stream=55), 1000  # a stream of the module's own
     for taken, expected in (
-        ((), ""),
-        ((77, 77), f"record 77;wait {freeing};"),
-        ((None, 77), f"record 1;wait {freeing};record 77;wait {freeing};"),
-        ((-1,), "synchronize 0;"),  # a consumer that does not say
+        ((), f"free {freeing};"),
+        ((77, 77), "free 77;"),
+        ((None, 77), f"record 1;wait {freeing};record 77;wait {freeing};free {freeing};"),
+        ((-1,), f"synchronize 0;free {freeing};"),  # a consumer that does not say
     ):
         result = index.select(queries, k=3, stream=55)
         for stream in taken:
             revealed(result.ids, stream)
         before = log().decode()
         del result
-        assert log().decode() == f"{before}{expected}free {freeing};"
+        assert log().decode() == f"{before}{expected}"
 
 
 @pytest.mark.slow

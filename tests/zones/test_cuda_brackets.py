@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Request, assert_same, emulate, one_score_per_item
+from support.emulated_cuda import Counts, Request, emulate, one_score_per_item
+from support.zone_cases import assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference
@@ -26,11 +27,9 @@ def ranked(scores: np.ndarray, lo: float, hi: float, **options: Any) -> ZoneRequ
 
 def launched(library: ctypes.CDLL, request: ZoneRequest, **options: Any) -> int:
     """Kernels, of a selection that equals the reference."""
-    library.emulated_launches.restype = ctypes.c_int64
-    before = library.emulated_launches()
+    before = Counts.of(library).launches
     assert_same(emulate(library, request, **options)[0], reference.select(request))
-    launches: int = library.emulated_launches() - before
-    return launches
+    return Counts.of(library).launches - before
 
 
 def sampled(size: int) -> np.ndarray:

@@ -17,17 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import A100, H200, SMALL, Case, Request, assert_same, emulate, emulation
+from support.emulated_cuda import A100, FAULTS, SMALL, emulate, takes_hopper
 from support.thorough import cases as random_cases
+from support.zone_cases import Case, assert_same
 
-from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import ZoneSelection, reference
 from dqe_engine.zones.request import ZoneRequest, validated
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return emulation(tmp_path_factory)
 
 
 @st.composite
@@ -45,12 +40,13 @@ def cases(draw: st.DrawFn) -> Case:
         anchor="best",
         zones=None,
         special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
+        half=True,
         excluded=draw(st.sampled_from((0, 2, 30))),
         duplicates=draw(st.booleans()),
     )
 
 
-TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None)
+TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None, half=True)
 SAMPLED = dataclasses.replace(TOP, size=4500, width=8, excluded=30)  # more than a list holds: limits come from a sample
 STEPS = dataclasses.replace(TOP, size=4500, width=8, k=200)  # no sample is large enough: limits come from rungs
 
@@ -95,28 +91,6 @@ def test_real_vectors_score_as_on_other_devices(library: ctypes.CDLL, rng: np.ra
     np.testing.assert_allclose(ours.scores, reference.select(request).scores, rtol=0, atol=1e-4)
 
 
-def takes_hopper(
-    library: ctypes.CDLL,
-    *,
-    capability: int = 90,
-    shared_limit: int = H200,
-    half_items: bool = True,
-    half_queries: bool = True,
-    batch: int = 20,
-    size: int = 1000,
-    tokens: int = 1,
-    width: int = 256,
-    zones: bool = False,
-    portable: bool = False,
-    screened: bool = False,
-    items: int = 1 << 20,
-) -> bool:
-    sizes = {"batch": batch, "size": size, "tokens": tokens, "width": width, "k": 10, "zones": zones}
-    request = Request(items=items, half_items=half_items, half_queries=half_queries, portable=portable, screened=screened, **sizes)
-    taken: bool = library.emulated_takes_hopper(ctypes.byref(request), capability, shared_limit)
-    return taken
-
-
 def test_what_is_not_served_takes_the_other_kernels(library: ctypes.CDLL) -> None:
     for served in (
         {}, {"batch": 1}, {"batch": 1024}, {"tokens": 32}, {"tokens": 128}, {"width": 8}, {"width": 640}, {"size": (1 << 31) - 128},
@@ -125,30 +99,11 @@ def test_what_is_not_served_takes_the_other_kernels(library: ctypes.CDLL) -> Non
         assert takes_hopper(library, **served), served
     for refused in (
         {"capability": 80}, {"capability": 89}, {"capability": 100}, {"capability": 120}, {"shared_limit": A100, "width": 640},
-        {"shared_limit": SMALL}, {"half_items": False}, {"zones": True}, {"portable": True}, {"screened": True},
+        {"shared_limit": SMALL}, {"half_items": False}, {"portable": True}, {"screened": True},
         {"width": 100}, {"width": 648},
         {"items": (1 << 20) + 8}, {"tokens": 3}, {"tokens": 256}, {"size": 1 << 31}, {"half_queries": False, "width": 328},
     ):  # fmt: skip
         assert not takes_hopper(library, **refused), refused
-
-
-def test_zones_take_the_other_kernels_whole(library: ctypes.CDLL) -> None:
-    request = dataclasses.replace(TOP, zones=ZoneSpec(lo=0, hi=9), picks=4).request()
-    assert_same(emulate(library, request, capability=90, hopper_fault=1)[0], reference.select(request))  # the fault is in code not taken
-
-
-FAULTS = {
-    1: ("wait for the other phase", "have not arrived|others never come"),
-    2: ("a warp that does not arrive", "others never come"),
-    3: ("no swizzle", "Mismatch"),
-    4: ("16 bytes less expected", "others never come"),
-    5: ("a stage released too early", "still reads there|have not arrived|while products are under way"),
-    6: ("rows of a descriptor at another stride", "Mismatch|never written|have not arrived"),
-    7: ("another fragment", "Mismatch"),
-    8: ("no fence", "no fence"),
-    9: ("barriers not published", "before it is published"),
-    10: ("a producer that runs ahead", "still reads there|another copy is under way|more arrivals|others never come"),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: FAULTS[fault][0])

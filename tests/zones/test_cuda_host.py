@@ -16,22 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import A100, H200, KEPT, SMALL, Anchor, Case, assert_same, emulate
+from support.emulated_cuda import A100, H200, KEPT, SMALL, emulate, zone_specs
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
+from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same
 
-from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference
 from dqe_engine.zones.request import validated
-
-
-@st.composite
-def zone_specs(draw: st.DrawFn) -> ZoneSpec:
-    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
-    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
-    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
-    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
-    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
 
 
 @st.composite
@@ -55,11 +47,11 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
 NOTHING = ZoneSpec(lo=1e9, hi=1e9)
-RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
-EMPTIED = Case(seed=1, batch=3, size=1, tokens=8, width=5, k=1, picks=1, anchor="id", zones=EVERYTHING, excluded=30)  # all excluded
-LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, anchor="best", zones=EVERYTHING, excluded=30)
+EMPTIED = Case(
+    seed=1, batch=3, size=1, tokens=8, width=5, k=1, picks=1, anchor="id", zones=EVERYTHING, half=True, excluded=30
+)  # all excluded
+LONG = Case(seed=3, batch=3, size=4097, tokens=1, width=8, k=10, picks=10, anchor="best", zones=EVERYTHING, half=True, excluded=30)
 
 
 @pytest.mark.slow
@@ -142,7 +134,9 @@ def test_what_is_sieved_from_registers(
 ) -> None:
     """Both query tiles, every number of tokens that fits a warp's columns; more items than a list holds (a sample) and fewer."""
     for size, excluded in ((4500 if tokens == 2 else 300, 0), (300, 40)):
-        case = Case(tokens, batch, size, tokens, 8, k=9, picks=7, anchor=anchor, zones=zones, special=special, excluded=excluded)
+        case = Case(
+            *(tokens, batch, size, tokens), width=8, k=9, picks=7, anchor=anchor, zones=zones, special=special, half=True, excluded=excluded
+        )
         request = case.request()
         for half_queries in (False, True):
             result, _ = emulate(library, request, half_queries=half_queries, multiprocessors=2, order=tokens)
@@ -206,7 +200,7 @@ def test_an_anchor_scores_what_its_item_scores(library: ctypes.CDLL, rng: np.ran
 
 @pytest.mark.parametrize("bad", [-1, 19, 2**40])
 def test_an_anchor_outside_the_items_is_refused(library: ctypes.CDLL, bad: int) -> None:
-    request = Case(seed=2, batch=3, size=19, tokens=1, width=8, k=1, picks=1, anchor="id", zones=EVERYTHING).request()
+    request = Case(seed=2, batch=3, size=19, tokens=1, width=8, k=1, picks=1, anchor="id", zones=EVERYTHING, half=True).request()
     with pytest.raises(RuntimeError, match="fault 1"):
         emulate(library, dataclasses.replace(request, anchor_ids=np.array([0, bad, 3])))
 

@@ -111,7 +111,7 @@ def test_arrays_are_exported_while_their_device_is_current(module: Module) -> No
     assert queries.streams == items.streams == [1]
     assert module.current == 0  # the caller's
     module.current = 3
-    with pytest.raises(InputError, match="items: on CUDA device 0, the queries on device 1"):
+    with pytest.raises(InputError, match="items: on CUDA device 0, and the queries on device 1"):
         cuda.select(queries, OnDevice(ITEMS.array, 0, module), k=1)
     assert module.current == 3
 
@@ -222,7 +222,7 @@ def test_pooled_zones_are_resolved_from_rows_of_the_device(
     ("queries", "items", "options", "message"),
     [
         (np.zeros((2, 8), np.float32), ITEMS, {}, "queries: on DLPack device type 1"),
-        ([[1.0]], ITEMS, {}, "queries: expected a CUDA array"),
+        ([[1.0]], ITEMS, {}, "queries: got list, expected a CUDA array"),
         (QUERIES, OnDevice(np.zeros((5, 8))), {}, "items: dtype float64"),
         (QUERIES, OnDevice(np.zeros((5, 16), np.float16)[:, ::2]), {}, "items: not C-contiguous"),
         (QUERIES, OnDevice(np.zeros((5, 9), np.float16)), {}, "D=8 and items D=9"),
@@ -230,7 +230,7 @@ def test_pooled_zones_are_resolved_from_rows_of_the_device(
         (QUERIES, OnDevice(np.zeros((5, 8), np.float16), device=1), {}, "items: on CUDA device 1"),
         (QUERIES, ITEMS, {"k": -1}, "k=-1"),
         (QUERIES, ITEMS, {"picks": 1}, "need zones"),
-        (QUERIES, ITEMS, {"zones": ABSOLUTE, "anchor": np.zeros(3, np.float32)}, "3 entries for 2 queries"),
+        (QUERIES, ITEMS, {"zones": ABSOLUTE, "anchor": np.zeros(3, np.float32)}, "3 entries, expected 2, one for each query"),
         (QUERIES, ITEMS, {"zones": ABSOLUTE, "anchor": np.zeros(2)}, "anchor: dtype float64"),
         (QUERIES, ITEMS, {"exclude": [[5], []]}, "exclude: id 5"),
         (QUERIES, ITEMS, {"workspace": np.zeros(5)}, "workspace: on DLPack device type 1"),

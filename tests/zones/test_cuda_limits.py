@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import KEPT, Case, Request, assert_same, emulate, one_score_per_item
+from support.emulated_cuda import KEPT, Request, emulate, one_score_per_item
+from support.zone_cases import RANKS, Case, assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference
-
-RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
-
 
 SIZE = 50_000
 TILE = np.arange(SIZE) // 128
@@ -94,7 +92,7 @@ def test_zones_are_made_again_when_the_best_was_not_known(library: ctypes.CDLL, 
 
 
 def test_a_batch_is_cut_where_its_scores_do_not_fit(library: ctypes.CDLL) -> None:
-    case = Case(seed=6, batch=150, size=300, tokens=1, width=8, k=4, picks=3, anchor="best", zones=RANKS, excluded=2)
+    case = Case(seed=6, batch=150, size=300, tokens=1, width=8, k=4, picks=3, anchor="best", zones=RANKS, half=True, excluded=2)
     request = case.request()
     for rows, passes in ((150, 1), (149, 2), (64, 3), (63, 5)):
         result, taken = emulate(library, request, kept_limit=rows * 384 * 4)

@@ -7,15 +7,15 @@ that reads too early, or lets go of what is still needed, gives a wrong answer h
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import Anchor, Case, assert_same, one_score_per_item
+from support.emulated_cuda import one_score_per_item
 from support.emulated_module import OnDevice, revealed
+from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.errors import InputError
@@ -24,8 +24,6 @@ from dqe_engine.zones.request import validated
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = ZoneSpec(lo=-math.inf, hi=math.inf, policy="softmax")
-RANKS = ZoneSpec(lo=0.01, hi=0.3, bounds="rank", policy="uniform")
 FIELDS = ("scores", "ids", "counts", "picks", "pick_scores", "lo", "hi", "anchor_scores")
 SIZE = 9000
 SAMPLED = np.isin(np.arange(SIZE) // 128, range(0, 5 * 14, 14))
@@ -70,7 +68,7 @@ def on_host(found: ZoneSelection, stream: int = 1) -> ZoneSelection:
 )
 def test_what_is_taken_is_complete(device: Any, zones: ZoneSpec | None, anchor: Anchor, screen: bool) -> None:
     """Nothing is waited for before; the caller has written over all that it gave."""
-    request = Case(seed=4, batch=7, size=111, tokens=2, width=8, k=5, picks=4, anchor=anchor, zones=zones, excluded=3).request()
+    request = Case(seed=4, batch=7, size=111, tokens=2, width=8, k=5, picks=4, anchor=anchor, zones=zones, half=True, excluded=3).request()
     expected, given = reference.select(request), request.anchor_ids if request.anchor_ids is not None else request.anchor_scores
     index = cuda.Index(OnDevice(request.shards[0]), stream=55, screen=screen)
     for on_device in (False, True):

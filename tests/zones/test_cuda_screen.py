@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.emulated_cuda import H200, SMALL, assert_same, emulate
+from support.emulated_cuda import H200, SMALL, emulate
 from support.emulated_module import OnDevice, revealed
+from support.zone_cases import assert_same
 
 from benchmarks import gpu_zones
 from dqe_engine.contracts.zones import ZoneSpec
@@ -259,5 +260,5 @@ def test_searches_that_overflow_make_the_screen_pause() -> None:
         if tried[-1]:
             assert rule.learn(1, 10, -1) is None
     assert [i for i, used in enumerate(tried) if used] == [0, 2, 6]
-    assert "searches after one that overflowed" in rule.describe(1, 10)
+    assert "more searches read the items, since the candidates of one overflowed" in rule.describe(1, 10)
     assert not DeviceScreen(1_000_000, 3, 256, 2, always=True).pays(1, 10)

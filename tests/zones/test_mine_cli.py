@@ -235,11 +235,11 @@ def set_row(array: np.ndarray, row: int, value: float) -> np.ndarray:
         (saved("gallery", lambda a: set_row(a, 4, np.inf)), r"NaN or infinities in 1 of 40 rows of gallery"),
         (saved("gallery", lambda a: (a * 8).astype(np.int8)), r"gallery\.npy: dtype int8, expected float32 or float16"),
         (saved("targets", lambda a: a.astype(np.float32)), r"targets\.npy: dtype float32, expected integers"),
-        (saved("targets", lambda a: a[:20]), r"targets: 20 entries for 23 queries"),
+        (saved("targets", lambda a: a[:20]), r"targets: 20 entries, expected 23"),
         (saved("targets", lambda a: set_row(a, 4, 40)), r"targets: 1 of 23 ids are not positions .*\(0 to 39\); the first is 40, in row 4"),
         (saved("exclude", lambda a: set_row(a, 4, 77)), r"exclude: 1 of 23 ids are not positions .*; the first is 77, in row 4"),
         (saved("exclude", lambda a: a[:, 0]), r"exclude\.npy: shape \(23,\), expected 2 dimensions"),
-        (saved("exclude", lambda a: a[:9]), r"exclude: 9 entries for 23 queries"),
+        (saved("exclude", lambda a: a[:9]), r"exclude: 9 entries, expected 23"),
     ],
 )
 def test_inputs_that_do_not_fit(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, said: str) -> None:
@@ -323,4 +323,4 @@ def test_either_out_or_show(arguments: list[str], capsys: pytest.CaptureFixture[
 
 
 def test_without_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, "no queries: give --queries FILE, or a folder that holds queries.npy", "--out", tmp_path / "mined")
+    refused(capsys, "--queries FILE is missing; add it, or give a folder INPUTS that holds queries.npy", "--out", tmp_path / "mined")

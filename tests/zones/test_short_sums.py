@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from support.thorough import cases
 
 from dqe_engine import _kernels
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import Screen, cpu
 from dqe_engine.zones.request import ZoneRequest, validated
 
@@ -96,3 +97,24 @@ def test_short_sums_still_rule_out_most(instruction_set: str) -> None:
     found = cpu.select(request, instruction_set=instruction_set, rescore_cost=0)
     assert found.rescored is not None
     assert found.rescored < 0.02 * len(items) * len(queries)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize(("k", "coarse", "fine"), [(20, True, True), (60, False, True), (110, False, False)])
+def test_coarse_bounds_pay_for_fewer_candidates(instruction_set: str, k: int, coarse: bool, fine: bool) -> None:
+    rng = np.random.default_rng(3)
+    items, queries = (rng.standard_normal((n, 256)).astype(np.float32) for n in (4000, 5))
+    none: dict[str, Any] = {"anchor": None, "zones": None, "picks": 0, "counts": False, "exclude": None}
+    found = cpu.select(validated(queries, items, k=k, screen=Screen.build(items), **none), instruction_set=instruction_set)
+    assert (found.rescored is not None) == (coarse if instruction_set == "avx2" else fine)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+def test_half_of_the_room_for_a_zone_counts(instruction_set: str) -> None:
+    """By its own best score, a query keeps fewer candidates than there is room for: 100 of 3,000 items here."""
+    rng = np.random.default_rng(3)
+    items, queries = rng.standard_normal((3000, 4, 64)).astype(np.float32), rng.standard_normal((5, 64)).astype(np.float32)
+    zoned: dict[str, Any] = {"k": 0, "anchor": None, "zones": ZoneSpec(lo=0.1, hi=1), "picks": 3, "counts": True, "exclude": None}
+    request = validated(queries, items, screen=Screen.build(items), **zoned)
+    assert cpu.select(request, least_field=100, instruction_set=instruction_set).rescored is not None
+    assert cpu.select(request, least_field=200, instruction_set=instruction_set).rescored is None

@@ -87,7 +87,11 @@ select_zones(queries[:, :1], items[:100_000], k=2, threads=2)
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 outcomes = set()
 for spare in range(60, 420, 15):
-    resource.setrlimit(resource.RLIMIT_AS, (held + (spare << 20), resource.RLIM_INFINITY))
+    limit = held + (spare << 20), resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, limit)
+    if resource.getrlimit(resource.RLIMIT_AS) != limit:
+        outcomes = {"unlimited"}
+        break
     try:
         select_zones(queries, items, k=len(items), threads=2)
         outcomes.add("enough")
@@ -96,6 +100,8 @@ for spare in range(60, 420, 15):
 print(*sorted(outcomes))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if (result.returncode, result.stdout.strip()) == (0, "unlimited"):
+        pytest.skip("this system ignores limits of address space, as QEMU's user mode does")
     assert (result.returncode, result.stdout.strip()) == (0, "enough short"), result.stderr
 
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -88,7 +89,19 @@ struct Machine {
     bool (*background)(bool idle) = nullptr;  // what goes on besides the threads; false where there is nothing to do
     uint64_t rounds = 0;
     std::string error;
-    int64_t launches = 0, allocations = 0;
+    int64_t launches = 0, allocations = 0, fills = 0;
+    // A kernel that was launched early: what it must not touch until the kernel ahead has ended, which is when none of its threads can move
+    // any more. Whole pages.
+    struct Region {
+        unsigned char* start;
+        size_t bytes;
+    };
+    std::vector<Region> hidden;
+    bool early = false, released = false;
+    Gate ahead;
+    int64_t early_launches = 0;  // of this call
+    int64_t unawaited = 0;  // corruption for the tests of the tests: the early launch that does not wait; negative: its producers alone
+    int producers_from = 256;
     std::string log;  // of the calls that order streams
 };
 inline Machine machine;
@@ -99,6 +112,43 @@ inline Machine machine;
                         std::to_string(machine.block_index.y) + ")";
     _longjmp(machine.scheduler, 2);
 }
+
+// Let the running block touch what is hidden from kernels that were launched early, or let it not.
+inline void reveal(bool visible) {
+    for (const Machine::Region& region : machine.hidden)
+        if (mprotect(region.start, region.bytes, visible ? PROT_READ | PROT_WRITE : PROT_NONE)) std::abort();
+    machine.released = visible;
+}
+
+inline struct sigaction before_hiding;
+
+inline void on_fault(int, siginfo_t* info, void*) {
+    const auto* at = static_cast<const unsigned char*>(info->si_addr);
+    for (const Machine::Region& region : machine.hidden)
+        if (!machine.released && at >= region.start && at < region.start + region.bytes)
+            fail("touched what the kernel ahead may still write, or read");
+    sigaction(SIGSEGV, &before_hiding, nullptr);  // not ours: the access is made again, without us
+}
+
+// From now on early kernels of this call are stopped where they touch these pages before they may.
+struct Hiding {
+    explicit Hiding(unsigned char* start, size_t bytes) {
+        static unsigned char stack[64 * 1024];
+        const stack_t other = {stack, 0, sizeof stack};
+        sigaltstack(&other, &stack_before_);
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // fail() leaves the handler by a jump
+        sigaction(SIGSEGV, &action, &before_hiding);
+        if (bytes) machine.hidden = {{start, bytes}};
+    }
+    ~Hiding() {
+        machine.hidden.clear();
+        sigaction(SIGSEGV, &before_hiding, nullptr);
+        sigaltstack(&stack_before_, nullptr);
+    }
+    stack_t stack_before_;
+};
 
 inline void switch_to_scheduler() {
     if (_setjmp(machine.fibers[machine.current].resume) == 0) _longjmp(machine.scheduler, 1);
@@ -157,7 +207,9 @@ inline void touch(size_t offset, size_t bytes, bool write, bool atomic = false) 
             word.written = true;
             word.writer = atomic ? kAtomic : thread, word.write_epoch = epoch, word.write_warp_epoch = warp_epoch;
         } else {
-            if (word.read_epoch != epoch || word.reader == thread)
+            // What its own warp read before its last operation is over, for all lanes.
+            const bool of_warp = word.reader >= 0 ? word.reader / kLanes == warp : word.reader == kSeveral - warp;
+            if (word.read_epoch != epoch || word.reader == thread || (of_warp && word.read_warp_epoch < warp_epoch))
                 word.reader = thread;
             else if (word.reader != kMany) {
                 const int other = word.reader >= 0 ? word.reader / kLanes : kSeveral - word.reader;
@@ -270,6 +322,11 @@ inline bool run_block(const std::vector<int>& places) {
             if (m.fibers[places[m.turn]].done) --m.remaining;
         }
         const bool more = m.background && m.background(!m.moved);
+        if (!m.moved && !more && m.early && !m.released) {  // nothing is left to do before the kernel ahead has ended
+            reveal(true);
+            ++m.ahead.generation;
+            continue;
+        }
         if (!m.moved && !more) {
             m.error = "divergence: some threads wait at line " + std::to_string(m.barrier.line) + ", others never come";
             return false;
@@ -279,8 +336,10 @@ inline bool run_block(const std::vector<int>& places) {
     return m.error.empty();
 }
 
-inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, std::function<void()> body) {
+inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, bool early, std::function<void()> body) {
     ++machine.launches;
+    machine.early_launches += early;
+    machine.early = early;
     if (static_cast<int>(shared_bytes) > machine.shared_limit || threads > 1024 || threads % kLanes || !grid.x || !grid.y) {
         machine.error = "launch configuration";
         return cudaErrorInvalidValue;
@@ -295,7 +354,11 @@ inline cudaError_t run_grid(dim3 grid, unsigned threads, size_t shared_bytes, st
         machine.words.assign(machine.shared.size() / 4, {});
         machine.barrier = {};
         machine.background = nullptr;
-        if (!run_block(permuted(static_cast<int>(threads), 2 + index))) {
+        machine.ahead = {};
+        if (early) reveal(false);
+        const bool ran = run_block(permuted(static_cast<int>(threads), 2 + index));
+        if (early) reveal(true);
+        if (!ran) {
             machine.fibers.clear();  // abandoned half-way: the next launch starts fresh ones
             return cudaErrorLaunchFailure;
         }

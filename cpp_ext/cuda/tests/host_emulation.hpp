@@ -75,6 +75,7 @@ inline unsigned matching(int line, int64_t value) {
 #define __match_any_sync(mask, value) ::emulation::matching(__LINE__, value)
 // The source lane of __shfl_sync must be the same in all lanes here: the last lane to arrive computes for all.
 #define __shfl_sync(mask, value, from) ::emulation::shuffled(__LINE__, value, [&](int) { return (from); })
+#define __shfl_up_sync(mask, value, by) ::emulation::shuffled(__LINE__, value, [&](int lane) { return lane < (by) ? lane : lane - (by); })
 #define __shfl_xor_sync(mask, value, bits) ::emulation::shuffled(__LINE__, value, [&](int lane) { return lane ^ (bits); })
 
 namespace emulation {
@@ -132,7 +133,12 @@ inline void store_uint4(Shared<unsigned char> address, uint4 value) { emulation:
 
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t, const Args&... args) {
-    return emulation::run_grid(grid, threads, shared_bytes, [=] { kernel(args...); });
+    return emulation::run_grid(grid, threads, shared_bytes, false, [=] { kernel(args...); });
+}
+
+template <typename... Params, typename... Args>
+cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t, const Args&... args) {
+    return emulation::run_grid(grid, threads, shared_bytes, true, [=] { kernel(args...); });
 }
 
 }  // namespace dqe::cuda

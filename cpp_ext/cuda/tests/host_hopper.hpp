@@ -29,6 +29,7 @@ enum HopperFault {
     kProducerAhead,    // the producer does not wait for empty stages
     kOtherNumbers,     // boxes of numbers are those of the next columns
     kNumbersReleased,  // a stage is given back once products have read it, though its numbers have not been read
+    kTowardsZero,      // no fault: sums are rounded otherwise than those of mma
 };
 
 struct HopperBarrier {
@@ -182,7 +183,9 @@ void execute(WarpProduct& product, int warp, const Value& value) {
         for (int k = 0; k < kDepth; ++k)
             for (int column = 0; column < product.columns; ++column) sum[column] += left[row][k] * right[k][column];
         for (int column = 0; column < product.columns; ++column) {
-            const Sum after = static_cast<Sum>(sum[column]);
+            Sum after = static_cast<Sum>(sum[column]);
+            if constexpr (std::is_floating_point_v<Sum>)
+                if (hopper.fault == kTowardsZero && std::fabs(after) > std::fabs(sum[column])) after = std::nextafter(after, Sum{0});
             std::memcpy(&place(product.d[lane_of(column)], column), &after, sizeof after);
         }
     }

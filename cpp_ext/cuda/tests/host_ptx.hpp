@@ -75,6 +75,14 @@ void cp_async_wait() {
     }
 }
 
+inline void await_previous() {
+    using namespace emulation;
+    const bool forgets = machine.early && machine.early_launches == std::abs(machine.unawaited) &&
+                         (machine.unawaited > 0 || machine.current >= machine.producers_from);
+    if (machine.early && !machine.released && !forgets) wait_at(machine.ahead);
+}
+inline void admit_next() {}
+
 inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
     using namespace emulation;
     struct Lane {
@@ -89,6 +97,8 @@ inline void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
                 std::memcpy(&lanes[lane]->out[matrix], &machine.shared[lanes[8 * matrix + lane / 4]->row + 4 * (lane % 4)], 4);
     });
 }
+
+inline void not_known(int&) {}
 
 inline float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
 

@@ -5,6 +5,7 @@
 
 inline cudaError_t cudaMemsetAsync(void* where, int value, size_t bytes, cudaStream_t) {
     std::memset(where, value, bytes);
+    ++emulation::machine.fills;
     return cudaSuccess;
 }
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };

@@ -5,6 +5,7 @@
 
 // What host_emulation.hpp carries out at once, under other names.
 #define launch launch_at_once
+#define launch_early launch_early_at_once
 #define cudaMemsetAsync memset_at_once
 #define cudaMemcpyAsync memcpy_at_once
 #define cudaStreamSynchronize stream_synchronize_at_once
@@ -17,6 +18,7 @@
 #define cudaDeviceSynchronize device_synchronize_at_once
 #include "host_emulation.hpp"
 #undef launch
+#undef launch_early
 #undef cudaMemsetAsync
 #undef cudaMemcpyAsync
 #undef cudaStreamSynchronize
@@ -168,6 +170,12 @@ namespace dqe::cuda {
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream, const Args&... args) {
     return emulation::enqueue(stream, [=] { return launch_at_once(kernel, grid, threads, shared_bytes, stream, args...); });
+}
+
+template <typename... Params, typename... Args>
+cudaError_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream,
+                         const Args&... args) {
+    return emulation::enqueue(stream, [=] { return launch_early_at_once(kernel, grid, threads, shared_bytes, stream, args...); });
 }
 
 }  // namespace dqe::cuda

@@ -44,6 +44,12 @@ struct Settings {
     int64_t kept_limit;
     int capability, hopper_fault;
     float error_scale;  // corruption for the tests of the tests: of the norms that bounds are made of
+    int64_t unawaited;  // the same: see Machine
+};
+
+// Of all calls so far; of the last: how many of its launches were early.
+struct Counts {
+    int64_t launches, fills, waits, early;
 };
 
 // Returns the passes made, or -1 and a message. Inputs are copied to guarded memory first.
@@ -58,6 +64,8 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     emulation::machine.kept_limit = settings->kept_limit;
     emulation::machine.capability = settings->capability;
     emulation::hopper.fault = settings->hopper_fault;
+    emulation::machine.early_launches = 0;
+    emulation::machine.unawaited = settings->unawaited;
     emulation::machine.error.clear();
     Guarded queries(request.batch * request.width * (request.half_queries ? 2 : 4));
     Guarded items(request.size * request.tokens * request.width * (request.half_items ? 2 : 4));
@@ -77,6 +85,7 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     }
     const size_t bytes = workspace_bytes(request);
     Guarded workspace(bytes, 256);
+    const emulation::Hiding hiding(workspace.start + kPage, workspace.room);
     const Status status = select(request, *result, workspace.data, bytes, nullptr);
     *rescored = status.rescored;
     if (status.error == cudaSuccess && status.fault == Fault::none) return status.passes;
@@ -85,7 +94,8 @@ int64_t emulated_select(const Settings* settings, const Request* given, const Re
     return -1;
 }
 
-bool emulated_takes_hopper(const Request* request, int capability, int shared_limit) {
+bool emulated_takes_hopper(const Request* request, int capability, int shared_limit, int64_t kept_limit) {
+    emulation::machine.kept_limit = kept_limit;
     emulation::machine.capability = capability;
     emulation::machine.shared_limit = shared_limit;
     return takes_hopper(*request);
@@ -97,7 +107,9 @@ void emulated_encode(const void* items, bool half, int64_t rows, int64_t width, 
     if (encode(items, half, rows, 1, width, {codes, scales, errors, norms}, nullptr) != cudaSuccess) std::abort();
 }
 
-int64_t emulated_launches() { return emulation::machine.launches; }
+void emulated_counts(Counts* counts) {
+    *counts = {emulation::machine.launches, emulation::machine.fills, emulation::streams.waits, emulation::machine.early_launches};
+}
 
 uint64_t emulated_workspace_bytes(const Request* request) { return workspace_bytes(*request); }
 }

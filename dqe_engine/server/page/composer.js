@@ -140,8 +140,12 @@ export function notesOf(answer, model, { refines = true, uploaded = false } = {}
     const more = answer.unknown_words.length > 8 ? ` and ${answer.unknown_words.length - 8} more` : "";
     notes.push({ kind: "warn", text: `The model does not know ${listed}${more}. It reads unknown words as one and the same; try others.` });
   }
-  if (answer.lost?.length) notes.push({ kind: "warn", text: `${plural(answer.lost.length, "part")} of the index gave no answer, so items may be missing. Search again in a moment.` });
-  else if (answer.exact === false) notes.push({ kind: "plain", text: "It is not proved that nothing in the index fits better." });
+  if (answer.lost?.length) {
+    const named = answer.lost.length > 3 ? [...answer.lost.slice(0, 3), "…"] : answer.lost;
+    const parts = `${plural(answer.lost.length, "part")} of the index gave no answer (${named.join(", ")})`;
+    notes.push({ kind: "warn", text: `${parts}, so items may be missing. Search again in a moment.` });
+  }
+  if (answer.exact === false && !answer.lost?.length) notes.push({ kind: "plain", text: "It is not proved that nothing in the index fits better." });
   if (answer.truncated) notes.push({ kind: "warn", text: `The text is longer than the model reads, so its end had no part. Put what matters first.` });
   return notes;
 }

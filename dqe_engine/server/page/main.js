@@ -138,7 +138,7 @@ class Page {
   unlike(item) {
     if (this.query.unlike.includes(item.id)) return;
     this.change({ unlike: [...this.query.unlike, item.id] }, "unlike");
-    say(`Nothing like ${item.id}. Undo it among the active filters.`);
+    say(`Nothing like ${item.id}. You can undo this among the active filters.`);
   }
 
   /** Another reference or text: a new step of the trail. */

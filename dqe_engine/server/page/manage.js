@@ -118,7 +118,7 @@ function read(text) {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new Error(`The metadata is no JSON: ${error.message}`);
+    throw new Error(`The metadata is not valid JSON: ${error.message}`);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error('The metadata must be an object such as {"brand": "x"}.');
   return value;

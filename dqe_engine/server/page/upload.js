@@ -39,7 +39,7 @@ export class UploadError extends Error {}
 export async function prepared(file, image) {
   if (!file.size) throw new UploadError("That file is empty. Choose another one.");
   if (file.type && !file.type.startsWith("image/")) {
-    throw new UploadError(`“${file.name}” is no image (${file.type}). The server takes ${image.formats.join(", ")}.`);
+    throw new UploadError(`“${file.name}” is not an image (${file.type}). The server takes ${image.formats.join(", ")}.`);
   }
   let bitmap;
   try {

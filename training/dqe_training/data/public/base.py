@@ -16,6 +16,7 @@ from dqe_engine.files import describe_os_error, read_regular
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
+from .names import TITLES
 from .wording import PLAIN, Wording
 
 GalleryName = Literal["original", "val"]
@@ -117,7 +118,7 @@ def read_annotations(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(without_mark(read_regular(path)), type=kind)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file; docs/datasets.md shows the folders") from error
+        raise InputError(_no_file(path)) from error
     except NOT_JSON as error:
         raise InputError(f"{path}: not in the official format, get the file again: {error}") from error
     except OSError as error:
@@ -133,6 +134,25 @@ def first_folder(candidates: Iterable[Path]) -> Path | None:
     return next((path for path in candidates if path.is_dir()), None)
 
 
-def check_split(benchmark: Benchmark, split: str) -> None:
+_OWNERS = {"gallery": "fashioniq", "shared_concept": "circo"}
+"""The options that one dataset alone has."""
+
+
+def check_asked(benchmark: Benchmark, split: str, options: Options) -> None:
+    """Raises InputError for a split without queries to evaluate, and for another dataset's option."""
     if split not in benchmark.splits:
         raise InputError(f"{benchmark.name}: no split {split!r} to evaluate; there are {', '.join(benchmark.splits)}")
+    for name, owner in _OWNERS.items():
+        if getattr(options, name) and benchmark.name != owner:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} is {TITLES[owner]}'s, and {TITLES[benchmark.name]} has nothing of the kind; leave {option} out")
+
+
+def check_complete(parts: Iterable[Part]) -> None:
+    """Raises InputError for the first annotation file that is missing."""
+    if absent := [path for part in parts for path in part.absent]:
+        raise InputError(_no_file(absent[0]))
+
+
+def _no_file(path: Path) -> str:
+    return f"{path}: no such annotation file; docs/datasets.md shows the folders"

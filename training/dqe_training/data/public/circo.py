@@ -18,7 +18,7 @@ from dqe_engine.errors import InputError
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
-from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
+from .base import BlankCaption, Options, Part, ascending, check_asked, check_complete, first_folder, read_annotations
 
 SPLITS = ("val", "test")
 _DIGITS = 12
@@ -72,13 +72,10 @@ class CIRCO:
         return tuple(self._part(split, gallery, Options()) for split in SPLITS)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
-        check_split(self, split)
-        if options.gallery is not None:
-            raise InputError("CIRCO has one gallery; --gallery is FashionIQ's")
+        check_asked(self, split, options)
         gallery = self._gallery(images)
         part = self._part(split, gallery, options)
-        if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
+        check_complete([part])
         if not gallery:
             raise InputError(f"{self.directory}: nothing lists the gallery; add COCO's image_info_unlabeled2017.json, or give --images")
         queries = part.queries or ()

@@ -18,7 +18,7 @@ from dqe_engine.errors import InputError
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
-from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
+from .base import BlankCaption, Options, Part, ascending, check_asked, check_complete, first_folder, read_annotations
 
 SPLITS = ("train", "val", "test1")
 _SET_SIZE = 6
@@ -61,12 +61,9 @@ class CIRR:
         return tuple(self._part(split) for split in SPLITS)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
-        check_split(self, split)
-        if options.gallery is not None or options.shared_concept:
-            raise InputError("CIRR has one gallery and one caption; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
+        check_asked(self, split, options)
         part = self._part(split)
-        if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
+        check_complete([part])
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

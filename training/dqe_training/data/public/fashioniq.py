@@ -19,7 +19,7 @@ from dqe_engine.errors import InputError
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
-from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
+from .base import BlankCaption, Options, Part, ascending, check_asked, check_complete, first_folder, read_annotations
 from .fashioniq_tags import read_tags
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -83,12 +83,9 @@ class FashionIQ:
         return tuple(self._part(split, category, Options()) for split in SPLITS for category in CATEGORIES)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
-        check_split(self, split)
-        if options.shared_concept:
-            raise InputError("--shared-concept is CIRCO's; FashionIQ's texts are its two captions")
+        check_asked(self, split, options)
         parts = [self._part(split, category, options) for category in CATEGORIES]
-        if absent := [path for part in parts for path in part.absent]:
-            raise InputError(f"{absent[0]}: no such annotation file; docs/datasets.md shows the folders")
+        check_complete(parts)
         return tuple(QuerySet(p.category, p.queries or (), p.galleries[options.gallery or "original"]) for p in parts)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

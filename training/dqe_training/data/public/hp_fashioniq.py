@@ -19,7 +19,7 @@ from dqe_engine.errors import InputError
 from ..image_folder import ImageFolder
 from ..queries import Preference, Query, QuerySet
 from ..records import TripletRecord
-from .base import BlankCaption, Options, Part, ascending, check_split, first_folder, read_annotations
+from .base import BlankCaption, Options, Part, ascending, check_asked, check_complete, first_folder, read_annotations
 
 FILE = "hpfiq.json"
 
@@ -67,12 +67,9 @@ class HPFashionIQ:
         return (Part("all", "", queries, {"original": ascending(i for q in queries for i in q.images)}, blank),)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
-        check_split(self, split)
-        if options.gallery is not None or options.shared_concept:
-            raise InputError("HP-FashionIQ compares given sets; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
+        check_asked(self, split, options)
         (part,) = self.parts()
-        if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
+        check_complete([part])
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

@@ -23,7 +23,7 @@ from dqe_engine.files import describe_os_error, read_regular, require_regular
 from ..image_folder import ImageFolder
 from ..queries import Query, QuerySet
 from ..records import TripletRecord
-from .base import BlankCaption, Options, Part, ascending, check_split, first_folder
+from .base import BlankCaption, Options, Part, ascending, check_asked, check_complete, first_folder
 
 QUERY_FILES = ("pinpoint_licensed.parquet", "pinpoint_metadata.parquet")
 GALLERY_FILE = "index_signatures.txt"
@@ -72,12 +72,9 @@ class PinPoint:
         return (Part(SPLIT, "", asked, galleries, blank, absent),)
 
     def query_sets(self, split: str, options: Options, images: ImageFolder | None = None) -> tuple[QuerySet, ...]:
-        check_split(self, split)
-        if options.gallery is not None or options.shared_concept:
-            raise InputError("PinPoint has one gallery and one text; leave out --gallery (FashionIQ's) and --shared-concept (CIRCO's)")
+        check_asked(self, split, options)
         (part,) = self.parts()
-        if part.absent:
-            raise InputError(f"{part.absent[0]}: no such annotation file; docs/datasets.md shows the folders")
+        check_complete([part])
         return (QuerySet(split, part.queries or (), part.galleries["original"]),)
 
     def training_records(self) -> tuple[TripletRecord, ...]:

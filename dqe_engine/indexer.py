@@ -16,16 +16,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dqe_engine.contracts.preprocessing import PreprocessingSpec
-from dqe_engine.errors import InputError
-from dqe_engine.image_policy import DEFAULT_POLICY, ImagePolicy, open_regular
-from dqe_engine.image_sources import Pixels, map_ahead
-from dqe_engine.preprocessing import ImageLike, fit_image, open_image
-from dqe_engine.results import EncodedImages, IndexingReport, SkippedImage
-
-from .gallery import GalleryIndex
-from .snapshot import Snapshot
-from .validation import check_count, check_ids, checked_metadata, quoted
+from .contracts.preprocessing import PreprocessingSpec
+from .errors import InputError
+from .image_policy import DEFAULT_POLICY, ImagePolicy, open_regular
+from .image_sources import Pixels, map_ahead
+from .index import GalleryIndex, Snapshot
+from .index.validation import check_count, check_ids, checked_metadata, quoted
+from .preprocessing import ImageLike, fit_image, open_image
+from .results import EncodedImages, IndexingReport, SkippedImage
 
 Progress = Callable[[int, int], None]
 OnError = Literal["raise", "skip"]

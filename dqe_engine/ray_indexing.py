@@ -17,16 +17,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dqe_engine.contracts.parsing import Contract, parse_json, to_json
-from dqe_engine.engine import RetrievalEngine
-from dqe_engine.errors import BackendError, DQEError, IndexFormatError, InputError
-from dqe_engine.files import atomic_directory
-from dqe_engine.results import SkippedImage
-
-from .gallery import GalleryIndex
+from .contracts.parsing import Contract, parse_json, to_json
+from .engine import RetrievalEngine
+from .errors import BackendError, DQEError, IndexFormatError, InputError
+from .files import atomic_directory
+from .index import GalleryIndex, ImageStorage, Storage
+from .index.ray_cluster import connect
 from .indexer import metadata_for
-from .ray_cluster import connect
-from .storage import ImageStorage, Storage
+from .results import SkippedImage
 
 RECORD_FILE = "shard.json"
 

@@ -1,0 +1,3 @@
+#define DQE_ISA kernels_dotprod
+#define DQE_ISA_NAME "dotprod"
+#include "tiles_impl.hpp"
