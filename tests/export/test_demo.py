@@ -17,6 +17,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.index.metadata_file import read_metadata
 from dqe_engine.query import Query
 from dqe_export.demo.collect import collect, metrics, pick_examples
+from dqe_export.demo.equal_time import Costs, baseline_steps
 from dqe_export.demo.pipeline import DemoOptions, DemoRun, run_demo
 from dqe_export.demo.report import render_report
 from dqe_export.demo.sample import choose_photos, write_sample
@@ -25,6 +26,7 @@ from dqe_training.data.garments.dataset import GarmentsSpec
 from dqe_training.data.records import ImageRecord
 from dqe_training.evaluation.runtime import evaluate_engine, index_gallery
 from dqe_training.pretrain import PretrainConfig
+from dqe_training.run.configuration import load_config
 
 pytestmark = pytest.mark.slow  # the demo is run once for all of them
 
@@ -95,8 +97,30 @@ def test_baseline_has_neither_weights_nor_negatives_and_the_same_time(finished: 
     assert config.loss.objective == "infonce"
     assert not config.model.attribute_weights
     assert not config.trns.enabled
-    assert config.optim.seconds == run.dqe.seconds[0] <= run.baseline.seconds[0]
+    ours = load_checkpoint(run.dqe.checkpoints[0]).meta.config
+    assert config.optim.seconds == 0
+    assert run.baseline.steps == [baseline_steps(ours, run.options.dataset.train_triplets)]
     assert run.baseline.evaluations[0][0].weight_auc is None
+
+
+def test_the_baseline_gets_the_time_of_steps_and_mining() -> None:
+    costs = Costs(plain=1.1, with_negative=1.5, refresh=3.0)
+
+    def steps(*overrides: str) -> int:
+        return baseline_steps(load_config("garments", ["optim.batch_size=100", *overrides]), 1000, costs)
+
+    assert steps() == 10 * 1.1 + 10 * 1.5 + 3  # two epochs, mined for the second
+    assert steps("optim.epochs=4") == 10 * 1.1 + 30 * 1.5 + 3 * 3
+    assert steps("optim.epochs=4", "trns.interval=2") == 10 * 1.1 + 30 * 1.5 + 2 * 3
+    assert steps("trns.warmup=random") == 20 * 1.5 + 3
+    assert steps("optim.steps=14") == 10 * 1.1 + 4 * 1.5 + 3
+    assert steps("optim.steps=8") == round(8 * 1.1)
+    assert steps("trns.enabled=false") == 20 * 1.1
+
+
+def test_costs_are_those_that_were_measured() -> None:
+    measured = json.loads((Path(__file__).parents[2] / "benchmarks/results/amd-epyc-2-cores/equal-time.json").read_text(encoding="utf-8"))
+    assert measured["costs"] == pytest.approx(vars(Costs()), rel=0.01)
 
 
 def test_page_and_bundle_are_there(finished: tuple[DemoRun, list[str]], figures: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from support.samples import noise_image
 
 from dqe_engine.bundle import Bundle
 from dqe_engine.engine import RetrievalEngine
+from dqe_export.demo.comparison import points
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,30 +49,32 @@ def test_the_pages_python_runs(demo: Path, page: str) -> None:
     assert scope["result"].hits  # type: ignore[attr-defined]
 
 
-def test_what_it_reaches_is_what_a_run_wrote() -> None:
-    """The table, the margins' basis and the latencies of README are those of the run's own file."""
+def test_what_it_reaches_is_what_runs_wrote() -> None:
+    """The table, what the comparison says and the latencies of README are those of the runs' own files."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## What it reaches") : text.index("## How it is built")]
     results = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
-    run, busy = (json.loads((results / name).read_text(encoding="utf-8")) for name in ("demo.json", "demo-busy.json"))
+    run, seeds = (json.loads((results / name).read_text(encoding="utf-8")) for name in ("demo.json", "demo-seeds.json"))
     keys = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "heldout_recall_at_10", "attribute_precision_at_10", "map_at_10")
     rows = [
         [cell.strip(" *") for cell in line.split("|")[2:-1]]
         for line in section.splitlines()
         if line.startswith(("| DQE-CIR", "| baseline"))
     ]
-    for row, figures, name in zip(rows, (run, run["baseline"]), ("dqe", "baseline"), strict=True):
+    told = [(run, "dqe"), (run["baseline"], "baseline"), (seeds, "dqe"), (seeds["baseline"], "baseline")]
+    for row, (figures, name) in zip(rows, told, strict=True):
         assert row == [*(f"{100 * figures[key]:.1f}" for key in keys), str(run["steps"][name])]
+    assert (run["steps"], seeds["seeds"]) == (seeds["steps"], 3)
+    assert {difference["outcome"] for difference in seeds["differences"].values()} == {"unclear"}
     assert run["environment"]["commit"] in section
     minutes, seconds = divmod(round(run["seconds_in_all"]), 60)
     catalogue, uploaded = run["latency_ms"]["Catalogue reference"], run["latency_ms"]["Uploaded reference"]
     for said in (
         f"{minutes} min {seconds} s",
-        f"the same {run['training_seconds']['dqe']:.0f} seconds",
+        f"{run['training_seconds']['dqe']:.0f} and {run['training_seconds']['baseline']:.0f} seconds",
         f"{catalogue['p50']:.1f} ms at the median with a catalogue reference and {uploaded['p50']:.1f} ms with an uploaded one",
         f"(p95 {catalogue['p95']:.1f} and {uploaded['p95']:.1f})",
         f"within {run['embedding_max_abs_diff']:.1e}".replace("e-0", "e-"),
-        f"{busy['steps']['baseline']} steps and R@10 {100 * busy['baseline']['recall_at_10']:.1f}",
+        *(f"{points(found['value'])} ± {100 * found['margin']:.1f}" for found in map(seeds["differences"].get, ("R@10", "mAP@10"))),
     ):
         assert said in section, said
-    assert all(run[key] == busy[key] for key in keys)  # DQE-CIR's row, of two runs

@@ -85,7 +85,7 @@ def test_a_yaml_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optim.epoch=3", "unknown field `epoch` - at `$.optim`; valid keys of OptimConfig: epochs, seconds, batch_size"),
+        ("optim.epoch=3", "unknown field `epoch` - at `$.optim`; valid keys of OptimConfig: epochs, steps, seconds, batch_size"),
         ("optimiser.epochs=3", "unknown field `optimiser`; valid keys of TrainConfig: model, loss, trns, optim, vision_weights"),
         ("model.qformer.depth=3", "unknown field `depth` - at `$.model.qformer`; valid keys of QFormerConfig: hidden_size"),
         ("trns.zones.low=3", "valid keys of ZoneSpec: lo, hi"),
@@ -106,6 +106,7 @@ def test_a_yaml_file(tmp_path: Path) -> None:
         ("optim.epochs=", "`int`"),
         ("optim.batch_size=1", "at least 2"),
         ("optim.epochs=0", "nothing to train"),
+        ("optim.steps=-1", "steps must be at least 0"),
         ("optim.log_every=0", "log_every must be at least 1"),
         ("optim.checkpoint_every=-1", "checkpoint_every must be at least 1"),
         ("trns.interval=0", "interval must be at least 1"),
@@ -125,6 +126,11 @@ def test_a_bad_override_is_one_line(override: str, said: str) -> None:
         load_config("garments", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_ends_in_one_way() -> None:
+    with pytest.raises(InputError, match="after steps or after seconds, got 5 and 2"):
+        load_config("garments", ["optim.steps=5", "optim.seconds=2"])
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,13 @@ def test_training_by_the_clock_ends(tiny_data: Tiny, tmp_path: Path) -> None:
     assert events_of(tmp_path)[-1]["fraction"] <= 1
 
 
+def test_a_number_of_steps_may_end_within_an_epoch(tiny_data: Tiny, tmp_path: Path) -> None:
+    trainer = make_trainer(train_config(steps=3, epochs=1), *tiny_data, tmp_path)
+    trainer.train()
+    assert (trainer.progress.step, trainer.fraction()) == (3, 1.0)
+    assert trainer.steps_per_epoch != 3
+
+
 def test_a_finished_run_is_left_alone(tiny_data: Tiny, tmp_path: Path) -> None:
     config = train_config(epochs=1)
     first = train(config, tiny_data, tmp_path)

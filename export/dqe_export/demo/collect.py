@@ -95,7 +95,6 @@ def metrics(data: ReportData) -> dict[str, Any]:
         "gallery": ours.reports[0].gallery,
         "training_seconds": {"dqe": ours.training_seconds, "baseline": baseline.training_seconds},
         "steps": {"dqe": ours.steps, "baseline": baseline.steps},
-        "comparable": data.comparable,
         "mining_seconds": ours.mining_seconds,
         "attainable": data.attainable,
         "weight_auc": _mean_dict([r.weight_auc or {} for r in ours.reports]),

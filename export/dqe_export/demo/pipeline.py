@@ -34,6 +34,7 @@ from dqe_training.run.trainer import finish_run
 from dqe_training.run.workflow import DataSource, build_model, train_run
 
 from ..bundle import ExportOptions, export_bundle
+from .equal_time import baseline_steps
 from .shop import shop_metadata
 
 Announce = Callable[[str], None]
@@ -98,11 +99,13 @@ BASELINE_RATE = 4e-3
 """The baseline's own best learning rate, of the four that the demo's model could choose from, too (docs/method.md, "The demo's rates")."""
 
 
-def baseline_config(config: TrainConfig, seconds: float) -> TrainConfig:
+def baseline_config(config: TrainConfig, triplets: int) -> TrainConfig:
     """Plain InfoNCE on the same data for the same time, with one nameless attention pool in the place of the attributes': what a pool
     gains by itself is not the method's."""
-    config = apply_variant(config, parse_variant("+pool"), name="baseline")
-    return msgspec.structs.replace(config, optim=msgspec.structs.replace(config.optim, seconds=seconds, learning_rate=BASELINE_RATE))
+    optim = msgspec.structs.replace(config.optim, learning_rate=BASELINE_RATE)
+    if not optim.seconds:
+        optim = msgspec.structs.replace(optim, steps=baseline_steps(config, triplets))
+    return msgspec.structs.replace(apply_variant(config, parse_variant("+pool"), name="baseline"), optim=optim)
 
 
 def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str], Listener], announce: Announce) -> DemoRun:
@@ -143,7 +146,7 @@ def run_demo(directory: Path, options: DemoOptions, *, listener: Callable[[str],
             name = "dqe" if model is dqe else "baseline"
             suffix = f", seed {seed}" if options.seeds > 1 else ""
             with stage(label + suffix), listener_scope(listener(label + suffix)) as events:
-                wanted = seeded if model is dqe else baseline_config(seeded, dqe.seconds[seed])
+                wanted = seeded if model is dqe else baseline_config(seeded, options.dataset.train_triplets)
                 run = directory / "runs" / f"{name}-{seed}"
                 trainer = train_run(wanted, source, run, listener=model.timed(events), pixels=pixels, image_tokens=tokens)
                 finish_run(run, run / "model", replace=True)

@@ -189,12 +189,6 @@ class ReportData(Contract, frozen=True):
         if not self.models:
             raise ValueError("no models; expected the trained model first, then the baselines")
 
-    @property
-    def comparable(self) -> bool:
-        """Whether the baselines made at least as many steps in the same time as the model shown. Theirs are cheaper, so fewer mean that
-        other work took the processors from them."""
-        return all(model.steps >= self.models[0].steps for model in self.models[1:])
-
 
 def curve_from_metrics(model: str, metrics: Path) -> TrainingCurve:
     """Loss parts from the trainer's `metrics.jsonl` (events "step", keys `seconds` and `loss/*`)."""

@@ -98,7 +98,7 @@ def _with_budget(config: TrainConfig, budget: Budget) -> TrainConfig:
         if optim.seconds <= 0:
             raise InputError("--budget seconds needs the length of a training; add optim.seconds=60, for example")
         return config
-    if optim.epochs < 1:
+    if optim.epochs < 1 and not optim.steps:
         raise InputError(f"--budget steps: optim.epochs must be at least 1, got {optim.epochs}")
     return msgspec.structs.replace(config, optim=msgspec.structs.replace(optim, seconds=0.0))
 

@@ -207,9 +207,9 @@ class TRNSConfig(Contract, frozen=True):
 class OptimConfig(Contract, frozen=True):
     """AdamW with linear warm-up and cosine decay to `final_share` of the rate.
 
-    `seconds` above 0 trains for that long instead of for `epochs`: the schedule then follows the clock, which gives two
-    objectives the same time (and is not repeatable to the bit). `heads_learning_rate`, for the attribute heads, which no
-    backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
+    `steps` above 0 trains so many steps instead of `epochs`, the last epoch perhaps in part. `seconds` above 0 trains for that long:
+    the schedule then follows the clock, so what is trained depends on what else the machine does. `heads_learning_rate`, for the
+    attribute heads, which no backbone brings, 0: `learning_rate`. `decay_vectors`: `weight_decay` also for biases and norms.
     `clip_norm` 0: gradients are not clipped. `vision_precision` of a frozen tower; "auto": float16
     on CUDA, float32 elsewhere.
 
@@ -219,6 +219,7 @@ class OptimConfig(Contract, frozen=True):
     """
 
     epochs: int = 3
+    steps: int = 0
     seconds: float = 0.0
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -241,11 +242,13 @@ class OptimConfig(Contract, frozen=True):
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (in-batch contrast), got {self.batch_size}")
-        if self.epochs < 1 and self.seconds <= 0:
-            raise ValueError("nothing to train: epochs and seconds are both 0")
         _check(self, 1, "checkpoint_every", "log_every")
-        _check(self, 0, "seed", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
+        _check(self, 0, "seed", "steps", "seconds", "learning_rate", "vision_learning_rate", "heads_learning_rate", "weight_decay")
         _check(self, 0, "warmup_share", "clip_norm", "cached_chunk")
+        if self.epochs < 1 and not self.steps and not self.seconds:
+            raise ValueError("nothing to train: epochs, steps and seconds are all 0")
+        if self.steps and self.seconds:
+            raise ValueError(f"a training ends after steps or after seconds, got {self.steps} and {self.seconds}; set one of them to 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
         if self.vision_learning_rate > 0 and self.vision_precision in ("float16", "bfloat16"):

@@ -23,7 +23,7 @@ def _trns(config: TrainConfig) -> str:
         return ""
     if config.loss.rank_weight == 0:
         return "TRNS mines negatives that no loss reads, since loss.rank_weight is 0; raise it, or set trns.enabled=false"
-    if optim.seconds == 0 and trns.warmup_epochs >= optim.epochs:
+    if not optim.seconds and not optim.steps and trns.warmup_epochs >= optim.epochs:
         return (
             f"TRNS never mines, since trns.warmup_epochs is {trns.warmup_epochs} of {optim.epochs} optim.epochs; "
             "lower it, train for longer, or set trns.enabled=false"

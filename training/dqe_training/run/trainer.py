@@ -130,7 +130,7 @@ class Trainer:
     def fraction(self) -> float:
         """How much of the training is done, in [0, 1]."""
         o = self.config.optim
-        done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.epochs * self.steps_per_epoch)
+        done = self.progress.seconds / o.seconds if o.seconds > 0 else self.progress.step / (o.steps or o.epochs * self.steps_per_epoch)
         return min(done, 1.0)
 
     @property

@@ -246,7 +246,8 @@ def train_run(
         listener=listener, image_tokens=image_tokens, image_digests=digests, validation=validation, features=features, world=world,
     )  # fmt: skip
     trainer.train()
-    if config.trns.enabled and config.optim.seconds > 0 and trainer.negatives.mined is None:  # by the clock, this shows at the end
+    by_epochs = not config.optim.seconds and not config.optim.steps  # else this shows at the end
+    if config.trns.enabled and not by_epochs and trainer.negatives.mined is None:
         warmup = config.trns.warmup_epochs
         listener({"event": "notice", "text": f"note: TRNS never mined, since training ended within trns.warmup_epochs, {warmup}"})
     return trainer
