@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from support.compiling import compiled
+from support.zone_cases import Case
 
-from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import ZoneSelection
 from dqe_engine.zones.request import ZoneRequest, validated
 
@@ -213,12 +214,25 @@ def takes_hopper(
 
 
 @st.composite
-def zone_specs(draw: st.DrawFn) -> ZoneSpec:
-    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
-    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
-    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
-    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
-    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
+def hopper_cases(draw: st.DrawFn) -> Case:
+    """Top-k searches of shapes that the kernels for sm_90a serve."""
+    tokens = draw(st.sampled_from((1, 1, 2, 8, 32, 128)))
+    size = draw(st.sampled_from((1, 19, 111) if tokens > 2 else (1, 111, 128, 600)))
+    return Case(
+        seed=draw(st.integers(0, 2**40)),
+        batch=draw(st.sampled_from((1, 3, 20, 128, 130))),
+        size=size if tokens < 32 else min(size, 19),
+        tokens=tokens,
+        width=draw(st.sampled_from((8, 64, 72, 136))),
+        k=draw(st.sampled_from((1, 10, size, size + 3))),
+        picks=0,
+        anchor="best",
+        zones=None,
+        special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
+        half=True,
+        excluded=draw(st.sampled_from((0, 2, 30))),
+        duplicates=draw(st.booleans()),
+    )
 
 
 def one_score_per_item(scores: np.ndarray, **options: Any) -> ZoneRequest:

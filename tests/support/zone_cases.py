@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dqe_engine.contracts.zones import ZoneSpec
+from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
 from dqe_engine.zones import Screen, ZoneSelection, cpu, reference, resolve_pooled
 from dqe_engine.zones.bitmaps import packed
 from dqe_engine.zones.lists import TokenLists
@@ -83,6 +84,15 @@ def assert_same(a: ZoneSelection, b: ZoneSelection, *, scores: bool = True) -> N
         if x is not None:
             assert x.dtype == y.dtype, field.name
             np.testing.assert_array_equal(x, y, err_msg=field.name)
+
+
+@st.composite
+def zone_specs(draw: st.DrawFn) -> ZoneSpec:
+    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
+    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
+    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
+    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
+    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
 
 
 @dataclasses.dataclass(frozen=True)

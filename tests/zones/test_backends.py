@@ -10,23 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.thorough import cases as random_cases
-from support.zone_cases import EVERYTHING, Allowed, Case, Vectors, Way, assert_equals_reference, assert_same
+from support.zone_cases import EVERYTHING, Allowed, Case, Vectors, Way, assert_equals_reference, assert_same, zone_specs
 
 from dqe_engine import _kernels
-from dqe_engine.contracts.zones import Bounds, Policy, ZoneSpec
+from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import cpu, reference
 
 SIZES = (0, 1, 19, 111, 4097)
 WIDTHS = (1, 3, 64, 256, 257, 768)
-
-
-@st.composite
-def zone_specs(draw: st.DrawFn) -> ZoneSpec:
-    bounds: Bounds = draw(st.sampled_from(("absolute", "pooled", "rank")))
-    choices = (0.0, 0.1, 0.5, 1.0) if bounds != "absolute" else (-math.inf, -50.0, -1.0, 0.0, 2.0, 7.0, 1e6, math.inf)
-    lo, hi = sorted((draw(st.sampled_from(choices)), draw(st.sampled_from(choices))))
-    policy: Policy = draw(st.sampled_from(("hardest", "uniform", "softmax")))
-    return ZoneSpec(lo=lo, hi=hi, bounds=bounds, policy=policy, seed=draw(st.sampled_from((0, 2**63 + 5))), temperature=0.7)
 
 
 @st.composite

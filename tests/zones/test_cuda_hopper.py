@@ -17,34 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import A100, FAULTS, SMALL, emulate, takes_hopper
+from support.emulated_cuda import A100, FAULTS, SMALL, emulate, hopper_cases, takes_hopper
 from support.thorough import cases as random_cases
 from support.zone_cases import Case, assert_same
 
 from dqe_engine.zones import ZoneSelection, reference
 from dqe_engine.zones.request import ZoneRequest, validated
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    tokens = draw(st.sampled_from((1, 1, 2, 8, 32, 128)))
-    size = draw(st.sampled_from((1, 19, 111) if tokens > 2 else (1, 111, 128, 600)))
-    return Case(
-        seed=draw(st.integers(0, 2**40)),
-        batch=draw(st.sampled_from((1, 3, 20, 128, 130))),
-        size=size if tokens < 32 else min(size, 19),
-        tokens=tokens,
-        width=draw(st.sampled_from((8, 64, 72, 136))),
-        k=draw(st.sampled_from((1, 10, size, size + 3))),
-        picks=0,
-        anchor="best",
-        zones=None,
-        special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
-        half=True,
-        excluded=draw(st.sampled_from((0, 2, 30))),
-        duplicates=draw(st.booleans()),
-    )
-
 
 TOP = Case(seed=3, batch=3, size=1000, tokens=1, width=136, k=9, picks=0, anchor="best", zones=None, half=True)
 SAMPLED = dataclasses.replace(TOP, size=4500, width=8, excluded=30)  # more than a list holds: limits come from a sample
@@ -52,7 +30,7 @@ STEPS = dataclasses.replace(TOP, size=4500, width=8, k=200)  # no sample is larg
 
 
 @settings(max_examples=random_cases(15, 200), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=cases(), half_queries=st.booleans(), multiprocessors=st.sampled_from((1, 3, 7)), order=st.integers(0, 100))
+@given(case=hopper_cases(), half_queries=st.booleans(), multiprocessors=st.sampled_from((1, 3, 7)), order=st.integers(0, 100))
 @example(TOP, True, 1, 0)
 @example(dataclasses.replace(TOP, batch=300), True, 3, 1)  # tiles of 256 queries
 @example(SAMPLED, False, 3, 2)

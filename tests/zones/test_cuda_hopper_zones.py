@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import FAULTS, KEPT, emulate, takes_hopper, zone_specs
+from support.emulated_cuda import FAULTS, KEPT, emulate, hopper_cases, takes_hopper
 from support.thorough import cases as random_cases
-from support.zone_cases import Case, assert_same
+from support.zone_cases import Case, assert_same, zone_specs
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference
@@ -34,22 +34,13 @@ SHORT_OF_ROOM = 64 * 640 * 4
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    tokens = draw(st.sampled_from((1, 1, 2, 8, 32, 128)))
-    size = draw(st.sampled_from((1, 19, 111) if tokens > 2 else (1, 111, 128, 600)))
-    return Case(
-        seed=draw(st.integers(0, 2**40)),
-        batch=draw(st.sampled_from((1, 3, 20, 128, 130))),
-        size=size if tokens < 32 else min(size, 19),
-        tokens=tokens,
-        width=draw(st.sampled_from((8, 64, 72, 136))),
-        k=draw(st.sampled_from((0, 1, 10, size + 3))),
-        picks=draw(st.sampled_from((0, 1, 10, size + 3))),
+    case = draw(hopper_cases())
+    return dataclasses.replace(
+        case,
+        k=draw(st.sampled_from((0, 1, 10, case.size + 3))),
+        picks=draw(st.sampled_from((0, 1, 10, case.size + 3))),
         anchor=draw(st.sampled_from(("best", "id", "score"))),
         zones=draw(zone_specs()),
-        special=draw(st.sampled_from(((), (math.nan,), (math.nan, math.inf, -math.inf)))),
-        excluded=draw(st.sampled_from((0, 0, 2, 30))),
-        half=True,
-        duplicates=draw(st.booleans()),
     )
 
 

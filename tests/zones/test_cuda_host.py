@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.emulated_cuda import A100, H200, KEPT, SMALL, emulate, zone_specs
+from support.emulated_cuda import A100, H200, KEPT, SMALL, emulate
 from support.thorough import THOROUGH
 from support.thorough import cases as random_cases
-from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same
+from support.zone_cases import EVERYTHING, RANKS, Anchor, Case, assert_same, zone_specs
 
 from dqe_engine.contracts.zones import ZoneSpec
 from dqe_engine.zones import reference
