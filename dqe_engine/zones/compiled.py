@@ -5,8 +5,21 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from dqe_engine.errors import BackendError
+
+
+class Made:
+    """What the kernels have made of somebody's arrays, None before. A copy, pickled or not, has none and makes its own."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def __reduce__(self) -> tuple[type[Made], tuple[()]]:
+        return Made, ()
 
 
 def kernels() -> ModuleType:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32, I64
-from .compiled import kernels
+from .compiled import Made, kernels
 from .prefix import NoPrefix, Prefix
 from .sampling import sampled, sampled_directions, units
 
@@ -105,7 +105,7 @@ class TokenLists:
     tallies: dict[int, Tally] = field(default_factory=dict)
     always: bool = False
     """Tried for every query, whatever the tallies say: for measurements, which a sweep in full would flatter."""
-    _handle: list[Any] = field(default_factory=list, init=False, repr=False)
+    _made: Made = field(default_factory=Made, init=False, repr=False, compare=False)
 
     @classmethod
     def weighed(
@@ -169,9 +169,9 @@ class TokenLists:
 
     def for_kernels(self) -> Any:
         """What `_kernels.sweep` takes as `lists`, made once."""
-        if not self._handle:
-            self._handle.append(kernels().Lists(self.covered, *self._arrays()))
-        return self._handle[0]
+        if self._made.value is None:
+            self._made.value = kernels().Lists(self.covered, *self._arrays())
+        return self._made.value
 
     def shrunk(self, share: float, *, always: bool = False) -> TokenLists:
         """The same lists, as if their caps had only a `share` of their angle: what a search skips is no longer certain to hold nothing."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32
-from .compiled import kernels
+from .compiled import Made, kernels
 from .memory import empty_codes
 from .sampling import sampled, units
 
@@ -66,7 +66,7 @@ class Prefix:
     blocks: NDArray[np.uint8]  # (ceil(covered * M / 16), 16 * P + 64)
     costs: tuple[PrefixCost, ...] = ()
     """Of all widths that were weighed."""
-    _handle: list[Any] = field(default_factory=list, init=False, repr=False)
+    _made: Made = field(default_factory=Made, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -140,9 +140,9 @@ class Prefix:
 
     def for_kernels(self) -> Any:
         """What `_kernels.sweep` takes as `prefix`, made once."""
-        if not self._handle:
-            self._handle.append(kernels().Prefixes(self.covered, self.axes, self.blocks))
-        return self._handle[0]
+        if self._made.value is None:
+            self._made.value = kernels().Prefixes(self.covered, self.axes, self.blocks)
+        return self._made.value
 
     def describe(self) -> str:
         own = next((found for found in self.costs if found.width == self.width), None)

@@ -13,7 +13,7 @@ from dqe_engine.errors import InputError
 from dqe_engine.processors import available_cpus
 
 from .arrays import F32, check_array, shards_of
-from .compiled import kernels
+from .compiled import Made, kernels
 from .lists import MOST_LEFT, NoLists, TokenLists
 from .memory import CODE_ALIGNMENT, empty_codes
 from .prefix import NoPrefix, Prefix
@@ -45,7 +45,7 @@ class Screen:
     """Why there is none, where one was weighed."""
     left: float | None = None
     """What lists would leave of the tokens, where that was too much to keep them."""
-    _handle: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    _made: Made = field(default_factory=Made, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -88,9 +88,9 @@ class Screen:
 
     def for_kernels(self) -> Any:
         """What `_kernels.sweep` takes as `coded`, made once."""
-        if not self._handle:
-            self._handle.append(kernels().Codes(list(self.shards)))
-        return self._handle[0]
+        if self._made.value is None:
+            self._made.value = kernels().Codes(list(self.shards))
+        return self._made.value
 
     @property
     def nbytes(self) -> int:

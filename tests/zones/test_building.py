@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from support.zone_cases import assert_same
 
 from dqe_engine import _kernels
-from dqe_engine.zones import Screen
+from dqe_engine.zones import Screen, select_zones
 from dqe_engine.zones.lists import TokenLists
 from dqe_engine.zones.memory import empty_codes
+from dqe_engine.zones.prefix import Prefix
 from dqe_engine.zones.sampling import sampled_directions, units
 
 
@@ -78,3 +83,16 @@ def test_lists_that_would_reach_beyond_their_memory_are_refused(rng: np.random.G
     assert screen.for_kernels() is screen.for_kernels()
     assert lists.for_kernels() is lists.for_kernels()
     assert dataclasses.replace(lists).for_kernels() is not lists.for_kernels()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda screen: pickle.loads(pickle.dumps(screen))], ids=["copy", "pickle"])
+def test_a_screen_that_has_searched_can_be_copied(copied: Callable[[Screen], Screen], rng: np.random.Generator) -> None:
+    """Processes get screens by pickle; what the kernels made of one's arrays stays behind."""
+    centres = rng.standard_normal((50, 1, 64))
+    items = (centres[rng.integers(0, 50, 34_000)] + 0.05 * rng.standard_normal((34_000, 1, 64))).astype(np.float32)
+    screen = Screen.build(items)
+    assert screen.lists is not None
+    assert isinstance(screen.lists.level, Prefix)
+    found = select_zones(items[:1, 0].copy(), items, k=5, screen=screen)
+    again = select_zones(items[:1, 0].copy(), items, k=5, screen=copied(screen))
+    assert_same(again, found)
